@@ -1,0 +1,42 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tests import golden
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder with the tiny made-up weights in the published formats (265 MB, written once).
+
+    ``sd_v1.ckpt``, ``clip.pt``, ``odise_label.pth``, ``odise_caption.pth``. Processes of one
+    pytest-xdist run share the folder.
+    """
+    base = tmp_path_factory.getbasetemp()
+    parallel = "PYTEST_XDIST_WORKER" in os.environ
+    folder = (base.parent if parallel else base) / "tiny_weights"
+    done = folder / "done"
+    with FileLock(str(folder) + ".lock"):
+        if not done.exists():
+            golden.write_all(folder, "tiny")
+            done.touch()
+    yield folder
+    if not parallel:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def golden_folder() -> Path:
+    """Complete recordings; tests that need them are skipped without ``ODISE_GOLDEN_DIR``."""
+    folder = golden.full_folder()
+    if folder is None:
+        pytest.skip(f"{golden.ENV_FOLDER} is not set")
+    return folder
