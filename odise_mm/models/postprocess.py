@@ -1,0 +1,289 @@
+"""From mask logits and class probabilities to panoptic, semantic and instance results.
+
+Pure functions on tensors, on any device. They work in float32 whatever the inputs are, ignore an
+active autocast, and go through the image in strips of rows (or through the masks a few at a
+time), so that working memory does not grow with the number of classes: what they need beyond the
+mask logits is bounded by ``max_bytes`` plus the results.
+
+Class probabilities are (Q, K + 1): K classes and the void class last, as after the softmax. The
+class of a thing is told by a flag, never by its position. Source: ODISE, arXiv 2303.04803,
+section 3.5, with the inference of Mask2Former, arXiv 2112.01527, that it builds on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Strips of this size stay in the CPU's caches and still fill a GPU.
+MAX_BYTES = 32 * 2**20
+
+
+class Segment(NamedTuple):
+    """One segment of a panoptic map.
+
+    Attributes:
+        id: value of its pixels in the map, 1 and up.
+        label: class index.
+        score: probability of the class for its mask, in [0, 1]. Where several stuff masks of one
+            class were merged: the mean over the masks, weighted by the pixels each brought in.
+        area: number of pixels in the map.
+        is_thing: whether the class is countable.
+    """
+
+    id: int
+    label: int
+    score: float
+    area: int
+    is_thing: bool
+
+
+def _check(mask_cls: Tensor, mask_logits: Tensor, is_thing: Sequence[bool] | None = None) -> int:
+    if mask_cls.ndim != 2 or mask_logits.ndim != 3 or len(mask_cls) != len(mask_logits):
+        raise ValueError(
+            "mask_cls must be (Q, K + 1) and mask_logits (Q, H, W) of as many masks, got "
+            f"{tuple(mask_cls.shape)} and {tuple(mask_logits.shape)}"
+        )
+    num_classes = mask_cls.shape[1] - 1
+    if num_classes < 1:
+        raise ValueError("mask_cls needs at least one class besides the void class")
+    if is_thing is not None and len(is_thing) != num_classes:
+        raise ValueError(
+            f"is_thing has {len(is_thing)} flags for the {num_classes} classes of mask_cls"
+        )
+    return num_classes
+
+
+def _strips(mask_logits: Tensor, floats_per_pixel: int, max_bytes: int) -> Iterator[slice]:
+    height, width = mask_logits.shape[-2:]
+    rows = max(1, max_bytes // max(1, 4 * floats_per_pixel * width))
+    for start in range(0, height, rows):
+        yield slice(start, min(start + rows, height))
+
+
+@torch.no_grad()
+def panoptic_inference(
+    mask_cls: Tensor,
+    mask_logits: Tensor,
+    is_thing: Sequence[bool],
+    overlap_threshold: float = 0.8,
+    max_bytes: int = MAX_BYTES,
+) -> tuple[Tensor, list[Segment]]:
+    """Panoptic map without overlaps.
+
+    Every mask takes its most probable class; masks of the void class are dropped. A pixel goes to
+    the mask with the highest class probability times mask probability, and stays void where
+    that mask's probability is below 0.5. A mask that wins fewer than `overlap_threshold` times
+    the pixels of its own area (probability at least 0.5) is dropped and leaves void behind. Stuff
+    masks of one class become one segment. There is no threshold on the score.
+
+    Args:
+        mask_cls: (Q, K + 1) class probabilities, void last.
+        mask_logits: (Q, H, W) logits at the size of the result.
+        is_thing: K flags.
+        overlap_threshold: share in [0, 1].
+        max_bytes: bound of the working memory, in bytes (at least one row is taken).
+
+    Returns:
+        (H, W) int32 map of segment ids, 0 where void; its segments in order of their ids.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    num_classes = _check(mask_cls, mask_logits, is_thing)
+    device = mask_logits.device
+    panoptic = torch.zeros(mask_logits.shape[-2:], dtype=torch.int32, device=device)
+    scores, labels = mask_cls.float().max(dim=1)
+    kept = (labels != num_classes).nonzero().flatten()
+    if len(kept) == 0 or panoptic.numel() == 0:
+        return panoptic, []
+    scores, labels = scores[kept], labels[kept]
+    weights = scores.to(device)[:, None, None]
+    kept_on_device = kept.to(device)
+
+    # First pass: who wins each pixel (0 where the winner's own probability is below 0.5), and
+    # how many pixels each mask has and wins, with and without that condition.
+    count = len(kept)
+    own_area, won, visible = torch.zeros(3, count, dtype=torch.int64, device=device)
+    for rows in _strips(mask_logits, 3 * count, max_bytes):
+        prob = mask_logits[kept_on_device, rows].float().sigmoid()
+        own_area += (prob >= 0.5).sum(dim=(1, 2))
+        winner = (weights * prob).argmax(dim=0)
+        inside = prob.gather(0, winner[None])[0] >= 0.5
+        won += torch.bincount(winner.flatten(), minlength=count)
+        visible += torch.bincount(winner[inside], minlength=count)
+        panoptic[rows] = torch.where(inside, winner + 1, 0).int()
+
+    # Then the masks one by one: at most Q steps on plain numbers.
+    segments: list[Segment] = []
+    stuff_at: dict[int, int] = {}
+    segment_of = [0] * (count + 1)
+    facts = torch.stack([own_area, won, visible]).T.tolist()
+    masks = zip(facts, labels.tolist(), scores.tolist(), strict=True)
+    for index, ((own, wins, area), label, score) in enumerate(masks, start=1):
+        if area == 0 or wins / own < overlap_threshold:
+            continue
+        if not is_thing[label] and label in stuff_at:
+            first = segments[stuff_at[label]]
+            total = first.area + area
+            mean = (first.score * first.area + score * area) / total
+            segments[stuff_at[label]] = first._replace(score=mean, area=total)
+            segment_of[index] = first.id
+            continue
+        if not is_thing[label]:
+            stuff_at[label] = len(segments)
+        segment_of[index] = len(segments) + 1
+        segments.append(Segment(len(segments) + 1, label, score, area, bool(is_thing[label])))
+    lookup = torch.tensor(segment_of, dtype=torch.int32, device=device)
+    for rows in _strips(mask_logits, 4, max_bytes):
+        panoptic[rows] = lookup[panoptic[rows].long()]
+    return panoptic, segments
+
+
+@torch.no_grad()
+def semantic_inference(mask_cls: Tensor, mask_logits: Tensor, max_bytes: int = MAX_BYTES) -> Tensor:
+    """Most probable class of every pixel: argmax over k of sum over q of p(q, k) * m(q, pixel).
+
+    The void class is left out, so every pixel gets a class. The K x H x W scores never exist.
+
+    Args:
+        mask_cls: (Q, K + 1) class probabilities, void last.
+        mask_logits: (Q, H, W) logits at the size of the result.
+        max_bytes: bound of the working memory, in bytes (at least one row is taken).
+
+    Returns:
+        (H, W) int32 class indices.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    num_classes = _check(mask_cls, mask_logits)
+    device = mask_logits.device
+    out = torch.zeros(mask_logits.shape[-2:], dtype=torch.int32, device=device)
+    probs = mask_cls[:, :-1].float().to(device)
+    width = out.shape[1]
+    with torch.autocast(device.type, enabled=False):
+        for rows in _strips(mask_logits, num_classes + 2 * len(mask_logits), max_bytes):
+            masks = mask_logits[:, rows].float().sigmoid().flatten(1)
+            # Pixels first: the argmax then runs over neighbouring numbers, twice as fast.
+            out[rows] = (masks.T @ probs).argmax(dim=1).view(-1, width).int()
+    return out
+
+
+def _boxes(masks: Tensor) -> Tensor:
+    """(N, 4) float32 xyxy of (N, H, W) masks; right and bottom edge exclusive; 0 where empty."""
+
+    def first_and_end(hit: Tensor) -> tuple[Tensor, Tensor]:
+        first = hit.int().argmax(dim=1)
+        end = hit.shape[1] - hit.flip(1).int().argmax(dim=1)
+        return first, torch.where(hit.any(dim=1), end, 0)
+
+    left, right = first_and_end(masks.any(dim=1))
+    top, bottom = first_and_end(masks.any(dim=2))
+    return torch.stack([left, top, right, bottom], dim=1).float()
+
+
+@torch.no_grad()
+def instance_inference(
+    mask_cls: Tensor,
+    mask_logits: Tensor,
+    is_thing: Sequence[bool],
+    topk: int = 100,
+    max_bytes: int = MAX_BYTES,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Instances of things, which may overlap.
+
+    The `topk` best of all (mask, class) pairs are taken first, and of these the things are
+    kept: often fewer than `topk` remain. The score is the class probability times the mean
+    probability of the mask's pixels.
+
+    Args:
+        mask_cls: (Q, K + 1) class probabilities, void last.
+        mask_logits: (Q, H, W) logits at the size of the result.
+        is_thing: K flags.
+        topk: number of pairs.
+        max_bytes: bound of the working memory, in bytes (at least one mask is taken).
+
+    Returns:
+        scores (N,) float32 in descending order, labels (N,) int64, masks (N, H, W) bool (logit
+        above 0), boxes (N, 4) float32 xyxy in pixels, right and bottom edge exclusive, all zero
+        for an empty mask.
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    num_classes = _check(mask_cls, mask_logits, is_thing)
+    device = mask_logits.device
+    height, width = mask_logits.shape[-2:]
+    pairs = mask_cls[:, :-1].float().to(device).flatten()
+    scores, index = pairs.topk(min(topk, len(pairs)))
+    labels = index % num_classes
+    things = torch.as_tensor(is_thing, dtype=torch.bool, device=device)[labels]
+    scores, labels, query = scores[things], labels[things], (index // num_classes)[things]
+
+    # A mask may be there with several classes: look at each once.
+    unique, which = query.unique(return_inverse=True)
+    masks = torch.zeros(len(unique), height, width, dtype=torch.bool, device=device)
+    quality = torch.zeros(len(unique), device=device)
+    step = max(1, max_bytes // max(1, 12 * height * width))
+    for start in range(0, len(unique), step):
+        part = slice(start, start + step)
+        logits = mask_logits[unique[part]].float()
+        inside = logits > 0
+        total = (logits.sigmoid() * inside).sum(dim=(1, 2))
+        masks[part] = inside
+        quality[part] = total / (inside.sum(dim=(1, 2)) + 1e-6)
+    boxes = _boxes(masks) if masks.numel() else torch.zeros(len(unique), 4, device=device)
+
+    scores, order = (scores * quality[which]).sort(descending=True, stable=True)
+    which = which[order]
+    return scores, labels[order], masks[which], boxes[which]
+
+
+@torch.no_grad()
+def resize_masks(
+    mask_logits: Tensor,
+    padded_hw: tuple[int, int],
+    image_hw: tuple[int, int],
+    out_hw: tuple[int, int],
+    max_bytes: int = MAX_BYTES,
+) -> Tensor:
+    """Bring mask logits to the size of the result, in the order of the published model.
+
+    Bilinear (half-pixel centres) to the padded image, crop of the padding, bilinear to the result.
+
+    Args:
+        mask_logits: (Q, h, w) logits, usually at a quarter of the padded size.
+        padded_hw: height and width of the padded image, in pixels.
+        image_hw: of the image without padding; it is at the top left.
+        out_hw: of the result.
+        max_bytes: bound of the working memory, in bytes (at least one mask is taken).
+
+    Returns:
+        (Q, H, W) float32 logits.
+
+    Raises:
+        ValueError: if the image is larger than the padded image, or a size is not positive.
+    """
+    if min(*padded_hw, *image_hw, *out_hw) < 1:
+        raise ValueError(f"sizes must be positive: {padded_hw=}, {image_hw=}, {out_hw=}")
+    if image_hw[0] > padded_hw[0] or image_hw[1] > padded_hw[1]:
+        raise ValueError(f"image {tuple(image_hw)} is larger than its padding {tuple(padded_hw)}")
+
+    def resize(masks: Tensor, size: tuple[int, int]) -> Tensor:
+        if tuple(masks.shape[-2:]) == tuple(size):
+            return masks
+        return F.interpolate(masks[None], size=tuple(size), mode="bilinear", align_corners=False)[0]
+
+    out = mask_logits.new_empty((len(mask_logits), *out_hw), dtype=torch.float32)
+    floats = 2 * padded_hw[0] * padded_hw[1] + out_hw[0] * out_hw[1]
+    step = max(1, max_bytes // (4 * floats))
+    for start in range(0, len(mask_logits), step):
+        part = slice(start, start + step)
+        padded = resize(mask_logits[part].float(), padded_hw)
+        out[part] = resize(padded[:, : image_hw[0], : image_hw[1]], out_hw)
+    return out
