@@ -1,0 +1,75 @@
+"""Resuming from one's own training checkpoints, safely.
+
+Since torch 2.6 ``torch.load`` refuses whatever is not a tensor or a plain container
+(``weights_only=True``). A checkpoint of mmengine's Runner also holds the training curves:
+``HistoryBuffer`` objects, their numpy arrays and numpy scalars. These, and nothing else, are
+declared safe here, so that ``--resume`` works while a file with code in it stays refused. mmengine
+itself needs no change, and ``weights_only`` is never switched off.
+"""
+
+from types import ModuleType
+from typing import Any
+
+from odise_mm.utils.import_hook import after_import
+
+_STATISTICS = ("min", "max", "current", "mean")
+
+
+def install() -> None:
+    """Declare the content of training checkpoints safe as soon as mmengine can load one."""
+    after_import("mmengine.runner.checkpoint", _allow)
+
+
+def _allow(module: ModuleType) -> None:
+    allow_training_state()
+
+
+def _history_statistic(owner: type, name: str) -> Any:
+    """Stand in for ``getattr`` in a checkpoint: yields HistoryBuffer's own four statistics.
+
+    A HistoryBuffer pickles its methods ``min``, ``max``, ``current``, ``mean`` as
+    ``getattr(HistoryBuffer, name)``. The real ``getattr`` would let a file reach anything.
+
+    Raises:
+        ValueError: anything else was asked for.
+    """
+    from mmengine.logging import HistoryBuffer
+
+    if owner is not HistoryBuffer or name not in _STATISTICS:
+        raise ValueError(f"refused: a checkpoint may not read the attribute {name!r} of {owner!r}")
+    return getattr(HistoryBuffer, name)
+
+
+def safe_globals() -> list[Any]:
+    """What a Runner's checkpoint needs beyond tensors, as ``torch.serialization`` wants it.
+
+    Both spellings of numpy's core are given: 1.x wrote ``numpy.core``, 2.x ``numpy._core``.
+
+    Returns:
+        Classes, and pairs of an object and the name it has in the file.
+    """
+    import numpy as np
+    from mmengine.logging import HistoryBuffer
+
+    scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
+    kinds = "?bhilqBHILQefdgFDGSU"  # numbers and text; no objects
+    return [
+        HistoryBuffer,
+        (_history_statistic, "builtins.getattr"),
+        (_history_statistic, "__builtin__.getattr"),
+        np.ndarray,
+        np.dtype,
+        *{type(np.dtype(kind)) for kind in kinds},
+        *[
+            (obj, f"numpy.{core}.multiarray.{name}")
+            for core in ("core", "_core")
+            for obj, name in ((scalar, "scalar"), (reconstruct, "_reconstruct"))
+        ],
+    ]
+
+
+def allow_training_state() -> None:
+    """Let ``torch.load(..., weights_only=True)`` read training checkpoints, in this process."""
+    import torch
+
+    torch.serialization.add_safe_globals(safe_globals())

@@ -1,0 +1,105 @@
+"""Which requirements fit the environment that odise_mm is being installed into.
+
+Used by setup.py; standard library only. Three things in an environment must survive an
+installation, and pip alone would spoil each:
+
+- a torch that is there (the newest torchvision would pull another torch),
+- a compiled mmcv (mmcv-lite would be written over it),
+- an OpenCV build (mmengine would lay opencv-python over opencv-python-headless).
+"""
+
+from __future__ import annotations
+
+import re
+import site
+import sys
+import sysconfig
+from importlib.metadata import distributions
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+OPENCV = (
+    "opencv-python",
+    "opencv-python-headless",
+    "opencv-contrib-python",
+    "opencv-contrib-python-headless",
+)
+
+
+def parse(path: Path) -> list[str]:
+    """Requirement lines of a file, without comments and blank lines."""
+    lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
+    return [line for line in lines if line]
+
+
+def name_of(requirement: str) -> str:
+    """Normalised name of the distribution that a requirement line asks for."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement).group()).lower()
+
+
+def site_folders() -> list[str]:
+    """Folders of installed packages, also while pip builds in isolation from them.
+
+    Isolation hides these folders from ``sys.path``, but ``sysconfig`` still names them.
+    """
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    config = Path(sys.prefix, "pyvenv.cfg")
+    shared = config.is_file() and re.search(
+        r"include-system-site-packages\s*=\s*true", config.read_text()
+    )
+    if shared:
+        base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
+        folders += [sysconfig.get_path("purelib", vars=base)]
+    if shared or sys.prefix == sys.base_prefix:
+        folders += [site.getusersitepackages(), "/usr/lib/python3/dist-packages"]
+    return list(dict.fromkeys(folders))
+
+
+def installed(folders: list[str] | None = None) -> dict[str, str]:
+    """Normalised name -> version of what is installed in ``folders`` (the first one counts)."""
+    found: dict[str, str] = {}
+    for folder in site_folders() if folders is None else folders:
+        for dist in distributions(path=[folder]):
+            if dist.metadata["Name"]:
+                found.setdefault(name_of(dist.metadata["Name"]), dist.version)
+    return found
+
+
+def requirements(present: dict[str, str]) -> list[str]:
+    """The requirements of odise_mm, fitted to an environment.
+
+    Args:
+        present: normalised name -> version of what the environment has.
+
+    Raises:
+        SystemExit: the torch that is there is too old for odise_mm.
+    """
+    wanted = {name_of(line): line for line in general_requirements()}
+    if "mmcv" in present:
+        del wanted["mmcv-lite"]
+    if "torch" in present:
+        oldest = re.search(r">=([\d.]+)", wanted["torch"]).group(1)
+        if release(present["torch"]) < release(oldest):
+            raise SystemExit(
+                f"odise_mm needs torch {oldest} or newer, and this environment has "
+                f"{present['torch']}. It was left as it is: upgrade torch, or install odise_mm "
+                "into a fresh environment."
+            )
+        # Exactly what is there: pip then picks the torchvision that goes with it.
+        wanted["torch"] = f"torch=={present['torch']}"
+    if any(name in present for name in OPENCV) and "opencv-python-headless" not in present:
+        del wanted["opencv-python-headless"]
+    if "opencv-python" not in present:
+        empty = (HERE / "opencv_headless").as_uri()
+        wanted["opencv-python"] = f"opencv-python @ {empty}"
+    return list(wanted.values())
+
+
+def general_requirements() -> list[str]:
+    """The requirements of odise_mm, whatever the environment."""
+    return parse(HERE / "mminstall.txt") + parse(HERE / "runtime.txt")
+
+
+def release(version: str) -> tuple[int, ...]:
+    """Leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
+    return tuple(int(part) for part in re.match(r"\d+(\.\d+)*", version).group().split("."))

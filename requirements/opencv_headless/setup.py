@@ -1,0 +1,11 @@
+"""An empty distribution named opencv-python; the reason is in README.md beside this file."""
+
+from setuptools import setup
+
+setup(
+    name="opencv-python",
+    version="4.14.0.94",
+    description="Empty: cv2 is provided by opencv-python-headless",
+    packages=[],
+    py_modules=[],
+)
