@@ -1,0 +1,2 @@
+default_scope = "odise_mm"
+log_level = "INFO"

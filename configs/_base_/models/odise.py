@@ -1,0 +1,96 @@
+# ODISE, arXiv 2303.04803. What label and caption supervision have in common.
+custom_imports = dict(imports=["odise_mm.models"], allow_failed_imports=False)
+
+model = dict(
+    type="OpenVocabSegmentor",
+    # Uint8 BGR to RGB in [0, 1], zeros at bottom and right up to a multiple of 64.
+    data_preprocessor=dict(
+        type="mmdet.DetDataPreprocessor",
+        mean=[0.0, 0.0, 0.0],
+        std=[255.0, 255.0, 255.0],
+        bgr_to_rgb=True,
+        pad_size_divisor=64,
+    ),
+    tile_size=512,
+    max_tiles_per_batch=4,
+    # The one CLIP: captioner, text encoder and second opinion.
+    clip=dict(type="FrozenCLIP", model="ViT-L-14-336-quickgelu", weights="openai"),
+    backbone=dict(
+        type="DiffusionBackbone",
+        arch="sd_v1",
+        weights="CompVis/stable-diffusion-v1-3",
+        taps=dict(vae_encoder=(5, 7), unet=(2, 5, 8, 11), vae_decoder=(2, 5)),
+        steps=(0,),
+        noise_seed=42,
+    ),
+    captioner=dict(type="ImplicitCaptioner"),
+    neck=dict(type="FeatureProjection", out_channels=512, bottleneck_channels=128),
+    head=dict(
+        type="OpenVocabMask2FormerHead",
+        feat_channels=256,
+        out_channels=256,
+        num_queries=100,
+        num_transformer_feat_level=3,
+        pixel_decoder=dict(
+            type="mmdet.MSDeformAttnPixelDecoder",
+            num_outs=3,
+            norm_cfg=dict(type="GN", num_groups=32),
+            act_cfg=dict(type="ReLU"),
+            encoder=dict(
+                num_layers=6,
+                layer_cfg=dict(
+                    self_attn_cfg=dict(
+                        embed_dims=256,
+                        num_heads=8,
+                        num_levels=3,
+                        num_points=4,
+                        dropout=0.0,
+                        batch_first=True,
+                    ),
+                    ffn_cfg=dict(
+                        embed_dims=256,
+                        feedforward_channels=1024,
+                        num_fcs=2,
+                        ffn_drop=0.0,
+                        act_cfg=dict(type="ReLU", inplace=True),
+                    ),
+                ),
+            ),
+            positional_encoding=dict(num_feats=128, normalize=True),
+        ),
+        positional_encoding=dict(num_feats=128, normalize=True),
+        transformer_decoder=dict(
+            return_intermediate=True,
+            num_layers=9,
+            layer_cfg=dict(
+                self_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.0, batch_first=True),
+                cross_attn_cfg=dict(embed_dims=256, num_heads=8, dropout=0.0, batch_first=True),
+                ffn_cfg=dict(
+                    embed_dims=256,
+                    feedforward_channels=2048,
+                    num_fcs=2,
+                    ffn_drop=0.0,
+                    act_cfg=dict(type="ReLU", inplace=True),
+                ),
+            ),
+            init_cfg=None,
+        ),
+    ),
+    test_cfg=dict(overlap_threshold=0.8, topk=100, panoptic=True, semantic=True, instance=True),
+)
+
+# As in the published protocol: read and resized by PIL, short edge 1024, long edge at most 2560.
+test_pipeline = [
+    dict(type="LoadImage"),
+    dict(
+        type="mmdet.Resize",
+        scale=(2560, 1024),
+        keep_ratio=True,
+        backend="pillow",
+        interpolation="bilinear",
+    ),
+    dict(
+        type="mmdet.PackDetInputs",
+        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+    ),
+]

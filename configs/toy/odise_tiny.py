@@ -1,0 +1,18 @@
+# ODISE with a tiny diffusion model and a tiny CLIP: a check of the machinery without any download.
+# Without weights it runs on made-up ones, and its results mean nothing.
+_base_ = ["../odise/odise_coco_label.py"]
+
+model = dict(
+    clip=dict(
+        _delete_=True,
+        type="FrozenCLIP",
+        model=dict(
+            embed_dim=64,
+            quick_gelu=True,
+            vision_cfg=dict(image_size=56, layers=2, width=128, head_width=64, patch_size=14),
+            text_cfg=dict(context_length=77, vocab_size=49408, width=64, heads=2, layers=2),
+        ),
+        weights=None,
+    ),
+    backbone=dict(arch="tiny", weights=None),
+)

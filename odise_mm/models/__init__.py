@@ -1,0 +1,33 @@
+"""Backbones, captioners, necks, heads, classifiers and the segmentor that joins them."""
+
+from odise_mm.models.backbones.diffusion import Condition, DiffusionBackbone, Taps
+from odise_mm.models.classifiers.base import Classifier, Opinion
+from odise_mm.models.classifiers.clip_classifiers import CropCLIPClassifier, MaskCLIPClassifier
+from odise_mm.models.classifiers.ensemble import GeometricEnsemble
+from odise_mm.models.classifiers.open_vocab_classifier import OpenVocabClassifier
+from odise_mm.models.clip import FrozenCLIP
+from odise_mm.models.heads.mask2former_head import MaskPrediction, OpenVocabMask2FormerHead
+from odise_mm.models.necks.captioner import EmptyCaptioner, ImplicitCaptioner
+from odise_mm.models.necks.feature_projection import FeatureProjection
+from odise_mm.models.segmentors.open_vocab_segmentor import OpenVocabSegmentor
+from odise_mm.models.text.text_encoder import TextEncoder
+
+__all__ = [
+    "Classifier",
+    "Condition",
+    "CropCLIPClassifier",
+    "DiffusionBackbone",
+    "EmptyCaptioner",
+    "FeatureProjection",
+    "FrozenCLIP",
+    "GeometricEnsemble",
+    "ImplicitCaptioner",
+    "MaskCLIPClassifier",
+    "MaskPrediction",
+    "OpenVocabClassifier",
+    "OpenVocabMask2FormerHead",
+    "OpenVocabSegmentor",
+    "Opinion",
+    "Taps",
+    "TextEncoder",
+]

@@ -1,0 +1,83 @@
+"""Names for mask embeddings (ODISE, section 3.3, equations 5 and 6)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.models.classifiers.base import Classifier, Opinion, class_logits, fill_template
+from odise_mm.models.heads.mask2former_head import MaskPrediction
+from odise_mm.models.text.text_encoder import TextEncoder
+from odise_mm.registry import MODELS
+from odise_mm.utils.frozen import build_part
+
+
+@MODELS.register_module()
+class OpenVocabClassifier(Classifier):
+    """Compares mask embeddings with linearly mapped text embeddings of the names.
+
+    ODISE, equation 5: ``softmax(z . T(names) / tau)``, with a learned 1 / tau (here ``logit_scale``,
+    starting at 1 / 0.07, at most 100).
+
+    Args:
+        text_encoder: a :class:`~odise_mm.models.text.text_encoder.TextEncoder` or its config.
+        embed_dim: width of the mask embeddings.
+        null_class: whether "none of the names" is a learned embedding, as in a model that is
+            trained with labels; else p_void comes from the head's objectness (captions).
+        template: the prompt around a name: ``{}`` (labels) or ``a photo of a {}.`` (captions).
+    """
+
+    def __init__(
+        self,
+        text_encoder: TextEncoder | dict,
+        embed_dim: int = 256,
+        null_class: bool = True,
+        template: str = "{}",
+    ) -> None:
+        super().__init__()
+        self.text_encoder = build_part(text_encoder, MODELS)
+        self.template = template
+        self.text_proj = nn.Linear(self.text_encoder.embed_dim, embed_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
+        self.null_embedding = None
+        if null_class:
+            self.null_embedding = nn.Parameter(torch.empty(1, self.text_encoder.embed_dim))
+            self.init_null_embedding()
+
+    def init_null_embedding(self) -> None:
+        """Start the void class at the embedding of the empty text."""
+        if not self.null_embedding.is_meta:
+            self.null_embedding.data = self.text_encoder([""]).to(self.null_embedding.device)
+
+    def text_embeddings(self, texts: Sequence[str]) -> Tensor:
+        """Mapped embeddings of prompts, (len(texts), embed_dim), float32."""
+        return self.text_proj(self.text_encoder(texts).to(self.text_proj.weight))
+
+    @property
+    def scale(self) -> Tensor:
+        """The learned factor on the cosine, a scalar."""
+        return self.logit_scale.exp().clamp(max=100)
+
+    def forward(
+        self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
+    ) -> Opinion:
+        """See :class:`~odise_mm.models.classifiers.base.Classifier`; the images are not used."""
+        with torch.autocast(prediction.embeddings.device.type, enabled=False):
+            text = self.text_embeddings(fill_template(self.template, vocabulary.flat[0]))
+            logits = class_logits(prediction.embeddings, text, vocabulary, self.scale)
+            return Opinion(logits, self._p_void(prediction, logits))
+
+    def _p_void(self, prediction: MaskPrediction, logits: Tensor) -> Tensor | None:
+        if self.null_embedding is None:
+            if prediction.objectness is None:
+                raise ValueError(
+                    "nothing says which masks are void: give the classifier null_class=True "
+                    "(label supervision) or the head objectness=True (caption supervision)"
+                )
+            return prediction.objectness.float().softmax(-1)[..., -1]
+        null = nn.functional.normalize(self.text_proj(self.null_embedding), dim=-1)
+        embeddings = nn.functional.normalize(prediction.embeddings.float(), dim=-1)
+        void = self.scale * embeddings @ null.T
+        return torch.cat([logits, void], dim=-1).softmax(-1)[..., -1]

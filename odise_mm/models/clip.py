@@ -1,0 +1,195 @@
+"""The one frozen CLIP that captioner, text encoder and second opinion share (open_clip)."""
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from mmengine.logging import print_log
+from torch import Tensor
+
+from odise_mm.registry import MODELS
+from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
+from odise_mm.utils.frozen import FrozenModule, is_meta_context
+
+# Integers that OpenAI's own files carry beside the weights; the model's shapes say the same.
+OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+
+
+@MODELS.register_module()
+class FrozenCLIP(FrozenModule):
+    """An open_clip model with preprocessing on tensors; parameters are never trained.
+
+    Weights: OpenAI's ViT-L/14-336 (MIT licence) for the published ODISE.
+
+    Args:
+        model: name of an open_clip architecture, or the content of such a config (``embed_dim``,
+            ``vision_cfg``, ``text_cfg``, ``quick_gelu``). OpenAI's weights need QuickGELU: take
+            ``ViT-L-14-336-quickgelu``; a plain GELU gives slightly wrong numbers silently.
+        weights: open_clip's tag (``openai``: downloaded once), or a local file: open_clip names in
+            ``.safetensors`` or a torch file, or OpenAI's own TorchScript archive. None leaves
+            random weights.
+
+    Raises:
+        ValueError: unknown architecture or tag (the known tags are listed).
+        odise_mm.utils.checkpoint.CheckpointError: the file is missing or of another model.
+    """
+
+    def __init__(
+        self, model: str | dict = "ViT-L-14-336-quickgelu", weights: str | None = None
+    ) -> None:
+        super().__init__()
+        import open_clip
+
+        config = open_clip.get_model_config(model) if isinstance(model, str) else dict(model)
+        if config is None:
+            raise ValueError(f"open_clip has no architecture {model!r}: open_clip.list_models()")
+        config = {key: value for key, value in config.items() if key not in ("tag", "name")}
+        tagged = isinstance(model, str) and weights is not None and not _is_path(weights)
+        if tagged:
+            tags = open_clip.list_pretrained_tags_by_model(model)
+            if weights not in tags:
+                raise ValueError(
+                    f"{weights}: neither a file nor one of open_clip's tags for {model} "
+                    f"({', '.join(tags) or 'it has none'})"
+                )
+            weights = open_clip.download_pretrained(open_clip.get_pretrained_cfg(model, weights))
+        custom_text = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
+        cls = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
+        self.name = model if isinstance(model, str) else json.dumps(config, sort_keys=True)
+        load = weights is not None and not is_meta_context()
+        with torch.device("meta") if load else nullcontext():
+            self.model = cls(**config)
+        if load:
+            self._load(weights)
+        self.tokenizer = (
+            open_clip.get_tokenizer(model)
+            if isinstance(model, str)
+            else open_clip.SimpleTokenizer(context_length=self.model.context_length)
+        )
+        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+        with torch.device("cpu"):
+            self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+            self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.freeze()
+
+    @property
+    def visual(self) -> torch.nn.Module:
+        """The image tower."""
+        return self.model.visual
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of image and text embeddings."""
+        return self.visual.output_dim
+
+    @property
+    def image_size(self) -> int:
+        """Edge of the square image that the tower wants, in pixels."""
+        return self.visual.image_size[0]
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of a text, start and end included."""
+        return self.model.context_length
+
+    @property
+    def logit_scale(self) -> Tensor:
+        """Factor between cosine similarity and logits, at most 100; a scalar."""
+        return self.model.logit_scale.float().exp().clamp(max=100)
+
+    def fingerprint(self) -> str:
+        """Name of architecture and weights; the key of stored text embeddings."""
+        digest = hashlib.sha256(self.name.encode())
+        for key, value in sorted(self.model.state_dict().items()):
+            if key.startswith(("text_projection", "ln_final", "positional_embedding")):
+                digest.update(value.float().cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """(..., 3, H, W) in [0, 1] to CLIP's mean and standard deviation, in the tower's type."""
+        return ((images.float() - self.mean.float()) / self.std.float()).to(self.dtype)
+
+    def compile_parts(self) -> None:
+        """Run the image tower through ``torch.compile``."""
+        self.visual.compile()
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Image embeddings, not L2-normalised.
+
+        Args:
+            images: (N, 3, H, W) in [0, 1], RGB. The short edge is resized bicubically (without
+                antialias, as in the published model) to ``image_size``, then the centre is cropped.
+
+        Returns:
+            (N, ``embed_dim``) float32
+        """
+        size = self.image_size
+        height, width = images.shape[-2:]
+        scale = size / min(height, width)
+        target = (max(size, int(height * scale)), max(size, int(width * scale)))
+        if target != (height, width):
+            images = F.interpolate(
+                images.float(), target, mode="bicubic", align_corners=False, antialias=False
+            )
+        top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
+        images = images[..., top : top + size, left : left + size]
+        return self.model.encode_image(self.normalise(images)).float()
+
+    @torch.no_grad()
+    def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+        """Text embeddings, not L2-normalised: (len(texts), ``embed_dim``) float32."""
+        batches = []
+        for start in range(0, len(texts), batch_size):
+            tokens = self.tokenizer(list(texts[start : start + batch_size]))
+            batches.append(self.model.encode_text(tokens.to(self.device)).float())
+        return torch.cat(batches)
+
+    def _load(self, path: str) -> None:
+        state = _read_torchscript(path) if _is_torchscript(path) else load_state_dict(path)
+        for extra in OPENAI_EXTRAS:
+            state.pop(extra, None)
+        wanted = self.model.state_dict()
+        missing = sorted(set(wanted) - set(state))
+        unknown = sorted(set(state) - set(wanted))
+        misfits = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
+        if missing or unknown or misfits:
+            raise CheckpointError(
+                f"{path} holds no weights for CLIP {self.name}: {len(missing)} keys are missing, "
+                f"{len(unknown)} unknown, {len(misfits)} of another shape "
+                f"(e.g. {(missing + misfits + unknown)[0]}). Name the architecture that the file "
+                "was made for."
+            )
+        floats = {key: state[key].to(torch.float32) for key in wanted}
+        self.model.load_state_dict(floats, assign=True)
+        self._rebuild_causal_mask()
+
+    def _rebuild_causal_mask(self) -> None:
+        """The text tower's mask is the one buffer that no file holds."""
+        length = self.context_length
+        causal = torch.full((length, length), float("-inf")).triu_(1)
+        for owner in (self.model, getattr(self.model, "text", None)):
+            if getattr(owner, "attn_mask", None) is not None:
+                owner.register_buffer("attn_mask", causal, persistent=False)
+
+
+def _is_path(weights: str) -> bool:
+    return Path(weights).expanduser().is_file() or "/" in weights or "." in weights
+
+
+def _is_torchscript(path: str) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("constants.pkl") for name in archive.namelist())
+
+
+def _read_torchscript(path: str) -> dict[str, Tensor]:
+    # OpenAI's own release. TorchScript is not pickle: loading it runs no Python code.
+    print_log(f"{path} is a TorchScript archive: reading its weights", logger="current")
+    return dict(torch.jit.load(path, map_location="cpu").state_dict())

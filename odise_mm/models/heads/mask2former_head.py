@@ -1,0 +1,179 @@
+"""Mask2Former's head with an embedding for every mask (ODISE, section 3.3)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmdet.models.dense_heads import Mask2FormerHead
+from mmengine.config import ConfigDict
+from torch import Tensor, nn
+
+from odise_mm.registry import MODELS
+
+
+class MaskPrediction(NamedTuple):
+    """What one decoder layer says of a batch of B images with Q queries.
+
+    Attributes:
+        masks: mask logits at stride 4, (B, Q, H / 4, W / 4).
+        embeddings: one vector for every mask, to be compared with names, (B, Q, C).
+        objectness: logits of "object" and "no object", (B, Q, 2), of a model that was trained
+            with captions; None in one that was trained with labels.
+    """
+
+    masks: Tensor
+    embeddings: Tensor
+    objectness: Tensor | None = None
+
+
+class MaskEmbedding(nn.Module):
+    """From mask features, masks and queries to mask embeddings (ODISE, section 3.3 and supplement).
+
+    The mask features are averaged over the hard mask (probability above 0.5); the average is
+    projected, added to the query, and the sum passes an MLP of three layers.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.pool_proj = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
+        self.norm = nn.LayerNorm(channels)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, channels),
+            nn.ReLU(),
+            nn.Linear(channels, channels),
+            nn.ReLU(),
+            nn.Linear(channels, channels),
+        )
+
+    def forward(self, queries: Tensor, masks: Tensor, mask_features: Tensor) -> Tensor:
+        """Embed the masks.
+
+        Args:
+            queries: (B, Q, C), normalised.
+            masks: logits, (B, Q, H, W).
+            mask_features: (B, C, H, W).
+
+        Returns:
+            (B, Q, C), not normalised.
+        """
+        hard = (masks.detach().sigmoid() > 0.5).flatten(2).to(mask_features.dtype)
+        area = hard.sum(-1, keepdim=True, dtype=torch.float32)
+        pooled = torch.einsum("bqp,bcp->bqc", hard, mask_features.flatten(2)) / (area + 1e-8)
+        return self.mlp(self.norm(self.pool_proj(pooled.to(queries.dtype)) + queries))
+
+
+@MODELS.register_module()
+class OpenVocabMask2FormerHead(Mask2FormerHead):
+    """Masks and mask embeddings from a feature pyramid, with no layer that knows a class count.
+
+    Pixel decoder, transformer decoder, matching and mask losses are mmdet's. What is added is the
+    mask embedding; what is taken away is the classifier, but for "object or not" in models that are
+    trained with captions.
+
+    Args:
+        in_channels: channels of every level of the pyramid, strides 4, 8, 16, 32.
+        objectness: whether to predict "object" / "no object" (caption supervision).
+        feat_channels, out_channels: channels inside and of the mask features (published: 256).
+        options: :class:`mmdet.models.Mask2FormerHead`'s other arguments: ``num_queries``,
+            ``pixel_decoder``, ``transformer_decoder``, ``positional_encoding``, losses,
+            ``train_cfg``.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        objectness: bool = False,
+        feat_channels: int = 256,
+        out_channels: int = 256,
+        **options,
+    ) -> None:
+        # mmdet reads its nested options as attributes
+        options = {k: ConfigDict(v) if isinstance(v, dict) else v for k, v in options.items()}
+        options.setdefault("loss_cls", ConfigDict(type="CrossEntropyLoss", class_weight=[1.0, 0.1]))
+        super().__init__(
+            in_channels=list(in_channels),
+            feat_channels=feat_channels,
+            out_channels=out_channels,
+            num_things_classes=1,
+            num_stuff_classes=0,
+            **options,
+        )
+        if not objectness:
+            self.cls_embed = None
+        self.mask_embedding = MaskEmbedding(out_channels)
+
+    def forward(self, pyramid: Sequence[Tensor], all_layers: bool = False) -> list[MaskPrediction]:
+        """Predict masks.
+
+        Args:
+            pyramid: strides 4, 8, 16, 32, each (B, C_i, H_i, W_i).
+            all_layers: also return what the queries say before and after every decoder layer, as
+                training wants; else the intermediate masks are made only as large as masked
+                attention needs them, and only the last are embedded.
+
+        Returns:
+            The last layer's prediction in a list; with ``all_layers`` all of them, first to last.
+        """
+        mask_features, memories = self.pixel_decoder(pyramid)
+        keys, key_positions = self._decoder_memories(memories)
+        sizes = [memory.shape[-2:] for memory in memories]
+        # Resizing and the product of embedding and features are both linear: they may be swapped.
+        resized = None
+        if not all_layers:
+            resized = [_resize(mask_features, size) for size in sizes]
+
+        batch = len(mask_features)
+        queries = self.query_feat.weight.expand(batch, -1, -1)
+        positions = self.query_embed.weight.expand(batch, -1, -1)
+        layers = self.transformer_decoder.layers
+        predictions = []
+        for index, layer in enumerate(layers):
+            level = index % len(sizes)
+            if all_layers:
+                predictions.append(self._predict(queries, mask_features))
+                masks = _resize(predictions[-1].masks, sizes[level])
+            else:
+                masks = self._masks(self._norm(queries), resized[level])
+            queries = layer(
+                query=queries,
+                key=keys[level],
+                value=keys[level],
+                query_pos=positions,
+                key_pos=key_positions[level],
+                cross_attn_mask=self._attention_mask(masks),
+            )
+        predictions.append(self._predict(queries, mask_features))
+        return predictions
+
+    def _decoder_memories(self, memories: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        keys, positions = [], []
+        for index, memory in enumerate(memories):
+            key = self.decoder_input_projs[index](memory).flatten(2).transpose(1, 2)
+            keys.append(key + self.level_embed.weight[index])
+            no_padding = memory.new_zeros((len(memory), *memory.shape[-2:]), dtype=torch.bool)
+            position = self.decoder_positional_encoding(no_padding)
+            positions.append(position.flatten(2).transpose(1, 2).to(key.dtype))
+        return keys, positions
+
+    def _norm(self, queries: Tensor) -> Tensor:
+        return self.transformer_decoder.post_norm(queries)
+
+    def _masks(self, queries: Tensor, mask_features: Tensor) -> Tensor:
+        return torch.einsum("bqc,bchw->bqhw", self.mask_embed(queries), mask_features)
+
+    def _attention_mask(self, masks: Tensor) -> Tensor:
+        """True where a query must not look; a query whose mask is empty looks everywhere."""
+        hidden = masks.detach().flatten(2).sigmoid() < 0.5
+        hidden &= ~hidden.all(-1, keepdim=True)
+        return hidden.repeat_interleave(self.num_heads, dim=0)
+
+    def _predict(self, queries: Tensor, mask_features: Tensor) -> MaskPrediction:
+        queries = self._norm(queries)
+        masks = self._masks(queries, mask_features)
+        objectness = self.cls_embed(queries) if self.cls_embed is not None else None
+        return MaskPrediction(masks, self.mask_embedding(queries, masks, mask_features), objectness)
+
+
+def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(maps, tuple(size), mode="bilinear", align_corners=False)

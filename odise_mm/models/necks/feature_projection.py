@@ -1,0 +1,91 @@
+"""From a backbone's raw feature maps to one pyramid (ODISE, supplement, "feature projection")."""
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from odise_mm.registry import MODELS
+
+STRIDES = (4, 8, 16, 32)
+
+
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3, 1x1 convolution with group norm, plus the input; ReLU after each.
+
+    The shortcut is the identity where the channels agree, else a 1x1 convolution with group norm.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, bottleneck_channels: int) -> None:
+        super().__init__()
+        self.conv1 = _conv_norm(in_channels, bottleneck_channels, 1)
+        self.conv2 = _conv_norm(bottleneck_channels, bottleneck_channels, 3)
+        self.conv3 = _conv_norm(bottleneck_channels, out_channels, 1)
+        same = in_channels == out_channels
+        self.shortcut = nn.Identity() if same else _conv_norm(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) to (N, out_channels, H, W)."""
+        hidden = F.relu(self.conv1(x))
+        hidden = F.relu(self.conv2(hidden))
+        return F.relu(self.conv3(hidden) + self.shortcut(x))
+
+
+def _conv_norm(in_channels: int, out_channels: int, size: int) -> nn.Sequential:
+    conv = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, nn.GroupNorm(32, out_channels))
+
+
+@MODELS.register_module()
+class FeatureProjection(nn.Module):
+    """Every raw map through its own bottleneck block; maps of one stride are summed.
+
+    Args:
+        in_channels: channels of every raw map.
+        in_strides: its stride in pixels: 4, 8, 16 or 32; each must occur.
+        out_channels: channels of the pyramid (published: 512).
+        bottleneck_channels: channels inside a block (published: a quarter, 128).
+
+    Raises:
+        ValueError: a stride that the pyramid does not have, or one of the pyramid's without a map.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        in_strides: Sequence[int],
+        out_channels: int = 512,
+        bottleneck_channels: int = 128,
+    ) -> None:
+        super().__init__()
+        if set(in_strides) != set(STRIDES):
+            raise ValueError(
+                f"FeatureProjection makes strides {STRIDES} and needs a feature map of each; "
+                f"the backbone gives strides {tuple(in_strides)}"
+            )
+        self.in_strides = tuple(in_strides)
+        self.out_channels = out_channels
+        self.blocks = nn.ModuleList(
+            BottleneckBlock(channels, out_channels, bottleneck_channels) for channels in in_channels
+        )
+
+    def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
+        """The pyramid of a batch of tiles.
+
+        Args:
+            features: the backbone's maps, (N, in_channels[i], any, any).
+            size: height and width of the tiles in the image, in pixels; multiples of 32. Every map
+                is resized (nearest) to ``size / in_strides[i]`` first.
+
+        Returns:
+            Strides 4, 8, 16, 32, each (N, out_channels, height / stride, width / stride).
+        """
+        levels: dict[int, Tensor] = {}
+        for feature, stride, block in zip(features, self.in_strides, self.blocks, strict=True):
+            target = (size[0] // stride, size[1] // stride)
+            if feature.shape[-2:] != target:
+                feature = F.interpolate(feature, target)
+            projected = block(feature)
+            levels[stride] = levels[stride] + projected if stride in levels else projected
+        return tuple(levels[stride] for stride in STRIDES)

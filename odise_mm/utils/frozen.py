@@ -1,0 +1,133 @@
+"""Frozen parts: no gradients, always in eval mode, never in a checkpoint."""
+
+import inspect
+from typing import Any
+
+import torch
+from mmengine.registry import Registry
+from torch import Tensor, nn
+
+
+class FrozenModule(nn.Module):
+    """A pre-trained part that is used and never trained.
+
+    Call :meth:`freeze` once its layers exist. From then on
+
+    * no parameter asks for a gradient (gradients still flow *through* it),
+    * ``train()`` leaves it in eval mode,
+    * ``state_dict()`` has none of its tensors, and loading a state dict misses none.
+
+    The last point is done with torch's own hooks, which mmengine's checkpoint code runs too.
+    """
+
+    def freeze(self) -> None:
+        """Freeze everything that is below this module now."""
+        self.requires_grad_(False)
+        super().train(False)
+        self._register_state_dict_hook(_drop_from_state_dict)
+        self.register_load_state_dict_pre_hook(_remember_prefix)
+        self.register_load_state_dict_post_hook(_forgive_missing)
+
+    def train(self, mode: bool = True) -> "FrozenModule":
+        """Stay in eval mode whatever ``mode`` says."""
+        return super().train(False)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Store the weights in another float type.
+
+        Scalars (CLIP's logit scale) and buffers (noise, image mean) keep float32: they are small
+        and everything depends on them.
+        """
+        for parameter in self.parameters():
+            if parameter.is_floating_point() and parameter.ndim:
+                parameter.data = parameter.data.to(dtype)
+
+    def compile_parts(self) -> None:
+        """Run ``forward`` through ``torch.compile``."""
+        self.compile()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter or buffer."""
+        return _first_tensor(self).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating point type of the first parameter or buffer."""
+        return _first_tensor(self).dtype
+
+
+def _first_tensor(module: nn.Module) -> Tensor:
+    for tensor in module.parameters():
+        return tensor
+    return next(module.buffers())
+
+
+def _drop_from_state_dict(_: nn.Module, state: dict, prefix: str, __: dict) -> None:
+    for key in [key for key in state if key.startswith(prefix)]:
+        del state[key]
+
+
+def _remember_prefix(module: nn.Module, _: dict, prefix: str, *__: Any) -> None:
+    module._state_prefix = prefix
+
+
+def _forgive_missing(module: nn.Module, incompatible: Any) -> None:
+    prefix = module._state_prefix
+    missing = incompatible.missing_keys
+    missing[:] = [key for key in missing if not key.startswith(prefix)]
+
+
+def materialise(module: nn.Module) -> nn.Module:
+    """Give a module built on the meta device memory on the CPU and its layers' default weights.
+
+    Used where no pre-trained weights were named. Does nothing while torch's default device is
+    itself ``meta``, so that whole models can be built without memory.
+    """
+    if is_meta_context():
+        return module
+    module.to_empty(device="cpu")
+    for child in module.modules():
+        if isinstance(child, nn.MultiheadAttention):
+            child._reset_parameters()
+        elif hasattr(child, "reset_parameters"):
+            child.reset_parameters()
+    return module
+
+
+def is_meta_context() -> bool:
+    """Whether new tensors are made on the meta device (``with torch.device('meta')``)."""
+    return torch.empty(0).is_meta
+
+
+def build_part(cfg: Any, registry: Registry, **shared: Any) -> nn.Module:
+    """Build a part from its config, lending it what it shares with other parts.
+
+    Args:
+        cfg: config with ``type``; a module that is already built is returned as it is.
+        registry: where to look up ``type``.
+        shared: values for arguments that the part's ``__init__`` has and ``cfg`` does not name.
+            Arguments it does not have are left out: a part asks by naming what it wants.
+
+    Raises:
+        TypeError: for an argument in ``cfg`` that the part does not have (known ones are listed).
+        KeyError: for a ``type`` that is not registered.
+    """
+    if isinstance(cfg, nn.Module):
+        return cfg
+    cfg = dict(cfg)
+    name = cfg.get("type")
+    cls = registry.get(name) if isinstance(name, str) else name
+    if cls is None:
+        known = ", ".join(sorted(registry.module_dict))
+        raise KeyError(f"no part named {name!r} in the config's registry; ours are: {known}")
+    parameters = inspect.signature(cls.__init__).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    unknown = [key for key in cfg if key not in parameters and key not in ("type", "_scope_")]
+    if unknown and not open_ended:
+        known = ", ".join(key for key in parameters if key != "self")
+        raise TypeError(f"{cls.__name__} has no argument {', '.join(unknown)}; it has: {known}")
+    for key, value in shared.items():
+        if key in parameters and cfg.get(key) is None:
+            cfg[key] = value
+    return registry.build(cfg)
