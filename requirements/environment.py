@@ -40,18 +40,13 @@ def name_of(requirement: str) -> str:
 def site_folders() -> list[str]:
     """Folders of installed packages, also while pip builds in isolation from them.
 
-    Isolation hides these folders from ``sys.path``, but ``sysconfig`` still names them.
+    Isolation hides these folders from ``sys.path``, but ``site`` and ``sysconfig`` name them.
     """
     folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    folders += site.getsitepackages()  # with the base's, in a virtual environment that sees those
     config = Path(sys.prefix, "pyvenv.cfg")
-    shared = config.is_file() and re.search(
-        r"include-system-site-packages\s*=\s*true", config.read_text()
-    )
-    if shared:
-        base = {"base": sys.base_prefix, "platbase": sys.base_exec_prefix}
-        folders += [sysconfig.get_path("purelib", vars=base)]
-    if shared or sys.prefix == sys.base_prefix:
-        folders += [site.getusersitepackages(), "/usr/lib/python3/dist-packages"]
+    if not config.is_file() or re.search(r"system-site-packages\s*=\s*true", config.read_text()):
+        folders.append(site.getusersitepackages())
     return list(dict.fromkeys(folders))
 
 

@@ -17,7 +17,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 DONE, BUSY = VENV / ".installed", VENV / ".installing"
-SOURCES = ("constraints.txt", "setup.py", "pyproject.toml", "requirements/**/*")
+SOURCES = (
+    "constraints.txt",
+    "pyproject.toml",
+    "setup.py",
+    "requirements/*.txt",
+    "requirements/*.py",
+    "requirements/opencv_headless/setup.py",
+)
 
 
 def python_key() -> str:
@@ -30,8 +37,7 @@ def files_key() -> str:
     digest = hashlib.sha256()
     for pattern in SOURCES:
         for path in sorted(ROOT.glob(pattern)):
-            if path.suffix in (".txt", ".py", ".toml") and "build" not in path.parts:
-                digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
+            digest.update(path.relative_to(ROOT).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -63,7 +69,11 @@ def main() -> None:
         if VENV.exists():
             print("Making .venv anew: interrupted before, or made by another Python.", flush=True)
             shutil.rmtree(VENV)
+        print("Making .venv: about 3 GB to download, most of it torch's CUDA parts.", flush=True)
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
+    else:
+        print("Bringing .venv up to date.", flush=True)
+        sys.argv.append("--quiet")
     BUSY.touch()
     DONE.unlink(missing_ok=True)
     try:

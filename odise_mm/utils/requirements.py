@@ -13,7 +13,7 @@ SUPPORTED: dict[str, str] = {
     "mmdet": ">=3.3.0,<3.4",
 }
 _OTHER_NAMES: dict[str, tuple[str, ...]] = {"mmcv": ("mmcv", "mmcv-lite")}
-_ADVICE: dict[str, str] = {"mmcv": "mmcv-lite"}
+ADVICE: dict[str, str] = {"mmcv": "mmcv-lite"}
 
 
 class RequirementError(ImportError):
@@ -42,7 +42,7 @@ def check_requirements() -> None:
         state = "it is not installed" if found is None else f"{found} is installed"
         raise RequirementError(
             f"odise_mm needs {package}{supported}, but {state}. Try: "
-            f'pip install "{_ADVICE.get(package, package)}{supported}"'
+            f'pip install "{ADVICE.get(package, package)}{supported}"'
         )
     if find_spec("pkg_resources") is None:
         raise RequirementError(
