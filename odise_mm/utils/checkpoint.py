@@ -1,0 +1,290 @@
+"""Reading and writing weights, without ever running code from a file.
+
+Files in torch's formats are read with ``weights_only=True``. Of what else such files carry
+(training state, callbacks), a few harmless classes are replaced by empty stand-ins; a file that
+asks for any other class or function is refused, and nothing of it is run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickletools
+import re
+import secrets
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+# Names under which a checkpoint holds its weights: Stable Diffusion and OpenMMLab, ODISE and
+# detectron2, DeepSpeed.
+_LEVELS = ("state_dict", "model", "module")
+
+TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
+
+
+class CheckpointError(RuntimeError):
+    """A weights file cannot be read or written; the message names the file and the way out."""
+
+
+class _Inert:
+    """Takes any arguments and any state, and does nothing with them."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def _stand_in(module: str, name: str) -> type[_Inert]:
+    return type(name, (_Inert,), {"__module__": module, "__qualname__": name})
+
+
+# What honest checkpoints carry beside weights. The real things are never imported or called: the
+# reader sees these empty classes in their place.
+_STAND_INS = [
+    # Original Stable Diffusion files.
+    _stand_in("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
+    # The loss history in OpenMMLab's training checkpoints, which names its own methods.
+    _stand_in("mmengine.logging.history_buffer", "HistoryBuffer"),
+    _stand_in("builtins", "getattr"),
+    # Numbers and arrays of numpy, before and after its version 2.
+    _stand_in("numpy", "dtype"),
+    _stand_in("numpy", "ndarray"),
+    *(
+        _stand_in(module, name)
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+        for name in ("_reconstruct", "scalar")
+    ),
+]
+
+
+def load_state_dict(
+    path: str | os.PathLike[str], keep: Callable[[str], bool] | None = None
+) -> dict[str, Tensor]:
+    """Read the weights of a file on the CPU.
+
+    The kind of file is told by its content: safetensors, or torch's zip or older format (``.pth``,
+    ``.ckpt``, ``.bin``, ...). Weights under ``state_dict``, ``model`` or ``module`` are found
+    there; entries that are no tensors are left out. Tensors of safetensors and zip files stay on
+    disk until they are used.
+
+    Args:
+        path: the file.
+        keep: tells which keys are wanted; the others are not read (except in the older format).
+
+    Returns:
+        tensors by key; empty if `keep` wants none.
+
+    Raises:
+        CheckpointError: if the file is missing, empty, cut off, damaged or no checkpoint, has no
+            tensors, or is a pickle that wants to run code (which is not run).
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder: give the weights file inside it")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as stream:
+            start = stream.read(16)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no weights file {path}: check the path") from None
+    except OSError as error:
+        raise CheckpointError(f"cannot read the weights file {path}: {error.strerror}") from error
+    if size == 0:
+        raise CheckpointError(f"the weights file {path} is empty: download or copy it again")
+
+    # A safetensors file begins with the length of its JSON header, a zip archive with PK, a pickle
+    # with the opcode for "protocol" and the protocol's number.
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size:
+        return _load_safetensors(path, keep)
+    if start[:2] == b"PK":
+        return _load_torch(path, keep, is_zip=True)
+    if start[:1] == b"\x80" and start[1:2] <= b"\x05":
+        return _load_torch(path, keep, is_zip=False)
+    hint = ""
+    if start.lstrip()[:1] == b"<":
+        hint = " (it looks like a web page: the download failed)"
+    elif start.startswith(b"version https"):
+        hint = " (it looks like a git-lfs pointer: run `git lfs pull`)"
+    elif path.suffix == ".safetensors":
+        return _load_safetensors(path, keep)
+    raise CheckpointError(
+        f"{path} is not a checkpoint: neither safetensors nor a file of torch.save{hint}"
+    )
+
+
+def _load_safetensors(path: Path, keep: Callable[[str], bool] | None) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            keys = list(file.keys())
+            if not keys:
+                raise CheckpointError(f"{path} has no tensors inside")
+            return {k: file.get_tensor(k) for k in keys if keep is None or keep(k)}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} is cut off or no safetensors file: download or copy it again ({error})"
+        ) from error
+
+
+def _load_torch(path: Path, keep: Callable[[str], bool] | None, is_zip: bool) -> dict[str, Tensor]:
+    if is_zip and not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path} is cut off (the end of the archive is missing): download or copy it again"
+        )
+    if is_zip:
+        with zipfile.ZipFile(path) as archive:
+            names = {name.rpartition("/")[2] for name in archive.namelist()}
+        if "constants.pkl" in names:
+            raise CheckpointError(
+                f"{path} is a TorchScript program, not plain weights, and was not run: OpenAI "
+                "gave out CLIP like this; use an open_clip tag or a safetensors file instead"
+            )
+        if "data.pkl" not in names:
+            raise CheckpointError(f"{path} is not a checkpoint but some other zip archive")
+    try:
+        with torch.serialization.safe_globals(_STAND_INS), path.open("rb") as stream:
+            if is_zip and path.suffix != ".safetensors":
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            else:
+                # As a stream: torch goes by the suffix where it is given a path.
+                content = torch.load(stream, map_location="cpu", weights_only=True)
+    # Whatever a damaged or hostile pickle can make the reader stumble over.
+    except Exception as error:
+        _explain(path, is_zip, error)
+
+    state = _unwrap(content)
+    if not isinstance(state, Mapping):
+        raise CheckpointError(
+            f"{path} is not a checkpoint: it holds a {type(content).__name__}, not weights by name"
+        )
+    tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        shown = ", ".join(map(repr, list(state)[:5])) or "nothing"
+        raise CheckpointError(f"{path} has no tensors inside, only: {shown}")
+    return {k: v.detach() for k, v in tensors.items() if keep is None or keep(k)}
+
+
+def _unwrap(content: Any) -> Any:
+    while isinstance(content, Mapping):
+        inner = [content[k] for k in _LEVELS if isinstance(content.get(k), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
+    return content
+
+
+def _explain(path: Path, is_zip: bool, error: Exception) -> NoReturn:
+    if isinstance(error, MemoryError):
+        raise error
+    text = str(error)
+    named = re.findall(r"GLOBAL (\S+)", text)
+    foreign = _foreign_globals(path, is_zip)
+    if named or foreign or "unrecognized function" in text:
+        # The reader names only the first, and drops "builtins." from it.
+        culprits = ", ".join(foreign or named) or "what it builds itself"
+        raise CheckpointError(
+            f"{path} was refused: it wants to run code ({culprits}), which weights have no need "
+            "of. Nothing in it was run. Get the weights as safetensors or from a trusted source"
+        ) from error
+    if "Unsupported operand" in text:
+        raise CheckpointError(
+            f"{path} is not a checkpoint, or was pickled with a protocol that cannot be read "
+            "safely: save it again with plain torch.save, or as safetensors"
+        ) from error
+    reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    raise CheckpointError(
+        f"{path} is cut off, damaged or not a checkpoint: download or copy it again "
+        f"({reason[:200]})"
+    ) from error
+
+
+def _foreign_globals(path: Path, is_zip: bool) -> list[str]:
+    """Classes and functions that a pickle names and weights have no need of, without running it."""
+    known = {f"{c.__module__}.{c.__qualname__}" for c in _STAND_INS}
+    known |= {"collections.OrderedDict", "_codecs.encode", "__builtin__.getattr"}
+    found = []
+    for name in _globals(path, is_zip):
+        if name not in known and not name.startswith("torch.") and name not in found:
+            found.append(name)
+    return found
+
+
+def _globals(path: Path, is_zip: bool) -> Iterator[str]:
+    # A damaged pickle ends the listing: what was found until there is what there is to say.
+    with contextlib.suppress(ValueError, IndexError, OSError, EOFError, zipfile.BadZipFile):
+        with contextlib.ExitStack() as stack:
+            if is_zip:
+                archive = stack.enter_context(zipfile.ZipFile(path))
+                name = next(n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl")
+                stream = stack.enter_context(archive.open(name))
+            else:
+                stream = stack.enter_context(path.open("rb"))
+            # The older format is a magic number, its version, the system and then the content.
+            for _ in range(1 if is_zip else 4):
+                strings: list[str] = []
+                for opcode, value, _ in pickletools.genops(stream):
+                    if opcode.name == "GLOBAL":
+                        yield value.replace(" ", ".")
+                    elif opcode.name == "STACK_GLOBAL" and len(strings) > 1:
+                        yield ".".join(strings[-2:])
+                    elif isinstance(value, str):
+                        strings.append(value)
+
+
+def save_state_dict(
+    path: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    meta: Mapping[str, str] | None = None,
+) -> None:
+    """Write weights so that a failure (a full disk, a kill) leaves a previous file as it was.
+
+    They go to a temporary file beside it, which takes its place when it is complete.
+
+    Args:
+        path: ``.safetensors``, or ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` (torch's format, with the
+            weights under ``state_dict`` as OpenMMLab has them). Missing folders are made.
+        state: tensors by key, on any device; they are written from the CPU.
+        meta: notes to keep with them (header of safetensors; ``meta`` otherwise).
+
+    Raises:
+        CheckpointError: if the suffix is another one, or writing fails.
+    """
+    # A link stays a link: what it points to is replaced.
+    path = Path(path).resolve()
+    if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+        known = ", ".join((".safetensors", *TORCH_SUFFIXES))
+        raise CheckpointError(f"cannot tell how to write {path}: the suffix must be of {known}")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Own memory for each: safetensors has no shared storage, and torch.save would write a
+        # whole storage for a slice of it.
+        tensors = {
+            k: v.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
+            for k, v in state.items()
+        }
+        if path.suffix == ".safetensors":
+            save_file(tensors, temporary, metadata=dict(meta) if meta else None)
+        else:
+            torch.save({"state_dict": tensors, "meta": dict(meta or {})}, temporary)
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        before = "the file that was there is unchanged" if path.exists() else "nothing was left"
+        raise CheckpointError(
+            f"could not write {path} ({error}); {before}: is the disk full or write-protected?"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
