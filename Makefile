@@ -19,10 +19,11 @@ help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
 
 venv:  ## make .venv with the tested versions; instant when it is up to date
-	@$(PYTHON) -c '$(SUITABLE)' 2>/dev/null || { \
-	  echo "Python 3.10, 3.11 or 3.12 is needed; '$(PYTHON)' is not one that runs here." >&2; \
+	@"$(PYTHON)" -c '$(SUITABLE)' 2>/dev/null || { \
+	  echo "Python 3.10, 3.11 or 3.12 is needed; '$(PYTHON)' is not one that runs here:" >&2; \
+	  "$(PYTHON)" -V >&2; \
 	  echo "Name one: make PYTHON=/path/to/python3.11 test" >&2; exit 1; }
-	@$(PYTHON) requirements/make_venv.py $(PIP_FLAGS)
+	@"$(PYTHON)" requirements/make_venv.py $(PIP_FLAGS)
 
 test: lint  ## ruff and the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
