@@ -10,7 +10,8 @@ PYTHON := $(shell for p in $(CANDIDATES); do $$p -c '$(SUITABLE)' 2>/dev/null &&
 endif
 BIN := .venv/bin
 PHOTO ?= $(firstword $(wildcard demo/images/*.jpg))
-TEXTS ?= person; dog; cat; car, truck; tree; sky; grass; road; building
+TEXTS ?= pagoda, temple; person
+STUFF ?= sky; tree, foliage; water, lake; hill, mountain
 
 .PHONY: help venv test lint format demo clean
 .DEFAULT_GOAL := help
@@ -36,8 +37,8 @@ format: venv  ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo: venv  ## segment a photograph with names of your choice (PHOTO=..., TEXTS="...")
-	$(BIN)/python demo/image_demo.py $(PHOTO) --texts "$(TEXTS)" --out demo_output
+demo: venv  ## segment a photograph with names of your choice (PHOTO=, TEXTS=, STUFF=)
+	$(BIN)/python demo/image_demo.py $(PHOTO) --texts "$(TEXTS)" --stuff-texts "$(STUFF)" --out demo_output
 
 clean:  ## remove .venv, caches and demo_output
 	rm -rf .venv .pytest_cache .ruff_cache build demo_output *.egg-info \
