@@ -1,0 +1,173 @@
+"""From what people name to what runs: configs, devices, test pipelines, models."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+import torch
+from mmcv.transforms import Compose
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from odise_mm.datasets.vocabulary import VocabularyError
+from odise_mm.registry import MODELS, TRANSFORMS
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be found or built. The message says which and what to do."""
+
+
+class DeviceError(RuntimeError):
+    """A device that was asked for and is not there."""
+
+
+def config_folders() -> list[Path]:
+    """Where config names are looked up: the working directory, then the package's own."""
+    package = Path(__file__).resolve().parents[1]
+    folders = [Path.cwd() / "configs", package.parent / "configs", package / ".mim" / "configs"]
+    return [f for f in dict.fromkeys(folders) if f.is_dir()]
+
+
+def load_config(config: str | os.PathLike | Config) -> Config:
+    """A config from a path, from a name under ``configs/``, or as it is (copied).
+
+    Args:
+        config: e.g. ``configs/odise/odise_coco_label.py``, ``odise/odise_coco_label`` or
+            ``odise_coco_label``.
+
+    Raises:
+        ConfigError: no such file, a name that fits several, or a file that is not a valid config.
+    """
+    if isinstance(config, Config):
+        return config.copy()
+    path = _find_config(os.fspath(config))
+    try:
+        return Config.fromfile(path)
+    except Exception as err:  # whatever a Python file can raise
+        raise ConfigError(f"{path}: not a valid config: {type(err).__name__}: {err}") from err
+
+
+def _find_config(name: str) -> Path:
+    path = Path(name).expanduser()
+    if path.is_file():
+        return path
+    wanted = Path(name if name.endswith(".py") else name + ".py").parts
+    known: dict[str, Path] = {}
+    hits: list[Path] = []
+    for folder in config_folders():
+        files = [f for f in sorted(folder.rglob("*.py")) if "_base_" not in f.parts]
+        known |= {f.stem: f for f in files}
+        hits += [f for f in files if f.parts[-len(wanted) :] == wanted]
+        if hits:
+            break
+    if len(hits) == 1:
+        return hits[0]
+    if hits:
+        raise ConfigError(f"config {name!r} fits several files: {', '.join(map(str, hits))}")
+    close = difflib.get_close_matches(Path(name).stem, known, n=3, cutoff=0.5)
+    mean = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise ConfigError(
+        f"no config {name!r}: neither a file nor a name under configs/.{mean} "
+        f"There are: {', '.join(sorted(known)) or 'none'}"
+    )
+
+
+def set_frozen_weights(cfg: Config, part: str, weights: str) -> None:
+    """Tell a config where the weights of a frozen part are: ``model.<part>.weights``.
+
+    Raises:
+        ConfigError: the model has no such part, or one that takes no weights.
+    """
+    config = cfg.model.get(part)
+    if not isinstance(config, dict) or "weights" not in config:
+        raise ConfigError(f"{cfg.filename or 'config'}: has no `model.{part}.weights` to set")
+    config["weights"] = weights
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for; for None a CUDA device where there is one, else the CPU.
+
+    Raises:
+        DeviceError: not a device's name, or one that this machine or this PyTorch does not have.
+            Nothing falls back to the CPU by itself.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+    except RuntimeError as err:
+        raise DeviceError(
+            f"{device!r} is not a device; use 'cpu', 'cuda', 'cuda:1' or 'mps'"
+        ) from err
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            why = (
+                "PyTorch finds no usable CUDA device (driver, CUDA_VISIBLE_DEVICES?)"
+                if torch.version.cuda
+                else "this PyTorch was built without CUDA"
+            )
+            raise DeviceError(
+                f"device '{device}' was asked for, but {why}; use device='cpu' to run without"
+            )
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise DeviceError(
+                f"device '{device}' was asked for, but there are only "
+                f"{torch.cuda.device_count()} CUDA devices, numbered from 0"
+            )
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device 'mps' was asked for, but PyTorch finds none; use device='cpu'")
+    return device
+
+
+def build_model(cfg: Config) -> nn.Module:
+    """The model of a config.
+
+    Raises:
+        ConfigError: no model in it, a part that is not registered, or an argument that a part does
+            not take or not with this value.
+    """
+    where = cfg.filename or "config"
+    if not isinstance(cfg.get("model"), dict):
+        raise ConfigError(f"{where}: has no `model`")
+    init_default_scope(cfg.get("default_scope", "odise_mm"))
+    try:
+        return MODELS.build(cfg.model)
+    except KeyError as err:
+        if "registry" not in str(err):
+            raise
+        raise ConfigError(f"{where}: unknown part: {err.args[0]}") from err
+    except (TypeError, ValueError) as err:
+        if isinstance(err, VocabularyError):
+            raise
+        raise ConfigError(f"{where}: wrong argument: {err}") from err
+
+
+def make_test_pipeline(cfg: Config) -> Compose:
+    """The config's test pipeline, fit for pictures from anywhere.
+
+    ``test_pipeline``, or else that of ``test_dataloader``. Whatever loads the picture is replaced
+    by ``LoadImage``; what loads annotations is left out, as there are none.
+
+    Raises:
+        ConfigError: the config has no test pipeline.
+    """
+    steps = cfg.get("test_pipeline")
+    if steps is None:
+        dataset = cfg.get("test_dataloader", ConfigDict()).get("dataset", ConfigDict())
+        while "pipeline" not in dataset and "dataset" in dataset:
+            dataset = dataset["dataset"]
+        steps = dataset.get("pipeline")
+    if not steps:
+        raise ConfigError(f"{cfg.filename or 'config'}: has no `test_pipeline`")
+    kept = [dict(type="LoadImage")]
+    for step in steps:
+        kind = step["type"] if isinstance(step["type"], str) else step["type"].__name__
+        kind = kind.rpartition(".")[2]
+        if not kind.startswith("LoadImage") and "Annotations" not in kind:
+            kept.append(step)
+    return Compose([TRANSFORMS.build(step) for step in kept])

@@ -1,0 +1,415 @@
+"""From pictures and names to segments with names."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.structures import BaseDataElement
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from odise_mm.apis.building import (
+    PRECISIONS,
+    build_model,
+    load_config,
+    make_test_pipeline,
+    pick_device,
+    set_frozen_weights,
+)
+from odise_mm.apis.memory import memory_guard
+from odise_mm.apis.output import ResultWriter
+from odise_mm.apis.sources import Source, expand, is_single
+from odise_mm.datasets.vocabulary import Vocabulary, VocabularyError
+from odise_mm.structures import Instances, NamedSegment, SegmentationResult
+from odise_mm.utils.image import ImageError, ImageSource, read_image
+
+MADE_UP_NOTICE = (
+    "Made-up weights: no trained weights were given, so these shapes and names mean nothing."
+)
+_LONG_LIST = 4  # from here on a progress bar is shown
+
+Texts = str | Vocabulary | Sequence[str | Vocabulary]
+
+
+@dataclass
+class _Loaded:
+    """A picture that is ready for the model."""
+
+    source: Source
+    image: np.ndarray  # as read, BGR
+    inputs: torch.Tensor
+    data_sample: BaseDataElement
+
+
+class OpenVocabInferencer:
+    """Segments pictures and names the segments with names that you choose.
+
+    Example::
+
+        inferencer = OpenVocabInferencer("odise_coco_label", "odise_label_coco_50e.pth")
+        (result,) = inferencer("street.jpg", texts="black pickup truck, pickup truck; person",
+                               stuff_texts="blue sky, sky; road")
+        for s in result.segments:
+            print(s.name, s.score, s.area)
+
+    Args:
+        config: path of a config file, its name under ``configs/``, or a loaded config.
+        weights: our checkpoint (.pth or .safetensors, trained parameters) or a published ODISE
+            checkpoint as it is. None: the config's ``load_from``; without that the trained parts
+            keep made-up numbers, ``made_up_weights`` is True and every result says so.
+        device: e.g. "cuda:0" or "cpu". None: CUDA where there is a device, else the CPU; the log
+            says which. A device that is asked for and missing is an error, never replaced.
+        precision: "fp32", "bf16" or "fp16": see the model's ``set_precision``.
+        diffusion_weights: instead of the config's ``model.backbone.weights``: a hub id, a diffusers
+            folder, or a single original file.
+        clip_weights: instead of the config's ``model.clip.weights``: an open_clip tag or a file.
+        compile_frozen: ``torch.compile`` of the frozen parts; the first call then takes minutes.
+        cfg_options: further config changes, dotted keys as in mmengine's ``--cfg-options``.
+
+    Raises:
+        ConfigError: config not found, invalid, or with an unknown part or argument.
+        DeviceError: the device is not there.
+        ValueError: unknown precision.
+    """
+
+    def __init__(
+        self,
+        config: str | os.PathLike | Config,
+        weights: str | os.PathLike | None = None,
+        device: str | torch.device | None = None,
+        precision: str = "fp32",
+        *,
+        diffusion_weights: str | os.PathLike | None = None,
+        clip_weights: str | os.PathLike | None = None,
+        compile_frozen: bool = False,
+        cfg_options: dict[str, Any] | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+        self.precision = precision
+        self.device = pick_device(device)
+        chosen = "" if device is not None else " (none was asked for)"
+        print_log(f"Running on {self.device}{chosen}, precision {precision}", logger="current")
+
+        self.cfg = load_config(config)
+        self.cfg.merge_from_dict(dict(cfg_options or {}))
+        for part, source in (("backbone", diffusion_weights), ("clip", clip_weights)):
+            if source is not None:
+                set_frozen_weights(self.cfg, part, os.fspath(source))
+        weights = weights if weights is not None else self.cfg.get("load_from")
+        self.made_up_weights = weights is None
+        self.pipeline = make_test_pipeline(self.cfg)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # made-up weights are at least the same every time
+            self.model = build_model(self.cfg)
+        if weights is not None:
+            from odise_mm.models.weights import load_weights
+
+            load_weights(self.model, os.fspath(weights))
+        else:
+            print_log(MADE_UP_NOTICE, logger="current", level=logging.WARNING)
+        with memory_guard(self.device, precision):
+            self.model.set_precision(precision).to(self.device).eval()
+        if compile_frozen:
+            self.model.compile_frozen()
+        self.default_vocabulary: Vocabulary | None = self.model.vocabulary
+        self.console = Console(stderr=True)
+
+    def __call__(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        texts: Texts | None = None,
+        stuff_texts: str | Sequence[str] | None = None,
+        vocabulary: Texts | None = None,
+        *,
+        batch_size: int = 1,
+        out_dir: str | os.PathLike | None = None,
+        draw: bool = True,
+        return_pictures: bool = False,
+        keep_maps: bool = True,
+        channel_order: str = "bgr",
+        progress: bool = True,
+    ) -> list[SegmentationResult]:
+        """Segment pictures and return all results; see :meth:`stream` for the arguments.
+
+        Args:
+            keep_maps: False drops everything that grows with the pictures (maps, masks, drawn
+                pictures) as soon as it is written, so that a long list fits in memory.
+
+        Returns:
+            One result per picture, in order. In a list, folder or pattern a picture that cannot be
+            used gives a result with ``error`` set and the others are finished; a summary of the bad
+            ones is printed.
+
+        Raises:
+            ImageError: a single picture that cannot be used.
+        """
+        single = is_single(images)
+        results = []
+        for result in self.stream(
+            images,
+            texts,
+            stuff_texts,
+            vocabulary,
+            batch_size=batch_size,
+            out_dir=out_dir,
+            draw=draw,
+            return_pictures=return_pictures,
+            channel_order=channel_order,
+            progress=progress,
+        ):
+            if single and result.error is not None:
+                raise result.error
+            results.append(result if keep_maps else result.drop_maps())
+        return results
+
+    def stream(
+        self,
+        images: ImageSource | Iterable[ImageSource],
+        texts: Texts | None = None,
+        stuff_texts: str | Sequence[str] | None = None,
+        vocabulary: Texts | None = None,
+        *,
+        batch_size: int = 1,
+        out_dir: str | os.PathLike | None = None,
+        draw: bool = True,
+        return_pictures: bool = False,
+        channel_order: str = "bgr",
+        progress: bool = True,
+    ) -> Iterator[SegmentationResult]:
+        """Segment pictures one batch after another; only one batch is in memory.
+
+        Args:
+            images: a path, a folder, a glob pattern, an array (H, W[, C]), a PIL image, or an
+                iterable of these (a generator is consumed as needed).
+            texts: names of things, ``;`` between classes, ``,`` between the synonyms of a class; or
+                names of vocabularies ("coco", "ade20k", ...), or a list of both.
+            stuff_texts: names of stuff classes, written alike.
+            vocabulary: a :class:`Vocabulary`, a vocabulary's name or file, several between commas,
+                or a list; joined to what is typed, which comes first. With none of the three, the
+                config's vocabulary.
+            batch_size: pictures that run together; they may differ in size.
+            out_dir: where to write ``pictures/*.jpg``, ``panoptic/*.png`` and ``panoptic.json``.
+            draw: whether to write pictures to ``out_dir``.
+            return_pictures: whether results carry the drawn ``picture``.
+            channel_order: of arrays: "bgr" (as OpenMMLab and OpenCV do) or "rgb".
+            progress: a progress bar for four pictures and more.
+
+        Yields:
+            A result per picture, in order; with ``error`` set where it cannot be used.
+
+        Raises:
+            VocabularyError: names that cannot be used (empty, twice, unknown vocabulary).
+            DeviceMemoryError: out of memory; the message says what to lower.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a positive whole number, not {batch_size!r}")
+        if channel_order not in ("bgr", "rgb"):
+            raise ValueError(f'channel_order must be "bgr" or "rgb", not {channel_order!r}')
+        words = self.make_vocabulary(texts, stuff_texts, vocabulary)
+        sources = expand(images)
+        writer = nullcontext()
+        if out_dir is not None:
+            writer = ResultWriter(out_dir, words, made_up_weights=self.made_up_weights)
+        want_picture = return_pictures or (draw and out_dir is not None)
+        total = len(sources) if isinstance(sources, Sized) else None
+        show = progress and (total is None or total >= _LONG_LIST)
+        runs = self._run(sources, words, batch_size, channel_order)
+
+        # An inner generator, so that wrong arguments are reported by the call itself.
+        def results() -> Iterator[SegmentationResult]:
+            bad: list[SegmentationResult] = []
+            done = 0
+            try:
+                with writer, self._progress(show) as bar:
+                    task = bar.add_task("pictures", total=total)
+                    for result, image in runs:
+                        picture = None
+                        if want_picture and result.ok and result.panoptic is not None:
+                            picture = self.draw(image, result)
+                        if out_dir is not None:
+                            writer.add(result, picture if draw else None)
+                        result.picture = picture if return_pictures else None
+                        done += 1
+                        if not result.ok:
+                            bad.append(result)
+                        bar.advance(task)
+                        yield result
+            finally:
+                if bad and done > 1:
+                    self._report(bad, done)
+
+        return results()
+
+    def make_vocabulary(
+        self,
+        texts: Texts | None = None,
+        stuff_texts: str | Sequence[str] | None = None,
+        vocabulary: Texts | None = None,
+    ) -> Vocabulary:
+        """The vocabulary that arguments of a call stand for; see :meth:`stream`.
+
+        Raises:
+            VocabularyError: names that cannot be used, or none and the config has none.
+        """
+        parts = []
+        if texts is not None or stuff_texts is not None:
+            parts.append(Vocabulary.parse(texts, stuff_texts))
+        if vocabulary is not None:
+            parts += _load_vocabularies(vocabulary)
+        if parts:
+            return Vocabulary.join(parts)
+        if self.default_vocabulary is None:
+            raise VocabularyError(
+                "no names: give texts, stuff_texts or vocabulary (the config has none)"
+            )
+        return self.default_vocabulary
+
+    def draw(self, image: np.ndarray, result: SegmentationResult, **kwargs: Any) -> np.ndarray:
+        """The picture of a result, with the notice on made-up weights where it is due.
+
+        Args:
+            image: (H, W, 3) uint8 BGR.
+            kwargs: of :func:`odise_mm.visualization.draw_panoptic`.
+
+        Returns:
+            (H', W', 3) uint8 BGR.
+        """
+        from odise_mm.visualization import draw_panoptic
+
+        if result.made_up_weights:
+            kwargs.setdefault("notice", MADE_UP_NOTICE)
+        return draw_panoptic(image, result, **kwargs)
+
+    def _run(
+        self,
+        sources: Iterable[Source],
+        vocabulary: Vocabulary,
+        batch_size: int,
+        channel_order: str,
+    ) -> Iterator[tuple[SegmentationResult, np.ndarray | None]]:
+        """Results in order, each with its picture as read (None where it could not be)."""
+        waiting: list[_Loaded | SegmentationResult] = []
+        ready = 0
+        for source in sources:
+            try:
+                waiting.append(self._load(source, channel_order))
+                ready += 1
+            except ImageError as err:
+                waiting.append(
+                    SegmentationResult(
+                        image_path=source.path,
+                        image_name=source.name,
+                        class_names=vocabulary.names,
+                        made_up_weights=self.made_up_weights,
+                        error=err,
+                    )
+                )
+            if ready == batch_size or ready == 0:
+                yield from self._finish(waiting, vocabulary)
+                waiting, ready = [], 0
+        yield from self._finish(waiting, vocabulary)
+
+    def _load(self, source: Source, channel_order: str) -> _Loaded:
+        if source.error is not None:
+            raise source.error
+        image = read_image(source.value, channel_order=channel_order, name=source.name)
+        data = self.pipeline(dict(img=image, img_path=source.path, img_id=source.name))
+        return _Loaded(source, image, data["inputs"], data["data_samples"])
+
+    def _finish(
+        self, waiting: list[_Loaded | SegmentationResult], vocabulary: Vocabulary
+    ) -> Iterator[tuple[SegmentationResult, np.ndarray | None]]:
+        batch = [item for item in waiting if isinstance(item, _Loaded)]
+        outputs = iter(self._predict(batch, vocabulary) if batch else ())
+        for item in waiting:
+            if isinstance(item, _Loaded):
+                yield self._to_result(next(outputs), item, vocabulary), item.image
+            else:
+                yield item, None
+
+    def _predict(self, batch: list[_Loaded], vocabulary: Vocabulary) -> list[BaseDataElement]:
+        if self.model.vocabulary != vocabulary:
+            self.model.vocabulary = vocabulary
+        data = dict(
+            inputs=[item.inputs for item in batch],
+            data_samples=[item.data_sample for item in batch],
+        )
+        sizes = [tuple(item.inputs.shape[-2:]) for item in batch]
+        with memory_guard(self.device, self.precision, sizes), torch.no_grad():
+            return [sample.cpu() for sample in self.model.test_step(data)]
+
+    def _to_result(
+        self, sample: BaseDataElement, item: _Loaded, vocabulary: Vocabulary
+    ) -> SegmentationResult:
+        result = SegmentationResult(
+            image_path=item.source.path,
+            image_name=item.source.name,
+            height=item.image.shape[0],
+            width=item.image.shape[1],
+            class_names=vocabulary.names,
+            made_up_weights=self.made_up_weights,
+        )
+        if "pred_panoptic_seg" in sample:
+            panoptic = sample.pred_panoptic_seg
+            result.panoptic = panoptic.sem_seg[0].numpy().astype(np.int32, copy=False)
+            result.segments = [
+                NamedSegment(
+                    id=int(info["id"]),
+                    label=int(info["category_id"]),
+                    name=vocabulary.names[info["category_id"]],
+                    score=float(info["score"]),
+                    area=int(info["area"]),
+                    is_thing=bool(info["isthing"]),
+                )
+                for info in panoptic.segments_info
+            ]
+        if "pred_sem_seg" in sample:
+            semantic = sample.pred_sem_seg.sem_seg[0]
+            result.semantic = semantic.numpy().astype(np.int32, copy=False)
+        if "pred_instances" in sample:
+            found = sample.pred_instances
+            result.instances = Instances.pack(
+                labels=found.labels.numpy(),
+                scores=found.scores.float().numpy(),
+                boxes=found.bboxes.float().numpy(),
+                masks=found.masks.numpy(),
+            )
+        return result
+
+    def _progress(self, show: bool) -> Progress:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        )
+        return Progress(*columns, console=self.console, disable=not show)
+
+    def _report(self, bad: list[SegmentationResult], done: int) -> None:
+        lines = [f"{len(bad)} of {done} pictures could not be used:"]
+        lines += [f"  {result.error}" for result in bad]
+        self.console.print(
+            "\n".join(lines), style="bold red", markup=False, highlight=False, soft_wrap=True
+        )
+
+
+def _load_vocabularies(vocabulary: Texts) -> list[Vocabulary]:
+    """Vocabularies by name or file: unlike in ``texts``, an unknown name is not a class."""
+    if isinstance(vocabulary, Vocabulary):
+        return [vocabulary]
+    if isinstance(vocabulary, (str, os.PathLike)):
+        text = os.fspath(vocabulary)
+        names = [text] if os.path.isfile(text) else re.split("[,;]", text)
+        return [Vocabulary.load(name.strip()) for name in names]
+    return [part for item in vocabulary for part in _load_vocabularies(item)]

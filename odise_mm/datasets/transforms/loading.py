@@ -1,0 +1,83 @@
+"""Loading and resizing of pictures in pipelines."""
+
+from __future__ import annotations
+
+import numpy as np
+from mmcv.image.geometric import rescale_size
+from mmcv.transforms import BaseTransform
+from mmdet.datasets.transforms import Resize
+
+from odise_mm.registry import TRANSFORMS
+from odise_mm.utils.image import ImageError, read_image
+
+
+@TRANSFORMS.register_module()
+class LoadImage(BaseTransform):
+    """Read a picture with :func:`odise_mm.utils.image.read_image`.
+
+    Required keys: ``img_path``, or ``img`` with something already in memory (an array in BGR order
+    or a PIL image), which then wins.
+
+    Modified and added keys: ``img`` (uint8 (H, W, 3) BGR), ``img_path`` (None without a file),
+    ``img_shape`` and ``ori_shape`` ((H, W)).
+
+    Raises:
+        ImageError: the picture cannot be used; the message names it.
+    """
+
+    def transform(self, results: dict) -> dict:
+        path = results.get("img_path")
+        source = results.get("img")
+        if source is None:
+            source = path
+        if source is None:
+            raise ImageError("a pipeline that starts with LoadImage needs `img_path` or `img`")
+        image = read_image(source, name=None if path is None else str(path))
+        results["img"] = image
+        results["img_path"] = path
+        results["img_shape"] = results["ori_shape"] = image.shape[:2]
+        return results
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+@TRANSFORMS.register_module()
+class ResizeKeepRatio(Resize):
+    """mmdet's ``Resize`` for pictures of any shape: no side ever becomes 0 pixels.
+
+    Strips more than ``2 * max(scale)`` times longer than wide round to zero in mmdet's version and
+    fail there; here the short side stays at 1. All others get exactly mmdet's numbers.
+
+    Args:
+        scale: (long, short): as large as possible with the long edge at most ``max(scale)`` and
+            the short edge at most ``min(scale)`` pixels.
+        backend, interpolation: as in mmcv; the published test pipeline resizes with Pillow,
+            bilinearly.
+    """
+
+    def __init__(
+        self,
+        scale: tuple[int, int],
+        backend: str = "pillow",
+        interpolation: str = "bilinear",
+        **kwargs,
+    ) -> None:
+        super().__init__(
+            scale=scale, keep_ratio=True, backend=backend, interpolation=interpolation, **kwargs
+        )
+
+    def transform(self, results: dict) -> dict:
+        height, width = results["img"].shape[:2]
+        if min(rescale_size((width, height), self.scale)) > 0:
+            return super().transform(results)
+        long_side = np.clip(max(height, width), 1, max(self.scale))
+        size = (1, int(long_side)) if height > width else (int(long_side), 1)
+        squeezed = Resize(
+            scale=size,
+            keep_ratio=False,
+            backend=self.backend,
+            interpolation=self.interpolation,
+            clip_object_border=self.clip_object_border,
+        )
+        return squeezed(results)

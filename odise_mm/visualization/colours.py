@@ -1,0 +1,99 @@
+"""Colours of classes: the same name gets the same colour wherever it appears."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+# Lightness, chroma (CIE LCh) and number of hues of the palette's rings: mid tones that show on a
+# photograph and leave room for lighter and darker shades of one class's instances.
+_RINGS = ((64.0, 72.0, 20), (50.0, 58.0, 14), (78.0, 52.0, 14))
+# Distances in CIE Lab to keep between two colours: the first that leaves a choice is used.
+# Lightness counts half, as a photograph under the fill changes it.
+_GAPS = (45.0, 34.0, 25.0, 16.0)
+_WEIGHTS = np.array([0.5, 1.0, 1.0])
+_SHADES = (0.0, 13.0, -13.0, 22.0, -22.0, 6.5, -6.5)
+
+
+def _lch_to_lab(lch: np.ndarray) -> np.ndarray:
+    hue = np.deg2rad(lch[..., 2])
+    return np.stack([lch[..., 0], lch[..., 1] * np.cos(hue), lch[..., 1] * np.sin(hue)], axis=-1)
+
+
+def _lab_to_rgb(lab: np.ndarray) -> np.ndarray:
+    if lab.size == 0:
+        return np.zeros(lab.shape, dtype=np.uint8)
+    rgb = cv2.cvtColor(lab.reshape(-1, 1, 3).astype(np.float32), cv2.COLOR_LAB2RGB)
+    return np.rint(np.clip(rgb, 0, 1) * 255).astype(np.uint8).reshape(lab.shape)
+
+
+def _palette() -> np.ndarray:
+    """(P, 3) CIE Lab, of colours that a screen can show."""
+    colours = [
+        (lightness, chroma, 360.0 * (i + 0.5 * ring) / count)
+        for ring, (lightness, chroma, count) in enumerate(_RINGS)
+        for i in range(count)
+    ]
+    shown = _lab_to_rgb(_lch_to_lab(np.array(colours))).astype(np.float32) / 255
+    return cv2.cvtColor(shown[None], cv2.COLOR_RGB2LAB)[0]
+
+
+_PALETTE = _palette()
+
+
+def _preferences(name: str) -> np.ndarray:
+    """Every palette index, in an order that the name alone decides."""
+    digest = hashlib.blake2b(" ".join(name.casefold().split()).encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little")).permutation(len(_PALETTE))
+
+
+def class_colours(names: Sequence[str]) -> np.ndarray:
+    """Colours of class names, each decided by the name alone unless it resembles an earlier one.
+
+    Args:
+        names: N names; the same name always gets the same first choice.
+
+    Returns:
+        (N, 3) uint8, RGB. Told apart easily up to about 20 names; beyond the palette's size
+        colours repeat.
+    """
+    taken: list[np.ndarray] = []
+    for name in names:
+        candidates = _PALETTE[_preferences(name)]
+        if taken:
+            apart = (candidates[:, None] - np.array(taken)[None]) * _WEIGHTS
+            gaps = np.linalg.norm(apart, axis=2).min(axis=1)
+            wanted = next((gap for gap in _GAPS if (gaps >= gap).any()), gaps.max())
+            choice = candidates[int((gaps >= wanted).argmax())]
+        else:
+            choice = candidates[0]
+        taken.append(choice)
+    return _lab_to_rgb(np.array(taken).reshape(-1, 3))
+
+
+def shade(colour: Sequence[int], index: int) -> tuple[int, int, int]:
+    """Colour of a class's instance number ``index`` (from 0): lighter or darker, slightly turned.
+
+    Args:
+        colour: RGB, 0 to 255.
+    """
+    if index == 0:
+        return tuple(int(c) for c in colour)
+    rgb = np.array(colour, dtype=np.float32).reshape(1, 1, 3) / 255
+    lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0, 0]
+    chroma, hue = np.hypot(lab[1], lab[2]), np.rad2deg(np.arctan2(lab[2], lab[1]))
+    lightness = np.clip(lab[0] + _SHADES[index % len(_SHADES)], 25, 90)
+    turn = 9.0 * ((index * 5) % 7 - 3) / 3
+    return tuple(
+        int(c) for c in _lab_to_rgb(_lch_to_lab(np.array([lightness, chroma, hue + turn])))
+    )
+
+
+def is_light(colour: Sequence[float]) -> bool:
+    """Whether black text reads better than white on an RGB colour (WCAG 2 relative luminance)."""
+    c = np.asarray(colour, dtype=np.float64) / 255
+    linear = np.where(c <= 0.03928, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722)) > 0.32

@@ -1,0 +1,109 @@
+"""Legend below or beside a picture, and the banner above it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+from odise_mm.visualization.text import font_for, text_size, wrap
+
+_PAPER = (250, 250, 248)
+_INK = (28, 28, 30)
+_FAINT = (112, 112, 118)
+_WARNING = (255, 196, 61)
+
+
+@dataclass(frozen=True)
+class LegendEntry:
+    """A class in the legend."""
+
+    name: str
+    colour: tuple[int, int, int]
+    count: int
+    share: float
+    """Of the picture, 0 to 1."""
+    numbers: tuple[int, ...]
+    """Numbers written on segments that had no room for the name."""
+
+    @property
+    def remark(self) -> str:
+        parts = [f"x{self.count}"] if self.count > 1 else []
+        percent = 100 * self.share
+        parts.append("<0.1 %" if percent < 0.1 else f"{percent:.{0 if percent >= 10 else 1}f} %")
+        if self.numbers:
+            shown = ", ".join(map(str, self.numbers[:4])) + (", …" if len(self.numbers) > 4 else "")
+            parts.append(f"[{shown}]")
+        return "  ".join(parts)
+
+
+def add_legend(picture: Image.Image, entries: Sequence[LegendEntry], size: int) -> Image.Image:
+    """The picture with a legend: below it, or at its right where it is much higher than wide.
+
+    Args:
+        entries: in the order to show them.
+        size: of the font, pixels.
+    """
+    if not entries:
+        return picture
+    draw = ImageDraw.Draw(picture)
+    row, pad, swatch = round(size * 1.75), size, round(size * 1.05)
+    gap = size // 2
+    widths = [
+        swatch + 3 * gap + 2 * pad + sum(text_size(draw, t, size)[0] for t in (e.name, e.remark))
+        for e in entries
+    ]
+    beside = picture.height > 1.6 * picture.width
+    if beside:
+        rows = min(len(entries), max(1, (picture.height - 2 * pad) // row))
+    else:
+        rows = _fewest_rows(widths, picture.width - pad)
+    columns = [max(widths[i : i + rows]) for i in range(0, len(entries), rows)]
+    panel = (sum(columns) + pad, rows * row + 2 * pad)
+    if beside:
+        total = (picture.width + panel[0], max(picture.height, panel[1]))
+        left, top = picture.width + pad, pad
+    else:
+        total = (max(picture.width, panel[0]), picture.height + panel[1])
+        left, top = pad, picture.height + pad
+    canvas = Image.new("RGB", total, _PAPER)
+    canvas.paste(picture, (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    for i, entry in enumerate(entries):
+        x = left + sum(columns[: i // rows])
+        middle = top + (i % rows) * row + row // 2
+        box = (x, middle - swatch // 2, x + swatch, middle - swatch // 2 + swatch)
+        draw.rounded_rectangle(box, radius=max(2, swatch // 5), fill=entry.colour)
+        x += swatch + gap
+        for text, ink in ((entry.name, _INK), (entry.remark, _FAINT)):
+            draw.text((x, middle), text, font=font_for(text, size), anchor="lm", fill=ink)
+            x += text_size(draw, text, size)[0] + 2 * gap
+    return canvas
+
+
+def _fewest_rows(widths: Sequence[int], available: int) -> int:
+    """Rows of the lowest table, filled column by column, that is at most ``available`` wide."""
+    for rows in range(1, len(widths)):
+        if sum(max(widths[i : i + rows]) for i in range(0, len(widths), rows)) <= available:
+            return rows
+    return len(widths)
+
+
+def add_banner(picture: Image.Image, text: str, size: int) -> Image.Image:
+    """The picture under a warning-coloured strip with a text, wrapped to the width.
+
+    A picture narrower than 24 times the font's size is set on paper of that width.
+    """
+    width = max(picture.width, 24 * size)
+    lines = wrap(ImageDraw.Draw(picture), text, size, width - 2 * size)
+    row = round(size * 1.4)
+    height = len(lines) * row + round(0.8 * size)
+    canvas = Image.new("RGB", (width, picture.height + height), _PAPER)
+    draw = ImageDraw.Draw(canvas)
+    draw.rectangle((0, 0, width, height - 1), fill=_WARNING)
+    for i, line in enumerate(lines):
+        middle = round(0.4 * size) + i * row + row // 2
+        draw.text((size, middle), line, font=font_for(line, size), anchor="lm", fill=_INK)
+    canvas.paste(picture, (0, height))
+    return canvas

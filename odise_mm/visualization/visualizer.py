@@ -1,0 +1,115 @@
+"""mmdet's visualizer with this package's pictures, for hooks and test loops."""
+
+from __future__ import annotations
+
+import numpy as np
+from mmdet.evaluation.functional import INSTANCE_OFFSET
+from mmdet.structures import DetDataSample
+from mmdet.visualization import DetLocalVisualizer
+from mmengine.dist import master_only
+from mmengine.structures import PixelData
+
+from odise_mm.registry import VISUALIZERS
+from odise_mm.structures import NamedSegment, SegmentationResult
+from odise_mm.visualization.panoptic import draw_panoptic
+
+
+@VISUALIZERS.register_module()
+class OpenVocabVisualizer(DetLocalVisualizer):
+    """Draws panoptic maps with :func:`draw_panoptic`; samples without one as mmdet does.
+
+    Args:
+        fill_alpha: opacity of the fill, 0 to 1.
+        legend: see :func:`draw_panoptic`.
+        kwargs: of ``DetLocalVisualizer``.
+    """
+
+    def __init__(
+        self,
+        name: str = "visualizer",
+        *,
+        fill_alpha: float = 0.5,
+        legend: bool | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(name, **kwargs)
+        self.fill_alpha = fill_alpha
+        self.legend = legend
+
+    @master_only
+    def add_datasample(
+        self,
+        name: str,
+        image: np.ndarray,
+        data_sample: DetDataSample | None = None,
+        draw_gt: bool = True,
+        draw_pred: bool = True,
+        **kwargs,
+    ) -> None:
+        """As in mmdet, but with a panoptic map the masks that overlap it are not drawn on top.
+
+        Args:
+            name: of the picture.
+            image: (H, W, 3) RGB.
+            data_sample: with ``gt_panoptic_seg`` and / or ``pred_panoptic_seg``.
+            draw_gt: whether to draw the ground truth, at the left.
+            draw_pred: whether to draw the prediction.
+            kwargs: ``show``, ``out_file``, ``step``, ... of mmdet's method.
+        """
+        if data_sample is not None:
+            data_sample = data_sample.cpu().clone()
+            for kind in ("gt", "pred"):
+                if f"{kind}_panoptic_seg" in data_sample:
+                    for other in (f"{kind}_instances", f"{kind}_sem_seg"):
+                        if other in data_sample:
+                            delattr(data_sample, other)
+        super().add_datasample(name, image, data_sample, draw_gt, draw_pred, **kwargs)
+
+    def _draw_panoptic_seg(
+        self,
+        image: np.ndarray,
+        panoptic_seg: PixelData,
+        classes: list[str] | None,
+        palette: list | None = None,
+    ) -> np.ndarray:
+        result = result_from_pixels(panoptic_seg, classes or ())
+        return draw_panoptic(
+            image, result, alpha=self.fill_alpha, legend=self.legend, channel_order="rgb"
+        )
+
+
+def result_from_pixels(panoptic_seg: PixelData, classes: tuple | list) -> SegmentationResult:
+    """A result from a panoptic map: ours (ids, ``segments_info``) or mmdet's (class + 1000 n).
+
+    Args:
+        panoptic_seg: ``sem_seg`` (1, H, W).
+        classes: names by class index; mmdet's map marks void with ``len(classes)`` or 255.
+    """
+    ids = np.asarray(panoptic_seg.sem_seg)[0]
+    infos = panoptic_seg.metainfo.get("segments_info")
+    if infos is None:
+        labels = {int(i): int(i) % INSTANCE_OFFSET for i in np.unique(ids)}
+        infos = [
+            dict(id=i + 1, category_id=label, isthing=i >= INSTANCE_OFFSET)
+            for i, label in labels.items()
+            if label < len(classes)
+        ]
+        ids = ids + 1  # 0 is the first class there, and nothing here
+    segments = [
+        NamedSegment(
+            id=int(info["id"]),
+            label=int(info["category_id"]),
+            name=str(info.get("category_name") or classes[info["category_id"]]),
+            score=float(info.get("score", 1.0)),
+            area=int(info["area"] if "area" in info else (ids == info["id"]).sum()),
+            is_thing=bool(info["isthing"]),
+        )
+        for info in infos
+    ]
+    return SegmentationResult(
+        height=ids.shape[0],
+        width=ids.shape[1],
+        panoptic=ids.astype(np.int32),
+        segments=segments,
+        class_names=tuple(classes),
+    )

@@ -1,0 +1,111 @@
+"""A segmentor without a network: stripes of brightness, named by the vocabulary in turn.
+
+Has the interface of ``OpenVocabSegmentor``, so that everything around the model is tested in no
+time and with results that are known beforehand.
+"""
+
+from __future__ import annotations
+
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.logging import MMLogger
+from mmengine.model import BaseModel
+from mmengine.structures import InstanceData, PixelData
+
+from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.registry import MODELS
+
+# The first use of the log opens its stream: not inside a test that captures (and closes) it.
+MMLogger.get_current_instance()
+
+
+@MODELS.register_module()
+class FakeSegmentor(BaseModel):
+    """Left half: class 0, right half: the last class; one pixel wide pictures have one segment."""
+
+    def __init__(
+        self,
+        names: str | None = "cat; dog",
+        fail: str | None = None,
+        fail_from: int = 0,
+        test_cfg: dict | None = None,
+    ) -> None:
+        super().__init__()
+        self.vocabulary = None if names is None else Vocabulary.parse(names)
+        self.test_cfg = dict(test_cfg or {})
+        self.precision, self.compiled = "", False
+        self.fail, self.fail_from = fail, fail_from
+        self.scale = torch.nn.Parameter(torch.ones(1))
+        self.batches: list[list[tuple[int, ...]]] = []
+        self.seen: list[torch.Tensor] = []
+
+    def set_precision(self, precision: str) -> FakeSegmentor:
+        self.precision = precision
+        return self
+
+    def compile_frozen(self) -> FakeSegmentor:
+        self.compiled = True
+        return self
+
+    def forward(self, inputs, data_samples=None, mode="predict"):
+        raise NotImplementedError
+
+    def test_step(self, data: dict) -> list[DetDataSample]:
+        if self.fail and len(self.batches) >= self.fail_from:
+            if self.fail == "cuda":
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+            if self.fail == "cpu":
+                raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+            raise RuntimeError(self.fail)
+        self.batches.append([tuple(image.shape) for image in data["inputs"]])
+        self.seen += data["inputs"]
+        return [self._predict(s) for s in data["data_samples"]]
+
+    def _predict(self, sample: DetDataSample) -> DetDataSample:
+        height, width = sample.ori_shape
+        last = len(self.vocabulary) - 1
+        ids = torch.ones(1, height, width, dtype=torch.int32)
+        ids[..., (width + 1) // 2 :] = 2
+        infos = []
+        for id_, label in ((1, 0), (2, last)):
+            area = int((ids == id_).sum())
+            if area:
+                infos.append(
+                    dict(
+                        id=id_,
+                        category_id=label,
+                        category_name=self.vocabulary.names[label],
+                        isthing=self.vocabulary.is_thing[label],
+                        score=0.75,
+                        area=area,
+                    )
+                )
+        sample.pred_panoptic_seg = PixelData(
+            sem_seg=ids, metainfo=dict(segments_info=infos, label_names=self.vocabulary.names)
+        )
+        if self.test_cfg.get("semantic", True):
+            sample.pred_sem_seg = PixelData(sem_seg=torch.where(ids == 1, 0, last))
+        if self.test_cfg.get("instance", True):
+            sample.pred_instances = InstanceData(
+                masks=ids == 1,
+                labels=torch.zeros(1, dtype=torch.int64),
+                scores=torch.full((1,), 0.5, dtype=torch.bfloat16),
+                bboxes=torch.tensor([[0.0, 0.0, width, height]]),
+            )
+        return sample
+
+
+CONFIG = """
+custom_imports = dict(imports=["tests.fake_segmentor"])
+default_scope = "odise_mm"
+model = dict(type="FakeSegmentor")
+test_pipeline = [
+    dict(type="LoadImage"),
+    dict(type="ResizeKeepRatio", scale=(160, 64)),
+    dict(
+        type="mmdet.PackDetInputs",
+        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+    ),
+]
+"""
+"""Text of a config file with it, resizing to a short edge of 64, at most 160 long."""

@@ -1,0 +1,351 @@
+"""The inferencer: every kind of input, bad input, batches, devices, output files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from odise_mm.apis import ConfigError, DeviceError, DeviceMemoryError, OpenVocabInferencer
+from odise_mm.apis.building import load_config, make_test_pipeline, pick_device, set_frozen_weights
+from odise_mm.datasets.vocabulary import Vocabulary, VocabularyError
+from odise_mm.utils.image import ImageError, read_image
+from odise_mm.utils.panoptic_io import read_coco_panoptic
+from tests.fake_segmentor import CONFIG
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("configs") / "fake.py"
+    path.write_text(CONFIG)
+    return path
+
+
+@pytest.fixture
+def inferencer(config: Path) -> OpenVocabInferencer:
+    return OpenVocabInferencer(config, device="cpu")
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with three pictures of different sizes, and a file that is none."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, (height, width) in {"a.png": (30, 40), "b.JPG": (50, 20), "c.bmp": (8, 8)}.items():
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def test_a_file_gives_named_segments_at_its_own_size(inferencer, pictures):
+    (result,) = inferencer(pictures / "a.png", texts="pagoda, temple", stuff_texts="sky; lake")
+    assert result.ok and result.image_path == str(pictures / "a.png")
+    assert (result.height, result.width) == result.panoptic.shape == (30, 40)
+    assert result.panoptic.dtype == np.int32 and result.semantic.dtype == np.int32
+    assert [(s.name, s.label, s.is_thing, s.area) for s in result.segments] == [
+        ("pagoda", 0, True, 600),
+        ("lake", 2, False, 600),
+    ]
+    assert result.class_names == ("pagoda", "sky", "lake")
+    assert [result.share(s) for s in result.segments] == [0.5, 0.5]
+    assert np.array_equal(result.mask(result.segments[0]), result.panoptic == 1)
+    assert np.array_equal(result.instances.masks[0], result.panoptic == 1)
+    assert result.instances.boxes.tolist() == [[0, 0, 40, 30]]
+    assert result.instances.scores.dtype == np.float32
+    assert json.loads(json.dumps(result.to_dict()))["segments"][1]["name"] == "lake"
+
+
+def test_every_kind_of_input_reaches_the_model_alike(inferencer, pictures):
+    path = pictures / "a.png"
+    bgr = read_image(path)
+    with Image.open(path) as pil:
+        kinds = [str(path), path, bgr, pil, str(pictures / "a.*"), [path], (p for p in [path])]
+        for images in kinds:
+            (result,) = inferencer(images)
+            assert result.ok
+    inferencer(bgr[..., ::-1], channel_order="rgb")
+    first, *others = inferencer.model.seen
+    # BGR, channels first, short edge 64.
+    assert first.shape == (3, 64, 85) and first.dtype == torch.uint8
+    assert len(others) == len(kinds)
+    assert all(torch.equal(first, other) for other in others)
+
+
+def test_folder_and_glob_are_sorted_and_only_pictures(inferencer, pictures):
+    names = [Path(r.image_path).name for r in inferencer(pictures)]
+    assert names == ["a.png", "b.JPG", "c.bmp"]
+    assert [Path(r.image_path).name for r in inferencer(str(pictures / "[bc].*"))] == names[1:]
+    assert len(inferencer([pictures, pictures / "a.png"])) == 4
+    deep = inferencer(str(pictures.parent / "**" / "*.bmp"))
+    assert [Path(r.image_path).name for r in deep] == ["c.bmp"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_a_file(inferencer, pictures):
+    odd = pictures / "d[1].png"
+    Image.new("RGB", (4, 4)).save(odd)
+    (result,) = inferencer(str(odd))
+    assert result.image_path == str(odd)
+
+
+def test_batches_hold_pictures_of_different_size(inferencer, pictures):
+    inferencer(pictures, batch_size=2)
+    assert inferencer.model.batches == [[(3, 64, 85), (3, 160, 64)], [(3, 64, 64)]]
+    one, two = inferencer(pictures), inferencer(pictures, batch_size=3)
+    assert all(np.array_equal(a.panoptic, b.panoptic) for a, b in zip(one, two, strict=True))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_one_bad_file_does_not_stop_the_others(inferencer, pictures, batch_size, capsys):
+    good = sorted(pictures.glob("*.[pb]*")) + [pictures / "b.JPG"]
+    missing, text = pictures / "nowhere.png", pictures / "notes.txt"
+    images = [good[0], missing, good[1], text, np.zeros((0, 4, 3), np.uint8), good[2]]
+    results = inferencer(images, batch_size=batch_size)
+    assert [r.ok for r in results] == [True, False, True, False, False, True]
+    assert [r.image_path for r in results if r.ok] == [str(p) for p in good]
+    assert "no such file" in str(results[1].error) and str(missing) in str(results[1].error)
+    assert "notes.txt" in str(results[3].error)
+    assert "images[4]" in str(results[4].error)
+    assert results[1].panoptic is None and results[1].segments == []
+    summary = " ".join(capsys.readouterr().err.split())
+    assert "3 of 6 pictures could not be used" in summary and "nowhere.png" in summary
+
+
+def test_a_single_bad_picture_is_an_exception(inferencer, pictures):
+    with pytest.raises(ImageError, match=r"nowhere\.png: no such file"):
+        inferencer(pictures / "nowhere.png")
+    with pytest.raises(ImageError, match="NaN"):
+        inferencer(np.full((4, 4, 3), np.nan))
+    with pytest.raises(TypeError, match="images is a int"):
+        inferencer(3)
+
+
+def test_an_empty_folder_or_pattern_is_reported(inferencer, tmp_path):
+    (empty,) = inferencer(tmp_path)
+    assert "no pictures in this folder" in str(empty.error)
+    (none,) = inferencer(str(tmp_path / "*.png"))
+    assert "no file matches" in str(none.error)
+    assert inferencer([]) == []
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 4000), (4000, 3), (1, 20_000), (20_000, 1)])
+def test_extreme_shapes_pass_through(inferencer, shape):
+    (result,) = inferencer(np.full((*shape, 3), 90, np.uint8), return_pictures=True)
+    assert result.panoptic.shape == shape
+    assert min(inferencer.model.seen[0].shape) >= 1
+    assert result.picture.dtype == np.uint8
+
+
+def test_pictures_are_read_only_when_needed(inferencer, pictures):
+    taken = []
+
+    def images():
+        for path in [pictures / "a.png", pictures / "b.JPG", pictures / "c.bmp"]:
+            taken.append(path)
+            yield path
+
+    stream = inferencer.stream(images())
+    assert taken == []
+    next(stream)
+    assert len(taken) == 1
+    stream.close()
+
+
+def test_maps_can_be_dropped(inferencer, pictures):
+    results = inferencer(pictures, keep_maps=False)
+    assert all(r.panoptic is None and r.instances is None and r.segments for r in results)
+
+
+def test_vocabularies(inferencer):
+    image = np.zeros((4, 4, 3), np.uint8)
+
+    def names(**kwargs):
+        return inferencer(image, **kwargs)[0].class_names
+
+    assert names() == ("cat", "dog")
+    assert names(texts="zeppelin; dune") == ("zeppelin", "dune")
+    assert names() == ("cat", "dog")  # the config's again
+    assert names(stuff_texts="sky") == ("sky",)
+    assert len(names(texts="cityscapes")) == 19
+    assert names(texts="zeppelin", vocabulary="cityscapes")[:2][0] == "zeppelin"
+    assert len(names(texts="zeppelin", vocabulary="cityscapes")) == 20
+    assert len(names(vocabulary=["voc20", "cityscapes"])) == len(
+        names(vocabulary="voc20,cityscapes")
+    )
+    with pytest.raises(VocabularyError, match="no vocabulary 'cocoa'"):
+        inferencer.stream(image, vocabulary="cocoa")
+    own = Vocabulary.parse("whale")
+    assert names(vocabulary=own) == ("whale",)
+    for bad in ("", ";;,", "cat; cat"):
+        with pytest.raises(VocabularyError):
+            inferencer.stream(image, texts=bad)
+
+
+def test_without_any_names(config):
+    nameless = OpenVocabInferencer(config, device="cpu", cfg_options={"model.names": None})
+    with pytest.raises(VocabularyError, match="give texts"):
+        nameless(np.zeros((4, 4, 3), np.uint8))
+
+
+def test_output_files(inferencer, pictures, tmp_path):
+    (pictures / "more").mkdir()
+    Image.new("RGB", (5, 5)).save(pictures / "more" / "A.png")
+    out = tmp_path / "out"
+    images = [pictures / "a.png", "missing.png", pictures / "more" / "A.png", np.zeros((6, 7))]
+    results = inferencer(images, texts="cat", stuff_texts="sky", out_dir=out)
+    assert [Path(r.files["picture"]).name for r in results if r.ok] == [
+        "a.jpg",
+        "A_2.jpg",
+        "image_0003.jpg",
+    ]
+    back = read_coco_panoptic(out / "panoptic.json")
+    for result, read in zip([r for r in results if r.ok], back, strict=True):
+        assert np.array_equal(result.panoptic, read.panoptic)
+        assert result.segments == read.segments
+    info = json.loads((out / "panoptic.json").read_text())["info"]
+    assert "made_up_weights" in info
+    with Image.open(results[0].files["picture"]) as picture:
+        assert picture.width >= 480
+
+
+def test_results_so_far_are_kept_when_a_later_batch_fails(config, pictures, tmp_path):
+    options = {"model.fail": "cpu", "model.fail_from": 2}
+    failing = OpenVocabInferencer(config, device="cpu", cfg_options=options)
+    with pytest.raises(DeviceMemoryError):
+        failing(pictures, out_dir=tmp_path / "out")
+    assert len(read_coco_panoptic(tmp_path / "out" / "panoptic.json")) == 2
+
+
+def test_made_up_weights_are_said(inferencer, pictures):
+    assert inferencer.made_up_weights
+    plain, noticed = inferencer(pictures / "a.png", return_pictures=True)[0], None
+    noticed = plain.picture
+    assert plain.made_up_weights
+    plain.made_up_weights = False
+    without = inferencer.draw(read_image(pictures / "a.png"), plain)
+    assert noticed.shape[0] > without.shape[0]
+    assert noticed[2, 2].tolist() == [61, 196, 255]  # amber, BGR
+
+
+def test_the_device_is_said_and_never_replaced(config, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert pick_device(None) == torch.device("cpu")
+    for asked in ("cuda", "cuda:1", torch.device("cuda")):
+        with pytest.raises(DeviceError, match="was asked for"):
+            OpenVocabInferencer(config, device=asked)
+    with pytest.raises(DeviceError, match="not a device"):
+        OpenVocabInferencer(config, device="graphics card")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert pick_device(None).type == "cuda"
+    with pytest.raises(DeviceError, match="only 1 CUDA device"):
+        pick_device("cuda:3")
+
+
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_out_of_memory_says_what_to_lower(config, pictures, kind):
+    failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": kind})
+    with pytest.raises(DeviceMemoryError) as info:
+        failing(pictures, batch_size=2)
+    message = str(info.value)
+    for word in ("batch size (now 2)", "max_tiles_per_batch", "image scale", "bf16", "85 x 64"):
+        assert word in message
+    assert "Nothing was moved" in message
+    half = OpenVocabInferencer(
+        config, device="cpu", precision="bf16", cfg_options={"model.fail": kind}
+    )
+    with pytest.raises(DeviceMemoryError) as info:
+        half(pictures / "a.png")
+    assert "batch size" not in str(info.value) and "bf16" not in str(info.value)
+
+
+def test_other_errors_pass_unchanged(config, pictures):
+    failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": "a bug"})
+    with pytest.raises(RuntimeError, match="^a bug$"):
+        failing(pictures / "a.png")
+
+
+def test_precision_and_compilation_reach_the_model(config, inferencer):
+    assert inferencer.model.precision == "fp32" and not inferencer.model.compiled
+    other = OpenVocabInferencer(config, device="cpu", precision="bf16", compile_frozen=True)
+    assert other.model.precision == "bf16" and other.model.compiled
+    with pytest.raises(ValueError, match="precision 'int8'"):
+        OpenVocabInferencer(config, device="cpu", precision="int8")
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
+def test_wrong_batch_size(inferencer, batch_size):
+    with pytest.raises(ValueError, match="batch_size"):
+        inferencer.stream(np.zeros((4, 4, 3), np.uint8), batch_size=batch_size)
+
+
+def test_configs_are_found_by_name(tmp_path, monkeypatch):
+    folder = tmp_path / "configs" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "fancy_model.py").write_text("x = 1")
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "fancy_model",
+        "fancy_model.py",
+        "mine/fancy_model",
+        str(folder) + "/fancy_model.py",
+    ):
+        assert load_config(name).x == 1
+    with pytest.raises(ConfigError, match="Did you mean fancy_model"):
+        load_config("fancy_modle")
+    other = tmp_path / "configs" / "other"
+    other.mkdir()
+    (other / "fancy_model.py").write_text("x = 2")
+    with pytest.raises(ConfigError, match="fits several"):
+        load_config("fancy_model")
+    (folder / "broken.py").write_text("x = (")
+    with pytest.raises(ConfigError, match=r"broken\.py: not a valid config"):
+        load_config(folder / "broken.py")
+
+
+def test_config_errors_name_the_part(config):
+    for options, match in (
+        ({"model.type": "NoSuchThing"}, "unknown part.*NoSuchThing"),
+        ({"model.wheels": 4}, "wrong argument.*wheels"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            OpenVocabInferencer(config, device="cpu", cfg_options=options)
+    with pytest.raises(ConfigError, match="no `model`"):
+        OpenVocabInferencer(Config(dict(test_pipeline=[dict(type="LoadImage")])), device="cpu")
+    with pytest.raises(ConfigError, match="no `test_pipeline`"):
+        OpenVocabInferencer(Config(dict(model=dict(type="FakeSegmentor"))), device="cpu")
+
+
+def test_where_the_frozen_weights_are_can_be_said():
+    cfg = Config(dict(model=dict(clip=dict(weights="a"), backbone=dict(type="x"))))
+    set_frozen_weights(cfg, "clip", "b")
+    assert cfg.model.clip.weights == "b"
+    for part in ("backbone", "captioner"):
+        with pytest.raises(ConfigError, match=f"no `model.{part}.weights`"):
+            set_frozen_weights(cfg, part, "b")
+
+
+def test_a_data_set_pipeline_becomes_one_for_bare_pictures():
+    steps = [
+        dict(type="LoadImageFromFile", backend_args=None),
+        dict(type="mmdet.LoadPanopticAnnotations"),
+        dict(type="mmdet.Resize", scale=(64, 64), keep_ratio=True),
+    ]
+    nested = dict(dataset=dict(dataset=dict(pipeline=steps)))
+    pipeline = make_test_pipeline(Config(dict(test_dataloader=nested)))
+    assert [type(t).__name__ for t in pipeline.transforms] == ["LoadImage", "Resize"]
+
+
+def test_a_progress_bar_for_long_lists_only(inferencer, pictures, capsys):
+    inferencer(pictures)
+    assert "pictures" not in capsys.readouterr().err
+    inferencer([pictures, pictures])
+    assert "6/6" in capsys.readouterr().err
+    inferencer([pictures, pictures], progress=False)
+    assert "6/6" not in capsys.readouterr().err

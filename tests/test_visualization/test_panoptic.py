@@ -1,0 +1,256 @@
+"""Pictures of results: names inside their regions, distinct colours, any size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData, PixelData
+from PIL import Image, ImageDraw
+
+from odise_mm.registry import VISUALIZERS
+from odise_mm.structures import NamedSegment, SegmentationResult
+from odise_mm.visualization import class_colours, draw_panoptic
+from odise_mm.visualization.colours import is_light, shade
+from odise_mm.visualization.panoptic import deepest_box
+from odise_mm.visualization.text import font_for, halve, text_size, tidy, wrap
+
+
+def make_result(ids: np.ndarray, names: list[str]) -> SegmentationResult:
+    classes = list(dict.fromkeys(names))
+    segments = [
+        NamedSegment(i, classes.index(n), n, 0.9, int((ids == i).sum()), True)
+        for i, n in enumerate(names, start=1)
+    ]
+    return SegmentationResult(
+        image_name="test",
+        height=ids.shape[0],
+        width=ids.shape[1],
+        panoptic=ids.astype(np.int32),
+        segments=segments,
+        class_names=tuple(classes),
+    )
+
+
+def halves(height: int, width: int) -> np.ndarray:
+    ids = np.ones((height, width), np.int32)
+    ids[:, width // 2 :] = 2
+    return ids
+
+
+def test_colours_follow_the_names():
+    names = ["person", "sky", "tree", "car", "road"]
+    colours = class_colours(names)
+    assert colours.dtype == np.uint8 and colours.shape == (5, 3)
+    assert np.array_equal(class_colours(["person"])[0], colours[0])
+    assert np.array_equal(class_colours(["  Person "])[0], colours[0])
+    assert class_colours([]).shape == (0, 3)
+
+
+def test_colours_of_a_picture_are_far_apart():
+    import cv2
+
+    colours = class_colours([f"class {i}" for i in range(12)])
+    lab = cv2.cvtColor(colours[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
+    gaps = np.linalg.norm(lab[:, None] - lab[None], axis=2)[np.triu_indices(12, 1)]
+    assert gaps.min() > 25
+    many = class_colours([str(i) for i in range(1500)])
+    assert len(np.unique(many, axis=0)) > 40
+
+
+def test_shades_of_instances_differ():
+    shades = {shade((200, 60, 60), i) for i in range(6)}
+    assert len(shades) == 6 and (200, 60, 60) in shades
+
+
+def test_text_contrast():
+    assert is_light((255, 255, 255)) and is_light((255, 220, 0))
+    assert not is_light((0, 0, 0)) and not is_light((0, 0, 200))
+
+
+def test_fill_outline_and_void():
+    image = np.full((600, 800, 3), 100, np.uint8)
+    ids = halves(600, 800)
+    ids[500:] = 0
+    result = make_result(ids, ["cat", "dog"])
+    picture = draw_panoptic(image, result, legend=False)
+    assert picture.shape == image.shape and picture.dtype == np.uint8
+    colours = class_colours(["cat", "dog"])[:, ::-1].astype(float)
+    for x, colour in ((30, colours[0]), (770, colours[1])):
+        assert np.abs(picture[30, x] - (100 + colour) / 2).max() <= 1
+    assert picture[590, 30].tolist() == [75, 75, 75]
+    assert picture[100, 400].min() > 220  # the fine light line between the two
+    assert np.array_equal(image, np.full_like(image, 100))  # not drawn upon
+
+
+def test_channel_order():
+    image = np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    result = make_result(halves(300, 500), ["cat", "dog"])
+    bgr = draw_panoptic(image, result)
+    rgb = draw_panoptic(image[..., ::-1], result, channel_order="rgb")
+    assert np.array_equal(bgr, rgb[..., ::-1])
+
+
+def test_names_stay_inside_their_regions():
+    image = np.full((400, 600, 3), 128, np.uint8)
+    ids = np.zeros((400, 600), np.int32)
+    ids[40:160, 50:400] = 1
+    with_name = draw_panoptic(image, make_result(ids, ["elephant"]), legend=False)
+    without = draw_panoptic(image, make_result(ids, [" "]), legend=False)
+    # The second one has no name to write; colours differ by name, so compare text colours.
+    dark = (with_name.max(axis=2) < 40) | (with_name.min(axis=2) > 235)
+    dark &= ~((without.max(axis=2) < 40) | (without.min(axis=2) > 235))
+    ys, xs = np.nonzero(dark)
+    assert len(ys) > 50
+    assert 40 <= ys.min() and ys.max() < 160 and 50 <= xs.min() and xs.max() < 400
+
+
+def test_deepest_box():
+    mask = np.zeros((100, 200), np.uint8)
+    mask[20:80, 50:150] = 1
+    x, y = deepest_box(mask, 60, 20)
+    assert abs(x - 100) <= 6 and abs(y - 50) <= 3
+    assert deepest_box(mask, 110, 20) is None and deepest_box(mask, 60, 70) is None
+    ring = np.ones((100, 200), np.uint8)
+    ring[30:70, 20:180] = 0
+    x, y = deepest_box(ring, 40, 16)
+    box = ring[y - 8 : y + 8, x - 20 : x + 20]
+    assert box.size and box.mean() > 0.95
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_found_box_lies_inside_the_mask(seed):
+    rng = np.random.default_rng(seed)
+    canvas = Image.new("L", (300, 240))
+    ImageDraw.Draw(canvas).polygon(
+        [tuple(p) for p in rng.uniform((0, 0), (300, 240), (6, 2))], fill=1
+    )
+    mask = np.asarray(canvas)
+    spot = deepest_box(mask, 48, 16)
+    if spot is not None:
+        x, y = spot
+        assert mask[y - 8 : y + 8, x - 24 : x + 24].mean() > 0.85
+
+
+def test_legend_only_where_it_helps():
+    image = np.full((400, 600, 3), 128, np.uint8)
+    ids = halves(400, 600)
+    assert draw_panoptic(image, make_result(ids, ["cat", "dog"])).shape == image.shape
+    ids[10:14, 10:14] = 3
+    with_legend = draw_panoptic(image, make_result(ids, ["cat", "dog", "fly"]))
+    assert with_legend.shape[0] > 400 and with_legend.shape[1] == 600
+    never = draw_panoptic(image, make_result(ids, ["cat", "dog", "fly"]), legend=False)
+    assert never.shape == image.shape
+    assert (
+        draw_panoptic(image, make_result(halves(400, 600), ["a", "b"]), legend=True).shape[0] > 400
+    )
+    tall = np.full((1600, 200, 3), 128, np.uint8)
+    beside = draw_panoptic(tall, make_result(halves(1600, 200), ["a", "b"]), legend=True)
+    assert beside.shape[0] == 1600 and beside.shape[1] > 200
+
+
+def test_notice():
+    image = np.full((400, 600, 3), 128, np.uint8)
+    result = make_result(halves(400, 600), ["cat", "dog"])
+    picture = draw_panoptic(image, result, notice="made-up weights " * 20)
+    assert picture.shape[0] > 420 and picture[1, 1].tolist() == [61, 196, 255]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 4000), (4000, 3), (20, 30)])
+def test_any_size(shape):
+    ids = np.ones(shape, np.int32)
+    ids[:, shape[1] // 2 :] = 2 if shape[1] > 1 else 1
+    names = ["cat", "dog"][: ids.max()]
+    image = np.full((*shape, 3), 128, np.uint8)
+    picture = draw_panoptic(image, make_result(ids, names), notice="made-up weights")
+    assert max(picture.shape) >= 480
+
+
+def test_many_segments():
+    ids = np.arange(1, 61, dtype=np.int32).reshape(6, 10).repeat(40, 0).repeat(50, 1)
+    names = [f"thing {i % 23}" for i in range(60)]
+    picture = draw_panoptic(np.full((*ids.shape, 3), 99, np.uint8), make_result(ids, names))
+    assert picture.shape[1] >= 500
+
+
+def test_nothing_found():
+    image = np.full((400, 600, 3), 128, np.uint8)
+    picture = draw_panoptic(image, make_result(np.zeros((400, 600)), []))
+    assert (picture == 96).all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "машина",
+        "犬と猫",
+        "شجرة",
+        "🦒",
+        "naïve café",
+        "a\nb\tc\x00d",
+        "word " * 500,
+        "x" * 5000,
+        "\u202e",
+    ],
+)
+def test_any_name(name):
+    image = np.full((300, 500, 3), 128, np.uint8)
+    draw_panoptic(image, make_result(halves(300, 500), [name, "dog"]), legend=True)
+
+
+def test_wrong_input():
+    result = make_result(halves(4, 6), ["cat", "dog"])
+    for image in (np.zeros((4, 7, 3), np.uint8), np.zeros((4, 6, 3)), np.zeros((4, 6), np.uint8)):
+        with pytest.raises(ValueError, match="of the map's size"):
+            draw_panoptic(image, result)
+    with pytest.raises(ValueError, match="no panoptic map"):
+        draw_panoptic(np.zeros((4, 6, 3), np.uint8), SegmentationResult())
+    with pytest.raises(ValueError, match="channel_order"):
+        draw_panoptic(np.zeros((4, 6, 3), np.uint8), result, channel_order="grb")
+
+
+def test_text_helpers():
+    assert tidy(" a \n b\x07", 10) == "a b" and tidy("abcdefghij", 8) == "abcde..."
+    assert halve("traffic light") == "traffic\nlight" and halve("car") is None
+    draw = ImageDraw.Draw(Image.new("RGB", (10, 10)))
+    lines = wrap(draw, "one two three four five", 12, 60)
+    assert " ".join(lines) == "one two three four five" and len(lines) > 1
+    assert all(text_size(draw, line, 12)[0] <= 60 for line in lines)
+    assert wrap(draw, "", 12, 60) == []
+    assert font_for("abc", 12).getname() != font_for("машина", 12).getname()
+
+
+@pytest.fixture
+def visualizer():
+    built = VISUALIZERS.build(dict(type="OpenVocabVisualizer", name="visualizer_of_a_test"))
+    built.dataset_meta = dict(classes=("cat", "sky"))
+    return built
+
+
+def test_visualizer_draws_ours_and_mmdets_maps(visualizer, tmp_path):
+    image = np.full((400, 600, 3), 128, np.uint8)
+    sample = DetDataSample()
+    infos = [
+        dict(id=i, category_id=i - 1, category_name=n, isthing=i == 1, score=0.5, area=120_000)
+        for i, n in ((1, "cat"), (2, "sky"))
+    ]
+    ids = halves(400, 600)
+    sample.pred_panoptic_seg = PixelData(
+        sem_seg=torch.from_numpy(ids)[None], metainfo=dict(segments_info=infos)
+    )
+    # mmdet's ground truth: class + 1000 x instance; 2 (the number of classes) is void.
+    ground_truth = np.where(ids == 1, 1000, 1)
+    ground_truth[:50] = 2
+    sample.gt_panoptic_seg = PixelData(sem_seg=torch.from_numpy(ground_truth)[None])
+    sample.pred_sem_seg = PixelData(sem_seg=torch.zeros(1, 400, 600, dtype=torch.int64))
+    sample.pred_instances = InstanceData(scores=torch.ones(1), labels=torch.zeros(1).long())
+    visualizer.add_datasample("x", image, sample, out_file=str(tmp_path / "x.png"))
+    drawn = visualizer.get_image()
+    assert drawn.shape == (400, 1200, 3)
+    expected = draw_panoptic(image, make_result(ids, ["cat", "sky"]), channel_order="rgb")
+    assert np.array_equal(drawn[:, 600:], expected)
+    assert np.array_equal(drawn[350:, 20:100], expected[350:, 20:100])  # same colours at the left
+    assert (drawn[5, 5] == 96).all()  # void
+    assert (tmp_path / "x.png").exists()
+    assert "pred_sem_seg" in sample  # the caller's sample stays whole
