@@ -57,6 +57,20 @@ def test_import_check_names_package_and_remedy(monkeypatch: pytest.MonkeyPatch) 
         at_import.check_requirements()
 
 
+def test_different_builds_of_torch_and_torchvision_are_pointed_out(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    for torch, torchvision in [
+        ("2.14.1", "0.29.1"),
+        ("2.13.0+cpu", "0.28.0+cpu"),
+        ("2.8+cpu", None),
+    ]:
+        at_import._compare_builds(torch, torchvision)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"torchvision==0\.28\.0 --index-url .*/whl/cpu"):
+        at_import._compare_builds("2.13.0+cpu", "0.28.0")
+
+
 def names(present: dict[str, str]) -> dict[str, str]:
     return {environment.name_of(line): line for line in environment.requirements(present)}
 

@@ -1,5 +1,6 @@
 """A clear word, at import, about a version that cannot work."""
 
+import warnings
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -44,8 +45,29 @@ def check_requirements() -> None:
             f"odise_mm needs {package}{supported}, but {state}. Try: "
             f'pip install "{ADVICE.get(package, package)}{supported}"'
         )
+    _compare_builds(_installed("torch"), _installed("torchvision"))
     if find_spec("pkg_resources") is None:
         raise RequirementError(
             "mmengine needs pkg_resources, which setuptools dropped in version 82. "
             'Try: pip install "setuptools<81"'
+        )
+
+
+def _compare_builds(torch: str, torchvision: str | None) -> None:
+    """Warn if torch is a build of PyTorch's own index and torchvision is not (or another one).
+
+    pip cannot know that they belong together: a torchvision from PyPI installs beside
+    torch 2.13.0+cpu, and then does not load.
+    """
+    label = torch.partition("+")[2]
+    if torchvision is None or not label.startswith(("cpu", "cu", "rocm", "xpu")):
+        return
+    number, _, other = torchvision.partition("+")
+    if other != label:
+        warnings.warn(
+            f"torch {torch} and torchvision {torchvision} are different builds. If torchvision "
+            "fails to import ('operator torchvision::nms does not exist'), run: pip install "
+            f"--force-reinstall --no-deps torchvision=={number} "
+            f"--index-url https://download.pytorch.org/whl/{label}",
+            stacklevel=3,
         )
