@@ -12,6 +12,7 @@ import os
 import pickletools
 import re
 import secrets
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -67,6 +68,24 @@ _STAND_INS = [
         for name in ("_reconstruct", "scalar")
     ),
 ]
+
+
+_READING = threading.Lock()
+
+
+@contextlib.contextmanager
+def _only_stand_ins() -> Iterator[None]:
+    # Other libraries register the real classes of some of these for the whole process (accelerate
+    # does for numpy). Real ones and stand-ins don't mix, so those wait outside meanwhile.
+    with _READING:
+        others = torch.serialization.get_safe_globals()
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(_STAND_INS)
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(others)
 
 
 def load_state_dict(
@@ -153,7 +172,7 @@ def _load_torch(path: Path, keep: Callable[[str], bool] | None, is_zip: bool) ->
         if "data.pkl" not in names:
             raise CheckpointError(f"{path} is not a checkpoint but some other zip archive")
     try:
-        with torch.serialization.safe_globals(_STAND_INS), path.open("rb") as stream:
+        with _only_stand_ins(), path.open("rb") as stream:
             if is_zip and path.suffix != ".safetensors":
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             else:
