@@ -23,7 +23,8 @@ SOURCES = (
     "setup.py",
     "requirements/*.txt",
     "requirements/*.py",
-    "requirements/opencv_headless/setup.py",
+    "requirements/*/*.py",
+    "requirements/*/*.toml",
 )
 
 
