@@ -28,8 +28,9 @@ class FrozenCLIP(FrozenModule):
 
     Args:
         model: name of an open_clip architecture, or the content of such a config (``embed_dim``,
-            ``vision_cfg``, ``text_cfg``, ``quick_gelu``). OpenAI's weights need QuickGELU: take
-            ``ViT-L-14-336-quickgelu``; a plain GELU gives slightly wrong numbers silently.
+            ``vision_cfg``, ``text_cfg``, ``quick_gelu``). OpenAI's weights need QuickGELU. A tag and
+            OpenAI's archive say so and it is used; for any other file name an architecture that
+            has it (``ViT-L-14-336-quickgelu``): a plain GELU gives wrong numbers silently.
         weights: open_clip's tag (``openai``: downloaded once), or a local file: open_clip names in
             ``.safetensors`` or a torch file, or OpenAI's own TorchScript archive. None leaves
             random weights.
@@ -49,19 +50,21 @@ class FrozenCLIP(FrozenModule):
         if config is None:
             raise ValueError(f"open_clip has no architecture {model!r}: open_clip.list_models()")
         config = {key: value for key, value in config.items() if key not in ("tag", "name")}
-        tagged = isinstance(model, str) and weights is not None and not _is_path(weights)
-        if tagged:
-            tags = open_clip.list_pretrained_tags_by_model(model)
-            if weights not in tags:
-                raise ValueError(
-                    f"{weights}: neither a file nor one of open_clip's tags for {model} "
-                    f"({', '.join(tags) or 'it has none'})"
-                )
-            weights = open_clip.download_pretrained(open_clip.get_pretrained_cfg(model, weights))
+        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+        load = weights is not None and not is_meta_context()
+        if isinstance(model, str) and weights is not None and not _is_path(weights):
+            tag = _tag_config(model, weights)
+            mean, std = tag.get("mean", mean), tag.get("std", std)
+            _use_gelu_of_weights(config, bool(tag.get("quick_gelu")), f"{model} {weights}")
+            if load:
+                weights = _download(tag, f"{model} {weights}")
+        elif load:
+            weights = str(Path(weights).expanduser())
+            if _is_torchscript(weights):  # OpenAI's own format: all were trained with QuickGELU
+                _use_gelu_of_weights(config, True, weights)
         custom_text = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
         cls = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
         self.name = model if isinstance(model, str) else json.dumps(config, sort_keys=True)
-        load = weights is not None and not is_meta_context()
         with torch.device("meta") if load else nullcontext():
             self.model = cls(**config)
         if load:
@@ -71,7 +74,6 @@ class FrozenCLIP(FrozenModule):
             if isinstance(model, str)
             else open_clip.SimpleTokenizer(context_length=self.model.context_length)
         )
-        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
         with torch.device("cpu"):
             self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
             self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -106,8 +108,10 @@ class FrozenCLIP(FrozenModule):
         """Name of architecture and weights; the key of stored text embeddings."""
         digest = hashlib.sha256(self.name.encode())
         for key, value in sorted(self.model.state_dict().items()):
-            if key.startswith(("text_projection", "ln_final", "positional_embedding")):
-                digest.update(value.float().cpu().numpy().tobytes())
+            if not key.startswith("visual."):
+                # A thousand numbers of each tensor tell any two trainings apart.
+                sample = value.flatten()[:: value.numel() // 1000 + 1]
+                digest.update(key.encode() + sample.float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def normalise(self, images: Tensor) -> Tensor:
@@ -131,8 +135,8 @@ class FrozenCLIP(FrozenModule):
         """
         size = self.image_size
         height, width = images.shape[-2:]
-        scale = size / min(height, width)
-        target = (max(size, int(height * scale)), max(size, int(width * scale)))
+        short = min(height, width)
+        target = (size * height // short, size * width // short)
         if target != (height, width):
             images = F.interpolate(
                 images.float(), target, mode="bicubic", align_corners=False, antialias=False
@@ -176,6 +180,39 @@ class FrozenCLIP(FrozenModule):
         for owner in (self.model, getattr(self.model, "text", None)):
             if getattr(owner, "attn_mask", None) is not None:
                 owner.register_buffer("attn_mask", causal, persistent=False)
+
+
+def _tag_config(model: str, tag: str) -> dict:
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    if tag not in tags:
+        raise ValueError(
+            f"{tag}: neither a file nor one of open_clip's tags for {model} "
+            f"({', '.join(tags) or 'it has none'})"
+        )
+    return open_clip.get_pretrained_cfg(model, tag)
+
+
+def _use_gelu_of_weights(config: dict, quick: bool, weights: str) -> None:
+    """The weights decide: with the other activation they give wrong numbers silently."""
+    if config.get("quick_gelu", False) != quick:
+        name = "QuickGELU" if quick else "plain GELU"
+        print_log(f"CLIP {weights} was trained with {name}: using that", logger="current")
+        config["quick_gelu"] = quick
+
+
+def _download(tag: dict, name: str) -> str:
+    import open_clip
+
+    try:
+        return open_clip.download_pretrained(tag)
+    except Exception as error:  # urllib's, the hub client's and open_clip's own, all meaning this
+        raise CheckpointError(
+            f"CLIP {name} is not on this machine and could not be downloaded "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the network, or name "
+            "a local file as `weights`."
+        ) from error
 
 
 def _is_path(weights: str) -> bool:

@@ -14,9 +14,9 @@ from odise_mm.registry import MODELS
 class GeometricEnsemble(nn.Module):
     """Geometric mean of the model's own opinion and CLIP's, trusting CLIP more on unseen classes.
 
-    ODISE, equation 10: ``p ~ p_own^(1 - w) * p_clip^w`` with w = ``alpha`` for a class that shares a
-    name with the training vocabulary and ``beta`` for any other. Computed with logarithms, so that
-    probabilities that underflow (and make the published code's fused logits infinite) stay finite.
+    ODISE, equation 10: ``p ~ p_own^(1 - w) * p_clip^w`` with w = ``alpha`` for a class that shares
+    a name with the training vocabulary and ``beta`` for any other. Computed with logarithms:
+    probabilities that underflow, which make the published code's fused logits infinite, stay finite.
 
     Args:
         alpha, beta: weights of the second opinion on seen and unseen classes; published: 0.3 / 0.7

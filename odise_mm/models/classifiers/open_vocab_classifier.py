@@ -18,8 +18,8 @@ from odise_mm.utils.frozen import build_part
 class OpenVocabClassifier(Classifier):
     """Compares mask embeddings with linearly mapped text embeddings of the names.
 
-    ODISE, equation 5: ``softmax(z . T(names) / tau)``, with a learned 1 / tau (here ``logit_scale``,
-    starting at 1 / 0.07, at most 100).
+    ODISE, equation 5: ``softmax(z . T(names) / tau)``, with a learned 1 / tau (``logit_scale``
+    holds its logarithm; it starts at 1 / 0.07 and is at most 100).
 
     Args:
         text_encoder: a :class:`~odise_mm.models.text.text_encoder.TextEncoder` or its config.

@@ -1,5 +1,6 @@
 """Mask2Former's head with an embedding for every mask (ODISE, section 3.3)."""
 
+import inspect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,6 +11,18 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from odise_mm.registry import MODELS
+
+
+# Arguments of mmdet's head that are not options of ours: set by it, or named in its signature.
+_OWN_ARGUMENTS = (
+    "self",
+    "kwargs",
+    "in_channels",
+    "feat_channels",
+    "out_channels",
+    "num_things_classes",
+    "num_stuff_classes",
+)
 
 
 class MaskPrediction(NamedTuple):
@@ -78,6 +91,9 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         options: :class:`mmdet.models.Mask2FormerHead`'s other arguments: ``num_queries``,
             ``pixel_decoder``, ``transformer_decoder``, ``positional_encoding``, losses,
             ``train_cfg``.
+
+    Raises:
+        TypeError: an argument that neither has.
     """
 
     def __init__(
@@ -88,6 +104,18 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         out_channels: int = 256,
         **options,
     ) -> None:
+        # mmdet would swallow misspelt ones
+        known = [
+            key
+            for key in inspect.signature(Mask2FormerHead.__init__).parameters
+            if key not in _OWN_ARGUMENTS
+        ]
+        unknown = [key for key in options if key not in known]
+        if unknown:
+            raise TypeError(
+                f"OpenVocabMask2FormerHead has no argument {', '.join(unknown)}; it has: "
+                f"in_channels, objectness, feat_channels, out_channels, {', '.join(known)}"
+            )
         # mmdet reads its nested options as attributes
         options = {k: ConfigDict(v) if isinstance(v, dict) else v for k, v in options.items()}
         options.setdefault("loss_cls", ConfigDict(type="CrossEntropyLoss", class_weight=[1.0, 0.1]))

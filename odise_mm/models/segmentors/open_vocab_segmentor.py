@@ -34,8 +34,8 @@ class OpenVocabSegmentor(BaseModel):
 
     ODISE, arXiv 2303.04803, figure 2. Parts are configs or modules. A part whose ``__init__`` asks
     for ``clip``, ``text_encoder``, ``in_channels``, ``in_strides``, ``empty_context``,
-    ``time_width`` or ``num_steps`` gets what the other parts have, unless its config says otherwise;
-    so there is one CLIP, and channel counts stand nowhere twice.
+    ``time_width`` or ``num_steps`` gets what the other parts have, unless its config says
+    otherwise; so there is one CLIP, and channel counts stand nowhere twice.
 
     Args:
         backbone: tiles, and a captioner's condition, to raw feature maps.
@@ -141,9 +141,10 @@ class OpenVocabSegmentor(BaseModel):
     def predict(self, inputs: Tensor, data_samples: Sequence[DetDataSample]) -> list[DetDataSample]:
         """Segment a batch; images of different size are independent of each other.
 
-        Result of each sample, at ``ori_shape``: ``pred_panoptic_seg`` (``sem_seg``, (1, H, W) int32
+        Results of each sample, at ``ori_shape``: ``pred_panoptic_seg`` (``sem_seg``, (1, H, W) int32
         of segment ids, 0 for none, and ``segments_info`` in its metainfo), ``pred_sem_seg``
-        (``sem_seg``, (1, H, W) of class indices), ``pred_instances`` (masks, labels, scores, bboxes).
+        (``sem_seg``, (1, H, W) of class indices) and ``pred_instances`` (``masks``, ``labels``,
+        ``scores``, ``bboxes``).
 
         Raises:
             FloatingPointError: masks are not finite (broken weights, or float16 overflowed).
@@ -155,7 +156,8 @@ class OpenVocabSegmentor(BaseModel):
         with self._autocast():
             pyramids = self.extract_pyramids(padded)
         for members in _groups([image.shape for image in padded]):
-            pyramid = tuple(torch.stack(level) for level in zip(*(pyramids[i] for i in members)))
+            levels = zip(*(pyramids[i] for i in members), strict=True)
+            pyramid = tuple(torch.stack(level) for level in levels)
             with self._autocast():
                 prediction = self.head(pyramid)[-1]
                 probabilities = self.classify(prediction, [images[i] for i in members])

@@ -61,8 +61,10 @@ class TextEncoder(nn.Module):
             missing = [text for text in missing if text not in found]
         if missing:
             self._warn_if_cut(missing)
-            new = dict(zip(missing, self.clip.encode_text(missing).cpu(), strict=True))
-            if self._disk:
+            with torch.autocast(self.clip.device.type, enabled=False):
+                new = dict(zip(missing, self.clip.encode_text(missing).cpu(), strict=True))
+            # rounded embeddings of a CLIP in half precision would outlive this run
+            if self._disk and self.clip.dtype == torch.float32:
                 self._disk.put(new)
             found.update(new)
         for text, embedding in found.items():
