@@ -22,6 +22,7 @@ from odise_mm.visualization.text import LINE_STEP, font_for, halve, text_size, t
 
 _MIN_LONG_SIDE = 480  # smaller pictures are enlarged: text needs pixels
 _MIN_FONT = 12
+_MAX_LEGEND_FONT = 96
 _STABLE_VOCABULARY = 40  # up to here colours are settled for all names, not for one picture's
 _MAX_LABEL_CHARS = 28
 
@@ -94,7 +95,7 @@ def _draw(
         ranks = cv2.resize(ranks, size, interpolation=cv2.INTER_NEAREST)
     height, width = ranks.shape
     label_size = max(_MIN_FONT, round(min(0.024 * max(height, width), 0.07 * min(height, width))))
-    legend_size = max(_MIN_FONT, round(0.018 * max(height, width)))
+    legend_size = min(max(_MIN_FONT, round(0.018 * max(height, width))), _MAX_LEGEND_FONT)
 
     drawn = _colour_segments(result)
     canvas = _fill(rgb, ranks, drawn, alpha, line=max(1, round(label_size / 9)))
@@ -245,21 +246,26 @@ def deepest_box(mask: np.ndarray, width: int, height: int) -> tuple[int, int] | 
     rows, columns = mask.shape
     if rows < height or columns < width:
         return None
-    # Squeezing to squares of about 12 pixels is exact enough for text and cheap at any size.
-    scale_x, scale_y = min(1.0, 12 / width), min(1.0, 12 / height)
-    target = (max(1, int(columns * scale_x)), max(1, int(rows * scale_y)))
+    # Squeezing to squares of at most 25 pixels is exact enough for text and cheap at any size.
+    side = min(25, width, height)
+    target = (max(1, columns * side // width), max(1, rows * side // height))
     squeezed = cv2.resize(mask * np.uint8(255), target, interpolation=cv2.INTER_AREA)
     inside = np.pad((squeezed >= 250).astype(np.uint8), 1)
     distance = cv2.distanceTransform(inside, cv2.DIST_C, 3)[1:-1, 1:-1]
     # Among equally deep places, the most central one.
     y, x = np.unravel_index(distance.argmax(), distance.shape)
     best = distance[y, x]
-    if best < 0.5 * height * scale_y:
+    if 2 * best - 1 < side:  # a distance of 1 is the pixel itself
         return None
     ys, xs = np.nonzero(distance >= best - 0.5)
     centre = np.argmin((xs - xs.mean()) ** 2 + (ys - ys.mean()) ** 2)
     x, y = xs[centre], ys[centre]
-    return (int((x + 0.5) * columns / target[0]), int((y + 0.5) * rows / target[1]))
+    x, y = (x + 0.5) * columns / target[0], (y + 0.5) * rows / target[1]
+    half_width, half_height = (width + 1) // 2, (height + 1) // 2
+    return (
+        int(np.clip(x, half_width, max(half_width, columns - half_width))),
+        int(np.clip(y, half_height, max(half_height, rows - half_height))),
+    )
 
 
 def _legend_entries(drawn: list[_Drawn], result: SegmentationResult) -> list[LegendEntry]:

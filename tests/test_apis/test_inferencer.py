@@ -342,6 +342,29 @@ def test_a_data_set_pipeline_becomes_one_for_bare_pictures():
     assert [type(t).__name__ for t in pipeline.transforms] == ["LoadImage", "Resize"]
 
 
+def test_the_miniature_from_pictures_to_maps(tmp_path):
+    # Panoptic segments need most of their mask; random masks overlap, so ask for little.
+    options = {"test_pipeline.1.scale": (96, 64), "model.test_cfg.overlap_threshold": 0.02}
+    inferencer = OpenVocabInferencer("odise_tiny", device="cpu", cfg_options=options)
+    assert inferencer.made_up_weights
+    rng = np.random.default_rng(0)
+    shapes = [(64, 96), (80, 50)]
+    images = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
+    names = dict(texts="cat; dog", stuff_texts="sky")
+    results = inferencer(images, batch_size=2, out_dir=tmp_path, **names)
+    for result, shape in zip(results, shapes, strict=True):
+        assert result.panoptic.shape == result.semantic.shape == shape
+        assert result.instances.masks.shape == (len(result.instances), *shape)
+        assert set(np.unique(result.panoptic)) - {0} == {s.id for s in result.segments}
+        for segment in result.segments:
+            assert segment.area == (result.panoptic == segment.id).sum()
+            assert segment.name == result.class_names[segment.label]
+            assert segment.is_thing == (segment.name != "sky")
+    assert len(read_coco_panoptic(tmp_path / "panoptic.json")) == 2
+    (again,) = inferencer(images[1], **names)
+    assert np.mean(again.panoptic == results[1].panoptic) > 0.999  # alone as in a batch
+
+
 def test_a_progress_bar_for_long_lists_only(inferencer, pictures, capsys):
     inferencer(pictures)
     assert "pictures" not in capsys.readouterr().err
