@@ -158,25 +158,33 @@ class DiffusionWeights:
         return original.convert_ldm_clip_checkpoint(state)
 
     def _download(self) -> Path:
-        from huggingface_hub import snapshot_download
-
         if self.source.count("/") != 1 or self.source.startswith((".", "/", "~")):
             raise CheckpointError(
                 f"{self.source}: no such file or folder. Name an original checkpoint "
                 "(sd-v1-3.ckpt), a diffusers folder or a hub id such as "
                 "CompVis/stable-diffusion-v1-3."
             )
-        patterns = [
-            f"{part}/{name}" for part in _WEIGHT_NAMES for name in ("*.json", "*.safetensors")
-        ]
         try:
-            return Path(snapshot_download(self.source, allow_patterns=patterns))
+            folder = self._snapshot(list(_WEIGHT_NAMES), "safetensors")
+            older = [p for p in _WEIGHT_NAMES if not any((folder / p).glob("*.safetensors"))]
+            return self._snapshot(older, "bin") if older else folder
         except Exception as error:  # the hub client raises a dozen kinds, all meaning the same here
             raise CheckpointError(
                 f"{self.source}: neither a local path nor to be had from the hub "
                 f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name, the "
                 "network and `huggingface-cli login`, or name a local file."
             ) from error
+
+    def _snapshot(self, parts: list[str], ending: str) -> Path:
+        from huggingface_hub import snapshot_download
+
+        patterns = []
+        for part in parts:
+            # Neither half precision nor the weights before averaging (non_ema): GBs for nothing.
+            for name in _names(part, ending):
+                file = f"{part}/{name}.{ending}"
+                patterns += [file, f"{file}.index.json", f"{part}/{name}-*-of-*.{ending}"]
+        return Path(snapshot_download(self.source, allow_patterns=patterns))
 
     def _check_folder(self) -> None:
         for part in _WEIGHT_NAMES:
@@ -187,25 +195,28 @@ class DiffusionWeights:
                 )
 
     def _read_folder(self, part: str, keep: Callable[[str], bool]) -> StateDict:
-        folder, name = self._folder / part, _WEIGHT_NAMES[part]
-        index = folder / f"{name}.safetensors.index.json"
-        if index.is_file():
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        folder = self._folder / part
+        files = [f"{name}.safetensors" for name in _names(part, "safetensors")]
+        files += [f"{_WEIGHT_NAMES[part]}.fp16.safetensors"]
+        files += [f"{name}.bin" for name in _names(part, "bin")]
+        for file in files:
+            index = folder / f"{file}.index.json"
+            if index.is_file():
+                shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            elif (folder / file).is_file():
+                shards = [file]
+            else:
+                continue
             state: StateDict = {}
             for shard in shards:
                 state.update(load_state_dict(folder / shard, keep=keep))
-            return state
-        names = (
-            f"{name}.safetensors",
-            f"{name}.fp16.safetensors",
-            f"{name}.bin",
-            "pytorch_model.bin",
-        )
-        for candidate in names:
-            if (folder / candidate).is_file():
-                state = load_state_dict(folder / candidate, keep=keep)
-                return _rename_old_attention(state) if part == "vae" else state
-        raise CheckpointError(f"{folder}: none of {', '.join(names)} is in it.")
+            return _rename_old_attention(state) if part == "vae" else state
+        raise CheckpointError(f"{folder}: none of {', '.join(files)} is in it.")
+
+
+def _names(part: str, ending: str) -> list[str]:
+    """Names that a part's file may have, without the ending."""
+    return [_WEIGHT_NAMES[part]] + (["pytorch_model"] if ending == "bin" else [])
 
 
 def _rename_old_attention(state: StateDict) -> StateDict:
