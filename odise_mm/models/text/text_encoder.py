@@ -61,10 +61,8 @@ class TextEncoder(nn.Module):
             missing = [text for text in missing if text not in found]
         if missing:
             self._warn_if_cut(missing)
-            with torch.autocast(self.clip.device.type, enabled=False):
-                new = dict(zip(missing, self.clip.encode_text(missing).cpu(), strict=True))
-            # rounded embeddings of a CLIP in half precision would outlive this run
-            if self._disk and self.clip.dtype == torch.float32:
+            new = dict(zip(missing, self.clip.encode_text(missing).cpu(), strict=True))
+            if self._disk:
                 self._disk.put(new)
             found.update(new)
         for text, embedding in found.items():
