@@ -28,9 +28,9 @@ class FrozenCLIP(FrozenModule):
 
     Args:
         model: name of an open_clip architecture, or the content of such a config (``embed_dim``,
-            ``vision_cfg``, ``text_cfg``, ``quick_gelu``). OpenAI's weights need QuickGELU. A tag and
-            OpenAI's archive say so and it is used; for any other file name an architecture that
-            has it (``ViT-L-14-336-quickgelu``): a plain GELU gives wrong numbers silently.
+            ``vision_cfg``, ``text_cfg``, ``quick_gelu``). OpenAI's weights need QuickGELU. A tag
+            and OpenAI's archive say so and it is used; for any other file name an architecture
+            that has it (``ViT-L-14-336-quickgelu``): a plain GELU gives wrong numbers silently.
         weights: open_clip's tag (``openai``: downloaded once), or a local file: open_clip names in
             ``.safetensors`` or a torch file, or OpenAI's own TorchScript archive. None leaves
             random weights.
@@ -116,7 +116,12 @@ class FrozenCLIP(FrozenModule):
 
     def normalise(self, images: Tensor) -> Tensor:
         """(..., 3, H, W) in [0, 1] to CLIP's mean and standard deviation, in the tower's type."""
-        return ((images.float() - self.mean.float()) / self.std.float()).to(self.dtype)
+        return ((images.float() - self.mean) / self.std).to(self.visual.conv1.weight)
+
+    def cast(self, dtype: torch.dtype) -> None:
+        """Store the image tower in another float type; names are embedded in float32, once."""
+        for parameter in self.visual.parameters():
+            parameter.data = parameter.data.to(dtype)
 
     def compile_parts(self) -> None:
         """Run the image tower through ``torch.compile``."""
@@ -149,9 +154,10 @@ class FrozenCLIP(FrozenModule):
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Text embeddings, not L2-normalised: (len(texts), ``embed_dim``) float32."""
         batches = []
-        for start in range(0, len(texts), batch_size):
-            tokens = self.tokenizer(list(texts[start : start + batch_size]))
-            batches.append(self.model.encode_text(tokens.to(self.device)).float())
+        with torch.autocast(self.device.type, enabled=False):
+            for start in range(0, len(texts), batch_size):
+                tokens = self.tokenizer(list(texts[start : start + batch_size]))
+                batches.append(self.model.encode_text(tokens.to(self.device)).float())
         return torch.cat(batches)
 
     def _load(self, path: str) -> None:

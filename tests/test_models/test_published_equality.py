@@ -29,7 +29,7 @@ def build(folder: Path, size: str, variant: str) -> OpenVocabSegmentor:
     if size == "tiny":
         tiny = Config.fromfile(CONFIGS / "toy" / "odise_tiny.py").model
         config.model.clip, config.model.backbone = tiny.clip, tiny.backbone
-    config.model.clip.weights = str(folder / "clip.pt")
+    config.model.clip.weights = str(next(folder.glob("clip.*")))
     config.model.backbone.weights = str(next(folder.glob("sd_v1.*")))
     model = MODELS.build(config.model)
     unused = load_weights(model, folder / f"odise_{variant}.pth")

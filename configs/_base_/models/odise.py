@@ -82,13 +82,7 @@ model = dict(
 # As in the published protocol: read and resized by PIL, short edge 1024, long edge at most 2560.
 test_pipeline = [
     dict(type="LoadImage"),
-    dict(
-        type="mmdet.Resize",
-        scale=(2560, 1024),
-        keep_ratio=True,
-        backend="pillow",
-        interpolation="bilinear",
-    ),
+    dict(type="ResizeKeepRatio", scale=(2560, 1024)),
     dict(
         type="mmdet.PackDetInputs",
         meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),

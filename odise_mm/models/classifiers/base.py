@@ -52,7 +52,8 @@ def class_logits(
     Returns:
         (B, Q, K) float32, K classes.
     """
-    similarity = scale * F.normalize(embeddings.float(), dim=-1) @ F.normalize(text, dim=-1).T
+    with torch.autocast(embeddings.device.type, enabled=False):
+        similarity = F.normalize(embeddings.float(), dim=-1) @ F.normalize(text, dim=-1).T * scale
     classes = torch.tensor(vocabulary.flat[1], device=similarity.device)
     best = similarity.new_full((*similarity.shape[:-1], len(vocabulary)), float("-inf"))
     return best.scatter_reduce(-1, classes.expand_as(similarity), similarity, reduce="amax")

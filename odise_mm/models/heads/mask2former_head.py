@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from odise_mm.registry import MODELS
 
-
 # Arguments of mmdet's head that are not options of ours: set by it, or named in its signature.
 _OWN_ARGUMENTS = (
     "self",
@@ -70,10 +69,12 @@ class MaskEmbedding(nn.Module):
         Returns:
             (B, Q, C), not normalised.
         """
-        hard = (masks.detach().sigmoid() > 0.5).flatten(2).to(mask_features.dtype)
-        area = hard.sum(-1, keepdim=True, dtype=torch.float32)
-        pooled = torch.einsum("bqp,bcp->bqc", hard, mask_features.flatten(2)) / (area + 1e-8)
-        return self.mlp(self.norm(self.pool_proj(pooled.to(queries.dtype)) + queries))
+        hard = (masks.detach().sigmoid() > 0.5).flatten(2).float()
+        # Sums over whole images leave float16's range.
+        with torch.autocast(masks.device.type, enabled=False):
+            pooled = torch.einsum("bqp,bcp->bqc", hard, mask_features.flatten(2).float())
+            pooled = pooled / (hard.sum(-1, keepdim=True) + 1e-8)
+        return self.mlp(self.norm(self.pool_proj(pooled) + queries))
 
 
 @MODELS.register_module()
