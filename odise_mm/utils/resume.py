@@ -40,26 +40,25 @@ def _history_statistic(owner: type, name: str) -> Any:
     return getattr(HistoryBuffer, name)
 
 
-def safe_globals() -> list[Any]:
+def safe_globals() -> list[tuple[Any, str]]:
     """What a Runner's checkpoint needs beyond tensors, as ``torch.serialization`` wants it.
 
     Both spellings of numpy's core are given: 1.x wrote ``numpy.core``, 2.x ``numpy._core``.
 
     Returns:
-        Classes, and pairs of an object and the name it has in the file.
+        Pairs of a class or function and the name it has in the file.
     """
     import numpy as np
     from mmengine.logging import HistoryBuffer
 
     scalar, reconstruct = np.float64(0).__reduce__()[0], np.zeros(0).__reduce__()[0]
     kinds = "?bhilqBHILQefdgFDGSU"  # numbers and text; no objects
+    classes = {HistoryBuffer, np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in kinds)}
+    # Always with the name: a ``with safe_globals([np.ndarray])`` elsewhere removes its entries
+    # at its end, and would take a bare class of ours along.
     return [
-        HistoryBuffer,
-        (_history_statistic, "builtins.getattr"),
-        (_history_statistic, "__builtin__.getattr"),
-        np.ndarray,
-        np.dtype,
-        *{type(np.dtype(kind)) for kind in kinds},
+        *[(cls, f"{cls.__module__}.{cls.__qualname__}") for cls in classes],
+        *[(_history_statistic, f"{module}.getattr") for module in ("builtins", "__builtin__")],
         *[
             (obj, f"numpy.{core}.multiarray.{name}")
             for core in ("core", "_core")
