@@ -3,17 +3,31 @@
 import builtins
 import io
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import HistoryBuffer
+from mmengine.logging import HistoryBuffer, MessageHub, MMLogger
 from mmengine.model import BaseModel
+from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
+from mmengine.visualization import Visualizer
 from torch.utils.data import Dataset
 
 import odise_mm.utils.resume as resume
+
+
+@pytest.fixture(autouse=True)
+def leave_no_runner_behind() -> Iterator[None]:
+    """A Runner makes its scope, logger, message hub and visualizer the current ones for good."""
+    managers = (DefaultScope, MMLogger, MessageHub, Visualizer)
+    before = [manager._instance_dict.copy() for manager in managers]
+    yield
+    for manager, instances in zip(managers, before, strict=True):
+        manager._instance_dict.clear()
+        manager._instance_dict.update(instances)
 
 
 class Line(Dataset):
