@@ -1,0 +1,159 @@
+"""FLOPs by shapes alone are FLOPs of a real run; parts are told apart; the bar is kept."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from odise_mm.apis.building import build_model
+from tools.analysis_tools import benchmark, published
+from tools.analysis_tools.meta import build_on_meta, flop_counter, load_model_config
+from tools.analysis_tools.parts import FlopProbe, PartMeter, TimeAndMemoryProbe
+
+
+@pytest.fixture(scope="module")
+def full_flops() -> dict[int, dict[str, int]]:
+    model = build_on_meta(load_model_config("odise_coco_label"))
+    model.vocabulary = benchmark.make_vocabulary(None)
+    return {size: benchmark.count_flops(model, size) for size in (512, 1024)}
+
+
+@pytest.fixture(scope="module")
+def tiny_model() -> nn.Module:
+    torch.manual_seed(0)
+    model = build_model(load_model_config("odise_tiny")).eval().requires_grad_(False)
+    model.vocabulary = benchmark.make_vocabulary(None)
+    return model
+
+
+def test_published_constants_sum_to_the_published_totals() -> None:
+    for size, total, needed in (
+        (512, 5_426_187_570_048, 3_458_137_914_240),
+        (1024, 20_329_486_301_952, 12_457_287_678_720),
+    ):
+        assert sum(cost.total for cost in published.FLOPS[size].values()) == total
+        assert sum(cost.needed for cost in published.FLOPS[size].values()) == needed
+
+
+def test_the_bar_is_kept_at_full_size(full_flops: dict[int, dict[str, int]]) -> None:
+    theirs = sum(cost.total for cost in published.FLOPS[1024].values())
+    assert sum(full_flops[1024].values()) <= published.FLOP_BAR * theirs
+
+
+@pytest.mark.parametrize("size", [512, 1024])
+def test_same_work_is_counted_the_same(size: int, full_flops: dict[int, dict[str, int]]) -> None:
+    theirs = published.FLOPS[size]
+    for part in (
+        "VAE encoder",
+        "UNet",
+        "VAE decoder",
+        "feature projection",
+        "pixel decoder",
+        "transformer decoder: layers",
+        "post-processing",
+        "captioner, names and fusion",
+    ):
+        assert full_flops[size][part] == theirs[part].needed, part
+    for part in ("captioner's CLIP", "MaskCLIP"):
+        ours, needed = full_flops[size][part], theirs[part].needed
+        assert 0.997 * needed < ours <= needed, part
+    for part in ("transformer decoder: masks", "mask embedding"):
+        assert full_flops[size][part] < theirs[part].needed / 4, part
+
+
+def test_counted_by_shapes_as_in_a_real_run(tiny_model: nn.Module) -> None:
+    size = 64
+    on_meta = build_on_meta(load_model_config("odise_tiny"))
+    on_meta.vocabulary = tiny_model.vocabulary
+    data = benchmark._random_image(size)
+    tiny_model.test_step(data())  # embeds the names
+    with flop_counter() as counter, PartMeter(tiny_model, FlopProbe(counter)) as meter:
+        tiny_model.test_step(data())
+    real = {part: sample.flops for part, sample in meter.samples.items()}
+    assert {k: v for k, v in real.items() if v} == {
+        k: v for k, v in benchmark.count_flops(on_meta, size).items() if v
+    }
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_attention_counts_whatever_computes_it(fused: bool) -> None:
+    batch, length, width, heads = 2, 10, 32, 4
+    attention = nn.MultiheadAttention(width, heads, batch_first=True).eval()
+    x = torch.randn(batch, length, width)
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(fused)
+    try:
+        with torch.no_grad(), flop_counter() as counter:
+            attention(x, x, x, need_weights=False)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+    expected = 8 * batch * length * width**2 + 4 * batch * length**2 * width
+    assert counter.get_total_flops() == expected
+    heads_first = x.view(batch, length, heads, -1).transpose(1, 2)
+    with flop_counter() as counter:
+        nn.functional.scaled_dot_product_attention(heads_first, heads_first, heads_first)
+    assert counter.get_total_flops() == 4 * batch * length**2 * width
+
+
+def test_parts_add_up_and_leave_no_trace(tiny_model: nn.Module) -> None:
+    data = benchmark._random_image(64)
+    before = dict(vars(tiny_model.head))
+    with PartMeter(tiny_model, TimeAndMemoryProbe(torch.device("cpu"))) as meter:
+        tiny_model.test_step(data())
+    assert vars(tiny_model.head).keys() == before.keys()
+    assert {"UNet", "VAE encoder", "VAE decoder", "pixel decoder", "MaskCLIP"} < set(meter.samples)
+    total = meter.total()
+    seconds = sum(sample.seconds for sample in meter.samples.values())
+    assert total.seconds == pytest.approx(seconds)
+    assert total.peak_bytes == max(sample.peak_bytes for sample in meter.samples.values())
+
+
+def test_peak_memory_is_that_of_the_part() -> None:
+    probe = TimeAndMemoryProbe(torch.device("cpu"))
+    if not benchmark_can_reset():
+        pytest.skip("this system does not let a process reset its peak of memory")
+    probe.take()
+    block = torch.ones(64 * 2**20)  # 256 MB
+    del block
+    with_block, without = probe.take().peak_bytes, probe.take().peak_bytes
+    assert with_block - without > 200e6
+
+
+def benchmark_can_reset() -> bool:
+    from tools.analysis_tools.parts import reset_process_peak
+
+    return reset_process_peak()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_reports_everything(precision: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file = tmp_path / "sub" / "numbers.json"
+    arguments = ["odise_tiny", "--size", "64", "--repeats", "1", "--precision", precision]
+    assert benchmark.main([*arguments, "--format", "markdown", "--json", str(file)]) == 0
+    output = capsys.readouterr().out
+    assert "| UNet |" in output and "load average" in output and "Weights:" in output
+    numbers = json.loads(file.read_text())
+    size = numbers["sizes"]["64"]
+    assert size["total_seconds"] > 0 and size["total_peak_bytes"] > 0
+    assert set(size["flops"]) <= set(size["seconds"]) | {"text encoder"}
+    model = build_on_meta(load_model_config("odise_tiny")).set_precision(precision)
+    assert model.backbone.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    parameters = sum(p.numel() * p.element_size() for p in model.parameters())
+    # besides: a few buffers (noise, attention masks, empty prompt)
+    assert parameters < numbers["weights_bytes"] < parameters + 500_000
+
+
+def test_flops_only_needs_no_weights(capsys: pytest.CaptureFixture) -> None:
+    assert benchmark.main(["odise_tiny", "--flops-only", "--size", "64", "--format", "json"]) == 0
+    numbers = json.loads(capsys.readouterr().out)
+    assert "weights_bytes" not in numbers
+    assert "seconds" not in numbers["sizes"]["64"]
+
+
+def test_a_device_that_is_not_there_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        benchmark.main(["odise_tiny", "--device", "cuda:99"])
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and "Traceback" not in error

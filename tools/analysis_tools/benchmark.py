@@ -1,0 +1,383 @@
+#!/usr/bin/env python
+"""FLOPs, time and peak memory of every part of a model, beside the published implementation's.
+
+FLOPs are counted on torch's meta device, by shapes alone: seconds at any size. Names are embedded
+before anything is measured. With made-up weights (the default) no download is needed; what the
+parts cost does not depend on the weights' values.
+
+Examples:
+    python tools/analysis_tools/benchmark.py odise_coco_label --flops-only --size 512 --size 1024
+    python tools/analysis_tools/benchmark.py odise_coco_label --size 512 --precision bf16
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+
+from tools.analysis_tools import published  # noqa: E402
+from tools.report import FORMATS, Table, show, write_json  # noqa: E402
+
+if TYPE_CHECKING:
+    import torch
+
+    from odise_mm.models import OpenVocabSegmentor
+
+Numbers = dict[str, Any]
+
+
+def positive_int(text: str) -> int:
+    """Argument type: a whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
+    return value
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
+    parser.add_argument(
+        "--size",
+        type=positive_int,
+        action="append",
+        help="edge of the square image in pixels; may be repeated (default: 1024)",
+    )
+    parser.add_argument(
+        "--flops-only", action="store_true", help="no weights, no memory, no timing"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument(
+        "--repeats", type=positive_int, default=3, help="runs after the warm-up: their median"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("none", "config"),
+        default="none",
+        help="made-up weights, or those that the config names (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--vocabulary",
+        help="a vocabulary's name or file (default: made-up names, as many as the published "
+        f"numbers were counted with: {published.COUNTED_CLASSES} classes, "
+        f"{published.COUNTED_SYNONYMS} synonyms)",
+    )
+    parser.add_argument("--max-tiles-per-batch", type=positive_int, help="instead of the config's")
+    parser.add_argument("--threads", type=positive_int, help="of torch on the CPU")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the frozen parts")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers there, too")
+    args = parser.parse_args(argv)
+    args.size = args.size or [1024]
+    return args
+
+
+def describe_machine(device: torch.device) -> Numbers:
+    """What the numbers were measured on, and how busy it was."""
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    machine = {
+        "cpu": models[0] if models else platform.processor() or platform.machine(),
+        "cores": usable,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "load_average": [round(load, 2) for load in os.getloadavg()],
+    }
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+        machine["gpu_bytes"] = torch.cuda.get_device_properties(device).total_memory
+    return machine
+
+
+def make_vocabulary(name: str | None) -> Any:
+    """The vocabulary of that name, or made-up names as in the published count."""
+    from odise_mm.datasets.vocabulary import Vocabulary
+
+    if name:
+        return Vocabulary.load(name)
+    classes = [[f"name {i}"] for i in range(published.COUNTED_CLASSES)]
+    for i in range(published.COUNTED_SYNONYMS - published.COUNTED_CLASSES):
+        classes[i].append(f"other name {i}")
+    return Vocabulary.parse("; ".join(", ".join(synonyms) for synonyms in classes))
+
+
+def count_flops(model: OpenVocabSegmentor, size: int) -> dict[str, int]:
+    """FLOPs of one image by part.
+
+    Args:
+        model: from :func:`tools.analysis_tools.meta.build_on_meta`.
+        size: edge of the image in pixels.
+    """
+    from tools.analysis_tools.meta import flop_counter, run_on_meta
+    from tools.analysis_tools.parts import POST_PROCESSING, FlopProbe, PartMeter
+
+    with flop_counter() as counter, PartMeter(model, FlopProbe(counter)) as meter:
+        post_process = run_on_meta(model, size, size)
+        with meter.part(POST_PROCESSING):
+            post_process()
+    counts = {part: sample.flops for part, sample in meter.samples.items()}
+    if sum(counts.values()) != counter.get_total_flops():
+        raise AssertionError("the parts' FLOPs do not sum to the counter's")
+    return counts
+
+
+def measure(
+    model: OpenVocabSegmentor, size: int, device: torch.device, repeats: int, compiled: bool
+) -> Numbers:
+    """Time and peak memory of one image by part: medians of ``repeats`` runs after a warm-up.
+
+    Returns:
+        ``seconds`` and ``peak_bytes`` by part, ``totals`` (seconds of every run), ``warm_up``
+        (seconds), ``total_seconds``, ``total_peak_bytes``, ``bytes_before`` (memory in use before
+        the first run: on the CPU that of the whole process) and ``peak_can_be_reset``.
+    """
+    import torch
+
+    from tools.analysis_tools.parts import (
+        PartMeter,
+        TimeAndMemoryProbe,
+        process_memory,
+        reset_process_peak,
+    )
+
+    data = _random_image(size)
+    cuda = device.type == "cuda"
+    resets = cuda or reset_process_peak()
+    before = torch.cuda.memory_allocated(device) if cuda else process_memory("VmRSS")
+    start = time.perf_counter()
+    model.test_step(data())
+    if cuda:
+        torch.cuda.synchronize(device)
+    warm_up = time.perf_counter() - start
+
+    runs = []
+    for _ in range(repeats):
+        probe = TimeAndMemoryProbe(device)
+        with PartMeter(model, probe, whole_backbone=compiled) as meter:
+            results = model.test_step(data())
+        runs.append(meter)
+        del results
+    parts = list(runs[0].samples)
+    totals = [run.total().seconds for run in runs]
+    return {
+        "seconds": {p: statistics.median(r.samples[p].seconds for r in runs) for p in parts},
+        "peak_bytes": {p: max(r.samples[p].peak_bytes for r in runs) for p in parts},
+        "totals": totals,
+        "warm_up": warm_up,
+        "total_seconds": statistics.median(totals),
+        "total_peak_bytes": max(run.total().peak_bytes for run in runs),
+        "bytes_before": before,
+        "peak_can_be_reset": resets,
+    }
+
+
+def _random_image(size: int) -> Any:
+    import torch
+    from mmdet.structures import DetDataSample
+
+    image = torch.randint(
+        0, 256, (3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+    def data() -> Numbers:
+        shape = (size, size)
+        sample = DetDataSample(
+            metainfo=dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0))
+        )
+        return dict(inputs=[image], data_samples=[sample])
+
+    return data
+
+
+def tensor_bytes(model: OpenVocabSegmentor) -> int:
+    """Bytes of all parameters and buffers; what is shared counts once."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def run(args: argparse.Namespace) -> Numbers:
+    """All numbers that were asked for."""
+    import warnings
+
+    import torch
+
+    from odise_mm.apis.building import build_model, pick_device
+    from tools.analysis_tools.meta import build_on_meta, load_model_config
+
+    warnings.filterwarnings("ignore", message="torch.meshgrid")  # mmdet's, harmless
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    device = pick_device(args.device)
+    result: Numbers = {
+        "config": args.config,
+        "machine": describe_machine(device),
+        "device": str(device),
+        "precision": args.precision,
+        "compiled": args.compile,
+        "weights": args.weights,
+    }
+    vocabulary = make_vocabulary(args.vocabulary)
+    result["vocabulary"] = {
+        "classes": len(vocabulary),
+        "synonyms": len(vocabulary.flat[0]),
+        "as_published": not args.vocabulary,
+    }
+
+    cfg = load_model_config(args.config)
+    if args.max_tiles_per_batch:
+        cfg.model.max_tiles_per_batch = args.max_tiles_per_batch
+    result["published_architecture"] = published.is_published_architecture(cfg.model)
+    on_meta = build_on_meta(cfg)
+    on_meta.vocabulary = vocabulary
+    sizes = {size: {"flops": count_flops(on_meta, size)} for size in args.size}
+    result["sizes"] = sizes
+    if args.flops_only:
+        return result
+
+    weights = args.weights == "config"
+    real_cfg = load_model_config(args.config, weights=True) if weights else cfg
+    real_cfg.model.max_tiles_per_batch = cfg.model.get("max_tiles_per_batch", 4)
+    torch.manual_seed(0)
+    model = build_model(real_cfg).eval().set_precision(args.precision).to(device)
+    model.vocabulary = vocabulary
+    if args.compile:
+        model.compile_frozen()
+    result["weights_bytes"] = tensor_bytes(model)
+    for size in args.size:
+        sizes[size] |= measure(model, size, device, args.repeats, args.compile)
+    return result
+
+
+def make_tables(result: Numbers) -> list[Table]:
+    """The numbers for people: one table per size, and the machine."""
+    return [_size_table(result, size) for size in result["sizes"]]
+
+
+def _size_table(result: Numbers, size: int) -> Table:
+    numbers = result["sizes"][size]
+    theirs = published.FLOPS.get(size) if result["published_architecture"] else None
+    timed = "seconds" in numbers
+    table = Table(_title(result, size), ["part", "GFLOP"])
+    if theirs:
+        table.columns += ["published, needed", "published, all", "share of needed", "of all"]
+    if timed:
+        table.columns += ["seconds", "share of time", "peak GB"]
+    found = [*(theirs or {}), *numbers["flops"], *numbers.get("seconds", {})]
+    known = [part for part in published.FLOPS[1024] if part in found]
+    for part in [*dict.fromkeys([*known, *found]), None]:
+        if part is None:
+            table.rows.append(())
+        flops = _of(numbers["flops"], part)
+        row = [part or "total", _giga(flops)]
+        if theirs:
+            needed = _of({name: cost.needed for name, cost in theirs.items()}, part)
+            everything = _of({name: cost.total for name, cost in theirs.items()}, part)
+            row += [_giga(needed), _giga(everything)]
+            row += [_percent(flops, needed), _percent(flops, everything)]
+        if timed:
+            row += _time_and_memory(numbers, part)
+        table.rows.append(row)
+    table.notes = _notes(result, size, theirs)
+    return table
+
+
+def _of(numbers: dict[str, int], part: str | None) -> int:
+    return sum(numbers.values()) if part is None else numbers.get(part, 0)
+
+
+def _giga(number: int) -> str:
+    return f"{number / 1e9:,.2f}" if number else "0"
+
+
+def _percent(number: float, whole: float) -> str:
+    return f"{100 * number / whole:.2f} %" if whole else ""
+
+
+def _time_and_memory(numbers: Numbers, part: str | None) -> list[str]:
+    total = numbers["total_seconds"]
+    if part is None:
+        return [f"{total:.3f}", "100 %", f"{numbers['total_peak_bytes'] / 1e9:.2f}"]
+    if part not in numbers["seconds"]:
+        return ["", "", ""]
+    seconds, peak = numbers["seconds"][part], numbers["peak_bytes"][part]
+    return [f"{seconds:.3f}", _percent(seconds, total), f"{peak / 1e9:.2f}"]
+
+
+def _title(result: Numbers, size: int) -> str:
+    title = f"{Path(result['config']).stem}, {size} x {size}"
+    if "seconds" not in result["sizes"][size]:
+        return title
+    compiled = ", compiled" if result["compiled"] else ""
+    return f"{title}, {result['precision']}{compiled} on {result['device']}"
+
+
+def _notes(result: Numbers, size: int, theirs: Any) -> list[str]:
+    numbers = result["sizes"][size]
+    words = result["vocabulary"]
+    notes = [
+        "2 FLOPs per multiply-add, attention included. Names: "
+        f"{words['classes']} classes, {words['synonyms']} synonyms, embedded before."
+    ]
+    if theirs:
+        ours, total = sum(numbers["flops"].values()), sum(c.total for c in theirs.values())
+        needed = sum(c.needed for c in theirs.values())
+        bar = f"; the bar is {published.FLOP_BAR:.0%}" if size == 1024 else ""
+        notes.append(
+            f"{ours / 1e12:.3f} TFLOP are {ours / total:.2%} of the {total / 1e12:.3f} that the "
+            f"published implementation computes ({needed / total:.2%} are needed there){bar}."
+        )
+        if not words["as_published"]:
+            notes.append(
+                f"The published count was made with {published.COUNTED_CLASSES} classes; cost of "
+                "names and semantic post-processing grows with them."
+            )
+    if "seconds" not in numbers:
+        return notes
+    machine, totals = result["machine"], numbers["totals"]
+    load = machine["load_average"][0]
+    where = machine.get("gpu", f"{machine['cpu']}, {machine['cores']} cores")
+    notes.append(
+        f"{where}; {machine['threads']} threads, torch {machine['torch']}, load average at the "
+        f"start {load}. Median of {len(totals)} runs ({min(totals):.3f} to {max(totals):.3f} s) "
+        f"after a warm-up of {numbers['warm_up']:.1f} s."
+    )
+    what = "Bytes in tensors on the GPU" if "gpu" in machine else "Resident memory of the process"
+    whole = "" if numbers["peak_can_be_reset"] else ", since its start (the system can't reset it)"
+    notes.append(
+        f"Peak: {what.lower()}{whole}; {numbers['bytes_before'] / 1e9:.2f} GB before the first "
+        f"run. Weights: {result['weights_bytes'] / 1e9:.3f} GB exactly."
+    )
+    return notes
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    from tools.errors import one_line_errors
+
+    with one_line_errors():
+        result = run(args)
+    show(make_tables(result), result, args.format)
+    if args.json:
+        write_json(args.json, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

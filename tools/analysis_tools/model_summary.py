@@ -1,0 +1,229 @@
+#!/usr/bin/env python
+"""Parameters, trained and frozen, of every part of a model, beside the published model's.
+
+Needs neither weights nor memory: the model is built on torch's meta device.
+
+Example:
+    python tools/analysis_tools/model_summary.py configs/odise/odise_coco_label.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+
+from tools.analysis_tools import published  # noqa: E402
+from tools.report import FORMATS, Table, show  # noqa: E402
+
+if TYPE_CHECKING:
+    from odise_mm.models import DiffusionBackbone, OpenVocabSegmentor
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
+    return parser.parse_args(argv)
+
+
+def count_parameters(model: OpenVocabSegmentor) -> tuple[dict[str, int], dict[str, int]]:
+    """Trained and frozen parameters by part; one that several parts share counts once."""
+    from odise_mm.utils.frozen import FrozenModule
+    from tools.analysis_tools.parts import part_of
+
+    frozen_ids = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, FrozenModule)
+        for parameter in module.parameters()
+    }
+    trained: Counter[str] = Counter()
+    frozen: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        counts = frozen if id(parameter) in frozen_ids else trained
+        counts[part_of(name)] += parameter.numel()
+    return dict(trained), dict(frozen)
+
+
+def count_not_built(backbone: DiffusionBackbone) -> dict[str, dict[str, int]]:
+    """Parameters of the whole diffusion model that the backbone does without.
+
+    Compares the complete models of diffusers and transformers, on the meta device, with what the
+    backbone holds.
+
+    Returns:
+        By part, the parameters of every module that is missing as a whole, by its name.
+    """
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    arch = backbone.arch
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**arch.unet)
+        vae = AutoencoderKL(**arch.vae)
+        text = CLIPTextModel(CLIPTextConfig(**arch.text))
+    missing: dict[str, dict[str, int]] = {}
+    for prefix, whole, kept in (("unet", unet, backbone.unet), ("vae", vae, backbone.vae)):
+        held = {name for name, _ in kept.named_parameters()} if kept is not None else set()
+        for module, count in _missing_modules(whole, held).items():
+            part = "UNet" if prefix == "unet" else "VAE encoder"
+            if prefix == "vae" and module.startswith(("decoder", "post_quant_conv")):
+                part = "VAE decoder"
+            missing.setdefault(part, {})[module or "all"] = count
+    missing["diffusion text encoder"] = {"all": sum(p.numel() for p in text.parameters())}
+    return missing
+
+
+def _missing_modules(whole: Any, held: set[str]) -> dict[str, int]:
+    """Parameters that are not held, by the highest module that is missing entirely."""
+    prefixes = {""} if held else set()
+    for name in held:
+        pieces = name.split(".")
+        prefixes.update(".".join(pieces[:end]) for end in range(1, len(pieces)))
+    missing: Counter[str] = Counter()
+    for name, parameter in whole.named_parameters():
+        if name in held:
+            continue
+        pieces = name.split(".")
+        ancestors = (".".join(pieces[:end]) for end in range(len(pieces)))
+        missing[next((a for a in ancestors if a not in prefixes), name)] += parameter.numel()
+    return dict(missing)
+
+
+def summarise(config: str) -> dict[str, Any]:
+    """Everything that the tables show, as plain numbers.
+
+    Returns:
+        ``trained``, ``frozen`` (by part), ``taps``; where the config is the published
+        architecture also ``variant``, ``published_trained``, ``published_frozen``; where the
+        backbone is a diffusion model also ``not_built``.
+    """
+    from odise_mm.models import DiffusionBackbone
+    from tools.analysis_tools.meta import build_on_meta, load_model_config
+
+    cfg = load_model_config(config)
+    is_published = published.is_published_architecture(cfg.model)
+    model = build_on_meta(cfg)
+    trained, frozen = count_parameters(model)
+    summary: dict[str, Any] = {
+        "config": config,
+        "trained": trained,
+        "frozen": frozen,
+        "taps": list_taps(model.backbone),
+    }
+    if isinstance(model.backbone, DiffusionBackbone):
+        summary["not_built"] = count_not_built(model.backbone)
+    if is_published:
+        variant = "label" if model.classifiers[0].null_embedding is not None else "caption"
+        numbers = published.PARAMETERS[variant]
+        summary["variant"] = variant
+        summary["published_trained"] = dict(numbers.trained)
+        summary["published_frozen"] = dict(numbers.frozen)
+        summary["fewer_positions"] = _positions_of_larger_image(model)
+    return summary
+
+
+def _positions_of_larger_image(model: OpenVocabSegmentor) -> int:
+    """Parameters that CLIP's image tower has more than one for the paper's image size."""
+    visual = model.clip.visual
+    positions, width = visual.positional_embedding.shape
+    fewer = (published.PAPER_CLIP_IMAGE_SIZE // visual.patch_size[0]) ** 2 + 1
+    return (positions - fewer) * width
+
+
+def list_taps(backbone: Any) -> list[dict[str, Any]]:
+    """Where every feature map comes from, its channels and its stride."""
+    described = backbone.describe()
+    channels, strides = described["in_channels"], described["in_strides"]
+    if hasattr(backbone, "taps"):
+        names = [
+            f"{where.replace('_', ' ')}, block {block}"
+            for where, blocks in backbone.taps._asdict().items()
+            for block in blocks
+        ]
+    else:
+        names = [f"map {index}" for index in range(len(channels))]
+    return [
+        {"tap": name, "channels": width, "stride": stride}
+        for name, width, stride in zip(names, channels, strides, strict=True)
+    ]
+
+
+def make_tables(summary: dict[str, Any]) -> list[Table]:
+    """The summary for people."""
+    tables = [_counts(summary, "trained"), _counts(summary, "frozen")]
+    if "not_built" in summary:
+        tables.append(_not_built(summary))
+    taps = Table("Feature maps of the backbone", ("input of", "channels", "stride"))
+    taps.rows = [(t["tap"], str(t["channels"]), str(t["stride"])) for t in summary["taps"]]
+    return [*tables, taps]
+
+
+def _counts(summary: dict[str, Any], kind: str) -> Table:
+    ours, theirs = summary[kind], summary.get(f"published_{kind}")
+    table = Table(f"{kind.capitalize()} parameters", ["part", "ours"])
+    parts = list(dict.fromkeys([*(theirs or {}), *ours]))
+    if theirs is None:
+        table.rows = [(part, f"{ours[part]:,}") for part in parts]
+        table.rows += [(), ("total", f"{sum(ours.values()):,}")]
+        return table
+    table.columns += ["published", "difference"]
+    rows = [(part, ours.get(part, 0), theirs.get(part, 0)) for part in parts]
+    rows.append(("total", sum(ours.values()), sum(theirs.values())))
+    table.rows = [(n, f"{a:,}", f"{b:,}", f"{a - b:+,}" if a != b else "0") for n, a, b in rows]
+    table.rows.insert(-1, ())
+    if kind == "trained":
+        table.notes = [
+            f"The paper rounds the published total to {published.PAPER_TRAINED_MILLIONS} M. The "
+            "one logit scale is counted with the names here, in the head there."
+        ]
+    else:
+        paper = sum(theirs.values()) - summary["fewer_positions"]
+        table.notes = [
+            "CLIP counts once; the published code holds three copies of it.",
+            f"The paper states {published.PAPER_FROZEN_MILLIONS:,} M: this is {paper:,}, the total "
+            f"without the {summary['fewer_positions']:,} parameters that CLIP's positions for 336 "
+            f"pixels need more than those for {published.PAPER_CLIP_IMAGE_SIZE} (presumably).",
+        ]
+    return table
+
+
+def _not_built(summary: dict[str, Any]) -> Table:
+    missing = summary["not_built"]
+    table = Table("Of the diffusion model, not in memory", ("part: module", "parameters"))
+    for part, modules in missing.items():
+        table.rows += [(f"{part}: {name}", f"{count:,}") for name, count in modules.items()]
+    total = sum(sum(modules.values()) for modules in missing.values())
+    table.rows += [(), ("total", f"{total:,}")]
+    table.notes = ["The text encoder is run once, for the empty prompt, and then dropped."]
+    if "published_frozen" in summary:
+        ours, theirs = sum(summary["frozen"].values()), sum(summary["published_frozen"].values())
+        rest = theirs - ours - total
+        table.notes.append(
+            f"{ours:,} frozen + {total:,} not in memory = {ours + total:,}; published: {theirs:,}; "
+            f"unexplained: {rest:,}."
+        )
+    return table
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    from tools.errors import one_line_errors
+
+    with one_line_errors():
+        summary = summarise(args.config)
+        show(make_tables(summary), summary, args.format)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""The parts of a model, by name: whose parameters, and who works when."""
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from odise_mm.models import FrozenCLIP, OpenVocabSegmentor
+
+# Prefix of a parameter's name -> part; the longest prefix counts. What has none of these
+# prefixes is named after the module at the top.
+PARAMETER_PARTS = {
+    "clip": "CLIP text tower",
+    "clip.model.visual": "CLIP image tower",
+    "backbone.unet": "UNet",
+    "backbone.vae.encoder": "VAE encoder",
+    "backbone.vae.quant_conv": "VAE encoder",
+    "backbone.vae.decoder": "VAE decoder",
+    "backbone.vae.post_quant_conv": "VAE decoder",
+    "captioner": "captioner",
+    "neck": "feature projection",
+    "head": "transformer decoder",
+    "head.pixel_decoder": "pixel decoder",
+    "head.mask_embedding": "mask embedding",
+    "classifiers": "names",
+}
+TEXT = "text encoder"
+REST = "tiles, batches, noise and the rest"
+POST_PROCESSING = "post-processing"
+CAPTIONER_AND_NAMES = "captioner, names and fusion"
+
+
+def part_of(parameter: str) -> str:
+    """The part that a parameter of the segmentor belongs to, from its dotted name."""
+    pieces = parameter.split(".")
+    for end in range(len(pieces) - 1, 0, -1):
+        prefix = ".".join(pieces[:end])
+        if prefix in PARAMETER_PARTS:
+            return PARAMETER_PARTS[prefix]
+    return pieces[0]
+
+
+@dataclass
+class Sample:
+    """What a part used between two moments.
+
+    Attributes:
+        flops: floating point operations.
+        seconds: time on the clock.
+        peak_bytes: highest use of memory, weights and everything else included.
+    """
+
+    flops: int = 0
+    seconds: float = 0.0
+    peak_bytes: int = 0
+
+    def add(self, other: "Sample") -> None:
+        """Join what was used in two stretches of time."""
+        self.flops += other.flops
+        self.seconds += other.seconds
+        self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
+
+
+class Probe(Protocol):
+    """Tells what was used since it was asked last."""
+
+    def take(self) -> Sample: ...
+
+
+class FlopProbe:
+    """Asks a running FLOP counter."""
+
+    def __init__(self, counter: FlopCounterMode) -> None:
+        self.counter = counter
+        self.last = 0
+
+    def take(self) -> Sample:
+        total = self.counter.get_total_flops()
+        sample = Sample(flops=total - self.last)
+        self.last = total
+        return sample
+
+
+class TimeAndMemoryProbe:
+    """Asks the clock, and the device for its peak of memory since the last time.
+
+    On CUDA: bytes in tensors. On the CPU: resident memory of the process (Linux; it can set back
+    the mark of the highest use). Elsewhere the peak is 0.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self.device = device
+        gc.collect()
+        self._reset_peak()
+        self.last = time.perf_counter()
+
+    def take(self) -> Sample:
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+        seconds = time.perf_counter() - self.last
+        sample = Sample(seconds=seconds, peak_bytes=self._peak())
+        self._reset_peak()
+        self.last = time.perf_counter()
+        return sample
+
+    def _peak(self) -> int:
+        if self.cuda:
+            return torch.cuda.max_memory_allocated(self.device)
+        return process_memory("VmHWM")
+
+    def _reset_peak(self) -> None:
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            reset_process_peak()
+
+
+def process_memory(entry: str) -> int:
+    """``VmRSS`` (now) or ``VmHWM`` (highest) of this process in bytes; 0 without /proc."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    for line in status.read_text().splitlines():
+        if line.startswith(f"{entry}:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def reset_process_peak() -> bool:
+    """Set ``VmHWM`` back to the memory used now; False where the system does not allow it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+class PartMeter:
+    """Says what each part of a segmentor uses, by wrapping its methods while it is entered.
+
+    A part called by another part counts for itself alone. The total of the parts is all that
+    happened between entering and leaving.
+
+    Args:
+        model: the segmentor.
+        probe: what to ask whenever another part begins or ends.
+        whole_backbone: don't look inside the backbone: a compiled one would be cut to pieces.
+    """
+
+    def __init__(
+        self, model: OpenVocabSegmentor, probe: Probe, whole_backbone: bool = False
+    ) -> None:
+        self.model = model
+        self.probe = probe
+        self.whole_backbone = whole_backbone
+        self.samples: dict[str, Sample] = {}
+        self._stack = [REST]
+        self._wrapped: list[tuple[object, str]] = []
+
+    def __enter__(self) -> "PartMeter":
+        self._wrap_all()
+        self.probe.take()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._switch()
+        for owner, method in self._wrapped:
+            delattr(owner, method)
+
+    def total(self) -> Sample:
+        """All parts together."""
+        total = Sample()
+        for sample in self.samples.values():
+            total.add(sample)
+        return total
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """What happens inside counts for the part ``name``."""
+        self._switch()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._stack.pop()
+
+    def _switch(self) -> None:
+        """Book what was used since the last switch on the part that was at work."""
+        self.samples.setdefault(self._stack[-1], Sample()).add(self.probe.take())
+
+    def _wrap(self, owner: object, method: str, part: str | Callable[[str], str]) -> None:
+        if (owner, method) in self._wrapped:
+            return
+        original = getattr(owner, method)
+
+        @wraps(original)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            with self.part(part if isinstance(part, str) else part(self._stack[-1])):
+                return original(*args, **kwargs)
+
+        setattr(owner, method, measured)
+        self._wrapped.append((owner, method))
+
+    def _wrap_all(self) -> None:
+        model = self.model
+        if self.whole_backbone:
+            self._wrap(model, "extract_tile_features", "backbone")
+        if model.captioner is not None:
+            self._wrap(model.captioner, "forward", CAPTIONER_AND_NAMES)
+        self._wrap(model.neck, "forward", "feature projection")
+        self._wrap_backbone(model.backbone)
+        for clip in [m for m in model.modules() if isinstance(m, FrozenCLIP)]:
+            self._wrap(clip, "encode_image", _who_uses_clip)
+            self._wrap(clip, "encode_text", TEXT)
+        self._wrap_head(model.head)
+        self._wrap(model, "classify", CAPTIONER_AND_NAMES)
+        for classifier in model.classifiers[1:]:
+            name = type(classifier).__name__.removesuffix("Classifier")
+            self._wrap(classifier, "forward", name)
+        self._wrap(model, "_add_results", POST_PROCESSING)
+
+    def _wrap_backbone(self, backbone: nn.Module) -> None:
+        if self.whole_backbone:
+            return
+        for method, part in (
+            ("encode", "VAE encoder"),
+            ("_unet_taps", "UNet"),
+            ("_decoder_taps", "VAE decoder"),
+        ):
+            if hasattr(backbone, method):
+                self._wrap(backbone, method, part)
+
+    def _wrap_head(self, head: nn.Module) -> None:
+        self._wrap(head, "forward", "transformer decoder: masks")
+        self._wrap(head.pixel_decoder, "forward", "pixel decoder")
+        for layer in head.transformer_decoder.layers:
+            self._wrap(layer, "forward", "transformer decoder: layers")
+        # the keys that the layers attend to belong to the layers
+        self._wrap(head, "_decoder_memories", "transformer decoder: layers")
+        self._wrap(head.mask_embedding, "forward", "mask embedding")
+
+
+def _who_uses_clip(user: str) -> str:
+    return "captioner's CLIP" if user == CAPTIONER_AND_NAMES else user

@@ -1,0 +1,152 @@
+#!/usr/bin/env python
+"""Turn a published ODISE checkpoint into one of ours: trained parameters only, under our names.
+
+The published files can be loaded directly, too; this saves doing it again. Without --config the
+names alone are checked: every key must be known, and no kind of parameter may be absent. With
+--config the result must also fit that config's model, key by key and shape by shape.
+
+Example:
+    python tools/model_converters/odise_to_mm.py odise_label_coco_50e-b67d2efc.pth label.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tools.report import Table
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", metavar="IN", help="published file, e.g. odise_label_coco_50e.pth")
+    parser.add_argument("output", metavar="OUT", help="what to write: .safetensors or .pth")
+    parser.add_argument("--config", help="config whose model the result must fit")
+    return parser.parse_args(argv)
+
+
+def convert(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a published file.
+
+    Returns:
+        Trained parameters under our names, and the keys left out with the reason for each.
+
+    Raises:
+        CheckpointError: not a published ODISE file, an unknown key, or parameters missing.
+    """
+    from odise_mm.models.weights import from_published, is_published
+    from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
+
+    state = load_state_dict(source)
+    if not is_published(state):
+        first = next(iter(state), "no key")
+        if first.startswith(("captioner.", "neck.", "head.", "classifiers.")):
+            raise CheckpointError(f"{source} is a checkpoint of ours already: nothing to convert")
+        raise CheckpointError(
+            f"{source} is not a published ODISE checkpoint: there is no sem_seg_head.* in it "
+            f"(first key: {first}). Name odise_label_coco_50e or odise_caption_coco_50e."
+        )
+    ours, unused = from_published(state)
+    if len(ours) + len(unused) != len(state):
+        raise CheckpointError(f"{source}: two of its keys stand for the same parameter of ours")
+    absent = _absent(state)
+    if absent:
+        raise CheckpointError(
+            f"{source} is incomplete: nothing in it matches {absent[0]}"
+            + (f", nor {len(absent) - 1} other patterns" if len(absent) > 1 else "")
+        )
+    return ours, unused
+
+
+def _absent(state: Mapping[str, Tensor]) -> list[str]:
+    """Patterns of published names that no key matches and that every variant has."""
+    import re
+
+    from odise_mm.models.weights import PUBLISHED_NAMES
+
+    # a label-supervised model has the first and the others have not, and the other way round
+    captions = any(key.startswith("word_head.") for key in state)
+    other = "null_embed" if captions else "class_embed"
+    return [
+        pattern
+        for pattern, _ in PUBLISHED_NAMES
+        if other not in pattern and not any(re.match(pattern, key) for key in state)
+    ]
+
+
+def check_against_config(ours: Mapping[str, Tensor], config: str, source: str | Path) -> None:
+    """Compare keys and shapes with a config's model, which is built without memory.
+
+    Raises:
+        CheckpointError: they differ; the message names the first differences.
+    """
+    from odise_mm.utils.checkpoint import CheckpointError
+    from tools.analysis_tools.meta import build_on_meta, load_model_config
+
+    model = build_on_meta(load_model_config(config))
+    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    found = {key: tuple(value.shape) for key, value in ours.items()}
+    differences = [f"{key} is missing" for key in wanted if key not in found]
+    differences += [f"{key} is not in the model" for key in found if key not in wanted]
+    differences += [
+        f"{key} is {found[key]}, the model's {wanted[key]}"
+        for key in wanted
+        if key in found and found[key] != wanted[key]
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{source} does not fit {config}: {len(differences)} differences, first: "
+            f"{'; '.join(differences[:3])}"
+        )
+
+
+def make_tables(ours: Mapping[str, Tensor], unused: Mapping[str, str]) -> list[Table]:
+    """What was converted, by part, and what was not, with the reason."""
+    from tools.analysis_tools.parts import part_of
+    from tools.report import Table
+
+    keys, numbers = Counter(), Counter()
+    for key, value in ours.items():
+        keys[part_of(key)] += 1
+        numbers[part_of(key)] += value.numel()
+    converted = Table("Converted", ("part", "keys", "parameters"))
+    converted.rows = [(part, f"{keys[part]:,}", f"{numbers[part]:,}") for part in keys]
+    converted.rows += [(), ("total", f"{keys.total():,}", f"{numbers.total():,}")]
+    left_out = Table("Deliberately not used", ("key", "why"))
+    left_out.rows = list(unused.items()) or [("none", "")]
+    return [converted, left_out]
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    from odise_mm.utils.checkpoint import CheckpointError, save_state_dict
+    from tools.errors import one_line_errors
+    from tools.report import show
+
+    with one_line_errors():
+        if Path(args.input).resolve() == Path(args.output).resolve():
+            raise CheckpointError(f"{args.output} is the input itself: name another output")
+        ours, unused = convert(args.input)
+        if args.config:
+            check_against_config(ours, args.config, args.input)
+        meta = {"format": "odise_mm trained parameters", "converted_from": Path(args.input).name}
+        save_state_dict(args.output, ours, meta)
+    show(make_tables(ours, unused), {}, "table")
+    print(f"Written: {args.output} ({Path(args.output).stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
