@@ -15,4 +15,15 @@ model = dict(
         weights=None,
     ),
     backbone=dict(arch="tiny", weights=None),
+    # Untrained masks all overlap: at the usual 0.8 none would be left to look at.
+    test_cfg=dict(overlap_threshold=0.2),
 )
+
+test_pipeline = [
+    dict(type="LoadImage"),
+    dict(type="ResizeKeepRatio", scale=(1280, 512)),
+    dict(
+        type="mmdet.PackDetInputs",
+        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+    ),
+]

@@ -117,6 +117,11 @@ class OpenVocabInferencer:
 
             load_weights(self.model, os.fspath(weights))
         else:
+            from odise_mm.utils.made_up import make_up_weights
+
+            clip = self.cfg.model.get("clip") or {}
+            unknown = () if clip.get("weights") else ("clip",)
+            make_up_weights(self.model, ("head", "classifiers", *unknown))
             print_log(MADE_UP_NOTICE, logger="current", level=logging.WARNING)
         with memory_guard(self.device, precision):
             self.model.set_precision(precision).to(self.device).eval()

@@ -15,6 +15,7 @@ from torch import Tensor
 from odise_mm.registry import MODELS
 from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
 from odise_mm.utils.frozen import FrozenModule, is_meta_context
+from odise_mm.utils.precision import full_precision
 
 # Integers that OpenAI's own files carry beside the weights; the model's shapes say the same.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
@@ -154,7 +155,7 @@ class FrozenCLIP(FrozenModule):
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Text embeddings, not L2-normalised: (len(texts), ``embed_dim``) float32."""
         batches = []
-        with torch.autocast(self.device.type, enabled=False):
+        with full_precision(self.model.logit_scale):
             for start in range(0, len(texts), batch_size):
                 tokens = self.tokenizer(list(texts[start : start + batch_size]))
                 batches.append(self.model.encode_text(tokens.to(self.device)).float())

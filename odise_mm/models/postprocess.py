@@ -19,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from odise_mm.utils.precision import full_precision
+
 # Strips of this size stay in the CPU's caches and still fill a GPU.
 MAX_BYTES = 32 * 2**20
 
@@ -166,7 +168,7 @@ def semantic_inference(mask_cls: Tensor, mask_logits: Tensor, max_bytes: int = M
     out = torch.zeros(mask_logits.shape[-2:], dtype=torch.int32, device=device)
     probs = mask_cls[:, :-1].float().to(device)
     width = out.shape[1]
-    with torch.autocast(device.type, enabled=False):
+    with full_precision(mask_logits):
         for rows in _strips(mask_logits, num_classes + 2 * len(mask_logits), max_bytes):
             masks = mask_logits[:, rows].float().sigmoid().flatten(1)
             # Pixels first: the argmax then runs over neighbouring numbers, twice as fast.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.models.heads.mask2former_head import MaskPrediction
+from odise_mm.utils.precision import full_precision
 
 
 class Opinion(NamedTuple):
@@ -52,7 +53,7 @@ def class_logits(
     Returns:
         (B, Q, K) float32, K classes.
     """
-    with torch.autocast(embeddings.device.type, enabled=False):
+    with full_precision(embeddings):
         similarity = F.normalize(embeddings.float(), dim=-1) @ F.normalize(text, dim=-1).T * scale
     classes = torch.tensor(vocabulary.flat[1], device=similarity.device)
     best = similarity.new_full((*similarity.shape[:-1], len(vocabulary)), float("-inf"))

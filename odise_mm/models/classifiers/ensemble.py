@@ -16,7 +16,7 @@ class GeometricEnsemble(nn.Module):
 
     ODISE, equation 10: ``p ~ p_own^(1 - w) * p_clip^w`` with w = ``alpha`` for a class that shares
     a name with the training vocabulary and ``beta`` for any other. Computed with logarithms:
-    probabilities that underflow, which make the published code's fused logits infinite, stay finite.
+    probabilities that underflow, which make the published code's logits infinite, stay finite.
 
     Args:
         alpha, beta: weights of the second opinion on seen and unseen classes; published: 0.3 / 0.7

@@ -12,6 +12,7 @@ from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.models.text.text_encoder import TextEncoder
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import build_part
+from odise_mm.utils.precision import full_precision
 
 
 @MODELS.register_module()
@@ -64,7 +65,7 @@ class OpenVocabClassifier(Classifier):
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
     ) -> Opinion:
         """See :class:`~odise_mm.models.classifiers.base.Classifier`; the images are not used."""
-        with torch.autocast(prediction.embeddings.device.type, enabled=False):
+        with full_precision(prediction.embeddings):
             text = self.text_embeddings(fill_template(self.template, vocabulary.flat[0]))
             logits = class_logits(prediction.embeddings, text, vocabulary, self.scale)
             return Opinion(logits, self._p_void(prediction, logits))

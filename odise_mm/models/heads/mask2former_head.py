@@ -11,6 +11,8 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from odise_mm.registry import MODELS
+from odise_mm.utils.mmcv_ops import log_ops_backend
+from odise_mm.utils.precision import full_precision
 
 # Arguments of mmdet's head that are not options of ours: set by it, or named in its signature.
 _OWN_ARGUMENTS = (
@@ -71,7 +73,7 @@ class MaskEmbedding(nn.Module):
         """
         hard = (masks.detach().sigmoid() > 0.5).flatten(2).float()
         # Sums over whole images leave float16's range.
-        with torch.autocast(masks.device.type, enabled=False):
+        with full_precision(masks):
             pooled = torch.einsum("bqp,bcp->bqc", hard, mask_features.flatten(2).float())
             pooled = pooled / (hard.sum(-1, keepdim=True) + 1e-8)
         return self.mlp(self.norm(self.pool_proj(pooled) + queries))
@@ -128,6 +130,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
             num_stuff_classes=0,
             **options,
         )
+        log_ops_backend()
         if not objectness:
             self.cls_embed = None
         self.mask_embedding = MaskEmbedding(out_channels)

@@ -22,9 +22,9 @@ from odise_mm.models.postprocess import (
 )
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import FrozenModule, build_part
+from odise_mm.utils.precision import PRECISIONS, autocast
 from odise_mm.utils.tiling import TileGrid
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Pyramid = tuple[Tensor, ...]
 
 
@@ -141,8 +141,8 @@ class OpenVocabSegmentor(BaseModel):
     def predict(self, inputs: Tensor, data_samples: Sequence[DetDataSample]) -> list[DetDataSample]:
         """Segment a batch; images of different size are independent of each other.
 
-        Results of each sample, at ``ori_shape``: ``pred_panoptic_seg`` (``sem_seg``, (1, H, W) int32
-        of segment ids, 0 for none, and ``segments_info`` in its metainfo), ``pred_sem_seg``
+        Results of each sample, at ``ori_shape``: ``pred_panoptic_seg`` (``sem_seg``, (1, H, W)
+        int32 of segment ids, 0 for none, and ``segments_info`` in its metainfo), ``pred_sem_seg``
         (``sem_seg``, (1, H, W) of class indices) and ``pred_instances`` (``masks``, ``labels``,
         ``scores``, ``bboxes``).
 
@@ -153,12 +153,12 @@ class OpenVocabSegmentor(BaseModel):
         for image, sample in zip(inputs, data_samples, strict=True):
             padded.append(image[:, : sample.pad_shape[0], : sample.pad_shape[1]])
             images.append(image[:, : sample.img_shape[0], : sample.img_shape[1]])
-        with self._autocast():
+        with autocast(inputs, self.precision):
             pyramids = self.extract_pyramids(padded)
         for members in _groups([image.shape for image in padded]):
             levels = zip(*(pyramids[i] for i in members), strict=True)
             pyramid = tuple(torch.stack(level) for level in levels)
-            with self._autocast():
+            with autocast(inputs, self.precision):
                 prediction = self.head(pyramid)[-1]
                 probabilities = self.classify(prediction, [images[i] for i in members])
             if not torch.isfinite(prediction.masks).all() or not probabilities.isfinite().all():
@@ -258,11 +258,6 @@ class OpenVocabSegmentor(BaseModel):
         for part in {id(p): p for p in self.modules() if isinstance(p, FrozenModule)}.values():
             part.compile_parts()
         return self
-
-    def _autocast(self) -> torch.autocast:
-        dtype = PRECISIONS[self.precision]
-        device = next(self.parameters()).device.type
-        return torch.autocast(device, dtype, enabled=dtype != torch.float32)
 
 
 def _groups(keys: Sequence[Any]) -> list[list[int]]:
