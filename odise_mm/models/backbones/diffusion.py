@@ -73,6 +73,7 @@ class DiffusionBackbone(FrozenModule):
         strides: its stride in pixels of the tile, at most 32: a coarser map is used as stride 32.
         empty_context: embedding of the empty prompt, (1, 77, context width); zeros without weights.
         context_width, time_width: widths that a :class:`Condition` has to have.
+        divisor: edges of a tile have to be multiples of it, 64 in Stable Diffusion.
 
     Raises:
         ValueError: unknown architecture, a tap or step that does not exist.
@@ -104,6 +105,8 @@ class DiffusionBackbone(FrozenModule):
         self.context_width = unet.config.cross_attention_dim
         self.time_width = unet.time_embedding.linear_2.out_features
         self.channels, self.strides = self._describe(unet, vae)
+        # Each level but the last halves the map, and what comes up must fit what went down.
+        self.divisor = 2 ** (len(vae.encoder.down_blocks) + len(unet.down_blocks) - 2)
         all_keys = {"unet": frozenset(unet.state_dict()), "vae": frozenset(vae.state_dict())}
         self._prune(unet, vae)
         self.unet = unet if self.taps.unet else None
@@ -151,7 +154,16 @@ class DiffusionBackbone(FrozenModule):
         Returns:
             One (N, channels[i], S / s, S / s) map for every tap: encoder, UNet, decoder. s is the
             true stride, which may exceed ``strides[i]``, see there.
+
+        Raises:
+            ValueError: S is no multiple of what the UNet needs.
         """
+        height, width = tiles.shape[-2:]
+        if height % self.divisor or width % self.divisor:
+            raise ValueError(
+                f"tiles of {height} x {width} pixels: the diffusion model needs multiples of "
+                f"{self.divisor}; check tile_size and the data preprocessor's pad_size_divisor"
+            )
         condition = condition or Condition(self.empty_context.expand(len(tiles), -1, -1))
         with torch.no_grad():
             latent, encoder_taps = self.encode(tiles)
