@@ -94,11 +94,19 @@ def segmentor_config(**changes: Any) -> ConfigDict:
 
 
 def segmentor(seed: int = 0, **changes: Any) -> odise_mm.models.OpenVocabSegmentor:
-    """Built from :func:`segmentor_config`, every parameter random."""
+    """Built from :func:`segmentor_config`, every parameter random, so that it finds something."""
     model = MODELS.build(segmentor_config(**changes))
     random_weights(model, seed)
-    model.head.query_feat.weight.data *= 8
-    model.head.mask_embed[-1].weight.data *= 4
+    # Random layers make all queries alike; these keep them apart.
+    head = model.head
+    for embedding in (head.query_feat, head.query_embed):
+        embedding.weight.data.mul_(embedding.weight.shape[1] ** 0.5)
+    for name, parameter in head.transformer_decoder.named_parameters():
+        if "out_proj" in name or "ffn.layers.1" in name:
+            parameter.data.mul_(0.2)
+    head.mask_embedding.pool_proj[1].weight.data.mul_(0.3)
+    head.mask_embed[-1].weight.data.mul_(2)
+    model.classifiers[0].null_embedding.data.mul_(-0.1)
     for frozen in (model.backbone, model.clip):
         random_weights(frozen, seed + 1)
     return model.eval()

@@ -252,6 +252,13 @@ def test_what_does_not_exist(options: dict, message: str) -> None:
         DiffusionBackbone(**{"arch": "tiny", **options})
 
 
+def test_tiles_that_do_not_fit(folder: Path) -> None:
+    backbone = DiffusionBackbone("tiny", str(folder), PAPER)
+    assert backbone.divisor == 64
+    with pytest.raises(ValueError, match="tiles of 96 x 96 pixels: .* multiples of 64.*tile_size"):
+        backbone(tiles(96))
+
+
 def test_architectures_by_name_fields_or_object() -> None:
     tiny = get_arch("tiny")
     fields = dict(unet=tiny.unet, vae=tiny.vae, text=tiny.text)
