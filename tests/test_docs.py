@@ -1,0 +1,273 @@
+"""The documents tell the truth: links, names, commands and code in them are tried."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import importlib
+import importlib.util
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+import odise_mm.apis.building
+import odise_mm.apis.inferencer
+import odise_mm.models  # noqa: F401  (fills the registry)
+from odise_mm.registry import MODELS
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+DOCUMENTS = sorted([README, *ROOT.glob("docs/*.md"), *ROOT.glob("demo/**/*.md")])
+BLOCK = re.compile(
+    r"(?:<!-- (?P<mark>[^>]+) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.M | re.S
+)
+FOLDERS = "odise_mm|configs|tools|tests|docs|requirements"
+
+
+def blocks(document: Path, kind: str) -> list[tuple[str, str]]:
+    """(mark, code) of the code blocks of one language; the mark is the HTML comment above."""
+    found = BLOCK.finditer(document.read_text(encoding="utf-8"))
+    return [(m["mark"] or "", m["code"]) for m in found if m["kind"] == kind]
+
+
+def commands(document: Path) -> Iterator[list[str]]:
+    """Words of every command in shell blocks."""
+    for _, code in blocks(document, "shell"):
+        for line in code.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
+def prose(document: Path) -> str:
+    return BLOCK.sub("", document.read_text(encoding="utf-8"))
+
+
+def anchors(document: Path) -> set[str]:
+    """Anchors that GitHub gives the headings of a document."""
+    headings = re.findall(r"^#+ (.+)$", prose(document), re.M)
+    return {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings}
+
+
+every_document = pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix()
+)
+
+
+@every_document
+def test_links_lead_somewhere(document: Path) -> None:
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(document)):
+        if target.startswith(("https://", "http://")):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (document.parent / name).resolve() if name else document
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    assert not broken
+
+
+@every_document
+def test_named_files_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    named = set(re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./*-]*\w)", text))
+    planned = (
+        {"tools/train.py", "tools/test.py"} if "there is no `tools/train.py`" in text else set()
+    )
+    assert not [path for path in named - planned if not list(ROOT.glob(path))]
+    assert not [path for path in planned if (ROOT / path).exists()], "no longer true"
+
+
+@every_document
+def test_named_configs_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    names = {path.stem for path in (ROOT / "configs").rglob("*.py")}
+    assert set(re.findall(r"\bodise_(?:tiny|coco_(?!50e)\w+)\b", text)) <= names
+
+
+@every_document
+def test_commands_are_understood(document: Path) -> None:
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M)
+    for words in commands(document):
+        if words[0] == "make":
+            assert words[1] in targets
+        elif words[0] == "python":
+            assert isinstance(parse(words[1], words[2:]), argparse.Namespace), words
+    for command in re.findall(r"`python (\S+ [^`]+)`", prose(document)):
+        script, *arguments = shlex.split(command)
+        assert isinstance(parse(script, arguments), argparse.Namespace), command
+
+
+def parse(script: str, arguments: list[str]) -> argparse.Namespace:
+    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.parse_args(arguments)
+
+
+def defined_names(file: Path) -> set[str]:
+    """Functions, classes and methods of a module: ``f``, ``C``, ``C.m``."""
+    names = set()
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            methods = [item for item in node.body if isinstance(item, ast.FunctionDef)]
+            names.update(f"{node.name}.{method.name}" for method in methods)
+    return names
+
+
+def table_rows(heading: str) -> list[tuple[list[str], list[Path]]]:
+    """Code names and linked modules of each row of the tables under a heading of the README."""
+    section = README.read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+    rows = []
+    for line in section.splitlines():
+        files = [ROOT / path for path in re.findall(r"\]\((odise_mm/[^)]+\.py)\)", line)]
+        if line.startswith("|") and files:
+            cells = line.rsplit("|", 2)[0]
+            rows.append((re.findall(r"`([A-Za-z_][\w.]*)`", cells), files))
+    return rows
+
+
+def test_every_equation_is_where_the_readme_says() -> None:
+    rows = table_rows("From the paper to the code")
+    assert len(rows) >= 9
+    for names, files in rows:
+        assert names and set(names) <= set().union(*map(defined_names, files)), names
+
+
+def test_equation_10_is_the_last_line_of_its_function() -> None:
+    tree = ast.parse((ROOT / "odise_mm/models/classifiers/ensemble.py").read_text())
+    functions = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+    last = ast.unparse(functions["fused_logits"].body[-1])
+    assert "(1 - weight) * own + weight *" in last
+
+
+def test_the_table_of_parts_is_the_registry() -> None:
+    listed = set()
+    for names, files in table_rows("The parts"):
+        assert set(names) <= set().union(*map(defined_names, files)), names
+        listed.update(names)
+    ours = {
+        name
+        for name, part in MODELS.module_dict.items()
+        if part.__module__.startswith("odise_mm.models")
+    }
+    assert listed == ours
+
+
+def test_the_table_of_parameters_is_counted() -> None:
+    from tools.analysis_tools.model_summary import summarise
+
+    summary = summarise("odise_coco_label")
+    section = README.read_text(encoding="utf-8").split("## Parameters\n")[1].split("\n## ")[0]
+    numbers = {int(n.replace(",", "")) for n in re.findall(r"\d[\d,]{5,}\d", section)}
+    trained, frozen = summary["trained"], summary["frozen"]
+    theirs = summary["published_frozen"]
+    expected = {
+        *(trained[part] for part in ("captioner", "feature projection", "pixel decoder")),
+        trained["transformer decoder"],
+        trained["mask embedding"] + trained["names"],
+        *(counts["UNet"] for counts in (frozen, theirs)),
+        *(counts["VAE encoder"] + counts["VAE decoder"] for counts in (frozen, theirs)),
+        *(counts["CLIP image tower"] + counts["CLIP text tower"] for counts in (frozen, theirs)),
+        theirs["diffusion text encoder"],
+        *(sum(counts.values()) for counts in (trained, frozen, theirs)),
+        sum(theirs.values()) - sum(frozen.values()),
+    }
+    assert trained == summary["published_trained"]
+    assert numbers == expected
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that looks like the repository, and configs with small pictures and tiles."""
+    for name in ("configs", "demo"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    load = odise_mm.apis.building.load_config
+
+    def load_small(config: str | Config) -> Config:
+        changed = load(config)
+        changed.test_pipeline[1].scale = (128, 64)
+        if changed.model.tile_size is not None:
+            changed.model.tile_size = 64
+        return changed
+
+    monkeypatch.setattr(odise_mm.apis.building, "load_config", load_small)
+    monkeypatch.setattr(odise_mm.apis.inferencer, "load_config", load_small)
+    return tmp_path
+
+
+def test_the_errors_are_where_the_page_says() -> None:
+    text = (ROOT / "docs" / "inference.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+Error)` \| `([\w.]+)` \|", text, re.M)
+    assert len(rows) == 6
+    for error, module in rows:
+        assert issubclass(getattr(importlib.import_module(module), error), Exception)
+
+
+def run(document: Path) -> dict:
+    """Run the marked blocks of a document in order, in one namespace."""
+    namespace: dict = {}
+    for mark, code in blocks(document, "python"):
+        if mark == "runnable":
+            exec(compile(code, f"{document.name}: {code[:40]!r}", "exec"), namespace)
+    return namespace
+
+
+def test_the_readme_runs(workplace: Path) -> None:
+    result = run(README)["result"]
+    assert result.ok and result.panoptic.shape == (427, 640)
+    assert result.class_names == ("pagoda", "person", "blue sky", "tree")
+    assert all(Path(path).is_file() for path in result.files.values())
+
+
+def test_the_page_on_inference_runs(workplace: Path, capsys: pytest.CaptureFixture) -> None:
+    namespace = run(ROOT / "docs" / "inference.md")
+    assert "missing.jpg: no such file" in capsys.readouterr().out
+    assert not namespace["bad"].ok and namespace["good"].ok
+    assert namespace["again"].panoptic.shape == (427, 640)
+    assert namespace["drawn"].shape[1:] == (640, 3)  # higher: there are a banner and a legend
+    assert namespace["sample"].pred_panoptic_seg.sem_seg.shape == (1, 427, 640)
+
+
+def test_all_other_python_is_at_least_python() -> None:
+    for document in DOCUMENTS:
+        for _, code in blocks(document, "python"):
+            compile(code, document.name, "exec")
+
+
+def test_a_new_backbone_in_twenty_lines(workplace: Path) -> None:
+    files = {mark[6:]: code for mark, code in blocks(README, "python") if mark.startswith("file: ")}
+    assert set(files) == {"my_backbone.py", "my_config.py"}
+    for name, code in files.items():
+        (workplace / name).write_text(code)
+    tree = ast.parse(files["my_backbone.py"])
+    (part,) = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    assert part.end_lineno - part.lineno < 20
+    options = {"model.backbone.pretrained": False}
+    try:
+        inferencer = odise_mm.apis.OpenVocabInferencer("my_config.py", cfg_options=options)
+        with torch.device("meta"):  # pretrained, and yet nothing is downloaded
+            shapes = MODELS.build(Config.fromfile("my_config.py").model)
+    finally:
+        sys.modules.pop("my_backbone", None)
+        MODELS.module_dict.pop(part.name, None)
+    backbone = inferencer.model.backbone
+    maps = backbone(torch.rand(2, 3, 64, 96))
+    assert [m.shape[1:] for m in maps] == [
+        (channels, 64 // stride, 96 // stride)
+        for channels, stride in zip(backbone.channels, backbone.strides, strict=True)
+    ]
+    assert shapes.backbone.channels == backbone.channels
+    (result,) = inferencer("demo/images/pagoda.jpg", texts="pagoda; person")
+    assert result.panoptic.shape == (427, 640)
+    assert not [key for key in inferencer.model.state_dict() if key.startswith("backbone")]
