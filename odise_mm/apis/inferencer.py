@@ -98,6 +98,8 @@ class OpenVocabInferencer:
             raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
         self.precision = precision
         self.device = pick_device(device)
+        if precision == "fp16" and self.device.type == "cpu":
+            raise DeviceError("precision fp16 is for GPUs; on a CPU take bf16 or fp32")
         chosen = "" if device is not None else " (none was asked for)"
         print_log(f"Running on {self.device}{chosen}, precision {precision}", logger="current")
 

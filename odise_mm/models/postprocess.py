@@ -7,7 +7,7 @@ mask logits is bounded by ``max_bytes`` plus the results.
 
 Class probabilities are (Q, K + 1): K classes and the void class last, as after the softmax. The
 class of a thing is told by a flag, never by its position. Source: ODISE, arXiv 2303.04803,
-section 3.5, with the inference of Mask2Former, arXiv 2112.01527, that it builds on.
+section 3.6, with the inference of Mask2Former, arXiv 2112.01527, that it builds on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Cut images into the square tiles that a diffusion model was trained on, and join features again.
 
-ODISE (arXiv 2303.04803), section 3.1 and its supplement: features come from square windows.
+ODISE (arXiv 2303.04803), section 3.3 and its supplement: features come from square windows.
 """
 
 from dataclasses import dataclass

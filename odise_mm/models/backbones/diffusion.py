@@ -1,7 +1,7 @@
-"""Features of a frozen text-to-image diffusion model (ODISE, arXiv 2303.04803, section 3.1).
+"""Features of a frozen text-to-image diffusion model (ODISE, arXiv 2303.04803, section 3.3).
 
 One forward pass at a small noise level; features are the inputs of chosen residual blocks of the
-VAE and of the UNet. The paper's equation 3 is :meth:`DiffusionBackbone.forward`; its equation 1
+VAE and of the UNet. Equations 2 and 3 are :meth:`DiffusionBackbone.forward`; its equation 1
 (adding noise) is :meth:`DiffusionBackbone.add_noise`.
 """
 

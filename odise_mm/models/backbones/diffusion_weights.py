@@ -94,7 +94,7 @@ class DiffusionWeights:
     def empty_prompt_embedding(self) -> Tensor:
         """Last hidden state of the text encoder for the empty prompt, (1, 77, context width).
 
-        ODISE section 3.2: the implicit caption is added to it. The encoder is built, used once and
+        ODISE section 3.3: the implicit caption is added to it. The encoder is built, used once and
         dropped: it takes no memory afterwards.
         """
         from transformers import CLIPTextConfig, CLIPTextModel

@@ -1,4 +1,4 @@
-"""CLIP's second opinion on the masks (ODISE, section 3.4 and its ablation of mask pooling)."""
+"""CLIP's second opinion on the masks (ODISE, equation 9, and the ablation of mask pooling)."""
 
 from collections.abc import Sequence
 
@@ -59,7 +59,7 @@ class MaskCLIPClassifier(_CLIPClassifier):
 
     A mask's token starts as the class token and attends to the class token and to the patches that
     its mask touches; nobody attends to it, so one pass over the image serves all masks
-    (MaskCLIP, arXiv 2208.08984; ODISE, section 3.4).
+    (MaskCLIP, arXiv 2208.08984; ODISE, equation 9).
 
     Args:
         clip, text_encoder: the frozen CLIP and the cache before its text tower, or their configs.

@@ -1,4 +1,4 @@
-"""Several opinions on a mask become one (ODISE, section 3.4, equation 10)."""
+"""Several opinions on a mask become one (ODISE, section 3.6, equation 10)."""
 
 from collections.abc import Sequence
 

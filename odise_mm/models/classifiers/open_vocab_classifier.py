@@ -1,4 +1,4 @@
-"""Names for mask embeddings (ODISE, section 3.3, equations 5 and 6)."""
+"""Names for mask embeddings (ODISE, section 3.5, equations 4 and 6)."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ from odise_mm.utils.precision import full_precision
 class OpenVocabClassifier(Classifier):
     """Compares mask embeddings with linearly mapped text embeddings of the names.
 
-    ODISE, equation 5: ``softmax(z . T(names) / tau)``, with a learned 1 / tau (``logit_scale``
+    ODISE, equation 6: ``softmax(z . T(names) / tau)``, with a learned 1 / tau (``logit_scale``
     holds its logarithm; it starts at 1 / 0.07 and is at most 100).
 
     Args:

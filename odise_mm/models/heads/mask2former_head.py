@@ -1,4 +1,4 @@
-"""Mask2Former's head with an embedding for every mask (ODISE, section 3.3)."""
+"""Mask2Former's head with an embedding for every mask (ODISE, section 3.4)."""
 
 import inspect
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class MaskPrediction(NamedTuple):
 
 
 class MaskEmbedding(nn.Module):
-    """From mask features, masks and queries to mask embeddings (ODISE, section 3.3 and supplement).
+    """From mask features, masks and queries to mask embeddings (ODISE, section 3.4 and supplement).
 
     The mask features are averaged over the hard mask (probability above 0.5); the average is
     projected, added to the query, and the sum passes an MLP of three layers.

@@ -1,4 +1,4 @@
-"""Captioners: the image becomes the diffusion model's conditioning (ODISE, section 3.2).
+"""Captioners: the image becomes the diffusion model's conditioning (ODISE, section 3.3).
 
 A captioner maps tiles (N, 3, S, S) in [0, 1] to a
 :class:`~odise_mm.models.backbones.diffusion.Condition`.
@@ -31,7 +31,7 @@ class _Projection(nn.Module):
 class ImplicitCaptioner(nn.Module):
     """CLIP's image embedding v, mapped into the space of the text conditioning.
 
-    ODISE, equation 4: ``c = c_empty + tanh(a) * (Linear(v) + P)``, and the same for the time
+    ODISE, equation 3 (MLP): ``c = c_empty + tanh(a) * (Linear(v) + P)``, and the same for the time
     embedding of each diffusion step, ``tanh(a_t) * (Linear_t(v) + P_t)``. The gates a and a_t start
     at 0: training begins at the empty prompt. These are all the captioner's trained parameters.
 
