@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from odise_mm.apis.building import (
     PRECISIONS,
+    DeviceError,
     build_model,
     load_config,
     make_test_pipeline,

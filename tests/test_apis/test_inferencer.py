@@ -275,6 +275,8 @@ def test_precision_and_compilation_reach_the_model(config, inferencer):
     assert inferencer.model.precision == "fp32" and not inferencer.model.compiled
     other = OpenVocabInferencer(config, device="cpu", precision="bf16", compile_frozen=True)
     assert other.model.precision == "bf16" and other.model.compiled
+    with pytest.raises(DeviceError, match="fp16 is for GPUs"):
+        OpenVocabInferencer(config, device="cpu", precision="fp16")
     with pytest.raises(ValueError, match="precision 'int8'"):
         OpenVocabInferencer(config, device="cpu", precision="int8")
 
