@@ -37,8 +37,8 @@ def test_preprocessing_equals_torchvisions(size: tuple[int, int]) -> None:
 
 
 def test_sizes_are_rounded_as_torchvision_rounds_them() -> None:
-    # size * long / short is whole, but (size / short) * long is a little less in floating point
-    cases = [(s, k * s) for s in range(1, 400) for k in (2, 3, 5) if int(56 / s * k * s) < 56 * k]
+    # size * long / short is whole, but long * (size / short) is a little less in floating point
+    cases = [(s, k * s) for s in range(1, 400) for k in (2, 3, 5) if int(k * s * (56 / s)) < 56 * k]
     assert cases
     for size in cases[:3]:
         test_preprocessing_equals_torchvisions(size)

@@ -33,8 +33,11 @@ def pyramid() -> list[Tensor]:
     return [torch.randn(2, 32, 96 // s, 64 // s, generator=generator) for s in (2, 4, 8, 16)]
 
 
-def test_all_layers_equal_mmdets_head(pyramid: list[Tensor]) -> None:
+@pytest.mark.parametrize("with_empty_masks", [False, True])
+def test_all_layers_equal_mmdets_head(with_empty_masks: bool, pyramid: list[Tensor]) -> None:
     ours = build(objectness=True)
+    if with_empty_masks:  # such queries look everywhere
+        ours.pixel_decoder.mask_feature.bias.data.mul_(30)
     config = head_config()
     del config["type"]
     theirs = Mask2FormerHead(
@@ -51,8 +54,10 @@ def test_all_layers_equal_mmdets_head(pyramid: list[Tensor]) -> None:
         predictions = ours(pyramid, all_layers=True)
         classes, masks = theirs(pyramid, samples)
     assert len(predictions) == len(masks) == 4  # before the first of three layers, and after each
+    empty = [(m < 0).flatten(2).all(-1) for m in masks]
+    assert [bool(e.any()) for e in empty] == [with_empty_masks] * 4
     for prediction, their_classes, their_masks in zip(predictions, classes, masks, strict=True):
-        assert 0.1 < (their_masks > 0).float().mean() < 0.9
+        assert 0.01 < (their_masks > 0).float().mean() < 0.9
         assert relative_error(prediction.masks, their_masks) < 1e-5
         assert relative_error(prediction.objectness, their_classes) < 1e-5
 
