@@ -55,9 +55,9 @@ def test_all_layers_equal_mmdets_head(with_empty_masks: bool, pyramid: list[Tens
         classes, masks = theirs(pyramid, samples)
     assert len(predictions) == len(masks) == 4  # before the first of three layers, and after each
     empty = [(m < 0).flatten(2).all(-1) for m in masks]
-    assert [bool(e.any()) for e in empty] == [with_empty_masks] * 4
+    assert any(e.any() for e in empty) == with_empty_masks
     for prediction, their_classes, their_masks in zip(predictions, classes, masks, strict=True):
-        assert 0.01 < (their_masks > 0).float().mean() < 0.9
+        assert with_empty_masks or 0.1 < (their_masks > 0).float().mean() < 0.9
         assert relative_error(prediction.masks, their_masks) < 1e-5
         assert relative_error(prediction.objectness, their_classes) < 1e-5
 
