@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,11 @@ class FrozenCLIP(FrozenModule):
         return self.model.visual
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Floating point type of the image tower; the text tower's is float32."""
+        return self.visual.conv1.weight.dtype
+
+    @property
     def embed_dim(self) -> int:
         """Width of image and text embeddings."""
         return self.visual.output_dim
@@ -117,16 +123,16 @@ class FrozenCLIP(FrozenModule):
 
     def normalise(self, images: Tensor) -> Tensor:
         """(..., 3, H, W) in [0, 1] to CLIP's mean and standard deviation, in the tower's type."""
-        return ((images.float() - self.mean) / self.std).to(self.visual.conv1.weight)
+        return ((images.float() - self.mean) / self.std).to(self.dtype)
 
     def cast(self, dtype: torch.dtype) -> None:
         """Store the image tower in another float type; names are embedded in float32, once."""
         for parameter in self.visual.parameters():
             parameter.data = parameter.data.to(dtype)
 
-    def compile_parts(self) -> None:
-        """Run the image tower through ``torch.compile``."""
-        self.visual.compile()
+    def compile_parts(self, **options: Any) -> None:
+        """Run the image tower's transformer through ``torch.compile``."""
+        self.visual.transformer.compile(**options)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
@@ -149,7 +155,8 @@ class FrozenCLIP(FrozenModule):
             )
         top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
         images = images[..., top : top + size, left : left + size]
-        return self.model.encode_image(self.normalise(images)).float()
+        with self.own_precision():
+            return self.model.encode_image(self.normalise(images)).float()
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:

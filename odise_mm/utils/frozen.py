@@ -1,11 +1,14 @@
 """Frozen parts: no gradients, always in eval mode, never in a checkpoint."""
 
 import inspect
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from mmengine.registry import Registry
 from torch import Tensor, nn
+
+from odise_mm.utils.precision import full_precision
 
 
 class FrozenModule(nn.Module):
@@ -42,9 +45,18 @@ class FrozenModule(nn.Module):
             if parameter.is_floating_point() and parameter.ndim:
                 parameter.data = parameter.data.to(dtype)
 
-    def compile_parts(self) -> None:
-        """Run ``forward`` through ``torch.compile``."""
-        self.compile()
+    def own_precision(self) -> AbstractContextManager:
+        """Arithmetic in the weights' own type, where they are stored in 16 bit.
+
+        Inputs are cast to that type anyway; autocast would compute norms in float32 for nothing.
+        With float32 weights an active autocast stays in force.
+        """
+        weight = next(self.parameters())
+        return nullcontext() if self.dtype == torch.float32 else full_precision(weight)
+
+    def compile_parts(self, **options: Any) -> None:
+        """Run ``forward`` through ``torch.compile``; ``options`` are that function's."""
+        self.compile(**options)
 
     @property
     def device(self) -> torch.device:
@@ -106,8 +118,8 @@ def build_part(cfg: Any, registry: Registry, **shared: Any) -> nn.Module:
     Args:
         cfg: config with ``type``; a module that is already built is returned as it is.
         registry: where to look up ``type``.
-        shared: values for arguments that the part's ``__init__`` has and ``cfg`` does not name.
-            Arguments it does not have are left out: a part asks by naming what it wants.
+        shared: values for arguments of the part's ``__init__`` that ``cfg`` leaves out or None.
+            What it has no argument for is not given: a part asks by naming what it wants.
 
     Raises:
         TypeError: for an argument in ``cfg`` that the part does not have (known ones are listed).

@@ -5,6 +5,8 @@ import re
 import torch
 from torch import nn
 
+from odise_mm.models.text.text_encoder import TextEncoder
+
 # A network of untrained layers lets all queries collapse onto one mask and one name. Weak residual
 # branches, strong queries and wordy text embeddings keep them apart. First match wins: a factor on
 # the normal draw scaled by the fan-in, or a constant.
@@ -41,6 +43,9 @@ def make_up_weights(model: nn.Module, parts: tuple[str, ...], seed: int = 35) ->
     for name, parameter in model.named_parameters():
         if name.partition(".")[0] in parts:
             parameter.copy_(_made_up(name, parameter, generator))
+    for module in model.modules():
+        if isinstance(module, TextEncoder):
+            module.forget()
 
 
 def _made_up(

@@ -328,3 +328,29 @@ def test_misspelt_argument_of_the_head() -> None:
     config.head.num_querys = 5
     with torch.device("meta"), pytest.raises(TypeError, match="has no argument num_querys"):
         MODELS.build(config)
+
+
+def test_compiled_parts_give_the_same_numbers() -> None:
+    """dynamo's tracing, without its slow code generation; one graph each, no break."""
+    model = segmentor()
+    tiles = torch.rand(2, 3, 512, 512)
+    with torch.no_grad():
+        plain = model.extract_tile_features(tiles, (512, 512))
+        model.compile_frozen(backend="eager", fullgraph=True)
+        compiled = model.extract_tile_features(tiles, (512, 512))
+    for ours, theirs in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
+
+
+def test_pixel_decoder_stays_in_float32() -> None:
+    model = segmentor().set_precision("bf16")
+    seen = []
+    model.head.pixel_decoder.register_forward_pre_hook(
+        lambda _, inputs: seen.extend(level.dtype for level in inputs[0])
+    )
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        channels = model.neck.out_channels
+        pyramid = [torch.rand(1, channels, 64 // k, 64 // k).bfloat16() for k in (1, 2, 4, 8)]
+        prediction = model.head(pyramid)[-1]
+    assert set(seen) == {torch.float32} and len(seen) == 4
+    assert prediction.masks.isfinite().all()

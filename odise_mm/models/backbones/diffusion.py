@@ -56,7 +56,8 @@ PAPER_TAPS = Taps(vae_encoder=(5, 7), unet=(2, 5, 8, 11), vae_decoder=(2, 5))
 class DiffusionBackbone(FrozenModule):
     """Raw feature maps of image tiles from a frozen latent diffusion model.
 
-    Nothing behind the last tap exists: those layers are neither built nor loaded nor run.
+    Nothing behind the UNet's and the VAE decoder's last tap exists: those layers are neither built
+    nor loaded nor run. (The VAE's encoder is whole: it makes the latent.)
 
     Args:
         arch: name of a preset (``sd_v1``, ``sd_v2``, ``tiny``) or the fields of a
@@ -165,13 +166,14 @@ class DiffusionBackbone(FrozenModule):
                 f"{self.divisor}; check tile_size and the data preprocessor's pad_size_divisor"
             )
         condition = condition or Condition(self.empty_context.expand(len(tiles), -1, -1))
-        with torch.no_grad():
-            latent, encoder_taps = self.encode(tiles)
-            decoder_taps = self._decoder_taps(latent)
-        per_step = [
-            self._unet_taps(self.add_noise(latent, step), step, index, condition)
-            for index, step in enumerate(self.steps)
-        ]
+        with self.own_precision():
+            with torch.no_grad():
+                latent, encoder_taps = self.encode(tiles)
+                decoder_taps = self._decoder_taps(latent)
+            per_step = [
+                self._unet_taps(self.add_noise(latent, step), step, index, condition)
+                for index, step in enumerate(self.steps)
+            ]
         unet_taps = [torch.cat(maps, dim=1) for maps in zip(*per_step, strict=True)]
         return [*encoder_taps, *unet_taps, *decoder_taps]
 

@@ -83,7 +83,8 @@ class MaskCLIPClassifier(_CLIPClassifier):
         size = self.clip.image_size
         resized = [_resize(image[None].float(), (size, size)) for image in images]
         patches = self._patches_touched(masks, images)
-        return self._mask_tokens(self.clip.normalise(torch.cat(resized)), patches)
+        with self.clip.own_precision():
+            return self._mask_tokens(self.clip.normalise(torch.cat(resized)), patches)
 
     def _patches_touched(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:
         """Which of CLIP's P patches each mask touches, (B, Q, P) bool."""

@@ -11,7 +11,7 @@ from mmengine.config import ConfigDict
 from torch import Tensor, nn
 
 from odise_mm.registry import MODELS
-from odise_mm.utils.mmcv_ops import log_ops_backend
+from odise_mm.utils.mmcv_ops import choose_ops_backend
 from odise_mm.utils.precision import full_precision
 
 # Arguments of mmdet's head that are not options of ours: set by it, or named in its signature.
@@ -71,7 +71,7 @@ class MaskEmbedding(nn.Module):
         Returns:
             (B, Q, C), not normalised.
         """
-        hard = (masks.detach().sigmoid() > 0.5).flatten(2).float()
+        hard = (masks.detach() > 0).flatten(2).float()
         # Sums over whole images leave float16's range.
         with full_precision(masks):
             pooled = torch.einsum("bqp,bcp->bqc", hard, mask_features.flatten(2).float())
@@ -130,7 +130,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
             num_stuff_classes=0,
             **options,
         )
-        log_ops_backend()
+        choose_ops_backend()
         if not objectness:
             self.cls_embed = None
         self.mask_embedding = MaskEmbedding(out_channels)
@@ -147,7 +147,10 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         Returns:
             The last layer's prediction in a list; with ``all_layers`` all of them, first to last.
         """
-        mask_features, memories = self.pixel_decoder(pyramid)
+        # In float32 at any precision, as in Mask2Former: sampling points need more digits than 16
+        # bit have, and the compiled operator has no bfloat16.
+        with full_precision(pyramid[0]):
+            mask_features, memories = self.pixel_decoder([level.float() for level in pyramid])
         keys, key_positions = self._decoder_memories(memories)
         sizes = [memory.shape[-2:] for memory in memories]
         # Resizing and the product of embedding and features are both linear: they may be swapped.
@@ -196,7 +199,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
 
     def _attention_mask(self, masks: Tensor) -> Tensor:
         """True where a query must not look; a query whose mask is empty looks everywhere."""
-        hidden = masks.detach().flatten(2).sigmoid() < 0.5
+        hidden = masks.detach().flatten(2) < 0  # probability below 0.5
         hidden &= ~hidden.all(-1, keepdim=True)
         return hidden.repeat_interleave(self.num_heads, dim=0)
 

@@ -4,6 +4,7 @@ image -> backbone (told by a captioner) -> neck -> head -> classifiers -> fusion
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -153,12 +154,12 @@ class OpenVocabSegmentor(BaseModel):
         for image, sample in zip(inputs, data_samples, strict=True):
             padded.append(image[:, : sample.pad_shape[0], : sample.pad_shape[1]])
             images.append(image[:, : sample.img_shape[0], : sample.img_shape[1]])
-        with autocast(inputs, self.precision):
+        with autocast(inputs, self.precision), _current(inputs.device):
             pyramids = self.extract_pyramids(padded)
         for members in _groups([image.shape for image in padded]):
             levels = zip(*(pyramids[i] for i in members), strict=True)
             pyramid = tuple(torch.stack(level) for level in levels)
-            with autocast(inputs, self.precision):
+            with autocast(inputs, self.precision), _current(inputs.device):
                 prediction = self.head(pyramid)[-1]
                 probabilities = self.classify(prediction, [images[i] for i in members])
             if not torch.isfinite(prediction.masks).all() or not probabilities.isfinite().all():
@@ -253,11 +254,19 @@ class OpenVocabSegmentor(BaseModel):
         self.precision = precision
         return self
 
-    def compile_frozen(self) -> "OpenVocabSegmentor":
-        """Run the frozen parts through ``torch.compile``; the first call takes minutes."""
+    def compile_frozen(self, **options: Any) -> "OpenVocabSegmentor":
+        """Run the frozen parts through ``torch.compile``; the first call takes minutes.
+
+        ``options`` are that function's (``backend``, ``mode``, ...).
+        """
         for part in {id(p): p for p in self.modules() if isinstance(p, FrozenModule)}.values():
-            part.compile_parts()
+            part.compile_parts(**options)
         return self
+
+
+def _current(device: torch.device) -> AbstractContextManager:
+    """Make a GPU the current one: mmcv's compiled kernels run there, wherever the tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _groups(keys: Sequence[Any]) -> list[list[int]]:

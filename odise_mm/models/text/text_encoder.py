@@ -36,7 +36,8 @@ class TextEncoder(nn.Module):
         self.clip = build_part(clip, MODELS)
         self.cache_size = cache_size
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
-        self._disk = _DiskCache(cache_file, self.clip.fingerprint()) if cache_file else None
+        self.cache_file = cache_file
+        self._disk: _DiskCache | None = None
 
     @property
     def embed_dim(self) -> int:
@@ -56,6 +57,8 @@ class TextEncoder(nn.Module):
                 self._cache.move_to_end(text)
                 found[text] = self._cache[text]
         missing = [text for text in dict.fromkeys(texts) if text not in found]
+        if missing and self.cache_file and self._disk is None:
+            self._disk = _DiskCache(self.cache_file, self.clip.fingerprint())
         if missing and self._disk:
             found.update(self._disk.get(missing))
             missing = [text for text in missing if text not in found]
@@ -70,6 +73,11 @@ class TextEncoder(nn.Module):
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
         return torch.stack([found[text] for text in texts]).to(self.clip.device)
+
+    def forget(self) -> None:
+        """Empty the memory; to be called when CLIP's weights have changed."""
+        self._cache.clear()
+        self._disk = None
 
     def _warn_if_cut(self, texts: Sequence[str]) -> None:
         tokenizer = self.clip.tokenizer
