@@ -23,7 +23,7 @@ from odise_mm.models.postprocess import (
 )
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import FrozenModule, build_part
-from odise_mm.utils.precision import PRECISIONS, autocast
+from odise_mm.utils.precision import autocast, dtype_of
 from odise_mm.utils.tiling import TileGrid
 
 Pyramid = tuple[Tensor, ...]
@@ -155,10 +155,10 @@ class OpenVocabSegmentor(BaseModel):
             padded.append(image[:, : sample.pad_shape[0], : sample.pad_shape[1]])
             images.append(image[:, : sample.img_shape[0], : sample.img_shape[1]])
         with autocast(inputs, self.precision), _current(inputs.device):
-            pyramids = self.extract_pyramids(padded)
+            pyramids = dict(enumerate(self.extract_pyramids(padded)))
         for members in _groups([image.shape for image in padded]):
-            levels = zip(*(pyramids[i] for i in members), strict=True)
-            pyramid = tuple(torch.stack(level) for level in levels)
+            # Taken out as it is used: a pyramid is large.
+            pyramid = _stack([pyramids.pop(i) for i in members])
             with autocast(inputs, self.precision), _current(inputs.device):
                 prediction = self.head(pyramid)[-1]
                 probabilities = self.classify(prediction, [images[i] for i in members])
@@ -246,11 +246,10 @@ class OpenVocabSegmentor(BaseModel):
         Raises:
             ValueError: an unknown name.
         """
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision={precision!r}: one of {', '.join(PRECISIONS)}")
+        dtype = dtype_of(precision)
         for part in self.modules():
             if isinstance(part, FrozenModule):
-                part.cast(PRECISIONS[precision])
+                part.cast(dtype)
         self.precision = precision
         return self
 
@@ -267,6 +266,13 @@ class OpenVocabSegmentor(BaseModel):
 def _current(device: torch.device) -> AbstractContextManager:
     """Make a GPU the current one: mmcv's compiled kernels run there, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _stack(pyramids: list[Pyramid]) -> Pyramid:
+    """One pyramid with a batch axis from those of several images; of one image without copying."""
+    if len(pyramids) == 1:
+        return tuple(level[None] for level in pyramids[0])
+    return tuple(torch.stack(level) for level in zip(*pyramids, strict=True))
 
 
 def _groups(keys: Sequence[Any]) -> list[list[int]]:
