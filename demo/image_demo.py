@@ -14,15 +14,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+
+from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.precision import PRECISIONS  # noqa: E402
+
 DEFAULT_CONFIG = ROOT / "configs" / "toy" / "odise_tiny.py"
-
-
-def positive_int(text: str) -> int:
-    """Argument type: a whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -52,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--diffusion-weights", help="folder, single file or hub id")
     model.add_argument("--clip-weights", help="file or open_clip tag")
     model.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: cuda where there is one)")
-    model.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    model.add_argument("--precision", choices=PRECISIONS, default="fp32")
     model.add_argument(
         "--batch-size", type=positive_int, default=1, help="pictures that run together"
     )
@@ -90,21 +86,13 @@ def print_segments(console, result) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; 0, or 1 when something could not be done."""
+    """Run the command: 0, or 1 when a picture was skipped; mistakes exit with 2, as argparse."""
     args = parse_args(argv)
     # After the arguments: these imports take seconds, and --help should not.
     from rich.console import Console
 
-    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
-    try:
-        return run(args, console)
-    except (ValueError, OSError, RuntimeError, FloatingPointError) as err:
-        # Wrong names, configs, weights or devices explain themselves; a traceback would hide it.
-        ours = type(err).__module__.startswith("odise_mm")
-        if not ours and not isinstance(err, (OSError, FloatingPointError)):
-            raise
-        errors.print(f"error: {err}", style="bold red", markup=False, soft_wrap=True)
-        return 1
+    with one_line_errors():
+        return run(args, Console(highlight=False))
 
 
 def run(args: argparse.Namespace, console) -> int:

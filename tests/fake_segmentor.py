@@ -56,7 +56,11 @@ class FakeSegmentor(BaseModel):
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
             if self.fail == "cpu":
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-            raise RuntimeError(self.fail)
+            if self.fail == "overflow":  # in a picture with a white corner
+                if any(int(image[0, 0, 0]) == 255 for image in data["inputs"]):
+                    raise FloatingPointError("not finite")
+            else:
+                raise RuntimeError(self.fail)
         self.batches.append([tuple(image.shape) for image in data["inputs"]])
         self.seen += data["inputs"]
         return [self._predict(s) for s in data["data_samples"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import time
@@ -76,14 +77,18 @@ def test_one_bad_picture_finishes_the_others_and_fails(demo, config, tmp_path, c
         (["--vocabulary", "cocoa"], "cocoa"),
         (["--config", "no_such_config"], "no config 'no_such_config'"),
         (["--device", "cuda"], "was asked for"),
+        (["--device", "xpu"], "not supported"),
+        (["--precision", "fp16"], "fp16 is for GPUs"),
+        (["--weights", "nothing.pth"], "there is no weights file nothing.pth"),
     ],
 )
 def test_mistakes_are_one_message(demo, config, tmp_path, capsys, monkeypatch, arguments, message):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     defaults = ["--config", config, "--out", str(tmp_path / "out"), "--device", "cpu"]
-    assert demo.main([str(PHOTO), *defaults, *arguments]) == 1
-    error = capsys.readouterr().err
-    assert message in error and "Traceback" not in error
+    with pytest.raises(SystemExit) as end:
+        demo.main([str(PHOTO), *defaults, *arguments])
+    assert end.value.code == 2
+    assert re.search(rf"^error: .*{re.escape(message)}", capsys.readouterr().err, re.M)
 
 
 def test_a_batch_size_below_one_is_refused(demo, capsys):

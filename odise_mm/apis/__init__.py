@@ -1,7 +1,6 @@
 """The one door for people and programs: :class:`OpenVocabInferencer`."""
 
-from odise_mm.apis.building import ConfigError, DeviceError
 from odise_mm.apis.inferencer import OpenVocabInferencer
-from odise_mm.apis.memory import DeviceMemoryError
+from odise_mm.errors import ConfigError, DeviceError, DeviceMemoryError, OdiseError
 
-__all__ = ["ConfigError", "DeviceError", "DeviceMemoryError", "OpenVocabInferencer"]
+__all__ = ["ConfigError", "DeviceError", "DeviceMemoryError", "OdiseError", "OpenVocabInferencer"]

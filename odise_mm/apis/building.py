@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmcv.transforms import Compose
@@ -12,24 +15,27 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import nn
 
-from odise_mm.datasets.vocabulary import VocabularyError
+from odise_mm.errors import ConfigError, DeviceError, OdiseError
 from odise_mm.registry import MODELS, TRANSFORMS
+from odise_mm.utils.frozen import build_part
 
-PRECISIONS = ("fp32", "bf16", "fp16")
-
-
-class ConfigError(ValueError):
-    """A config that cannot be found or built. The message says which and what to do."""
-
-
-class DeviceError(RuntimeError):
-    """A device that was asked for and is not there."""
+__all__ = [
+    "ConfigError",
+    "DeviceError",
+    "build_model",
+    "change_config",
+    "config_folders",
+    "load_config",
+    "make_test_pipeline",
+    "pick_device",
+    "set_frozen_weights",
+]
 
 
 def config_folders() -> list[Path]:
-    """Where config names are looked up: the working directory, then the package's own."""
+    """Where config names are looked up: the working directory, then the repository's own."""
     package = Path(__file__).resolve().parents[1]
-    folders = [Path.cwd() / "configs", package.parent / "configs", package / ".mim" / "configs"]
+    folders = [Path.cwd() / "configs", package.parent / "configs"]
     return [f for f in dict.fromkeys(folders) if f.is_dir()]
 
 
@@ -77,6 +83,18 @@ def _find_config(name: str) -> Path:
     )
 
 
+def change_config(cfg: Config, changes: dict[str, Any]) -> None:
+    """Change settings by dotted keys, as mmengine's ``--cfg-options`` does.
+
+    Raises:
+        ConfigError: a key that leads through something without keys, or past a list's end.
+    """
+    try:
+        cfg.merge_from_dict(dict(changes))
+    except (KeyError, TypeError, AssertionError, AttributeError) as err:
+        raise ConfigError(f"{_name(cfg)}: cannot set {', '.join(changes)}: {_text(err)}") from err
+
+
 def set_frozen_weights(cfg: Config, part: str, weights: str) -> None:
     """Tell a config where the weights of a frozen part are: ``model.<part>.weights``.
 
@@ -85,25 +103,28 @@ def set_frozen_weights(cfg: Config, part: str, weights: str) -> None:
     """
     config = cfg.model.get(part)
     if not isinstance(config, dict) or "weights" not in config:
-        raise ConfigError(f"{cfg.filename or 'config'}: has no `model.{part}.weights` to set")
+        raise ConfigError(f"{_name(cfg)}: has no `model.{part}.weights` to set")
     config["weights"] = weights
+
+
+_DEVICES = "'cpu', 'cuda', 'cuda:1' or 'mps'"
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
     """The device asked for; for None a CUDA device where there is one, else the CPU.
 
     Raises:
-        DeviceError: not a device's name, or one that this machine or this PyTorch does not have.
-            Nothing falls back to the CPU by itself.
+        DeviceError: not a device's name, one of another kind than CPU, CUDA and MPS, or one that
+            this machine or this PyTorch does not have. Nothing falls back to the CPU by itself.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
-    except RuntimeError as err:
-        raise DeviceError(
-            f"{device!r} is not a device; use 'cpu', 'cuda', 'cuda:1' or 'mps'"
-        ) from err
+    except (RuntimeError, TypeError) as err:
+        raise DeviceError(f"{device!r} is not a device; use {_DEVICES}") from err
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"device '{device}' is of a kind that is not supported; use {_DEVICES}")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             why = (
@@ -131,20 +152,33 @@ def build_model(cfg: Config) -> nn.Module:
         ConfigError: no model in it, a part that is not registered, or an argument that a part does
             not take or not with this value.
     """
-    where = cfg.filename or "config"
     if not isinstance(cfg.get("model"), dict):
-        raise ConfigError(f"{where}: has no `model`")
+        raise ConfigError(f"{_name(cfg)}: has no `model`")
     init_default_scope(cfg.get("default_scope", "odise_mm"))
+    with _building(cfg):
+        return build_part(cfg.model, MODELS)
+
+
+def _name(cfg: Config) -> str:
+    return cfg.filename or "config"
+
+
+def _text(err: Exception) -> str:
+    # str() of a KeyError is the repr of its message.
+    return str(err.args[0]) if isinstance(err, KeyError) and err.args else str(err)
+
+
+@contextmanager
+def _building(cfg: Config) -> Iterator[None]:
+    """What parts refuse while they are built is the config's fault; the cause stays attached."""
     try:
-        return MODELS.build(cfg.model)
+        yield
+    except OdiseError:
+        raise  # a missing weights file, a wrong vocabulary: named well already
     except KeyError as err:
-        if "registry" not in str(err):
-            raise
-        raise ConfigError(f"{where}: unknown part: {err.args[0]}") from err
+        raise ConfigError(f"{_name(cfg)}: unknown part or setting: {_text(err)}") from err
     except (TypeError, ValueError) as err:
-        if isinstance(err, VocabularyError):
-            raise
-        raise ConfigError(f"{where}: wrong argument: {err}") from err
+        raise ConfigError(f"{_name(cfg)}: wrong argument: {err}") from err
 
 
 def make_test_pipeline(cfg: Config) -> Compose:
@@ -154,7 +188,7 @@ def make_test_pipeline(cfg: Config) -> Compose:
     by ``LoadImage``; what loads annotations is left out, as there are none.
 
     Raises:
-        ConfigError: the config has no test pipeline.
+        ConfigError: the config has no test pipeline, or one with an unknown transform or argument.
     """
     steps = cfg.get("test_pipeline")
     if steps is None:
@@ -163,11 +197,14 @@ def make_test_pipeline(cfg: Config) -> Compose:
             dataset = dataset["dataset"]
         steps = dataset.get("pipeline")
     if not steps:
-        raise ConfigError(f"{cfg.filename or 'config'}: has no `test_pipeline`")
+        raise ConfigError(f"{_name(cfg)}: has no `test_pipeline`")
     kept = [dict(type="LoadImage")]
     for step in steps:
+        if not isinstance(step, dict) or "type" not in step:
+            raise ConfigError(f"{_name(cfg)}: a step of the test pipeline has no `type`: {step}")
         kind = step["type"] if isinstance(step["type"], str) else step["type"].__name__
         kind = kind.rpartition(".")[2]
         if not kind.startswith("LoadImage") and "Annotations" not in kind:
             kept.append(step)
-    return Compose([TRANSFORMS.build(step) for step in kept])
+    with _building(cfg):
+        return Compose([TRANSFORMS.build(step) for step in kept])

@@ -19,9 +19,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from odise_mm.apis.building import (
-    PRECISIONS,
-    DeviceError,
     build_model,
+    change_config,
     load_config,
     make_test_pipeline,
     pick_device,
@@ -33,6 +32,7 @@ from odise_mm.apis.sources import Source, expand, is_single
 from odise_mm.datasets.vocabulary import Vocabulary, VocabularyError
 from odise_mm.structures import Instances, NamedSegment, SegmentationResult
 from odise_mm.utils.image import ImageError, ImageSource, read_image
+from odise_mm.utils.precision import check_precision
 
 MADE_UP_NOTICE = (
     "Made-up weights: no trained weights were given, so these shapes and names mean nothing."
@@ -78,9 +78,10 @@ class OpenVocabInferencer:
         cfg_options: further config changes, dotted keys as in mmengine's ``--cfg-options``.
 
     Raises:
-        ConfigError: config not found, invalid, or with an unknown part or argument.
-        DeviceError: the device is not there.
-        ValueError: unknown precision.
+        ConfigError: config not found, invalid, or with an unknown part or argument; an unknown
+            precision.
+        DeviceError: the device is not there, or is a CPU that is asked for fp16.
+        CheckpointError: weights that are missing, damaged or of another model.
     """
 
     def __init__(
@@ -95,17 +96,14 @@ class OpenVocabInferencer:
         compile_frozen: bool = False,
         cfg_options: dict[str, Any] | None = None,
     ) -> None:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision {precision!r} is not one of {', '.join(PRECISIONS)}")
         self.precision = precision
         self.device = pick_device(device)
-        if precision == "fp16" and self.device.type == "cpu":
-            raise DeviceError("precision fp16 is for GPUs; on a CPU take bf16 or fp32")
+        check_precision(precision, self.device)
         chosen = "" if device is not None else " (none was asked for)"
         print_log(f"Running on {self.device}{chosen}, precision {precision}", logger="current")
 
         self.cfg = load_config(config)
-        self.cfg.merge_from_dict(dict(cfg_options or {}))
+        change_config(self.cfg, cfg_options or {})
         for part, source in (("backbone", diffusion_weights), ("clip", clip_weights)):
             if source is not None:
                 set_frozen_weights(self.cfg, part, os.fspath(source))
@@ -156,11 +154,12 @@ class OpenVocabInferencer:
 
         Returns:
             One result per picture, in order. In a list, folder or pattern a picture that cannot be
-            used gives a result with ``error`` set and the others are finished; a summary of the bad
-            ones is printed.
+            used, or whose masks are not finite numbers, gives a result with ``error`` set and the
+            others are finished; a summary of the bad ones is printed.
 
         Raises:
             ImageError: a single picture that cannot be used.
+            FloatingPointError: a single picture whose masks are not finite numbers.
         """
         single = is_single(images)
         results = []
@@ -314,19 +313,22 @@ class OpenVocabInferencer:
                 waiting.append(self._load(source, channel_order))
                 ready += 1
             except ImageError as err:
-                waiting.append(
-                    SegmentationResult(
-                        image_path=source.path,
-                        image_name=source.name,
-                        class_names=vocabulary.names,
-                        made_up_weights=self.made_up_weights,
-                        error=err,
-                    )
-                )
+                waiting.append(self._failed(source, vocabulary, err))
             if ready == batch_size or ready == 0:
                 yield from self._finish(waiting, vocabulary)
                 waiting, ready = [], 0
         yield from self._finish(waiting, vocabulary)
+
+    def _failed(
+        self, source: Source, vocabulary: Vocabulary, error: Exception
+    ) -> SegmentationResult:
+        return SegmentationResult(
+            image_path=source.path,
+            image_name=source.name,
+            class_names=vocabulary.names,
+            made_up_weights=self.made_up_weights,
+            error=error,
+        )
 
     def _load(self, source: Source, channel_order: str) -> _Loaded:
         if source.error is not None:
@@ -339,12 +341,27 @@ class OpenVocabInferencer:
         self, waiting: list[_Loaded | SegmentationResult], vocabulary: Vocabulary
     ) -> Iterator[tuple[SegmentationResult, np.ndarray | None]]:
         batch = [item for item in waiting if isinstance(item, _Loaded)]
-        outputs = iter(self._predict(batch, vocabulary) if batch else ())
+        outputs = iter(self._predict_each(batch, vocabulary) if batch else ())
         for item in waiting:
-            if isinstance(item, _Loaded):
-                yield self._to_result(next(outputs), item, vocabulary), item.image
-            else:
+            if not isinstance(item, _Loaded):
                 yield item, None
+                continue
+            output = next(outputs)
+            if isinstance(output, FloatingPointError):
+                yield self._failed(item.source, vocabulary, output), None
+            else:
+                yield self._to_result(output, item, vocabulary), item.image
+
+    def _predict_each(
+        self, batch: list[_Loaded], vocabulary: Vocabulary
+    ) -> list[BaseDataElement | FloatingPointError]:
+        """As :meth:`_predict`; a picture that overflows does not take the others with it."""
+        try:
+            return list(self._predict(batch, vocabulary))
+        except FloatingPointError as err:
+            if len(batch) == 1:
+                return [FloatingPointError(f"{batch[0].source.name}: {err}")]
+        return [output for item in batch for output in self._predict_each([item], vocabulary)]
 
     def _predict(self, batch: list[_Loaded], vocabulary: Vocabulary) -> list[BaseDataElement]:
         if self.model.vocabulary != vocabulary:
@@ -354,7 +371,8 @@ class OpenVocabInferencer:
             data_samples=[item.data_sample for item in batch],
         )
         sizes = [tuple(item.inputs.shape[-2:]) for item in batch]
-        with memory_guard(self.device, self.precision, sizes), torch.no_grad():
+        originals = [item.image.shape[:2] for item in batch]
+        with memory_guard(self.device, self.precision, sizes, originals), torch.no_grad():
             return [sample.cpu() for sample in self.model.test_step(data)]
 
     def _to_result(

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
-
-class DeviceMemoryError(RuntimeError):
-    """The device's memory does not suffice. The message says what to lower."""
+from odise_mm.errors import DeviceMemoryError
 
 
 @contextmanager
 def memory_guard(
-    device: torch.device, precision: str, sizes: Sequence[tuple[int, int]] = ()
+    device: torch.device,
+    precision: str,
+    sizes: Sequence[tuple[int, int]] = (),
+    originals: Sequence[tuple[int, int]] = (),
 ) -> Iterator[None]:
     """Turn running out of memory into an error that says what to lower.
 
@@ -23,7 +24,9 @@ def memory_guard(
     Args:
         device: where the work runs.
         precision: "fp32", "bf16" or "fp16".
-        sizes: (height, width) of the pictures in the batch; none while the model is loaded.
+        sizes: (height, width) of the pictures in the batch as the model sees them, in pixels; none
+            while the model is loaded.
+        originals: (height, width) of the pictures themselves, where results are made at that size.
 
     Raises:
         DeviceMemoryError: when the work inside runs out of memory.
@@ -31,21 +34,29 @@ def memory_guard(
     try:
         yield
     except (RuntimeError, MemoryError) as err:
-        if not _is_out_of_memory(err):
+        if not _is_out_of_memory(err, device):
             raise
         if device.type == "cuda" and torch.cuda.is_available():
-            torch.cuda.empty_cache()
+            with suppress(RuntimeError):  # a device in trouble must not hide the message below
+                torch.cuda.empty_cache()
         raise DeviceMemoryError(
-            f"out of memory on {device} {_doing(sizes)}; {_advice(precision, sizes)}. "
+            f"out of memory on {device} {_doing(sizes)}; {_advice(precision, sizes, originals)}. "
             "Nothing was moved to another device."
         ) from err
 
 
-def _is_out_of_memory(err: BaseException) -> bool:
+# Where the allocators have no exception type of their own, their words tell.
+_WORDS = {
+    "cuda": ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),  # CUDA itself, cuBLAS
+    "mps": ("MPS backend out of memory",),
+}
+
+
+def _is_out_of_memory(err: BaseException, device: torch.device) -> bool:
     if isinstance(err, (torch.OutOfMemoryError, MemoryError)):
         return True
-    # The CPU's allocator has no exception type of its own.
-    return "DefaultCPUAllocator" in str(err)
+    words = ("DefaultCPUAllocator", *_WORDS.get(device.type, ()))
+    return any(text in str(err) for text in words)
 
 
 def _doing(sizes: Sequence[tuple[int, int]]) -> str:
@@ -55,7 +66,9 @@ def _doing(sizes: Sequence[tuple[int, int]]) -> str:
     return f"with {len(sizes)} picture{'s' if len(sizes) > 1 else ''} of {shown} pixels"
 
 
-def _advice(precision: str, sizes: Sequence[tuple[int, int]]) -> str:
+def _advice(
+    precision: str, sizes: Sequence[tuple[int, int]], originals: Sequence[tuple[int, int]]
+) -> str:
     lower = []
     if len(sizes) > 1:
         lower.append(f"the batch size (now {len(sizes)})")
@@ -63,5 +76,11 @@ def _advice(precision: str, sizes: Sequence[tuple[int, int]]) -> str:
         lower += ["max_tiles_per_batch", "the image scale of the config's test pipeline"]
     if precision == "fp32":
         lower.append("the precision (bf16 or fp16)")
+    if originals:
+        height, width = max(originals, key=lambda hw: hw[0] * hw[1])
+        lower.append(
+            f"the picture's own size (now {width} x {height}: results are made there, and 100 "
+            f"masks in float32 take {400 * height * width / 1e9:.1f} GB)"
+        )
     more = "use a device with more memory"
     return f"lower {', '.join(lower)}, or {more}" if lower else more

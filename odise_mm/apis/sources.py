@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from odise_mm.utils.image import IMAGE_EXTENSIONS, ImageError, ImageSource
@@ -51,6 +52,11 @@ def expand(images: ImageSource | Iterable[ImageSource]) -> Sequence[Source] | It
     Raises:
         TypeError: none of these.
     """
+    if isinstance(images, torch.Tensor):  # which is iterable, row by row
+        raise TypeError(
+            "images is a torch tensor; give a numpy array (H, W, 3), e.g. "
+            "tensor.permute(1, 2, 0).cpu().numpy() with channel_order='rgb', or a list of these"
+        )
     if isinstance(images, (str, os.PathLike, np.ndarray, Image.Image)):
         return list(_expand_one(images, "image"))
     if isinstance(images, Iterator):

@@ -16,13 +16,13 @@ from typing import Any
 
 from odise_mm.datasets.vocabulary_files import (
     RawClass,
-    VocabularyError,
     classes_of_metainfo,
     clean,
     format_classes,
     read_classes,
     split_synonyms,
 )
+from odise_mm.errors import VocabularyError
 
 __all__ = ["BUILTIN", "Vocabulary", "VocabularyError"]
 
@@ -237,8 +237,9 @@ class Vocabulary:
         """Joins vocabularies in order; classes that share a synonym become one.
 
         The classes of the first part keep their indices. A later class that shares a synonym with
-        an earlier one is merged into it (its first known synonym decides): the earlier one's name,
-        flag and data set name stay, and gain the synonyms that were in no class so far.
+        one of an earlier part is merged into it (its first known synonym decides): the earlier
+        one's name, flag and data set name stay, and gain the synonyms that no earlier part has.
+        Classes of one part stay apart, even if a label file gives two of them the same name.
 
         Raises:
             VocabularyError: No part.
@@ -255,6 +256,7 @@ class Vocabulary:
             for text in group:
                 owner.setdefault(_key(text), index)
         for part in others:
+            claimed: dict[str, int] = {}
             for group, flag, source in zip(
                 part.synonyms, part.is_thing, part.source_names, strict=True
             ):
@@ -264,10 +266,12 @@ class Vocabulary:
                     groups.append([])
                     flags.append(flag)
                     sources.append(source)
+                held = set(map(_key, groups[index]))
                 for text in group:
-                    if _key(text) not in owner:
-                        owner[_key(text)] = index
+                    if _key(text) not in owner and _key(text) not in held:
                         groups[index].append(text)
+                        claimed.setdefault(_key(text), index)
+            owner |= claimed
         label = "+".join(dict.fromkeys(part.name for part in parts))
         return cls(tuple(map(tuple, groups)), tuple(flags), label, tuple(sources))
 

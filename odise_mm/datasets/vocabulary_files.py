@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
-class VocabularyError(ValueError):
-    """Names, or a file of names, that cannot be used; the message says which and why."""
+from odise_mm.errors import VocabularyError
 
 
 class RawClass(NamedTuple):

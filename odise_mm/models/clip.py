@@ -62,6 +62,11 @@ class FrozenCLIP(FrozenModule):
                 weights = _download(tag, f"{model} {weights}")
         elif load:
             weights = str(Path(weights).expanduser())
+            if not isinstance(model, str) and not _is_path(weights):
+                raise ValueError(
+                    f"there is no weights file {weights}, and open_clip's tags need a named "
+                    "architecture: this CLIP's is spelled out in the config"
+                )
             if _is_torchscript(weights):  # OpenAI's own format: all were trained with QuickGELU
                 _use_gelu_of_weights(config, True, weights)
         custom_text = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
@@ -178,14 +183,20 @@ class FrozenCLIP(FrozenModule):
         misfits = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
         if missing or unknown or misfits:
             raise CheckpointError(
-                f"{path} holds no weights for CLIP {self.name}: {len(missing)} keys are missing, "
-                f"{len(unknown)} unknown, {len(misfits)} of another shape "
+                f"{path} holds no weights for CLIP {self._short_name()}: "
+                f"{len(missing)} keys are missing, {len(unknown)} unknown, {len(misfits)} of "
+                "another shape "
                 f"(e.g. {(missing + misfits + unknown)[0]}). Name the architecture that the file "
                 "was made for."
             )
         floats = {key: state[key].to(torch.float32) for key in wanted}
         self.model.load_state_dict(floats, assign=True)
         self._rebuild_causal_mask()
+
+    def _short_name(self) -> str:
+        if not self.name.startswith("{"):
+            return self.name
+        return f"of the config ({self.embed_dim} wide, {self.image_size} pixels)"
 
     def _rebuild_causal_mask(self) -> None:
         """The text tower's mask is the one buffer that no file holds."""

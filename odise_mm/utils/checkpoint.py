@@ -23,15 +23,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from odise_mm.errors import CheckpointError
+
+__all__ = ["CheckpointError", "load_state_dict", "save_state_dict"]
+
 # Names under which a checkpoint holds its weights: Stable Diffusion and OpenMMLab, ODISE and
 # detectron2, DeepSpeed.
 _LEVELS = ("state_dict", "model", "module")
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
-
-
-class CheckpointError(RuntimeError):
-    """A weights file cannot be read or written; the message names the file and the way out."""
 
 
 class _Inert:
@@ -109,7 +109,7 @@ def load_state_dict(
         CheckpointError: if the file is missing, empty, cut off, damaged or no checkpoint, has no
             tensors, or is a pickle that wants to run code (which is not run).
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: give the weights file inside it")
     try:
@@ -280,7 +280,7 @@ def save_state_dict(
         CheckpointError: if the suffix is another one, or writing fails.
     """
     # A link stays a link: what it points to is replaced.
-    path = Path(path).resolve()
+    path = Path(path).expanduser().resolve()
     if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
         known = ", ".join((".safetensors", *TORCH_SUFFIXES))
         raise CheckpointError(f"cannot tell how to write {path}: the suffix must be of {known}")

@@ -13,6 +13,10 @@ import zlib
 import numpy as np
 from PIL import Image, ImageOps
 
+from odise_mm.errors import ImageError
+
+__all__ = ["IMAGE_EXTENSIONS", "ImageError", "ImageSource", "read_image"]
+
 ImageSource = str | os.PathLike | np.ndarray | Image.Image
 
 IMAGE_EXTENSIONS = frozenset(
@@ -33,10 +37,6 @@ _DECODER_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-
-
-class ImageError(ValueError):
-    """A picture that cannot be used. The message names it and says what to do."""
 
 
 def read_image(

@@ -17,13 +17,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from odise_mm.errors import PanopticFileError
 from odise_mm.structures import NamedSegment, SegmentationResult
 
 MAX_SEGMENT_ID = 256**3 - 1
-
-
-class PanopticFileError(ValueError):
-    """A panoptic JSON or PNG file that does not hold what it should."""
 
 
 class VocabularyLike(Protocol):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from odise_mm.apis import ConfigError, DeviceError, DeviceMemoryError, OpenVocabInferencer
 from odise_mm.apis.building import load_config, make_test_pipeline, pick_device, set_frozen_weights
+from odise_mm.apis.memory import memory_guard
 from odise_mm.datasets.vocabulary import Vocabulary, VocabularyError
 from odise_mm.utils.image import ImageError, read_image
 from odise_mm.utils.panoptic_io import read_coco_panoptic
@@ -124,6 +125,8 @@ def test_a_single_bad_picture_is_an_exception(inferencer, pictures):
         inferencer(np.full((4, 4, 3), np.nan))
     with pytest.raises(TypeError, match="images is a int"):
         inferencer(3)
+    with pytest.raises(TypeError, match="images is a torch tensor; give a numpy array"):
+        inferencer(torch.zeros(3, 4, 4))
 
 
 def test_an_empty_folder_or_pattern_is_reported(inferencer, tmp_path):
@@ -241,6 +244,9 @@ def test_the_device_is_said_and_never_replaced(config, monkeypatch):
             OpenVocabInferencer(config, device=asked)
     with pytest.raises(DeviceError, match="not a device"):
         OpenVocabInferencer(config, device="graphics card")
+    for kind in ("xpu", "meta", "cuda:1.5"):
+        with pytest.raises(DeviceError, match="use 'cpu', 'cuda'"):
+            OpenVocabInferencer(config, device=kind)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert pick_device(None).type == "cuda"
@@ -265,6 +271,43 @@ def test_out_of_memory_says_what_to_lower(config, pictures, kind):
     assert "batch size" not in str(info.value) and "bf16" not in str(info.value)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "CUDA error: out of memory\nCUDA kernel errors might be reported asynchronously",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ],
+)
+def test_words_of_cuda_for_out_of_memory(text):
+    with pytest.raises(DeviceMemoryError, match="out of memory on cuda:0 while loading"):
+        with memory_guard(torch.device("cuda:0"), "bf16"):
+            raise RuntimeError(text)
+    with pytest.raises(RuntimeError, match="CUDA error"):  # nothing a CPU could say
+        with memory_guard(torch.device("cpu"), "bf16"):
+            raise RuntimeError(text)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        with memory_guard(torch.device("cuda:0"), "bf16"):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+def test_memory_advice_names_the_pictures_own_size(config):
+    failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": "cpu"})
+    with pytest.raises(DeviceMemoryError, match=r"own size \(now 2000 x 1000.* 0\.8 GB"):
+        failing(np.zeros((1000, 2000, 3), np.uint8))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_masks_that_are_not_finite_cost_one_picture_of_a_list(config, batch_size, capsys):
+    failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": "overflow"})
+    images = [np.full((20, 20, 3), grey, np.uint8) for grey in (0, 255, 90, 30)]
+    results = failing(images, batch_size=batch_size)
+    assert [r.ok for r in results] == [True, False, True, True]
+    assert str(results[1].error) == "images[1]: not finite"
+    assert "1 of 4 pictures" in capsys.readouterr().err
+    with pytest.raises(FloatingPointError, match="not finite"):
+        failing(images[1])
+
+
 def test_other_errors_pass_unchanged(config, pictures):
     failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": "a bug"})
     with pytest.raises(RuntimeError, match="^a bug$"):
@@ -277,7 +320,7 @@ def test_precision_and_compilation_reach_the_model(config, inferencer):
     assert other.model.precision == "bf16" and other.model.compiled
     with pytest.raises(DeviceError, match="fp16 is for GPUs"):
         OpenVocabInferencer(config, device="cpu", precision="fp16")
-    with pytest.raises(ValueError, match="precision 'int8'"):
+    with pytest.raises(ConfigError, match="precision 'int8'"):
         OpenVocabInferencer(config, device="cpu", precision="int8")
 
 
@@ -315,6 +358,9 @@ def test_config_errors_name_the_part(config):
     for options, match in (
         ({"model.type": "NoSuchThing"}, "unknown part.*NoSuchThing"),
         ({"model.wheels": 4}, "wrong argument.*wheels"),
+        ({"test_pipeline.1.type": "NoSuchStep"}, "unknown part.*NoSuchStep"),
+        ({"test_pipeline.1.wheels": 4}, "wrong argument.*wheels"),
+        ({"test_pipeline.9.scale": 4}, "cannot set test_pipeline.9.scale"),
     ):
         with pytest.raises(ConfigError, match=match):
             OpenVocabInferencer(config, device="cpu", cfg_options=options)

@@ -191,6 +191,22 @@ def test_join_merges_by_synonym_and_the_first_wins():
         a + "coco"
 
 
+def test_join_keeps_classes_of_one_part_apart_wherever_it_stands(tmp_path):
+    # A label file may give two of its classes the same name.
+    path = tmp_path / "labels.txt"
+    path.write_text("1:dog,hound\n2:hound,wolf\n3:cat\n")
+    file, zebra = Vocabulary.load(path), Vocabulary.parse("zebra")
+    assert (file + zebra).synonyms == (*file.synonyms, *zebra.synonyms)
+    assert (zebra + file).synonyms == (*zebra.synonyms, *file.synonyms)
+    # what an earlier part has still decides, for each class of the later part by itself
+    merged = Vocabulary.parse("wolf, grey wolf; puppy") + file
+    assert merged.synonyms == (
+        ("wolf", "grey wolf", "hound"), ("puppy",), ("dog", "hound"), ("cat",)
+    )  # fmt: skip
+    twice = Vocabulary.parse("animal, dog, wolf") + file
+    assert twice.synonyms == (("animal", "dog", "wolf", "hound"), ("cat",))
+
+
 def test_vocabulary_is_frozen_hashable_and_compared_by_content():
     a = Vocabulary([["cat", "kitty"]], [1], "a")
     assert a == Vocabulary((("cat", "kitty"),), (True,), "b") and len({a, a}) == 1

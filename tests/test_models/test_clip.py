@@ -141,6 +141,17 @@ def test_missing_file() -> None:
         FrozenCLIP(TINY_CLIP, "nowhere/clip.pt")
 
 
+def test_tags_need_a_named_architecture() -> None:
+    with pytest.raises(ValueError, match="no weights file openai, .* tags need a named arch"):
+        FrozenCLIP(TINY_CLIP, "openai")
+
+
+def test_message_does_not_recite_the_architecture(tiny_weights: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        FrozenCLIP(TINY_CLIP, str(tiny_weights / "odise_label.pth"))
+    assert "vision_cfg" not in str(caught.value) and "CLIP of the config" in str(caught.value)
+
+
 def test_unknown_architecture() -> None:
     with pytest.raises(ValueError, match="open_clip has no architecture 'ViT-L-99'"):
         FrozenCLIP("ViT-L-99", "openai")

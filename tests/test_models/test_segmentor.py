@@ -16,6 +16,7 @@ from mmengine.runner.checkpoint import get_state_dict
 from torch import Tensor
 
 from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.errors import ConfigError, DeviceError
 from odise_mm.models import FrozenCLIP, OpenVocabSegmentor
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import FrozenModule
@@ -276,13 +277,13 @@ def test_half_precision_is_close(model: OpenVocabSegmentor) -> None:
 
 
 def test_unknown_precision(model: OpenVocabSegmentor) -> None:
-    with pytest.raises(ValueError, match="precision='int8': one of fp32, bf16, fp16"):
+    with pytest.raises(ConfigError, match="precision 'int8' is not one of fp32, bf16, fp16"):
         model.set_precision("int8")
 
 
 def test_float16_on_a_cpu(model: OpenVocabSegmentor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "precision", "fp16")
-    with pytest.raises(ValueError, match="fp16 is for GPUs; on a CPU take bf16 or fp32"):
+    with pytest.raises(DeviceError, match="fp16 is for GPUs; on a CPU take bf16 or fp32"):
         predict(model, [picture(64, 64)])
 
 

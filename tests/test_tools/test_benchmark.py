@@ -1,6 +1,8 @@
-"""FLOPs by shapes alone are FLOPs of a real run; parts are told apart; the bar is kept."""
+"""FLOPs by shapes alone are FLOPs of a real run; parts are told apart; a limit is kept."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,9 @@ from odise_mm.apis.building import build_model
 from tools.analysis_tools import benchmark, published
 from tools.analysis_tools.meta import build_on_meta, flop_counter, load_model_config
 from tools.analysis_tools.parts import FlopProbe, PartMeter, TimeAndMemoryProbe
+
+# Of the published implementation's FLOPs at 1024 x 1024, ours may be this share at most.
+LARGEST_SHARE = 0.62
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +42,9 @@ def test_published_constants_sum_to_the_published_totals() -> None:
         assert sum(cost.needed for cost in published.FLOPS[size].values()) == needed
 
 
-def test_the_bar_is_kept_at_full_size(full_flops: dict[int, dict[str, int]]) -> None:
+def test_flops_stay_below_the_limit_at_full_size(full_flops: dict[int, dict[str, int]]) -> None:
     theirs = sum(cost.total for cost in published.FLOPS[1024].values())
-    assert sum(full_flops[1024].values()) <= published.FLOP_BAR * theirs
+    assert sum(full_flops[1024].values()) <= LARGEST_SHARE * theirs
 
 
 @pytest.mark.parametrize("size", [512, 1024])
@@ -152,8 +157,42 @@ def test_flops_only_needs_no_weights(capsys: pytest.CaptureFixture) -> None:
     assert "seconds" not in numbers["sizes"]["64"]
 
 
-def test_a_device_that_is_not_there_ends_in_one_line(capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(SystemExit):
-        benchmark.main(["odise_tiny", "--device", "cuda:99"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "cuda:99"], "cuda:99"),
+        (["--vocabulary", "nope.txt"], "no vocabulary file 'nope.txt'"),
+        (["--precision", "fp16"], "fp16 is for GPUs"),
+    ],
+)
+def test_mistakes_end_in_one_line_before_anything_is_built(
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tools.analysis_tools.meta.build_model", None)
+    with pytest.raises(SystemExit) as end:
+        benchmark.main(["odise_tiny", *arguments])
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and "Traceback" not in error
+    assert end.value.code == 2
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["benchmark.py", "odise_tiny", "--flops-only", "--size", "64"],
+        ["model_summary.py", "odise_tiny"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_json_is_all_that_goes_to_stdout(command: list[str]) -> None:
+    # In a process of its own: the log's stream is chosen by who writes to it first.
+    tool, *arguments = command
+    path = Path(benchmark.__file__).with_name(tool)
+    done = subprocess.run(
+        [sys.executable, path, *arguments, "--format", "json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["config"] == "odise_tiny"

@@ -363,3 +363,10 @@ def test_links_and_unknown_suffixes(tmp_path: Path) -> None:
     assert_weights(load_state_dict(target))
     with pytest.raises(CheckpointError, match="suffix must be of .safetensors, .pth"):
         save_state_dict(tmp_path / "w.npz", WEIGHTS)
+
+
+def test_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_state_dict("~/weights.pth", {"a": torch.ones(2)})
+    assert (tmp_path / "weights.pth").is_file()
+    assert load_state_dict("~/weights.pth")["a"].tolist() == [1, 1]

@@ -18,12 +18,15 @@ import platform
 import statistics
 import sys
 import time
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 from tools.analysis_tools import published  # noqa: E402
 from tools.report import FORMATS, Table, show, write_json  # noqa: E402
 
@@ -33,14 +36,6 @@ if TYPE_CHECKING:
     from odise_mm.models import OpenVocabSegmentor
 
 Numbers = dict[str, Any]
-
-
-def positive_int(text: str) -> int:
-    """Argument type: a whole number from 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
-    return value
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -58,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--flops-only", action="store_true", help="no weights, no memory, no timing"
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument(
         "--repeats", type=positive_int, default=3, help="runs after the warm-up: their median"
     )
@@ -219,12 +214,17 @@ def run(args: argparse.Namespace) -> Numbers:
     import torch
 
     from odise_mm.apis.building import build_model, pick_device
+    from odise_mm.apis.memory import memory_guard
+    from odise_mm.utils.precision import check_precision
     from tools.analysis_tools.meta import build_on_meta, load_model_config
 
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # mmdet's, harmless
     if args.threads:
         torch.set_num_threads(args.threads)
     device = pick_device(args.device)
+    if not args.flops_only:
+        check_precision(args.precision, device)
+    vocabulary = make_vocabulary(args.vocabulary)
     result: Numbers = {
         "config": args.config,
         "machine": describe_machine(device),
@@ -233,7 +233,6 @@ def run(args: argparse.Namespace) -> Numbers:
         "compiled": args.compile,
         "weights": args.weights,
     }
-    vocabulary = make_vocabulary(args.vocabulary)
     result["vocabulary"] = {
         "classes": len(vocabulary),
         "synonyms": len(vocabulary.flat[0]),
@@ -255,13 +254,15 @@ def run(args: argparse.Namespace) -> Numbers:
     real_cfg = load_model_config(args.config, weights=True) if weights else cfg
     real_cfg.model.max_tiles_per_batch = cfg.model.get("max_tiles_per_batch", 4)
     torch.manual_seed(0)
-    model = build_model(real_cfg).eval().set_precision(args.precision).to(device)
+    with memory_guard(device, args.precision):
+        model = build_model(real_cfg).eval().set_precision(args.precision).to(device)
     model.vocabulary = vocabulary
     if args.compile:
         model.compile_frozen()
     result["weights_bytes"] = tensor_bytes(model)
     for size in args.size:
-        sizes[size] |= measure(model, size, device, args.repeats, args.compile)
+        with memory_guard(device, args.precision, [(size, size)]):
+            sizes[size] |= measure(model, size, device, args.repeats, args.compile)
     return result
 
 
@@ -338,10 +339,9 @@ def _notes(result: Numbers, size: int, theirs: Any) -> list[str]:
     if theirs:
         ours, total = sum(numbers["flops"].values()), sum(c.total for c in theirs.values())
         needed = sum(c.needed for c in theirs.values())
-        bar = f"; the bar is {published.FLOP_BAR:.0%}" if size == 1024 else ""
         notes.append(
             f"{ours / 1e12:.3f} TFLOP are {ours / total:.2%} of the {total / 1e12:.3f} that the "
-            f"published implementation computes ({needed / total:.2%} are needed there){bar}."
+            f"published implementation computes ({needed / total:.2%} are needed there)."
         )
         if not words["as_published"]:
             notes.append(
@@ -369,13 +369,12 @@ def _notes(result: Numbers, size: int, theirs: Any) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    from tools.errors import one_line_errors
-
     with one_line_errors():
-        result = run(args)
-    show(make_tables(result), result, args.format)
-    if args.json:
-        write_json(args.json, result)
+        with redirect_stdout(sys.stderr):  # the log must not mix with the numbers
+            result = run(args)
+        show(make_tables(result), result, args.format)
+        if args.json:
+            write_json(args.json, result)
     return 0
 
 

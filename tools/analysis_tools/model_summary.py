@@ -12,12 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.utils.command_line import one_line_errors  # noqa: E402
 from tools.analysis_tools import published  # noqa: E402
 from tools.report import FORMATS, Table, show  # noqa: E402
 
@@ -217,10 +219,9 @@ def _not_built(summary: dict[str, Any]) -> Table:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    from tools.errors import one_line_errors
-
     with one_line_errors():
-        summary = summarise(args.config)
+        with redirect_stdout(sys.stderr):  # the log must not mix with the numbers
+            summary = summarise(args.config)
         show(make_tables(summary), summary, args.format)
     return 0
 

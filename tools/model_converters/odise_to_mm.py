@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.utils.command_line import one_line_errors  # noqa: E402
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -132,7 +134,6 @@ def make_tables(ours: Mapping[str, Tensor], unused: Mapping[str, str]) -> list[T
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     from odise_mm.utils.checkpoint import CheckpointError, save_state_dict
-    from tools.errors import one_line_errors
     from tools.report import show
 
     with one_line_errors():

@@ -1,0 +1,36 @@
+"""What a user can set right: every error of the package that is not a bug derives from one class.
+
+Each message is one sentence or two that name the culprit and the way out. Imports nothing.
+"""
+
+
+class OdiseError(Exception):
+    """Base of all errors whose message is meant for the user; programs print it and stop."""
+
+
+class ConfigError(OdiseError, ValueError):
+    """A config that cannot be found or built. The message says which and what to do."""
+
+
+class DeviceError(OdiseError, RuntimeError):
+    """A device that was asked for and is not there, or that cannot do what was asked for."""
+
+
+class DeviceMemoryError(OdiseError, RuntimeError):
+    """The device's memory does not suffice. The message says what to lower."""
+
+
+class CheckpointError(OdiseError, RuntimeError):
+    """A weights file cannot be read or written; the message names the file and the way out."""
+
+
+class VocabularyError(OdiseError, ValueError):
+    """Names, or a file of names, that cannot be used; the message says which and why."""
+
+
+class ImageError(OdiseError, ValueError):
+    """A picture that cannot be used. The message names it and says what to do."""
+
+
+class PanopticFileError(OdiseError, ValueError):
+    """A panoptic JSON or PNG file that does not hold what it should."""
