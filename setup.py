@@ -1,11 +1,10 @@
 """Packaging of odise_mm.
 
-``pip install -e .`` looks at the environment it installs into and leaves its torch, mmcv and OpenCV
-as they are (requirements/environment.py). For a wheel to be published, set ``ODISE_MM_RELEASE=1``:
-its requirements are then those of the files alone.
+``pip install -e .`` looks at the environment it installs into and leaves its torch and a compiled
+mmcv as they are (requirements/environment.py). ``python -m build`` makes wheels in an environment
+of its own, which is empty: their requirements are those of the files alone.
 """
 
-import os
 import re
 import sys
 from pathlib import Path
@@ -14,11 +13,10 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "requirements"))
-from environment import general_requirements, installed, parse, requirements  # noqa: E402
+from environment import installed, parse, requirements  # noqa: E402
 
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "odise_mm/version.py").read_text()).group(1)
 README = ROOT / "README.md"
-RELEASE = os.environ.get("ODISE_MM_RELEASE") == "1"
 
 setup(
     name="odise_mm",
@@ -32,7 +30,7 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["odise_mm", "odise_mm.*"]),
     package_data={"odise_mm.datasets": ["vocabularies/*"]},
-    install_requires=general_requirements() if RELEASE else requirements(installed()),
+    install_requires=requirements(installed()),
     extras_require={
         "optional": parse(ROOT / "requirements/optional.txt"),
         "tests": parse(ROOT / "requirements/tests.txt"),

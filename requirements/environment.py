@@ -1,11 +1,10 @@
 """Which requirements fit the environment that odise_mm is being installed into.
 
-Used by setup.py; standard library only. Three things in an environment must survive an
-installation, and pip alone would spoil each:
+Used by setup.py; standard library only. Two things in an environment must survive an installation,
+and pip alone would spoil both:
 
 - a torch that is there (the newest torchvision would pull another torch),
-- a compiled mmcv (mmcv-lite would be written over it),
-- an OpenCV build (mmengine would lay opencv-python over opencv-python-headless).
+- a compiled mmcv (mmcv-lite would be written over it).
 """
 
 from __future__ import annotations
@@ -18,12 +17,6 @@ from importlib.metadata import distributions
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-OPENCV = (
-    "opencv-python",
-    "opencv-python-headless",
-    "opencv-contrib-python",
-    "opencv-contrib-python-headless",
-)
 
 
 def parse(path: Path) -> list[str]:
@@ -69,7 +62,8 @@ def requirements(present: dict[str, str]) -> list[str]:
     Raises:
         SystemExit: the torch that is there is too old for odise_mm.
     """
-    wanted = {name_of(line): line for line in general_requirements()}
+    lines = parse(HERE / "mminstall.txt") + parse(HERE / "runtime.txt")
+    wanted = {name_of(line): line for line in lines}
     if "mmcv" in present:
         del wanted["mmcv-lite"]
     if "torch" in present:
@@ -82,17 +76,7 @@ def requirements(present: dict[str, str]) -> list[str]:
             )
         # Exactly what is there: pip then picks the torchvision that goes with it.
         wanted["torch"] = f"torch=={present['torch']}"
-    if any(name in present for name in OPENCV) and "opencv-python-headless" not in present:
-        del wanted["opencv-python-headless"]
-    if "opencv-python" not in present:
-        empty = (HERE / "opencv_headless").as_uri()
-        wanted["opencv-python"] = f"opencv-python @ {empty}"
     return list(wanted.values())
-
-
-def general_requirements() -> list[str]:
-    """The requirements of odise_mm, whatever the environment."""
-    return parse(HERE / "mminstall.txt") + parse(HERE / "runtime.txt")
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 DONE, BUSY = VENV / ".installed", VENV / ".installing"
+HEADLESS = ("opencv-python-headless", "./requirements/opencv_headless")
 SOURCES = (
     "constraints.txt",
     "pyproject.toml",
@@ -78,8 +79,9 @@ def main() -> None:
     BUSY.touch()
     DONE.unlink(missing_ok=True)
     try:
-        # First what setup.py leaves as it finds it: torch and OpenCV follow constraints.txt.
-        pip("-r", "requirements/runtime.txt", "./requirements/opencv_headless")
+        # First torch, which setup.py leaves as it finds it: here it follows constraints.txt. And
+        # OpenCV without libGL, which servers and containers lack.
+        pip("-r", "requirements/runtime.txt", *HEADLESS)
         pip("-e", ".", "-r", "requirements/tests.txt")
     except subprocess.CalledProcessError as error:
         raise SystemExit(

@@ -13,10 +13,11 @@ mmcv compiled without CUDA             PyTorch     PyTorch              mmcv's (
 mmcv-lite                              PyTorch     PyTorch              raise ``MissingOpError``
 =====================================  ==========  ===================  ===================
 
-In the first case nothing is changed. In the others ``mmcv.ops.multi_scale_deform_attn`` is told
-that there is no CUDA, which sends every tensor to its PyTorch formula, on the tensor's own device.
-In the last case a stand-in for ``mmcv._ext`` is offered to the import system after all others, so
-that a compiled module always wins.
+:func:`offer_stand_in`, called by ``import odise_mm``, offers a stand-in for ``mmcv._ext`` to the
+import system after all others, so that a compiled module always wins. :func:`choose_ops_backend`,
+called by the head that holds the pixel decoder, changes nothing in the first case; in the others it
+tells ``mmcv.ops.multi_scale_deform_attn`` that there is no CUDA, which sends every tensor to the
+PyTorch formula, on the tensor's own device.
 """
 
 import importlib
@@ -27,8 +28,6 @@ from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any, Literal, NoReturn
-
-from odise_mm.utils.import_hook import after_import
 
 _EXT = "mmcv._ext"
 _ATTENTION = "mmcv.ops.multi_scale_deform_attn"
@@ -89,17 +88,10 @@ _finder = _StandInFinder()
 _logged = False
 
 
-def install() -> None:
-    """Make ``mmcv.ops`` importable and CUDA-proof, as told above. Cheap; called by odise_mm."""
+def offer_stand_in() -> None:
+    """Make ``mmcv.ops``, hence ``mmdet.models``, importable with mmcv-lite. Imports nothing."""
     if _finder not in sys.meta_path:
         sys.meta_path.append(_finder)
-    after_import(_ATTENTION, _choose_attention)
-
-
-def _choose_attention(module: ModuleType) -> None:
-    # The only use of this name in that module is the choice between kernel and formula.
-    if ops_backend() == "pytorch":
-        module.IS_CUDA_AVAILABLE = False
 
 
 def ops_backend() -> Literal["compiled", "pytorch"]:
@@ -125,14 +117,22 @@ def ops_backend() -> Literal["compiled", "pytorch"]:
     return "pytorch" if ext.get_compiling_cuda_version() == _NO_CUDA else "compiled"
 
 
-def log_ops_backend() -> None:
-    """Write once per process, at INFO, which deformable attention runs (call: building a model)."""
+def choose_ops_backend() -> None:
+    """Let deformable attention run on every device, and log once per process, at INFO, what does.
+
+    Raises:
+        ImportError: see :func:`ops_backend`.
+    """
     global _logged
+    backend = ops_backend()
+    if backend == "pytorch":
+        # The only use of this name in that module is the choice between kernel and formula.
+        importlib.import_module(_ATTENTION).IS_CUDA_AVAILABLE = False
     if _logged:
         return
     from mmengine.logging import print_log
 
-    if ops_backend() == "compiled":
+    if backend == "compiled":
         path = f"CUDA kernel of {_mmcv_name()} (plain PyTorch for CPU tensors)"
     else:
         path = f"plain PyTorch on every device ({_mmcv_name()} has no CUDA kernels)"

@@ -7,21 +7,9 @@ declared safe here, so that ``--resume`` works while a file with code in it stay
 itself needs no change, and ``weights_only`` is never switched off.
 """
 
-from types import ModuleType
 from typing import Any
 
-from odise_mm.utils.import_hook import after_import
-
 _STATISTICS = ("min", "max", "current", "mean")
-
-
-def install() -> None:
-    """Declare the content of training checkpoints safe as soon as mmengine can load one."""
-    after_import("mmengine.runner.checkpoint", _allow)
-
-
-def _allow(module: ModuleType) -> None:
-    allow_training_state()
 
 
 def _history_statistic(owner: type, name: str) -> Any:
@@ -68,7 +56,10 @@ def safe_globals() -> list[tuple[Any, str]]:
 
 
 def allow_training_state() -> None:
-    """Let ``torch.load(..., weights_only=True)`` read training checkpoints, in this process."""
+    """Let ``torch.load(..., weights_only=True)`` read training checkpoints, in this process.
+
+    Called when :mod:`odise_mm.registry` is imported, as every config of odise_mm does.
+    """
     import torch
 
     torch.serialization.add_safe_globals(safe_globals())

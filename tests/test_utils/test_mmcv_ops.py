@@ -11,8 +11,9 @@ import pytest
 import torch
 from mmcv.ops import MultiScaleDeformableAttention
 from mmcv.ops import multi_scale_deform_attn as attention
-from mmengine import ConfigDict
+from mmengine import Config, ConfigDict
 
+from odise_mm.registry import MODELS
 from odise_mm.utils import mmcv_ops
 
 LITE = isinstance(sys.modules["mmcv._ext"], mmcv_ops._StandIn)
@@ -87,6 +88,7 @@ def test_deformable_attention_equals_loops(case) -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_deformable_attention_on_cuda_equals_cpu(case) -> None:
+    mmcv_ops.choose_ops_backend()
     layer = make_layer()
     inputs = {name: t.float() if t.is_floating_point() else t for name, t in case[1].items()}
     with torch.no_grad():
@@ -117,7 +119,7 @@ def test_cuda_tensors_use_the_kernel_only_if_there_is_one(case, monkeypatch, cud
     monkeypatch.setitem(sys.modules, "mmcv._ext", ext)
     monkeypatch.setattr(attention, "IS_CUDA_AVAILABLE", True)
     monkeypatch.setattr(attention, "MultiScaleDeformableAttnFunction", Kernel)
-    mmcv_ops._choose_attention(attention)
+    mmcv_ops.choose_ops_backend()
     assert mmcv_ops.ops_backend() == ("compiled" if cuda_flag else "pytorch")
 
     shapes, inputs = case
@@ -131,7 +133,11 @@ def test_cuda_tensors_use_the_kernel_only_if_there_is_one(case, monkeypatch, cud
 
 
 @needs_lite
-def test_lite_sends_everything_to_pytorch() -> None:
+def test_a_head_built_with_lite_sends_everything_to_pytorch(monkeypatch) -> None:
+    monkeypatch.setattr(attention, "IS_CUDA_AVAILABLE", True)
+    config = Config.fromfile(Path(mmcv_ops.__file__).parents[2] / "configs/toy/odise_tiny.py")
+    with torch.device("meta"):
+        MODELS.build({**config.model.head, "in_channels": [8, 8, 8, 8]})
     assert mmcv_ops.ops_backend() == "pytorch"
     assert attention.IS_CUDA_AVAILABLE is False
 
@@ -184,7 +190,8 @@ def test_a_real_extension_goes_before_the_stand_in(tmp_path: Path) -> None:
     )
     code = (
         "import odise_mm, mmcv._ext, mmcv.ops as ops\n"
-        "from odise_mm.utils.mmcv_ops import ops_backend\n"
+        "from odise_mm.utils.mmcv_ops import choose_ops_backend, ops_backend\n"
+        "choose_ops_backend()\n"
         "assert mmcv._ext.__file__.endswith('_ext.py'), mmcv._ext\n"
         "assert ops.multi_scale_deform_attn.IS_CUDA_AVAILABLE\n"
         "assert ops_backend() == 'compiled'\n"
@@ -209,8 +216,8 @@ def test_backend_is_logged_once(monkeypatch) -> None:
     lines = []
     monkeypatch.setattr("mmengine.logging.print_log", lambda line, **kwargs: lines.append(line))
     monkeypatch.setattr(mmcv_ops, "_logged", False)
-    mmcv_ops.log_ops_backend()
-    mmcv_ops.log_ops_backend()
+    mmcv_ops.choose_ops_backend()
+    mmcv_ops.choose_ops_backend()
     assert len(lines) == 1 and "deformable attention" in lines[0]
 
 
@@ -219,6 +226,13 @@ def test_importing_the_package_is_cheap() -> None:
     root = Path(mmcv_ops.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_mmdet_imports_right_after_the_package() -> None:
+    code = "import odise_mm, mmdet.models"
+    root = Path(mmcv_ops.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_finder_leaves_other_modules_alone() -> None:

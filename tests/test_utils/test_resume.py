@@ -3,6 +3,8 @@
 import builtins
 import io
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from mmengine.runner import Runner
 from mmengine.visualization import Visualizer
 from torch.utils.data import Dataset
 
-import odise_mm.utils.resume as resume
+import odise_mm.registry  # noqa: F401  (this alone makes checkpoints loadable)
+from odise_mm.utils import resume
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +103,17 @@ def test_runner_resumes_its_own_checkpoint(tmp_path: Path) -> None:
     assert isinstance(curve, HistoryBuffer) and len(curve.data[0]) == 6
     assert curve.statistics("max") == curve.data[0].max()
     assert second.param_schedulers[0].last_step == 6
+
+
+def test_importing_the_models_is_enough() -> None:
+    """As a config's ``custom_imports`` does."""
+    code = (
+        "import odise_mm.models, torch\n"
+        "assert any('HistoryBuffer' in str(g) for g in torch.serialization.get_safe_globals())"
+    )
+    root = Path(resume.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_training_state_needs_no_unsafe_loading(tmp_path: Path) -> None:
