@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 from torch import Tensor
 
 from odise_mm.registry import MODELS
-from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
+from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
 from odise_mm.utils.frozen import FrozenModule, is_meta_context
 from odise_mm.utils.precision import full_precision
 
@@ -178,16 +178,11 @@ class FrozenCLIP(FrozenModule):
         for extra in OPENAI_EXTRAS:
             state.pop(extra, None)
         wanted = self.model.state_dict()
-        missing = sorted(set(wanted) - set(state))
-        unknown = sorted(set(state) - set(wanted))
-        misfits = [k for k in wanted if k in state and state[k].shape != wanted[k].shape]
-        if missing or unknown or misfits:
+        wrong = differences(state, wanted)
+        if wrong:
             raise CheckpointError(
-                f"{path} holds no weights for CLIP {self._short_name()}: "
-                f"{len(missing)} keys are missing, {len(unknown)} unknown, {len(misfits)} of "
-                "another shape "
-                f"(e.g. {(missing + misfits + unknown)[0]}). Name the architecture that the file "
-                "was made for."
+                f"{path} holds no weights for CLIP {self._short_name()}: {wrong}. Name the "
+                "architecture that the file was made for."
             )
         floats = {key: state[key].to(torch.float32) for key in wanted}
         self.model.load_state_dict(floats, assign=True)

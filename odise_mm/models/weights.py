@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
+from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
 
 # Published name (regular expression) -> our name. Every key must match exactly one line.
 PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
@@ -177,26 +177,10 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     unused: dict[str, str] = {}
     if is_published(state):
         state, unused = from_published(state)
-    wanted = model.state_dict()
-    missing = sorted(set(wanted) - set(state))
-    unknown = sorted(set(state) - set(wanted))
-    misfits = [
-        f"{key} is {tuple(state[key].shape)}, the model's {tuple(wanted[key].shape)}"
-        for key in sorted(wanted)
-        if key in state and state[key].shape != wanted[key].shape
-    ]
-    if missing or unknown or misfits:
-        lines = [
-            f"{len(keys)} {kind}, first: {keys[0]}"
-            for kind, keys in (
-                ("parameters of the model are missing", missing),
-                ("keys are unknown to it", unknown),
-                ("shapes differ", misfits),
-            )
-            if keys
-        ]
+    wrong = differences(state, model.state_dict())
+    if wrong:
         raise CheckpointError(
-            f"{path} was not made for this config: {'; '.join(lines)}. A caption-supervised "
+            f"{path} was not made for this config: {wrong}. A caption-supervised "
             "checkpoint wants odise_coco_caption.py, a label-supervised one odise_coco_label.py."
         )
     model.load_state_dict(state)

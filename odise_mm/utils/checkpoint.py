@@ -14,7 +14,7 @@ import re
 import secrets
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -259,6 +259,29 @@ def _globals(path: Path, is_zip: bool) -> Iterator[str]:
                         yield ".".join(strings[-2:])
                     elif isinstance(value, str):
                         strings.append(value)
+
+
+def differences(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unused: Set[str] = frozenset()
+) -> str:
+    """How a file's tensors differ from those that a module wants; empty where they fit.
+
+    Args:
+        state: what the file holds.
+        wanted: the module's ``state_dict()``; may be on the meta device.
+        unused: keys that the file may hold beside these.
+    """
+    misfits = [
+        f"{key} is {tuple(state[key].shape)}, not {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    found = {
+        "missing": [key for key in wanted if key not in state],
+        "unknown": [key for key in state if key not in wanted and key not in unused],
+        "of another shape": misfits,
+    }
+    return ", ".join(f"{len(k)} {kind} (first: {k[0]})" for kind, k in found.items() if k)
 
 
 def save_state_dict(

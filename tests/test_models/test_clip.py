@@ -115,7 +115,7 @@ def test_openais_own_archive(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("visual.proj"), r"1 keys are missing.*visual.proj"),
+        (lambda s: s.pop("visual.proj"), r"1 missing.*visual.proj"),
         (lambda s: s.update({"extra": torch.zeros(1)}), r"1 unknown.*extra"),
         (
             lambda s: s.update({"visual.proj": torch.zeros(3, 3)}),

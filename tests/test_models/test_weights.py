@@ -125,7 +125,7 @@ def test_full_size_file_into_a_tiny_model(tmp_path: Path) -> None:
     save_state_dict(tmp_path / "full.safetensors", {**state, **wrong})
     with pytest.raises(
         CheckpointError,
-        match=r"8 shapes differ, first: captioner.* is \(768,\), the model's \(64,\)",
+        match=r"8 of another shape \(first: captioner.* is \(.*768.*\), not \(.*64.*\)",
     ):
         load_weights(model, tmp_path / "full.safetensors")
 
@@ -154,5 +154,5 @@ def test_missing_parameter_is_named(model: OpenVocabSegmentor, tmp_path: Path) -
     state = dict(model.state_dict())
     del state["captioner.time_gate"]
     save_state_dict(tmp_path / "part.pth", state)
-    with pytest.raises(CheckpointError, match="1 parameters.*missing, first: captioner.time_gate"):
+    with pytest.raises(CheckpointError, match=r"1 missing \(first: captioner.time_gate"):
         load_weights(model, tmp_path / "part.pth")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from odise_mm.models.backbones.diffusion_arch import DiffusionArch
-from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
+from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
 
 StateDict = dict[str, Tensor]
 
@@ -67,26 +67,11 @@ class DiffusionWeights:
         """
         wanted = module.state_dict()
         state = self._read(part, keep=lambda key: key not in unused)
-        missing = sorted(set(wanted) - set(state))
-        unknown = sorted(set(state) - set(wanted) - unused)
-        misfits = [
-            f"{key} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}"
-            for key in wanted
-            if key in state and state[key].shape != wanted[key].shape
-        ]
-        if missing or unknown or misfits:
-            found = [
-                f"{len(keys)} {kind} (first: {keys[0]})"
-                for kind, keys in (
-                    ("missing", missing),
-                    ("unknown", unknown),
-                    ("of another shape", misfits),
-                )
-                if keys
-            ]
+        wrong = differences(state, wanted, unused)
+        if wrong:
             raise CheckpointError(
                 f"{self.source}: the {part} weights are not those of the architecture in the "
-                f"config: {'; '.join(found)}. Set `arch` to the one these weights belong to."
+                f"config: {wrong}. Set `arch` to the one these weights belong to."
             )
         floats = {key: state[key].to(torch.float32) for key in wanted}
         module.load_state_dict(floats, assign=True)
@@ -107,15 +92,11 @@ class DiffusionWeights:
         # projection behind the last hidden state.
         for key in ("embeddings.position_ids", "text_projection.weight"):
             state.pop(key, None)
-        wanted = encoder.state_dict()
-        misfits = [
-            key for key in wanted if key not in state or state[key].shape != wanted[key].shape
-        ]
-        unknown = sorted(set(state) - set(wanted))
-        if misfits or unknown:
+        wrong = differences(state, encoder.state_dict())
+        if wrong:
             raise CheckpointError(
                 f"{self.source}: the text encoder's weights are not those of the architecture in "
-                f"the config, e.g. {(misfits + unknown)[0]}"
+                f"the config: {wrong}"
             )
         encoder.load_state_dict({key: value.float() for key, value in state.items()})
         length = encoder.config.max_position_embeddings
