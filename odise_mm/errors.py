@@ -34,3 +34,11 @@ class ImageError(OdiseError, ValueError):
 
 class PanopticFileError(OdiseError, ValueError):
     """A panoptic JSON or PNG file that does not hold what it should."""
+
+
+class DatasetError(OdiseError, ValueError):
+    """Annotations or pictures of a data set that are missing or contradict each other."""
+
+
+class TrainingError(OdiseError, RuntimeError):
+    """Training that cannot start or go on. The message says why and where it can be resumed."""

@@ -3,25 +3,26 @@
 ``type='DiffusionBackbone'`` finds ours; ``type='mmdet.MSDeformAttnPixelDecoder'`` finds mmdet's.
 """
 
-from mmdet.registry import MODELS as MMDET_MODELS
-from mmdet.registry import TRANSFORMS as MMDET_TRANSFORMS
-from mmdet.registry import VISUALIZERS as MMDET_VISUALIZERS
+from mmdet import registry as mmdet
+from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import Registry
 
 from odise_mm.utils.resume import allow_training_state
 
 allow_training_state()  # whoever resumes builds a model first
 
-MODELS = Registry("model", parent=MMDET_MODELS, scope="odise_mm", locations=["odise_mm.models"])
-TRANSFORMS = Registry(
-    "transform",
-    parent=MMDET_TRANSFORMS,
-    scope="odise_mm",
-    locations=["odise_mm.datasets.transforms"],
-)
-VISUALIZERS = Registry(
-    "visualizer",
-    parent=MMDET_VISUALIZERS,
-    scope="odise_mm",
-    locations=["odise_mm.visualization"],
-)
+
+def _child(parent: Registry, location: str) -> Registry:
+    return Registry(parent.name, parent=parent, scope="odise_mm", locations=[location])
+
+
+MODELS = _child(mmdet.MODELS, "odise_mm.models")
+TRANSFORMS = _child(mmdet.TRANSFORMS, "odise_mm.datasets.transforms")
+DATASETS = _child(mmdet.DATASETS, "odise_mm.datasets")
+DATA_SAMPLERS = _child(mmdet.DATA_SAMPLERS, "odise_mm.datasets")
+METRICS = _child(mmdet.METRICS, "odise_mm.evaluation")
+HOOKS = _child(mmdet.HOOKS, "odise_mm.engine")
+LOOPS = _child(mmdet.LOOPS, "odise_mm.engine")
+OPTIM_WRAPPER_CONSTRUCTORS = _child(mmdet.OPTIM_WRAPPER_CONSTRUCTORS, "odise_mm.engine")
+RUNNERS = _child(MMENGINE_RUNNERS, "odise_mm.engine")
+VISUALIZERS = _child(mmdet.VISUALIZERS, "odise_mm.visualization")

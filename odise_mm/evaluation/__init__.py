@@ -1,0 +1,1 @@
+"""Metrics: panoptic quality, AP, mIoU, average recall."""
