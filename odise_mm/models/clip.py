@@ -4,7 +4,6 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from odise_mm.registry import MODELS
 from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
-from odise_mm.utils.frozen import FrozenModule, is_meta_context
+from odise_mm.utils.frozen import FrozenModule, is_meta_context, same_random_weights
 from odise_mm.utils.precision import full_precision
 
 # Integers that OpenAI's own files carry beside the weights; the model's shapes say the same.
@@ -35,7 +34,7 @@ class FrozenCLIP(FrozenModule):
             that has it (``ViT-L-14-336-quickgelu``): a plain GELU gives wrong numbers silently.
         weights: open_clip's tag (``openai``: downloaded once), or a local file: open_clip names in
             ``.safetensors`` or a torch file, or OpenAI's own TorchScript archive. None leaves
-            random weights.
+            random weights, the same every time.
 
     Raises:
         ValueError: unknown architecture or tag (the known tags are listed).
@@ -72,7 +71,7 @@ class FrozenCLIP(FrozenModule):
         custom_text = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
         cls = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
         self.name = model if isinstance(model, str) else json.dumps(config, sort_keys=True)
-        with torch.device("meta") if load else nullcontext():
+        with torch.device("meta") if load else same_random_weights():
             self.model = cls(**config)
         if load:
             self._load(weights)

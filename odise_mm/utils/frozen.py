@@ -1,7 +1,8 @@
 """Frozen parts: no gradients, always in eval mode, never in a checkpoint."""
 
 import inspect
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -93,18 +94,31 @@ def _forgive_missing(module: nn.Module, incompatible: Any) -> None:
 def materialise(module: nn.Module) -> nn.Module:
     """Give a module built on the meta device memory on the CPU and its layers' default weights.
 
-    Used where no pre-trained weights were named. Does nothing while torch's default device is
-    itself ``meta``, so that whole models can be built without memory.
+    Used where no pre-trained weights were named; see :func:`same_random_weights`. Does nothing
+    while torch's default device is itself ``meta``, so that whole models can be built without
+    memory.
     """
     if is_meta_context():
         return module
     module.to_empty(device="cpu")
-    for child in module.modules():
-        if isinstance(child, nn.MultiheadAttention):
-            child._reset_parameters()
-        elif hasattr(child, "reset_parameters"):
-            child.reset_parameters()
+    with same_random_weights():
+        for child in module.modules():
+            if isinstance(child, nn.MultiheadAttention):
+                child._reset_parameters()
+            elif hasattr(child, "reset_parameters"):
+                child.reset_parameters()
     return module
+
+
+@contextmanager
+def same_random_weights() -> Iterator[None]:
+    """Random weights drawn in here are the same every time, and nobody else's draws are moved.
+
+    Frozen parts are in no checkpoint: what was trained on random ones works only with these.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 def is_meta_context() -> bool:

@@ -211,5 +211,18 @@ def test_fingerprint_tells_weights_apart() -> None:
     same.model.transformer.resblocks[0].mlp.c_fc.weight.data += 0.1
     assert same.fingerprint() != before
     custom = dict(TINY_CLIP, custom_text=True)  # other parameter names: text.transformer...
-    prints = {FrozenCLIP(custom).fingerprint() for _ in range(2)}
-    assert len(prints) == 2
+    other = FrozenCLIP(custom)
+    before = other.fingerprint()
+    other.model.text.transformer.resblocks[0].mlp.c_fc.weight.data += 0.1
+    assert other.fingerprint() != before
+
+
+def test_random_weights_are_the_same_every_time() -> None:
+    torch.manual_seed(1)
+    one = FrozenCLIP(TINY_CLIP).model.state_dict()
+    draw = torch.rand(1)
+    two = FrozenCLIP(TINY_CLIP).model.state_dict()
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert one["visual.conv1.weight"].std() > 0.01
+    torch.manual_seed(1)
+    assert torch.equal(draw, torch.rand(1)), "drawing them moved the generator of others"
