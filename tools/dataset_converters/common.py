@@ -1,0 +1,649 @@
+"""What all converters share: resumable work on files, atomic writing, reading, verification.
+
+A converter is a list of :class:`Item` and a function ``work(item)`` that reads one raw file,
+writes one output and returns what the data set's JSON file needs of it::
+
+    with program():
+        args = converter_parser(__doc__, "data/thing", ["train", "val"]).parse_args()
+        facts = convert_all(items, work, "thing val", args.workers, journal=out / "val.journal")
+        write_json(out / "val.json", ...)   # and then: remove the journal
+        show_written("thing", [Row("val.json", "images", len(facts))])
+
+Files are written under a temporary name and renamed, so that a file that is there is complete,
+however the program ended. Imports no torch: worker processes start in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import struct
+import sys
+import threading
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from odise_mm.errors import DatasetError, OdiseError
+from odise_mm.utils.command_line import one_line_errors, positive_int
+from odise_mm.utils.panoptic_io import read_panoptic_png
+from tools.report import Table, show
+
+INTERRUPTED = 130  # the shell's exit status after Ctrl-C
+_PNG_END = b"IEND\xaeB`\x82"
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+# What Pillow's decoders raise on damaged files; it has no common base class for them.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+# --- command line -------------------------------------------------------------------------------
+
+
+def converter_parser(
+    description: str, data_root: str, splits: Sequence[str] = ("val",), default: str = "val"
+) -> argparse.ArgumentParser:
+    """The arguments that all converters have; a converter adds its own to the result.
+
+    Args:
+        description: the module's docstring.
+        data_root: default of the positional argument ``data_root``.
+        splits: choices of ``--splits``.
+        default: the split that is prepared when none is asked for.
+    """
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "data_root",
+        metavar="DATA_ROOT",
+        nargs="?",
+        default=Path(data_root),
+        type=Path,
+        help=f"folder of the unpacked archive, where outputs go, too (default: {data_root})",
+    )
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        choices=splits,
+        default=[default],
+        metavar="SPLIT",
+        help=f"one or several of: {' '.join(splits)} (default: {default})",
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive_int,
+        default=os.cpu_count() or 1,
+        help="processes (default: as many as there are cores)",
+    )
+    parser.add_argument(
+        "--verify-only", action="store_true", help="write nothing, only check what was written"
+    )
+    return parser
+
+
+@contextmanager
+def program() -> Iterator[None]:
+    """Around a converter's ``main``: errors and Ctrl-C end it with one line."""
+    with one_line_errors():
+        try:
+            yield
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table at the end: a file or folder, what it holds, and how many."""
+
+    path: str | os.PathLike
+    what: str
+    count: int
+
+
+def show_written(title: str, rows: Sequence[Row]) -> None:
+    """The one table at the end of a converter's run."""
+    cells = [[str(row.path), row.what, f"{row.count:,}"] for row in rows]
+    show([Table(title, ["file or folder", "holds", "count"], cells)], {}, "table")
+
+
+# --- work on many files -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Item:
+    """One file's work.
+
+    Attributes:
+        source: the raw file; errors name it, the journal knows it by its path.
+        output: the file that ``work`` writes, if it writes one.
+        data: whatever else ``work`` needs; anything that can be pickled.
+    """
+
+    source: Path
+    output: Path | None = None
+    data: Any = None
+
+
+def convert_all(
+    items: Sequence[Item],
+    work: Callable[[Item], Any],
+    description: str,
+    workers: int = 1,
+    *,
+    journal: Path | None = None,
+) -> list[Any]:
+    """Run ``work(item)`` for all items, over processes, with a progress bar.
+
+    Items that were done by an earlier run are skipped: those whose output is there and, with a
+    journal, whose result is in it. The journal holds one JSON line per finished item; remove it
+    (:func:`finish`) once the file that sums the results up is written.
+
+    Args:
+        items: what to do.
+        work: a function of a module (it travels to other processes); with a journal, its results
+            must be JSON values.
+        description: in front of the bar.
+        workers: processes; 1 works in this one.
+        journal: where the results are kept for the next run; needed if they are used at all,
+            because an item that is skipped without a journal has the result None.
+
+    Returns:
+        Results in the order of ``items``; None for skipped ones without a journal.
+
+    Raises:
+        DatasetError: an item failed. The message names the first one's source; whatever was
+            finished before stays finished.
+    """
+    known = {} if journal is None else _read_journal(journal)
+    results: list[Any] = [None] * len(items)
+    todo = []
+    for index, item in enumerate(items):
+        done = journal is None or str(item.source) in known
+        if done and (item.output is not None or journal is not None) and _is_complete(item.output):
+            results[index] = known.get(str(item.source))
+        else:
+            todo.append(index)
+    with _progress() as progress, _journal_lines(journal) as note:
+        bar = progress.add_task(description, total=len(items), completed=len(items) - len(todo))
+        pending = [items[index] for index in todo]
+        with _mapped(partial(_guarded, work), pending, workers) as outcomes:
+            for index, outcome in zip(todo, outcomes, strict=True):
+                if isinstance(outcome, OdiseError):
+                    raise outcome
+                results[index] = outcome
+                note(items[index], outcome)
+                progress.advance(bar)
+    return results
+
+
+def finish(path: Path, content: Any, journal: Path) -> None:
+    """Write the JSON file that the journal's results went into, then remove the journal."""
+    write_json(path, content)
+    journal.unlink(missing_ok=True)
+
+
+def _guarded(work: Callable[[Item], Any], item: Item) -> Any:
+    """``work(item)``; what a user can set right comes back as an error that names the file."""
+    try:
+        return work(item)
+    except (OdiseError, OSError) as error:
+        text = str(error)
+        return DatasetError(text if str(item.source) in text else f"{item.source}: {text}")
+
+
+def _is_complete(output: Path | None) -> bool:
+    """Whether an output needs no work: written to its end (cheap for PNG files)."""
+    if output is None:
+        return True
+    try:
+        with open(output, "rb") as file:
+            if output.suffix != ".png":
+                return bool(file.read(1))
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except OSError:
+        return False
+
+
+@contextmanager
+def _mapped(function: Callable, items: Sequence, workers: int) -> Iterator[Iterator]:
+    workers = min(workers, len(items))
+    if workers <= 1:
+        yield map(function, items)
+        return
+    # "spawn": neither the bar's thread nor a test's torch is forked
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
+    try:
+        chunk = max(1, min(8, len(items) // (4 * workers)))
+        yield pool.map(function, items, chunksize=chunk)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _start_worker() -> None:
+    """Ctrl-C is the parent's business, and a worker does not outlive a killed parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _read_journal(journal: Path) -> dict[str, Any]:
+    """Source -> result. A line that a kill cut short is dropped, and its item done again."""
+    found: dict[str, Any] = {}
+    if not journal.exists():
+        return found
+    for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            source, result = json.loads(line)
+        except ValueError:
+            continue
+        found[source] = result
+    return found
+
+
+@contextmanager
+def _journal_lines(journal: Path | None) -> Iterator[Callable[[Item, Any], None]]:
+    if journal is None:
+        yield lambda item, result: None
+        return
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    with open(journal, "a", encoding="utf-8") as file:
+        if file.tell():
+            file.write("\n")  # closes a line that was cut short
+
+        def note(item: Item, result: Any) -> None:
+            file.write(json.dumps([str(item.source), result]) + "\n")
+            file.flush()
+
+        yield note
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """A binary file that gets its name only when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write a JSON file, atomically."""
+    with atomic_file(path) as file:
+        file.write(json.dumps(content, ensure_ascii=False).encode("utf-8"))
+
+
+def write_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
+    """Write a PNG file, atomically: (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB."""
+    if pixels.dtype not in (np.uint8, np.uint16):
+        raise TypeError(f"{path}: a PNG holds uint8 or uint16, not {pixels.dtype}")
+    with atomic_file(path) as file:
+        Image.fromarray(pixels).save(file, format="PNG")
+
+
+# --- reading ------------------------------------------------------------------------------------
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """A JSON file's content.
+
+    Raises:
+        DatasetError: missing, or not JSON.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{path}: not a readable JSON file ({error})") from error
+
+
+def read_pixels(path: str | os.PathLike, modes: Sequence[str] | None = None) -> np.ndarray:
+    """A PNG file's numbers as stored: palette indices where there is a palette, never colours.
+
+    Args:
+        path: the file.
+        modes: Pillow's modes that are right here, e.g. ``("L", "P")``; None: any.
+
+    Returns:
+        (H, W) or (H, W, channels); 16-bit grey as uint16.
+
+    Raises:
+        DatasetError: missing, damaged, or of another mode.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            mode, pixels = image.mode, np.array(image)
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file") from None
+    except _DECODER_ERRORS as error:
+        raise DatasetError(f"{path}: not a readable picture ({error})") from error
+    if modes is not None and mode not in modes:
+        raise DatasetError(f"{path}: a picture of mode {mode} where {' or '.join(modes)} is right")
+    if mode.startswith("I"):  # 16-bit grey, "I" in older Pillows
+        if pixels.min(initial=0) < 0 or pixels.max(initial=0) > 65535:
+            raise DatasetError(f"{path}: numbers beyond 16 bits")
+        pixels = pixels.astype(np.uint16)
+    return pixels
+
+
+LABEL_MODES = ("L", "P", "I;16", "I")
+
+
+def read_labels(path: str | os.PathLike) -> np.ndarray:
+    """A label map, (H, W) uint8 or uint16; see :func:`read_pixels`."""
+    return read_pixels(path, LABEL_MODES)
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """Height and width of a picture as it is loaded (turned upright), from its header.
+
+    Raises:
+        DatasetError: missing or not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            if image.getexif().get(_ORIENTATION) in _TURNED:
+                height, width = width, height
+            return height, width
+    except FileNotFoundError:
+        raise DatasetError(f"{path}: no such file") from None
+    except _DECODER_ERRORS as error:
+        raise DatasetError(f"{path}: not a readable picture ({error})") from error
+
+
+def need_folder(path: Path, where_from: str) -> Path:
+    """``path`` if it is a folder.
+
+    Args:
+        path: part of the unpacked archive.
+        where_from: which archive it comes from, e.g. ``"ADEChallengeData2016.zip"``.
+
+    Raises:
+        DatasetError: it is not there.
+    """
+    if not path.is_dir():
+        raise DatasetError(f"{path}: no such folder; it comes from {where_from}, unpacked there")
+    return path
+
+
+def need_file(path: Path, where_from: str) -> Path:
+    """``path`` if it is a file; see :func:`need_folder`."""
+    if not path.is_file():
+        raise DatasetError(f"{path}: no such file; it comes from {where_from}, unpacked there")
+    return path
+
+
+# --- verification -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a verification counted."""
+
+    images: int
+    classes: int  # that occur
+    segments: int = 0  # of panoptic and instance files
+
+
+def same_size(labels: np.ndarray, path: Path, image: Path) -> None:
+    """Raises a DatasetError where a map and its picture differ in size."""
+    height, width = image_size(image)
+    if labels.shape[:2] != (height, width):
+        raise DatasetError(
+            f"{path}: {labels.shape[1]} x {labels.shape[0]} pixels, but its picture {image} has "
+            f"{width} x {height}"
+        )
+
+
+def verify_semantic(
+    pairs: Sequence[tuple[Path, Path]],
+    num_classes: int,
+    *,
+    reduce_zero_label: bool = False,
+    workers: int = 1,
+    description: str = "verify labels",
+) -> Verified:
+    """Check label maps against their pictures: there, readable, of one size, known numbers.
+
+    Args:
+        pairs: (picture, label PNG).
+        num_classes: labels are 0 to this - 1, or ignored: 255 in 8 bits, 65535 in 16.
+        reduce_zero_label: labels are 1 to ``num_classes``, 0 ignored, as raw files have it.
+        workers: processes.
+        description: in front of the bar.
+
+    Raises:
+        DatasetError: no pair at all, or the first pair that is wrong, by name.
+    """
+    if not pairs:
+        raise DatasetError("nothing to verify: no pictures were found")
+    items = [Item(Path(label), data=Path(image)) for image, label in pairs]
+    work = partial(_check_labels, num_classes=num_classes, from_one=reduce_zero_label)
+    found = convert_all(items, work, description, workers)
+    return Verified(len(pairs), len(set().union(*found)))
+
+
+def _check_labels(item: Item, num_classes: int, from_one: bool) -> list[int]:
+    labels = read_labels(item.source)
+    same_size(labels, item.source, item.data)
+    ignored = {np.iinfo(labels.dtype).max} | ({0} if from_one else set())
+    first, last = int(from_one), num_classes - 1 + int(from_one)
+    present = [int(v) for v in np.unique(labels) if v not in ignored]
+    for value in present:
+        if not first <= value <= last:
+            raise DatasetError(
+                f"{item.source}: label {value}; the {num_classes} classes are {first} to {last}"
+            )
+    return present
+
+
+def verify_panoptic(
+    json_path: str | os.PathLike,
+    folder: str | os.PathLike,
+    images_folder: str | os.PathLike,
+    *,
+    check_areas: bool = True,
+    workers: int = 1,
+    description: str = "verify panoptic",
+) -> Verified:
+    """Check panoptic annotations in COCO's format against their PNG files and pictures.
+
+    Ids: unique over images and categories and within a picture; those of the JSON are in the PNG
+    and the reverse; categories are known; a picture has one segment at most of a stuff class.
+    Sizes: of JSON, PNG and picture alike; areas and boxes as in the PNG.
+
+    Args:
+        json_path: the JSON file.
+        folder: of the PNG files.
+        images_folder: of the pictures (``file_name`` of the JSON's images).
+        check_areas: False for files whose areas and boxes somebody else computed.
+        workers: processes.
+        description: in front of the bar.
+
+    Raises:
+        DatasetError: what is wrong first, by the file's name.
+    """
+    content = read_json(json_path)
+    images, categories = _tables(content, json_path)
+    annotations = content["annotations"]
+    if sorted(a["image_id"] for a in annotations) != sorted(images):
+        raise DatasetError(f"{json_path}: images and annotations are not one to one")
+    things = {id_: bool(category["isthing"]) for id_, category in categories.items()}
+    items = []
+    for annotation in annotations:
+        image = images[annotation["image_id"]]
+        data = (Path(images_folder) / image["file_name"], image, annotation["segments_info"])
+        items.append(Item(Path(folder) / annotation["file_name"], data=data))
+    work = partial(_check_panoptic, things=things, check_areas=check_areas)
+    found = convert_all(items, work, description, workers)
+    classes = {info["category_id"] for a in annotations for info in a["segments_info"]}
+    return Verified(len(images), len(classes), sum(found))
+
+
+def _tables(content: Any, path: str | os.PathLike) -> tuple[dict[Any, dict], dict[int, dict]]:
+    """Images and categories of a COCO-like JSON by their ids."""
+    tables = []
+    for key in ("images", "categories"):
+        try:
+            rows = content[key]
+            table = {row["id"]: row for row in rows}
+            content["annotations"]
+        except (TypeError, KeyError) as error:
+            raise DatasetError(f"{path}: not annotations in COCO's format ({error!r})") from error
+        if not rows or len(table) != len(rows):
+            raise DatasetError(f"{path}: '{key}' is empty or has an id twice")
+        tables.append(table)
+    return tables[0], tables[1]
+
+
+def _check_size(path: Path, image: dict, shape: Iterable[int]) -> None:
+    height, width = shape
+    if (height, width) != (image["height"], image["width"]):
+        raise DatasetError(
+            f"{path}: {width} x {height} pixels; the JSON says {image['width']} x {image['height']}"
+        )
+
+
+def _check_panoptic(item: Item, things: dict[int, bool], check_areas: bool) -> int:
+    image_path, image, infos = item.data
+    ids = read_panoptic_png(item.source)
+    _check_size(item.source, image, ids.shape)
+    _check_size(image_path, image, image_size(image_path))
+    said = [info["id"] for info in infos]
+    if len(set(said)) != len(said) or 0 in said:
+        raise DatasetError(f"{item.source}: its segments have an id twice, or the id 0")
+    drawn, areas = np.unique(ids, return_counts=True)
+    area_of = {int(i): int(a) for i, a in zip(drawn, areas, strict=True) if i}
+    for what, missing in (
+        ("the JSON lacks", set(area_of) - set(said)),
+        ("the PNG lacks", set(said) - set(area_of)),
+    ):
+        if missing:
+            raise DatasetError(f"{item.source}: {what} segment {min(missing)}")
+    stuff_seen = set()
+    for info in infos:
+        category = info["category_id"]
+        if category not in things:
+            raise DatasetError(f"{item.source}: segment {info['id']} has category {category}, "
+                               "which is not in 'categories'")  # fmt: skip
+        if not things[category] and category in stuff_seen:
+            raise DatasetError(f"{item.source}: two segments of stuff category {category}")
+        stuff_seen.add(category)
+        if check_areas and (
+            info["area"] != area_of[info["id"]] or info["bbox"] != box_of(ids == info["id"])
+        ):
+            raise DatasetError(f"{item.source}: segment {info['id']} has another area or box in "
+                               "the JSON than in the PNG")  # fmt: skip
+    return len(said)
+
+
+def box_of(mask: np.ndarray) -> list[int]:
+    """COCO's box x, y, width, height of a mask (H, W) with at least one pixel."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+
+
+def verify_instances(
+    json_path: str | os.PathLike, images_folder: str | os.PathLike, *, workers: int = 1
+) -> Verified:
+    """Check instance annotations in COCO's format: ids, known images and categories, picture
+    sizes, and masks that fit their picture, area and box (run lengths; polygons: box inside).
+
+    Raises:
+        DatasetError: what is wrong first, by name.
+    """
+    content = read_json(json_path)
+    images, categories = _tables(content, json_path)
+    of_image: dict[Any, list[dict]] = {id_: [] for id_ in images}
+    ids = set()
+    for annotation in content["annotations"]:
+        name = f"{json_path}: annotation {annotation.get('id')}"
+        if annotation["id"] in ids:
+            raise DatasetError(f"{name}: the id is there twice")
+        ids.add(annotation["id"])
+        if annotation["image_id"] not in images:
+            raise DatasetError(f"{name}: no image {annotation['image_id']}")
+        if annotation["category_id"] not in categories:
+            raise DatasetError(f"{name}: no category {annotation['category_id']}")
+        of_image[annotation["image_id"]].append(annotation)
+    items = [
+        Item(Path(images_folder) / image["file_name"], data=(str(json_path), image, of_image[id_]))
+        for id_, image in images.items()
+    ]
+    convert_all(items, _check_instances, "verify instances", workers)
+    return Verified(len(images), len({a["category_id"] for a in content["annotations"]}), len(ids))
+
+
+def _check_instances(item: Item) -> None:
+    from pycocotools import mask as masks
+
+    json_path, image, annotations = item.data
+    _check_size(item.source, image, image_size(item.source))
+    for annotation in annotations:
+        name = f"{json_path}: annotation {annotation['id']} of {item.source}"
+        x, y, width, height = annotation["bbox"]
+        if x < 0 or y < 0 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
+            raise DatasetError(f"{name}: its box {annotation['bbox']} leaves the picture")
+        run_lengths = annotation["segmentation"]
+        if not isinstance(run_lengths, dict):
+            continue  # polygons: area and box are the provider's
+        if list(run_lengths["size"]) != [image["height"], image["width"]]:
+            raise DatasetError(f"{name}: its mask has the size {run_lengths['size']}")
+        if isinstance(run_lengths["counts"], list):
+            run_lengths = masks.frPyObjects(run_lengths, *run_lengths["size"])
+        if int(masks.area(run_lengths)) != annotation["area"]:
+            raise DatasetError(f"{name}: its mask has {int(masks.area(run_lengths))} pixels, its "
+                               f"area says {annotation['area']}")  # fmt: skip
+        if [int(v) for v in masks.toBbox(run_lengths)] != list(annotation["bbox"]):
+            raise DatasetError(f"{name}: its box is not that of its mask")
