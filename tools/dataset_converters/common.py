@@ -116,17 +116,28 @@ def program() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table at the end: a file or folder, what it holds, and how many."""
+    """A line of the table at the end: a file or folder, what it holds, and how many.
+
+    ``expected``: how many there are in the provider's full set, where that is known; another
+    count is pointed out below the table.
+    """
 
     path: str | os.PathLike
     what: str
     count: int
+    expected: int | None = None
 
 
-def show_written(title: str, rows: Sequence[Row]) -> None:
-    """The one table at the end of a converter's run."""
+def show_written(title: str, rows: Sequence[Row], notes: Sequence[str] = ()) -> None:
+    """The one table at the end of a converter's run, and sentences below it."""
     cells = [[str(row.path), row.what, f"{row.count:,}"] for row in rows]
-    show([Table(title, ["file or folder", "holds", "count"], cells)], {}, "table")
+    odd = [
+        f"{row.path}: {row.count:,} {row.what}; the full set has {row.expected:,}"
+        for row in rows
+        if row.expected not in (None, row.count)
+    ]
+    table = Table(title, ["file or folder", "holds", "count"], cells, [*odd, *notes])
+    show([table], {}, "table")
 
 
 # --- work on many files -------------------------------------------------------------------------
@@ -182,7 +193,7 @@ def convert_all(
     todo = []
     for index, item in enumerate(items):
         done = journal is None or str(item.source) in known
-        if done and (item.output is not None or journal is not None) and _is_complete(item.output):
+        if done and (item.output is not None or journal is not None) and is_complete(item.output):
             results[index] = known.get(str(item.source))
         else:
             todo.append(index)
@@ -211,10 +222,10 @@ def _guarded(work: Callable[[Item], Any], item: Item) -> Any:
         return work(item)
     except (OdiseError, OSError) as error:
         text = str(error)
-        return DatasetError(text if str(item.source) in text else f"{item.source}: {text}")
+        return DatasetError(text if item.source.stem in text else f"{item.source}: {text}")
 
 
-def _is_complete(output: Path | None) -> bool:
+def is_complete(output: Path | None) -> bool:
     """Whether an output needs no work: written to its end (cheap for PNG files)."""
     if output is None:
         return True
