@@ -1,0 +1,27 @@
+# ADE20K, 150 classes: panoptic, instances and semantic; prepared by ade20k.py of
+# tools/dataset_converters, see docs/datasets.md. Semantic truth is the provider's own label maps.
+data_root = "data/ADEChallengeData2016/"
+
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False, round_up=False),
+    dataset=dict(
+        type="PanopticDataset",
+        vocabulary="ade20k",
+        data_root=data_root,
+        ann_file="panoptic_val.json",
+        data_prefix=dict(
+            img="images/validation/", seg="panoptic_val/", sem_seg="annotations/validation/"
+        ),
+        reduce_zero_label=True,
+        test_mode=True,
+    ),
+)
+test_evaluator = [
+    dict(type="PanopticQuality"),
+    dict(type="InstanceAP", ann_file=data_root + "instances_val.json"),
+    dict(type="SemanticIoU"),
+]
+test_cfg = dict(type="OpenVocabTestLoop")

@@ -1,0 +1,20 @@
+# Pascal Context, 59 classes; prepared by pascal_context.py of tools/dataset_converters, see
+# docs/datasets.md.
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False, round_up=False),
+    dataset=dict(
+        type="SemanticDataset",
+        vocabulary="pascal_context59",
+        data_root="data/VOCdevkit/VOC2010/",
+        ann_file="pascal_context_val.txt",
+        data_prefix=dict(img_path="JPEGImages/", seg_map_path="annotations_pc59/"),
+        img_suffix=".jpg",
+        seg_map_suffix=".png",
+        test_mode=True,
+    ),
+)
+test_evaluator = [dict(type="SemanticIoU")]
+test_cfg = dict(type="OpenVocabTestLoop")
