@@ -1,1 +1,6 @@
 """Metrics: panoptic quality, AP, mIoU, average recall."""
+
+from odise_mm.evaluation.panoptic_quality import PanopticQuality
+from odise_mm.evaluation.semantic_iou import SemanticIoU
+
+__all__ = ["PanopticQuality", "SemanticIoU"]

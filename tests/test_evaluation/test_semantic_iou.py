@@ -1,0 +1,138 @@
+"""mIoU: equal to mmseg's, from label files of all kinds and from panoptic ground truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmseg.evaluation.metrics import IoUMetric
+from PIL import Image
+
+from odise_mm.errors import ConfigError, DatasetError
+from odise_mm.evaluation import SemanticIoU
+from odise_mm.evaluation.ground_truth import IGNORED, read_semantic_truth
+from odise_mm.evaluation.semantic_iou import count_areas
+from odise_mm.registry import METRICS
+from tests.test_evaluation import make
+
+
+def metric_of(num_classes: int) -> SemanticIoU:
+    metric = METRICS.build(dict(type="SemanticIoU"))
+    metric.dataset_meta = dict(vocabulary=make.vocabulary(num_classes))
+    return metric
+
+
+@pytest.mark.parametrize(("num_classes", "bits"), [(2, 8), (150, 8), (847, 16), (1500, 16)])
+def test_numbers_are_those_of_mmseg(tmp_path: Path, num_classes: int, bits: int) -> None:
+    rng = np.random.default_rng(num_classes)
+    ignored = 255 if bits == 8 else 65535
+    metric = metric_of(num_classes)
+    theirs = IoUMetric(ignore_index=ignored, prefix="semantic")
+    theirs.dataset_meta = dict(classes=metric.vocabulary.source_names)
+    for img_id in range(4):
+        # Some classes occur nowhere, one in the truth alone and one in the result alone.
+        truth = rng.integers(max(1, num_classes // 2), size=(40, 50))
+        result = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(num_classes // 2))
+        truth[0, 0], result[1, 1] = num_classes - 1, num_classes - 2
+        truth[rng.random(truth.shape) < 0.1] = ignored
+        path = tmp_path / f"{img_id}.png"
+        Image.fromarray(truth.astype(np.uint8 if bits == 8 else np.uint16)).save(path)
+        result = torch.from_numpy(result.astype(np.int32))[None]
+        metric.process(None, [dict(sem_seg_path=str(path), pred_sem_seg=dict(sem_seg=result))])
+        gt = torch.from_numpy(truth.astype(np.int32))[None]
+        theirs.process(
+            None, [dict(pred_sem_seg=dict(data=result), gt_sem_seg=dict(data=gt))]
+        )  # fmt: skip
+    results = [sum(parts) for parts in zip(*theirs.results, strict=True)]
+    classes = IoUMetric.total_area_to_metrics(*results)
+    numbers, expected = metric.evaluate(4), theirs.evaluate(4)
+    assert numbers.keys() == expected.keys() == {f"semantic/{n}" for n in ("mIoU", "mAcc", "aAcc")}
+    for name, value in expected.items():  # which mmseg rounds
+        assert numbers[name] == pytest.approx(value, abs=0.005001)
+    assert numbers["semantic/mIoU"] == pytest.approx(100 * np.nanmean(classes["IoU"]), rel=1e-5)
+    for index, (iou, acc) in enumerate(zip(classes["IoU"], classes["Acc"], strict=True)):
+        if np.isnan(iou):
+            assert f"c{index}" not in metric.per_class
+        else:
+            ours = metric.per_class[f"c{index}"]
+            assert ours == pytest.approx(dict(IoU=100 * iou, Acc=100 * acc), nan_ok=True)
+    assert num_classes < 3 or len(metric.per_class) < num_classes
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "16"])
+@pytest.mark.parametrize("reduce", [False, True])
+def test_label_files(tmp_path: Path, mode: str, reduce: bool) -> None:
+    ignored = 65535 if mode == "16" else 255
+    raw = np.array([[0, 1, 2], [7, 8, ignored]], np.uint16 if mode == "16" else np.uint8)
+    image = Image.fromarray(raw)
+    if mode == "P":
+        image.putpalette(list(range(255, -1, -1)) * 3)
+    path = tmp_path / "a.png"
+    image.save(path)
+    with Image.open(path) as saved:
+        assert saved.mode.startswith({"16": "I"}.get(mode, mode))
+    labels, name = read_semantic_truth(dict(sem_seg_path=path, reduce_zero_label=reduce), 9)
+    expected = [[IGNORED, 0, 1], [6, 7, IGNORED]] if reduce else [[0, 1, 2], [7, 8, IGNORED]]
+    assert labels.tolist() == expected and name == str(path) and labels.dtype == np.int32
+
+
+def test_panoptic_truth_gives_classes_crowd_included(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    classes = make.vocabulary(7)
+    for img_id in range(5):
+        item = make.sample(tmp_path, img_id, rng, classes)
+        labels, path = read_semantic_truth(item, 7)
+        ids = make.read_ids(item)
+        expected = np.full(ids.shape, IGNORED)
+        for info in item["segments_info"]:
+            expected[ids == info["id"]] = info["label"]
+        assert np.array_equal(labels, expected) and path == item["seg_map_path"]
+        assert (expected == IGNORED).any()
+
+
+def test_counts_beyond_float32() -> None:
+    """Where float32 stops counting (adding 1 to 2^24 changes nothing), as mmseg's histograms do."""
+    large = np.zeros((4097, 4097), np.int32)
+    assert count_areas(large, large, 2).tolist() == [[4097**2, 0]] * 3
+    assert np.float32(2**24) + np.float32(1) == 2**24 < 4097**2
+
+
+def test_a_class_that_is_never_annotated_has_no_accuracy(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.array([[0, 0]], np.uint8)).save(path)
+    metric = metric_of(3)
+    result = torch.tensor([[[0, 1]]])
+    metric.process(None, [dict(sem_seg_path=path, pred_sem_seg=dict(sem_seg=result))])
+    assert metric.evaluate(1) == {
+        "semantic/mIoU": 25.0, "semantic/mAcc": 50.0, "semantic/aAcc": 50.0
+    }  # fmt: skip
+    assert metric.per_class["c0"] == dict(IoU=50, Acc=50)
+    assert metric.per_class["c1"] == pytest.approx(dict(IoU=0, Acc=np.nan), nan_ok=True)
+    assert "c2" not in metric.per_class
+
+
+def test_bad_input_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    result = torch.zeros(1, 2, 2, dtype=torch.int32)
+
+    def run(raw: np.ndarray, **changes: object) -> None:
+        Image.fromarray(raw.astype(np.uint8)).save(path)
+        item = dict(img_path="a.jpg", sem_seg_path=path, pred_sem_seg=dict(sem_seg=result))
+        metric_of(3).process(None, [item | changes])
+
+    with pytest.raises(DatasetError, match=r"a\.png: class index 3, .* 3 classes .*reduce_zero"):
+        run(np.full((2, 2), 3))
+    with pytest.raises(DatasetError, match=r"a\.png: .*one channel .* this is RGB"):
+        run(np.zeros((2, 2, 3)))
+    with pytest.raises(DatasetError, match=r"a\.png: the ground truth has 2 x 3 .* result 2 x 2"):
+        run(np.zeros((2, 3)))
+    with pytest.raises(DatasetError, match=r"b\.png: not a readable label map"):
+        run(np.zeros((2, 2)), sem_seg_path=tmp_path / "b.png")
+    with pytest.raises(ConfigError, match=r"a\.jpg: .*class index 3, .* 3 classes"):
+        run(np.zeros((2, 2)), pred_sem_seg=dict(sem_seg=result + 3))
+    with pytest.raises(ConfigError, match="finds no pred_sem_seg.*semantic=True"):
+        run(np.zeros((2, 2)), pred_sem_seg=None)
+    with pytest.raises(DatasetError, match="no panoptic ground truth"):
+        run(np.zeros((2, 2)), sem_seg_path=None)
