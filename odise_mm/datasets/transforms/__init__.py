@@ -1,5 +1,13 @@
 """Transforms of data pipelines."""
 
-from odise_mm.datasets.transforms.loading import LoadImage, ResizeKeepRatio
+from odise_mm.datasets.transforms.loading import LargeScaleJitter, LoadImage, ResizeKeepRatio
+from odise_mm.datasets.transforms.panoptic import DrawWords, LoadPanopticMap, PanopticMapToMasks
 
-__all__ = ["LoadImage", "ResizeKeepRatio"]
+__all__ = [
+    "DrawWords",
+    "LargeScaleJitter",
+    "LoadImage",
+    "LoadPanopticMap",
+    "PanopticMapToMasks",
+    "ResizeKeepRatio",
+]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from mmcv.image.geometric import rescale_size
-from mmcv.transforms import BaseTransform
+from mmcv.image.geometric import imresize, rescale_size
+from mmcv.transforms import BaseTransform, RandomResize
 from mmdet.datasets.transforms import Resize
+from PIL import Image
 
 from odise_mm.registry import TRANSFORMS
 from odise_mm.utils.image import ImageError, read_image
@@ -49,6 +50,9 @@ class ResizeKeepRatio(Resize):
     Strips more than ``2 * max(scale)`` times longer than wide round to zero in mmdet's version and
     fail there; here the short side stays at 1. All others get exactly mmdet's numbers.
 
+    A map of any number of segments (``gt_seg_map``, int32) is resized along, where mmcv's way
+    through Pillow takes 8 bits only.
+
     Args:
         scale: (long, short): as large as possible with the long edge at most ``max(scale)`` and
             the short edge at most ``min(scale)`` pixels.
@@ -73,11 +77,41 @@ class ResizeKeepRatio(Resize):
             return super().transform(results)
         long_side = np.clip(max(height, width), 1, max(self.scale))
         size = (1, int(long_side)) if height > width else (int(long_side), 1)
-        squeezed = Resize(
+        squeezed = type(self)(
             scale=size,
-            keep_ratio=False,
             backend=self.backend,
             interpolation=self.interpolation,
             clip_object_border=self.clip_object_border,
         )
-        return squeezed(results)
+        squeezed.keep_ratio = False
+        return Resize.transform(squeezed, results)
+
+    def _resize_seg(self, results: dict) -> None:
+        numbers = results.get("gt_seg_map")
+        if numbers is None:
+            return
+        height, width = results["img_shape"]
+        if self.backend == "pillow":
+            image = Image.fromarray(numbers.astype(np.int32, copy=False))
+            resized = np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
+        else:
+            resized = imresize(numbers, (width, height), interpolation="nearest", backend="cv2")
+        results["gt_seg_map"] = resized
+
+
+@TRANSFORMS.register_module()
+class LargeScaleJitter(RandomResize):
+    """mmcv's ``RandomResize`` by :class:`ResizeKeepRatio`: Pillow, and any number of segments.
+
+    The resizing half of large-scale jitter (Simple Copy-Paste, arXiv 2012.07177); a crop and
+    padding follow it. Modified keys as for :class:`ResizeKeepRatio`.
+
+    Args:
+        scale: (width, height) of the box that a picture fits into at ratio 1.
+        ratio_range: the box is enlarged by a factor drawn uniformly from this range.
+    """
+
+    def __init__(
+        self, scale: tuple[int, int], ratio_range: tuple[float, float] = (0.1, 2.0)
+    ) -> None:
+        super().__init__(scale=scale, ratio_range=ratio_range, resize_type=ResizeKeepRatio)

@@ -1,0 +1,314 @@
+"""What the data sets share: which vocabulary, which annotations, which random numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmengine.logging import print_log
+
+from odise_mm.datasets.vocabulary import BUILTIN, Vocabulary
+from odise_mm.errors import DatasetError
+from odise_mm.registry import TRANSFORMS
+
+LAYOUT = "docs/training_data.md and the data set's converter say what belongs where"
+OBJECT = Vocabulary((("object",),), (True,), name="object")
+
+
+def resolve_vocabulary(
+    vocabulary: str | Vocabulary | None,
+    label_file: str | None = None,
+    class_agnostic: bool = False,
+    data_root: str | None = None,
+) -> tuple[Vocabulary, Vocabulary | None]:
+    """What a data set's classes are called.
+
+    Args:
+        vocabulary: see :class:`odise_mm.datasets.PanopticDataset`.
+        label_file: names that replace the vocabulary's synonyms, class by class.
+        class_agnostic: whether all classes become one.
+        data_root: relative paths are looked up here first.
+
+    Returns:
+        The vocabulary as the model sees it, and that of the annotation files, class by class the
+        same unless ``class_agnostic``; None where any category will do.
+
+    Raises:
+        DatasetError: no vocabulary, or a label file with another number of classes.
+        VocabularyError: a file that cannot be read.
+    """
+    if vocabulary is None and not class_agnostic:
+        raise DatasetError(
+            f"a data set needs `vocabulary`: one of {', '.join(BUILTIN)}, or a file of names"
+        )
+    if isinstance(vocabulary, str):
+        vocabulary = Vocabulary.load(find_file(vocabulary, data_root))
+    if label_file is not None and vocabulary is not None:
+        labels = Vocabulary.load(find_file(label_file, data_root))
+        if len(labels) != len(vocabulary):
+            raise DatasetError(
+                f"{label_file} has {len(labels)} classes, the vocabulary '{vocabulary.name}' "
+                f"{len(vocabulary)}; a label file renames them one by one and needs as many"
+            )
+        vocabulary = Vocabulary(
+            labels.synonyms, vocabulary.is_thing, labels.name, vocabulary.source_names
+        )
+    return (OBJECT if class_agnostic else vocabulary), vocabulary
+
+
+def find_file(path: str, data_root: str | None) -> str:
+    """A path below ``data_root`` where there is such a file, else as it is given."""
+    below = os.path.join(data_root or "", path)
+    return below if not os.path.isabs(path) and os.path.isfile(below) else path
+
+
+def metainfo_of(vocabulary: Vocabulary) -> dict[str, Any]:
+    """mmdet's and mmseg's ``classes``, ``thing_classes``, ``stuff_classes``; and ``vocabulary``."""
+    return {**vocabulary.metainfo, "vocabulary": vocabulary}
+
+
+def read_annotations(path: str | os.PathLike, kind: str) -> dict[str, list[dict]]:
+    """COCO's annotations: ``images``, ``annotations`` and ``categories``.
+
+    Args:
+        kind: "panoptic" or "instance", what the annotations must be.
+
+    Raises:
+        DatasetError: missing, not JSON, or something else than such annotations.
+    """
+    if not path or not os.path.isfile(path):
+        raise DatasetError(f"{path or '`ann_file` is empty'}: no such annotation file; {LAYOUT}")
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except ValueError as err:
+        raise DatasetError(f"{path}: not JSON, or cut short ({err}); get it again") from err
+    except OSError as err:
+        raise DatasetError(f"{path}: cannot be read ({err})") from err
+    keys = ("images", "annotations", "categories")
+    wrong = [
+        key
+        for key in keys
+        if not isinstance(content, dict) or not isinstance(content.get(key), list)
+    ]
+    if wrong:
+        raise DatasetError(
+            f"{path}: not COCO's {kind} annotations, there is no list `{wrong[0]}` in it"
+        )
+    first = next(iter(content["annotations"]), None)
+    if first is not None and ("segments_info" in first) != (kind == "panoptic"):
+        other = "instance" if kind == "panoptic" else "panoptic"
+        raise DatasetError(f"{path}: holds {other} annotations where {kind} ones are expected")
+    return {key: content.pop(key) for key in keys}
+
+
+def label_of_category(
+    categories: Sequence[dict], wanted: Vocabulary | None, path: str
+) -> dict[int, int]:
+    """Class index of every category id that is a class of the vocabulary.
+
+    Args:
+        categories: of the annotation file.
+        wanted: its ``source_names`` are the categories' names. None: all are class 0.
+        path: of the annotation file, for messages.
+
+    Raises:
+        DatasetError: an id or name twice, or a class that no category has.
+    """
+    ids = _unique([category["id"] for category in categories], "category id", path)
+    names = [category["name"] for category in categories]
+    if wanted is None:
+        return dict.fromkeys(ids, 0)
+    index_of = {name: index for index, name in enumerate(wanted.source_names)}
+    known = [name for name in names if name in index_of]
+    _unique(known, "category name", path)
+    missing = [name for name in wanted.source_names if name not in set(known)]
+    if missing:
+        raise DatasetError(
+            f"{path}: no category is called {_some(map(repr, missing))} as the vocabulary "
+            f"'{wanted.name}' ({len(wanted)} classes) asks for; the file has {len(names)} "
+            f"categories: {_some(map(repr, names))}. Choose the vocabulary of this data set"
+        )
+    return {i: index_of[name] for i, name in zip(ids, names, strict=True) if name in index_of}
+
+
+def check_categories(
+    used: Iterable[int], label_of: dict[int, int], categories: Sequence[dict], path: str
+) -> None:
+    """All categories that annotations have must be classes.
+
+    Raises:
+        DatasetError: names those that are not.
+    """
+    names = {category["id"]: category["name"] for category in categories}
+    unknown = sorted(set(used) - set(label_of), key=str)
+    if unknown:
+        listed = _some(f"{i} ({names.get(i, 'not in `categories`')})" for i in unknown)
+        raise DatasetError(
+            f"{path}: unknown category ids in annotations: {listed}; every category that is used "
+            "must be in `categories` and its name in the vocabulary"
+        )
+
+
+def index_images(images: Sequence[dict], path: str) -> dict[Any, dict]:
+    """Images by id, in their order.
+
+    Raises:
+        DatasetError: an id twice.
+    """
+    _unique([image["id"] for image in images], "image id", path)
+    return {image["id"]: image for image in images}
+
+
+def _unique(values: list, what: str, path: str) -> list:
+    twice = [value for value, count in Counter(values).items() if count > 1]
+    if twice:
+        raise DatasetError(f"{path}: {what} {twice[0]!r} is there more than once")
+    return values
+
+
+def _some(texts: Iterable[str], limit: int = 5) -> str:
+    texts = list(texts)
+    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" * (len(texts) > limit))
+
+
+def check_folder(path: str | None, what: str) -> None:
+    """
+    Raises:
+        DatasetError: there is no such folder.
+    """
+    if not path or not os.path.isdir(path):
+        raise DatasetError(f"{path or 'no path given'}: no such folder of {what}; {LAYOUT}")
+
+
+@contextmanager
+def malformed_entries(path: str) -> Iterator[None]:
+    """A field that an entry lacks, or that holds something odd, becomes a DatasetError."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as err:
+        what = f"an entry lacks {err}" if isinstance(err, KeyError) else f"an odd entry: {err}"
+        raise DatasetError(f"{path}: {what}; it is not complete COCO annotations") from err
+
+
+def keep_usable(data: list[dict], usable: Sequence[bool], path: str, reason: str) -> list[dict]:
+    """The images that can be used; the log says how many cannot.
+
+    Raises:
+        DatasetError: none is left.
+    """
+    kept = [info for info, use in zip(data, usable, strict=True) if use]
+    if not kept:
+        why = f"all {len(data)} images are {reason}" if data else "it lists no image"
+        raise DatasetError(f"{path}: the data set is empty, {why}")
+    if len(kept) < len(data):
+        first = next(info for info, use in zip(data, usable, strict=True) if not use)
+        print_log(
+            f"{path}: {len(data) - len(kept)} of {len(data)} images are left out, {reason} "
+            f"(the first: {first['img_path']})",
+            logger="current",
+        )
+    return kept
+
+
+def read_phrases(path: str | os.PathLike) -> dict[str, list[list[str]]]:
+    """Noun phrases by image id (as text): one list per caption, see docs/training_data.md.
+
+    Raises:
+        DatasetError: missing, or something else.
+    """
+    if not os.path.isfile(path):
+        raise DatasetError(
+            f"{path}: no such file of noun phrases; tools/dataset_converters/coco.py writes it"
+        )
+    try:
+        phrases = json.loads(Path(path).read_text(encoding="utf-8"))["phrases"]
+        fits = all(
+            isinstance(phrase, str)
+            for captions in phrases.values()
+            for caption in captions
+            for phrase in (caption if isinstance(caption, list) else [None])
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as err:
+        raise DatasetError(f"{path}: not a file of noun phrases ({err!r})") from err
+    if not fits:
+        raise DatasetError(
+            f"{path}: not a file of noun phrases; `phrases` must be image id -> list of captions, "
+            "each a list of phrases"
+        )
+    return phrases
+
+
+def add_phrases(data: list[dict], path: str | os.PathLike) -> None:
+    """Give the images the noun phrases of a file, as ``captions_phrases``.
+
+    Raises:
+        DatasetError: no image is in the file.
+    """
+    phrases = read_phrases(path)
+    without = 0
+    for info in data:
+        info["captions_phrases"] = phrases.get(str(info["img_id"]), [])
+        without += not any(info["captions_phrases"])
+    if data and not any(str(info["img_id"]) in phrases for info in data):
+        raise DatasetError(
+            f"{path}: has none of the {len(data)} images of this data set (the first image's id "
+            f"is {data[0]['img_id']}); is it that of another split?"
+        )
+    if without:
+        print_log(
+            f"{path}: {without} of {len(data)} images have no noun phrase; they train masks, "
+            "not words",
+            logger="current",
+        )
+
+
+class SeededIndex(int):
+    """An index of a data set that says which random numbers its pipeline sees: ``seed``."""
+
+    seed: int
+
+    def __new__(cls, index: int, seed: int) -> SeededIndex:
+        self = super().__new__(cls, index)
+        self.seed = seed
+        return self
+
+    def __getnewargs__(self) -> tuple[int, int]:  # pickled on the way to worker processes
+        return int(self), self.seed
+
+
+@contextmanager
+def random_numbers_of(seed: int) -> Iterator[None]:
+    """``random`` and ``numpy.random`` seeded, and afterwards as they were."""
+    before = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+
+
+class SeededItems:
+    """Mixin of data sets: a :class:`SeededIndex` decides all random numbers of its item.
+
+    Pipelines are built by our registry, so that our transforms need no prefix anywhere.
+    """
+
+    def __init__(self, *args: Any, pipeline: Sequence[dict | Callable] = (), **kwargs: Any) -> None:
+        steps = [TRANSFORMS.build(step) if isinstance(step, dict) else step for step in pipeline]
+        super().__init__(*args, pipeline=steps, **kwargs)
+
+    def __getitem__(self, index: int) -> dict:
+        if not isinstance(index, SeededIndex):
+            return super().__getitem__(index)
+        with random_numbers_of(index.seed):
+            return super().__getitem__(int(index))

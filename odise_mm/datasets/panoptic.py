@@ -1,0 +1,205 @@
+"""Panoptic data sets in COCO's format: one JSON file, and a PNG file of segment ids per image."""
+
+from __future__ import annotations
+
+import os.path as osp
+from typing import Any
+
+from mmdet.datasets import CocoPanopticDataset
+from mmengine.logging import print_log
+
+from odise_mm.datasets.base import (
+    SeededItems,
+    add_phrases,
+    check_categories,
+    check_folder,
+    index_images,
+    keep_usable,
+    label_of_category,
+    malformed_entries,
+    metainfo_of,
+    read_annotations,
+    resolve_vocabulary,
+)
+from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.errors import ConfigError, DatasetError
+from odise_mm.registry import DATASETS
+
+
+@DATASETS.register_module()
+class PanopticDataset(SeededItems, CocoPanopticDataset):
+    """mmdet's ``CocoPanopticDataset`` with the classes of a vocabulary, in its order.
+
+    Loading reads the JSON file alone: no picture is opened, and panopticapi is not needed. Class
+    indices are places in the vocabulary, not in the file. In training, images without a segment
+    (other than crowd regions) are left out; in testing they stay. Images that the file has no
+    annotation for are left out always, as panopticapi does.
+
+    An image's information: ``img_path``, ``img_id``, ``height``, ``width``, ``seg_map_path``,
+    ``segments_info`` (a list of dict(id, label, is_thing, is_crowd)); with ``data_prefix``
+    'sem_seg' also ``sem_seg_path`` and ``reduce_zero_label``, with ``phrases_file`` also
+    ``captions_phrases`` (captions, each a list of noun phrases).
+
+    Args:
+        vocabulary: a built-in vocabulary's name, a file, or a :class:`Vocabulary`. Its
+            ``source_names`` are the names of the file's categories. May be None if
+            ``class_agnostic``: then any category will do.
+        label_file: a file of names that replace the vocabulary's synonyms, class by class.
+        class_agnostic: all classes become one, the thing "object".
+        phrases_file: noun phrases of the captions, see docs/training_data.md.
+        img_suffix, sem_seg_suffix: the semantic label file is called like the image, the first
+            replaced by the second; ``img_suffix`` None: whatever the extension is.
+        reduce_zero_label: in the semantic label files, 0 is ignored and classes count from 1.
+        kwargs: of ``CocoPanopticDataset``: ``ann_file``, ``data_root``, ``data_prefix`` with
+            folders 'img', 'seg' and perhaps 'sem_seg', ``pipeline``, ``test_mode``, ``indices``.
+            Relative paths (of the files above, too) are looked up below ``data_root``.
+
+    Raises:
+        DatasetError: files or folders are missing, are something else or contradict the
+            vocabulary or each other, or no image is left.
+    """
+
+    METAINFO: dict = {}
+
+    def __init__(
+        self,
+        vocabulary: str | Vocabulary | None = None,
+        *,
+        label_file: str | None = None,
+        class_agnostic: bool = False,
+        phrases_file: str | None = None,
+        img_suffix: str | None = None,
+        sem_seg_suffix: str = ".png",
+        reduce_zero_label: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if kwargs.get("filter_cfg"):
+            raise ConfigError(
+                "PanopticDataset leaves out images without segments by itself: remove filter_cfg"
+            )
+        root = kwargs.get("data_root")
+        self.vocabulary, self._annotated = resolve_vocabulary(
+            vocabulary, label_file, class_agnostic, root
+        )
+        self.class_agnostic = class_agnostic
+        self.phrases_file = phrases_file and osp.join(root or "", phrases_file)
+        self.img_suffix = img_suffix
+        self.sem_seg_suffix = sem_seg_suffix
+        self.reduce_zero_label = reduce_zero_label
+        super().__init__(metainfo=metainfo_of(self.vocabulary), **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        """Read the JSON file (COCO's largest in seconds, not by way of pycocotools' index)."""
+        check_folder(self.data_prefix.get("img"), "images")
+        check_folder(self.data_prefix.get("seg"), "panoptic PNG files")
+        if "sem_seg" in self.data_prefix:
+            check_folder(self.data_prefix["sem_seg"], "semantic label files")
+        content = read_annotations(self.ann_file, "panoptic")
+        with malformed_entries(self.ann_file):
+            data = self._parse(**content)
+        if self.phrases_file:
+            add_phrases(data, self.phrases_file)
+        return data
+
+    def _parse(
+        self, images: list[dict], annotations: list[dict], categories: list[dict]
+    ) -> list[dict]:
+        path = self.ann_file
+        label_of = label_of_category(categories, self._annotated, path)
+        used = {s["category_id"] for a in annotations for s in a["segments_info"]}
+        check_categories(used, label_of, categories, path)
+        if self.class_agnostic:
+            label_of = dict.fromkeys(label_of, 0)
+        self._warn_of_flags(categories, label_of)
+        image_of = index_images(images, path)
+        annotation_of: dict[Any, dict] = {}
+        for annotation in annotations:
+            image_id = annotation["image_id"]
+            if image_id not in image_of:
+                raise DatasetError(
+                    f"{path}: {annotation['file_name']} is annotated for image id {image_id}, "
+                    "which `images` does not list"
+                )
+            if annotation_of.setdefault(image_id, annotation) is not annotation:
+                raise DatasetError(f"{path}: image id {image_id} is annotated twice")
+        data = [
+            self._parse_image(image, annotation_of[image_id], label_of)
+            for image_id, image in image_of.items()
+            if image_id in annotation_of
+        ]
+        if len(data) < len(images):
+            print_log(
+                f"{path}: {len(images) - len(data)} of {len(images)} images have no annotation "
+                "and are left out",
+                logger="current",
+            )
+        return data
+
+    def _parse_image(self, image: dict, annotation: dict, label_of: dict[int, int]) -> dict:
+        is_thing = self.vocabulary.is_thing
+        segments = [
+            dict(
+                id=segment["id"],
+                label=label_of[segment["category_id"]],
+                is_thing=is_thing[label_of[segment["category_id"]]],
+                is_crowd=bool(segment.get("iscrowd", 0)),
+            )
+            for segment in annotation["segments_info"]
+        ]
+        if len({segment["id"] for segment in segments}) < len(segments):
+            raise DatasetError(
+                f"{self.ann_file}: {annotation['file_name']} has two segments of the same id"
+            )
+        info = dict(
+            img_path=osp.join(self.data_prefix["img"], image["file_name"]),
+            img_id=image["id"],
+            height=image["height"],
+            width=image["width"],
+            seg_map_path=osp.join(self.data_prefix["seg"], annotation["file_name"]),
+            segments_info=segments,
+        )
+        if "sem_seg" in self.data_prefix:
+            name = self._stem(image["file_name"]) + self.sem_seg_suffix
+            info["sem_seg_path"] = osp.join(self.data_prefix["sem_seg"], name)
+            info["reduce_zero_label"] = self.reduce_zero_label
+        return info
+
+    def _stem(self, file_name: str) -> str:
+        if self.img_suffix is None:
+            return osp.splitext(file_name)[0]
+        if not file_name.endswith(self.img_suffix):
+            raise DatasetError(
+                f"{self.ann_file}: {file_name} does not end in img_suffix={self.img_suffix!r}"
+            )
+        return file_name.removesuffix(self.img_suffix)
+
+    def _warn_of_flags(self, categories: list[dict], label_of: dict[int, int]) -> None:
+        differ = [
+            category["name"]
+            for category in categories
+            if category["id"] in label_of
+            and "isthing" in category
+            and bool(category["isthing"]) != self.vocabulary.is_thing[label_of[category["id"]]]
+        ]
+        if differ and not self.class_agnostic:
+            print_log(
+                f"{self.ann_file}: thing or stuff of {len(differ)} categories is otherwise in the "
+                f"vocabulary '{self.vocabulary.name}', which counts (the first: {differ[0]})",
+                logger="current",
+            )
+
+    def filter_data(self) -> list[dict]:
+        """Leave out images that cannot be trained on; see the class.
+
+        Raises:
+            DatasetError: no image is left.
+        """
+        usable = [
+            self.test_mode or any(not s["is_crowd"] for s in info["segments_info"])
+            for info in self.data_list
+        ]
+        return keep_usable(self.data_list, usable, self.ann_file, "without a segment to train on")
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Class indices of the segments of one image (for ``ClassBalancedDataset``)."""
+        return [segment["label"] for segment in self.get_data_info(idx)["segments_info"]]

@@ -1,0 +1,90 @@
+"""Semantic data sets: a folder of images and one of label files."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from mmseg.datasets import BaseSegDataset
+
+from odise_mm.datasets.base import (
+    SeededItems,
+    check_folder,
+    keep_usable,
+    metainfo_of,
+    resolve_vocabulary,
+)
+from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.errors import DatasetError
+from odise_mm.registry import DATASETS
+
+
+@DATASETS.register_module()
+class SemanticDataset(SeededItems, BaseSegDataset):
+    """mmseg's ``BaseSegDataset`` with the classes of a vocabulary. Made for testing.
+
+    Pixels of the label files are class indices, 255 (8 bit files) or 65535 (16 bit files) where
+    nothing counts. No file is opened when loading, so that sizes come with the picture
+    (``ori_shape``).
+
+    An image's information: ``img_path``, ``img_id`` (its path below the folder of images, without
+    the suffix), ``sem_seg_path``, ``reduce_zero_label``.
+
+    Args:
+        vocabulary, label_file: see :class:`odise_mm.datasets.PanopticDataset`; classes are in the
+            order of the label files' numbers.
+        kwargs: of ``BaseSegDataset``: ``data_root``, ``data_prefix`` with folders 'img_path' and
+            'seg_map_path', ``ann_file`` (a list of names; empty: all images of the folder),
+            ``img_suffix``, ``seg_map_suffix``, ``reduce_zero_label``, ``pipeline``, ``test_mode``.
+
+    Raises:
+        DatasetError: files or folders are missing, or there is no image.
+    """
+
+    def __init__(
+        self,
+        vocabulary: str | Vocabulary | None = None,
+        *,
+        label_file: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.vocabulary, _ = resolve_vocabulary(
+            vocabulary, label_file, data_root=kwargs.get("data_root")
+        )
+        super().__init__(metainfo=metainfo_of(self.vocabulary), **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        images, labels = self.data_prefix.get("img_path"), self.data_prefix.get("seg_map_path")
+        check_folder(images, "images")
+        check_folder(labels, "semantic label files")
+        if self.ann_file and not os.path.isfile(self.ann_file):
+            raise DatasetError(f"{self.ann_file}: no such list of images (`ann_file`)")
+        return [
+            dict(
+                img_path=info["img_path"],
+                img_id=os.path.relpath(info["img_path"], images).removesuffix(self.img_suffix),
+                sem_seg_path=info["seg_map_path"],
+                reduce_zero_label=self.reduce_zero_label,
+            )
+            for info in super().load_data_list()
+        ]
+
+    def filter_data(self) -> list[dict]:
+        """All images; each must have its label file.
+
+        Raises:
+            DatasetError: a label file is missing, or there is no image.
+        """
+        where = self.ann_file or self.data_prefix["img_path"]
+        for info in self.data_list:
+            if not os.path.isfile(info["sem_seg_path"]):
+                raise DatasetError(
+                    f"{info['sem_seg_path']}: no such label file for {info['img_path']}; check "
+                    "seg_map_suffix, or prepare the data set"
+                )
+        return keep_usable(
+            self.data_list,
+            [True] * len(self.data_list),
+            f"{where} (images end in {self.img_suffix})",
+            "",
+        )
