@@ -29,6 +29,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -265,6 +266,14 @@ def _start_worker() -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+@contextmanager
+def progress_bar(description: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar for a loop in this process; the block calls what it gets once per step."""
+    with _progress() as progress:
+        bar = progress.add_task(description, total=total)
+        yield lambda: progress.advance(bar)
 
 
 def _progress() -> Progress:
@@ -606,10 +615,20 @@ def box_of(mask: np.ndarray) -> list[int]:
 
 
 def verify_instances(
-    json_path: str | os.PathLike, images_folder: str | os.PathLike, *, workers: int = 1
+    json_path: str | os.PathLike,
+    images_folder: str | os.PathLike,
+    *,
+    workers: int = 1,
+    file_name: Callable[[dict], str] = itemgetter("file_name"),
 ) -> Verified:
     """Check instance annotations in COCO's format: ids, known images and categories, picture
     sizes, and masks that fit their picture, area and box (run lengths; polygons: box inside).
+
+    Args:
+        json_path: the JSON file.
+        images_folder: of the pictures.
+        workers: processes.
+        file_name: of an entry of the JSON's images, its picture's path in the folder.
 
     Raises:
         DatasetError: what is wrong first, by name.
@@ -629,7 +648,7 @@ def verify_instances(
             raise DatasetError(f"{name}: no category {annotation['category_id']}")
         of_image[annotation["image_id"]].append(annotation)
     items = [
-        Item(Path(images_folder) / image["file_name"], data=(str(json_path), image, of_image[id_]))
+        Item(Path(images_folder) / file_name(image), data=(str(json_path), image, of_image[id_]))
         for id_, image in images.items()
     ]
     convert_all(items, _check_instances, "verify instances", workers)
