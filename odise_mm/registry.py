@@ -17,6 +17,7 @@ def _child(parent: Registry, location: str) -> Registry:
 
 
 MODELS = _child(mmdet.MODELS, "odise_mm.models")
+TASK_UTILS = _child(mmdet.TASK_UTILS, "odise_mm.models")
 TRANSFORMS = _child(mmdet.TRANSFORMS, "odise_mm.datasets.transforms")
 DATASETS = _child(mmdet.DATASETS, "odise_mm.datasets")
 DATA_SAMPLERS = _child(mmdet.DATA_SAMPLERS, "odise_mm.datasets")
@@ -26,3 +27,15 @@ LOOPS = _child(mmdet.LOOPS, "odise_mm.engine")
 OPTIM_WRAPPER_CONSTRUCTORS = _child(mmdet.OPTIM_WRAPPER_CONSTRUCTORS, "odise_mm.engine")
 RUNNERS = _child(MMENGINE_RUNNERS, "odise_mm.engine")
 VISUALIZERS = _child(mmdet.VISUALIZERS, "odise_mm.visualization")
+# Nothing of ours is in these: with them mmengine finds its own parts without a warning.
+for _registry in (
+    mmdet.OPTIM_WRAPPERS,
+    mmdet.OPTIMIZERS,
+    mmdet.PARAM_SCHEDULERS,
+    mmdet.EVALUATOR,
+    mmdet.LOG_PROCESSORS,
+    mmdet.MODEL_WRAPPERS,
+    mmdet.VISBACKENDS,
+    mmdet.WEIGHT_INITIALIZERS,
+):
+    _child(_registry, "odise_mm.engine")

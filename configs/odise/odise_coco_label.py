@@ -1,11 +1,2 @@
 # ODISE trained with COCO panoptic labels (published weights: odise_label_coco_50e).
-_base_ = ["../_base_/default_runtime.py", "../_base_/models/odise.py"]
-
-model = dict(
-    vocabulary="coco",
-    classifiers=[
-        dict(type="OpenVocabClassifier", embed_dim=256, null_class=True, template="{}"),
-        dict(type="MaskCLIPClassifier", template="a photo of a {}."),
-    ],
-    fusion=dict(type="GeometricEnsemble", alpha=0.3, beta=0.7, train_vocabulary="coco"),
-)
+_base_ = ["../_base_/default_runtime.py", "../_base_/models/odise_label.py"]

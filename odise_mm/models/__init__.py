@@ -7,6 +7,8 @@ from odise_mm.models.classifiers.ensemble import GeometricEnsemble
 from odise_mm.models.classifiers.open_vocab_classifier import OpenVocabClassifier
 from odise_mm.models.clip import FrozenCLIP
 from odise_mm.models.heads.mask2former_head import MaskPrediction, OpenVocabMask2FormerHead
+from odise_mm.models.losses.class_loss import OpenVocabCrossEntropyLoss
+from odise_mm.models.losses.grounding_loss import GroundingLoss
 from odise_mm.models.necks.captioner import EmptyCaptioner, ImplicitCaptioner
 from odise_mm.models.necks.feature_projection import FeatureProjection
 from odise_mm.models.segmentors.open_vocab_segmentor import OpenVocabSegmentor
@@ -21,10 +23,12 @@ __all__ = [
     "FeatureProjection",
     "FrozenCLIP",
     "GeometricEnsemble",
+    "GroundingLoss",
     "ImplicitCaptioner",
     "MaskCLIPClassifier",
     "MaskPrediction",
     "OpenVocabClassifier",
+    "OpenVocabCrossEntropyLoss",
     "OpenVocabMask2FormerHead",
     "OpenVocabSegmentor",
     "Opinion",

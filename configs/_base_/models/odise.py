@@ -22,6 +22,8 @@ model = dict(
         taps=dict(vae_encoder=(5, 7), unet=(2, 5, 8, 11), vae_decoder=(2, 5)),
         steps=(0,),
         noise_seed=42,
+        # Recompute the UNet's activations in the backward pass: less memory, more time.
+        use_checkpoint=False,
     ),
     captioner=dict(type="ImplicitCaptioner"),
     neck=dict(type="FeatureProjection", out_channels=512, bottleneck_channels=128),
@@ -74,6 +76,34 @@ model = dict(
                 ),
             ),
             init_cfg=None,
+        ),
+        # Training, after every decoder layer. The number of classes is the vocabulary's.
+        loss_cls=dict(type="OpenVocabCrossEntropyLoss", loss_weight=2.0, void_weight=0.1),
+        loss_mask=dict(
+            type="mmdet.CrossEntropyLoss", use_sigmoid=True, reduction="mean", loss_weight=5.0
+        ),
+        loss_dice=dict(
+            type="mmdet.DiceLoss",
+            use_sigmoid=True,
+            activate=True,
+            reduction="mean",
+            naive_dice=True,
+            eps=1.0,
+            loss_weight=5.0,
+        ),
+        train_cfg=dict(
+            num_points=12544,
+            oversample_ratio=3.0,
+            importance_sample_ratio=0.75,
+            assigner=dict(
+                type="mmdet.HungarianAssigner",
+                match_costs=[
+                    dict(type="mmdet.ClassificationCost", weight=2.0),
+                    dict(type="mmdet.CrossEntropyLossCost", weight=5.0, use_sigmoid=True),
+                    dict(type="mmdet.DiceCost", weight=5.0, pred_act=True, eps=1.0),
+                ],
+            ),
+            sampler=dict(type="mmdet.MaskPseudoSampler"),
         ),
     ),
     test_cfg=dict(overlap_threshold=0.8, topk=100, panoptic=True, semantic=True, instance=True),

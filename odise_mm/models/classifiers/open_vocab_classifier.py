@@ -70,6 +70,36 @@ class OpenVocabClassifier(Classifier):
             logits = class_logits(prediction.embeddings, text, vocabulary, self.scale)
             return Opinion(logits, self._p_void(prediction, logits))
 
+    def supervised_logits(
+        self, embeddings: Sequence[Tensor], vocabulary: Vocabulary
+    ) -> list[Tensor]:
+        """What label supervision compares with the annotated classes, for several layers.
+
+        Args:
+            embeddings: of the masks after every decoder layer, each (B, Q, C).
+            vocabulary: K classes; their names are embedded once for all layers.
+
+        Returns:
+            For every layer (B, Q, K + 1) float32; the last column is void, the null embedding.
+        """
+        with full_precision(embeddings[0]):
+            text = self.text_embeddings(fill_template(self.template, vocabulary.flat[0]))
+            return [
+                torch.cat([class_logits(e, text, vocabulary, self.scale), self._void(e)], dim=-1)
+                for e in embeddings
+            ]
+
+    def word_embeddings(self, words: Sequence[Sequence[str]]) -> Tensor:
+        """Mapped embeddings of the words of B captions, K of each: (B, K, C) float32."""
+        prompts = fill_template(self.template, [word for caption in words for word in caption])
+        with full_precision(self.text_proj.weight):
+            return self.text_embeddings(prompts).unflatten(0, (len(words), -1))
+
+    def _void(self, embeddings: Tensor) -> Tensor:
+        """Logits (B, Q, 1) of the null embedding, float32."""
+        null = nn.functional.normalize(self.text_proj(self.null_embedding), dim=-1)
+        return self.scale * nn.functional.normalize(embeddings.float(), dim=-1) @ null.T
+
     def _p_void(self, prediction: MaskPrediction, logits: Tensor) -> Tensor | None:
         if self.null_embedding is None:
             if prediction.objectness is None:
@@ -78,7 +108,5 @@ class OpenVocabClassifier(Classifier):
                     "(label supervision) or the head objectness=True (caption supervision)"
                 )
             return prediction.objectness.float().softmax(-1)[..., -1]
-        null = nn.functional.normalize(self.text_proj(self.null_embedding), dim=-1)
-        embeddings = nn.functional.normalize(prediction.embeddings.float(), dim=-1)
-        void = self.scale * embeddings @ null.T
+        void = self._void(prediction.embeddings)
         return torch.cat([logits, void], dim=-1).softmax(-1)[..., -1]

@@ -8,8 +8,11 @@ import torch
 import torch.nn.functional as F
 from mmdet.models.dense_heads import Mask2FormerHead
 from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from odise_mm.errors import ConfigError, TrainingError
+from odise_mm.models.losses.class_loss import OpenVocabCrossEntropyLoss
 from odise_mm.registry import MODELS
 from odise_mm.utils.mmcv_ops import choose_ops_backend
 from odise_mm.utils.precision import full_precision
@@ -92,11 +95,13 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         objectness: whether to predict "object" / "no object" (caption supervision).
         feat_channels, out_channels: channels inside and of the mask features (published: 256).
         options: :class:`mmdet.models.Mask2FormerHead`'s other arguments: ``num_queries``,
-            ``pixel_decoder``, ``transformer_decoder``, ``positional_encoding``, losses,
-            ``train_cfg``.
+            ``pixel_decoder``, ``transformer_decoder``, ``positional_encoding``; for training
+            ``loss_cls`` (an :class:`~odise_mm.models.losses.class_loss.OpenVocabCrossEntropyLoss`),
+            ``loss_mask``, ``loss_dice`` and ``train_cfg`` (points, assigner, sampler).
 
     Raises:
         TypeError: an argument that neither has.
+        ConfigError: a ``loss_cls`` that is made for one number of classes.
     """
 
     def __init__(
@@ -121,7 +126,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
             )
         # mmdet reads its nested options as attributes
         options = {k: ConfigDict(v) if isinstance(v, dict) else v for k, v in options.items()}
-        options.setdefault("loss_cls", ConfigDict(type="CrossEntropyLoss", class_weight=[1.0, 0.1]))
+        options["loss_cls"] = _class_loss(options.get("loss_cls"))
         super().__init__(
             in_channels=list(in_channels),
             feat_channels=feat_channels,
@@ -181,6 +186,43 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         predictions.append(self._predict(queries, mask_features))
         return predictions
 
+    def losses(
+        self,
+        predictions: Sequence[MaskPrediction],
+        logits: Sequence[Tensor],
+        targets: Sequence[InstanceData],
+    ) -> dict[str, Tensor]:
+        """Mask2Former's losses after every layer: matching, classes, masks; all in float32.
+
+        Args:
+            predictions: of all layers, see :meth:`forward`.
+            logits: of every layer, (B, Q, K + 1), void last; they say how many classes there are.
+            targets: of every image ``labels`` (N,) from 0 to K - 1 and ``masks`` (N, H, W), which
+                cover the padded image. N may be 0.
+
+        Returns:
+            ``loss_cls``, ``loss_mask``, ``loss_dice`` of the last layer and, as ``d0.loss_cls``
+            and so on, of those before it.
+
+        Raises:
+            TrainingError: the head has no ``train_cfg``.
+        """
+        if not self.train_cfg:
+            raise TrainingError(
+                "the head has no train_cfg (points, assigner, sampler): take that of "
+                "configs/_base_/models/odise.py"
+            )
+        # Where mmdet's code looks for the number of classes.
+        self.num_classes = logits[0].shape[-1] - 1
+        self.class_weight = self.loss_cls.weights(self.num_classes)
+        with full_precision(logits[0]):
+            return self.loss_by_feat(
+                [layer.float() for layer in logits],
+                [prediction.masks.float() for prediction in predictions],
+                list(targets),
+                [{}] * len(targets),
+            )
+
     def _decoder_memories(self, memories: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         keys, positions = [], []
         for index, memory in enumerate(memories):
@@ -208,6 +250,18 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         masks = self._masks(queries, mask_features)
         objectness = self.cls_embed(queries) if self.cls_embed is not None else None
         return MaskPrediction(masks, self.mask_embedding(queries, masks, mask_features), objectness)
+
+
+def _class_loss(cfg: dict | None) -> ConfigDict:
+    """The class loss as mmdet's head wants it: with its class, and an entry that it reads."""
+    cfg = ConfigDict(cfg or dict(type="OpenVocabCrossEntropyLoss"))
+    cls = MODELS.get(cfg.type) if isinstance(cfg.type, str) else cfg.type
+    if not (isinstance(cls, type) and issubclass(cls, OpenVocabCrossEntropyLoss)):
+        raise ConfigError(
+            f"loss_cls={cfg.type!r}: the head takes OpenVocabCrossEntropyLoss, whose void_weight "
+            "serves any number of classes"
+        )
+    return ConfigDict({"class_weight": None, **cfg, "type": cls})
 
 
 def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:

@@ -1,6 +1,8 @@
 """The whole model: five parts, each swapped by a line of the config.
 
 image -> backbone (told by a captioner) -> neck -> head -> classifiers -> fusion -> results
+                                                   |
+                            losses of every layer, in training
 """
 
 from collections.abc import Sequence
@@ -9,11 +11,14 @@ from typing import Any
 
 import torch
 from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.dist import all_reduce
 from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
 from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.errors import ConfigError, DatasetError, TrainingError
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.models.postprocess import (
     instance_inference,
@@ -48,6 +53,8 @@ class OpenVocabSegmentor(BaseModel):
         clip: the one frozen CLIP, if any part wants one.
         text_encoder: config of the cache before its text tower.
         captioner: tiles to the backbone's condition; None for backbones that take none.
+        grounding: loss between masks and the words of captions (caption supervision, a head with
+            ``objectness``); None for label supervision, or where nothing is trained.
         tile_size: edge of the square tiles that the backbone sees; None: whole images.
         max_tiles_per_batch: tiles, of one image or several, that run together: bounds memory, does
             not change results.
@@ -55,6 +62,9 @@ class OpenVocabSegmentor(BaseModel):
             ``topk`` (instances kept before stuff is dropped), ``panoptic``, ``semantic``,
             ``instance`` (which results to make).
         data_preprocessor: config of mmdet's preprocessor, which pads to multiples of 64.
+
+    Raises:
+        ConfigError: ``grounding`` in a model that is made for labels.
     """
 
     def __init__(
@@ -68,6 +78,7 @@ class OpenVocabSegmentor(BaseModel):
         clip: dict | nn.Module | None = None,
         text_encoder: dict | None = None,
         captioner: dict | nn.Module | None = None,
+        grounding: dict | nn.Module | None = None,
         tile_size: int | None = 512,
         max_tiles_per_batch: int = 4,
         test_cfg: dict[str, Any] | None = None,
@@ -88,6 +99,12 @@ class OpenVocabSegmentor(BaseModel):
         self.head = build_part(head, MODELS, in_channels=[self.neck.out_channels] * 4)
         self.classifiers = nn.ModuleList(build_part(c, MODELS, **shared) for c in classifiers)
         self.fusion = build_part(fusion, MODELS)
+        self.grounding = grounding and build_part(grounding, MODELS)
+        if self.grounding is not None and not self._learns_objects_only:
+            raise ConfigError(
+                "grounding is for caption supervision: give the head objectness=True and the first "
+                "classifier null_class=False, or leave grounding out to train with labels"
+            )
         self.tile_size = tile_size
         self.max_tiles_per_batch = max_tiles_per_batch
         self.test_cfg = {
@@ -122,21 +139,88 @@ class OpenVocabSegmentor(BaseModel):
         """The vocabulary as mmdet's metainfo, for visualizers and metrics."""
         return self.vocabulary.metainfo
 
+    @property
+    def _learns_objects_only(self) -> bool:
+        """Whether names come from captions, so that the head itself tells objects from void."""
+        has_null = getattr(self.classifiers[0], "null_embedding", None) is not None
+        return getattr(self.head, "cls_embed", None) is not None and not has_null
+
     def forward(
         self, inputs: Tensor, data_samples: Sequence[DetDataSample], mode: str = "predict"
-    ) -> list[DetDataSample]:
-        """mmengine's entry; ``predict`` is the mode that this model knows.
+    ) -> list[DetDataSample] | dict[str, Tensor]:
+        """mmengine's entry: ``predict`` gives results, ``loss`` what is to be minimised.
 
         Args:
             inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
-            data_samples: with ``img_shape``, ``pad_shape`` and ``ori_shape``.
+            data_samples: with ``img_shape``, ``pad_shape`` and ``ori_shape``; see :meth:`loss`
+                for what training needs.
 
         Returns:
-            The same samples with ``pred_panoptic_seg``, ``pred_sem_seg``, ``pred_instances``.
+            See :meth:`predict` and :meth:`loss`.
         """
-        if mode != "predict":
-            raise ValueError(f"mode={mode!r}: OpenVocabSegmentor knows mode='predict'")
-        return self.predict(inputs, data_samples)
+        if mode == "predict":
+            return self.predict(inputs, data_samples)
+        if mode == "loss":
+            return self.loss(inputs, data_samples)
+        raise ValueError(f"mode={mode!r}: OpenVocabSegmentor knows mode='predict' and mode='loss'")
+
+    def loss(self, inputs: Tensor, data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:
+        """Losses after every decoder layer, those of the queries before the first included.
+
+        With labels, the classes are those of ``vocabulary``. With captions (``grounding``), every
+        segment is an "object", and names are learned from words.
+
+        Args:
+            inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
+            data_samples: with ``gt_instances``: ``labels`` (N,), class indices, and ``masks`` of
+                things and stuff (mmdet's ``BitmapMasks``, or (N, H, W)); N may be 0. For captions
+                also metainfo ``words``: words of one caption, as many for every image, or none.
+
+        Returns:
+            Scalars: ``loss_cls``, ``loss_mask``, ``loss_dice`` and, with captions,
+            ``loss_grounding`` of the last layer; ``d0.loss_cls`` and so on of the others.
+
+        Raises:
+            DatasetError: a sample without masks or words, or with labels that the vocabulary lacks.
+            TrainingError: the model is not configured for training.
+        """
+        classifier = self.classifiers[0]
+        if self.grounding is None and getattr(self.head, "cls_embed", None) is not None:
+            raise TrainingError(
+                "a head with objectness=True is trained with captions: add "
+                "grounding=dict(type='GroundingLoss') to the model, or drop objectness"
+            )
+        objects_only = self.grounding is not None
+        count = None if objects_only else len(self.vocabulary)
+        targets = [_targets(sample, inputs, count) for sample in data_samples]
+        words = _words(data_samples) if objects_only else []
+        with autocast(inputs, self.precision), _current(inputs.device):
+            pyramid = _stack(self.extract_pyramids(list(inputs)))
+            predictions = self.head(pyramid, all_layers=True)
+            embeddings = [prediction.embeddings for prediction in predictions]
+            if not objects_only:
+                logits = classifier.supervised_logits(embeddings, self.vocabulary)
+                return self.head.losses(predictions, logits, targets)
+            logits = [prediction.objectness for prediction in predictions]
+            losses = self.head.losses(predictions, logits, targets)
+            return losses | self._grounding_losses(embeddings, words)
+
+    def _grounding_losses(
+        self, embeddings: Sequence[Tensor], words: Sequence[Sequence[str]]
+    ) -> dict[str, Tensor]:
+        """Of every layer, named like the head's losses; no words of a caption: an empty list."""
+        device = embeddings[0].device
+        longest = torch.tensor(max(map(len, words)), device=device)
+        all_reduce(longest, op="max")  # the embeddings of all processes are joined
+        count = max(int(longest), 1)
+        valid = torch.tensor([[bool(caption)] * count for caption in words], device=device)
+        filled = [list(caption) or [""] * count for caption in words]
+        text = self.classifiers[0].word_embeddings(filled)
+        names = [f"d{i}.loss_grounding" for i in range(len(embeddings) - 1)] + ["loss_grounding"]
+        return {
+            name: self.grounding(layer, text, valid, self.classifiers[0].scale)
+            for name, layer in zip(names, embeddings, strict=True)
+        }
 
     @torch.no_grad()
     def predict(self, inputs: Tensor, data_samples: Sequence[DetDataSample]) -> list[DetDataSample]:
@@ -266,6 +350,55 @@ class OpenVocabSegmentor(BaseModel):
 def _current(device: torch.device) -> AbstractContextManager:
     """Make a GPU the current one: mmcv's compiled kernels run there, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _targets(sample: DetDataSample, inputs: Tensor, num_classes: int | None) -> InstanceData:
+    """Labels and masks (N, H, W) bool of a sample, padded like the image; None: all "objects"."""
+    name = sample.metainfo.get("img_path", "a sample")
+    found = sample.get("gt_instances")
+    missing = [key for key in ("labels", "masks") if found is None or key not in found]
+    if missing:
+        raise DatasetError(
+            f"{name} has no gt_instances.{missing[0]}: training needs the masks and labels of all "
+            "segments (PanopticMapToMasks and PackDetInputs in the training pipeline)"
+        )
+    labels, masks = found.labels.to(inputs.device, torch.long), found.masks
+    if not isinstance(masks, BitmapMasks):
+        masks = BitmapMasks(list(masks.cpu().numpy()), *masks.shape[-2:])
+    height, width = inputs.shape[-2:]
+    if len(labels) != len(masks) or masks.height > height or masks.width > width:
+        raise DatasetError(
+            f"{name}: {len(labels)} labels, {len(masks)} masks of {masks.height} x {masks.width} "
+            f"pixels, an image padded to {height} x {width}; these do not fit together"
+        )
+    if num_classes is None:
+        labels = torch.zeros_like(labels)
+    elif len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise DatasetError(
+            f"{name} has labels from {int(labels.min())} to {int(labels.max())}, but the model's "
+            f"vocabulary has {num_classes} classes: train with the data set's own vocabulary"
+        )
+    padded = masks.pad((height, width)).to_tensor(torch.bool, inputs.device)
+    return InstanceData(labels=labels, masks=padded)
+
+
+def _words(samples: Sequence[DetDataSample]) -> list[Sequence[str]]:
+    """The words of every sample's caption; equally many, or none."""
+    for sample in samples:
+        if "words" not in sample.metainfo:
+            raise DatasetError(
+                f"{sample.metainfo.get('img_path', 'a sample')} comes without words, and caption "
+                "supervision learns names from them: give the data set a phrases_file, put "
+                "DrawWords into the training pipeline and 'words' into PackDetInputs' meta_keys"
+            )
+    words = [sample.metainfo["words"] for sample in samples]
+    counts = sorted({len(caption) for caption in words if caption})
+    if len(counts) > 1:
+        raise DatasetError(
+            f"images of one batch have {counts[0]} and {counts[-1]} words: draw equally many for "
+            "all that have any (DrawWords)"
+        )
+    return words
 
 
 def _stack(pyramids: list[Pyramid]) -> Pyramid:

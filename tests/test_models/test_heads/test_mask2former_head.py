@@ -39,7 +39,7 @@ def test_all_layers_equal_mmdets_head(with_empty_masks: bool, pyramid: list[Tens
     if with_empty_masks:  # such queries look everywhere
         ours.pixel_decoder.mask_feature.bias.data.mul_(30)
     config = head_config()
-    del config["type"]
+    del config["type"], config["loss_cls"]
     theirs = Mask2FormerHead(
         in_channels=CHANNELS,
         num_things_classes=1,
