@@ -100,9 +100,11 @@ def convert(root: Path, split: str, workers: int) -> str | None:
         DatasetError: names the first bad file.
     """
     panoptic, instances = root / f"panoptic_{split}.json", root / f"instances_{split}.json"
-    items, folder, classes = [], root / f"panoptic_{split}", categories()
+    paths, folder = image_paths(root, split), root / f"panoptic_{split}"
+    classes = categories()
     things = [category["id"] for category in classes if category["isthing"]]
-    for path in image_paths(root, split):
+    items = []
+    for path in paths:
         name = f"{path.stem}.png"
         maps = root / "annotations" / FOLDERS[split] / name
         source = need_file(

@@ -89,8 +89,6 @@ def class_tables(root: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
     Raises:
         DatasetError: the lists have other classes than they should.
     """
-    from odise_mm.datasets.vocabulary import Vocabulary  # late: imports torch, workers need not
-
     names = read_names(root / "labels.txt")
     # numbers count from 1; a "0: background" or "empty" that some copies have is no class
     names.pop(0, None)
@@ -100,6 +98,8 @@ def class_tables(root: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
         raise DatasetError(
             f"{root / 'labels.txt'}: {len(names)} classes where Pascal Context has 459"
         )
+    from odise_mm.datasets.vocabulary import Vocabulary  # late: imports torch, workers need not
+
     number_of = {squeezed(name): number for number, name in names.items()}
     known = [squeezed(name) for name in Vocabulary.load("pascal_context59").source_names]
     given = {squeezed(name) for name in read_names(root / "59_labels.txt").values()}
