@@ -110,6 +110,7 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
         check_categories(used, label_of, categories, path)
         if self.class_agnostic:
             label_of = dict.fromkeys(label_of, 0)
+        self.cat2label = label_of  # as mmdet calls it
         self._warn_of_flags(categories, label_of)
         image_of = index_images(images, path)
         annotation_of: dict[Any, dict] = {}

@@ -514,6 +514,7 @@ def verify_panoptic(
     images_folder: str | os.PathLike,
     *,
     check_areas: bool = True,
+    every: int = 1,
     workers: int = 1,
     description: str = "verify panoptic",
 ) -> Verified:
@@ -528,6 +529,7 @@ def verify_panoptic(
         folder: of the PNG files.
         images_folder: of the pictures (``file_name`` of the JSON's images).
         check_areas: False for files whose areas and boxes somebody else computed.
+        every: read every how-manieth PNG and picture only.
         workers: processes.
         description: in front of the bar.
 
@@ -546,7 +548,7 @@ def verify_panoptic(
         data = (Path(images_folder) / image["file_name"], image, annotation["segments_info"])
         items.append(Item(Path(folder) / annotation["file_name"], data=data))
     work = partial(_check_panoptic, things=things, check_areas=check_areas)
-    found = convert_all(items, work, description, workers)
+    found = convert_all(items[::every], work, description, workers)
     classes = {info["category_id"] for a in annotations for info in a["segments_info"]}
     return Verified(len(images), len(classes), sum(found))
 
