@@ -1,0 +1,18 @@
+# Mapillary Vistas 1.2, 65 classes: panoptic; prepared by mapillary.py of tools/dataset_converters,
+# see docs/datasets.md.
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False, round_up=False),
+    dataset=dict(
+        type="PanopticDataset",
+        vocabulary="mapillary",
+        data_root="data/mapillary/",
+        ann_file="annotations/panoptic_validation.json",
+        data_prefix=dict(img="validation/images/", seg="annotations/panoptic_validation/"),
+        test_mode=True,
+    ),
+)
+test_evaluator = [dict(type="PanopticQuality")]
+test_cfg = dict(type="OpenVocabTestLoop")

@@ -1,0 +1,22 @@
+# UVO, frames of the validation split: class-agnostic instances; prepared by uvo.py of
+# tools/dataset_converters, see docs/datasets.md.
+data_root = "data/uvo/"
+
+test_dataloader = dict(
+    batch_size=1,
+    num_workers=2,
+    persistent_workers=True,
+    sampler=dict(type="DefaultSampler", shuffle=False, round_up=False),
+    dataset=dict(
+        type="InstanceDataset",
+        class_agnostic=True,
+        data_root=data_root,
+        ann_file="annotations/frame_val.json",
+        data_prefix=dict(img="uvo_videos_sparse_frames/"),
+        test_mode=True,
+    ),
+)
+test_evaluator = [
+    dict(type="AverageRecall", ann_file=data_root + "annotations/frame_val.json", max_dets=100)
+]
+test_cfg = dict(type="OpenVocabTestLoop")

@@ -1,0 +1,5 @@
+_base_ = [
+    "../_base_/models/odise_caption.py",
+    "../_base_/datasets/uvo.py",
+    "../_base_/default_runtime.py",
+]

@@ -1,0 +1,586 @@
+"""Converters of Cityscapes, Mapillary Vistas, LVIS and UVO, end to end on miniatures.
+
+Every number is compared, pixel by pixel, with what the miniature was made from; then come a run
+that stops at a bad file and goes on, and files that were tampered with afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+from pycocotools.coco import COCO
+
+from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.registry import DATASETS
+from odise_mm.utils.panoptic_io import read_panoptic_png
+from tests import miniatures_2 as raw
+from tools.dataset_converters import cityscapes, lvis, mapillary, uvo
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDED = ROOT / "tests" / "data" / "cityscapes_panoptic.json"
+NAMES = ("cityscapes", "mapillary", "lvis", "uvo")
+
+
+def load(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+def edit(path: Path, change: Callable[[dict], object]) -> None:
+    content = load(path)
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def draw(path: Path, change: Callable[[np.ndarray], None]) -> None:
+    """Change a PNG file's numbers."""
+    pixels = raw.read_pixels(path).copy()
+    change(pixels)
+    Image.fromarray(pixels).save(path)
+
+
+def fails(main: Callable, capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    """Run a converter that must fail; its one line, without the newline."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        main([str(argument) for argument in arguments])
+    assert end.value.code == 2
+    (line,) = [n for n in capsys.readouterr().err.splitlines() if n.startswith("error: ")]
+    return line
+
+
+def dataset(name: str, data: Path) -> object:
+    """The test set of a config, with ``data`` for ``data/`` and no transforms."""
+    config = Config.fromfile(ROOT / "configs" / "_base_" / "datasets" / f"{name}.py")
+    settings = config.test_dataloader.dataset
+    settings.data_root = str(data) + settings.data_root.removeprefix("data")
+    return DATASETS.build(dict(settings, pipeline=[]))
+
+
+# --- Cityscapes ---------------------------------------------------------------------------------
+
+
+def test_cityscapes_is_what_cityscapesscripts_makes(tmp_path: Path) -> None:
+    root = raw.prepare("cityscapes", tmp_path).root
+    recorded, made = load(RECORDED), load(root / "annotations" / "panoptic_val.json")
+    categories = [[c["id"], c["name"], c["isthing"]] for c in made["categories"]]
+    assert categories == recorded["categories"] and len(categories) == 19
+    assert len(made["annotations"]) == len(recorded["images"]) == 3
+    for annotation in made["annotations"]:
+        name = Path(annotation["file_name"]).name.removesuffix("_gtFine_panoptic.png")
+        wanted = recorded["images"][name]
+        assert annotation["segments_info"] == wanted["segments_info"]
+        pixels = raw.read_pixels(root / "annotations" / "panoptic_val" / annotation["file_name"])
+        assert list(pixels.shape) == wanted["shape"]
+        assert hashlib.sha256(pixels.tobytes()).hexdigest() == wanted["sha256"]
+
+
+def test_cityscapes_pixel_by_pixel(tmp_path: Path) -> None:
+    truth = raw.prepare("cityscapes", tmp_path)
+    data = dataset("cityscapes", tmp_path)
+    masks = COCO(str(truth.root / "annotations" / "instances_val.json"))
+    vocabulary = Vocabulary.load("cityscapes")
+    assert [c.name for c in cityscapes.CLASSES] == list(vocabulary.source_names)
+    assert [c.is_thing for c in cityscapes.CLASSES] == list(vocabulary.is_thing)
+    index_of = {c.id: i for i, c in enumerate(cityscapes.CLASSES)}
+    assert len(data) == 3
+    crowds = 0
+    for index, (name, ids) in enumerate(sorted(truth.instances.items())):
+        info = data.get_data_info(index)
+        labels = truth.labels[name]
+        assert Path(info["img_path"]) == truth.images[name]
+        assert (info["height"], info["width"]) == ids.shape
+        semantic = raw.read_pixels(Path(info["sem_seg_path"]))
+        assert np.array_equal(semantic, np.vectorize(lambda v: index_of.get(v, 255))(labels))
+        panoptic = read_panoptic_png(info["seg_map_path"])
+        evaluated = {int(v) for v in np.unique(ids) if labels[ids == v][0] in index_of}
+        assert np.array_equal(panoptic, np.where(np.isin(ids, list(evaluated)), ids, 0))
+        assert {s["id"] for s in info["segments_info"]} == evaluated
+        for segment in info["segments_info"]:
+            label = index_of[labels[ids == segment["id"]][0]]
+            assert segment["label"] == label and segment["is_thing"] == (label >= 11)
+            assert segment["is_crowd"] == (label >= 11 and segment["id"] < 1000)
+            crowds += segment["is_crowd"]
+        things = {v for v in evaluated if index_of[labels[ids == v][0]] >= 11}
+        found = masks.loadAnns(masks.getAnnIds(info["img_id"]))
+        assert len(found) == len(things)
+        for annotation in found:
+            mask = masks.annToMask(annotation).astype(bool)
+            (number,) = np.unique(ids[mask])
+            assert np.array_equal(mask, ids == number)
+            assert annotation["category_id"] == labels[mask][0]
+            assert annotation["iscrowd"] == (number < 1000)
+            things.remove(int(number))
+        assert not things
+    assert crowds == 2
+
+
+def test_cityscapes_train_split_and_a_second_run(tmp_path: Path) -> None:
+    root = raw.prepare("cityscapes", tmp_path).root
+    before = {p: p.read_bytes() for p in root.rglob("*val*") if p.is_file()}
+    cityscapes.main([str(root), "--splits", "train", "val", "--workers", "1"])
+    assert len(load(root / "annotations" / "panoptic_train.json")["images"]) == 1
+    assert before and all(path.read_bytes() == content for path, content in before.items())
+    assert not list(root.rglob("*.journal")) and not list(root.rglob("*.tmp"))
+
+
+def test_cityscapes_stops_at_a_bad_file_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = raw.write_raw_cityscapes(tmp_path)
+    bad = next(truth.root.glob("gtFine/val/lindau/*instanceIds.png"))
+    content = bad.read_bytes()
+    bad.write_bytes(content[: len(content) // 2])
+    run = [str(truth.root), "--workers", "1"]
+    assert str(bad) in fails(cityscapes.main, capsys, *run)
+    assert not (truth.root / "annotations" / "panoptic_val.json").exists()
+    assert len(list(truth.root.glob("annotations/panoptic_val/*/*.png"))) == 2
+    bad.write_bytes(content)
+    seen, convert = [], cityscapes._convert
+    monkeypatch.setattr(
+        cityscapes, "_convert", lambda item: (seen.append(item.source), convert(item))[1]
+    )
+    cityscapes.main(run)
+    assert seen == [bad]
+    interrupted = {p.name: p.read_bytes() for p in truth.root.glob("annotations/**/*.*")}
+    again = raw.prepare("cityscapes", tmp_path / "other").root
+    assert interrupted == {p.name: p.read_bytes() for p in again.glob("annotations/**/*.*")}
+
+
+def test_cityscapes_raw_files_that_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = raw.write_raw_cityscapes(tmp_path).root
+    labels = next(root.glob("gtFine/val/lindau/*labelIds.png"))
+    good = labels.read_bytes()
+    draw(labels, lambda pixels: pixels.fill(77))
+    message = fails(cityscapes.main, capsys, root, "--workers", 1)
+    assert f"{labels}: label 77; Cityscapes has 0 to 33" in message
+    Image.new("L", (3, 3)).save(labels)
+    assert f"{labels}: 3 x 3 pixels, but its picture" in fails(cityscapes.main, capsys, root)
+    labels.write_bytes(good)
+    labels.with_name(labels.name.replace("label", "instance")).unlink()
+    assert "instanceIds.png: no such file" in fails(cityscapes.main, capsys, root, "--workers", 1)
+    (root / "leftImg8bit").rename(root / "elsewhere")
+    assert "leftImg8bit_trainvaltest.zip" in fails(cityscapes.main, capsys, root)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("annotations/panoptic_val/lindau/*.png", lambda p: p.fill(7), "JSON lacks segment"),
+        ("gtFine/val/lindau/*TrainIds.png", lambda p: p.fill(40), "label 40; the 19 classes are 0"),
+        ("gtFine/val/lindau/*TrainIds.png", lambda p: p.fill(3), "other pixels than those of"),
+        ("gtFine/val/lindau/*instanceIds.png", lambda p: p.fill(7), "other pixels than those of"),
+    ],
+)
+def test_cityscapes_notices_pictures_that_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture, file: str, change: Callable, message: str
+) -> None:
+    root = raw.prepare("cityscapes", tmp_path).root
+    (path,) = root.glob(file)
+    draw(path, change)
+    line = fails(cityscapes.main, capsys, root, "--verify-only", "--workers", 1)
+    assert message in line and "lindau_000000_000019" in line
+
+
+def drop_mask(content: dict) -> None:
+    content["annotations"].pop()
+
+
+def move_mask(content: dict) -> None:
+    content["annotations"][0]["bbox"][0] += 1
+
+
+def drop_image(content: dict) -> None:
+    gone = content["images"].pop()["id"]
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != gone]
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("instances_val.json", drop_mask, "8 masks in 3 images; panoptic_val.json has 9 in 3"),
+        ("instances_val.json", move_mask, "its box is not that of its mask"),
+        ("panoptic_val.json", drop_image, "2 images; leftImg8bit/val has 3"),
+    ],
+)
+def test_cityscapes_notices_annotations_that_changed(
+    tmp_path: Path, capsys: pytest.CaptureFixture, file: str, change: Callable, message: str
+) -> None:
+    root = raw.prepare("cityscapes", tmp_path).root
+    edit(root / "annotations" / file, change)
+    line = fails(cityscapes.main, capsys, root, "--verify-only", "--workers", 1)
+    assert message in line and file in line
+
+
+# --- Mapillary Vistas ---------------------------------------------------------------------------
+
+
+def check_vistas(truth: raw.Truth, data: Path, crowds: int) -> None:
+    """Every number in the instance maps is a segment of its class, stuff is joined."""
+    made = dataset("mapillary", data)
+    vocabulary = Vocabulary.load("mapillary")
+    assert len(made) == 3 and made.vocabulary == vocabulary
+    found = 0
+    for index, (name, ids) in enumerate(sorted(truth.instances.items())):
+        info, labels = made.get_data_info(index), truth.labels[name]
+        assert Path(info["img_path"]) == truth.images[name]
+        panoptic = read_panoptic_png(info["seg_map_path"])
+        assert np.array_equal(panoptic == 0, labels == raw.VISTAS_VOID)
+        numbers = set(np.unique(ids[labels != raw.VISTAS_VOID]).tolist())
+        assert sorted(s["id"] for s in info["segments_info"]) == list(range(1, len(numbers) + 1))
+        for segment in info["segments_info"]:
+            mask = panoptic == segment["id"]
+            (number,) = np.unique(ids[mask])
+            assert np.array_equal(mask, ids == number)
+            numbers.remove(int(number))
+            assert segment["label"] == labels[mask][0]
+            assert segment["is_thing"] == vocabulary.is_thing[segment["label"]]
+            person = vocabulary.names[segment["label"]] == "person"
+            assert segment["is_crowd"] == (person and crowds > 0)
+            found += segment["is_crowd"]
+        assert not numbers
+    assert found == crowds
+
+
+def test_vistas_from_the_providers_panoptic_files(tmp_path: Path) -> None:
+    check_vistas(raw.prepare("mapillary", tmp_path), tmp_path, crowds=3)
+
+
+def test_vistas_from_instance_maps(tmp_path: Path) -> None:
+    truth = raw.write_raw_mapillary(tmp_path, panoptic=False)
+    mapillary.main([str(truth.root), "--workers", "1"])
+    check_vistas(truth, tmp_path, crowds=0)
+
+
+def test_vistas_of_the_edition_with_both_versions(tmp_path: Path) -> None:
+    truth = raw.write_raw_mapillary(tmp_path)
+    (truth.root / "config.json").rename(truth.root / "config_v1.2.json")
+    for split in mapillary.NUM_IMAGES:
+        (truth.root / split / "v1.2").mkdir()
+        for kind in ("panoptic", "labels", "instances"):
+            (truth.root / split / kind).rename(truth.root / split / "v1.2" / kind)
+    mapillary.main([str(truth.root), "--splits", "validation", "training", "--workers", "1"])
+    check_vistas(truth, tmp_path, crowds=3)
+    assert len(load(truth.root / "annotations" / "panoptic_training.json")["images"]) == 1
+
+
+def test_vistas_stops_at_a_bad_file_and_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    truth = raw.write_raw_mapillary(tmp_path)
+    bad = truth.root / "validation" / "panoptic" / "val-Xy_2.png"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:40])
+    run = [str(truth.root), "--workers", "1"]
+    assert str(bad) in fails(mapillary.main, capsys, *run)
+    bad.write_bytes(content)
+    seen, convert = [], mapillary._convert
+    monkeypatch.setattr(
+        mapillary, "_convert", lambda item: (seen.append(item.source), convert(item))[1]
+    )
+    mapillary.main(run)
+    assert seen == [bad]
+    check_vistas(truth, tmp_path, crowds=3)
+
+
+def forget_segment(content: dict) -> None:
+    infos = content["annotations"][0]["segments_info"]
+    infos.remove(next(s for s in infos if s["category_id"] <= 65))
+
+
+def repeat_segment(content: dict) -> None:
+    content["annotations"][0]["segments_info"] *= 2
+
+
+def invent_segment(content: dict) -> None:
+    content["annotations"][0]["segments_info"].append(dict(id=5, category_id=1))
+
+
+def unknown_category(content: dict) -> None:
+    content["annotations"][0]["segments_info"][0]["category_id"] = 99
+
+
+def forget_image(content: dict) -> None:
+    content["annotations"].pop(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (forget_segment, "has an evaluated class there"),
+        (repeat_segment, "two segments of one id"),
+        (invent_segment, "has no pixel of segment 5"),
+        (unknown_category, "has category 99, which 'categories' does not list"),
+        (forget_image, "has no annotation of"),
+    ],
+)
+def test_vistas_raw_annotations_that_are_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture, change: Callable, message: str
+) -> None:
+    root = raw.write_raw_mapillary(tmp_path).root
+    edit(root / "validation" / "panoptic" / "panoptic_2018.json", change)
+    line = fails(mapillary.main, capsys, root, "--workers", 1)
+    assert message in line and "val-Xy_2" in line
+
+
+def test_vistas_config_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = raw.write_raw_mapillary(tmp_path).root
+    edit(root / "config.json", lambda content: content["labels"][3].update(instances=True))
+    line = fails(mapillary.main, capsys, root)
+    assert "config.json: 65 evaluated classes" in line and "class 3, where it has ('Fence'" in line
+    edit(root / "config.json", lambda content: content["labels"].pop(2))
+    assert "config.json: 64 evaluated classes" in fails(mapillary.main, capsys, root)
+    (root / "config.json").write_text("{}")
+    assert "not Mapillary's list of labels" in fails(mapillary.main, capsys, root)
+    (root / "config.json").unlink()
+    assert "neither config.json nor config_v1.2.json" in fails(mapillary.main, capsys, root)
+
+
+def test_vistas_notices_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = raw.prepare("mapillary", tmp_path).root
+    check = [root, "--verify-only", "--workers", 1]
+    png = root / "annotations" / "panoptic_validation" / "val-Xy_1.png"
+    good = png.read_bytes()
+    draw(png, lambda pixels: pixels.fill(1))
+    assert f"{png}: the JSON lacks segment" in fails(mapillary.main, capsys, *check)
+    png.write_bytes(good)
+    extra = root / "validation" / "images" / "new.jpg"
+    Image.new("RGB", (4, 4)).save(extra)
+    assert "3 images, but" in fails(mapillary.main, capsys, *check)
+    extra.unlink()
+    mapillary.main([str(c) for c in check])
+    edit(
+        root / "annotations" / "panoptic_validation.json",
+        lambda content: content["categories"][4].update(name="Border"),
+    )
+    assert "its categories are not those of" in fails(mapillary.main, capsys, *check)
+
+
+# --- LVIS ---------------------------------------------------------------------------------------
+
+
+def test_lvis_has_all_classes(tmp_path: Path) -> None:
+    truth = raw.prepare("lvis", tmp_path)
+    data = dataset("lvis", tmp_path)
+    assert len(data) == 3 and len(data.metainfo["classes"]) == 1203
+    reference = COCO(str(truth.root / "lvis_v1_val.json"))
+    largest = 0
+    for index, (name, path) in enumerate(truth.images.items()):
+        info = data.get_data_info(index)
+        assert Path(info["img_path"]).samefile(path) and name.endswith(f"{info['img_id']:012d}.jpg")
+        assert (info["height"], info["width"]) == raw.SIZES[index]
+        found = reference.loadAnns(reference.getAnnIds(info["img_id"]))
+        assert len(info["instances"]) == len(found) == len(truth.masks[name])
+        for instance, (category, mask), annotation in zip(
+            info["instances"], truth.masks[name], found, strict=True
+        ):
+            assert instance["bbox_label"] == category - 1
+            drawn = reference.annToMask(dict(annotation, segmentation=instance["mask"]))
+            assert np.array_equal(drawn, mask)
+            largest = max(largest, instance["bbox_label"])
+    assert largest == 1202  # more classes than ids of panoptic segments with 1,000 would hold
+
+
+def test_lvis_is_left_as_it_is(tmp_path: Path) -> None:
+    raw.write_raw_lvis(tmp_path)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    run = [str(tmp_path / "lvis"), "--coco", str(tmp_path / "coco"), "--workers", "1"]
+    lvis.main(run)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def rename_category(content: dict) -> None:
+    content["categories"][1199]["name"] = "yogurt_pot"
+
+
+def older_version(content: dict) -> None:
+    content["categories"] = content["categories"][:1200]
+
+
+def no_frequency(content: dict) -> None:
+    del content["categories"][0]["frequency"]
+
+
+def older_images(content: dict) -> None:
+    del content["images"][1]["not_exhaustive_category_ids"]
+
+
+def unknown_negative(content: dict) -> None:
+    content["images"][1]["neg_category_ids"].append(1204)
+
+
+def other_size(content: dict) -> None:
+    content["images"][2]["height"] += 1
+
+
+def other_image(content: dict) -> None:
+    content["annotations"][0]["image_id"] = 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (rename_category, "category 1200 is 'yogurt_pot'; LVIS v1 has 1200, '"),
+        (older_version, "1200 categories; LVIS v1 has 1203"),
+        (no_frequency, "category 'aerosol_can' has no frequency"),
+        (older_images, "image 37777 lacks 'not_exhaustive_category_ids'"),
+        (unknown_negative, "image 37777 has category 1204 in neg_category_ids"),
+        (other_size, "000000391895.jpg: 64 x 31 pixels; the JSON says 64 x 32"),
+        (other_image, "annotation 1: no image 4"),
+    ],
+)
+def test_lvis_annotations_that_are_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture, change: Callable, message: str
+) -> None:
+    raw.write_raw_lvis(tmp_path)
+    edit(tmp_path / "lvis" / "lvis_v1_val.json", change)
+    run = [tmp_path / "lvis", "--coco", tmp_path / "coco", "--workers", 1]
+    assert message in fails(lvis.main, capsys, *run)
+
+
+def test_lvis_pictures_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    truth = raw.write_raw_lvis(tmp_path)
+    run = [tmp_path / "lvis", "--coco", tmp_path / "coco", "--workers", 1]
+    path = truth.images["train2017/000000391895.jpg"]
+    path.unlink()
+    assert f"{path}: no such file" in fails(lvis.main, capsys, *run)
+    (tmp_path / "coco").rename(tmp_path / "elsewhere")
+    assert "no such folder; it comes from COCO 2017" in fails(lvis.main, capsys, *run)
+    (tmp_path / "lvis" / "lvis_v1_val.json").unlink()
+    assert "lvis_v1_val.json.zip" in fails(lvis.main, capsys, *run)
+
+
+# --- UVO ----------------------------------------------------------------------------------------
+
+
+def test_uvo_frames(tmp_path: Path) -> None:
+    truth = raw.prepare("uvo", tmp_path)
+    data = dataset("uvo", tmp_path)
+    assert len(data) == 3 and data.metainfo["classes"] == ("object",)
+    made = COCO(str(truth.root / "annotations" / "frame_val.json"))
+    for index, (name, path) in enumerate(truth.images.items()):
+        info = data.get_data_info(index)
+        assert Path(info["img_path"]) == path
+        assert (info["height"], info["width"]) == raw.SIZES[index]
+        found = made.loadAnns(made.getAnnIds(info["img_id"]))
+        assert len(found) == len(info["instances"]) == len(truth.masks[name]) == 3
+        for instance, annotation, (_, mask) in zip(
+            info["instances"], found, truth.masks[name], strict=True
+        ):
+            assert np.array_equal(made.annToMask(annotation), mask)
+            assert annotation["area"] == mask.sum() and annotation["iscrowd"] == 0
+            rows, columns = np.nonzero(mask)
+            x, y = columns.min(), rows.min()
+            box = [x, y, columns.max() + 1 - x, rows.max() + 1 - y]
+            assert annotation["bbox"] == box
+            assert instance["bbox_label"] == 0 and instance["mask"] == annotation["segmentation"]
+
+
+def test_uvo_videos(tmp_path: Path) -> None:
+    root = raw.write_raw_uvo(tmp_path).root
+    uvo.main([str(root), "--splits", "dense_val", "--workers", "1"])
+    made = COCO(str(root / "annotations" / "dense_val.json"))
+    assert [i["file_name"] for i in made.dataset["images"]] == ["denseV/0.png", "denseV/1.png"]
+    found = [made.loadAnns(made.getAnnIds(i["id"])) for i in made.dataset["images"]]
+    boxes = [[(a["bbox"], a["iscrowd"], a["category_id"]) for a in of] for of in found]
+    assert boxes == [
+        [([4, 5, 10, 12], 0, 1)],
+        [([7, 5, 10, 12], 0, 1), ([30, 20, 9, 9], 1, 1)],
+    ]
+
+
+def test_uvo_frames_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    truth = raw.write_raw_uvo(tmp_path)
+    first, _, last = truth.images.values()
+    first.unlink()
+    last.unlink()
+    line = fails(uvo.main, capsys, truth.root)
+    assert f"{first}: no such frame (2 of 3 are missing)" in line and "video2frames.py" in line
+    assert not (truth.root / "annotations").exists()
+    (truth.root / "uvo_videos_sparse_frames").rename(truth.root / "other")
+    assert "video2frames.py" in fails(uvo.main, capsys, truth.root)
+    (truth.root / "FrameSet" / "UVO_frame_val.json").write_text('{"images": [')
+    assert "UVO_frame_val.json: not a readable JSON" in fails(uvo.main, capsys, truth.root)
+
+
+def smaller_mask(content: dict) -> None:
+    content["annotations"][1]["segmentation"]["size"] = [3, 3]
+
+
+def broken_mask(content: dict) -> None:
+    content["annotations"][1]["segmentation"] = "nonsense"
+
+
+def no_masks(content: dict) -> None:
+    del content["annotations"][1]["segmentation"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (smaller_mask, "a-B_c1/0.png: a mask of size [3, 3] on a frame of [40, 56]"),
+        (broken_mask, "a-B_c1/0.png: a mask that is none"),
+        (no_masks, "not annotations of UVO (KeyError('segmentation'))"),
+    ],
+)
+def test_uvo_raw_annotations_that_are_wrong(
+    tmp_path: Path, capsys: pytest.CaptureFixture, change: Callable, message: str
+) -> None:
+    root = raw.write_raw_uvo(tmp_path).root
+    edit(root / "FrameSet" / "UVO_frame_val.json", change)
+    line = fails(uvo.main, capsys, root)
+    assert message in line and "UVO_frame_val.json" in line
+
+
+def test_uvo_notices_what_changed_and_a_second_run_repairs_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    truth = raw.prepare("uvo", tmp_path)
+    path, check = truth.root / "annotations" / "frame_val.json", ["--verify-only", "--workers", 1]
+    good = path.read_bytes()
+    edit(path, drop_image)
+    assert "6 masks in 2 frames" in fails(uvo.main, capsys, truth.root, *check)
+    path.write_bytes(good)
+    edit(path, lambda content: content["annotations"][0].update(area=1))
+    assert "its area says 1" in fails(uvo.main, capsys, truth.root, *check)
+    uvo.main([str(truth.root), "--workers", "1"])
+    assert path.read_bytes() == good
+    frame = truth.images["zZ9/59.png"]
+    Image.new("RGB", (9, 9)).save(frame)
+    assert f"{frame}: 9 x 9 pixels" in fails(uvo.main, capsys, truth.root, *check)
+    path.unlink()
+    assert f"{path}: no such file" in fails(uvo.main, capsys, truth.root, *check)
+
+
+# --- all of them --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["label", "caption"])
+@pytest.mark.parametrize("name", NAMES)
+def test_configs_name_what_the_converters_make(tmp_path: Path, name: str, kind: str) -> None:
+    raw.prepare(name, tmp_path)
+    config = Config.fromfile(ROOT / "configs" / "odise" / f"odise_{kind}_{name}.py")
+    settings = config.test_dataloader
+    assert settings.sampler.round_up is False and settings.sampler.shuffle is False
+    files = [m.ann_file for m in config.test_evaluator if "ann_file" in m]
+    files += [settings.dataset.data_root + settings.dataset.ann_file]
+    files += [settings.dataset.data_root + f for f in settings.dataset.data_prefix.values()]
+    assert all((tmp_path / file.removeprefix("data/")).exists() for file in files)
+    assert "train_dataloader" not in config
+    published = Config.fromfile(ROOT / "configs" / "_base_" / "models" / f"odise_{kind}.py")
+    assert config.model == published.model and config.test_pipeline == published.test_pipeline
+
+
+def test_worker_processes_make_the_same(tmp_path: Path) -> None:
+    alone = raw.prepare("cityscapes", tmp_path / "alone").root
+    root = raw.write_raw_cityscapes(tmp_path / "several").root
+    cityscapes.prepare(root, "val", workers=2)
+    files = [p.relative_to(alone) for p in alone.rglob("*") if p.is_file()]
+    assert len(files) > 20
+    assert all((root / p).read_bytes() == (alone / p).read_bytes() for p in files)
