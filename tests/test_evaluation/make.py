@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+from pycocotools import mask as mask_utils
 
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.utils.panoptic_io import write_panoptic_png
@@ -134,3 +136,63 @@ def read_ids(item: dict[str, Any]) -> np.ndarray:
     """The ground truth's map, read with Pillow by the format's formula."""
     with Image.open(item["seg_map_path"]) as image:
         return np.asarray(image).astype(np.int64) @ (1, 256, 65536)
+
+
+def instance_file(path: Path, items: list[dict[str, Any]], classes: Vocabulary) -> dict[str, Any]:
+    """Things of the samples as COCO instance annotations, in all of COCO's forms of a mask.
+
+    Category ids have gaps and another order than the classes; stuff has no category.
+    """
+    things = [i for i, thing in enumerate(classes.is_thing) if thing]
+    id_of = {label: 900 - 7 * label for label in things}
+    annotations = []
+    for item in items:
+        ids = read_ids(item)
+        for info in item["segments_info"]:
+            if not info["is_thing"]:
+                continue
+            rle = mask_utils.encode(np.asfortranarray(ids == info["id"], dtype=np.uint8))
+            segmentation: Any = dict(size=rle["size"], counts=rle["counts"].decode())
+            if len(annotations) % 2:
+                flat = (ids == info["id"]).T.reshape(-1)
+                edges = np.flatnonzero(np.diff(np.concatenate([[0], flat, [1 - flat[-1]]])))
+                counts = np.diff(np.concatenate([[0], edges])).tolist()
+                segmentation = dict(size=rle["size"], counts=counts)
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=item["img_id"],
+                    category_id=id_of[info["label"]],
+                    segmentation=segmentation,
+                    area=int(mask_utils.area(rle)),
+                    bbox=mask_utils.toBbox(rle).tolist(),
+                    iscrowd=int(info["is_crowd"]),
+                )
+            )
+    shapes = [item["pred_instances"]["masks"].shape[1:] for item in items]
+    content = dict(
+        images=[
+            dict(id=item["img_id"], height=height, width=width, file_name=f"{item['img_id']}.jpg")
+            for item, (height, width) in zip(items, shapes, strict=True)
+        ],
+        annotations=annotations,
+        categories=[dict(id=id_of[i], name=classes.source_names[i]) for i in reversed(things)],
+    )
+    path.write_text(json.dumps(content))
+    return content
+
+
+def coco_results(items: list[dict[str, Any]], classes: Vocabulary) -> list[dict]:
+    """The samples' instances as COCO's result file has them; stuff gets ids of no category."""
+    return [
+        dict(
+            image_id=item["img_id"],
+            category_id=900 - 7 * int(label) if classes.is_thing[label] else 5,
+            score=float(score),
+            segmentation=mask_utils.encode(np.asfortranarray(mask.numpy().astype(np.uint8))),
+        )
+        for item in items
+        for mask, label, score in zip(
+            *(item["pred_instances"][key] for key in ("masks", "labels", "scores")), strict=True
+        )
+    ]

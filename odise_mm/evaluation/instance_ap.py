@@ -1,0 +1,281 @@
+"""Metrics of instance masks, on pycocotools: AP as of COCO, AP as of LVIS, average recall."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from mmengine.dist import is_main_process
+from pycocotools import mask as mask_utils
+
+from odise_mm.errors import DatasetError
+from odise_mm.evaluation.base import DatasetMetric, Numbers, result_of
+from odise_mm.evaluation.ground_truth import check_size, name_of, read_panoptic_truth
+from odise_mm.evaluation.mask_matching import ALL, ClassCurves, average_precision, match_class
+from odise_mm.evaluation.mask_records import (
+    InstanceFile,
+    MaskRecord,
+    encode_results,
+    encode_things,
+    to_rle,
+)
+from odise_mm.registry import METRICS
+
+_LVIS = "LVISInstanceAP needs LVIS v1's own file; for others there is InstanceAP"
+
+
+class MaskMetric(DatasetMetric):
+    """Base of the metrics that compare scored masks with objects.
+
+    What is kept until the end are run-length codes, about 20 kB for an image of 100 masks. They are
+    matched on the main process.
+
+    Args:
+        ann_file: instance annotations in COCO's format. None: the things of the samples' panoptic
+            ground truth.
+        prefix: see :class:`DatasetMetric`.
+    """
+
+    task = "instance"
+    max_dets = 100
+    """Results of one image, and of one class, that count."""
+    max_dets_of_image: int | None = None
+    """Results of one image, of all classes together, that count; None: no bound."""
+    uses_classes = True
+
+    def __init__(self, ann_file: str | None = None, prefix: str | None = None) -> None:
+        super().__init__(prefix=prefix)
+        self.ann_file = ann_file
+        self._file: InstanceFile | None = None
+
+    def add_image(self, sample: Mapping[str, Any]) -> None:
+        """Encode one image's ``pred_instances``, and its ground truth if that is panoptic.
+
+        Raises:
+            DatasetError: ground truth is missing or broken, or of another size.
+            ConfigError: the model made no instances, or some with another vocabulary.
+        """
+        num_classes = len(self.vocabulary)
+        img_id = sample.get("img_id")
+        if img_id is None:
+            raise DatasetError(f"{name_of(sample)}: {type(self).__name__} needs its img_id")
+        # Other processes need not read the file: what they miss is noticed in the end.
+        if self.ann_file is not None and is_main_process():
+            self._read_file().check_id(img_id)
+        result = result_of(sample, "pred_instances", self)
+        size, found = encode_results(sample, result, num_classes, self.max_dets_of_image)
+        truths = None
+        if self.ann_file is None:
+            truth = read_panoptic_truth(sample, num_classes)
+            check_size(truth.path, truth.ids.shape, size)
+            truths = encode_things(truth)
+        self.results.append(MaskRecord(img_id, size, found, truths))
+
+    def compute(self, results: list[MaskRecord]) -> tuple[Numbers, list[Numbers | None]]:
+        """Match class by class, in order of the image ids, whatever process they come from."""
+        ids = [record.img_id for record in results]
+        if len(set(ids)) < len(ids):
+            double = next(i for i in ids if ids.count(i) > 1)
+            raise DatasetError(
+                f"{type(self).__name__}: image id {double!r} was evaluated more than once; every "
+                "image needs an id of its own"
+            )
+        file, self._file = None if self.ann_file is None else self._read_file(), None
+        records = sorted(results, key=lambda record: (str(type(record.img_id)), record.img_id))
+        return self.summarize(dict(self._match(records, file)), file)
+
+    def summarize(
+        self, curves: dict[int, ClassCurves], file: InstanceFile | None
+    ) -> tuple[Numbers, list[Numbers | None]]:
+        """Numbers of the data set and of its classes from the classes' curves."""
+        found = {label: average_precision(curve) for label, curve in curves.items()}
+        found = {label: numbers for label, numbers in found.items() if numbers["AP"] >= 0}
+        numbers = {
+            name: _mean(numbers[name] for numbers in found.values())
+            for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")
+        }
+        return numbers, [found.get(label) for label in range(len(self.vocabulary))]
+
+    def known_labels(self, record: MaskRecord, file: InstanceFile | None) -> Container[int] | None:
+        """Classes of which it is known whether the image has them; None: all."""
+        return None
+
+    def incomplete_labels(self, record: MaskRecord, file: InstanceFile | None) -> Iterable[int]:
+        """Classes of which not all objects in the image are annotated."""
+        return ()
+
+    def _read_file(self) -> InstanceFile:
+        if self._file is None:
+            vocabulary = self.vocabulary if self.uses_classes else None
+            self._file = InstanceFile(self.ann_file, vocabulary)
+            self.check_file(self._file)
+        return self._file
+
+    def check_file(self, file: InstanceFile) -> None:
+        """Refuse a file that lacks what the metric needs, before the first image."""
+
+    def _match(
+        self, records: list[MaskRecord], file: InstanceFile | None
+    ) -> Iterator[tuple[int, ClassCurves]]:
+        # label -> place in records -> masks; a class without objects has no numbers.
+        truths = defaultdict(lambda: defaultdict(list))
+        results = defaultdict(lambda: defaultdict(list))
+        incomplete = defaultdict(set)
+        for place, record in enumerate(records):
+            annotated = record.truths if file is None else file.truths(record)
+            labels = {self._label(truth.label) for truth in annotated}
+            for truth in annotated:
+                truths[self._label(truth.label)][place].append(truth)
+            known = self.known_labels(record, file)
+            for mask in record.results:
+                label = self._label(mask.label)
+                if known is None or label in labels or label in known:
+                    results[label][place].append(mask)
+            for label in self.incomplete_labels(record, file):
+                incomplete[label].add(place)
+        for label in sorted(truths):
+            yield (
+                label,
+                match_class(
+                    {
+                        place: [
+                            dict(
+                                segmentation=to_rle(one.segmentation, records[place].size),
+                                area=one.area,
+                                iscrowd=int(one.is_crowd),
+                            )
+                            for one in masks
+                        ]
+                        for place, masks in truths[label].items()
+                    },
+                    {
+                        place: [_detection(one.counts, one.score, records[place]) for one in masks]
+                        for place, masks in results[label].items()
+                    },
+                    self.max_dets,
+                    incomplete[label],
+                ),
+            )
+
+    def _label(self, label: int) -> int:
+        return label if self.uses_classes else 0
+
+
+@METRICS.register_module()
+class InstanceAP(MaskMetric):
+    """Mask AP as of COCO: at most 100 results of an image and class, crowd regions ignored.
+
+    ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``. Results of classes of which the ground
+    truth has no object (stuff among them) do not count.
+    """
+
+    default_prefix = "instance"
+
+
+@METRICS.register_module()
+class LVISInstanceAP(MaskMetric):
+    """Mask AP as of LVIS v1 (arXiv 1908.03195): numbers as lvis-api's, which needs an old numpy.
+
+    At most 300 results of an image, of all classes together. An image's results count only in
+    classes that it has or is known not to have (``neg_category_ids``); where a class is annotated
+    incompletely (``not_exhaustive_category_ids``), results without a match are ignored. Besides
+    COCO's numbers ``APr``, ``APc``, ``APf`` of rare, common and frequent classes.
+
+    Args:
+        ann_file: LVIS's JSON file.
+        prefix: see :class:`DatasetMetric`.
+    """
+
+    default_prefix = "lvis"
+    max_dets = max_dets_of_image = 300
+
+    def __init__(self, ann_file: str, prefix: str | None = None) -> None:
+        super().__init__(ann_file=ann_file, prefix=prefix)
+
+    def check_file(self, file: InstanceFile) -> None:
+        """Federated annotations and frequencies must be there.
+
+        Raises:
+            DatasetError: they are not.
+        """
+        for image in file.images.values():
+            for key in ("neg_category_ids", "not_exhaustive_category_ids"):
+                if key not in image:
+                    raise DatasetError(f"{file.path}: image id {image['id']} has no {key}; {_LVIS}")
+        for category in file.categories:
+            if category.get("frequency") not in ("r", "c", "f"):
+                raise DatasetError(
+                    f"{file.path}: category {category['id']} has no frequency 'r', 'c' or 'f'; "
+                    f"{_LVIS}"
+                )
+
+    def known_labels(self, record: MaskRecord, file: InstanceFile) -> Container[int]:
+        """Those that are known to be absent; those that are present are known anyway."""
+        return {*self._labels(record, file, "neg_category_ids")}
+
+    def incomplete_labels(self, record: MaskRecord, file: InstanceFile) -> Iterable[int]:
+        """As the file says."""
+        return self._labels(record, file, "not_exhaustive_category_ids")
+
+    def _labels(self, record: MaskRecord, file: InstanceFile, key: str) -> list[int]:
+        ids = file.images[record.img_id][key]
+        return [file.label_of[i] for i in ids if i in file.label_of]
+
+    def summarize(
+        self, curves: dict[int, ClassCurves], file: InstanceFile
+    ) -> tuple[Numbers, list[Numbers | None]]:
+        """COCO's numbers and those of the three groups of classes."""
+        numbers, per_class = super().summarize(curves, file)
+        for group in "rcf":
+            labels = [
+                file.label_of[category["id"]]
+                for category in file.categories
+                if category["frequency"] == group and category["id"] in file.label_of
+            ]
+            found = [per_class[label]["AP"] for label in labels if per_class[label] is not None]
+            numbers[f"AP{group}"] = _mean(found)
+        return numbers, per_class
+
+
+@METRICS.register_module()
+class AverageRecall(MaskMetric):
+    """Class-agnostic average recall of the best masks of every image, IoU 0.5 to 0.95: ``AR@100``.
+
+    Which class a mask or an object has does not matter. Objects: all of ``ann_file``, or the
+    things of the panoptic ground truth; a data set with ``class_agnostic=True`` makes stuff
+    segments things, too.
+
+    Args:
+        ann_file: see :class:`MaskMetric`; needs no category that the vocabulary knows.
+        max_dets: masks of an image that count, the best ones.
+        prefix: see :class:`DatasetMetric`.
+    """
+
+    default_prefix = "proposals"
+    uses_classes = False
+
+    def __init__(
+        self, ann_file: str | None = None, max_dets: int = 100, prefix: str | None = None
+    ) -> None:
+        super().__init__(ann_file=ann_file, prefix=prefix)
+        self.max_dets = self.max_dets_of_image = max_dets
+
+    def summarize(
+        self, curves: dict[int, ClassCurves], file: InstanceFile | None
+    ) -> tuple[Numbers, list[Numbers | None]]:
+        """One number; there are no classes."""
+        recall = float(curves[0].recall[:, ALL].mean()) if curves else np.nan
+        return {f"AR@{self.max_dets}": 100 * recall}, [None] * len(self.vocabulary)
+
+
+def _detection(counts: bytes, score: float, record: MaskRecord) -> dict[str, Any]:
+    rle = dict(size=list(record.size), counts=counts)
+    return dict(segmentation=rle, score=score, area=float(mask_utils.area(rle)))
+
+
+def _mean(values: Iterable[float]) -> float:
+    """Of those that are numbers; NaN of none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else np.nan
