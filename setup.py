@@ -31,9 +31,6 @@ setup(
     packages=find_packages(include=["odise_mm", "odise_mm.*"]),
     package_data={"odise_mm.datasets": ["vocabularies/*"]},
     install_requires=requirements(installed()),
-    extras_require={
-        "optional": parse(ROOT / "requirements/optional.txt"),
-        "tests": parse(ROOT / "requirements/tests.txt"),
-    },
+    extras_require={"tests": parse(ROOT / "requirements/tests.txt")},
     zip_safe=False,
 )

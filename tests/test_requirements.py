@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "requirements"))
 import environment  # noqa: E402
 
-FILES = ["mminstall", "runtime", "optional", "tests"]
+FILES = ["mminstall", "runtime", "tests"]
 PYTHONS = ["3.10", "3.11", "3.12"]
 LINES = [line for name in FILES for line in environment.parse(ROOT / f"requirements/{name}.txt")]
 

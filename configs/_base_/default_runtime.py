@@ -1,2 +1,21 @@
 default_scope = "odise_mm"
+runner_type = "OpenVocabRunner"
 log_level = "INFO"
+log_processor = dict(by_epoch=False, window_size=50)
+# The order of the data, their augmentation and the points of the losses follow from it.
+randomness = dict(seed=0)
+env_cfg = dict(
+    cudnn_benchmark=False,
+    mp_cfg=dict(mp_start_method="fork", opencv_num_threads=0),
+    dist_cfg=dict(backend="nccl"),
+)
+visualizer = dict(
+    type="OpenVocabVisualizer",
+    vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
+)
+default_hooks = dict(
+    logger=dict(type="LoggerHook", interval=50),
+    checkpoint=dict(type="AtomicCheckpointHook", by_epoch=False, interval=4500, max_keep_ckpts=2),
+)
+load_from = None
+resume = False

@@ -24,6 +24,7 @@ __all__ = [
     "DeviceError",
     "build_model",
     "change_config",
+    "config_errors",
     "config_folders",
     "load_config",
     "make_test_pipeline",
@@ -155,7 +156,7 @@ def build_model(cfg: Config) -> nn.Module:
     if not isinstance(cfg.get("model"), dict):
         raise ConfigError(f"{_name(cfg)}: has no `model`")
     init_default_scope(cfg.get("default_scope", "odise_mm"))
-    with _building(cfg):
+    with config_errors(cfg):
         return build_part(cfg.model, MODELS)
 
 
@@ -169,7 +170,7 @@ def _text(err: Exception) -> str:
 
 
 @contextmanager
-def _building(cfg: Config) -> Iterator[None]:
+def config_errors(cfg: Config) -> Iterator[None]:
     """What parts refuse while they are built is the config's fault; the cause stays attached."""
     try:
         yield
@@ -206,5 +207,5 @@ def make_test_pipeline(cfg: Config) -> Compose:
         kind = kind.rpartition(".")[2]
         if not kind.startswith("LoadImage") and "Annotations" not in kind:
             kept.append(step)
-    with _building(cfg):
+    with config_errors(cfg):
         return Compose([TRANSFORMS.build(step) for step in kept])

@@ -1,1 +1,17 @@
 """What drives training and evaluation: runner, loops, hooks."""
+
+from odise_mm.engine.hooks import AtomicCheckpointHook, FiniteLossHook, IterationSeedHook
+from odise_mm.engine.loops import OpenVocabTestLoop, OpenVocabTrainLoop, OpenVocabValLoop
+from odise_mm.engine.optim import TrainedParametersConstructor
+from odise_mm.engine.runner import OpenVocabRunner
+
+__all__ = [
+    "AtomicCheckpointHook",
+    "FiniteLossHook",
+    "IterationSeedHook",
+    "OpenVocabRunner",
+    "OpenVocabTestLoop",
+    "OpenVocabTrainLoop",
+    "OpenVocabValLoop",
+    "TrainedParametersConstructor",
+]

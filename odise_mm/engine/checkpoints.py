@@ -1,0 +1,108 @@
+"""Files of a training's state: found, read and written so that a kill or a full disk costs nothing.
+
+A checkpoint appears under its name when it is complete, and never before: it is written to a
+temporary file beside it, flushed to the disk and renamed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from odise_mm.errors import CheckpointError
+
+LAST = "last_checkpoint"
+"""File in the work directory that holds the path of the newest checkpoint, as in mmengine."""
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+_RESUMABLE = ("state_dict", "optimizer", "meta", "message_hub")
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Give the name of a temporary file, which takes the place of ``path`` when it is complete.
+
+    If anything fails, ``path`` stays as it was and the temporary file is removed. After a kill the
+    temporary file remains, see :func:`remove_leftovers`.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)  # the rename, too, survives a power cut
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+    """Remove what saves that were killed left in a folder.
+
+    Returns:
+        The files that were removed.
+    """
+    found = [path for path in Path(folder).glob(".*.tmp") if _TEMPORARY.fullmatch(path.name)]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
+
+
+def latest_checkpoint(work_dir: str | os.PathLike[str]) -> Path | None:
+    """The checkpoint that a training in ``work_dir`` goes on from; None if there is none.
+
+    What ``last_checkpoint`` names is looked for in ``work_dir`` first, as folders are moved.
+
+    Raises:
+        CheckpointError: ``last_checkpoint`` names a file that is gone.
+    """
+    note = Path(work_dir) / LAST
+    if not note.is_file():
+        return None
+    named = Path(note.read_text(encoding="utf-8").strip())
+    for path in (Path(work_dir) / named.name, named):
+        if path.is_file():
+            return path
+    raise CheckpointError(
+        f"{note} names {named}, which is not there: give the checkpoint to resume from by its "
+        "path, or remove that file to start from the beginning"
+    )
+
+
+def read_training_state(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A checkpoint with everything that resuming needs, on the CPU; no code in it is run.
+
+    Raises:
+        CheckpointError: missing, damaged, or weights without the state of a training.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"there is no checkpoint {path} to resume from") from None
+    except Exception as err:  # whatever reading a damaged or foreign file can raise
+        first = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
+        raise CheckpointError(
+            f"{path} cannot be resumed from: it is damaged or no checkpoint of a training ({first})"
+        ) from err
+    missing = [key for key in _RESUMABLE if not isinstance(state, dict) or key not in state]
+    if missing:
+        raise CheckpointError(
+            f"{path} cannot be resumed from, as it has no {', '.join(missing)}: it holds weights, "
+            "not the state of a training; to start from its weights set load_from"
+        )
+    return state

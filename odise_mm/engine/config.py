@@ -1,0 +1,315 @@
+"""Configs of a run: completed, and refused with one sentence before anything is built."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import (
+    OPTIM_WRAPPERS,
+    OPTIMIZERS,
+    PARAM_SCHEDULERS,
+    VISBACKENDS,
+    Registry,
+)
+from mmengine.runner import Runner
+
+from odise_mm import registry as ours
+from odise_mm.errors import ConfigError, DatasetError, DeviceError
+
+_PARTS = {
+    "train": ("train_dataloader", "train_cfg", "optim_wrapper"),
+    "val": ("val_dataloader", "val_cfg", "val_evaluator"),
+    "test": ("test_dataloader", "test_cfg", "test_evaluator"),
+}
+_WORLD = {"pytorch": "WORLD_SIZE", "slurm": "SLURM_NTASKS", "mpi": "OMPI_COMM_WORLD_SIZE"}
+_LOCAL_RANK = {
+    "pytorch": "LOCAL_RANK",
+    "slurm": "SLURM_LOCALID",
+    "mpi": "OMPI_COMM_WORLD_LOCAL_RANK",
+}
+LAUNCHERS = ("none", *_WORLD)
+
+
+def complete_config(cfg: Config) -> Config:
+    """A copy in which everything is said that a run needs and a short config leaves out.
+
+    * A data set without ``pipeline`` gets ``train_pipeline`` or ``test_pipeline``.
+    * ``optim_wrapper.constructor`` is the one that leaves frozen parameters out.
+    """
+    cfg = cfg.copy() if isinstance(cfg, Config) else Config(cfg)
+    for stage in _PARTS:
+        steps = cfg.get("train_pipeline" if stage == "train" else "test_pipeline")
+        for _, dataset in _datasets(cfg, stage):
+            if steps is not None and "pipeline" not in dataset:
+                dataset["pipeline"] = steps
+    if isinstance(cfg.get("optim_wrapper"), dict):
+        cfg.optim_wrapper.setdefault("constructor", "TrainedParametersConstructor")
+    return cfg
+
+
+def set_precision(cfg: Config, precision: str) -> None:
+    """Choose the arithmetic of training: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling).
+
+    Raises:
+        ConfigError: an unknown name, or a config that does not train.
+    """
+    wrapper = cfg.get("optim_wrapper")
+    if not isinstance(wrapper, dict):
+        raise ConfigError(f"{_name(cfg)}: has no `optim_wrapper`, so no precision of training")
+    for key in ("dtype", "loss_scale"):
+        wrapper.pop(key, None)
+    kinds: dict[str, dict[str, Any]] = {
+        "fp32": dict(type="OptimWrapper"),
+        # The range of bfloat16 is that of float32: gradients need no scaling.
+        "bf16": dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=dict(enabled=False)),
+        "fp16": dict(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic"),
+    }
+    if precision not in kinds:
+        raise ConfigError(f"precision {precision!r} is not one of {', '.join(kinds)}")
+    wrapper.update(kinds[precision])
+
+
+def precision_of(cfg: Config) -> str:
+    """The arithmetic that a config trains with, for people."""
+    wrapper = cfg.optim_wrapper
+    if not _kind(wrapper.get("type")).startswith("Amp"):
+        return "float32"
+    return f"automatic mixed, {wrapper.get('dtype') or 'float16'}"
+
+
+def set_data_root(cfg: Config, root: str | os.PathLike[str]) -> None:
+    """Let another folder stand for ``data/`` at the beginning of all paths of a config."""
+    for stage in _PARTS:
+        for key in _PARTS[stage]:
+            if key in cfg:
+                cfg[key] = _rebased(cfg[key], os.fspath(root))
+
+
+def _rebased(node: Any, root: str) -> Any:
+    if isinstance(node, dict):
+        for key in node:
+            node[key] = _rebased(node[key], root)
+        return node
+    if isinstance(node, (list, tuple)):
+        return type(node)(_rebased(item, root) for item in node)
+    if isinstance(node, str) and (node == "data" or node.startswith("data/")):
+        return os.path.join(root, node[len("data/") :])
+    return node
+
+
+def check_config(cfg: Config) -> None:
+    """Refuse what cannot run, before anything is built. Meant for :func:`complete_config`'s result.
+
+    Files of data sets are looked for where training and validation need them; those for testing
+    only where there is no training.
+
+    Raises:
+        ConfigError: a misspelt setting, parts that are missing or unknown, a batch of no images, a
+            sampler that would count images twice, or a launcher that did not start this process.
+        DeviceError: mixed precision without a GPU, or more processes than GPUs.
+        DatasetError: a file or folder of a data set is missing.
+    """
+    where = _name(cfg)
+    _check_names(cfg, where)
+    if not isinstance(cfg.get("model"), dict):
+        raise ConfigError(f"{where}: has no `model`")
+    world = world_size(cfg.get("launcher", "none"))
+    for stage, keys in _PARTS.items():
+        missing = [key for key in keys if cfg.get(key) is None]
+        if len(missing) == len(keys):
+            continue
+        if missing:
+            raise ConfigError(
+                f"{where}: `{'`, `'.join(keys)}` belong together; missing: {', '.join(missing)}"
+            )
+        _check_dataloader(cfg[keys[0]], f"{where}: {keys[0]}", world, evaluates=stage != "train")
+    for path, part, registry in _parts(cfg):
+        _check_part(part, registry, f"{where}: {path}")
+    _check_devices(cfg, world)
+    trains = cfg.get("train_dataloader") is not None
+    for stage in ("train", "val") if trains else ("test",):
+        for path, dataset in _datasets(cfg, stage):
+            _check_files(dataset, f"{where}: {path}")
+
+
+def world_size(launcher: str) -> int:
+    """Number of processes that a launcher started.
+
+    Raises:
+        ConfigError: an unknown launcher, or one that did not start this process.
+    """
+    if launcher == "none":
+        return 1
+    if launcher not in _WORLD:
+        raise ConfigError(f"launcher {launcher!r} is not one of {', '.join(LAUNCHERS)}")
+    try:
+        return int(os.environ[_WORLD[launcher]])
+    except KeyError:
+        raise ConfigError(
+            f"launcher {launcher!r} did not start this process ({_WORLD[launcher]} is not set): "
+            "use tools/dist_train.sh, tools/slurm_train.sh and the like, or --launcher none"
+        ) from None
+
+
+def _check_names(cfg: Config, where: str) -> None:
+    known = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
+    known |= {"train_pipeline", "test_pipeline", "custom_imports", "model_wrapper_cfg"}
+    for key in cfg:
+        if key in known:
+            continue
+        # Configs may have variables of their own, but hardly any that is called almost like this.
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.9)
+        if close:
+            raise ConfigError(f"{where}: `{key}` is no setting; did you mean `{close[0]}`?")
+
+
+def _check_dataloader(loader: Any, where: str, world: int, evaluates: bool) -> None:
+    if not isinstance(loader, dict):
+        return  # built already
+    missing = [key for key in ("dataset", "sampler") if key not in loader]
+    if "batch_sampler" not in loader and "batch_size" not in loader:
+        missing.append("batch_size")
+    if missing:
+        raise ConfigError(f"{where} has no `{'`, `'.join(missing)}`")
+    if loader.get("batch_size", 1) < 1:
+        raise ConfigError(
+            f"{where}.batch_size={loader.batch_size}: it counts images per process, at least 1"
+        )
+    sampler = loader.sampler
+    rounds_up = _kind(sampler.get("type")) == "DefaultSampler" and sampler.get("round_up", True)
+    if evaluates and world > 1 and rounds_up:
+        raise ConfigError(
+            f"{where}.sampler would give some images to two of {world} processes, and they would "
+            "count twice: set round_up=False there"
+        )
+
+
+def _check_devices(cfg: Config, world: int) -> None:
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wrapper = cfg.get("optim_wrapper")
+    if wrapper is not None and _kind(wrapper.get("type")).startswith("Amp") and not gpus:
+        raise DeviceError(
+            "training in mixed precision needs a GPU and PyTorch finds none; to train on the CPU, "
+            "take --precision fp32"
+        )
+    launcher = cfg.get("launcher", "none")
+    if launcher == "none":
+        return
+    if not gpus:
+        if launcher != "pytorch":
+            raise DeviceError(f"launcher {launcher!r}: PyTorch finds no GPU in this process")
+        return
+    local = int(os.environ.get(_LOCAL_RANK[launcher], 0))
+    if local >= gpus:
+        raise DeviceError(
+            f"process {local} of this machine has no GPU, there are only {gpus}: start at most "
+            f"{gpus} processes per machine"
+        )
+
+
+def _check_part(part: Any, registry: Registry, where: str) -> None:
+    name = part.get("type")
+    if name is None:
+        raise ConfigError(f"{where} has no `type`")
+    if not isinstance(name, str) or registry.get(name) is not None:
+        return
+    scope, _, bare = name.rpartition(".")
+    if scope not in ("", "odise_mm", "mmdet", "mmengine"):
+        return  # of a package that is imported when the part is built
+    known: set[str] = set()
+    level: Registry | None = registry
+    while level is not None:
+        known |= set(level.module_dict)
+        level = level.parent
+    close = difflib.get_close_matches(bare, known, n=3)
+    hint = f"did you mean {' or '.join(close)}?" if close else "is its module in custom_imports?"
+    raise ConfigError(f"{where}: there is no {registry.name} called {name!r}; {hint}")
+
+
+def _check_files(dataset: dict[str, Any], where: str) -> None:
+    root = dataset.get("data_root") or ""
+    named = [("ann_file", dataset.get("ann_file"))]
+    named += [(f"data_prefix.{k}", v) for k, v in (dataset.get("data_prefix") or {}).items()]
+    named += [("phrases_file", dataset.get("phrases_file"))]
+    for key, name in named:
+        path = os.path.join(root, name) if name else None
+        if path and not os.path.exists(os.path.expanduser(path)):
+            raise DatasetError(
+                f"{where}.{key}: there is no {path}; prepare the data set as docs/datasets.md "
+                "says, or name the folder that stands for data/ with --data-root"
+            )
+
+
+def _datasets(cfg: Config, stage: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The data sets of a stage with their places, wrapped ones included, wrappers left out."""
+    loader = cfg.get(f"{stage}_dataloader")
+    if isinstance(loader, dict) and isinstance(loader.get("dataset"), dict):
+        yield from _innermost(loader.dataset, f"{stage}_dataloader.dataset")
+
+
+def _innermost(dataset: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    inner = dataset.get("dataset"), dataset.get("datasets")
+    if isinstance(inner[0], dict):
+        yield from _innermost(inner[0], f"{path}.dataset")
+    elif isinstance(inner[1], (list, tuple)):
+        for index, each in enumerate(inner[1]):
+            yield from _innermost(each, f"{path}.datasets[{index}]")
+    else:
+        yield path, dataset
+
+
+def _parts(cfg: Config) -> Iterator[tuple[str, dict[str, Any], Registry]]:
+    """What will be built from a registry, beside the model: place, config, registry."""
+
+    def listed(path: str, value: Any, registry: Registry) -> Iterator:
+        if isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                yield from listed(f"{path}[{index}]", item, registry)
+        elif isinstance(value, dict):
+            yield path, value, registry
+
+    for stage in _PARTS:
+        loader = cfg.get(f"{stage}_dataloader")
+        if isinstance(loader, dict):
+            yield from listed(f"{stage}_dataloader.dataset", loader.get("dataset"), ours.DATASETS)
+            for key in ("sampler", "batch_sampler"):
+                yield from listed(f"{stage}_dataloader.{key}", loader.get(key), ours.DATA_SAMPLERS)
+        for path, dataset in _datasets(cfg, stage):
+            yield from listed(f"{path}.pipeline", dataset.get("pipeline"), ours.TRANSFORMS)
+        loop = cfg.get(f"{stage}_cfg")
+        if loop is not None and "type" in loop:
+            yield from listed(f"{stage}_cfg", loop, ours.LOOPS)
+        if stage != "train":
+            evaluator = cfg.get(f"{stage}_evaluator")
+            if not isinstance(evaluator, dict) or "metrics" not in evaluator:
+                yield from listed(f"{stage}_evaluator", evaluator, ours.METRICS)
+    wrapper = cfg.get("optim_wrapper")
+    if isinstance(wrapper, dict):
+        full = ConfigDict(wrapper)
+        full.setdefault("type", "OptimWrapper")
+        yield "optim_wrapper", full, OPTIM_WRAPPERS
+        yield from listed("optim_wrapper.optimizer", wrapper.get("optimizer"), OPTIMIZERS)
+    yield from listed("param_scheduler", cfg.get("param_scheduler"), PARAM_SCHEDULERS)
+    for name, hook in (cfg.get("default_hooks") or {}).items():
+        yield from listed(f"default_hooks.{name}", hook, ours.HOOKS)
+    yield from listed("custom_hooks", cfg.get("custom_hooks"), ours.HOOKS)
+    visualizer = cfg.get("visualizer")
+    if isinstance(visualizer, dict):
+        yield "visualizer", visualizer, ours.VISUALIZERS
+        backends = visualizer.get("vis_backends")
+        yield from listed("visualizer.vis_backends", backends, VISBACKENDS)
+
+
+def _kind(name: Any) -> str:
+    """Bare name of a part's ``type``, which may be a class or have a scope before it."""
+    return (name if isinstance(name, str) else getattr(name, "__name__", "")).rpartition(".")[2]
+
+
+def _name(cfg: Config) -> str:
+    return cfg.filename or "config"

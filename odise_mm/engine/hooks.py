@@ -1,0 +1,194 @@
+"""Hooks that make training resumable to the bit, and that stop before anything is spoilt."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook, Hook
+from mmengine.runner import Runner
+from torch import Tensor
+
+from odise_mm.engine.checkpoints import LAST, remove_leftovers, replacing
+from odise_mm.errors import TrainingError
+from odise_mm.registry import HOOKS
+
+
+@HOOKS.register_module()
+class IterationSeedHook(Hook):
+    """Random numbers of an iteration are a function of (seed, iteration, process).
+
+    What the model draws (points for the losses, dropout) is then the same whether the iterations
+    before it ran in this process or before an interruption.
+    """
+
+    priority = "VERY_HIGH"
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any | None = None
+    ) -> None:
+        entropy = np.random.SeedSequence([runner.seed % 2**32, runner.iter, runner.rank])
+        seed = int(entropy.generate_state(1)[0])
+        torch.manual_seed(seed)  # of all devices
+        random.seed(seed)
+        np.random.seed(seed)
+
+
+@HOOKS.register_module()
+class FiniteLossHook(Hook):
+    """A loss that is not finite stops training before anything is saved."""
+
+    priority = "ABOVE_NORMAL"
+
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any | None = None,
+        outputs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        Raises:
+            TrainingError: names the losses, the images and the last checkpoint.
+        """
+        broken = [
+            name
+            for name, value in (outputs or {}).items()
+            if isinstance(value, Tensor) and not bool(torch.isfinite(value).all())
+        ]
+        if broken:
+            raise stopped(runner, data_batch, f"{', '.join(broken)} not finite")
+
+
+def stopped(runner: Runner, data_batch: Any, why: str) -> TrainingError:
+    """The error that ends a training whose numbers are broken."""
+    last = runner.message_hub.get_info("last_ckpt", None)
+    way_out = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
+    return TrainingError(
+        f"iteration {runner.iter + 1}: {why}; images: {', '.join(_images(data_batch)) or 'unknown'}"
+        f"; {way_out}. Look at these images' annotations, lower the learning rate, or take bf16 or "
+        "fp32 instead of fp16 (--precision)"
+    )
+
+
+def _images(data_batch: Any) -> list[str]:
+    samples = data_batch.get("data_samples", ()) if isinstance(data_batch, Mapping) else ()
+    infos: Sequence[Mapping[str, Any]] = [getattr(s, "metainfo", {}) for s in samples]
+    return [f"{i.get('img_path', '?')} (id {i.get('img_id', '?')})" for i in infos]
+
+
+# Under mmengine's name, too: configs that say CheckpointHook get the one that is safe.
+@HOOKS.register_module(name=["AtomicCheckpointHook", "CheckpointHook"])
+class AtomicCheckpointHook(CheckpointHook):
+    """mmengine's hook, but at any moment there is a complete checkpoint to resume from.
+
+    A checkpoint that is due for removal (``max_keep_ckpts``, ``save_best``) goes only when the new
+    one is complete and ``last_checkpoint`` names it. Weights that are not finite are not saved.
+    Arguments are those of mmengine's ``CheckpointHook``, for a local ``out_dir``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.backend_args is not None or self.file_client_args is not None:
+            raise ValueError("AtomicCheckpointHook writes to local folders: remove backend_args")
+
+    def before_train(self, runner: Runner) -> None:
+        super().before_train(runner)
+        if is_main_process():
+            for path in remove_leftovers(self.out_dir):
+                runner.logger.info(f"removed {path}, left by a save that was interrupted")
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
+        """
+        Raises:
+            TrainingError: weights are not finite.
+        """
+        broken = [k for k, v in checkpoint["state_dict"].items() if not bool(v.isfinite().all())]
+        if broken:
+            raise stopped(
+                runner,
+                None,
+                f"{len(broken)} weights are not finite (first: {broken[0]}) and are not saved",
+            )
+
+    def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
+        kept = list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
+        if step not in kept:
+            kept.append(step)
+        path = Path(self.out_dir) / self.filename_tmpl.format(step)
+        with self._told(runner):
+            if self.max_keep_ckpts > 0:
+                # Written into the checkpoint with the one that is about to go: should this process
+                # be killed in between, mmengine's before_train removes it after resuming.
+                runner.message_hub.update_info("keep_ckpt_ids", kept)
+            runner.message_hub.update_info("last_ckpt", str(path))
+            runner.save_checkpoint(
+                self.out_dir,
+                path.name,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=self.by_epoch,
+                **self.args,
+            )
+            if is_main_process():
+                with replacing(Path(runner.work_dir) / LAST) as temporary:
+                    temporary.write_text(str(path), encoding="utf-8")
+        self.last_ckpt = str(path)
+        if self.max_keep_ckpts > 0:
+            while len(kept) > self.max_keep_ckpts:
+                old = Path(self.out_dir) / self.filename_tmpl.format(kept.pop(0))
+                if is_main_process():
+                    old.unlink(missing_ok=True)
+            self.keep_ckpt_ids.clear()
+            self.keep_ckpt_ids.extend(kept)
+            runner.message_hub.update_info("keep_ckpt_ids", kept)
+
+    def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        with self._told(runner), self._late_removals():
+            super()._save_best_checkpoint(runner, metrics)
+
+    @contextmanager
+    def _told(self, runner: Runner) -> Iterator[None]:
+        """A save that fails says what there still is."""
+        last = runner.message_hub.get_info("last_ckpt", None)
+        try:
+            yield
+        except OSError as err:
+            there = f"{last} is complete" if last else "no checkpoint was saved before"
+            raise TrainingError(
+                f"iteration {runner.iter + 1}: could not save a checkpoint to {self.out_dir} "
+                f"({err}); {there}. Make room there and go on with --resume"
+            ) from err
+
+    @contextmanager
+    def _late_removals(self) -> Iterator[None]:
+        """What mmengine removes before it saves is removed after it has saved."""
+        backend = self.file_backend
+        self.file_backend = _LateRemoval(backend)
+        try:
+            yield
+            for path in self.file_backend.removed:
+                backend.remove(path)
+        finally:
+            self.file_backend = backend
+
+
+class _LateRemoval:
+    """A file backend of mmengine's that remembers what is to be removed."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.removed: list[str] = []
+
+    def remove(self, path: str) -> None:
+        self.removed.append(path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)

@@ -1,0 +1,191 @@
+"""Loops that look for the names of the data set they run on, and make what its metrics need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.evaluator import Evaluator
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.runner import BaseLoop, IterBasedTrainLoop, TestLoop, ValLoop
+from torch import nn
+from torch.utils.data import Dataset
+
+from odise_mm.datasets.base import OBJECT
+from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.engine.hooks import stopped
+from odise_mm.errors import ConfigError, DatasetError
+from odise_mm.registry import LOOPS
+
+TASKS = ("panoptic", "semantic", "instance")
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model itself, without the wrapper for several processes."""
+    return model.module if is_model_wrapper(model) else model
+
+
+def vocabulary_of(dataset: Dataset) -> Vocabulary | None:
+    """The names of a data set: its ``metainfo["vocabulary"]``, or the classes in its metainfo."""
+    metainfo: Mapping[str, Any] = getattr(dataset, "metainfo", None) or {}
+    if metainfo.get("vocabulary") is None and metainfo.get("classes"):
+        return Vocabulary.from_metainfo(metainfo)
+    return metainfo.get("vocabulary")
+
+
+def tasks_of(evaluator: Evaluator) -> set[str]:
+    """The results that an evaluator's metrics need; a metric that does not say needs all."""
+    tasks = {getattr(metric, "task", None) for metric in evaluator.metrics}
+    return set(TASKS) if None in tasks or not tasks else tasks
+
+
+@contextmanager
+def bound_to(model: nn.Module, dataset: Dataset, evaluator: Evaluator | None = None) -> Iterator:
+    """Inside, the model looks for a data set's names and makes what an evaluator needs.
+
+    Afterwards ``model.vocabulary`` and ``model.test_cfg`` are as they were. A model without them,
+    and a data set without names, are left alone.
+    """
+    model = unwrapped(model)
+    vocabulary = vocabulary_of(dataset)
+    before = {
+        name: value
+        for name, value in (
+            ("vocabulary", getattr(model, "vocabulary", None)),
+            ("test_cfg", getattr(model, "test_cfg", None)),
+        )
+        if value is not None
+    }
+    if "vocabulary" in before and vocabulary is not None:
+        model.vocabulary = vocabulary
+    if "test_cfg" in before and evaluator is not None:
+        needed = tasks_of(evaluator)
+        model.test_cfg = {**model.test_cfg, **{task: task in needed for task in TASKS}}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(model, name, value)
+
+
+@LOOPS.register_module()
+class OpenVocabTrainLoop(IterBasedTrainLoop):
+    """Training by iterations, on the names of the training data set.
+
+    A resumed training goes on with the image that would have been next: nothing is loaded to be
+    thrown away, provided the sampler can ``start_at`` a position (as ``SeededSampler`` can).
+    Arguments are those of mmengine's ``IterBasedTrainLoop``.
+
+    Raises:
+        ConfigError: the model takes other names for those it was trained with
+            (``model.fusion.train_vocabulary``).
+        DatasetError: the data set is empty.
+    """
+
+    def __init__(self, runner: Any, dataloader: Any, **kwargs: Any) -> None:
+        super().__init__(runner, dataloader, **kwargs)
+        if not len(self.dataloader.dataset):
+            raise DatasetError("the training data set has no image")
+        _check_train_vocabulary(unwrapped(runner.model), vocabulary_of(self.dataloader.dataset))
+
+    @property
+    def total_batch(self) -> int:
+        """Images per iteration, over all processes."""
+        sampler = self.dataloader.batch_sampler
+        return (self.dataloader.batch_size or sampler.batch_size) * self.runner.world_size
+
+    def run(self) -> nn.Module:
+        """Train until ``max_iters``."""
+        with bound_to(self.runner.model, self.dataloader.dataset):
+            return self._run()
+
+    def _run(self) -> nn.Module:
+        self.runner.call_hook("before_train")
+        self.runner.call_hook("before_train_epoch")
+        self._skip_seen_images()
+        while self._iter < self._max_iters and not self.stop_training:
+            self.runner.model.train()
+            self.run_iter(next(self.dataloader_iterator))
+            self._decide_current_val_interval()
+            if (
+                self.runner.val_loop is not None
+                and self._iter >= self.val_begin
+                and (self._iter % self.val_interval == 0 or self._iter == self._max_iters)
+            ):
+                self.runner.val_loop.run()
+        self.runner.call_hook("after_train_epoch")
+        self.runner.call_hook("after_train")
+        return self.runner.model
+
+    def _skip_seen_images(self) -> None:
+        if self._iter == 0:
+            return
+        sampler = getattr(self.dataloader.batch_sampler, "sampler", self.dataloader.sampler)
+        if hasattr(sampler, "start_at"):
+            sampler.start_at(self._iter * self.total_batch)
+            self.dataloader_iterator = iter(self.dataloader)
+            return
+        print_log(
+            f"{type(sampler).__name__} cannot start in the middle: loading the {self._iter} "
+            "batches that were seen before",
+            logger="current",
+        )
+        for _ in range(self._iter):
+            next(self.dataloader_iterator)
+
+    def run_iter(self, data_batch: Any) -> None:
+        """One iteration.
+
+        Raises:
+            TrainingError: the model's numbers are not finite; names images and last checkpoint.
+        """
+        try:
+            super().run_iter(data_batch)
+        except (FloatingPointError, ValueError) as err:
+            # The second is scipy's, which matches masks with segments before there is a loss.
+            if isinstance(err, ValueError) and "invalid numeric entries" not in str(err):
+                raise
+            raise stopped(self.runner, data_batch, f"numbers not finite ({err})") from err
+
+
+def _check_train_vocabulary(model: nn.Module, vocabulary: Vocabulary | None) -> None:
+    expected = getattr(getattr(model, "fusion", None), "train_vocabulary", None)
+    if expected is None or vocabulary is None or vocabulary == OBJECT:
+        return
+    if expected.synonyms != vocabulary.synonyms:
+        raise ConfigError(
+            f"model.fusion.train_vocabulary has the names of '{expected.name}' ({len(expected)} "
+            f"classes), the training data set those of '{vocabulary.name}' ({len(vocabulary)} "
+            f'classes): set model.fusion.train_vocabulary="{vocabulary.name}", so that classes '
+            "seen in training are known as such"
+        )
+
+
+class _Evaluation(BaseLoop):
+    """What validation and test loops share; mixed into mmengine's."""
+
+    def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **kwargs: Any) -> None:
+        super().__init__(runner, dataloader, evaluator, **kwargs)
+        images = len(self.dataloader.dataset)
+        if images < runner.world_size:
+            raise ConfigError(
+                f"{runner.world_size} processes for {images} images to evaluate: start at most "
+                "as many processes as there are images"
+            )
+
+    def run(self) -> dict[str, float]:
+        """Evaluate: what the metrics say."""
+        with bound_to(self.runner.model, self.dataloader.dataset, self.evaluator):
+            return super().run()
+
+
+@LOOPS.register_module()
+class OpenVocabValLoop(_Evaluation, ValLoop):
+    """Validation on the names of its data set; arguments as mmengine's ``ValLoop``."""
+
+
+@LOOPS.register_module()
+class OpenVocabTestLoop(_Evaluation, TestLoop):
+    """Testing on the names of its data set; arguments as mmengine's ``TestLoop``."""

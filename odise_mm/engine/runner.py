@@ -1,0 +1,223 @@
+"""The runner: mmengine's, with configs checked first and checkpoints that can be relied on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import is_distributed, is_main_process
+from mmengine.runner import Runner
+from torch import nn
+
+from odise_mm.apis.building import config_errors
+from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.engine.checkpoints import latest_checkpoint, read_training_state, replacing
+from odise_mm.engine.config import check_config, complete_config
+from odise_mm.engine.loops import unwrapped
+from odise_mm.errors import CheckpointError
+from odise_mm.models.weights import load_weights
+from odise_mm.registry import RUNNERS
+from odise_mm.utils.checkpoint import differences
+
+
+@RUNNERS.register_module()
+class OpenVocabRunner(Runner):
+    """mmengine's runner for this package's models and data sets.
+
+    * Configs are completed and checked before anything is built, see
+      :mod:`odise_mm.engine.config`.
+    * ``load_from`` takes our weights and published ODISE files, strictly. ``resume`` takes
+      checkpoints of a training with the same config only.
+    * Checkpoints hold the trained parameters, the state of optimizer and schedules, and the
+      curves; they appear complete or not at all.
+    * Iterations are reproducible, and losses are watched: see :mod:`odise_mm.engine.hooks`.
+    """
+
+    _state: dict[str, Any] | None = None  # read by resume() for load_checkpoint()
+
+    @classmethod
+    def from_cfg(cls, cfg: Config) -> OpenVocabRunner:
+        """A runner from a config.
+
+        Raises:
+            ConfigError, DatasetError, DeviceError: see :func:`odise_mm.engine.config.check_config`;
+                a part that refuses its arguments.
+        """
+        cfg = complete_config(cfg)
+        check_config(cfg)
+        with config_errors(cfg):
+            return super().from_cfg(cfg)
+
+    def setup_env(self, env_cfg: dict[str, Any]) -> None:
+        """As mmengine; processes without a GPU talk to each other through gloo."""
+        if self.distributed and not is_distributed() and not torch.cuda.is_available():
+            torch.distributed.init_process_group("gloo")
+        super().setup_env(env_cfg)
+
+    def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
+        """As mmengine, on CPUs too."""
+        if self.distributed and not torch.cuda.is_available():
+            defaults = dict(broadcast_buffers=False, find_unused_parameters=False, device_ids=None)
+            model_wrapper_cfg = {**defaults, **(model_wrapper_cfg or {})}
+        return super().wrap_model(model_wrapper_cfg, model)
+
+    def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
+        """As mmengine, with what makes a training resumable and watches its losses."""
+        own = dict(
+            iteration_seed=dict(type="IterationSeedHook"),
+            finite_loss=dict(type="FiniteLossHook"),
+        )
+        super().register_default_hooks({**own, **(hooks or {})})
+
+    def build_train_loop(self, loop: Any) -> Any:
+        with config_errors(self.cfg):
+            return super().build_train_loop(loop)
+
+    def build_val_loop(self, loop: Any) -> Any:
+        with config_errors(self.cfg):
+            return super().build_val_loop(loop)
+
+    def build_test_loop(self, loop: Any) -> Any:
+        with config_errors(self.cfg):
+            return super().build_test_loop(loop)
+
+    def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        with config_errors(self.cfg):
+            return super().build_optim_wrapper(optim_wrapper)
+
+    def build_param_scheduler(self, scheduler: Any) -> Any:
+        with config_errors(self.cfg):
+            return super().build_param_scheduler(scheduler)
+
+    def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
+        """As mmengine; says what batch and learning rate it comes to."""
+        super().scale_lr(optim_wrapper, auto_scale_lr)
+        batch = self.train_loop.total_batch if hasattr(self.train_loop, "total_batch") else None
+        if batch is None:
+            return
+        rates = sorted({group["lr"] for group in optim_wrapper.optimizer.param_groups})
+        accumulated = getattr(optim_wrapper, "_accumulative_counts", 1)
+        self.logger.info(
+            f"{batch} images per iteration ({batch // self.world_size} in each of "
+            f"{self.world_size} processes), an update every {accumulated} iterations, "
+            f"learning rate {', '.join(f'{rate:g}' for rate in rates)}"
+        )
+        images = len(self.train_dataloader.dataset)
+        if images < batch:
+            self.logger.warning(
+                f"an iteration takes {batch} images and the data set has {images}: images repeat "
+                "within an iteration"
+            )
+        base = (auto_scale_lr or {}).get("base_batch_size")
+        if base not in (None, batch * accumulated) and not auto_scale_lr.get("enable", False):
+            self.logger.warning(
+                f"the learning rate was made for {base} images per update, here they are "
+                f"{batch * accumulated}: scale it with --auto-scale-lr, or set "
+                f"train_dataloader.batch_size so that batch x {self.world_size} processes = {base}"
+            )
+
+    def load_or_resume(self) -> None:
+        """As mmengine; starts from the beginning where there is nothing to resume from."""
+        if self._resume and self._load_from is None and not self._has_loaded:
+            self._load_from = latest_checkpoint(self.work_dir)
+            if self._load_from is None:
+                self.logger.info(
+                    f"{self.work_dir} has no checkpoint to resume from: starting at iteration 0"
+                )
+                self._resume = False
+        super().load_or_resume()
+
+    def resume(
+        self,
+        filename: str | os.PathLike[str],
+        resume_optimizer: bool = True,
+        resume_param_scheduler: bool = True,
+        map_location: Any = "cpu",
+    ) -> None:
+        """Go on with a training.
+
+        Raises:
+            CheckpointError: not a training's checkpoint, or that of another config.
+        """
+        self._state = read_training_state(filename)
+        try:
+            super().resume(
+                os.fspath(filename), resume_optimizer, resume_param_scheduler, map_location
+            )
+        except (KeyError, ValueError) as err:
+            raise CheckpointError(
+                f"{filename} was made with another optimizer or schedule ({err}): resume with the "
+                "config it was trained with, or start from its weights with load_from"
+            ) from err
+
+    def load_checkpoint(
+        self, filename: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> dict[str, Any] | None:
+        """Load weights, strictly: ours (.pth, .safetensors) or a published ODISE file.
+
+        Returns:
+            Training state, if :meth:`resume` asks.
+
+        Raises:
+            CheckpointError: the file is of another model; the message names the first differences.
+        """
+        model, state = unwrapped(self.model), self._state
+        self._state = None
+        if state is None:
+            load_weights(model, filename)
+        else:
+            self._check_state(filename, state)
+            self.call_hook("after_load_checkpoint", checkpoint=state)
+            model.load_state_dict(state["state_dict"])
+        self._has_loaded = True
+        self.logger.info(f"loaded {filename}")
+        return state
+
+    def _check_state(self, filename: str | os.PathLike[str], state: dict[str, Any]) -> None:
+        advice = (
+            "resume with the config that it was trained with (a copy lies beside it), or start "
+            "from its weights with load_from"
+        )
+        wrong = differences(state["state_dict"], unwrapped(self.model).state_dict())
+        if wrong:
+            raise CheckpointError(f"{filename} was not made with this config: {wrong}; {advice}")
+        names = getattr(self.train_dataloader.dataset, "metainfo", None)
+        if state["meta"].get("dataset_meta") != plain(names):
+            raise CheckpointError(
+                f"{filename} was trained on other names than the training data set's: {advice}"
+            )
+        state["meta"]["dataset_meta"] = names  # as mmengine compares it
+
+    def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
+        """As mmengine, but the file appears when it is complete.
+
+        Raises:
+            OSError: the disk is full, ...; a file of this name that was there stays as it was.
+        """
+        if is_main_process():
+            with replacing(Path(out_dir) / filename) as temporary:
+                super().save_checkpoint(str(temporary.parent), temporary.name, *args, **kwargs)
+
+    def call_hook(self, fn_name: str, **kwargs: Any) -> None:
+        """As mmengine. What goes into a checkpoint is made plain first, so that it can be read
+        without running code."""
+        if fn_name == "before_save_checkpoint":
+            checkpoint = kwargs["checkpoint"]
+            for holder in (checkpoint["meta"], checkpoint["message_hub"]["runtime_info"]):
+                if "dataset_meta" in holder:
+                    holder["dataset_meta"] = plain(holder["dataset_meta"])
+        super().call_hook(fn_name, **kwargs)
+
+
+def plain(value: Any) -> Any:
+    """Metainfo of a data set as lists, numbers and text; what is none of these as its text."""
+    if isinstance(value, Vocabulary):
+        value = dict(synonyms=value.synonyms, is_thing=value.is_thing)
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
