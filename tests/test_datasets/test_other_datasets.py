@@ -1,0 +1,167 @@
+"""SemanticDataset and InstanceDataset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from odise_mm.datasets import InstanceDataset, SemanticDataset, Vocabulary
+from odise_mm.errors import ConfigError, DatasetError
+from odise_mm.registry import DATASETS
+from tests.test_datasets.small_coco import VOCABULARY
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    """Pictures b and city/a, and their label files."""
+    for name, shape in (("b", (4, 6)), ("city/a", (5, 7))):
+        for path, kind in ((f"images/{name}_rgb.png", "RGB"), (f"labels/{name}_ids.png", "L")):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            Image.new(kind, shape[::-1]).save(tmp_path / path)
+    return tmp_path
+
+
+def semantic(root: Path, **changes: Any) -> SemanticDataset:
+    config = dict(
+        type="SemanticDataset",
+        vocabulary=VOCABULARY,
+        data_root=str(root),
+        data_prefix=dict(img_path="images", seg_map_path="labels"),
+        img_suffix="_rgb.png",
+        seg_map_suffix="_ids.png",
+        test_mode=True,
+    )
+    return DATASETS.build({**config, **changes})
+
+
+def test_semantic(labels: Path) -> None:
+    dataset = semantic(labels, reduce_zero_label=True, pipeline=[dict(type="LoadImage")])
+    assert dataset.vocabulary is VOCABULARY and dataset.metainfo["vocabulary"] == VOCABULARY
+    assert len(dataset) == 2
+    first, second = dataset[0], dataset[1]
+    assert first["img_id"] == "b" and second["img_id"] == "city/a"
+    assert second["img_path"] == str(labels / "images/city/a_rgb.png")
+    assert second["sem_seg_path"] == str(labels / "labels/city/a_ids.png")
+    assert second["reduce_zero_label"] is True and second["ori_shape"] == (5, 7)
+    (labels / "list.txt").write_text("city/a\n")
+    listed = semantic(labels, ann_file="list.txt")
+    assert [listed.get_data_info(i)["img_id"] for i in range(len(listed))] == ["city/a"]
+    assert listed.get_data_info(0)["reduce_zero_label"] is False
+
+
+def test_bad_semantic_data(labels: Path) -> None:
+    with pytest.raises(DatasetError, match="nothing: no such folder of images"):
+        semantic(labels, data_prefix=dict(img_path="nothing", seg_map_path="labels"))
+    with pytest.raises(DatasetError, match="nothing: no such folder of semantic label files"):
+        semantic(labels, data_prefix=dict(img_path="images", seg_map_path="nothing"))
+    with pytest.raises(DatasetError, match="list.txt: no such list of images"):
+        semantic(labels, ann_file="list.txt")
+    with pytest.raises(DatasetError, match=r"images \(images end in .jpg\): the data set is empty"):
+        semantic(labels, img_suffix=".jpg")
+    with pytest.raises(DatasetError, match="needs `vocabulary`"):
+        semantic(labels, vocabulary=None)
+    (labels / "labels/b_ids.png").unlink()
+    with pytest.raises(DatasetError, match=r"b_ids.png: no such label file for .*b_rgb.png"):
+        semantic(labels)
+
+
+SQUARE = [[2, 2, 8, 2, 8, 8, 2, 8]]
+
+
+@pytest.fixture
+def instances(tmp_path: Path) -> Path:
+    """As LVIS: pictures are named by ``coco_url`` alone."""
+    (tmp_path / "coco").mkdir()
+    content = dict(
+        images=[
+            dict(id=i, height=10, width=12, coco_url=f"http://images.org/val2017/{i:012}.jpg")
+            for i in (9, 4)
+        ],
+        annotations=[
+            dict(id=1, image_id=9, category_id=2, bbox=[2, 2, 6, 6], area=36, segmentation=SQUARE),
+            dict(id=2, image_id=9, category_id=5, bbox=[2, 2, 6, 6], area=36, segmentation=SQUARE,
+                 iscrowd=1),
+        ],
+        categories=[dict(id=5, name="dog"), dict(id=2, name="cat")],
+    )  # fmt: skip
+    (tmp_path / "instances.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+PETS = Vocabulary((("dog",), ("cat", "kitten")), (True, True))
+
+
+def instance(root: Path, **changes: Any) -> InstanceDataset:
+    config = dict(
+        type="InstanceDataset",
+        vocabulary=PETS,
+        data_root=str(root),
+        ann_file="instances.json",
+        data_prefix=dict(img="coco"),
+        test_mode=True,
+    )
+    return DATASETS.build({**config, **changes})
+
+
+def change(root: Path, **changes: Any) -> None:
+    path = root / "instances.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_instances(instances: Path) -> None:
+    dataset = instance(instances)
+    first, second = dataset.get_data_info(0), dataset.get_data_info(1)
+    assert first["img_path"] == str(instances / "coco/val2017/000000000009.jpg")
+    assert (first["img_id"], first["height"], first["width"]) == (9, 10, 12)
+    assert [i["bbox_label"] for i in first["instances"]] == [1, 0]
+    assert [i["ignore_flag"] for i in first["instances"]] == [0, 1]
+    assert first["instances"][0]["bbox"] == [2, 2, 8, 8] and second["instances"] == []
+    assert dataset.vocabulary is PETS and dataset.metainfo["classes"] == ("dog", "cat")
+    assert dataset.get_cat_ids(0) == [1, 0]
+    assert len(instance(instances, test_mode=False)) == 1  # image 4 has nothing to train on
+
+
+def test_its_instances_are_what_mmdet_loads(instances: Path) -> None:
+    """mmdet's own loading step draws the masks."""
+    picture = instances / "coco/val2017/000000000009.jpg"
+    picture.parent.mkdir()
+    Image.new("RGB", (12, 10)).save(picture)
+    step = dict(type="mmdet.LoadAnnotations", with_mask=True)
+    item = instance(instances, pipeline=[dict(type="LoadImage"), step])[0]
+    expected = np.zeros((10, 12), bool)
+    expected[2:8, 2:8] = True
+    assert np.array_equal(item["gt_masks"].to_ndarray()[0].astype(bool), expected)
+
+
+def test_class_agnostic_instances(instances: Path) -> None:
+    dataset = instance(instances, vocabulary=None, class_agnostic=True)
+    assert dataset.vocabulary.names == ("object",)
+    assert [i["bbox_label"] for i in dataset.get_data_info(0)["instances"]] == [0, 0]
+
+
+def test_bad_instance_data(instances: Path) -> None:
+    with pytest.raises(DatasetError, match="no category is called 'sky-other-merged', 'grass"):
+        instance(instances, vocabulary=VOCABULARY)
+    with pytest.raises(DatasetError, match=r"unknown category ids in annotations: 2 \(cat\)"):
+        instance(instances, vocabulary=Vocabulary((("dog",),), (True,)))
+    with pytest.raises(DatasetError, match="no such annotation file"):
+        instance(instances, ann_file="nothing.json")
+    with pytest.raises(DatasetError, match="no such folder of images"):
+        instance(instances, data_prefix=dict(img="nothing"))
+    with pytest.raises(ConfigError, match="filter_cfg"):
+        instance(instances, filter_cfg=dict(min_size=3))
+    change(instances, annotations=[])
+    assert len(instance(instances)) == 2
+    with pytest.raises(DatasetError, match="is empty, all 2 images are without an instance"):
+        instance(instances, test_mode=False)
+    change(instances, annotations=[dict(id=8, image_id=77, category_id=2)])
+    with pytest.raises(DatasetError, match="annotation 8 is of image id 77"):
+        instance(instances)
+    change(instances, annotations=[dict(image_id=9, segments_info=[])])
+    with pytest.raises(DatasetError, match="holds panoptic annotations where instance ones"):
+        instance(instances)

@@ -1,0 +1,257 @@
+"""Maps of segments in training pipelines, against one mask per segment and against Pillow."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmdet.structures.mask import BitmapMasks
+from mmengine.config import Config
+from PIL import Image
+
+from odise_mm.datasets import PanopticDataset
+from odise_mm.datasets.base import random_numbers_of
+from odise_mm.errors import DatasetError
+from odise_mm.registry import DATASETS, TRANSFORMS
+from odise_mm.utils.panoptic_io import write_panoptic_png
+from tests.test_datasets.small_coco import SmallCoco, write_small_coco
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> SmallCoco:
+    return write_small_coco(tmp_path / "coco")
+
+
+def build(coco: SmallCoco, pipeline: list[dict], **changes: Any) -> PanopticDataset:
+    return DATASETS.build(coco.config(pipeline=pipeline, **changes))
+
+
+LOAD = [dict(type="LoadImage"), dict(type="LoadPanopticMap")]
+
+
+def scene(rng: np.random.Generator, height: int, width: int, count: int) -> tuple:
+    """A picture and a map of ``count`` patches, with holes."""
+    image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
+    rows, columns = -(-height // 5), -(-width // 5)
+    coarse = rng.integers(0, count + 1, (rows, columns))
+    numbers = np.kron(coarse, np.ones((5, 5), int))[:height, :width]
+    return image, numbers.astype(np.int32), rng.integers(0, 1500, count)
+
+
+def jitter(size: int) -> list[dict]:
+    return [
+        dict(type="LargeScaleJitter", scale=(size, size), ratio_range=(0.1, 2.0)),
+        dict(type="mmdet.RandomCrop", crop_size=(size, size)),
+        dict(type="mmdet.Pad", size=(size, size), pad_val=dict(img=(128, 128, 128), seg=0)),
+    ]
+
+
+def run(steps: list[dict], results: dict, seed: int) -> dict:
+    with random_numbers_of(seed):
+        for step in steps:
+            results = TRANSFORMS.build(step)(results)
+    return results
+
+
+def equal_to_masks(done: dict, expected: list[np.ndarray], labels: np.ndarray) -> None:
+    left = [index for index, mask in enumerate(expected) if mask.any()]
+    assert done["gt_bboxes_labels"].tolist() == labels[left].tolist()
+    assert done["gt_masks"].masks.shape == (len(left), *expected[0].shape)
+    assert np.array_equal(done["gt_masks"].masks, np.stack(expected)[left])
+    assert "gt_seg_map" not in done and "gt_segment_labels" not in done
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_jitter_of_a_map_is_that_of_every_mask(seed: int) -> None:
+    """mmdet's own transforms, run on one mask after the other, give the same masks."""
+    rng = np.random.default_rng(seed)
+    image, numbers, labels = scene(rng, *rng.integers(20, 90, 2), 12)
+    flip = dict(type="mmdet.RandomFlip", prob=0.5)
+    theirs = dict(
+        type="mmdet.RandomResize",
+        resize_type="mmdet.Resize",
+        scale=(48, 48),
+        ratio_range=(0.1, 2.0),
+        keep_ratio=True,
+        backend="pillow",
+    )
+    results = dict(img=image, gt_seg_map=numbers, gt_segment_labels=labels)
+    done = run([flip, *jitter(48), dict(type="PanopticMapToMasks")], results, seed)
+    expected = []
+    for number in range(1, 13):
+        mask = dict(img=image, gt_seg_map=(numbers == number).astype(np.uint8))
+        alone = run([flip, theirs, *jitter(48)[1:]], mask, seed)
+        assert np.array_equal(alone["img"], done["img"])
+        expected.append(alone["gt_seg_map"])
+    equal_to_masks(done, expected, labels)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_resizing_by_opencv_is_that_of_bitmap_masks(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    image, numbers, labels = scene(rng, *rng.integers(20, 90, 2), 12)
+    scale = tuple(int(v) for v in rng.integers(16, 120, 2))
+    flip = dict(type="mmdet.RandomFlip", prob=1.0)
+    ours = dict(type="ResizeKeepRatio", scale=scale, backend="cv2")
+    theirs = dict(type="mmdet.Resize", scale=scale, keep_ratio=True, backend="cv2")
+    results = dict(img=image, gt_seg_map=numbers, gt_segment_labels=labels)
+    done = run([flip, ours, dict(type="PanopticMapToMasks")], results, seed)
+    stack = np.stack([numbers == number for number in range(1, 13)]).astype(np.uint8)
+    masks = run([flip, theirs], dict(img=image, gt_masks=BitmapMasks(stack, *numbers.shape)), seed)
+    equal_to_masks(done, list(masks["gt_masks"].masks), labels)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_large_scale_jitter_by_hand(seed: int) -> None:
+    """Pillow, and the numbers drawn in their order: the factor, then the crop's place."""
+    rng = np.random.default_rng(seed)
+    height, width = (int(v) for v in rng.integers(30, 120, 2))
+    image, numbers, _ = scene(rng, height, width, 300)  # more than 8 bits hold
+    done = run(jitter(64), dict(img=image, gt_seg_map=numbers), seed)
+
+    numpy_rng = np.random.RandomState(seed)
+    box = int(64 * (0.1 + 1.9 * numpy_rng.random_sample()))
+    size = tuple(int(side * (box / max(height, width)) + 0.5) for side in (width, height))
+    with Image.fromarray(image) as pil:
+        picture = np.asarray(pil.resize(size, Image.Resampling.BILINEAR))
+    with Image.fromarray(numbers) as pil:
+        assert pil.mode == "I"
+        expected = np.asarray(pil.resize(size, Image.Resampling.NEAREST))
+    top = numpy_rng.randint(0, max(size[1] - 64, 0) + 1)
+    left = numpy_rng.randint(0, max(size[0] - 64, 0) + 1)
+    canvas, labels = np.full((64, 64, 3), 128, np.uint8), np.zeros((64, 64), np.int32)
+    picture, expected = (x[top : top + 64, left : left + 64] for x in (picture, expected))
+    canvas[: picture.shape[0], : picture.shape[1]] = picture
+    labels[: picture.shape[0], : picture.shape[1]] = expected
+    assert np.array_equal(done["img"], canvas)
+    assert np.array_equal(done["gt_seg_map"], labels) and done["gt_seg_map"].dtype == np.int32
+
+
+def test_the_range_of_large_scale_jitter() -> None:
+    image = np.zeros((20, 40, 3), np.uint8)
+    step = dict(type="LargeScaleJitter", scale=(200, 200))
+    factors = [run([step], dict(img=image), seed)["scale_factor"][0] / 5 for seed in range(400)]
+    assert 0.09 < min(factors) < 0.12 and 1.97 < max(factors) <= 2
+    assert np.mean(factors) == pytest.approx(1.05, abs=0.08)  # uniform from 0.1 to 2
+
+
+def test_the_config_of_coco(coco: SmallCoco) -> None:
+    """The pipeline of the config at its full size: shapes, types, and nothing of crowds."""
+    cfg = Config.fromfile(ROOT / "configs/_base_/datasets/coco.py")
+    dataset = build(coco, cfg.train_pipeline)
+    for index, labels in enumerate(([0, 2, 1, 1, 3], [0, 2, 1, 1, 3], [0, 2, 1, 1])):
+        for seed in range(4):
+            with random_numbers_of(seed):
+                item = dataset[index]
+            sample = item["data_samples"]
+            assert item["inputs"].shape == (3, 1024, 1024)
+            assert item["inputs"].dtype == torch.uint8
+            assert set(sample.gt_instances.labels.tolist()) <= set(labels)
+            assert sample.gt_instances.masks.masks.shape == (len(sample.gt_instances), 1024, 1024)
+            assert sample.gt_instances.masks.masks.sum(axis=0).max() == 1, "no pixel is in two"
+            assert sample.metainfo["words"] == [] and sample.metainfo["img_shape"] == (1024, 1024)
+            assert "gt_sem_seg" not in sample
+
+
+@pytest.mark.parametrize("shape", [(1, 900), (900, 1)])
+def test_extreme_strips_survive(shape: tuple[int, int]) -> None:
+    numbers = np.full(shape, 700, np.int32)
+    results = dict(img=np.zeros((*shape, 3), np.uint8), gt_seg_map=numbers)
+    done = run([dict(type="ResizeKeepRatio", scale=(64, 64))], results, 0)
+    assert done["gt_seg_map"].shape == done["img"].shape[:2] and min(done["img"].shape[:2]) == 1
+    assert (done["gt_seg_map"] == 700).all()
+
+
+def test_numbers_of_segments(coco: SmallCoco) -> None:
+    dataset = build(coco, LOAD)
+    for index, image_id in enumerate((7, 3, 25)):
+        item = dataset[index]
+        expected = np.where(coco.maps[image_id] > 0, coco.maps[image_id] % 1000, 0)
+        if image_id == 25:
+            expected[expected == 5] = 0  # a crowd
+        assert np.array_equal(item["gt_seg_map"], expected)
+        assert item["gt_seg_map"].dtype == np.int32
+        assert item["gt_segment_labels"].tolist() == [0, 2, 1, 1, 3][: expected.max()]
+
+
+def test_an_image_of_nothing_but_void(coco: SmallCoco) -> None:
+    """It can be cropped to that in training; it stays, without a mask."""
+    results = dict(gt_seg_map=np.zeros((6, 9), np.int32), gt_segment_labels=np.array([4, 2]))
+    done = run([dict(type="PanopticMapToMasks")], results, 0)
+    assert done["gt_masks"].masks.shape == (0, 6, 9) and done["gt_bboxes_labels"].shape == (0,)
+
+
+def test_maps_that_do_not_fit(coco: SmallCoco) -> None:
+    dataset = build(coco, LOAD)
+    first, second, third = (coco.png(image_id) for image_id in (7, 3, 25))
+    write_panoptic_png(first, coco.maps[7][:-1])
+    with pytest.raises(DatasetError, match=f"{first} is 40 x 23 .* image .*7.jpg 40 x 24"):
+        dataset[0]
+    for strange in (1, 77_006, 16_777_215):  # below, beside and above the known ones
+        changed = coco.maps[7].copy()
+        changed[0, :3] = strange
+        write_panoptic_png(first, changed)
+        with pytest.raises(DatasetError, match=rf"{first} has a segment of id {strange} .3 pixels"):
+            dataset[0]
+    changed = np.where(coco.maps[3] == 73_003, 73_001, coco.maps[3])
+    write_panoptic_png(second, changed)
+    with pytest.raises(DatasetError, match=f"{second} has no pixel of segment 73003"):
+        dataset[1]
+    Image.new("L", (33, 33)).save(third)
+    with pytest.raises(DatasetError, match=f"{third}: a panoptic PNG is RGB"):
+        dataset[2]
+    third.write_bytes(b"no png")
+    with pytest.raises(DatasetError, match=f"{third}: not a readable panoptic PNG"):
+        dataset[2]
+    third.unlink()
+    with pytest.raises(DatasetError, match=f"{third}: .*No such file"):
+        dataset[2]
+
+
+def words(captions: list[list[str]] | None, seed: int, num_words: int = 8) -> list[str]:
+    results = {} if captions is None else dict(captions_phrases=captions)
+    return run([dict(type="DrawWords", num_words=num_words)], results, seed)["words"]
+
+
+def test_words_are_of_one_caption_and_drawn_with_replacement() -> None:
+    captions = [["a", "b", "c"], ["x"], []]
+    drawn = [words(captions, seed) for seed in range(600)]
+    kinds = {"abc": 0, "x": 0, "": 0}
+    for each in drawn:
+        (kind,) = [k for k in kinds if (not each and not k) or (each and set(each) <= set(k))]
+        kinds[kind] += 1
+    assert all(150 < count < 250 for count in kinds.values()), "one caption of three, at random"
+    first = [each for each in drawn if set(each) <= set("abc") and each]
+    assert all(len(each) == 8 and max(map(each.count, each)) > 1 for each in first)
+    share = sum(each.count("b") for each in first) / (8 * len(first))
+    assert share == pytest.approx(1 / 3, abs=0.05)
+    assert words(captions, 3) == words(captions, 3)
+    assert len(words([["a"]], 0, num_words=5)) == 5
+    with pytest.raises(ValueError, match="num_words"):
+        TRANSFORMS.build(dict(type="DrawWords", num_words=0))
+
+
+def test_without_captions_there_are_no_words() -> None:
+    assert words(None, 0) == words([], 0) == words([[]], 0) == []
+
+
+def test_random_numbers_are_given_back() -> None:
+    random.seed(1)
+    np.random.seed(1)
+    expected = random.random(), np.random.random(), random.random(), np.random.random()
+    random.seed(1)
+    np.random.seed(1)
+    before = random.random(), np.random.random()
+    with random_numbers_of(7):
+        inside = random.random(), np.random.random()
+    with pytest.raises(ZeroDivisionError), random_numbers_of(8):
+        1 / 0  # noqa: B018
+    assert (*before, random.random(), np.random.random()) == expected
+    with random_numbers_of(7):
+        assert (random.random(), np.random.random()) == inside
