@@ -119,6 +119,22 @@ class OpenVocabRunner(Runner):
                 f"train_dataloader.batch_size so that batch x {self.world_size} processes = {base}"
             )
 
+    def test_on(self, cfg: Config) -> dict[str, float]:
+        """Test on the test set of another config, with the model as it is.
+
+        Returns:
+            What the metrics say. ``test_loop`` is then that of this test set.
+
+        Raises:
+            ConfigError, DatasetError, DeviceError: see :meth:`from_cfg`.
+        """
+        cfg = complete_config(cfg)
+        check_config(cfg)
+        self._test_dataloader = cfg.test_dataloader
+        self._test_evaluator = cfg.test_evaluator
+        self._test_loop = cfg.test_cfg
+        return self.test()
+
     def load_or_resume(self) -> None:
         """As mmengine; starts from the beginning where there is nothing to resume from."""
         if self._resume and self._load_from is None and not self._has_loaded:

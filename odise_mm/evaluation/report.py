@@ -197,10 +197,17 @@ def describe_vocabulary(
         content_sha256=hashlib.sha256(content.encode()).hexdigest(),
     )
     files = [file for file in (source, label_file) if file is not None and os.path.isfile(file)]
-    described["sha256"] = {
-        str(file): hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files
-    }
+    described["sha256"] = {str(file): sha256_of(file) for file in files}
     return described
+
+
+def sha256_of(file: str | os.PathLike) -> str:
+    """Of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def software_versions() -> dict[str, str]:

@@ -8,7 +8,8 @@ like the pictures', and ade847.txt, the classes, one "index:name,synonym" per li
 The classes are the index's object names that occur as objects (not only as parts of objects) in
 pictures of both the training and the validation part, in the index's order: the rule stated for
 the 847 classes of MaskFormer (arXiv 2107.06278, section 4). To have exactly a published list,
-give it with --classes: one class per line, "name, synonym" as in the index, or its number there.
+give it with --classes: one class per line, "name, synonym" as in the index, or its number there,
+or "id:name,synonym" as in OpenSeg's ade20k_847.txt.
 
 Example:
     python tools/dataset_converters/ade20k_full.py data/ADE20K_2021_17_01
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -167,7 +169,7 @@ def choose_classes(index: Index, classes_file: Path | None) -> list[int]:
     chosen: list[int] = []
     lines = need_file(classes_file, "a published list").read_text(encoding="utf-8").splitlines()
     for place, line in enumerate(lines, start=1):
-        text = " ".join(line.split())
+        text = _index_name(line)
         if not text:
             continue
         number = int(text) if text.isdecimal() else numbers.get(text, 0)
@@ -182,6 +184,15 @@ def choose_classes(index: Index, classes_file: Path | None) -> list[int]:
     if not chosen:
         raise DatasetError(f"{classes_file}: no class in it")
     return chosen
+
+
+def _index_name(line: str) -> str:
+    """A line of a list of classes as the index spells it; label files' ``id:name,name``, too."""
+    label = re.fullmatch(r"\s*\d+\s*:(.*)", line)
+    if label is None:
+        return " ".join(line.split())
+    names = [" ".join(name.split()) for name in label[1].split(",")]
+    return "" if names == ["invalid_class_id"] else ", ".join(names)
 
 
 def write_vocabulary(path: Path, names: Sequence[str]) -> None:

@@ -1,0 +1,284 @@
+"""What a test run leaves behind beside its numbers: result files, pictures, a progress bar."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+from mmdet.structures import DetDataSample
+from mmengine.dist import barrier, get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from PIL import Image
+from pycocotools import mask as coco_mask
+from rich.progress import Progress, TaskID
+
+from odise_mm.registry import HOOKS
+from odise_mm.structures import SegmentationResult
+from odise_mm.utils.image import read_image
+from odise_mm.utils.panoptic_io import describe_categories, describe_segments, write_panoptic_png
+from odise_mm.visualization import draw_panoptic
+from odise_mm.visualization.visualizer import result_from_pixels
+
+_TASKS = ("panoptic", "semantic", "instance")
+
+
+@HOOKS.register_module()
+class ResultWriterHook(Hook):
+    """Writes results while a test runs, each process those of its own images.
+
+    Below ``dump_dir/<set name>``: ``panoptic/*.png`` and ``panoptic.json`` (COCO's panoptic
+    format), ``instances.json`` (COCO's results format), ``semantic/*.png`` (class indices; 16 bit
+    for more than 256 classes). Category ids are the data set's own where it has them, else class
+    index + 1. The JSON files appear when the set is finished and do not depend on the number of
+    processes.
+    Below ``show_dir/<set name>``: pictures with the panoptic result drawn.
+
+    All three results are made while dumping, whatever the metrics need.
+
+    Args:
+        dump_dir, show_dir: made where missing; None: nothing is written.
+        show_interval: every how many images of the set a picture is drawn; the first one is.
+        notice: text for a banner above pictures, and for ``info`` in the JSON file.
+    """
+
+    def __init__(
+        self,
+        dump_dir: str | os.PathLike | None = None,
+        show_dir: str | os.PathLike | None = None,
+        show_interval: int = 1,
+        notice: str | None = None,
+    ) -> None:
+        if show_interval < 1:
+            raise ValueError(f"show_interval={show_interval}: at least 1")
+        self.dump_dir = None if dump_dir is None else Path(dump_dir)
+        self.show_dir = None if show_dir is None else Path(show_dir)
+        self.show_interval = show_interval
+        self.notice = notice
+        self.set_name = ""
+        """Name of the set whose results come next: the folder that they go to."""
+        self._open = ExitStack()
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        dataset = runner.test_loop.dataloader.dataset
+        self._vocabulary = model.vocabulary
+        self._category_ids = _category_ids(dataset, len(self._vocabulary))
+        paths = [dataset.get_data_info(index)["img_path"] for index in range(len(dataset))]
+        self._index = {path: index for index, path in enumerate(paths)}
+        self._stems = unique_stems(paths)
+        if self.show_dir is not None:
+            model.test_cfg["panoptic"] = True
+        if self.dump_dir is not None:
+            for task in _TASKS:
+                model.test_cfg[task] = True
+            folder = self.dump_dir / self.set_name
+            folder.mkdir(parents=True, exist_ok=True)
+            self._parts = {
+                kind: self._open.enter_context(
+                    _part(folder, kind, get_rank()).open("w", encoding="utf-8")
+                )
+                for kind in ("panoptic", "instances")
+            }
+
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[DetDataSample] | None = None,
+    ) -> None:
+        for sample in outputs or ():
+            index = self._index[sample.img_path]
+            draw = self.show_dir is not None and index % self.show_interval == 0
+            if not draw and self.dump_dir is None:
+                continue
+            sample = sample.cpu()
+            result = result_from_pixels(sample.pred_panoptic_seg, self._vocabulary.names)
+            result.image_path = result.image_name = sample.img_path
+            if draw:
+                self._show(result)
+            if self.dump_dir is not None:
+                self._dump(index, sample, result)
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        if self.dump_dir is None:
+            return
+        self._open.close()
+        barrier()  # all parts are complete
+        if get_rank() == 0:
+            folder = self.dump_dir / self.set_name
+            info = dict(description=f"results of odise_mm on {self.set_name}")
+            if self.notice:
+                info["notice"] = self.notice
+            with _lines(folder, "panoptic") as lines:
+                entries = list(lines)
+            _write_json(
+                folder / "panoptic.json",
+                dict(
+                    info=info,
+                    images=[entry["image"] for entry in entries],
+                    annotations=[entry["annotation"] for entry in entries],
+                    categories=describe_categories(self._vocabulary, self._category_ids),
+                ),
+            )
+            with _lines(folder, "instances") as lines:
+                _write_json_list(folder / "instances.json", lines)
+            for part in folder.glob(".*.rank*.jsonl"):
+                part.unlink()
+        barrier()  # nobody goes on to open parts that are being removed
+
+    def _show(self, result: SegmentationResult) -> None:
+        picture = draw_panoptic(read_image(result.image_path), result, notice=self.notice)
+        path = self.show_dir / self.set_name / f"{self._stems[result.image_path]}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture[..., ::-1]).save(path, quality=92, subsampling=0)
+
+    def _dump(self, index: int, sample: DetDataSample, result: SegmentationResult) -> None:
+        folder = self.dump_dir / self.set_name
+        stem = self._stems[result.image_path]
+        image_id = sample.metainfo.get("img_id", index)
+        write_panoptic_png(folder / "panoptic" / f"{stem}.png", result.panoptic)
+        segments = describe_segments(result.panoptic, result.segments, self._category_ids)
+        entry = dict(
+            image=dict(
+                id=image_id,
+                file_name=os.path.basename(result.image_path),
+                height=result.height,
+                width=result.width,
+            ),
+            annotation=dict(image_id=image_id, file_name=f"{stem}.png", segments_info=segments),
+        )
+        print(index, json.dumps(entry, ensure_ascii=False), file=self._parts["panoptic"])
+        for found in self._describe_instances(sample, image_id):
+            print(index, json.dumps(found), file=self._parts["instances"])
+        labels = sample.pred_sem_seg.sem_seg[0].numpy()
+        dtype = np.uint8 if len(self._vocabulary) <= 256 else np.uint16
+        (folder / "semantic").mkdir(exist_ok=True)
+        Image.fromarray(labels.astype(dtype)).save(folder / "semantic" / f"{stem}.png")
+
+    def _describe_instances(self, sample: DetDataSample, image_id: int | str) -> Iterator[dict]:
+        found = sample.pred_instances
+        for mask, label, score, (x1, y1, x2, y2) in zip(
+            found.masks.numpy(),
+            found.labels.tolist(),
+            found.scores.float().tolist(),
+            found.bboxes.float().tolist(),
+            strict=True,
+        ):
+            rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+            yield dict(
+                image_id=image_id,
+                category_id=self._category_ids[label],
+                score=score,
+                bbox=[x1, y1, x2 - x1, y2 - y1],
+                segmentation=dict(size=rle["size"], counts=rle["counts"].decode("ascii")),
+            )
+
+
+class ProgressHook(Hook):
+    """Advances a bar of rich, in images over all processes; its columns tell the time left."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self.set_name = ""
+        self._task: TaskID | None = None
+
+    def before_test_epoch(self, runner: Runner) -> None:
+        total = len(runner.test_loop.dataloader.dataset)
+        self._task = self.bar.add_task(self.set_name, total=total)
+
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[DetDataSample] | None = None,
+    ) -> None:
+        # Processes walk in step, about; the last round may be shorter for the others.
+        self.bar.advance(self._task, len(outputs or ()) * get_world_size())
+        if batch_idx + 1 == len(runner.test_loop.dataloader):
+            total = len(runner.test_loop.dataloader.dataset)
+            self.bar.update(
+                self._task, completed=total, description=f"{self.set_name}: computing metrics"
+            )
+
+    def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        self.bar.update(self._task, description=self.set_name)
+
+
+def unique_stems(paths: Sequence[str]) -> dict[str, str]:
+    """A file name without extension for every path: the path's own, or, where two share theirs,
+    with the folders in which they differ (``a/1.jpg``, ``b/1.jpg``: ``a_1``, ``b_1``).
+
+    Raises:
+        ValueError: paths that still cannot be told apart.
+    """
+    stems = {path: Path(path).stem for path in paths}
+    if len({stem.casefold() for stem in stems.values()}) < len(stems):
+        common = os.path.commonpath([os.path.dirname(path) for path in paths])
+        stems = {
+            path: os.path.splitext(os.path.relpath(path, common))[0].replace(os.sep, "_")
+            for path in paths
+        }
+        if len({stem.casefold() for stem in stems.values()}) < len(stems):
+            raise ValueError(f"below {common}: images of one name with different extensions")
+    return stems
+
+
+def _category_ids(dataset: Any, num_classes: int) -> list[int]:
+    """The data set's category ids by class index; index + 1 for data sets that have none."""
+    label_of: Mapping[int, int] = getattr(dataset, "cat2label", None) or {}
+    ids = {label: category for category, label in label_of.items()}
+    if len(label_of) != num_classes or sorted(ids) != list(range(num_classes)):
+        return list(range(1, num_classes + 1))
+    return [ids[label] for label in range(num_classes)]
+
+
+def _part(folder: Path, kind: str, rank: int) -> Path:
+    return folder / f".{kind}.rank{rank}.jsonl"
+
+
+@contextmanager
+def _lines(folder: Path, kind: str) -> Iterator[Iterator[dict]]:
+    """What all processes wrote of one kind, in the order of the data set."""
+    with ExitStack() as stack:
+        paths = [_part(folder, kind, rank) for rank in range(get_world_size())]
+        parts = [stack.enter_context(path.open(encoding="utf-8")) for path in paths]
+        merged = heapq.merge(*parts, key=lambda line: int(line.partition(" ")[0]))
+        yield (json.loads(line.partition(" ")[2]) for line in merged)
+
+
+def _write_json(path: Path, content: dict) -> None:
+    with _replacing(path) as stream:
+        json.dump(content, stream, ensure_ascii=False)
+
+
+def _write_json_list(path: Path, items: Iterator[dict]) -> None:
+    """As json.dump of the list, which never exists: 20,000 images have millions of instances."""
+    with _replacing(path) as stream:
+        stream.write("[")
+        for index, item in enumerate(items):
+            stream.write(",\n" if index else "\n")
+            json.dump(item, stream)
+        stream.write("\n]\n")
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[TextIO]:
+    """A text file that takes its place when it is complete."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            yield stream
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,313 @@
+"""tools/test.py as a user calls it: several sets, files, mistakes, one and two processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.logging import MessageHub
+from PIL import Image
+from pycocotools.coco import COCO
+
+from odise_mm.utils.panoptic_io import read_coco_panoptic
+from tests import parts
+from tests.small_test_set import HEIGHT, SET_CONFIG, WIDTH, write_project
+from tools import test as tool
+
+ROOT = Path(__file__).resolve().parents[2]
+# The model's border is at 20: IoU of the cat is 1, .8, 20/28, .4, .5, of the sky likewise.
+FIVE = (20, 16, 28, 8, 10)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    write_project(tmp_path, {"five": FIVE, "one": (20,)})
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str, out: str = "out.json") -> dict:
+    assert tool.main(["model.py", "none", *arguments, "--out", out]) == 0
+    return json.loads(Path(out).read_text())
+
+
+def fails(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    """The one line that a mistake ends with."""
+    with pytest.raises(SystemExit) as end:
+        tool.main(list(arguments))
+    assert end.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_numbers_are_those_that_follow_from_the_pictures(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
+    found = run("--datasets", "five", "one", "--per-class")
+    assert found["done"] == ["five", "one"] and found["not_done"] == []
+    one, five = found["sets"]["one"], found["sets"]["five"]
+    for key in ("panoptic/PQ", "panoptic/SQ", "panoptic/RQ", "semantic/mIoU", "instance/AP"):
+        assert one["metrics"][key] == pytest.approx(100)
+    cat = [min(20, b) / max(20, b) for b in FIVE]
+    sky = [min(20, 40 - b) / max(20, 40 - b) for b in FIVE]
+    for name, ious in (("cat", cat), ("sky", sky)):
+        matched = [iou for iou in ious if iou > 0.5]
+        pq = 100 * sum(matched) / len(ious)  # each miss is one false positive and one negative
+        assert five["per_class"]["panoptic"][name]["PQ"] == pytest.approx(pq)
+    mean = np.mean([five["per_class"]["panoptic"][name]["PQ"] for name in ("cat", "sky")])
+    assert five["metrics"]["panoptic/PQ"] == pytest.approx(mean)
+    inside = sum(min(20, b) for b in FIVE)
+    cat_iou = 100 * inside / (sum(FIVE) + 20 * len(FIVE) - inside)
+    assert five["per_class"]["semantic"]["cat"]["IoU"] == pytest.approx(cat_iou)
+    assert five["is_thing"] == {"cat": True, "sky": False}
+    assert five["images"] == 5 and five["limit"] is None and five["seconds"] > 0
+    assert five["vocabulary"]["source"] == "data/five/names.txt" and five["vocabulary"]["sha256"]
+    assert found["precision"] == "fp32" and found["processes"] == 1 and found["device"] == "cpu"
+    assert found["made_up_weights"] is True and found["checkpoint"] is None
+    assert found["config"]["file"].endswith("model.py") and "torch" in found["versions"]
+    shown = capsys.readouterr().out
+    pq = f"{five['metrics']['panoptic/PQ']:.2f}"
+    assert pq in shown and "mean nothing" in shown and "five: classes" in shown
+    assert "wrote out.json" in shown
+
+
+def test_a_part_of_a_set_is_called_so(project: Path, capsys: pytest.CaptureFixture) -> None:
+    found = run("--datasets", "five", "--limit", "2")["sets"]["five"]
+    assert found["images"] == 2 and found["limit"] == 2
+    assert found["metrics"]["panoptic/PQ"] == pytest.approx((100 + (80 + 100 * 20 / 24) / 2) / 2)
+    shown = capsys.readouterr().out
+    assert "first 2" in shown and "no benchmark numbers" in shown
+
+
+def test_the_config_s_own_set_is_known_by_name(project: Path) -> None:
+    text = Path("model.py").read_text() + SET_CONFIG.format(name="one")
+    Path("model_one.py").write_text(text)
+    assert tool.main(["model_one.py", "none", "--out", "out.json"]) == 0
+    assert json.loads(Path("out.json").read_text())["done"] == ["one"]
+
+
+def test_data_elsewhere(project: Path) -> None:
+    (project / "data").rename(project / "disk")
+    found = run("--datasets", "one", "--data-root", "disk")
+    assert found["sets"]["one"]["vocabulary"]["source"] == "disk/one/names.txt"
+
+
+def test_result_files(project: Path) -> None:
+    run("--datasets", "five", "--dump", "dump", "--show-dir", "show", "--show-interval", "2")
+    names = [f"{index:03d}" for index in range(5)]
+    folder = project / "dump" / "five"
+    assert not list(folder.glob(".*"))
+    results = read_coco_panoptic(folder / "panoptic.json")
+    assert [r.image_name for r in results] == [f"{name}.png" for name in names]
+    assert {segment.name for segment in results[0].segments} == {"cat", "sky"}
+    content = json.loads((folder / "panoptic.json").read_text())
+    assert [image["id"] for image in content["images"]] == [10, 11, 12, 13, 14]
+    assert [category["id"] for category in content["categories"]] == [1, 5]
+    assert "mean nothing" in content["info"]["notice"]
+    half = np.zeros((HEIGHT, WIDTH), int)
+    half[:, WIDTH // 2 :] = 1
+    for name, result in zip(names, results, strict=True):
+        assert np.array_equal(result.panoptic > 1, half)
+        semantic = np.asarray(Image.open(folder / "semantic" / f"{name}.png"))
+        assert np.array_equal(semantic, half)
+    truth = dict(
+        images=content["images"], categories=content["categories"], annotations=[], info={}
+    )
+    (project / "truth.json").write_text(json.dumps(truth))
+    instances = COCO("truth.json").loadRes(str(folder / "instances.json"))
+    assert len(instances.anns) == 5
+    assert np.array_equal(instances.annToMask(instances.anns[1]), 1 - half)
+    assert instances.anns[1]["category_id"] == 1 and instances.anns[1]["score"] == 0.5
+    assert sorted(p.name for p in (project / "show" / "five").iterdir()) == [
+        "000.jpg", "002.jpg", "004.jpg",
+    ]  # fmt: skip
+
+
+def test_an_interruption_loses_no_finished_set(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (project / "data/one/panoptic/000.png").write_bytes(b"cut off")
+    error = fails(
+        capsys, "model.py", "none", "--datasets", "five", "one", "--out", "out.json"
+    )  # fmt: skip
+    assert "000.png" in error
+    found = json.loads(Path("out.json").read_text())
+    assert found["done"] == ["five"] and found["not_done"] == ["one"]
+    assert found["sets"]["five"]["metrics"]["panoptic/PQ"] > 0
+
+
+def test_ctrl_c_says_what_is_done(
+    project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    walk = tool.test_one
+
+    def interrupted(runner, test_set, args):
+        if test_set.name == "one":
+            raise KeyboardInterrupt
+        return walk(runner, test_set, args)
+
+    monkeypatch.setattr(tool, "test_one", interrupted)
+    arguments = ["model.py", "none", "--datasets", "five", "one", "--out", "out.csv"]
+    assert tool.main(arguments) == tool.INTERRUPTED
+    captured = capsys.readouterr()
+    assert "not done: one" in captured.out and "interrupted" in captured.err
+    assert "five,,,panoptic/PQ," in Path("out.csv").read_text()
+
+
+def label_files(project: Path) -> None:
+    (project / "labels").mkdir()
+    (project / "labels" / "one.txt").write_text("0:invalid_class_id\n1:cat,kitty\n2:sky\n")
+    (project / "labels" / "coco_panoptic_with_prompt_eng.txt").write_text("1:cat\n2:dog\n")
+    with (project / "model.py").open("a") as file:
+        file.write('model.update(fusion=dict(train_vocabulary="coco"))\n')
+
+
+def test_label_files_replace_the_names_of_test_and_training(project: Path) -> None:
+    label_files(project)
+    found = run("--datasets", "one", "--label-files", "labels")
+    described = found["sets"]["one"]["vocabulary"]
+    assert described["source"] == "data/one/names.txt"
+    assert described["label_file"] == "labels/one.txt"
+    assert set(described["sha256"]) == {"data/one/names.txt", "labels/one.txt"}
+    assert found["train_vocabulary"]["source"] == "labels/coco_panoptic_with_prompt_eng.txt"
+    assert found["train_vocabulary"]["classes"] == 2
+    plain = run("--datasets", "one")
+    content = plain["sets"]["one"]["vocabulary"]["content_sha256"]
+    assert content != described["content_sha256"]
+    assert plain["train_vocabulary"]["source"] == "coco"
+    assert plain["train_vocabulary"]["classes"] == 133
+
+
+@pytest.fixture
+def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    from odise_mm.engine.runner import OpenVocabRunner
+
+    monkeypatch.setattr(OpenVocabRunner, "from_cfg", None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--datasets", "one", "two"], "no test set 'two'; there are: .*five.*one"),
+        ([], "model.py: has no test set; name some with --datasets"),
+        (["--datasets", "one", "--data-root", "disk"], "one: there is no disk/one.*--data-root"),
+        (["--datasets", "one", "five", "--label-files", "labels"], "no label file for five"),
+        (["--datasets", "one", "--label-files", "wrong"], "has 1 classes.*2"),
+        (
+            ["--datasets", "one", "--label-files", "swapped"],
+            "one: 2 of 2 classes share no name with .*number 0: 'cat' there is 'sky'",
+        ),
+        (["--datasets", "one", "--precision", "fp16"], "fp16 is for GPUs"),
+        (["--datasets", "one", "--cfg-options", "model.type.x=1"], "cannot set model.type.x"),
+    ],
+)
+def test_mistakes_end_in_one_line_before_anything_is_built(
+    arguments: list[str],
+    message: str,
+    project: Path,
+    capsys: pytest.CaptureFixture,
+    nothing_is_built: None,
+) -> None:
+    label_files(project)
+    for folder, names in (("wrong", "1:cat\n"), ("swapped", "1:sky\n2:cat\n")):
+        (project / folder).mkdir()
+        (project / folder / "one.txt").write_text(names)
+        (project / folder / "coco.txt").write_text("1:cat\n")
+    error = fails(capsys, "model.py", "none", *arguments)
+    assert re.search(message, error), error
+
+
+@pytest.mark.parametrize(
+    ("config", "checkpoint", "message"),
+    [
+        ("model.py", "nope.pth", "there is no weights file nope.pth"),
+        ("odise_coco_label", "none", "CHECKPOINT is `none`, but .*odise_coco_label"),
+    ],
+)
+def test_no_weights_are_no_result(
+    config: str,
+    checkpoint: str,
+    message: str,
+    project: Path,
+    capsys: pytest.CaptureFixture,
+    nothing_is_built: None,
+) -> None:
+    error = fails(capsys, config, checkpoint, "--datasets", "one")
+    assert re.search(message, error), error
+
+
+def write_tiny(path: Path, **changes) -> None:
+    """A config of a real model, if a tiny one."""
+    cfg = Config.fromfile("model.py")
+    cfg.custom_imports = dict(imports=["odise_mm.models"])
+    cfg.model = parts.segmentor_config(**changes)
+    cfg.dump(path)
+
+
+def test_the_checkpoint_of_a_training_is_loaded_strictly(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_tiny(project / "label.py", tile_size=64)
+    model = parts.segmentor()
+    hub = MessageHub("training")
+    hub.update_scalar("train/loss", 1.5)
+    state = dict(
+        meta=dict(iter=2, seed=0),
+        state_dict=model.state_dict(),
+        message_hub=hub.state_dict(),
+        optimizer=dict(state={}, param_groups=[dict(lr=1e-4)]),
+    )
+    torch.save(state, "iter_2.pth")
+    arguments = ["iter_2.pth", "--datasets", "one", "--out", "out.json"]
+    assert tool.main(["label.py", *arguments]) == 0
+    found = json.loads(Path("out.json").read_text())
+    assert found["made_up_weights"] is False and "mean nothing" not in capsys.readouterr().out
+    sha256 = hashlib.sha256(Path("iter_2.pth").read_bytes()).hexdigest()
+    assert found["checkpoint"] == dict(file="iter_2.pth", sha256=sha256)
+    assert found["train_vocabulary"]["source"] == "coco"
+    assert set(found["sets"]["one"]["per_class"]["semantic"]) == {"cat", "sky"}
+
+    error = fails(capsys, "model.py", *arguments)
+    assert "iter_2.pth was not made for this config: 1 missing (first: scale)" in error
+
+
+def launch(project: Path, *arguments: str) -> subprocess.CompletedProcess:
+    """In two processes, as tools/dist_test.sh does."""
+    environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+        str(ROOT / "tools/test.py"), "model.py", "none", "--launcher", "pytorch", *arguments,
+    ]  # fmt: skip
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
+
+
+def test_two_processes_find_the_same(project: Path) -> None:
+    """Five images, which two do not share evenly; and one image, which is fewer than two."""
+    arguments = ["--datasets", "five", "one"]
+    alone = run(*arguments, "--dump", "dump_1")
+    done = launch(project, *arguments, "--dump", "dump_2", "--out", "two.json")
+    together = json.loads((project / "two.json").read_text())
+    assert together["processes"] == 2
+    assert together["done"] == ["five"] and together["not_done"] == ["one"]
+    for key in ("metrics", "per_class", "images"):
+        assert together["sets"]["five"][key] == alone["sets"]["five"][key], key
+    files = sorted(p.relative_to("dump_1") for p in Path("dump_1/five").rglob("*") if p.is_file())
+    assert len(files) == 2 * 5 + 2
+    for file in files:
+        assert (Path("dump_1") / file).read_bytes() == (Path("dump_2") / file).read_bytes(), file
+    errors = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
+    assert errors == {
+        "error: 2 processes for 1 images to evaluate: start at most as many processes as "
+        "there are images"
+    }
+    assert done.returncode != 0 and "Traceback" not in done.stderr.partition("error: ")[0]
