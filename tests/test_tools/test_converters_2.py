@@ -55,12 +55,12 @@ def fails(main: Callable, capsys: pytest.CaptureFixture, *arguments: object) -> 
     return line
 
 
-def dataset(name: str, data: Path) -> object:
-    """The test set of a config, with ``data`` for ``data/`` and no transforms."""
+def dataset(name: str, data: Path, pipeline: list | None = None) -> object:
+    """The test set of a config, with ``data`` for ``data/``."""
     config = Config.fromfile(ROOT / "configs" / "_base_" / "datasets" / f"{name}.py")
     settings = config.test_dataloader.dataset
     settings.data_root = str(data) + settings.data_root.removeprefix("data")
-    return DATASETS.build(dict(settings, pipeline=[]))
+    return DATASETS.build(dict(settings, pipeline=pipeline or []))
 
 
 # --- Cityscapes ---------------------------------------------------------------------------------
@@ -123,11 +123,16 @@ def test_cityscapes_pixel_by_pixel(tmp_path: Path) -> None:
 
 def test_cityscapes_train_split_and_a_second_run(tmp_path: Path) -> None:
     root = raw.prepare("cityscapes", tmp_path).root
-    before = {p: p.read_bytes() for p in root.rglob("*val*") if p.is_file()}
+    before = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file()}
     cityscapes.main([str(root), "--splits", "train", "val", "--workers", "1"])
     assert len(load(root / "annotations" / "panoptic_train.json")["images"]) == 1
-    assert before and all(path.read_bytes() == content for path, content in before.items())
+    assert before and all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert not list(root.rglob("*.journal")) and not list(root.rglob("*.tmp"))
+    damaged = next(root.glob("annotations/panoptic_val/lindau/*.png"))
+    good = damaged.read_bytes()
+    damaged.unlink()
+    cityscapes.main([str(root), "--workers", "1"])
+    assert damaged.read_bytes() == good
 
 
 def test_cityscapes_stops_at_a_bad_file_and_goes_on(
@@ -204,9 +209,9 @@ def drop_image(content: dict) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("instances_val.json", drop_mask, "8 masks in 3 images; panoptic_val.json has 9 in 3"),
+        ("instances_val.json", drop_mask, "8 masks in 3 images, but panoptic_val.json has 9 in 3"),
         ("instances_val.json", move_mask, "its box is not that of its mask"),
-        ("panoptic_val.json", drop_image, "2 images; leftImg8bit/val has 3"),
+        ("panoptic_val.json", drop_image, "2 images, but leftImg8bit/val has 3"),
     ],
 )
 def test_cityscapes_notices_annotations_that_changed(
@@ -575,6 +580,25 @@ def test_configs_name_what_the_converters_make(tmp_path: Path, name: str, kind: 
     assert "train_dataloader" not in config
     published = Config.fromfile(ROOT / "configs" / "_base_" / "models" / f"odise_{kind}.py")
     assert config.model == published.model and config.test_pipeline == published.test_pipeline
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_through_the_test_pipeline(tmp_path: Path, name: str) -> None:
+    truth = raw.prepare(name, tmp_path)
+    pipeline = Config.fromfile(ROOT / "configs" / "odise" / f"odise_label_{name}.py").test_pipeline
+    data = dataset(name, tmp_path, pipeline)
+    paths = set()
+    for index in range(len(data)):
+        item = data[index]
+        meta = item["data_samples"].metainfo
+        with Image.open(meta["img_path"]) as image:
+            width, height = image.size
+        assert meta["ori_shape"] == (height, width)
+        assert item["inputs"].shape[1:] == meta["img_shape"] and min(meta["img_shape"]) == 1024
+        assert ("seg_map_path" in meta) == (name in ("cityscapes", "mapillary"))
+        assert ("sem_seg_path" in meta) == (name == "cityscapes")
+        paths.add(Path(meta["img_path"]).resolve())
+    assert paths == {path.resolve() for path in truth.images.values()}
 
 
 def test_worker_processes_make_the_same(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from tools.dataset_converters.common import (  # noqa: E402
     convert_all,
     converter_parser,
     finish,
+    is_complete,
     need_folder,
     program,
     read_json,
@@ -126,7 +127,11 @@ def prepare(root: Path, split: str, workers: int) -> None:
                 data=image,
             )
         )
-    journal = annotations / f"panoptic_{split}.journal"
+    written = [annotations / f"{kind}_{split}.json" for kind in ("panoptic", "instances")]
+    written += [path for i in items for path in (i.output, _train_ids(root, split, i.data))]
+    if all(map(is_complete, written)):
+        return
+    journal = annotations / f".panoptic_{split}.journal"
     facts = convert_all(items, _convert, f"cityscapes {split}", workers, journal=journal)
     entries, panoptic, instances = [], [], []
     for number, (image, item, fact) in enumerate(zip(images, items, facts, strict=True), start=1):
@@ -218,7 +223,8 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
     panoptic = verify_panoptic(path, path.with_suffix(""), pictures, workers=workers)
     if panoptic.images != len(images):
         raise DatasetError(
-            f"{path}: {panoptic.images} images; leftImg8bit/{split} has {len(images)}"
+            f"{path}: {panoptic.images} images, but leftImg8bit/{split} has {len(images)}; "
+            "remove it and run this again"
         )
     instances = verify_instances(folder / f"instances_{split}.json", pictures, workers=workers)
     things = {label.id for label in _THINGS}
@@ -230,18 +236,18 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
     if instances.images != panoptic.images or instances.segments != masks:
         raise DatasetError(
             f"{folder / f'instances_{split}.json'}: {instances.segments} masks in "
-            f"{instances.images} images; {path.name} has {masks} in {panoptic.images}"
+            f"{instances.images} images, but {path.name} has {masks} in {panoptic.images}; remove "
+            "both and run this again"
         )
     pairs = [(image, _train_ids(root, split, image)) for image in images]
     verify_semantic(pairs, len(CLASSES), workers=workers)
     _compare(root, split, images, workers)
-    rows = [
-        Row(path, f"images (complete: {NUM_IMAGES[split]:,})", panoptic.images),
+    return [
+        Row(path, "images", panoptic.images, NUM_IMAGES[split]),
         Row(path, "segments", panoptic.segments),
         Row(folder / f"instances_{split}.json", "masks", instances.segments),
-        Row(root / "gtFine" / split, "label maps", len(pairs)),
+        Row(root / "gtFine" / split, "label maps", len(pairs), NUM_IMAGES[split]),
     ]
-    return rows
 
 
 def _train_ids(root: Path, split: str, image: Path) -> Path:

@@ -75,10 +75,10 @@ def verify(root: Path, coco: Path, split: str, workers: int) -> list[Row]:
     parts = Counter(file_name(image).split("/")[0] for image in images)
     classes = Counter(FREQUENCIES[category["frequency"]] for category in categories)
     return [
-        Row(path, f"images (complete: {NUM_IMAGES[split]:,})", found.images),
+        Row(path, "images", found.images, NUM_IMAGES[split]),
         *(Row(coco / name, "pictures of these", count) for name, count in sorted(parts.items())),
         Row(path, "masks", found.segments),
-        Row(path, f"classes of {len(categories):,} that occur", found.classes),
+        Row(path, "classes that occur", found.classes),
         *(Row(path, f"{name} classes", classes[name]) for name in FREQUENCIES.values()),
     ]
 

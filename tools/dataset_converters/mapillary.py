@@ -26,16 +26,17 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 import numpy as np  # noqa: E402
+from scipy import ndimage  # noqa: E402
 
 from odise_mm.errors import DatasetError  # noqa: E402
 from odise_mm.utils.panoptic_io import ids_to_rgb, read_panoptic_png  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
-    box_of,
     convert_all,
     converter_parser,
     finish,
+    is_complete,
     need_folder,
     program,
     read_json,
@@ -146,7 +147,9 @@ def prepare(root: Path, split: str, workers: int) -> None:
         maps = layout.annotations / "labels" / f"{image.stem}.png"
         data = (image, maps, segments, labels)
         items.append(Item(source, out / f"{image.stem}.png", data=data))
-    journal = out.with_suffix(".journal")
+    if all(map(is_complete, [out.with_suffix(".json"), *(item.output for item in items)])):
+        return
+    journal = out.with_name(f".{out.name}.journal")
     facts = convert_all(items, _convert, f"mapillary {split}", workers, journal=journal)
     entries, annotations = [], []
     for number, (image, fact) in enumerate(zip(images, facts, strict=True), start=1):
@@ -213,19 +216,18 @@ def _provided_panoptic(
 def _convert(item: Item) -> dict:
     """Write one image's panoptic map; its size and segments."""
     image, labels_path, segments, labels = item.data
-    if segments is None:
-        ids = read_labels(item.source).astype(np.int32)
-        segments = [_of_number(int(number), item, labels) for number in np.unique(ids)]
-    else:
-        ids = read_panoptic_png(item.source)
-        _check_ids(ids, segments, labels, labels_path, item)
+    ids = read_labels(item.source) if segments is None else read_panoptic_png(item.source)
     same_size(ids, item.source, image)
-    result = np.zeros(ids.shape, np.int32)
+    drawn, places = np.unique(ids, return_inverse=True)  # the pictures are large: one pass
+    if segments is None:
+        segments = [_of_number(number, item, labels) for number in drawn.tolist()]
+    else:
+        _check_ids(ids, set(drawn.tolist()), item)
     infos, stuff = [], {}
-    present = set(np.unique(ids).tolist())
+    new_ids = np.zeros(len(drawn), np.int32)
     for segment in sorted(segments):
         label = labels[segment.label]
-        if label.index is None or segment.id not in present:
+        if label.index is None:
             continue
         info = None if label.is_thing else stuff.get(label.index)
         if info is None:
@@ -234,10 +236,12 @@ def _convert(item: Item) -> dict:
             infos.append(info)
             if not label.is_thing:
                 stuff[label.index] = info
-        result[ids == segment.id] = info["id"]
-    for info in infos:
-        mask = result == info["id"]
-        info |= dict(area=int(mask.sum()), bbox=box_of(mask))
+        new_ids[np.searchsorted(drawn, segment.id)] = info["id"]
+    result = new_ids[places].reshape(ids.shape)
+    areas = np.bincount(result.ravel())
+    for info, (y, x) in zip(infos, ndimage.find_objects(result), strict=True):
+        box = [x.start, y.start, x.stop - x.start, y.stop - y.start]
+        info |= dict(area=int(areas[info["id"]]), bbox=box)
     write_png(item.output, ids_to_rgb(result))
     return dict(height=ids.shape[0], width=ids.shape[1], segments=infos)
 
@@ -251,26 +255,24 @@ def _of_number(number: int, item: Item, labels: list[Label]) -> Segment:
     return Segment(number, place, False)
 
 
-def _check_ids(
-    ids: np.ndarray, segments: list[Segment], labels: list[Label], labels_path: Path, item: Item
-) -> None:
+def _check_ids(ids: np.ndarray, drawn: set[int], item: Item) -> None:
     """Ids of the PNG and of the JSON are the same, but for pixels that nobody evaluates."""
+    _, labels_path, segments, labels = item.data
     said = {segment.id for segment in segments}
     if len(said) < len(segments):
         raise DatasetError(f"{item.source}: panoptic_2018.json has two segments of one id for it")
-    drawn = set(np.unique(ids).tolist())
     if said - drawn:
         raise DatasetError(
             f"{item.source}: has no pixel of segment {min(said - drawn)}, which "
             "panoptic_2018.json lists"
         )
-    extra = np.array(sorted(drawn - said))
-    if not len(extra):
+    extra = sorted(drawn - said)
+    if not extra:
         return
     maps = read_labels(labels_path)
     same_size(maps, labels_path, item.source)
     void = [place for place, label in enumerate(labels) if label.index is None]
-    for number in extra.tolist():
+    for number in extra:
         if not np.isin(maps[ids == number], void).all():
             raise DatasetError(
                 f"{item.source}: segment {number} is not in panoptic_2018.json, and "
@@ -291,16 +293,17 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
     names = [category["name"] for category in read_json(path)["categories"]]
     labels = [label for label in read_config(layout.config) if label.index is not None]
     if names != [label.name for label in labels]:
-        raise DatasetError(f"{path}: its categories are not those of {layout.config}")
+        raise DatasetError(f"{path}: its categories are not those of {layout.config}; remove it "
+                           "and run this again")  # fmt: skip
     if found.images != len(images):
         raise DatasetError(
-            f"{path}: {found.images} images, but {layout.images} has {len(images)}; prepare it "
-            "again"
+            f"{path}: {found.images} images, but {layout.images} has {len(images)}; remove it "
+            "and run this again"
         )
     return [
-        Row(path, f"images (complete: {NUM_IMAGES[split]:,})", found.images),
+        Row(path, "images", found.images, NUM_IMAGES[split]),
         Row(path, "segments", found.segments),
-        Row(path, f"classes of {len(labels)} that occur", found.classes),
+        Row(path, "classes that occur", found.classes),
     ]
 
 

@@ -50,15 +50,16 @@ class Split(NamedTuple):
     annotations: str
     frames: str
     videos: str
+    num_frames: int | None  # of the complete split, where the kit says it
 
 
 _SPARSE = ("uvo_videos_sparse_frames", "uvo_videos_sparse")
 _DENSE = ("uvo_videos_dense_frames", "uvo_videos_dense")
 SPLITS = {
-    "frame_train": Split("FrameSet/UVO_frame_train.json", *_SPARSE),
-    "frame_val": Split("FrameSet/UVO_frame_val.json", *_SPARSE),
-    "dense_train": Split("VideoDenseSet/UVO_video_train_dense.json", *_DENSE),
-    "dense_val": Split("VideoDenseSet/UVO_video_val_dense.json", *_DENSE),
+    "frame_train": Split("FrameSet/UVO_frame_train.json", *_SPARSE, 15414),
+    "frame_val": Split("FrameSet/UVO_frame_val.json", *_SPARSE, 7356),
+    "dense_train": Split("VideoDenseSet/UVO_video_train_dense.json", *_DENSE, None),
+    "dense_val": Split("VideoDenseSet/UVO_video_val_dense.json", *_DENSE, None),
 }
 
 
@@ -189,7 +190,7 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
             f"{len(frames)}; prepare it again"
         )
     return [
-        Row(path, "frames", found.images),
+        Row(path, "frames", found.images, SPLITS[split].num_frames),
         Row(path, "masks", found.segments),
         Row(path, "masks without a pixel, left out", masks - found.segments),
     ]
