@@ -15,7 +15,7 @@ import numpy as np
 from mmengine.logging import print_log
 
 from odise_mm.datasets.vocabulary import BUILTIN, Vocabulary
-from odise_mm.errors import DatasetError
+from odise_mm.errors import DatasetError, VocabularyError
 from odise_mm.registry import TRANSFORMS
 
 LAYOUT = "docs/training_data.md and the data set's converter say what belongs where"
@@ -49,9 +49,9 @@ def resolve_vocabulary(
             f"a data set needs `vocabulary`: one of {', '.join(BUILTIN)}, or a file of names"
         )
     if isinstance(vocabulary, str):
-        vocabulary = Vocabulary.load(find_file(vocabulary, data_root))
+        vocabulary = _load_names(vocabulary, data_root)
     if label_file is not None and vocabulary is not None:
-        labels = Vocabulary.load(find_file(label_file, data_root))
+        labels = _load_names(label_file, data_root)
         if len(labels) != len(vocabulary):
             raise DatasetError(
                 f"{label_file} has {len(labels)} classes, the vocabulary '{vocabulary.name}' "
@@ -61,6 +61,13 @@ def resolve_vocabulary(
             labels.synonyms, vocabulary.is_thing, labels.name, vocabulary.source_names
         )
     return (OBJECT if class_agnostic else vocabulary), vocabulary
+
+
+def _load_names(name: str, data_root: str | None) -> Vocabulary:
+    path = find_file(name, data_root)
+    if data_root and name.endswith((".txt", ".json")) and not os.path.isfile(path):
+        raise VocabularyError(f"no file of names {name}, neither in {data_root} nor here; {LAYOUT}")
+    return Vocabulary.load(path)
 
 
 def find_file(path: str, data_root: str | None) -> str:

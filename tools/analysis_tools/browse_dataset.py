@@ -81,8 +81,9 @@ def load_dataset(args: argparse.Namespace) -> tuple[BaseDataset, str]:
     split = args.split or next(iter(there), None)
     if split not in there:
         raise ConfigError(
-            f"{args.config}: no {split or ''} data in this config; "
-            + (f"there are: {', '.join(there)}" if there else "it is that of a model alone")
+            f"{args.config}: no {split} data in this config; there are: {', '.join(there)}"
+            if there
+            else f"{args.config}: no data in this config, it is that of a model alone"
         )
     return DATASETS.build(cfg[f"{split}_dataloader"].dataset), split
 
