@@ -29,8 +29,8 @@ _LVIS = "LVISInstanceAP needs LVIS v1's own file; for others there is InstanceAP
 class MaskMetric(DatasetMetric):
     """Base of the metrics that compare scored masks with objects.
 
-    What is kept until the end are run-length codes, about 20 kB for an image of 100 masks. They are
-    matched on the main process.
+    What is kept until the end are run-length codes, about 0.6 kB for a mask at COCO's image size
+    (300 MB for its 5,000 images of 100 masks). They are matched on the main process.
 
     Args:
         ann_file: instance annotations in COCO's format. None: the things of the samples' panoptic
