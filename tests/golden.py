@@ -40,6 +40,7 @@ CASES = (
     "tiny_caption_500x690",
 )
 POSTPROC_CASES = ("c0", "c1", "c2")
+PROJECTION_ROWS = 8  # every 8th row of the projections' recorded gradients is kept
 
 # ----------------------------------------------------------------------------- weights
 
@@ -463,3 +464,9 @@ def load_postproc(name: str, folder: str | Path | None = None) -> dict[str, np.n
     if "sem_seg" in out:
         out["sem_seg_argmax"] = out["sem_seg"].argmax(0)
     return {k: v.astype(np.float32) if v.dtype == np.float16 else v for k, v in out.items()}
+
+
+def load_arrays(name: str) -> dict[str, np.ndarray]:
+    """All arrays of ``tests/data/{name}.npz``."""
+    with np.load(DATA / f"{name}.npz") as data:
+        return {key: data[key] for key in data.files}

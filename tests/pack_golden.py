@@ -66,6 +66,21 @@ def pack_postproc(source: Path) -> None:
     np.savez_compressed(golden.DATA / "postproc.npz", **out)
 
 
+def pack_gradients(source: Path) -> None:
+    """Double-precision references: all of the captioner's, rows of the projections' weights."""
+    out = {}
+    with np.load(source / "captioner_gradients.npz") as data:
+        for key in data.files:
+            if not key.endswith("_f64") and "_f64/" not in key:
+                continue
+            if "ldm_extractor" in key:  # frozen: the published code computes these for nothing
+                continue
+            step = golden.PROJECTION_ROWS if "feature_projections" in key else 1
+            array = data[key]
+            out[key] = array[::step] if array.ndim else array
+    np.savez_compressed(golden.DATA / "captioner_gradients.npz", **out)
+
+
 def main() -> None:
     source = Path(sys.argv[1])
     golden.DATA.mkdir(exist_ok=True)
@@ -88,6 +103,8 @@ def main() -> None:
     for case in golden.CASES:
         pack_case(source, case)
     pack_postproc(source)
+    pack_gradients(source)
+    shutil.copyfile(source / "grounding_loss.npz", golden.DATA / "grounding_loss.npz")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,5 @@ model = dict(
 test_pipeline = [
     dict(type="LoadImage"),
     dict(type="ResizeKeepRatio", scale=(1280, 512)),
-    dict(
-        type="mmdet.PackDetInputs",
-        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
-    ),
+    dict(type="mmdet.PackDetInputs", meta_keys=_base_.test_pipeline[-1].meta_keys),
 ]

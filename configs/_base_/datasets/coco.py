@@ -1,5 +1,4 @@
 # COCO 2017 panoptic: 133 classes (80 things, 53 stuff). Layout: docs/training_data.md.
-custom_imports = dict(imports=["odise_mm.models"], allow_failed_imports=False)
 data_root = "data/coco/"
 
 # Large-scale jitter: the picture fits a box of 1024 x 1024 times 0.1 to 2.0, and of the result

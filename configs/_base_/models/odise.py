@@ -115,6 +115,17 @@ test_pipeline = [
     dict(type="ResizeKeepRatio", scale=(2560, 1024)),
     dict(
         type="mmdet.PackDetInputs",
-        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor"),
+        meta_keys=(
+            "img_id",
+            "img_path",
+            "ori_shape",
+            "img_shape",
+            "scale_factor",
+            # what metrics read ground truth from, where a data set has it
+            "seg_map_path",
+            "segments_info",
+            "sem_seg_path",
+            "reduce_zero_label",
+        ),
     ),
 ]

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from mmdet.structures import DetDataSample
 from mmdet.structures.mask import BitmapMasks
 from mmengine.dist import all_reduce
@@ -363,13 +364,15 @@ def _targets(sample: DetDataSample, inputs: Tensor, num_classes: int | None) -> 
             "segments (PanopticMapToMasks and PackDetInputs in the training pipeline)"
         )
     labels, masks = found.labels.to(inputs.device, torch.long), found.masks
-    if not isinstance(masks, BitmapMasks):
-        masks = BitmapMasks(list(masks.cpu().numpy()), *masks.shape[-2:])
+    if isinstance(masks, BitmapMasks):
+        masks = masks.to_tensor(torch.bool, inputs.device)
     height, width = inputs.shape[-2:]
-    if len(labels) != len(masks) or masks.height > height or masks.width > width:
+    bottom, right = height - masks.shape[-2], width - masks.shape[-1]
+    if len(labels) != len(masks) or bottom < 0 or right < 0:
         raise DatasetError(
-            f"{name}: {len(labels)} labels, {len(masks)} masks of {masks.height} x {masks.width} "
-            f"pixels, an image padded to {height} x {width}; these do not fit together"
+            f"{name}: {len(labels)} labels, {len(masks)} masks of {masks.shape[-2]} x "
+            f"{masks.shape[-1]} pixels, an image padded to {height} x {width}; these do not fit "
+            "together"
         )
     if num_classes is None:
         labels = torch.zeros_like(labels)
@@ -378,7 +381,7 @@ def _targets(sample: DetDataSample, inputs: Tensor, num_classes: int | None) -> 
             f"{name} has labels from {int(labels.min())} to {int(labels.max())}, but the model's "
             f"vocabulary has {num_classes} classes: train with the data set's own vocabulary"
         )
-    padded = masks.pad((height, width)).to_tensor(torch.bool, inputs.device)
+    padded = F.pad(masks.to(inputs.device, torch.bool), (0, right, 0, bottom))
     return InstanceData(labels=labels, masks=padded)
 
 
