@@ -65,8 +65,9 @@ class HalvesSegmentor(FakeSegmentor):
 
     def forward(self, inputs, data_samples=None, mode="predict"):
         found = [self._predict(sample) for sample in data_samples]
-        for sample in found:  # as the real model's
-            sample.pred_instances.scores = sample.pred_instances.scores.float()
+        for sample in found:
+            if "pred_instances" in sample:  # in float32 as the real model's
+                sample.pred_instances.scores = sample.pred_instances.scores.float()
         return found
 
     def test_step(self, data):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import cfg_option, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
@@ -44,19 +44,6 @@ def result_file(text: str) -> Path:
     if path.suffix not in (".json", ".csv"):
         raise argparse.ArgumentTypeError(f"must end in .json or .csv: {text}")
     return path
-
-
-def cfg_option(text: str) -> tuple[str, object]:
-    """Argument type: KEY=VALUE, a value as Python writes it or else text."""
-    import ast
-
-    key, sign, value = text.partition("=")
-    if not sign or not key:
-        raise argparse.ArgumentTypeError(f"must be KEY=VALUE: {text}")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return key, value
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

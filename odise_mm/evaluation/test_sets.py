@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +28,19 @@ LABEL_FILES: dict[str, str] = {
     "voc21": "pascal_voc_21_with_prompt_eng.txt",
     "lvis": "lvis_1203_with_prompt_eng.txt",
 }
-# Programs of tools/dataset_converters.
+# What prepares a set, below tools/dataset_converters/.
 CONVERTERS: dict[str, str] = {
-    "coco": "coco",
-    "ade20k": "ade20k",
-    "ade847": "ade20k_full",
-    "pc59": "pascal_context",
-    "pc459": "pascal_context",
-    "voc20": "voc",
-    "voc21": "voc",
-    "cityscapes": "cityscapes",
-    "mapillary": "mapillary",
-    "lvis": "lvis",
-    "uvo": "uvo",
+    "coco": "coco.py data/coco",
+    "ade20k": "ade20k.py data/ADEChallengeData2016",
+    "ade847": "ade20k_full.py data/ADE20K_2021_17_01",
+    "pc59": "pascal_context.py data/VOCdevkit/VOC2010",
+    "pc459": "pascal_context.py data/VOCdevkit/VOC2010",
+    "voc20": "voc.py data/VOCdevkit/VOC2012",
+    "voc21": "voc.py data/VOCdevkit/VOC2012",
+    "cityscapes": "cityscapes.py data/cityscapes",
+    "mapillary": "mapillary.py data/mapillary",
+    "lvis": "lvis.py data/lvis --coco data/coco",
+    "uvo": "uvo.py data/uvo",
 }
 _KEYS = ("test_dataloader", "test_evaluator", "test_cfg")
 _TRAINING_KEYS = (
@@ -57,6 +57,8 @@ class TestSet:
 
     name: str
     cfg: Config
+    data_root: str = "data"
+    """The folder that stands for ``data/`` in configs."""
 
     @property
     def dataset(self) -> dict[str, Any]:
@@ -82,10 +84,9 @@ class TestSet:
         """The sentence that tells a user how the files are made."""
         elsewhere = "--data-root names another folder than data/; see docs/datasets.md"
         if self.name not in CONVERTERS:
-            return f"{elsewhere}"
-        script = f"tools/dataset_converters/{CONVERTERS[self.name]}.py"
-        root = self.dataset.get("data_root") or ""
-        return f"prepare it with `python {script} {root}`; {elsewhere}"
+            return elsewhere
+        command = CONVERTERS[self.name].replace("data/", f"{self.data_root.rstrip('/')}/")
+        return f"prepare it with `python tools/dataset_converters/{command}`; {elsewhere}"
 
     def check(self) -> None:
         """Refuse a set that cannot be tested, before anything long runs.
@@ -138,6 +139,8 @@ def make_test_sets(
         DatasetError: ``label_files`` has none for a set.
     """
     sets = [_from_config(cfg)] if names is None else [_from_name(cfg, n) for n in names]
+    if data_root is not None:
+        sets = [replace(test_set, data_root=os.fspath(data_root)) for test_set in sets]
     for test_set in sets:
         for key in _TRAINING_KEYS:
             test_set.cfg.pop(key, None)
