@@ -18,7 +18,7 @@ from odise_mm.datasets.vocabulary import BUILTIN, Vocabulary
 from odise_mm.errors import DatasetError, VocabularyError
 from odise_mm.registry import TRANSFORMS
 
-LAYOUT = "docs/training_data.md and the data set's converter say what belongs where"
+LAYOUT = "docs/datasets.md and docs/training_data.md say what belongs where"
 OBJECT = Vocabulary((("object",),), (True,), name="object")
 
 

@@ -6,7 +6,7 @@ and test data the first ones in order. Each file shows the picture at the left, 
 ground truth; the words for caption supervision stand above it. Dark pixels have no segment.
 
 Examples:
-    python tools/analysis_tools/browse_dataset.py odise_coco_caption --number 8 --out browse
+    python tools/analysis_tools/browse_dataset.py odise_coco_caption --number 8
     python tools/analysis_tools/browse_dataset.py odise_label_ade20k --split test
 """
 
@@ -45,7 +45,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--split", choices=("train", "val", "test"), help="default: the first there is"
     )
     parser.add_argument("--number", type=positive_int, default=10, metavar="N", help="of pictures")
-    parser.add_argument("--out", default="browse", metavar="DIR", help="default: %(default)s/")
+    parser.add_argument(
+        "--out", default="work_dirs/browse", metavar="DIR", help="default: %(default)s/"
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="of the training stream (default: %(default)s)"
     )

@@ -17,6 +17,7 @@ Example:
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import zipfile
@@ -213,7 +214,7 @@ def check_phrases(root: Path, split: str) -> list[Row]:
     ]
 
 
-def main(argv: list[str] | None = None) -> int:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = converter_parser(__doc__, "data/coco", list(NUM_IMAGES))
     parser.add_argument(
         "--verify",
@@ -234,7 +235,11 @@ def main(argv: list[str] | None = None) -> int:
         help='runs: adjectives and nouns; prepositions: "slice of pizza" is one phrase '
         "(default: both)",
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
     with program():
         rows = []
         root = need_folder(args.data_root, "COCO's archives (the program's --help lists them)")
