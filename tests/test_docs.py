@@ -79,11 +79,7 @@ def test_links_lead_somewhere(document: Path) -> None:
 def test_named_files_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     named = set(re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./*-]*\w)", text))
-    planned = (
-        {"tools/train.py", "tools/test.py"} if "there is no `tools/train.py`" in text else set()
-    )
-    assert not [path for path in named - planned if not list(ROOT.glob(path))]
-    assert not [path for path in planned if (ROOT / path).exists()], "no longer true"
+    assert not [path for path in named if not list(ROOT.glob(path))]
 
 
 @every_document
