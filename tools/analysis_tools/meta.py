@@ -9,7 +9,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from odise_mm.apis.building import build_model, load_config
 from odise_mm.models import OpenVocabSegmentor, TextEncoder
@@ -132,6 +132,7 @@ def flop_counter() -> FlopCounterMode:
         display=False,
         custom_mapping={
             aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
             aten._native_multi_head_attention: _multi_head_flops,
         },
     )
@@ -139,6 +140,12 @@ def flop_counter() -> FlopCounterMode:
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any):
     return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flops(
+    gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any
+):
+    return sdpa_backward_flop_count(gradient, query, key, value)
 
 
 def _multi_head_flops(

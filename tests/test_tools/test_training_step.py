@@ -1,0 +1,139 @@
+"""Shapes alone count what a real step does; frozen weights cost nothing; the baseline does more."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from odise_mm.apis.building import build_model
+from tests.parts import segmentor_config
+from tests.test_models.training import make_batch, make_model
+from tools.analysis_tools import training_step as tool
+from tools.analysis_tools.meta import build_on_meta, flop_counter, running_on_meta
+from tools.analysis_tools.parts import part_of
+
+TRAINED = {
+    "captioner",
+    "feature projection",
+    "pixel decoder",
+    "transformer decoder",
+    "mask embedding",
+    "names",
+}
+
+
+@pytest.fixture(scope="module")
+def cfg() -> Config:
+    return Config(dict(model=segmentor_config()))
+
+
+@pytest.fixture(scope="module")
+def counts(cfg: Config) -> dict[str, dict]:
+    ways = (tool.OURS, tool.CHECKPOINTED, tool.BASELINE)
+    return {way: tool.count(cfg, 128, way, sixteen_bit=False) for way in ways}
+
+
+@pytest.mark.parametrize("way", [tool.OURS, tool.BASELINE])
+def test_counted_is_what_a_real_step_does(way: str, cfg: Config, counts: dict) -> None:
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    model.classifiers[0].text_encoder(model.vocabulary.flat[0])  # names are embedded before
+    with tool.trained_as(model, way), flop_counter() as flops:
+        kept = tool._Kept(model, False, flops)
+        with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
+            loss = tool._surrogate_loss(model, torch.rand(3, 128, 128))
+        forward = flops.get_total_flops()
+        loss.backward()
+        backward = flops.get_total_flops() - forward
+    counted = counts[way]
+    assert counted["forward_flops"] == pytest.approx(forward, rel=0.01)
+    assert counted["backward_flops"] == pytest.approx(backward, rel=0.01)
+    assert counted["kept_bytes"] == pytest.approx(sum(kept.storages.values()), rel=0.05)
+    for part, number in counted["gradient_numbers"].items():
+        got = [p for n, p in model.named_parameters() if part_of(n) == part]
+        assert number == sum(p.numel() for p in got if p.grad is not None), part
+
+
+def test_who_gets_gradients(counts: dict) -> None:
+    assert set(counts[tool.OURS]["gradient_nodes"]) == TRAINED
+    more = set(counts[tool.BASELINE]["gradient_nodes"]) - TRAINED
+    assert more == {"UNet", "VAE encoder", "VAE decoder", "CLIP image tower"}
+    assert counts[tool.CHECKPOINTED]["gradient_nodes"] == counts[tool.OURS]["gradient_nodes"]
+
+
+@pytest.mark.parametrize("captions", [False, True])
+def test_the_real_losses_end_in_the_trained_parts(captions: bool) -> None:
+    model = make_model(captions)
+    words = [["dog"] * 8] * 2 if captions else None
+    losses = model(**make_batch(model, words=words), mode="loss")
+    found = tool.gradient_nodes(model, sum(losses.values()))
+    assert set(found["nodes"]) == TRAINED
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert sum(found["nodes"].values()) == len(trained)
+    assert sum(found["numbers"].values()) == sum(p.numel() for p in trained)
+
+
+def test_no_work_for_weight_gradients_of_the_unet(cfg: Config) -> None:
+    """A convolution's or a linear map's backward pass for its input costs as much as it does."""
+    model = build_on_meta(cfg)
+    costs = {}
+    for weights in (False, True):
+        model.backbone.unet.requires_grad_(weights)
+        with running_on_meta(model), torch.enable_grad(), tool.fused_attention():
+            tiles = torch.empty(1, 3, 64, 64, device="meta")
+            condition = model.captioner(tiles)
+            condition = condition._replace(
+                context=condition.context.requires_grad_(), time=condition.time.requires_grad_()
+            )
+            latent = torch.empty(1, 4, 8, 8, device="meta")
+            with flop_counter() as flops:
+                taps = model.backbone._unet_taps(latent, 0, 0, condition)
+                forward = flops.get_total_flops()
+                sum(tap.mean() for tap in taps).backward()
+            costs[weights] = (flops.get_total_flops() - forward) / forward
+    assert costs[False] < 1.2 < 1.8 < costs[True]
+
+
+def test_the_order_of_costs(counts: dict) -> None:
+    ours, checkpointed, baseline = (counts[w] for w in counts)
+    assert ours["backward_flops"] < checkpointed["backward_flops"] < baseline["backward_flops"]
+    kept = [w["kept_bytes"] for w in (checkpointed, ours, baseline)]
+    assert kept == sorted(kept) and kept[0] + checkpointed["recomputed_bytes"] < kept[1]
+    assert ours["recomputed_bytes"] == 0 < checkpointed["recomputed_bytes"]
+
+
+def test_everything_is_as_before_afterwards() -> None:
+    torch.manual_seed(0)
+    model = build_model(Config(dict(model=segmentor_config())))
+    before = {n: p.requires_grad for n, p in model.named_parameters()}
+    with tool.trained_as(model, tool.BASELINE):
+        assert model.backbone.unet.conv_in.weight.requires_grad
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == before
+    assert "encode" not in vars(model.backbone) and "encode_image" not in vars(model.clip)
+
+
+def test_program(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    cfg: Config,
+    counts: dict,
+) -> None:
+    import tools.analysis_tools.meta as meta
+
+    monkeypatch.setattr(meta, "load_model_config", lambda _: cfg)
+    monkeypatch.setattr(tool, "count", lambda _, __, way, sixteen_bit: dict(counts[way]))
+    out = tmp_path / "new" / "numbers.json"
+    arguments = ["odise_tiny", "--size", "128", "--measure", "--repeats", "1", "--json", str(out)]
+    assert tool.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "AccumulateGrad" in printed and "kept for the backward pass" in printed
+    for numbers in json.loads(out.read_text())["ways"].values():
+        assert numbers["measured"]["seconds"] > 0 and numbers["measured"]["peak_bytes"] >= 0
+    with pytest.raises(SystemExit):
+        tool.main(["odise_tiny", "--size", "100"])
+    assert "a multiple of 64" in capsys.readouterr().err
