@@ -1,7 +1,7 @@
 """Every command of docs/evaluation.md runs as it stands there, on miniatures of all data sets.
 
-The model is a fake one under the name of the real config, its checkpoint the same under the names
-of the published files; everything else, test sets and converters included, is the repository's.
+Configs, test sets and converters are the repository's. Only the model itself is a fake one, in
+configs of the real names, and its checkpoint has the names of the published files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.evaluation.test_sets import CONVERTERS, LABEL_FILES, known_sets
 from odise_mm.utils.panoptic_io import write_panoptic_png
 from tests import miniatures, miniatures_2
-from tests.small_test_set import MODEL_CONFIG
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "evaluation.md"
@@ -121,11 +120,13 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_labels(labels, name, Vocabulary.load(name))
 
     (folder / "configs").mkdir()
-    config = MODEL_CONFIG + 'model.update(fusion=dict(train_vocabulary="coco"))\n'
-    for name in ("odise_coco_label", "odise_coco_caption"):
-        (folder / "configs" / f"{name}.py").write_text(config)
-    ade20k = ROOT / "configs" / "_base_" / "datasets" / "ade20k.py"
-    (folder / "configs" / "odise_label_ade20k.py").write_text(config + ade20k.read_text())
+    for name in ("odise_coco_label", "odise_coco_caption", "odise_label_ade20k"):
+        (folder / "configs" / f"{name}.py").write_text(
+            f'_base_ = ["{ROOT}/configs/odise/{name}.py"]\n'
+            'custom_imports = dict(imports=["tests.small_test_set"])\n'
+            'fusion = dict(train_vocabulary="coco")\n'
+            'model = dict(_delete_=True, type="HalvesSegmentor", fusion=fusion)\n'
+        )
     checkpoint = dict(state_dict=dict(scale=torch.ones(1)))
     (folder / "checkpoints").mkdir()
     (folder / "work_dirs" / "odise_coco_label").mkdir(parents=True)

@@ -136,6 +136,9 @@ def run(args: argparse.Namespace) -> int:
     check_checkpoint(args.checkpoint, sets[0].cfg)
     for test_set in sets:
         test_set.check()
+    for folder in (args.out and args.out.parent, args.dump, args.show_dir):
+        if folder is not None:
+            Path(folder).mkdir(parents=True, exist_ok=True)
 
     runner = OpenVocabRunner.from_cfg(sets[0].cfg)
     prepare_model(runner, args)
@@ -186,6 +189,9 @@ def plan(args: argparse.Namespace) -> list[TestSet]:
         test_set.cfg.launcher = args.launcher
         # Parts with random weights are the same as for the inferencer.
         test_set.cfg.setdefault("randomness", dict(seed=0))
+        if sys.stderr.isatty():  # there is a bar, which lines of the log would tear
+            hooks = test_set.cfg.setdefault("default_hooks", {})
+            hooks["logger"] = dict(type="LoggerHook", interval=sys.maxsize)
         change_config(test_set.cfg, dict(args.cfg_options))
     return sets
 

@@ -37,7 +37,6 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "SQ st": ("panoptic/SQ_st",),
     "RQ st": ("panoptic/RQ_st",),
     "mAP": ("instance/AP", "lvis/AP"),
-    "mAP50": ("instance/AP50", "lvis/AP50"),
     "mIoU": ("semantic/mIoU",),
     "mAP rare": ("lvis/APr",),
     "mAP common": ("lvis/APc",),

@@ -189,7 +189,8 @@ def _from_config(cfg: Config) -> TestSet:
 
 
 def _use_label_files(test_set: TestSet, folder: Path) -> None:
-    test_set.dataset["label_file"] = str(_label_file(folder, test_set.name))
+    if not test_set.dataset.get("class_agnostic"):  # else its one name is "object"
+        test_set.dataset["label_file"] = str(_label_file(folder, test_set.name))
     fusion = test_set.cfg.model.get("fusion") or {}
     if "train_vocabulary" in fusion and not os.path.isfile(fusion["train_vocabulary"]):
         fusion["train_vocabulary"] = str(_label_file(folder, fusion["train_vocabulary"]))

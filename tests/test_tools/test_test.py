@@ -18,6 +18,8 @@ from mmengine.logging import MessageHub
 from PIL import Image
 from pycocotools.coco import COCO
 
+from odise_mm.apis.building import load_config
+from odise_mm.evaluation.test_sets import make_test_sets
 from odise_mm.utils.panoptic_io import read_coco_panoptic
 from tests import parts
 from tests.small_test_set import HEIGHT, SET_CONFIG, WIDTH, write_project
@@ -188,6 +190,13 @@ def test_label_files_replace_the_names_of_test_and_training(project: Path) -> No
     assert plain["train_vocabulary"]["classes"] == 133
 
 
+def test_sets_without_classes_need_no_label_file(project: Path) -> None:
+    label_files(project)
+    (uvo,) = make_test_sets(load_config("odise_tiny"), ["uvo"], label_files="labels")
+    assert "label_file" not in uvo.dataset
+    assert uvo.cfg.model.fusion.train_vocabulary == "labels/coco_panoptic_with_prompt_eng.txt"
+
+
 @pytest.fixture
 def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     from odise_mm.engine.runner import OpenVocabRunner
@@ -208,6 +217,7 @@ def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
             "one: 2 of 2 classes share no name with .*number 0: 'cat' there is 'sky'",
         ),
         (["--datasets", "one", "--precision", "fp16"], "fp16 is for GPUs"),
+        (["--datasets", "one", "--out", "model.py/out.json"], "model.py"),
         (["--datasets", "one", "--cfg-options", "model.type.x=1"], "cannot set model.type.x"),
     ],
 )
