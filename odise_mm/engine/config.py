@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import inspect
 import os
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.registry import (
     OPTIM_WRAPPERS,
     OPTIMIZERS,
@@ -41,8 +43,10 @@ def complete_config(cfg: Config) -> Config:
 
     * A data set without ``pipeline`` gets ``train_pipeline`` or ``test_pipeline``.
     * ``optim_wrapper.constructor`` is the one that leaves frozen parameters out.
+    * Schedules in steps have no ``end``. mmengine ends them with the training and saves that: a
+      training that is resumed to go on for longer would miss its milestones.
     """
-    cfg = cfg.copy() if isinstance(cfg, Config) else Config(cfg)
+    cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(copy.deepcopy(cfg))
     for stage in _PARTS:
         steps = cfg.get("train_pipeline" if stage == "train" else "test_pipeline")
         for _, dataset in _datasets(cfg, stage):
@@ -50,6 +54,10 @@ def complete_config(cfg: Config) -> Config:
                 dataset["pipeline"] = steps
     if isinstance(cfg.get("optim_wrapper"), dict):
         cfg.optim_wrapper.setdefault("constructor", "TrainedParametersConstructor")
+    schedules = cfg.get("param_scheduler") or []
+    for schedule in [schedules] if isinstance(schedules, dict) else schedules:
+        if _kind(schedule.get("type")).startswith(("MultiStep", "Step")):
+            schedule.setdefault("end", INF)
     return cfg
 
 

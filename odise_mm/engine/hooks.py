@@ -69,12 +69,14 @@ class FiniteLossHook(Hook):
 def stopped(runner: Runner, data_batch: Any, why: str) -> TrainingError:
     """The error that ends a training whose numbers are broken."""
     last = runner.message_hub.get_info("last_ckpt", None)
-    way_out = f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
-    return TrainingError(
-        f"iteration {runner.iter + 1}: {why}; images: {', '.join(_images(data_batch)) or 'unknown'}"
-        f"; {way_out}. Look at these images' annotations, lower the learning rate, or take bf16 or "
-        "fp32 instead of fp16 (--precision)"
-    )
+    images = _images(data_batch)
+    parts = [
+        f"iteration {runner.iter + 1}: {why}",
+        f"images: {', '.join(images)}" if images else "",
+        f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet",
+        "try a lower learning rate, or --precision bf16 or fp32 instead of fp16",
+    ]
+    return TrainingError("; ".join(part for part in parts if part))
 
 
 def _images(data_batch: Any) -> list[str]:
@@ -97,6 +99,9 @@ class AtomicCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         if self.backend_args is not None or self.file_client_args is not None:
             raise ValueError("AtomicCheckpointHook writes to local folders: remove backend_args")
+        if self.args:  # mmengine would pass them on when the first checkpoint is saved
+            raise TypeError(f"AtomicCheckpointHook has no argument {', '.join(self.args)}")
+        self._saving: str | None = None
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
@@ -116,6 +121,10 @@ class AtomicCheckpointHook(CheckpointHook):
                 None,
                 f"{len(broken)} weights are not finite (first: {broken[0]}) and are not saved",
             )
+        if self._saving is not None:  # who resumes from this file finds it as the last one
+            hub = checkpoint["message_hub"]
+            hub["runtime_info"]["last_ckpt"] = self._saving
+            hub["resumed_keys"]["last_ckpt"] = True
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict[str, Any]) -> None:
         kept = list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
@@ -127,7 +136,7 @@ class AtomicCheckpointHook(CheckpointHook):
                 # Written into the checkpoint with the one that is about to go: should this process
                 # be killed in between, mmengine's before_train removes it after resuming.
                 runner.message_hub.update_info("keep_ckpt_ids", kept)
-            runner.message_hub.update_info("last_ckpt", str(path))
+            self._saving = str(path)
             runner.save_checkpoint(
                 self.out_dir,
                 path.name,
@@ -135,12 +144,12 @@ class AtomicCheckpointHook(CheckpointHook):
                 save_param_scheduler=self.save_param_scheduler,
                 meta=meta,
                 by_epoch=self.by_epoch,
-                **self.args,
             )
             if is_main_process():
                 with replacing(Path(runner.work_dir) / LAST) as temporary:
                     temporary.write_text(str(path), encoding="utf-8")
         self.last_ckpt = str(path)
+        runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         if self.max_keep_ckpts > 0:
             while len(kept) > self.max_keep_ckpts:
                 old = Path(self.out_dir) / self.filename_tmpl.format(kept.pop(0))
@@ -157,15 +166,17 @@ class AtomicCheckpointHook(CheckpointHook):
     @contextmanager
     def _told(self, runner: Runner) -> Iterator[None]:
         """A save that fails says what there still is."""
-        last = runner.message_hub.get_info("last_ckpt", None)
         try:
             yield
         except OSError as err:
+            last = runner.message_hub.get_info("last_ckpt", None)
             there = f"{last} is complete" if last else "no checkpoint was saved before"
             raise TrainingError(
                 f"iteration {runner.iter + 1}: could not save a checkpoint to {self.out_dir} "
                 f"({err}); {there}. Make room there and go on with --resume"
             ) from err
+        finally:
+            self._saving = None
 
     @contextmanager
     def _late_removals(self) -> Iterator[None]:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from odise_mm.datasets.base import OBJECT
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.engine.hooks import stopped
-from odise_mm.errors import ConfigError, DatasetError
+from odise_mm.errors import ConfigError, DatasetError, OdiseError
 from odise_mm.registry import LOOPS
 
 TASKS = ("panoptic", "semantic", "instance")
@@ -51,16 +51,11 @@ def bound_to(model: nn.Module, dataset: Dataset, evaluator: Evaluator | None = N
     model = unwrapped(model)
     vocabulary = vocabulary_of(dataset)
     before = {
-        name: value
-        for name, value in (
-            ("vocabulary", getattr(model, "vocabulary", None)),
-            ("test_cfg", getattr(model, "test_cfg", None)),
-        )
-        if value is not None
+        name: getattr(model, name) for name in ("vocabulary", "test_cfg") if hasattr(model, name)
     }
     if "vocabulary" in before and vocabulary is not None:
         model.vocabulary = vocabulary
-    if "test_cfg" in before and evaluator is not None:
+    if isinstance(before.get("test_cfg"), dict) and evaluator is not None:
         needed = tasks_of(evaluator)
         model.test_cfg = {**model.test_cfg, **{task: task in needed for task in TASKS}}
     try:
@@ -68,6 +63,22 @@ def bound_to(model: nn.Module, dataset: Dataset, evaluator: Evaluator | None = N
     finally:
         for name, value in before.items():
             setattr(model, name, value)
+
+
+@contextmanager
+def plain_worker_errors() -> Iterator[None]:
+    """What a data set refuses in a worker process is told as if there were none.
+
+    torch puts the worker's traceback into the message.
+    """
+    try:
+        yield
+    except OdiseError as err:
+        kind = type(err).__name__
+        _, in_worker, text = str(err).rpartition(f"{kind}: ")
+        if "Original Traceback" in str(err) and in_worker:
+            raise type(err)(text.strip()) from err
+        raise
 
 
 @LOOPS.register_module()
@@ -98,7 +109,7 @@ class OpenVocabTrainLoop(IterBasedTrainLoop):
 
     def run(self) -> nn.Module:
         """Train until ``max_iters``."""
-        with bound_to(self.runner.model, self.dataloader.dataset):
+        with plain_worker_errors(), bound_to(self.runner.model, self.dataloader.dataset):
             return self._run()
 
     def _run(self) -> nn.Module:
@@ -177,7 +188,8 @@ class _Evaluation(BaseLoop):
 
     def run(self) -> dict[str, float]:
         """Evaluate: what the metrics say."""
-        with bound_to(self.runner.model, self.dataloader.dataset, self.evaluator):
+        model, dataset = self.runner.model, self.dataloader.dataset
+        with plain_worker_errors(), bound_to(model, dataset, self.evaluator):
             return super().run()
 
 

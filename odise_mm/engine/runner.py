@@ -45,9 +45,12 @@ class OpenVocabRunner(Runner):
         Raises:
             ConfigError, DatasetError, DeviceError: see :func:`odise_mm.engine.config.check_config`;
                 a part that refuses its arguments.
+            CheckpointError: there is no resuming from the file that the config names.
         """
         cfg = complete_config(cfg)
         check_config(cfg)
+        if cfg.get("resume"):
+            _take_over_seed(cfg)
         with config_errors(cfg):
             return super().from_cfg(cfg)
 
@@ -226,6 +229,14 @@ class OpenVocabRunner(Runner):
                 if "dataset_meta" in holder:
                     holder["dataset_meta"] = plain(holder["dataset_meta"])
         super().call_hook(fn_name, **kwargs)
+
+
+def _take_over_seed(cfg: Config) -> None:
+    """A resumed training has the seed it began with: its sampler is built before it is loaded."""
+    path = cfg.get("load_from") or latest_checkpoint(cfg.work_dir)
+    if path is not None:
+        seed = read_training_state(path)["meta"].get("seed")
+        cfg.randomness = {**cfg.get("randomness", {}), "seed": seed}
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,68 @@
+"""The published schedule in numbers, and which parameters decay."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from mmengine.registry import PARAM_SCHEDULERS
+from torch import nn
+
+from odise_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
+from tests.parts import load_config, meta_model
+
+LABEL, CAPTION = "odise/odise_coco_label.py", "odise/odise_coco_caption.py"
+
+
+def formula(iteration: int) -> float:
+    """Base 1e-4, 0.067 to 1 over 250 iterations, a tenth from 8/9 and from 26/27 on."""
+    warm_up = min(1.0, 0.067 + (1 - 0.067) * iteration / 250)
+    drops = (iteration >= 81945) + (iteration >= 88773)
+    return 1e-4 * warm_up * 0.1**drops
+
+
+def test_learning_rate() -> None:
+    cfg = load_config(LABEL)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=cfg.optim_wrapper.optimizer.lr)
+    schedulers = [
+        PARAM_SCHEDULERS.build(dict(scheduler), default_args=dict(optimizer=optimizer))
+        for scheduler in cfg.param_scheduler
+    ]
+    wanted = {0, 1, 125, 249, 250, 251, 40000, 81944, 81945, 88772, 88773, 92187}
+    for iteration in range(cfg.train_cfg.max_iters):
+        if iteration in wanted:
+            rate = optimizer.param_groups[0]["lr"]
+            assert rate == pytest.approx(formula(iteration), rel=1e-9), iteration
+            wanted.remove(iteration)
+        for scheduler in schedulers:
+            scheduler.step()
+    assert not wanted
+
+
+@pytest.mark.parametrize("file", [LABEL, CAPTION])
+def test_published_settings(file: str) -> None:
+    cfg = load_config(file)
+    assert cfg.train_cfg.max_iters == 92188
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=0.01, norm_type=2)
+    assert cfg.optim_wrapper.optimizer == dict(type="AdamW", lr=1e-4, weight_decay=0.05)
+    assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype) == ("AmpOptimWrapper", "float16")
+    assert cfg.auto_scale_lr.base_batch_size == 64 == 8 * cfg.train_dataloader.batch_size
+    assert cfg.default_hooks.checkpoint.interval == 4500
+
+
+@pytest.mark.parametrize("file, trained", [(LABEL, 28_067_009), (CAPTION, 28_066_755)])
+def test_what_is_optimised_and_what_decays(file: str, trained: int) -> None:
+    cfg = load_config(file).optim_wrapper
+    options = dict(type="OptimWrapper", optimizer=cfg.optimizer)
+    constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(cfg.constructor)(options, cfg.paramwise_cfg)
+    model = meta_model(file)
+    groups = constructor(model).optimizer.param_groups
+    assert sum(p.numel() for g in groups for p in g["params"]) == trained
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    norms = (nn.GroupNorm, nn.LayerNorm)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                spared = isinstance(module, norms) or name.endswith("bias")
+                assert decay[id(parameter)] == (0.0 if spared else 0.05), (type(module), name)
+            else:
+                assert id(parameter) not in decay
