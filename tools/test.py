@@ -248,6 +248,9 @@ def test_one(runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespac
     from odise_mm.evaluation.report import SetResult, describe_vocabulary
 
     start = time.perf_counter()
+    scalars = runner.message_hub.log_scalars
+    for key in [key for key in scalars if key.startswith("test/")]:
+        del scalars[key]  # the log would repeat the previous set's numbers as this one's
     metrics = runner.test_on(test_set.cfg)
     loop = runner.test_loop
     dataset = loop.dataloader.dataset

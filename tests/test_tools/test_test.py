@@ -135,6 +135,17 @@ def test_result_files(project: Path) -> None:
     ]  # fmt: skip
 
 
+def test_the_log_does_not_repeat_another_set_s_numbers(project: Path) -> None:
+    with (project / "configs/_base_/datasets/one.py").open("a") as file:
+        file.write('test_evaluator = [dict(type="SemanticIoU")]\n')
+    found = run("--datasets", "five", "one", "--work-dir", "work")
+    assert {key.split("/")[0] for key in found["sets"]["one"]["metrics"]} == {"semantic"}
+    (log,) = (project / "work").glob("*/*.log")
+    five, one = (line for line in log.read_text().splitlines() if "semantic/mIoU" in line)
+    assert "panoptic/PQ: 62.39" in five
+    assert "panoptic/PQ" not in one and "semantic/mIoU: 100" in one
+
+
 def test_an_interruption_loses_no_finished_set(
     project: Path, capsys: pytest.CaptureFixture
 ) -> None:
