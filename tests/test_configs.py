@@ -7,6 +7,7 @@ import torch
 from mmengine.config import Config
 
 from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.engine.config import check_config, complete_config
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.registry import MODELS, TRANSFORMS
 from tests.parts import config_files, load_config, meta_model
@@ -31,6 +32,43 @@ def test_builds_on_the_meta_device(file: str) -> None:
 def test_test_pipeline_builds(file: str) -> None:
     for step in load_config(file).test_pipeline:
         assert TRANSFORMS.build(step) is not None
+
+
+TRAINED = [file for file in FILES if "train_dataloader" in load_config(file)]
+TESTED = [file for file in FILES if "test_dataloader" in load_config(file)]
+
+
+def test_what_trains_and_what_tests() -> None:
+    assert {"odise/odise_coco_label.py", "odise/odise_coco_caption.py"} <= set(TRAINED)
+    assert set(FILES) - set(TESTED) <= {"toy/odise_tiny.py"}
+
+
+@pytest.mark.parametrize("file", TRAINED)
+def test_training_pipeline_builds(file: str) -> None:
+    cfg = complete_config(load_config(file))
+    for step in cfg.train_dataloader.dataset.pipeline:
+        assert TRANSFORMS.build(step) is not None
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_every_part_is_known(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of data, metrics, loops, hooks, optimizer and schedules; with data and a GPU at hand."""
+    monkeypatch.setattr("odise_mm.engine.config.os.path.exists", lambda path: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    check_config(complete_config(load_config(file)))
+
+
+@pytest.mark.parametrize("file", sorted({*TRAINED, *TESTED}))
+def test_runner_and_samplers_are_ours(file: str) -> None:
+    cfg = load_config(file)
+    assert cfg.runner_type == "OpenVocabRunner"
+    for stage in ("val", "test"):
+        loader = cfg.get(f"{stage}_dataloader")
+        assert loader is None or loader.sampler.round_up is False
+    if file in TRAINED:
+        assert cfg.train_dataloader.sampler.type == "SeededSampler"
+        assert cfg.model.fusion.train_vocabulary == cfg.train_dataloader.dataset.vocabulary
 
 
 @pytest.mark.parametrize("file", FILES)
