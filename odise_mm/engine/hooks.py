@@ -57,12 +57,11 @@ class FiniteLossHook(Hook):
         Raises:
             TrainingError: names the losses, the images and the last checkpoint.
         """
-        broken = [
-            name
-            for name, value in (outputs or {}).items()
-            if isinstance(value, Tensor) and not bool(torch.isfinite(value).all())
-        ]
-        if broken:
+        losses = {k: v for k, v in (outputs or {}).items() if isinstance(v, Tensor)}
+        # The sum is not finite if a part is not. To look at one number is one wait for the GPU.
+        watched = [losses["loss"]] if "loss" in losses else losses.values()
+        if not all(value.isfinite().all() for value in watched):
+            broken = [name for name, value in losses.items() if not value.isfinite().all()]
             raise stopped(runner, data_batch, f"{', '.join(broken)} not finite")
 
 

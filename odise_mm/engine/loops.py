@@ -170,7 +170,7 @@ def _check_train_vocabulary(model: nn.Module, vocabulary: Vocabulary | None) -> 
             f"model.fusion.train_vocabulary has the names of '{expected.name}' ({len(expected)} "
             f"classes), the training data set those of '{vocabulary.name}' ({len(vocabulary)} "
             "classes): set model.fusion.train_vocabulary to what "
-            "train_dataloader.dataset.vocabulary is, so that classes seen in training are known as such"
+            "train_dataloader.dataset.vocabulary is, so that classes seen in training count as seen"
         )
 
 

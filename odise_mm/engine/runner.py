@@ -17,7 +17,7 @@ from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.engine.checkpoints import latest_checkpoint, read_training_state, replacing
 from odise_mm.engine.config import check_config, complete_config
 from odise_mm.engine.loops import unwrapped
-from odise_mm.errors import CheckpointError
+from odise_mm.errors import CheckpointError, OdiseError
 from odise_mm.models.weights import load_weights
 from odise_mm.registry import RUNNERS
 from odise_mm.utils.checkpoint import differences
@@ -166,10 +166,12 @@ class OpenVocabRunner(Runner):
             super().resume(
                 os.fspath(filename), resume_optimizer, resume_param_scheduler, map_location
             )
-        except (KeyError, ValueError) as err:
+        except OdiseError:
+            raise
+        except (KeyError, ValueError, RuntimeError) as err:
             raise CheckpointError(
-                f"{filename} was made with another optimizer or schedule ({err}): resume with the "
-                "config it was trained with, or start from its weights with load_from"
+                f"{filename} was made with another optimizer, schedule or precision ({err}): resume "
+                "with the config it was trained with, or start from its weights with load_from"
             ) from err
 
     def load_checkpoint(

@@ -23,7 +23,9 @@ from odise_mm.engine.checkpoints import (
     remove_leftovers,
     replacing,
 )
+from odise_mm.engine.config import set_precision
 from odise_mm.errors import CheckpointError, TrainingError
+from odise_mm.utils.checkpoint import save_state_dict
 from tests.small_training import CONFIG, config, weights
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -258,6 +260,45 @@ def test_a_checkpoint_of_another_config(uninterrupted: Path, tmp_path: Path) -> 
         with pytest.raises(CheckpointError, match=message) as caught:
             OpenVocabRunner.from_cfg(cfg).train()
         assert str(uninterrupted) in str(caught.value) and "load_from" in str(caught.value)
+
+
+def test_mixed_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bf16 by a CPU's autocast, which we leave to GPUs: what it saves can be resumed."""
+    wrapper = "mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available"
+    monkeypatch.setattr(wrapper, lambda: True)
+    monkeypatch.setattr("odise_mm.engine.config._check_devices", lambda cfg, world: None)
+
+    def run(folder: str, precision: str, **changes) -> Path:
+        cfg = config(tmp_path / folder, **changes)
+        set_precision(cfg, precision)
+        runner = OpenVocabRunner.from_cfg(cfg)
+        runner.train()
+        return tmp_path / folder / f"iter_{runner.max_iters}.pth"
+
+    whole = run("whole", "bf16")
+    run("parts", "bf16", train_cfg__max_iters=6)
+    assert_same_training(run("parts", "bf16", resume=True), whole)
+    assert not same(weights(whole), weights(run("fp32", "fp32")))
+
+
+def test_a_checkpoint_of_another_optimizer(uninterrupted: Path, tmp_path: Path) -> None:
+    state = read_training_state(uninterrupted)
+    state["optimizer"]["param_groups"].pop()
+    path = tmp_path / "iter_12.pth"
+    torch.save(state, path)
+    with pytest.raises(CheckpointError, match=f"{path} was made with another optimizer"):
+        train(tmp_path / "work", resume=True, load_from=str(path))
+
+
+def test_starting_from_weights(uninterrupted: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    save_state_dict(start, weights(uninterrupted))
+    for path in (uninterrupted, start):
+        run = train(tmp_path / path.stem, load_from=str(path), optim_wrapper__optimizer__lr=0.0)
+        assert [s["mode"] for s in run.model.seen].count("loss") == 12
+        assert same(weights(run.work_dir + "/iter_12.pth"), weights(uninterrupted))
+    with pytest.raises(CheckpointError, match="not made for this config: .*layers.0.weight"):
+        train(tmp_path / "other", load_from=str(start), model__width=5)
 
 
 def test_a_note_of_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
