@@ -6,7 +6,6 @@ model = dict(
     head=dict(objectness=True),
     classifiers=[
         dict(
-            _delete_=True,
             type="OpenVocabClassifier",
             embed_dim=_base_.width,
             null_class=False,

@@ -170,8 +170,8 @@ class OpenVocabRunner(Runner):
             raise
         except (KeyError, ValueError, RuntimeError) as err:
             raise CheckpointError(
-                f"{filename} was made with another optimizer, schedule or precision ({err}): resume "
-                "with the config it was trained with, or start from its weights with load_from"
+                f"{filename} was made with another optimizer, schedule or precision ({err}): "
+                "resume with the config it was trained with, or start from its weights with load_from"
             ) from err
 
     def load_checkpoint(
