@@ -133,7 +133,7 @@ def test_program(
     printed = capsys.readouterr().out
     assert "AccumulateGrad" in printed and "kept for the backward pass" in printed
     for numbers in json.loads(out.read_text())["ways"].values():
-        assert numbers["measured"]["seconds"] > 0 and numbers["measured"]["peak_bytes"] >= 0
+        assert min(numbers["measured"].values()) > 0
     with pytest.raises(SystemExit):
         tool.main(["odise_tiny", "--size", "100"])
     assert "a multiple of 64" in capsys.readouterr().err
