@@ -171,7 +171,7 @@ class OpenVocabRunner(Runner):
         except (KeyError, ValueError, RuntimeError) as err:
             raise CheckpointError(
                 f"{filename} was made with another optimizer, schedule or precision ({err}): "
-                "resume with the config it was trained with, or start from its weights with load_from"
+                "resume with the config it was trained with, or start from its weights (load_from)"
             ) from err
 
     def load_checkpoint(
