@@ -2,9 +2,9 @@
 
 import torch
 import torch.nn.functional as F
-from mmengine.dist import get_world_size
+from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_gather
+from torch.autograd.function import FunctionCtx
 
 from odise_mm.errors import ConfigError
 from odise_mm.registry import MODELS
@@ -88,4 +88,18 @@ class GroundingLoss(nn.Module):
 
 def _gather(tensor: Tensor) -> Tensor:
     """Joined along the first axis over all processes, with gradient."""
-    return torch.cat(all_gather(tensor)) if get_world_size() > 1 else tensor
+    return _Gather.apply(tensor) if get_world_size() > 1 else tensor
+
+
+class _Gather(torch.autograd.Function):
+    """What torch's own does, which with gloo scrambles gradients that are not contiguous."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, tensor: Tensor) -> Tensor:
+        return torch.cat(all_gather(tensor.contiguous()))
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        all_reduce(gradient)
+        return gradient.chunk(get_world_size())[get_rank()]
