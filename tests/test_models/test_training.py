@@ -10,13 +10,14 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmdet.utils import reduce_mean
+from mmengine.dist import all_gather
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError, TrainingError
-from odise_mm.models import OpenVocabSegmentor
+from odise_mm.models import GroundingLoss, OpenVocabSegmentor
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import FrozenModule
@@ -273,9 +274,24 @@ def gradients_of_rank(rank: int, world: int, folder: str) -> None:
         means = {name: reduce_mean(loss.detach()).item() for name, loss in losses.items()}
         grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
         results.append(dict(losses=means, grads=grads))
+    # Three images on each process, and a gradient whose memory is not in order.
+    masks, words, valid, scale = embeddings(rows=slice(3 * rank, 3 * rank + 3))
+    loss = GroundingLoss()(masks.transpose(1, 2), words.transpose(1, 2), valid, scale)
+    loss.backward()
+    joined = [reduce_mean(loss.detach()), *(torch.cat(all_gather(x.grad)) for x in (masks, words))]
+    results.append([*joined, reduce_mean(scale.grad)])
     if rank == 0:
         torch.save(results, f"{folder}/results.pth")
     dist.destroy_process_group()
+
+
+def embeddings(rows: slice) -> tuple[Tensor, ...]:
+    """Rows of six images: masks (C, Q), words (C, K), which words there are, and a scale."""
+    generator = torch.Generator().manual_seed(2)
+    masks, words = (torch.randn(6, 8, n, generator=generator)[rows] for n in (5, 4))
+    valid = torch.tensor([1, 1, 0, 1, 0, 1]).bool()[rows, None].expand(-1, 4)
+    scale = torch.tensor(4.0, requires_grad=True)
+    return masks.requires_grad_(), words.requires_grad_(), valid, scale
 
 
 def joined_batch(model: OpenVocabSegmentor) -> dict:
@@ -288,7 +304,7 @@ def joined_batch(model: OpenVocabSegmentor) -> dict:
 
 
 @pytest.fixture(scope="module")
-def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list:
     folder = tmp_path_factory.mktemp("two_processes")
     torch.multiprocessing.spawn(gradients_of_rank, (2, str(folder)), nprocs=2)
     return torch.load(folder / "results.pth", weights_only=True)
@@ -296,7 +312,7 @@ def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @BOTH
 def test_two_processes_are_one_with_the_joined_batch(
-    captions: bool, of_two_processes: list[dict], monkeypatch: pytest.MonkeyPatch
+    captions: bool, of_two_processes: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = of_two_processes[captions]
     monkeypatch.setattr(torch, "rand", repeating_points())
@@ -311,6 +327,16 @@ def test_two_processes_are_one_with_the_joined_batch(
     for name, grad in grads.items():
         # ReLU gates flip under rounding; a wrong average would be off by a third and more.
         assert (result["grads"][name] - grad).norm() <= 1e-2 * grad.norm() + 1e-6 * largest, name
+
+
+def test_grounding_is_gathered_with_gradient(of_two_processes: list) -> None:
+    """Averaging over processes, as DDP does, halves what each has summed over both."""
+    masks, words, valid, scale = embeddings(rows=slice(0, 6))
+    loss = GroundingLoss()(masks.transpose(1, 2), words.transpose(1, 2), valid, scale)
+    loss.backward()
+    wanted = [loss.detach(), 2 * masks.grad, 2 * words.grad, scale.grad]
+    for ours, theirs in zip(of_two_processes[2], wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 # ----------------------------------------------------------------------------- beginnings
