@@ -29,7 +29,7 @@ from tools import train as tool
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = dict(os.environ, PYTHONPATH=str(ROOT), PYTHON=sys.executable, OMP_NUM_THREADS="1")
-SECONDS = 120  # far more than any of these runs takes: one that hangs fails
+SECONDS = 300  # far more than any of these runs takes: one that hangs fails
 
 
 # ------------------------------------------------------------------------- losses and gradients
@@ -187,10 +187,10 @@ def test_two_processes_train_as_one(project: Path) -> None:
 
 def test_one_failing_process_ends_all(project: Path) -> None:
     """It fails before the processes meet: without it, the other would wait for ever."""
-    start = time.monotonic()
     breaking = dict(type="BreakHook", rank=1, iteration=2)
     done = launch(project, *arguments(project, "broken", breaking))
-    assert time.monotonic() - start < 60
+    last_told = (project / "told_broken/1.json").stat().st_mtime  # an iteration earlier
+    assert time.time() - last_told < 60
     assert done.returncode != 0
     (error,) = re.findall(r"^error: .*$", done.stderr, re.MULTILINE)
     assert re.match(
