@@ -34,7 +34,7 @@ def memory_guard(
     try:
         yield
     except (RuntimeError, MemoryError) as err:
-        if not _is_out_of_memory(err, device):
+        if not is_out_of_memory(err, device):
             raise
         if device.type == "cuda" and torch.cuda.is_available():
             with suppress(RuntimeError):  # a device in trouble must not hide the message below
@@ -52,7 +52,8 @@ _WORDS = {
 }
 
 
-def _is_out_of_memory(err: BaseException, device: torch.device) -> bool:
+def is_out_of_memory(err: BaseException, device: torch.device) -> bool:
+    """Whether an error says that a device, or the CPU's memory, is full."""
     if isinstance(err, (torch.OutOfMemoryError, MemoryError)):
         return True
     words = ("DefaultCPUAllocator", *_WORDS.get(device.type, ()))

@@ -67,15 +67,20 @@ class FiniteLossHook(Hook):
 
 def stopped(runner: Runner, data_batch: Any, why: str) -> TrainingError:
     """The error that ends a training whose numbers are broken."""
-    last = runner.message_hub.get_info("last_ckpt", None)
     images = _images(data_batch)
     parts = [
         f"iteration {runner.iter + 1}: {why}",
         f"images: {', '.join(images)}" if images else "",
-        f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet",
+        last_checkpoint(runner),
         "try a lower learning rate, or --precision bf16 or fp32 instead of fp16",
     ]
     return TrainingError("; ".join(part for part in parts if part))
+
+
+def last_checkpoint(runner: Runner) -> str:
+    """For messages: what a training that ends now can go on from."""
+    last = runner.message_hub.get_info("last_ckpt", None)
+    return f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
 
 
 def _images(data_batch: Any) -> list[str]:

@@ -13,10 +13,11 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from torch import nn
 from torch.utils.data import Dataset
 
+from odise_mm.apis.memory import is_out_of_memory, memory_guard
 from odise_mm.datasets.base import OBJECT
 from odise_mm.datasets.vocabulary import Vocabulary
-from odise_mm.engine.hooks import stopped
-from odise_mm.errors import ConfigError, DatasetError, OdiseError
+from odise_mm.engine.hooks import last_checkpoint, stopped
+from odise_mm.errors import ConfigError, DatasetError, DeviceMemoryError, OdiseError
 from odise_mm.registry import LOOPS
 
 TASKS = ("panoptic", "semantic", "instance")
@@ -151,9 +152,20 @@ class OpenVocabTrainLoop(IterBasedTrainLoop):
 
         Raises:
             TrainingError: the model's numbers are not finite; names images and last checkpoint.
+            DeviceMemoryError: out of memory; says what to lower.
         """
         try:
             super().run_iter(data_batch)
+        except (RuntimeError, MemoryError) as err:
+            device = next(self.runner.model.parameters()).device
+            if not is_out_of_memory(err, device):
+                raise
+            raise DeviceMemoryError(
+                f"iteration {self._iter + 1}: out of memory on {device}; set "
+                "model.backbone.use_checkpoint=True, lower train_dataloader.batch_size, take "
+                "--precision bf16 or fp16, or use a device with more memory; "
+                f"{last_checkpoint(self.runner)}"
+            ) from err
         except (FloatingPointError, ValueError) as err:
             # The second is scipy's, which matches masks with segments before there is a loss.
             if isinstance(err, ValueError) and "invalid numeric entries" not in str(err):
@@ -191,6 +203,19 @@ class _Evaluation(BaseLoop):
         model, dataset = self.runner.model, self.dataloader.dataset
         with plain_worker_errors(), bound_to(model, dataset, self.evaluator):
             return super().run()
+
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        """One batch.
+
+        Raises:
+            DeviceMemoryError: out of memory; says with which pictures and what to lower.
+        """
+        model = unwrapped(self.runner.model)
+        device = next(model.parameters()).device
+        infos = [sample.metainfo for sample in data_batch["data_samples"]]
+        seen, own = ([i[key][:2] for i in infos if key in i] for key in ("img_shape", "ori_shape"))
+        with memory_guard(device, getattr(model, "precision", "fp32"), seen, own):
+            super().run_iter(idx, data_batch)
 
 
 @LOOPS.register_module()

@@ -12,7 +12,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 
 from odise_mm.engine import OpenVocabRunner
 from odise_mm.engine.loops import bound_to, tasks_of, vocabulary_of
-from odise_mm.errors import ConfigError, DatasetError, TrainingError
+from odise_mm.errors import ConfigError, DatasetError, DeviceMemoryError, TrainingError
 from tests.small_training import SmallDataset, SmallModel, config, weights
 
 
@@ -125,6 +125,22 @@ def test_numbers_that_break_inside_the_model(error: Exception, told: bool, tmp_p
     wanted = TrainingError if told else ValueError
     with pytest.raises(wanted, match=r"iteration 1: .*images/\d.jpg" if told else "else"):
         run.train()
+
+
+def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = runner(tmp_path, train_cfg__max_iters=5)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("Tried to allocate 9 GiB")
+
+    monkeypatch.setattr(type(run.model), "forward", full)
+    with pytest.raises(DeviceMemoryError, match="iteration 1: .*use_checkpoint.*no checkpoint was"):
+        run.train()
+    with pytest.raises(DeviceMemoryError, match="out of memory on cpu .*; lower"):
+        run.val_loop.run()
+    monkeypatch.setattr(type(run.model), "forward", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run.val_loop.run()
 
 
 def test_random_numbers_depend_on_the_iteration_alone(tmp_path: Path) -> None:
