@@ -556,6 +556,31 @@ TAMPERED = {
     "not json": (
         "panoptic_val.json", lambda p: p.write_text("{"), r"panoptic_val\.json: not a readable",
     ),
+    "no categories": (
+        "panoptic_val.json",
+        edit(lambda c: c.pop("categories")),
+        r"panoptic_val\.json: not annotations in COCO's format \(KeyError\('categories'\)",
+    ),
+    "annotation of no image": (
+        "panoptic_val.json",
+        edit(lambda c: c["annotations"][0].pop("image_id")),
+        r"panoptic_val\.json: not annotations in COCO's format \(KeyError\('image_id'\)",
+    ),
+    "no area": (
+        "panoptic_val.json",
+        edit(lambda c: segments(c)[0].pop("area")),
+        r"00000002\.png: not described completely by the JSON \(KeyError\('area'\)",
+    ),
+    "object without box": (
+        "instances_val.json",
+        edit(lambda c: c["annotations"][4].pop("bbox")),
+        r"an annotation of .*ADE_val_00000002\.jpg: not complete \(KeyError\('bbox'\)",
+    ),
+    "object without mask": (
+        "instances_val.json",
+        edit(lambda c: c["annotations"][4].update(segmentation=[])),
+        r"annotation 5 of .*ADE_val_00000002\.jpg: a mask that is none",
+    ),
     "object twice": (
         "instances_val.json",
         edit(lambda c: c["annotations"].append(c["annotations"][0])),

@@ -430,6 +430,18 @@ def other_image(content: dict) -> None:
     content["annotations"][0]["image_id"] = 4
 
 
+def no_name(content: dict) -> None:
+    del content["categories"][7]["name"]
+
+
+def no_list(content: dict) -> None:
+    content["images"][1]["neg_category_ids"] = None
+
+
+def no_polygon(content: dict) -> None:
+    content["annotations"][0]["segmentation"] = [[1, 2]]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -440,6 +452,9 @@ def other_image(content: dict) -> None:
         (unknown_negative, "image 37777 has category 1204 in neg_category_ids"),
         (other_size, "000000391895.jpg: 64 x 31 pixels; the JSON says 64 x 32"),
         (other_image, "annotation 1: no image 4"),
+        (no_name, "lvis_v1_val.json: not annotations of LVIS (KeyError('name'))"),
+        (no_list, "lvis_v1_val.json: not annotations of LVIS (TypeError("),
+        (no_polygon, "000000397133.jpg: a mask that is none"),
     ],
 )
 def test_lvis_annotations_that_are_wrong(
@@ -531,7 +546,7 @@ def no_masks(content: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (smaller_mask, "a-B_c1/0.png: a mask of size [3, 3] on a frame of [40, 56]"),
+        (smaller_mask, "a-B_c1/0.png: a mask of size [3, 3] on a picture of [40, 56]"),
         (broken_mask, "a-B_c1/0.png: a mask that is none"),
         (no_masks, "not annotations of UVO (KeyError('segmentation'))"),
     ],

@@ -39,6 +39,7 @@ from tools.dataset_converters.common import (  # noqa: E402
     is_complete,
     need_file,
     need_folder,
+    parsing,
     program,
     read_json,
     read_labels,
@@ -112,6 +113,8 @@ def convert(root: Path, split: str, workers: int) -> str | None:
         )
         data = (path, need_file(maps, "ADEChallengeData2016.zip"), things)
         items.append(Item(source, folder / name, data))
+        if not path.stem.rpartition("_")[2].isdecimal():
+            raise DatasetError(f"{path}: its name does not end in a number")
     if (panoptic.exists() and instances.exists()) and all(is_complete(i.output) for i in items):
         return None
     journal = root / f".panoptic_{split}.journal"
@@ -120,7 +123,7 @@ def convert(root: Path, split: str, workers: int) -> str | None:
     images, segments, objects = [], [], []
     for item, facts in zip(items, found, strict=True):
         height, width = facts["size"]
-        number = int(item.output.stem.rsplit("_", 1)[1])
+        number = int(item.output.stem.rpartition("_")[2])
         images.append(dict(id=number, file_name=item.data[0].name, height=height, width=width))
         segments.append(
             dict(image_id=number, file_name=item.output.name, segments_info=facts["segments"])
@@ -236,10 +239,12 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
     for path in (panoptic, instances):
         if not path.exists():
             raise DatasetError(f"{path}: not written yet; run this without --verify-only")
-        if read_json(path)["categories"] != [
-            c for c in categories() if path == panoptic or c["isthing"]
-        ]:
-            raise DatasetError(f"{path}: its categories are not SceneParsing's; remove the file")
+        wanted = [c for c in categories() if path == panoptic or c["isthing"]]
+        with parsing(path):
+            if read_json(path)["categories"] != wanted:
+                raise DatasetError(
+                    f"{path}: its categories are not SceneParsing's; remove the file"
+                )
     labels = root / "annotations" / FOLDERS[split]
     pairs = [(path, labels / f"{path.stem}.png") for path in paths]
     of_labels = verify_semantic(pairs, CLASSES, reduce_zero_label=True, workers=workers)

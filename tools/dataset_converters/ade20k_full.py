@@ -40,8 +40,10 @@ from tools.dataset_converters.common import (  # noqa: E402
     converter_parser,
     need_file,
     need_folder,
+    parsing,
     program,
     read_json,
+    read_lines,
     read_pixels,
     same_size,
     show_written,
@@ -167,7 +169,7 @@ def choose_classes(index: Index, classes_file: Path | None) -> list[int]:
     for number, name in enumerate(index.names, start=1):
         numbers.setdefault(name, number)
     chosen: list[int] = []
-    lines = need_file(classes_file, "a published list").read_text(encoding="utf-8").splitlines()
+    lines = read_lines(need_file(classes_file, "a published list"))
     for place, line in enumerate(lines, start=1):
         text = _index_name(line)
         if not text:
@@ -251,8 +253,12 @@ def check_names(root: Path, index: Index, image: PurePosixPath) -> None:
         DatasetError: they do not.
     """
     path = need_file((root / image).with_suffix(".json"), RELEASE)
-    for item in read_json(path)["annotation"]["object"]:
-        number, name = int(item["name_ndx"]), " ".join(item["name"].split())
+    with parsing(path, "an annotation of the release"):
+        objects = [
+            (int(item["name_ndx"]), " ".join(item["name"].split()))
+            for item in read_json(path)["annotation"]["object"]
+        ]
+    for number, name in objects:
         if not 1 <= number <= len(index.names) or index.names[number - 1] != name:
             raise DatasetError(
                 f"{path}: object {number} is called {name!r}, but not so in index_ade20k.pkl; are "

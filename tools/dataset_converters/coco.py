@@ -37,6 +37,7 @@ from tools.dataset_converters.common import (  # noqa: E402
     finish,
     need_file,
     need_folder,
+    parsing,
     program,
     read_json,
     show_written,
@@ -88,11 +89,9 @@ def check_files(root: Path, split: str, verify: str, workers: int) -> list[Row]:
     path = need_file(root / f"annotations/panoptic_{split}2017.json", PANOPTIC)
     folder = need_folder(path.with_suffix(""), f"{PANOPTIC}, panoptic_{split}2017.zip")
     content = read_json(path)
-    try:
+    with parsing(path, "panoptic annotations in COCO's format"):
         pictures = [image["file_name"] for image in content["images"]]
         maps = [annotation["file_name"] for annotation in content["annotations"]]
-    except (KeyError, TypeError) as err:
-        raise DatasetError(f"{path}: not panoptic annotations in COCO's format ({err!r})") from err
     for where, wanted in ((images, pictures), (folder, maps)):
         present = set(os.listdir(where))
         missing = [name for name in wanted if name not in present]
@@ -126,12 +125,10 @@ def check_files(root: Path, split: str, verify: str, workers: int) -> list[Row]:
 def _check_instances(path: Path, panoptic: dict) -> Row:
     """The instance annotations that AP is computed from are of the same pictures."""
     content = read_json(path)
-    try:
+    with parsing(path, "instance annotations in COCO's format"):
         images = {image["id"] for image in content["images"]}
         strange = [a for a in content["annotations"] if a["image_id"] not in images]
         boxes = [annotation["bbox"] for annotation in content["annotations"]]
-    except (KeyError, TypeError) as err:
-        raise DatasetError(f"{path}: not instance annotations in COCO's format ({err!r})") from err
     missing = {image["id"] for image in panoptic["images"]} - images
     if missing or strange:
         wrong = min(missing) if missing else strange[0]["image_id"]
@@ -170,7 +167,7 @@ def write_phrases(
 def _captions(path: Path) -> dict[int, list[str]]:
     """Captions by image id; images without one have an empty list."""
     content = read_json(path)
-    try:
+    with parsing(path, "captions in COCO's format"):
         found: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
         for annotation in content["annotations"]:
             if annotation["image_id"] not in found:
@@ -179,8 +176,6 @@ def _captions(path: Path) -> dict[int, list[str]]:
                     f"{annotation['image_id']}, which `images` does not list"
                 )
             found[annotation["image_id"]].append(str(annotation["caption"]))
-    except (KeyError, TypeError) as err:
-        raise DatasetError(f"{path}: not captions in COCO's format ({err!r})") from err
     return found
 
 
@@ -193,12 +188,10 @@ def check_phrases(root: Path, split: str) -> list[Row]:
     path = need_file(root / f"annotations/phrases_{split}2017.json", "this program")
     content = read_json(path)
     panoptic = read_json(root / f"annotations/panoptic_{split}2017.json")
-    try:
+    with parsing(path, "a file of noun phrases"):
         captions = [caption for image in content["phrases"].values() for caption in image]
         made_by = "tagger {tagger}, grammar {grammar}".format(**content["info"])
         counts = [len(caption) for caption in captions]
-    except (KeyError, TypeError) as err:
-        raise DatasetError(f"{path}: not a file of noun phrases ({err!r})") from err
     known = content["phrases"]
     missing = [image["id"] for image in panoptic["images"] if str(image["id"]) not in known]
     if missing:

@@ -366,6 +366,52 @@ def read_json(path: str | os.PathLike) -> Any:
         raise DatasetError(f"{path}: not a readable JSON file ({error})") from error
 
 
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """A text file's lines.
+
+    Raises:
+        DatasetError: not text in UTF-8.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: not text in UTF-8 ({error})") from error
+
+
+@contextmanager
+def parsing(path: str | os.PathLike, what: str = "annotations in COCO's format") -> Iterator[None]:
+    """What the block misses in a JSON file's content, or finds odd there, is a DatasetError."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise DatasetError(f"{path}: not {what} ({error!r})") from error
+
+
+def measured_mask(mask: dict | list, size: tuple[int, int]) -> tuple[dict, int, list[int]]:
+    """Compressed run lengths, area and box of a mask in any of COCO's forms.
+
+    Args:
+        mask: polygons, or run lengths with counts as integers or as text.
+        size: the picture's height and width.
+
+    Raises:
+        DatasetError: it is none of these, or of another size; the file is not named.
+    """
+    from pycocotools import mask as masks
+
+    try:
+        if isinstance(mask, list):
+            mask = masks.merge(masks.frPyObjects(mask, *size))
+        elif isinstance(mask["counts"], list):
+            mask = masks.frPyObjects(mask, *mask["size"])
+        area, box = int(masks.area(mask)), [int(v) for v in masks.toBbox(mask)]
+    except Exception as error:  # pycocotools raises bare ones
+        raise DatasetError(f"a mask that is none ({error!r})") from error
+    if list(mask["size"]) != list(size):
+        raise DatasetError(f"a mask of size {mask['size']} on a picture of {list(size)}")
+    return mask, area, box
+
+
 def read_pixels(path: str | os.PathLike, modes: Sequence[str] | None = None) -> np.ndarray:
     """A PNG file's numbers as stored: palette indices where there is a palette, never colours.
 
@@ -537,19 +583,20 @@ def verify_panoptic(
         DatasetError: what is wrong first, by the file's name.
     """
     content = read_json(json_path)
-    images, categories = _tables(content, json_path)
-    annotations = content["annotations"]
-    if sorted(a["image_id"] for a in annotations) != sorted(images):
-        raise DatasetError(f"{json_path}: images and annotations are not one to one")
-    things = {id_: bool(category["isthing"]) for id_, category in categories.items()}
-    items = []
-    for annotation in annotations:
-        image = images[annotation["image_id"]]
-        data = (Path(images_folder) / image["file_name"], image, annotation["segments_info"])
-        items.append(Item(Path(folder) / annotation["file_name"], data=data))
+    with parsing(json_path):
+        images, categories = _tables(content, json_path)
+        annotations = content["annotations"]
+        if sorted(a["image_id"] for a in annotations) != sorted(images):
+            raise DatasetError(f"{json_path}: images and annotations are not one to one")
+        things = {id_: bool(category["isthing"]) for id_, category in categories.items()}
+        items = []
+        for annotation in annotations:
+            image = images[annotation["image_id"]]
+            data = (Path(images_folder) / image["file_name"], image, annotation["segments_info"])
+            items.append(Item(Path(folder) / annotation["file_name"], data=data))
+        classes = {info["category_id"] for a in annotations for info in a["segments_info"]}
     work = partial(_check_panoptic, things=things, check_areas=check_areas)
     found = convert_all(items[::every], work, description, workers)
-    classes = {info["category_id"] for a in annotations for info in a["segments_info"]}
     return Verified(len(images), len(classes), sum(found))
 
 
@@ -557,12 +604,8 @@ def _tables(content: Any, path: str | os.PathLike) -> tuple[dict[Any, dict], dic
     """Images and categories of a COCO-like JSON by their ids."""
     tables = []
     for key in ("images", "categories"):
-        try:
-            rows = content[key]
-            table = {row["id"]: row for row in rows}
-            content["annotations"]
-        except (TypeError, KeyError) as error:
-            raise DatasetError(f"{path}: not annotations in COCO's format ({error!r})") from error
+        rows = content[key]
+        table = {row["id"]: row for row in rows}
         if not rows or len(table) != len(rows):
             raise DatasetError(f"{path}: '{key}' is empty or has an id twice")
         tables.append(table)
@@ -579,12 +622,24 @@ def _check_size(path: Path, image: dict, shape: Iterable[int]) -> None:
 
 def _check_panoptic(item: Item, things: dict[int, bool], check_areas: bool) -> int:
     image_path, image, infos = item.data
-    ids = read_panoptic_png(item.source)
-    _check_size(item.source, image, ids.shape)
+    with parsing(item.source, "described completely by the JSON"):
+        return _compare_segments(item.source, image_path, image, infos, things, check_areas)
+
+
+def _compare_segments(
+    path: Path,
+    image_path: Path,
+    image: dict,
+    infos: list[dict],
+    things: dict[int, bool],
+    check_areas: bool,
+) -> int:
+    ids = read_panoptic_png(path)
+    _check_size(path, image, ids.shape)
     _check_size(image_path, image, image_size(image_path))
     said = [info["id"] for info in infos]
     if len(set(said)) != len(said) or 0 in said:
-        raise DatasetError(f"{item.source}: its segments have an id twice, or the id 0")
+        raise DatasetError(f"{path}: its segments have an id twice, or the id 0")
     drawn, areas = np.unique(ids, return_counts=True)
     area_of = {int(i): int(a) for i, a in zip(drawn, areas, strict=True) if i}
     for what, missing in (
@@ -592,20 +647,20 @@ def _check_panoptic(item: Item, things: dict[int, bool], check_areas: bool) -> i
         ("the PNG lacks", set(said) - set(area_of)),
     ):
         if missing:
-            raise DatasetError(f"{item.source}: {what} segment {min(missing)}")
+            raise DatasetError(f"{path}: {what} segment {min(missing)}")
     stuff_seen = set()
     for info in infos:
         category = info["category_id"]
         if category not in things:
-            raise DatasetError(f"{item.source}: segment {info['id']} has category {category}, "
+            raise DatasetError(f"{path}: segment {info['id']} has category {category}, "
                                "which is not in 'categories'")  # fmt: skip
         if not things[category] and category in stuff_seen:
-            raise DatasetError(f"{item.source}: two segments of stuff category {category}")
+            raise DatasetError(f"{path}: two segments of stuff category {category}")
         stuff_seen.add(category)
         if check_areas and (
             info["area"] != area_of[info["id"]] or info["bbox"] != box_of(ids == info["id"])
         ):
-            raise DatasetError(f"{item.source}: segment {info['id']} has another area or box in "
+            raise DatasetError(f"{path}: segment {info['id']} has another area or box in "
                                "the JSON than in the PNG")  # fmt: skip
     return len(said)
 
@@ -636,46 +691,52 @@ def verify_instances(
         DatasetError: what is wrong first, by name.
     """
     content = read_json(json_path)
-    images, categories = _tables(content, json_path)
-    of_image: dict[Any, list[dict]] = {id_: [] for id_ in images}
-    ids = set()
-    for annotation in content["annotations"]:
-        name = f"{json_path}: annotation {annotation.get('id')}"
-        if annotation["id"] in ids:
-            raise DatasetError(f"{name}: the id is there twice")
-        ids.add(annotation["id"])
-        if annotation["image_id"] not in images:
-            raise DatasetError(f"{name}: no image {annotation['image_id']}")
-        if annotation["category_id"] not in categories:
-            raise DatasetError(f"{name}: no category {annotation['category_id']}")
-        of_image[annotation["image_id"]].append(annotation)
-    items = [
-        Item(Path(images_folder) / file_name(image), data=(str(json_path), image, of_image[id_]))
-        for id_, image in images.items()
-    ]
+    with parsing(json_path):
+        images, categories = _tables(content, json_path)
+        of_image: dict[Any, list[dict]] = {id_: [] for id_ in images}
+        ids, classes = set(), set()
+        for annotation in content["annotations"]:
+            name = f"{json_path}: annotation {annotation['id']}"
+            if annotation["id"] in ids:
+                raise DatasetError(f"{name}: the id is there twice")
+            ids.add(annotation["id"])
+            if annotation["image_id"] not in images:
+                raise DatasetError(f"{name}: no image {annotation['image_id']}")
+            if annotation["category_id"] not in categories:
+                raise DatasetError(f"{name}: no category {annotation['category_id']}")
+            classes.add(annotation["category_id"])
+            of_image[annotation["image_id"]].append(annotation)
+        items = [
+            Item(
+                Path(images_folder) / file_name(image), data=(str(json_path), image, of_image[id_])
+            )
+            for id_, image in images.items()
+        ]
     convert_all(items, _check_instances, "verify instances", workers)
-    return Verified(len(images), len({a["category_id"] for a in content["annotations"]}), len(ids))
+    return Verified(len(images), len(classes), len(ids))
 
 
 def _check_instances(item: Item) -> None:
-    from pycocotools import mask as masks
-
     json_path, image, annotations = item.data
-    _check_size(item.source, image, image_size(item.source))
-    for annotation in annotations:
-        name = f"{json_path}: annotation {annotation['id']} of {item.source}"
-        x, y, width, height = annotation["bbox"]
-        if x < 0 or y < 0 or x + width > image["width"] + 1 or y + height > image["height"] + 1:
-            raise DatasetError(f"{name}: its box {annotation['bbox']} leaves the picture")
-        run_lengths = annotation["segmentation"]
-        if not isinstance(run_lengths, dict):
-            continue  # polygons: area and box are the provider's
-        if list(run_lengths["size"]) != [image["height"], image["width"]]:
-            raise DatasetError(f"{name}: its mask has the size {run_lengths['size']}")
-        if isinstance(run_lengths["counts"], list):
-            run_lengths = masks.frPyObjects(run_lengths, *run_lengths["size"])
-        if int(masks.area(run_lengths)) != annotation["area"]:
-            raise DatasetError(f"{name}: its mask has {int(masks.area(run_lengths))} pixels, its "
-                               f"area says {annotation['area']}")  # fmt: skip
-        if [int(v) for v in masks.toBbox(run_lengths)] != list(annotation["bbox"]):
-            raise DatasetError(f"{name}: its box is not that of its mask")
+    with parsing(f"{json_path}: an annotation of {item.source}", "complete"):
+        size = image["height"], image["width"]
+        _check_size(item.source, image, image_size(item.source))
+        for annotation in annotations:
+            try:
+                _check_instance(annotation, size)
+            except DatasetError as error:
+                name = f"{json_path}: annotation {annotation['id']} of {item.source}"
+                raise DatasetError(f"{name}: {error}") from error
+
+
+def _check_instance(annotation: dict, size: tuple[int, int]) -> None:
+    x, y, width, height = annotation["bbox"]
+    if x < 0 or y < 0 or x + width > size[1] + 1 or y + height > size[0] + 1:
+        raise DatasetError(f"its box {annotation['bbox']} leaves the picture")
+    _, area, box = measured_mask(annotation["segmentation"], size)
+    if isinstance(annotation["segmentation"], list):
+        return  # polygons: area and box are the provider's
+    if area != annotation["area"]:
+        raise DatasetError(f"its mask has {area} pixels, its area says {annotation['area']}")
+    if box != list(annotation["bbox"]):
+        raise DatasetError("its box is not that of its mask")

@@ -26,6 +26,7 @@ from tools.dataset_converters.common import (  # noqa: E402
     converter_parser,
     need_file,
     need_folder,
+    parsing,
     program,
     read_json,
     show_written,
@@ -52,13 +53,25 @@ def verify(root: Path, coco: Path, split: str, workers: int) -> list[Row]:
     path = need_file(root / f"lvis_v1_{split}.json", f"lvis_v1_{split}.json.zip")
     need_folder(coco, "COCO 2017 (train2017.zip, val2017.zip)")
     content = read_json(path)
-    try:
+    with parsing(path, "annotations of LVIS"):
         categories = sorted(content["categories"], key=lambda category: category["id"])
         images = content["images"]
-    except (KeyError, TypeError) as error:
-        raise DatasetError(f"{path}: not annotations of LVIS ({error!r})") from error
-    _check_categories(categories, path)
-    known = {category["id"] for category in categories}
+        _check_categories(categories, path)
+        _check_images(images, {category["id"] for category in categories}, path)
+    found = verify_instances(path, coco, workers=workers, file_name=file_name)
+    parts = Counter(file_name(image).split("/")[0] for image in images)
+    classes = Counter(FREQUENCIES[category["frequency"]] for category in categories)
+    return [
+        Row(path, "images", found.images, NUM_IMAGES[split]),
+        *(Row(coco / name, "pictures of these", count) for name, count in sorted(parts.items())),
+        Row(path, "masks", found.segments),
+        Row(path, "classes that occur", found.classes),
+        *(Row(path, f"{name} classes", classes[name]) for name in FREQUENCIES.values()),
+    ]
+
+
+def _check_images(images: list[dict], known: set[int], path: Path) -> None:
+    """They have what the evaluation needs, and name known categories."""
     for image in images:
         missing = [key for key in _IMAGE_KEYS if key not in image]
         if missing:
@@ -71,16 +84,6 @@ def verify(root: Path, coco: Path, split: str, workers: int) -> list[Row]:
                     f"{path}: image {image['id']} has category {min(unknown)} in {key}, which is "
                     "not in 'categories'"
                 )
-    found = verify_instances(path, coco, workers=workers, file_name=file_name)
-    parts = Counter(file_name(image).split("/")[0] for image in images)
-    classes = Counter(FREQUENCIES[category["frequency"]] for category in categories)
-    return [
-        Row(path, "images", found.images, NUM_IMAGES[split]),
-        *(Row(coco / name, "pictures of these", count) for name, count in sorted(parts.items())),
-        Row(path, "masks", found.segments),
-        Row(path, "classes that occur", found.classes),
-        *(Row(path, f"{name} classes", classes[name]) for name in FREQUENCIES.values()),
-    ]
 
 
 def _check_categories(categories: list[dict], path: Path) -> None:

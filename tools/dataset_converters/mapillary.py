@@ -38,6 +38,7 @@ from tools.dataset_converters.common import (  # noqa: E402
     finish,
     is_complete,
     need_folder,
+    parsing,
     program,
     read_json,
     read_labels,
@@ -102,15 +103,13 @@ def read_config(path: Path) -> list[Label]:
     Raises:
         DatasetError: the evaluated ones are not those of version 1.2.
     """
-    try:
+    with parsing(path, "Mapillary's list of labels"):
         labels, count = [], 0
         for raw in read_json(path)["labels"]:
             evaluated = bool(raw["evaluate"])
             index = count if evaluated else None
             labels.append(Label(raw["readable"], raw["name"], bool(raw["instances"]), index))
             count += evaluated
-    except (KeyError, TypeError) as error:
-        raise DatasetError(f"{path}: not Mapillary's list of labels ({error!r})") from error
     from odise_mm.datasets.vocabulary import Vocabulary  # late: brings OpenMMLab's packages
 
     vocabulary = Vocabulary.load("mapillary")
@@ -184,7 +183,7 @@ def _provided_panoptic(
     place_of = {}
     for place, label in enumerate(labels):
         place_of[label.name] = place_of[label.long_name] = place
-    try:
+    with parsing(path, "panoptic annotations"):
         place_of_category = {}
         for category in content["categories"]:
             if category["name"] not in place_of:
@@ -205,8 +204,6 @@ def _provided_panoptic(
                 segments.append(Segment(info["id"], place, bool(info.get("iscrowd", 0))))
             name = annotation["file_name"]
             found[Path(name).stem] = (folder / name, segments)
-    except (KeyError, TypeError) as error:
-        raise DatasetError(f"{path}: not panoptic annotations ({error!r})") from error
     for image in images:
         if image.stem not in found:
             raise DatasetError(f"{path}: has no annotation of {image}")

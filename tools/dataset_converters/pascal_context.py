@@ -38,6 +38,7 @@ from tools.dataset_converters.common import (  # noqa: E402
     need_file,
     need_folder,
     program,
+    read_lines,
     same_size,
     show_written,
     verify_semantic,
@@ -67,7 +68,7 @@ def read_names(path: Path) -> dict[int, str]:
         DatasetError: missing, empty, a number twice.
     """
     names: dict[int, str] = {}
-    for place, line in enumerate(need_file(path, CONTEXT).read_text("utf-8").splitlines(), 1):
+    for place, line in enumerate(read_lines(need_file(path, CONTEXT)), 1):
         match = _LINE.fullmatch(line)
         if match is None:
             continue

@@ -30,8 +30,10 @@ from odise_mm.errors import DatasetError  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Row,
     converter_parser,
+    measured_mask,
     need_file,
     need_folder,
+    parsing,
     program,
     progress_bar,
     read_json,
@@ -79,10 +81,8 @@ def read_frames(path: Path) -> list[Frame]:
         DatasetError: neither of them.
     """
     content = read_json(path)
-    try:
+    with parsing(path, "annotations of UVO"):
         return list(_of_videos(content) if "videos" in content else _of_images(content))
-    except (KeyError, TypeError, IndexError) as error:
-        raise DatasetError(f"{path}: not annotations of UVO ({error!r})") from error
 
 
 def _of_images(content: dict) -> Iterator[Frame]:
@@ -148,28 +148,14 @@ def check_frames(root: Path, split: str, frames: list[Frame]) -> None:
 
 def _annotation(mask: Any, frame: Frame, path: Path) -> dict:
     """Run lengths, area and box of a mask."""
-    from pycocotools import mask as masks
-
-    height, width = frame.height, frame.width
+    size = frame.height, frame.width
     try:
-        if isinstance(mask, list):
-            run_lengths = masks.merge(masks.frPyObjects(mask, height, width))
-        elif isinstance(mask["counts"], list):
-            run_lengths = masks.frPyObjects(mask, *mask["size"])
-        else:
-            run_lengths = mask
-        area, box = int(masks.area(run_lengths)), masks.toBbox(run_lengths)
-    except (TypeError, KeyError, ValueError, IndexError) as error:
-        raise DatasetError(f"{path}: {frame.file_name}: a mask that is none ({error!r})") from error
-    if list(run_lengths["size"]) != [height, width]:
-        raise DatasetError(
-            f"{path}: {frame.file_name}: a mask of size {run_lengths['size']} on a frame of "
-            f"{[height, width]}"
-        )
+        run_lengths, area, box = measured_mask(mask, size)
+    except DatasetError as error:
+        raise DatasetError(f"{path}: {frame.file_name}: {error}") from error
     counts = run_lengths["counts"]
     counts = counts.decode("ascii") if isinstance(counts, bytes) else counts
-    segmentation = dict(size=[height, width], counts=counts)
-    return dict(area=area, bbox=[int(v) for v in box], segmentation=segmentation)
+    return dict(area=area, bbox=box, segmentation=dict(size=list(size), counts=counts))
 
 
 def verify(root: Path, split: str, workers: int) -> list[Row]:
