@@ -50,6 +50,11 @@ def resolve_vocabulary(
         )
     if isinstance(vocabulary, str):
         vocabulary = _load_names(vocabulary, data_root)
+    elif not isinstance(vocabulary, Vocabulary | None):
+        raise DatasetError(
+            f"`vocabulary` of a data set is a built-in name or a file, not {vocabulary!r}; "
+            "docs/vocabularies.md shows how to write a file of names"
+        )
     if label_file is not None and vocabulary is not None:
         labels = _load_names(label_file, data_root)
         if len(labels) != len(vocabulary):

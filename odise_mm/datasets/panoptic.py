@@ -24,6 +24,7 @@ from odise_mm.datasets.base import (
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS
+from odise_mm.utils.panoptic_io import MAX_SEGMENT_ID
 
 
 @DATASETS.register_module()
@@ -138,6 +139,16 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
 
     def _parse_image(self, image: dict, annotation: dict, label_of: dict[int, int]) -> dict:
         is_thing = self.vocabulary.is_thing
+        ids = {segment["id"] for segment in annotation["segments_info"]}
+        if len(ids) < len(annotation["segments_info"]):
+            raise DatasetError(
+                f"{self.ann_file}: {annotation['file_name']} has two segments of the same id"
+            )
+        if not all(isinstance(id_, int) and 0 < id_ <= MAX_SEGMENT_ID for id_ in ids):
+            raise DatasetError(
+                f"{self.ann_file}: {annotation['file_name']} has segment ids other than whole "
+                f"numbers from 1 to {MAX_SEGMENT_ID}, which is what its pixels can hold"
+            )
         segments = [
             dict(
                 id=segment["id"],
@@ -147,10 +158,6 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
             )
             for segment in annotation["segments_info"]
         ]
-        if len({segment["id"] for segment in segments}) < len(segments):
-            raise DatasetError(
-                f"{self.ann_file}: {annotation['file_name']} has two segments of the same id"
-            )
         info = dict(
             img_path=osp.join(self.data_prefix["img"], image["file_name"]),
             img_id=image["id"],

@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from odise_mm.datasets.base import check_categories, malformed_entries, read_annotations
+from odise_mm.datasets.base import (
+    check_categories,
+    index_images,
+    malformed_entries,
+    read_annotations,
+)
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import DatasetError
 from odise_mm.evaluation.base import check_labels, to_numpy
@@ -136,12 +141,17 @@ class InstanceFile:
                     for category in self.categories
                     if category["name"] in index_of
                 }
-            self.images = {image["id"]: image for image in content["images"]}
+            self.images = index_images(content["images"], self.path)
             annotations = content["annotations"]
             used = {annotation["category_id"] for annotation in annotations}
             check_categories(used, self.label_of, self.categories, self.path)
             self._truths: dict[Any, list[TruthMask]] = {}
             for one in annotations:
+                if not _is_mask(one["segmentation"]):
+                    raise DatasetError(
+                        f"{self.path}: annotation {one.get('id')} has no mask: neither polygons "
+                        "nor run lengths"
+                    )
                 truth = TruthMask(
                     self.label_of[one["category_id"]],
                     one["segmentation"],
@@ -174,6 +184,14 @@ class InstanceFile:
             where = f"{self.path}, image id {record.img_id}"
             check_size(where, (image["height"], image["width"]), record.size)
         return self._truths.get(record.img_id, [])
+
+
+def _is_mask(segmentation: Any) -> bool:
+    """Whether pycocotools can read it, which has no message for what it cannot."""
+    if isinstance(segmentation, dict):
+        return {"size", "counts"} <= segmentation.keys()
+    polygons = segmentation if isinstance(segmentation, list) else []
+    return bool(polygons) and all(isinstance(one, list) and len(one) >= 4 for one in polygons)
 
 
 def _encode(mask: np.ndarray) -> Rle:

@@ -283,6 +283,14 @@ BROKEN: dict[str, tuple[Callable[[dict], Any], str]] = {
         lambda c: c["annotations"][0]["segments_info"][1].update(id=95_001),
         "000000000025.png has two segments of the same id",
     ),
+    "a segment id that is none": (
+        lambda c: c["annotations"][0]["segments_info"][1].update(id=2**24),
+        "000000000025.png has segment ids other than whole numbers from 1 to 16777215",
+    ),
+    "a segment id of text": (
+        lambda c: c["annotations"][0]["segments_info"][1].update(id="95001"),
+        "000000000025.png has segment ids other than whole numbers",
+    ),
     "no height": (lambda c: c["images"][0].pop("height"), "an entry lacks 'height'"),
     "a list instead of an image": (
         lambda c: c["images"].__setitem__(0, [1]),
@@ -335,6 +343,8 @@ def test_files_that_are_missing_or_no_annotations(coco: SmallCoco) -> None:
 def test_arguments_that_do_not_fit(coco: SmallCoco) -> None:
     with pytest.raises(DatasetError, match="needs `vocabulary`: one of coco, ade20k"):
         build(coco, vocabulary=None)
+    with pytest.raises(DatasetError, match=r"a built-in name or a file, not \['cat', 'dog'\]"):
+        build(coco, vocabulary=["cat", "dog"])
     with pytest.raises(DatasetError, match=r"'coco' \(133 classes\) .*the file has 4 categories"):
         build(coco, vocabulary="coco")
     with pytest.raises(ConfigError, match="remove filter_cfg"):

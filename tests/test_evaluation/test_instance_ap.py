@@ -203,6 +203,11 @@ def test_bad_input_is_named(tmp_path: Path, kind: str) -> None:
         run(
             items, annotations=[{k: v for k, v in content["annotations"][0].items() if k != "area"}]
         )
+    for mask in ([], [[1, 2]], "text", None):
+        with pytest.raises(DatasetError, match=r"instances\.json: annotation .* has no mask"):
+            run(items, annotations=[content["annotations"][0] | dict(segmentation=mask)])
+    with pytest.raises(DatasetError, match=r"instances\.json: image id 31 is there more than once"):
+        run(items, images=[content["images"][0]] * 2)
     if kind == "InstanceAP":
         unknown = [c | dict(name="gnu") if c["id"] == 900 else c for c in content["categories"]]
         with pytest.raises(DatasetError, match=r"instances\.json: unknown .* 900 \(gnu\)"):
