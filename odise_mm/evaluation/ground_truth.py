@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from odise_mm.errors import DatasetError, PanopticFileError
+from odise_mm.utils.image import DECODER_ERRORS
 from odise_mm.utils.panoptic_io import read_panoptic_png
 
 IGNORED = -1
@@ -132,7 +133,7 @@ def read_semantic_truth(sample: Mapping[str, Any], num_classes: int) -> tuple[np
     try:
         with Image.open(path) as image:
             mode, raw = image.mode, np.asarray(image)
-    except OSError as err:
+    except DECODER_ERRORS as err:
         raise DatasetError(f"{path}: not a readable label map ({err})") from err
     if mode not in ("L", "P") and not mode.startswith("I"):
         raise DatasetError(f"{path}: a label map has one channel of 8 or 16 bits, this is {mode}")

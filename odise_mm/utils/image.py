@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 
 from odise_mm.errors import ImageError
 
-__all__ = ["IMAGE_EXTENSIONS", "ImageError", "ImageSource", "read_image"]
+__all__ = ["DECODER_ERRORS", "IMAGE_EXTENSIONS", "ImageError", "ImageSource", "read_image"]
 
 ImageSource = str | os.PathLike | np.ndarray | Image.Image
 
@@ -24,7 +24,7 @@ IMAGE_EXTENSIONS = frozenset(
 )
 
 # What Pillow's decoders raise on damaged files; it has no common base class for them.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -72,7 +72,7 @@ def read_image(
         name = name or getattr(source, "filename", "") or "PIL image"
         try:
             return _from_pil(source, name)
-        except _DECODER_ERRORS as err:  # a lazily opened file is decoded only now
+        except DECODER_ERRORS as err:  # a lazily opened file is decoded only now
             raise _unreadable(name, err) from err
     if isinstance(source, (str, os.PathLike)):
         return _from_file(os.fspath(source), name)
@@ -106,7 +106,7 @@ def _from_file(path: str | bytes, name: str | None) -> np.ndarray:
         raise ImageError(f"{name}: no permission to read it") from err
     except Image.UnidentifiedImageError as err:
         raise ImageError(f"{name}: not a picture in a format that Pillow knows") from err
-    except _DECODER_ERRORS as err:
+    except DECODER_ERRORS as err:
         raise _unreadable(name, err) from err
 
 

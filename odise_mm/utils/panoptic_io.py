@@ -19,6 +19,7 @@ from PIL import Image
 
 from odise_mm.errors import PanopticFileError
 from odise_mm.structures import NamedSegment, SegmentationResult
+from odise_mm.utils.image import DECODER_ERRORS
 
 MAX_SEGMENT_ID = 256**3 - 1
 
@@ -64,14 +65,15 @@ def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            if image.mode not in ("RGB", "RGBA"):
-                raise PanopticFileError(
-                    f"{path}: a panoptic PNG is RGB, this one is {image.mode}; segment ids are "
-                    "R + 256 G + 65536 B"
-                )
-            return rgb_to_ids(np.asarray(image)[..., :3])
-    except OSError as err:
+            mode, pixels = image.mode, np.asarray(image)
+    except DECODER_ERRORS as err:
         raise PanopticFileError(f"{path}: not a readable panoptic PNG ({err})") from err
+    if mode not in ("RGB", "RGBA"):
+        raise PanopticFileError(
+            f"{path}: a panoptic PNG is RGB, this one is {mode}; segment ids are "
+            "R + 256 G + 65536 B"
+        )
+    return rgb_to_ids(pixels[..., :3])
 
 
 def describe_categories(

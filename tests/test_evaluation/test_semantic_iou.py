@@ -131,6 +131,10 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         run(np.zeros((2, 3)))
     with pytest.raises(DatasetError, match=r"b\.png: not a readable label map"):
         run(np.zeros((2, 2)), sem_seg_path=tmp_path / "b.png")
+    damaged = path.read_bytes()[:-12] + b"\0\0\0\0\xf5\xcfp," + bytes(4)  # instead of the end
+    (tmp_path / "b.png").write_bytes(damaged)
+    with pytest.raises(DatasetError, match=r"b\.png: not a readable label map"):
+        run(np.zeros((2, 2)), sem_seg_path=tmp_path / "b.png")
     with pytest.raises(ConfigError, match=r"a\.jpg: .*class index 3, .* 3 classes"):
         run(np.zeros((2, 2)), pred_sem_seg=dict(sem_seg=result + 3))
     with pytest.raises(ConfigError, match="finds no pred_sem_seg.*semantic=True"):

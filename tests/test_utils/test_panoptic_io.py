@@ -63,6 +63,10 @@ def test_png_round_trip(tmp_path):
         read_panoptic_png(grey)
     with pytest.raises(PanopticFileError, match="missing"):
         read_panoptic_png(tmp_path / "missing.png")
+    content = path.read_bytes()
+    path.write_bytes(content[:-12] + b"\0\0\0\0\xf5\xcfp," + bytes(4))  # instead of the end
+    with pytest.raises(PanopticFileError, match="not a readable panoptic PNG"):
+        read_panoptic_png(path)
 
 
 def test_json_content(tmp_path):

@@ -20,10 +20,8 @@ import json
 import multiprocessing
 import os
 import signal
-import struct
 import sys
 import threading
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -40,23 +38,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from odise_mm.errors import DatasetError, OdiseError
 from odise_mm.utils.command_line import one_line_errors, positive_int
+from odise_mm.utils.image import DECODER_ERRORS
 from odise_mm.utils.panoptic_io import read_panoptic_png
 from tools.report import Table, show
 
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
 _PNG_END = b"IEND\xaeB`\x82"
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
-# What Pillow's decoders raise on damaged files; it has no common base class for them.
-_DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 # --- command line -------------------------------------------------------------------------------
@@ -431,7 +419,7 @@ def read_pixels(path: str | os.PathLike, modes: Sequence[str] | None = None) -> 
             mode, pixels = image.mode, np.array(image)
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file") from None
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise DatasetError(f"{path}: not a readable picture ({error})") from error
     if modes is not None and mode not in modes:
         raise DatasetError(f"{path}: a picture of mode {mode} where {' or '.join(modes)} is right")
@@ -464,7 +452,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
             return height, width
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file") from None
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise DatasetError(f"{path}: not a readable picture ({error})") from error
 
 
