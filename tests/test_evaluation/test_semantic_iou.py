@@ -97,7 +97,7 @@ def test_counts_go_on_where_float32_stops() -> None:
     assert count_areas(large, large, 2).tolist() == [[4097**2, 0]] * 3
     # The reason why mmseg's own histograms are not used.
     histogram = torch.histc(torch.zeros(4097**2), bins=2, min=0, max=1)
-    assert histogram[0] == 2**24 < 4097**2
+    assert int(histogram[0]) != 4097**2
 
 
 def test_a_class_that_is_never_annotated_has_no_accuracy(tmp_path: Path) -> None:
@@ -131,8 +131,10 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         run(np.zeros((2, 3)))
     with pytest.raises(DatasetError, match=r"b\.png: not a readable label map"):
         run(np.zeros((2, 2)), sem_seg_path=tmp_path / "b.png")
-    damaged = path.read_bytes()[:-12] + b"\0\0\0\0\xf5\xcfp," + bytes(4)  # instead of the end
-    (tmp_path / "b.png").write_bytes(damaged)
+    noise = np.random.default_rng(0).integers(256, size=(400, 400))
+    Image.fromarray(noise.astype(np.uint8)).save(tmp_path / "b.png")
+    start, _, end = (tmp_path / "b.png").read_bytes().rpartition(b"IDAT")
+    (tmp_path / "b.png").write_bytes(start + b"\xf5\xcfp," + end)
     with pytest.raises(DatasetError, match=r"b\.png: not a readable label map"):
         run(np.zeros((2, 2)), sem_seg_path=tmp_path / "b.png")
     with pytest.raises(ConfigError, match=r"a\.jpg: .*class index 3, .* 3 classes"):
