@@ -19,7 +19,8 @@ import torch
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.evaluation.test_sets import CONVERTERS, LABEL_FILES, known_sets
 from odise_mm.utils.panoptic_io import write_panoptic_png
-from tests import miniatures, miniatures_2
+from tests import miniatures_ade_pascal as miniatures
+from tests import miniatures_street_lvis_uvo as more_miniatures
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "evaluation.md"
@@ -61,7 +62,7 @@ def write_raw_coco(data: Path) -> None:
             common = dict(category_id=category, iscrowd=crowd, area=len(rows), bbox=box)
             segments.append(dict(id=id_, **common))
             if category < 81:
-                counts = miniatures_2._run_lengths(ids == id_, "plain")
+                counts = more_miniatures.run_lengths(ids == id_, "plain")
                 instances.append(
                     dict(id=len(instances) + 1, image_id=image_id, segmentation=counts, **common)
                 )
@@ -101,11 +102,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     miniatures.write_raw_ade847(data)
     context = miniatures.write_raw_pascal_context(data)
     miniatures.write_raw_voc(data)
-    miniatures_2.write_raw_cityscapes(data)
-    miniatures_2.write_raw_mapillary(data)
+    more_miniatures.write_raw_cityscapes(data)
+    more_miniatures.write_raw_mapillary(data)
     write_raw_coco(data)
-    miniatures_2.write_raw_lvis(data)
-    miniatures_2.write_raw_uvo(data)
+    more_miniatures.write_raw_lvis(data)
+    more_miniatures.write_raw_uvo(data)
 
     labels = data / "openseg_labels"
     labels.mkdir()

@@ -236,11 +236,15 @@ def _class_table(result: SetResult) -> Table:
     ]
     for _, key in columns:
         table.add_column(key, justify="right")
+    absent = 0
     for name in dict.fromkeys([*result.is_thing, *_classes(result)]):
-        cells = [
-            _two_digits(result.per_class[prefix].get(name, {}).get(key)) for prefix, key in columns
-        ]
-        table.add_row(Text(name), _kind(result, name), *cells)
+        values = [result.per_class[prefix].get(name, {}).get(key) for prefix, key in columns]
+        if all(value is None or not math.isfinite(value) for value in values):
+            absent += 1
+            continue
+        table.add_row(Text(name), _kind(result, name), *map(_two_digits, values))
+    if absent:
+        table.caption = f"{absent} more classes neither occur nor were found"
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,14 @@ def test_classes_with_their_kinds() -> None:
     assert ["cat", "thing", "10.12", "70.00", "33.34"] in lines
     assert ["dog", "thing", "-", "-", "1.00"] in lines
     assert ["sky", "stuff", "-", "-", "2.00"] in lines
+
+
+def test_classes_without_a_number_are_counted_only() -> None:
+    report = Report({}, ["ade20k"])
+    report.results = [result(per_class={"panoptic": {"cat": {"PQ": 1.0}, "sky": {"PQ": math.nan}}})]
+    text = shown(report.class_tables()[0])
+    assert "cat" in text and "sky" not in text and "dog" not in text
+    assert "2 more classes neither occur nor were found" in " ".join(text.split())
 
 
 def test_names_are_text_not_markup() -> None:

@@ -22,7 +22,7 @@ import odise_mm.evaluation  # noqa: F401  (fills the registry)
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.registry import DATASETS, METRICS
 from odise_mm.utils.panoptic_io import read_panoptic_png
-from tests import miniatures_2 as raw
+from tests import miniatures_street_lvis_uvo as raw
 from tools.dataset_converters import cityscapes, lvis, mapillary, uvo
 
 ROOT = Path(__file__).resolve().parents[2]

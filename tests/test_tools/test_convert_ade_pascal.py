@@ -28,7 +28,7 @@ from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import DatasetError
 from odise_mm.evaluation.ground_truth import IGNORED, read_semantic_truth
 from odise_mm.registry import DATASETS
-from tests import miniatures
+from tests import miniatures_ade_pascal as miniatures
 from tests.test_tools.converter_work import double, items_in
 from tools.dataset_converters import ade20k, ade20k_full, common, pascal_context, voc
 from tools.dataset_converters.common import Item, convert_all

@@ -1,7 +1,7 @@
 """Miniatures of the providers' archives of Cityscapes, Mapillary Vistas, LVIS and UVO.
 
-As in ``tests.miniatures``: ``write_raw_<set>(data)`` writes one below ``data`` and returns what it
-was made from; ``prepare(name, data)`` also runs the set's converter.
+As in ``tests.miniatures_ade_pascal``: ``write_raw_<set>(data)`` writes one below ``data`` and
+returns what it was made from; ``prepare(name, data)`` also runs the set's converter.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image
 from pycocotools import mask as masks
 
 from odise_mm.datasets.vocabulary import Vocabulary
-from tests.miniatures import SIZES, Truth, patches, write_map, write_picture
+from tests.miniatures_ade_pascal import SIZES, Truth, patches, write_map, write_picture
 
 # What is in the miniature of Cityscapes: road, sky, pole, persons, a group of persons, cars, a
 # bicycle, a group of bicycles, a caravan and a group of caravans (not evaluated), void.
@@ -239,10 +239,10 @@ def write_raw_uvo(data: Path) -> Instances:
             annotations.append(
                 dict(id=len(annotations) + 1, image_id=1000 + number, category_id=1,
                      bbox=list(box), area=width * height,
-                     segmentation=polygon if kind == "polygon" else _run_lengths(mask, kind))
+                     segmentation=polygon if kind == "polygon" else run_lengths(mask, kind))
             )  # fmt: skip
             truth.masks[name].append((1, mask))
-    nothing = _run_lengths(np.zeros(SIZES[0], bool), "compressed")
+    nothing = run_lengths(np.zeros(SIZES[0], bool), "compressed")
     annotations.append(dict(id=99, image_id=1000, category_id=1, segmentation=nothing))
     categories = [dict(id=1, name="object")]
     _write_json(
@@ -259,8 +259,8 @@ def _write_dense(root: Path, rng: np.random.Generator) -> None:
     for name in names:
         path = root / "uvo_videos_dense_frames" / name
         write_picture(path, patches(rng, size, [1, 2]), rng)
-    moving = [_run_lengths(_mask(size, (4 + 3 * i, 5, 10, 12)), "compressed") for i in range(2)]
-    late = [None, _run_lengths(_mask(size, (30, 20, 9, 9)), "plain")]
+    moving = [run_lengths(_mask(size, (4 + 3 * i, 5, 10, 12)), "compressed") for i in range(2)]
+    late = [None, run_lengths(_mask(size, (30, 20, 9, 9)), "plain")]
     annotations = [
         dict(id=1, video_id=7, category_id=82, iscrowd=0, segmentations=moving),
         dict(id=2, video_id=7, category_id=1, iscrowd=1, segmentations=late),
@@ -273,7 +273,7 @@ def _write_dense(root: Path, rng: np.random.Generator) -> None:
     )
 
 
-def _run_lengths(mask: np.ndarray, kind: str) -> dict[str, Any]:
+def run_lengths(mask: np.ndarray, kind: str) -> dict[str, Any]:
     """COCO's run lengths, compressed or as a list of numbers."""
     size = list(mask.shape)
     if kind == "compressed":
