@@ -6,7 +6,7 @@ _base_ = ["./odise_tiny.py"]
 width = 128
 
 model = dict(
-    tile_size=256,
+    tile_size=192,
     neck=dict(out_channels=width, bottleneck_channels=64),
     head=dict(
         feat_channels=width,
@@ -40,8 +40,8 @@ model = dict(
     test_cfg=dict(overlap_threshold=0.8),
 )
 
-# Fits the short edge to 256 pixels; no jitter, as these very pictures are to be learned.
-resize = dict(type="ResizeKeepRatio", scale=(640, 256))
+# Fits the short edge to 192 pixels; no jitter, as these very pictures are to be learned.
+resize = dict(type="ResizeKeepRatio", scale=(480, 192))
 train_pipeline = [
     dict(type="LoadImage"),
     dict(type="LoadPanopticMap"),
