@@ -69,6 +69,8 @@ def _find_config(name: str) -> Path:
     for folder in config_folders():
         files = [f for f in sorted(folder.rglob("*.py")) if "_base_" not in f.parts]
         known |= {f.stem: f for f in files}
+        if folder.joinpath(*wanted) in files:
+            return folder.joinpath(*wanted)
         hits += [f for f in files if f.parts[-len(wanted) :] == wanted]
         if hits:
             break

@@ -21,11 +21,15 @@ class FrozenModule(nn.Module):
     * ``train()`` leaves it in eval mode,
     * ``state_dict()`` has none of its tensors, and loading a state dict misses none.
 
-    The last point is done with torch's own hooks, which mmengine's checkpoint code runs too.
+    The last point is done with torch's own hooks, which mmengine's checkpoint code runs too. A
+    part that never calls it is an ordinary, trained module.
     """
+
+    frozen = False
 
     def freeze(self) -> None:
         """Freeze everything that is below this module now."""
+        self.frozen = True
         self.requires_grad_(False)
         super().train(False)
         self._register_state_dict_hook(_drop_from_state_dict)
@@ -33,16 +37,16 @@ class FrozenModule(nn.Module):
         self.register_load_state_dict_post_hook(_forgive_missing)
 
     def train(self, mode: bool = True) -> "FrozenModule":
-        """Stay in eval mode whatever ``mode`` says."""
-        return super().train(False)
+        """Stay in eval mode whatever ``mode`` says, once frozen."""
+        return super().train(mode and not self.frozen)
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Store the weights in another float type.
+        """Store frozen weights in another float type; trained ones stay as they are.
 
         Scalars (CLIP's logit scale) and buffers (noise, image mean) keep float32: they are small
         and everything depends on them.
         """
-        for parameter in self.parameters():
+        for parameter in self.parameters() if self.frozen else ():
             if parameter.is_floating_point() and parameter.ndim:
                 parameter.data = parameter.data.to(dtype)
 

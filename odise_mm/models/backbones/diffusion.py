@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from odise_mm.models.backbones.base import Backbone
 from odise_mm.models.backbones.diffusion_arch import DiffusionArch, get_arch
 from odise_mm.models.backbones.diffusion_weights import DiffusionWeights
 from odise_mm.registry import MODELS
-from odise_mm.utils.frozen import FrozenModule, is_meta_context, materialise
+from odise_mm.utils.frozen import is_meta_context, materialise
 
 MAX_STRIDE = 32
 
@@ -53,7 +54,7 @@ PAPER_TAPS = Taps(vae_encoder=(5, 7), unet=(2, 5, 8, 11), vae_decoder=(2, 5))
 
 
 @MODELS.register_module()
-class DiffusionBackbone(FrozenModule):
+class DiffusionBackbone(Backbone):
     """Raw feature maps of image tiles from a frozen latent diffusion model.
 
     Nothing behind the UNet's and the VAE decoder's last tap exists: those layers are neither built
@@ -136,9 +137,7 @@ class DiffusionBackbone(FrozenModule):
 
     def describe(self) -> dict:
         """What other parts want to know of this one, by the names of their arguments."""
-        return {
-            "in_channels": self.channels,
-            "in_strides": self.strides,
+        return super().describe() | {
             "empty_context": self.empty_context,
             "time_width": self.time_width,
             "num_steps": len(self.steps),

@@ -1,8 +1,10 @@
 """Captioners: the image becomes the diffusion model's conditioning (ODISE, section 3.3).
 
-A captioner maps tiles (N, 3, S, S) in [0, 1] to a
-:class:`~odise_mm.models.backbones.diffusion.Condition`.
+A captioner maps tiles (N, 3, S, S) in [0, 1], and the captions of the pictures that they were cut
+from where there are any, to a :class:`~odise_mm.models.backbones.diffusion.Condition`.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -58,8 +60,8 @@ class ImplicitCaptioner(nn.Module):
         self.time = _Projection(self.clip.embed_dim, num_steps, time_width)
         self.time_gate = nn.Parameter(torch.zeros(time_width))
 
-    def forward(self, tiles: Tensor) -> Condition:
-        """Conditioning of a batch of tiles, (N, 3, S, S) in [0, 1]."""
+    def forward(self, tiles: Tensor, captions: Sequence[str | None] | None = None) -> Condition:
+        """Conditioning of a batch of tiles, (N, 3, S, S) in [0, 1]; captions are not looked at."""
         return self.condition(self.clip.encode_image(tiles))
 
     def condition(self, embedding: Tensor) -> Condition:
@@ -76,6 +78,6 @@ class EmptyCaptioner(nn.Module):
         super().__init__()
         self.register_buffer("empty_context", empty_context, persistent=False)
 
-    def forward(self, tiles: Tensor) -> Condition:
+    def forward(self, tiles: Tensor, captions: Sequence[str | None] | None = None) -> Condition:
         """The same conditioning for every tile."""
         return Condition(self.empty_context.expand(len(tiles), -1, -1))

@@ -43,12 +43,15 @@ class FeatureProjection(nn.Module):
 
     Args:
         in_channels: channels of every raw map.
-        in_strides: its stride in pixels: 4, 8, 16 or 32; each must occur.
+        in_strides: its stride in pixels.
         out_channels: channels of the pyramid (published: 512).
         bottleneck_channels: channels inside a block (published: a quarter, 128).
+        levels: stride of the pyramid, 4, 8, 16 or 32, that each map goes to; each must occur. By
+            default the map's own stride. A plain ViT's maps, all of one stride, need them said:
+            ``levels=(4, 8, 16, 32)`` makes a pyramid of maps from four depths.
 
     Raises:
-        ValueError: a stride that the pyramid does not have, or one of the pyramid's without a map.
+        ValueError: a level that the pyramid does not have, or one of the pyramid's without a map.
     """
 
     def __init__(
@@ -57,14 +60,18 @@ class FeatureProjection(nn.Module):
         in_strides: Sequence[int],
         out_channels: int = 512,
         bottleneck_channels: int = 128,
+        levels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if set(in_strides) != set(STRIDES):
+        self.levels = tuple(in_strides if levels is None else levels)
+        if set(self.levels) != set(STRIDES) or len(self.levels) != len(in_channels):
+            given = "" if levels is None else f", levels={self.levels} was given"
             raise ValueError(
-                f"FeatureProjection makes strides {STRIDES} and needs a feature map of each; "
-                f"the backbone gives strides {tuple(in_strides)}"
+                f"FeatureProjection makes strides {STRIDES} and needs a feature map for each; the "
+                f"backbone gives {len(in_channels)} maps of strides {tuple(in_strides)}{given}. Say "
+                "in the neck's config which level each map goes to, such as levels=(4, 8, 16, 32) "
+                "for the four maps of a plain ViT"
             )
-        self.in_strides = tuple(in_strides)
         self.out_channels = out_channels
         self.blocks = nn.ModuleList(
             BottleneckBlock(channels, out_channels, bottleneck_channels) for channels in in_channels
@@ -76,16 +83,16 @@ class FeatureProjection(nn.Module):
         Args:
             features: the backbone's maps, (N, in_channels[i], any, any).
             size: height and width of the tiles in the image, in pixels; multiples of 32. Every map
-                is resized (nearest) to ``size / in_strides[i]`` first.
+                is resized (nearest) to ``size / levels[i]`` first.
 
         Returns:
             Strides 4, 8, 16, 32, each (N, out_channels, height / stride, width / stride).
         """
-        levels: dict[int, Tensor] = {}
-        for feature, stride, block in zip(features, self.in_strides, self.blocks, strict=True):
+        pyramid: dict[int, Tensor] = {}
+        for feature, stride, block in zip(features, self.levels, self.blocks, strict=True):
             target = (size[0] // stride, size[1] // stride)
             if feature.shape[-2:] != target:
                 feature = F.interpolate(feature, target)
             projected = block(feature)
-            levels[stride] = levels[stride] + projected if stride in levels else projected
-        return tuple(levels[stride] for stride in STRIDES)
+            pyramid[stride] = pyramid[stride] + projected if stride in pyramid else projected
+        return tuple(pyramid[stride] for stride in STRIDES)

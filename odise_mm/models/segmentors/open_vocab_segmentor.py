@@ -196,7 +196,7 @@ class OpenVocabSegmentor(BaseModel):
         targets = [_targets(sample, inputs, count) for sample in data_samples]
         words = _words(data_samples) if objects_only else []
         with autocast(inputs, self.precision), _current(inputs.device):
-            pyramid = _stack(self.extract_pyramids(list(inputs)))
+            pyramid = _stack(self.extract_pyramids(list(inputs), _captions(data_samples)))
             predictions = self.head(pyramid, all_layers=True)
             embeddings = [prediction.embeddings for prediction in predictions]
             if not objects_only:
@@ -240,7 +240,7 @@ class OpenVocabSegmentor(BaseModel):
             padded.append(image[:, : sample.pad_shape[0], : sample.pad_shape[1]])
             images.append(image[:, : sample.img_shape[0], : sample.img_shape[1]])
         with autocast(inputs, self.precision), _current(inputs.device):
-            pyramids = dict(enumerate(self.extract_pyramids(padded)))
+            pyramids = dict(enumerate(self.extract_pyramids(padded, _captions(data_samples))))
         for members in _groups([image.shape for image in padded]):
             # Taken out as it is used: a pyramid is large.
             pyramid = _stack([pyramids.pop(i) for i in members])
@@ -256,8 +256,14 @@ class OpenVocabSegmentor(BaseModel):
                 self._add_results(data_samples[i], masks, scores)
         return list(data_samples)
 
-    def extract_pyramids(self, images: Sequence[Tensor]) -> list[Pyramid]:
+    def extract_pyramids(
+        self, images: Sequence[Tensor], captions: Sequence[str | None] | None = None
+    ) -> list[Pyramid]:
         """Feature pyramids of padded images (3, H, W); tiles of all images share batches.
+
+        Args:
+            images: each (3, H, W) in [0, 1].
+            captions: what people wrote about each image, where known; for captioners that use it.
 
         Returns:
             For every image strides 4, 8, 16, 32, each (C, H / stride, W / stride).
@@ -266,9 +272,17 @@ class OpenVocabSegmentor(BaseModel):
         pyramids: list[Pyramid] = [()] * len(images)
         for members in _groups([grid.tile for grid in grids]):
             tiles = torch.cat([grids[i].cut(images[i]) for i in members])
+            known = [
+                captions[i] if captions else None for i in members for _ in range(len(grids[i]))
+            ]
+            step = self.max_tiles_per_batch
             batches = [
-                self.extract_tile_features(batch, grids[members[0]].tile)
-                for batch in tiles.split(self.max_tiles_per_batch)
+                self.extract_tile_features(
+                    tiles[first : first + step],
+                    grids[members[0]].tile,
+                    known[first : first + step],
+                )
+                for first in range(0, len(tiles), step)
             ]
             levels = [torch.cat(level) for level in zip(*batches, strict=True)]
             counts = [len(grids[i]) for i in members]
@@ -277,9 +291,14 @@ class OpenVocabSegmentor(BaseModel):
                 pyramids[i] = tuple(grids[i].join(level) for level in maps)
         return pyramids
 
-    def extract_tile_features(self, tiles: Tensor, size: tuple[int, int]) -> Pyramid:
+    def extract_tile_features(
+        self,
+        tiles: Tensor,
+        size: tuple[int, int],
+        captions: Sequence[str | None] | None = None,
+    ) -> Pyramid:
         """Captioner, backbone and neck on one batch of tiles, which are ``size`` in the image."""
-        condition = () if self.captioner is None else (self.captioner(tiles),)
+        condition = () if self.captioner is None else (self.captioner(tiles, captions),)
         return self.neck(self.backbone(tiles, *condition), size)
 
     def classify(self, prediction: MaskPrediction, images: Sequence[Tensor]) -> Tensor:
@@ -351,6 +370,11 @@ class OpenVocabSegmentor(BaseModel):
 def _current(device: torch.device) -> AbstractContextManager:
     """Make a GPU the current one: mmcv's compiled kernels run there, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def _captions(samples: Sequence[DetDataSample]) -> list[str | None]:
+    """What people wrote about each image, where the data set knows."""
+    return [sample.metainfo.get("caption") for sample in samples]
 
 
 def _targets(sample: DetDataSample, inputs: Tensor, num_classes: int | None) -> InstanceData:

@@ -71,9 +71,25 @@ def test_shortcut_is_the_identity_where_channels_agree() -> None:
 
 @pytest.mark.parametrize("strides", [(8, 8, 32, 16, 8, 8), (4, 8, 64, 32, 16, 4)])
 def test_strides_that_do_not_fit(strides: tuple[int, ...]) -> None:
-    message = r"makes strides \(4, 8, 16, 32\).*the backbone gives strides \(" + str(strides[0])
-    with pytest.raises(ValueError, match=message):
+    message = r"makes strides \(4, 8, 16, 32\).*the backbone gives 6 maps of strides \("
+    with pytest.raises(ValueError, match=message + str(strides[0])):
         FeatureProjection(CHANNELS, strides)
+    with pytest.raises(ValueError, match=r"levels=\(4, 8, 16\) was given"):
+        FeatureProjection(CHANNELS[:3], strides[:3], levels=(4, 8, 16))
+    with pytest.raises(ValueError, match="6 maps.* was given"):
+        FeatureProjection(CHANNELS, strides, levels=(4, 8, 16, 32))
+
+
+def test_maps_of_a_plain_vit_go_where_the_config_says() -> None:
+    levels = (32, 4, 16, 8)
+    neck = random_weights(FeatureProjection((64,) * 4, (14,) * 4, 64, 32, levels)).double()
+    features = [torch.randn(1, 64, 5, 5).double() for _ in levels]
+    with torch.no_grad():
+        pyramid = dict(zip((4, 8, 16, 32), neck(features, (64, 96)), strict=True))
+    for i, level in enumerate(levels):
+        resized = nearest(features[i], (64 // level, 96 // level))
+        wanted = bottleneck(resized, neck.blocks[i].state_dict())
+        assert relative_error(pyramid[level], wanted) < 1e-8
 
 
 def test_a_map_too_many() -> None:
