@@ -68,8 +68,8 @@ class FeatureProjection(nn.Module):
             given = "" if levels is None else f", levels={self.levels} was given"
             raise ValueError(
                 f"FeatureProjection makes strides {STRIDES} and needs a feature map for each; the "
-                f"backbone gives {len(in_channels)} maps of strides {tuple(in_strides)}{given}. Say "
-                "in the neck's config which level each map goes to, such as levels=(4, 8, 16, 32) "
+                f"backbone gives {len(in_channels)} maps of strides {tuple(in_strides)}{given}. Say"
+                " in the neck's config which level each map goes to, such as levels=(4, 8, 16, 32) "
                 "for the four maps of a plain ViT"
             )
         self.out_channels = out_channels

@@ -1,0 +1,21 @@
+# What all ablations have in common (ODISE, section 4.3): 512 x 512 pixels, caption supervision, the
+# head, schedule and data of configs/odise/odise_coco_caption.py. A row changes what it is about.
+_base_ = ["../odise/odise_coco_caption.py"]
+
+image_size = 512
+train_pipeline = [
+    dict(type="LoadImage"),
+    dict(type="LoadPanopticMap"),
+    dict(type="mmdet.RandomFlip", prob=0.5),
+    dict(type="LargeScaleJitter", scale=(image_size, image_size), ratio_range=(0.1, 2.0)),
+    dict(type="mmdet.RandomCrop", crop_size=(image_size, image_size)),
+    dict(type="mmdet.Pad", size=(image_size, image_size), pad_val=dict(img=(128,) * 3, seg=0)),
+    dict(type="PanopticMapToMasks"),
+    dict(type="DrawWords", num_words=8),
+    dict(type="mmdet.PackDetInputs", meta_keys=_base_.train_pipeline[-1].meta_keys),
+]
+test_pipeline = [
+    dict(type="LoadImage"),
+    dict(type="ResizeKeepRatio", scale=(1280, image_size)),  # the short edge, and at most the long
+    dict(type="mmdet.PackDetInputs", meta_keys=_base_.test_pipeline[-1].meta_keys),
+]

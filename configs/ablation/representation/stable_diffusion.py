@@ -1,0 +1,2 @@
+# ODISE itself: text-to-image diffusion, Stable Diffusion v1-3, trained on LAION.
+_base_ = ["../../_base_/ablation.py"]
