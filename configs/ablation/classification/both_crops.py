@@ -1,5 +1,5 @@
-# As both.py, but CLIP looks at a crop of every mask's box instead of pooling inside the mask: slower,
-# about as good in the paper. A checkpoint of both.py serves as it is.
+# As both.py, but CLIP looks at a crop of every mask's box instead of pooling inside the mask:
+# slower, about as good in the paper. A checkpoint of both.py serves as it is.
 _base_ = ["../../_base_/ablation.py"]
 
 model = dict(
