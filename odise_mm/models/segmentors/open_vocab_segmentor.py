@@ -5,7 +5,7 @@ image -> backbone (told by a captioner) -> neck -> head -> classifiers -> fusion
                             losses of every layer, in training
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -315,30 +315,7 @@ class OpenVocabSegmentor(BaseModel):
         masks = resize_masks(
             masks.float(), sample.pad_shape[:2], sample.img_shape[:2], sample.ori_shape[:2]
         )
-        cfg, names, is_thing = self.test_cfg, self.vocabulary.names, self.vocabulary.is_thing
-        if cfg["panoptic"]:
-            ids, segments = panoptic_inference(scores, masks, is_thing, cfg["overlap_threshold"])
-            info = [
-                dict(
-                    id=segment.id,
-                    category_id=segment.label,
-                    category_name=names[segment.label],
-                    isthing=segment.is_thing,
-                    score=segment.score,
-                    area=segment.area,
-                )
-                for segment in segments
-            ]
-            sample.pred_panoptic_seg = PixelData(
-                sem_seg=ids[None], metainfo=dict(segments_info=info)
-            )
-        if cfg["semantic"]:
-            sample.pred_sem_seg = PixelData(sem_seg=semantic_inference(scores, masks)[None])
-        if cfg["instance"]:
-            values, labels, binary, boxes = instance_inference(scores, masks, is_thing, cfg["topk"])
-            sample.pred_instances = InstanceData(
-                scores=values, labels=labels, masks=binary, bboxes=boxes
-            )
+        add_results(sample, masks, scores, self.vocabulary, self.test_cfg)
 
     def set_precision(self, precision: str) -> "OpenVocabSegmentor":
         """Number format of the arithmetic: ``fp32``, ``bf16`` or ``fp16``.
@@ -365,6 +342,48 @@ class OpenVocabSegmentor(BaseModel):
         for part in {id(p): p for p in self.modules() if isinstance(p, FrozenModule)}.values():
             part.compile_parts(**options)
         return self
+
+
+def add_results(
+    sample: DetDataSample,
+    masks: Tensor,
+    scores: Tensor,
+    vocabulary: Vocabulary,
+    test_cfg: Mapping[str, Any],
+) -> None:
+    """Write one image's results into its sample, as :meth:`OpenVocabSegmentor.predict` says.
+
+    Args:
+        sample: of the image.
+        masks: logits at the size of the result, (Q, H, W) float32.
+        scores: probabilities of the K classes and of void, (Q, K + 1).
+        vocabulary: the K classes.
+        test_cfg: all settings of the segmentor's ``test_cfg``.
+    """
+    names, is_thing = vocabulary.names, vocabulary.is_thing
+    if test_cfg["panoptic"]:
+        ids, segments = panoptic_inference(scores, masks, is_thing, test_cfg["overlap_threshold"])
+        info = [
+            dict(
+                id=segment.id,
+                category_id=segment.label,
+                category_name=names[segment.label],
+                isthing=segment.is_thing,
+                score=segment.score,
+                area=segment.area,
+            )
+            for segment in segments
+        ]
+        sample.pred_panoptic_seg = PixelData(sem_seg=ids[None], metainfo=dict(segments_info=info))
+    if test_cfg["semantic"]:
+        sample.pred_sem_seg = PixelData(sem_seg=semantic_inference(scores, masks)[None])
+    if test_cfg["instance"]:
+        values, labels, binary, boxes = instance_inference(
+            scores, masks, is_thing, test_cfg["topk"]
+        )
+        sample.pred_instances = InstanceData(
+            scores=values, labels=labels, masks=binary, bboxes=boxes
+        )
 
 
 def _current(device: torch.device) -> AbstractContextManager:
