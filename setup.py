@@ -29,7 +29,10 @@ setup(
     keywords="segmentation, panoptic, open-vocabulary, diffusion, OpenMMLab",
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=["odise_mm", "odise_mm.*"]),
-    package_data={"odise_mm.datasets": ["vocabularies/*"]},
+    package_data={
+        "odise_mm.datasets": ["vocabularies/*"],
+        "odise_mm.models.text": ["places.txt"],
+    },
     install_requires=requirements(installed()),
     extras_require={"tests": parse(ROOT / "requirements/tests.txt")},
     zip_safe=False,

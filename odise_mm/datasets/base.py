@@ -95,15 +95,7 @@ def read_annotations(path: str | os.PathLike, kind: str) -> dict[str, list[dict]
     Raises:
         DatasetError: missing, not JSON, or something else than such annotations.
     """
-    if not path or not os.path.isfile(path):
-        raise DatasetError(f"{path or '`ann_file` is empty'}: no such annotation file; {LAYOUT}")
-    try:
-        with open(path, encoding="utf-8") as file:
-            content = json.load(file)
-    except ValueError as err:
-        raise DatasetError(f"{path}: not JSON, or cut short ({err}); get it again") from err
-    except OSError as err:
-        raise DatasetError(f"{path}: cannot be read ({err})") from err
+    content = _read_json(path)
     keys = ("images", "annotations", "categories")
     wrong = [
         key
@@ -119,6 +111,18 @@ def read_annotations(path: str | os.PathLike, kind: str) -> dict[str, list[dict]
         other = "instance" if kind == "panoptic" else "panoptic"
         raise DatasetError(f"{path}: holds {other} annotations where {kind} ones are expected")
     return {key: content.pop(key) for key in keys}
+
+
+def _read_json(path: str | os.PathLike) -> Any:
+    if not path or not os.path.isfile(path):
+        raise DatasetError(f"{path or '`ann_file` is empty'}: no such annotation file; {LAYOUT}")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return json.load(file)
+    except ValueError as err:
+        raise DatasetError(f"{path}: not JSON, or cut short ({err}); get it again") from err
+    except OSError as err:
+        raise DatasetError(f"{path}: cannot be read ({err})") from err
 
 
 def label_of_category(
@@ -280,6 +284,46 @@ def add_phrases(data: list[dict], path: str | os.PathLike) -> None:
             "not words",
             logger="current",
         )
+
+
+def read_captions(path: str | os.PathLike) -> dict[Any, list[str]]:
+    """Captions by image id, in the order of COCO's file (``captions_*.json``).
+
+    Raises:
+        DatasetError: missing, not JSON, or something else.
+    """
+    content = _read_json(path)
+    captions: dict[Any, list[str]] = {}
+    with malformed_entries(os.fspath(path)):
+        for annotation in content["annotations"]:
+            caption = annotation["caption"].strip()
+            captions.setdefault(annotation["image_id"], []).append(caption)
+    return captions
+
+
+def add_captions(data: list[dict], path: str | os.PathLike) -> None:
+    """Give the images the captions of a file, as ``captions``, and the first as ``caption``.
+
+    Raises:
+        DatasetError: an image has none, or other ones than its noun phrases were read off.
+    """
+    captions = read_captions(path)
+    without = [info for info in data if info["img_id"] not in captions]
+    if without:
+        raise DatasetError(
+            f"{path}: {len(without)} of {len(data)} images have no caption (the first: "
+            f"{without[0]['img_path']}, id {without[0]['img_id']}); is it that of another split? "
+            "Leave captions_file out where the model needs no captions"
+        )
+    for info in data:
+        info["captions"] = captions[info["img_id"]]
+        info["caption"] = info["captions"][0]
+        phrases = info.get("captions_phrases")
+        if phrases and len(phrases) != len(info["captions"]):
+            raise DatasetError(
+                f"{path}: image id {info['img_id']} has {len(info['captions'])} captions, and "
+                f"noun phrases of {len(phrases)}; make the phrases_file from this file"
+            )
 
 
 class SeededIndex(int):

@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 
 from odise_mm.datasets.base import (
     SeededItems,
+    add_captions,
     add_phrases,
     check_categories,
     check_folder,
@@ -39,7 +40,8 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
     An image's information: ``img_path``, ``img_id``, ``height``, ``width``, ``seg_map_path``,
     ``segments_info`` (a list of dict(id, label, is_thing, is_crowd)); with ``data_prefix``
     'sem_seg' also ``sem_seg_path`` and ``reduce_zero_label``, with ``phrases_file`` also
-    ``captions_phrases`` (captions, each a list of noun phrases).
+    ``captions_phrases`` (captions, each a list of noun phrases), with ``captions_file``
+    ``captions`` (texts) and ``caption`` (the first of them).
 
     Args:
         vocabulary: a built-in vocabulary's name, a file, or a :class:`Vocabulary`. Its
@@ -48,6 +50,8 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
         label_file: a file of names that replace the vocabulary's synonyms, class by class.
         class_agnostic: all classes become one, the thing "object".
         phrases_file: noun phrases of the captions, see docs/training_data.md.
+        captions_file: the captions themselves (COCO's ``captions_*.json``), for models that are
+            told them; every image must have one.
         img_suffix, sem_seg_suffix: the semantic label file is called like the image, the first
             replaced by the second; ``img_suffix`` None: whatever the extension is.
         reduce_zero_label: in the semantic label files, 0 is ignored and classes count from 1.
@@ -69,6 +73,7 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
         label_file: str | None = None,
         class_agnostic: bool = False,
         phrases_file: str | None = None,
+        captions_file: str | None = None,
         img_suffix: str | None = None,
         sem_seg_suffix: str = ".png",
         reduce_zero_label: bool = False,
@@ -84,6 +89,7 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
         )
         self.class_agnostic = class_agnostic
         self.phrases_file = phrases_file and osp.join(root or "", phrases_file)
+        self.captions_file = captions_file and osp.join(root or "", captions_file)
         self.img_suffix = img_suffix
         self.sem_seg_suffix = sem_seg_suffix
         self.reduce_zero_label = reduce_zero_label
@@ -100,6 +106,8 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
             data = self._parse(**content)
         if self.phrases_file:
             add_phrases(data, self.phrases_file)
+        if self.captions_file:
+            add_captions(data, self.captions_file)
         return data
 
     def _parse(

@@ -9,12 +9,20 @@ from odise_mm.models.clip import FrozenCLIP
 from odise_mm.models.heads.mask2former_head import MaskPrediction, OpenVocabMask2FormerHead
 from odise_mm.models.losses.class_loss import OpenVocabCrossEntropyLoss
 from odise_mm.models.losses.grounding_loss import GroundingLoss
+from odise_mm.models.necks.blip_captioner import BLIPCaptioner
 from odise_mm.models.necks.captioner import EmptyCaptioner, ImplicitCaptioner
 from odise_mm.models.necks.feature_projection import FeatureProjection
+from odise_mm.models.necks.text_captioners import (
+    CaptionCaptioner,
+    HeuristicCaptioner,
+    TextCaptioner,
+)
 from odise_mm.models.segmentors.open_vocab_segmentor import OpenVocabSegmentor
 from odise_mm.models.text.text_encoder import TextEncoder
 
 __all__ = [
+    "BLIPCaptioner",
+    "CaptionCaptioner",
     "Classifier",
     "Condition",
     "CropCLIPClassifier",
@@ -24,6 +32,7 @@ __all__ = [
     "FrozenCLIP",
     "GeometricEnsemble",
     "GroundingLoss",
+    "HeuristicCaptioner",
     "ImplicitCaptioner",
     "MaskCLIPClassifier",
     "MaskPrediction",
@@ -33,5 +42,6 @@ __all__ = [
     "OpenVocabSegmentor",
     "Opinion",
     "Taps",
+    "TextCaptioner",
     "TextEncoder",
 ]

@@ -14,7 +14,16 @@ train_pipeline = [
     dict(type="DrawWords", num_words=8),
     dict(
         type="mmdet.PackDetInputs",
-        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "flip", "words"),
+        meta_keys=(
+            "img_id",
+            "img_path",
+            "ori_shape",
+            "img_shape",
+            "scale_factor",
+            "flip",
+            "words",
+            "caption",  # where the data set has captions
+        ),
     ),
 ]
 # A data set without a pipeline of its own gets `train_pipeline` or `test_pipeline` (of the model).

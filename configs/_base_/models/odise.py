@@ -126,6 +126,7 @@ test_pipeline = [
             "segments_info",
             "sem_seg_path",
             "reduce_zero_label",
+            "caption",  # for captioners that use it, where a data set has it
         ),
     ),
 ]

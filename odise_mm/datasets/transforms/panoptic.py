@@ -107,10 +107,10 @@ class DrawWords(BaseTransform):
     One caption is drawn at random and from its noun phrases, with replacement, ``num_words`` words
     (ODISE, arXiv 2303.04803, section 3.4: K_word phrases per image-caption pair).
 
-    Optional key: ``captions_phrases`` of the data set.
+    Optional keys: ``captions_phrases`` and ``captions`` of the data set.
 
     Added key: ``words``: ``num_words`` texts; none if the image has no caption, or the drawn
-    caption no noun phrase.
+    caption no noun phrase. Modified key, where there are ``captions``: ``caption``, the drawn one.
     """
 
     def __init__(self, num_words: int = 8) -> None:
@@ -119,8 +119,12 @@ class DrawWords(BaseTransform):
         self.num_words = num_words
 
     def transform(self, results: dict) -> dict:
-        captions = results.get("captions_phrases")
-        phrases = captions[np.random.randint(len(captions))] if captions else []
+        of_captions, captions = results.get("captions_phrases"), results.get("captions")
+        count = len(of_captions or captions or ())
+        place = np.random.randint(count) if count else 0
+        if captions:
+            results["caption"] = captions[place]
+        phrases = of_captions[place] if of_captions else []
         drawn = np.random.randint(len(phrases), size=self.num_words) if phrases else []
         results["words"] = [phrases[i] for i in drawn]
         return results
