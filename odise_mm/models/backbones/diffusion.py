@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from odise_mm.models.backbones.base import Backbone
 from odise_mm.models.backbones.diffusion_arch import DiffusionArch, get_arch
+from odise_mm.models.backbones.diffusion_text import CONTEXT_LENGTH, PromptEncoder
 from odise_mm.models.backbones.diffusion_weights import DiffusionWeights
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import is_meta_context, materialise
@@ -114,7 +115,8 @@ class DiffusionBackbone(Backbone):
         self.unet = unet if self.taps.unet else None
         self.vae = vae
 
-        empty = torch.zeros(1, 77, self.context_width)
+        self._prompts = PromptEncoder(self.arch, weights)
+        empty = torch.zeros(1, CONTEXT_LENGTH, self.context_width)
         if not is_meta_context():
             if weights is None:
                 materialise(self)
@@ -125,7 +127,8 @@ class DiffusionBackbone(Backbone):
                     if module is not None:
                         unused = all_keys[name] - frozenset(module.state_dict())
                         source.fill(module, name, unused)
-                empty = source.empty_prompt_embedding()
+                # This encoder is used once and dropped: it takes no memory afterwards.
+                empty = PromptEncoder(self.arch, weights, source)([""], "cpu")
         self.register_buffer("empty_context", empty, persistent=False)
         with torch.device("cpu"):
             generator = torch.Generator("cpu").manual_seed(noise_seed)
@@ -141,7 +144,18 @@ class DiffusionBackbone(Backbone):
             "empty_context": self.empty_context,
             "time_width": self.time_width,
             "num_steps": len(self.steps),
+            "prompt_encoder": self.encode_prompts,
         }
+
+    def encode_prompts(self, texts: Sequence[str]) -> Tensor:
+        """Conditioning of texts, (len(texts), 77, context width) float32 on this one's device.
+
+        The diffusion model's own text encoder is built and loaded at the first call, from where
+        the other weights are. It is no part of this module: neither counted nor in a state dict.
+        """
+        if self.device.type == "meta":
+            return torch.empty(len(texts), *self.empty_context.shape[1:], device="meta")
+        return self._prompts(texts, self.device)
 
     def forward(self, tiles: Tensor, condition: Condition | None = None) -> list[Tensor]:
         """Feature maps of a batch of tiles.

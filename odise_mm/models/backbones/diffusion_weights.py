@@ -76,12 +76,8 @@ class DiffusionWeights:
         floats = {key: state[key].to(torch.float32) for key in wanted}
         module.load_state_dict(floats, assign=True)
 
-    def empty_prompt_embedding(self) -> Tensor:
-        """Last hidden state of the text encoder for the empty prompt, (1, 77, context width).
-
-        ODISE section 3.3: the implicit caption is added to it. The encoder is built, used once and
-        dropped: it takes no memory afterwards.
-        """
+    def text_encoder(self) -> nn.Module:
+        """The text encoder, a ``CLIPTextModel`` on the CPU in float32."""
         from transformers import CLIPTextConfig, CLIPTextModel
 
         with torch.device("cpu"):
@@ -99,11 +95,7 @@ class DiffusionWeights:
                 f"the config: {wrong}"
             )
         encoder.load_state_dict({key: value.float() for key, value in state.items()})
-        length = encoder.config.max_position_embeddings
-        tokens = torch.full((1, length), self.arch.pad_token)
-        tokens[0, 0], tokens[0, 1] = 49406, 49407
-        with torch.no_grad():
-            return encoder(tokens).last_hidden_state
+        return encoder
 
     def _read(
         self, part: str, keep: Callable[[str], bool], encoder: nn.Module | None = None
