@@ -41,6 +41,6 @@ demo: venv  ## segment a photograph with names of your choice (PHOTO=, TEXTS=, S
 	$(BIN)/python demo/image_demo.py $(PHOTO) --texts "$(TEXTS)" --stuff-texts "$(STUFF)" --out demo_output
 
 clean:  ## remove .venv, caches and demo_output
-	rm -rf .venv .pytest_cache .ruff_cache build demo_output *.egg-info \
+	rm -rf .venv .pytest_cache .ruff_cache build demo_output odise_mm/.mim *.egg-info \
 	  requirements/opencv_headless/build requirements/opencv_headless/*.egg-info
-	find odise_mm tests tools demo requirements -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+	find odise_mm tests tools projects demo requirements -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

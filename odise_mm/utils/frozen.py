@@ -44,11 +44,14 @@ class FrozenModule(nn.Module):
         """Store frozen weights in another float type; trained ones stay as they are.
 
         Scalars (CLIP's logit scale) and buffers (noise, image mean) keep float32: they are small
-        and everything depends on them.
+        and everything depends on them. So do batch norms, whose statistics are buffers.
         """
-        for parameter in self.parameters() if self.frozen else ():
-            if parameter.is_floating_point() and parameter.ndim:
-                parameter.data = parameter.data.to(dtype)
+        for module in self.modules() if self.frozen else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                continue
+            for parameter in module.parameters(recurse=False):
+                if parameter.is_floating_point() and parameter.ndim:
+                    parameter.data = parameter.data.to(dtype)
 
     def own_precision(self) -> AbstractContextManager:
         """Arithmetic in the weights' own type, where they are stored in 16 bit.

@@ -56,8 +56,12 @@ class GeometricEnsemble(nn.Module):
                 "GeometricEnsemble joins one or two opinions, the first of which must know p_void"
             )
         fused = self.fused_logits(opinions, vocabulary).softmax(-1)
-        p_void = opinions[0].p_void.float()[..., None]
+        p_void = self.void_probability(opinions)[..., None]
         return torch.cat([fused * (1 - p_void), p_void], dim=-1)
+
+    def void_probability(self, opinions: Sequence[Opinion]) -> Tensor:
+        """That a mask is none of the classes: the model's own view, (B, Q) float32."""
+        return opinions[0].p_void.float()
 
     def fused_logits(self, opinions: Sequence[Opinion], vocabulary: Vocabulary) -> Tensor:
         """Equation 10 in logarithms, void left out: (B, Q, K) float32, finite."""

@@ -1,0 +1,47 @@
+"""CLIP-conditioned objectness, COAT (arXiv 2603.21386), as a fusion plugin."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from odise_mm.models import GeometricEnsemble, Opinion
+from odise_mm.registry import MODELS
+
+
+@MODELS.register_module()
+class CoatEnsemble(GeometricEnsemble):
+    """A mask that CLIP is sure about is less probably none of the names.
+
+    ``p_void <- p_void * (1 - coat_lambda * max_c p_clip(c))``. The classes share what void loses,
+    in the proportions of equation 10, so that rows still sum to 1.
+
+    Args:
+        coat_lambda: how far CLIP's confidence is trusted, 0 (plain GeometricEnsemble) to 1.
+        alpha, beta, train_vocabulary: see :class:`~odise_mm.models.GeometricEnsemble`.
+    """
+
+    def __init__(
+        self,
+        coat_lambda: float = 0.5,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        train_vocabulary: str = "coco",
+    ) -> None:
+        super().__init__(alpha, beta, train_vocabulary)
+        if not 0 <= coat_lambda <= 1:
+            raise ValueError(f"coat_lambda={coat_lambda}: a weight between 0 and 1")
+        self.coat_lambda = coat_lambda
+
+    def void_probability(self, opinions: Sequence[Opinion]) -> Tensor:
+        """The model's p_void, lowered where CLIP is confident: (B, Q) float32.
+
+        Raises:
+            ValueError: there is no second opinion, whose confidence is what this is about.
+        """
+        if len(opinions) != 2:
+            raise ValueError(
+                "CoatEnsemble needs CLIP's opinion beside the model's own: give the model two "
+                "classifiers, such as OpenVocabClassifier and MaskCLIPClassifier"
+            )
+        confidence = opinions[1].logits.float().softmax(-1).amax(-1)
+        return super().void_probability(opinions) * (1 - self.coat_lambda * confidence)

@@ -1,0 +1,13 @@
+# The same in small, on two pictures and with random weights: runs on a CPU without any download.
+_base_ = ["../../../configs/toy/overfit_real_coco.py"]
+custom_imports = dict(imports=["projects.example_backbone.torchvision_backbone"])
+model = dict(
+    tile_size=None,
+    backbone=dict(
+        _delete_=True,
+        type="TorchvisionBackbone",
+        model="resnet18",
+        layers=["layer1", "layer2", "layer3", "layer4"],
+    ),
+    captioner=None,
+)
