@@ -145,7 +145,10 @@ class HeuristicCaptioner(TextCaptioner):
         self.places = _names("places", places, num_places)
         self.objects = _names("objects", objects, num_objects)
         self.num_places, self.num_objects = num_places, num_objects
-        fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+        try:
+            fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+        except ValueError as err:
+            raise ValueError(f"template={template!r} of HeuristicCaptioner: {err}") from err
         if fields != {"places", "objects"}:
             raise ValueError(
                 f"template={template!r}: HeuristicCaptioner fills in {{places}} and {{objects}}; "

@@ -1,0 +1,543 @@
+"""Captioners that write sentences, against CLIP in numpy and transformers' own BLIP."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
+
+from odise_mm.apis.building import build_model
+from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
+from odise_mm.models import (
+    BLIPCaptioner,
+    CaptionCaptioner,
+    Condition,
+    HeuristicCaptioner,
+    OpenVocabSegmentor,
+    TextCaptioner,
+    TextEncoder,
+)
+from odise_mm.models.backbones.base import Backbone
+from tests.parts import CONFIGS, clip, load_config, picture, random_weights
+from tests.test_models.training import make_model, make_sample
+from tools.analysis_tools.meta import build_on_meta, flop_counter, load_model_config, run_on_meta
+
+PLACES = ["kitchen", "beach", "street", "forest", "office"]
+OBJECTS = ["cat", "dog", "table", "tree", "car", "sofa", "boat"]
+
+
+class FakeEncoder:
+    """Embeds texts by drawing from their characters, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[str]] = []
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        self.asked.append(list(texts))
+        seeds = [sum(i * ord(c) for i, c in enumerate(text, 1)) for text in texts]
+        draws = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return torch.stack([torch.randn(77, 32, generator=draw) for draw in draws])
+
+
+@pytest.fixture
+def encoder() -> FakeEncoder:
+    return FakeEncoder()
+
+
+def tiles(count: int = 3, size: int = 64, seed: int = 0) -> Tensor:
+    """What the data preprocessor makes of pictures: whole grey levels."""
+    return torch.stack([picture(size, size, seed + i) for i in range(count)]).float() / 255
+
+
+class Counted(TextCaptioner):
+    """Says how bright a tile is, and what its caption is."""
+
+    seen = 0
+
+    def describe(self, tiles: Tensor, captions: Sequence[str | None]) -> list[str]:
+        self.seen += len(tiles)
+        return [f"{tile.mean():.3f} {text}" for tile, text in zip(tiles, captions, strict=True)]
+
+
+def test_sentences_are_what_the_prompt_encoder_gets(encoder: FakeEncoder) -> None:
+    captioner = Counted(encoder)
+    batch = tiles(3)
+    condition = captioner(batch, ["a", "b", None])
+    sentences = captioner.describe(batch, ["a", "b", None])
+    assert encoder.asked == [sentences]
+    assert torch.equal(condition.context, encoder(sentences))
+    assert condition.time is None
+
+
+def test_equal_tiles_are_described_once(encoder: FakeEncoder) -> None:
+    captioner = Counted(encoder)
+    a, b = tiles(2)
+    nearly = a.clone()
+    nearly[0, 0, 0], nearly[0, 0, 1] = a[0, 0, 1], a[0, 0, 0]  # the same sum
+    assert not torch.equal(a, nearly)
+    batch, captions = torch.stack([a, b, a, nearly, a]), ["x", "x", "x", "x", "y"]
+    context = captioner(batch, captions).context
+    assert captioner.seen == 4, "the third is the first; the last has another caption"
+    each = [captioner(t[None], [c]).context[0] for t, c in zip(batch, captions, strict=True)]
+    assert torch.equal(context, torch.stack(each))
+
+
+def test_own_caption(encoder: FakeEncoder) -> None:
+    captioner = CaptionCaptioner(encoder)
+    context = captioner(tiles(3), ["a cat", "", "a cat"]).context
+    assert torch.equal(context, encoder(["a cat", "", "a cat"]))
+    assert list(captioner.parameters()) == [] and captioner.state_dict() == {}
+    for captions in (None, ["a cat", None, "a dog"]):
+        with pytest.raises(DatasetError, match="captions_file .* 'caption'"):
+            captioner(tiles(3), captions)
+
+
+def heuristic(encoder: FakeEncoder, **changes: object) -> HeuristicCaptioner:
+    arguments = dict(places=PLACES, objects=OBJECTS, num_places=2, num_objects=3) | changes
+    return HeuristicCaptioner(TextEncoder(clip()), encoder, **arguments)
+
+
+def ranked(batch: Tensor, names: Sequence[str]) -> list[list[str]]:
+    """In numpy, from open_clip's own towers on pictures of the size that they want."""
+    model = clip().model
+    tokens = open_clip.SimpleTokenizer()([f"Photo of a {name}." for name in names])
+    mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
+    std = torch.tensor(open_clip.OPENAI_DATASET_STD).view(3, 1, 1)
+    with torch.no_grad():
+        text = model.encode_text(tokens).numpy().astype(np.float64)
+        image = model.encode_image((batch - mean) / std).numpy().astype(np.float64)
+    cosine = (image @ text.T) / np.outer(*(np.linalg.norm(x, axis=1) for x in (image, text)))
+    return [[names[i] for i in order] for order in np.argsort(-cosine, axis=1)]
+
+
+def test_heuristic_ranks_as_numpy_does(encoder: FakeEncoder) -> None:
+    batch = tiles(4, size=clip().image_size)
+    expected = [
+        f"a photo taken at a {where[0]} or {where[1]}, with {what[0]}, {what[1]}, {what[2]}"
+        for where, what in zip(ranked(batch, PLACES), ranked(batch, OBJECTS), strict=True)
+    ]
+    assert len(set(expected)) > 1, "pictures must differ for this to test anything"
+    captioner = heuristic(encoder)
+    assert captioner.describe(batch, [None] * 4) == expected
+    context = captioner(batch, ["not looked at"] * 4).context
+    assert torch.equal(context, encoder(expected))
+
+
+def test_close_names_are_told_apart_under_autocast(
+    encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = heuristic(encoder, num_objects=1, num_places=1)
+    cat, dog = captioner.text_encoder(["Photo of a cat.", "Photo of a dog."])
+    between = F.normalize(cat, dim=0) + 1.0001 * F.normalize(dog, dim=0)
+    monkeypatch.setattr(type(clip()), "encode_image", lambda _, tiles: between[None])
+    with torch.autocast("cpu", torch.bfloat16):
+        (sentence,) = captioner.describe(tiles(1), [None])
+    assert sentence.endswith("with dog")
+
+
+def test_heuristic_word_lists(encoder: FakeEncoder, tmp_path: Path) -> None:
+    captioner = HeuristicCaptioner(TextEncoder(clip()), encoder)
+    assert captioner.objects == list(Vocabulary.load("lvis").names)
+    assert len(captioner.places) == len(set(captioner.places)) == 501
+    assert {"kitchen", "beach", "street"} <= set(captioner.places)
+    file = tmp_path / "places.txt"
+    file.write_text("stuff: bank, river bank\nstuff: moor\n")
+    captioner = heuristic(encoder, places=str(file), objects="voc20", num_places=1)
+    assert captioner.places == ["bank", "moor"]
+    assert captioner.objects == list(Vocabulary.load("voc20").names)
+    one = heuristic(encoder, places=["moor"], objects=["cat"], num_places=1, num_objects=1)
+    assert one.describe(tiles(2), [None] * 2) == ["a photo taken at a moor, with cat"] * 2
+    three = heuristic(encoder, places=["moor"] * 3, objects=["cat"], num_places=3, num_objects=1)
+    assert "at a moor, moor or moor, with cat" in three.describe(tiles(1), [None])[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        (dict(places=[]), ValueError, "places has 0 names and num_places=2"),
+        (dict(objects=["cat"]), ValueError, "objects has 1 names and num_objects=3"),
+        (dict(num_objects=0), ValueError, "num_objects=0"),
+        (dict(objects="lvs"), VocabularyError, "did you mean 'lvis'"),
+        (dict(places="nowhere/places.txt"), VocabularyError, "no vocabulary file"),
+        (dict(template="a {places}"), ValueError, "{places} and {objects}"),
+        (dict(template="{places} {objects} {x}"), ValueError, "no other field"),
+        (dict(template="{places} {"), ValueError, "template='{places} {' of HeuristicCaptioner"),
+    ],
+)
+def test_bad_word_lists(
+    encoder: FakeEncoder, changes: dict, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        heuristic(encoder, **changes)
+
+
+# ------------------------------------------------------------------------------------ BLIP
+
+
+def blip(encoder: Callable | None = None, **changes: object) -> BLIPCaptioner:
+    return BLIPCaptioner(encoder or FakeEncoder(), **dict(arch="tiny") | changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What transformers writes of a BLIP: another one than what is made without weights."""
+    path = tmp_path_factory.mktemp("blip")
+    captioner = blip()
+    random_weights(captioner.model, seed=3, scale=2.0)
+    captioner.model.text_decoder.bert.embeddings.word_embeddings.weight.data *= 8
+    captioner.model.save_pretrained(path)
+    size = captioner.image_size
+    processor = BlipImageProcessor(size=dict(height=size, width=size))
+    BlipProcessor(processor, captioner.tokenizer).save_pretrained(path)
+    return path
+
+
+def own_sentences(folder: Path, images: Sequence[Image.Image]) -> list[str]:
+    """transformers' own way from PIL images to text."""
+    processor = BlipProcessor.from_pretrained(folder)
+    model = BlipForConditionalGeneration.from_pretrained(folder)
+    texts = []
+    for image in images:
+        inputs = processor(images=image, return_tensors="pt")
+        tokens = model.generate(**inputs, do_sample=False, num_beams=1, max_new_tokens=20)
+        texts.append(processor.decode(tokens[0], skip_special_tokens=True))
+    return texts
+
+
+def as_pil(batch: Tensor) -> list[Image.Image]:
+    levels = (batch * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(array) for array in levels]
+
+
+def test_blip_says_what_transformers_does(folder: Path, encoder: FakeEncoder) -> None:
+    batch = tiles(4, size=80)
+    expected = own_sentences(folder, as_pil(batch))
+    assert len(set(expected)) > 1 and all(expected)
+    captioner = blip(encoder, weights=str(folder))
+    assert captioner.describe(batch, [None] * 4) == expected
+    assert torch.equal(captioner(batch).context, encoder(expected))
+    assert captioner.describe(batch, [None] * 4) == expected, "the same every time"
+
+
+@pytest.mark.parametrize("size", [(32, 32), (50, 91), (200, 70)])
+def test_blip_preprocessing_is_transformers(size: tuple[int, int]) -> None:
+    batch = torch.stack([picture(*size, seed) for seed in range(2)]).float() / 255
+    processor = BlipImageProcessor(size=dict(height=32, width=32))
+    for images in (as_pil(batch), [*(batch * 255).round().to(torch.uint8)]):
+        expected = processor(images=images, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(blip().preprocess(batch), expected, atol=1e-6, rtol=0)
+
+
+def test_two_tiles_are_two_times_one(folder: Path, encoder: FakeEncoder) -> None:
+    batch = tiles(2, size=80)
+    for captioner in (blip(encoder, weights=str(folder)), heuristic(encoder)):
+        both = captioner(batch).context
+        each = torch.cat([captioner(tile[None]).context for tile in batch])
+        assert torch.equal(both, each)
+
+
+def test_sentences_that_end_at_different_lengths(folder: Path, tmp_path: Path) -> None:
+    """Padding behind the end of a shorter sentence is no part of it."""
+    path = shutil.copytree(folder, tmp_path / "blip")
+    first = own_sentences(path, as_pil(tiles(4, size=80)))
+    config = json.loads((path / "config.json").read_text())
+    word = next(w for w in first[0].split()[1:] if any(w not in t.split() for t in first))
+    vocab = blip(weights=str(path)).tokenizer.get_vocab()
+    config["text_config"]["sep_token_id"] = vocab[word]
+    (path / "config.json").write_text(json.dumps(config))
+    expected = own_sentences(path, as_pil(tiles(4, size=80)))
+    assert len({len(text.split()) for text in expected}) > 1
+    assert blip(weights=str(path)).describe(tiles(4, size=80), [None] * 4) == expected
+
+
+def test_nothing_is_trained_or_saved(encoder: FakeEncoder) -> None:
+    for captioner in (blip(encoder), heuristic(encoder)):
+        captioner.train()
+        assert not any(p.requires_grad for p in captioner.parameters())
+        assert captioner.state_dict() == {}
+        assert captioner.load_state_dict({}).missing_keys == []
+        assert not any(m.training for m in captioner.modules() if list(m.parameters(False)))
+        assert not captioner(tiles(1)).context.requires_grad
+
+
+def test_blip_in_sixteen_bit(folder: Path) -> None:
+    batch = tiles(4, size=80)
+    captioner = blip(weights=str(folder))
+    captioner.cast(torch.bfloat16)
+    assert {p.dtype for p in captioner.parameters()} == {torch.bfloat16}
+    assert captioner.preprocess(batch).dtype == torch.bfloat16
+    model = BlipForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    tokens = model.generate(
+        captioner.preprocess(batch), do_sample=False, num_beams=1, max_new_tokens=20
+    )
+    expected = captioner.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    with torch.autocast("cpu", torch.bfloat16):  # weights in 16 bit: autocast changes nothing
+        assert captioner.describe(batch, [None] * 4) == expected
+
+
+def test_without_weights_the_same_every_time() -> None:
+    batch = tiles(3)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one, two = blip(), blip()
+    assert torch.equal(before, torch.get_rng_state())
+    sentences = one.describe(batch, [None] * 3)
+    assert sentences == two.describe(batch, [None] * 3)
+    assert len(set(sentences)) > 1 and all(text.replace(" ", "").isalpha() for text in sentences)
+
+
+def test_weights_are_read_from_every_file_of_the_hub(folder: Path, tmp_path: Path) -> None:
+    expected = blip(weights=str(folder)).describe(tiles(3), [None] * 3)
+    state = load_file(folder / "model.safetensors")
+    tied = "text_decoder.cls.predictions.decoder"
+    state |= {
+        f"{tied}.weight": state["text_decoder.bert.embeddings.word_embeddings.weight"].clone(),
+        f"{tied}.bias": state["text_decoder.cls.predictions.bias"].clone(),
+        "text_decoder.bert.embeddings.position_ids": torch.arange(32)[None],
+    }
+    old = shutil.copytree(folder, tmp_path / "old")
+    (old / "model.safetensors").unlink()
+    torch.save({key: value.half() for key, value in state.items()}, old / "pytorch_model.bin")
+    captioner = blip(weights=str(old))
+    assert {p.dtype for p in captioner.parameters()} == {torch.float32}
+    halves = {key: value.half().float() for key, value in state.items()}
+    for key, value in captioner.model.state_dict().items():
+        assert torch.equal(value, halves[key]), key
+    decoder = captioner.model.text_decoder
+    assert decoder.cls.predictions.decoder.weight is decoder.bert.embeddings.word_embeddings.weight
+    # the vocabulary as a plain list of words
+    words = sorted((vocab := blip().tokenizer.get_vocab()), key=vocab.get)
+    plain = shutil.copytree(folder, tmp_path / "plain")
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
+        (plain / name).unlink(missing_ok=True)
+    (plain / "vocab.txt").write_text("\n".join(words) + "\n")
+    assert blip(weights=str(plain)).describe(tiles(3), [None] * 3) == expected
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, text: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_text(text)
+
+
+def change_config(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["num_attention_heads"] = 4
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change_weights(folder: Path) -> None:
+    state = load_file(folder / "model.safetensors")
+    state["extra"] = state.pop("vision_model.embeddings.class_embedding")
+    save_file(state, folder / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (without("model.safetensors"), "none of model.safetensors, pytorch_model.bin"),
+        (without("config.json"), "config.json cannot be read"),
+        (without("tokenizer.json"), "has no tokenizer: neither of tokenizer.json, vocab.txt"),
+        (write("config.json", "{"), "config.json is no config of a BLIP model"),
+        (write("tokenizer.json", "{"), "tokenizer in .* cannot be read"),
+        (write("model.safetensors", ""), "model.safetensors is empty"),
+        (change_config, "text_config.num_attention_heads is 4, not 2 .* Set `arch`"),
+        (change_weights, "missing .first: vision_model.embeddings.class_embedding"),
+    ],
+)
+def test_spoilt_folders(
+    folder: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    spoil(copy)
+    with pytest.raises(CheckpointError, match=message):
+        blip(weights=str(copy))
+
+
+def test_weights_that_are_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="nowhere/at/all: no such folder .* config.json"):
+        blip(weights="nowhere/at/all")
+
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(CheckpointError, match="no network.* place config.json, model.safetensors"):
+        blip(weights="Salesforce/blip-image-captioning-large")
+
+
+def test_hub_files_are_fetched(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Safetensors where there are any, else the older file; nothing else that is large."""
+    expected = blip(weights=str(folder)).describe(tiles(2), [None] * 2)
+    source = shutil.copytree(folder, tmp_path / "hub")
+    (source / "tf_model.h5").write_text("large")
+    torch.save(load_file(source / "model.safetensors"), source / "pytorch_model.bin")
+    target = tmp_path / "cache"
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        assert name == "some/blip"
+        target.mkdir(exist_ok=True)
+        for file in source.iterdir():
+            if any(fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, target)
+        return str(target)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert blip(weights="some/blip").describe(tiles(2), [None] * 2) == expected
+    fetched = {file.name for file in target.iterdir()}
+    assert "model.safetensors" in fetched and not fetched & {"tf_model.h5", "pytorch_model.bin"}
+    shutil.rmtree(target)
+    (source / "model.safetensors").unlink()
+    assert blip(weights="some/blip").describe(tiles(2), [None] * 2) == expected
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [("huge", "no BLIP 'huge'; there are base, large, tiny"), (dict(layers=2), "arch .* layers")],
+)
+def test_unknown_architectures(arch: str | dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        blip(arch=arch)
+
+
+def test_sizes_of_the_public_weights() -> None:
+    """Salesforce's model card says 470 M for large: it counts the tied word embeddings twice."""
+    with torch.device("meta"):
+        large, base = blip(arch="large"), blip(arch="base")
+    counts = [sum(p.numel() for p in c.parameters()) for c in (large, base)]
+    assert [round(count / 1e6) for count in counts] == [446, 224]
+    tied = large.model.text_decoder.cls.predictions.decoder
+    twice = counts[0] + tied.weight.numel() + tied.bias.numel()
+    assert round(twice / 1e6) == 470
+    assert large.image_size == 384
+
+
+# --------------------------------------------------------------------------- whole models
+
+
+CAPTIONERS = {
+    "empty": dict(type="EmptyCaptioner"),
+    "heuristic": dict(type="HeuristicCaptioner", num_places=1, num_objects=2),
+    "blip": dict(type="BLIPCaptioner", arch="tiny"),
+    "own_caption": dict(type="CaptionCaptioner"),
+}
+
+
+def whole_model(name: str) -> OpenVocabSegmentor:
+    return make_model(captions=False, captioner=CAPTIONERS[name])
+
+
+def sample(model: OpenVocabSegmentor, seed: int, caption: str | None) -> dict:
+    """A picture of two tiles."""
+    one = make_sample(3, (64, 100), seed=seed)
+    if caption is not None:
+        one.set_metainfo(dict(caption=caption))
+    batch = dict(inputs=[picture(64, 100, seed)], data_samples=[one])
+    return model.data_preprocessor(batch, False)
+
+
+@pytest.mark.parametrize("name", CAPTIONERS)
+def test_whole_models_predict_and_train(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = whole_model(name)
+    contexts = []
+    inner = model.backbone.forward
+
+    def forward(tiles: Tensor, condition: Condition) -> list[Tensor]:
+        contexts.append(condition.context)
+        return inner(tiles, condition)
+
+    monkeypatch.setattr(model.backbone, "forward", forward)
+    losses = model(**sample(model, 0, "a dog near a red car"), mode="loss")
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    total.backward()
+    trained = {key for key, p in model.named_parameters() if p.requires_grad}
+    assert trained == set(model.state_dict())
+    assert not any(key.startswith("captioner.") for key in trained)
+    assert all(p.grad is not None for p in model.neck.parameters())
+    assert all(p.grad is None for p in model.captioner.parameters())
+    model.eval()
+    (result,) = model(**sample(model, 0, "a dog near a red car"), mode="predict")
+    assert result.pred_sem_seg.sem_seg.shape == (1, 64, 100)
+    assert torch.equal(contexts[0], contexts[1]), "training and testing describe alike"
+    encode = model.backbone.encode_prompts
+    if name == "own_caption":
+        assert torch.equal(contexts[0], encode(["a dog near a red car"] * 2))
+    if name == "empty":
+        assert torch.equal(contexts[0], model.backbone.empty_context.expand(2, -1, -1))
+    if name in ("heuristic", "blip"):
+        assert not torch.equal(contexts[0], encode(["", ""]))
+
+
+def test_captions_change_what_is_found() -> None:
+    model = whole_model("own_caption").eval()
+    features = []
+    for caption in ("a dog near a red car", "an empty room", "a dog near a red car"):
+        one = sample(model, 0, caption)
+        features.append(model.extract_pyramids(list(one["inputs"]), [caption])[0][1])
+    assert torch.equal(features[0], features[2]) and not torch.equal(features[0], features[1])
+
+
+def test_a_picture_without_caption_is_refused() -> None:
+    model = whole_model("own_caption")
+    with pytest.raises(DatasetError, match="a picture came without"):
+        model(**sample(model, 0, None), mode="predict")
+
+
+@pytest.mark.parametrize("name", ["heuristic", "blip", "own_caption"])
+def test_configs_run_on_the_meta_device(name: str) -> None:
+    model = build_on_meta(load_model_config(str(CONFIGS / f"ablation/captioner/{name}.py")))
+    run_on_meta(model, 512, 700)()
+    if name == "blip":
+        with flop_counter() as counter:
+            model.captioner(torch.empty(3, 3, 512, 512, device="meta"))
+        # Two operations per weight: 303 M of the vision tower, for each of its 577 tokens.
+        tower = 3 * 2 * 303e6 * 577
+        assert tower < counter.get_total_flops() < 1.3 * tower
+
+
+def test_rows_differ_in_the_captioner_alone() -> None:
+    base = load_config("ablation/representation/stable_diffusion.py")
+    for name in ("empty", "heuristic", "blip", "implicit", "own_caption"):
+        row = load_config(f"ablation/captioner/{name}.py")
+        assert {**row.model, "captioner": None} == {**base.model, "captioner": None}, name
+        assert row.train_pipeline == base.train_pipeline
+    for which, split in (("train", "train"), ("val", "val"), ("test", "val")):
+        loader = load_config("ablation/captioner/own_caption.py")[f"{which}_dataloader"]
+        assert loader.dataset.captions_file == f"annotations/captions_{split}2017.json"
+
+
+@pytest.mark.parametrize("name", ["heuristic", "blip", "own_caption"])
+def test_a_backbone_without_text_encoder(name: str) -> None:
+    cfg = load_model_config(str(CONFIGS / f"ablation/captioner/{name}.py"))
+    cfg.model.backbone = dict(type=NoDiffusion)
+    cfg.model.neck = dict(type="FeatureProjection", levels=(4, 8, 16, 32))
+    with torch.device("meta"), pytest.raises(ConfigError, match="DiffusionBackbone"):
+        build_model(cfg)
+
+
+class NoDiffusion(Backbone):
+    channels, strides = (8,) * 4, (16,) * 4
+
+
+def test_heuristic_without_clip(encoder: FakeEncoder) -> None:
+    with pytest.raises(ValueError, match="give it a `clip`"):
+        HeuristicCaptioner(prompt_encoder=encoder)
