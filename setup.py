@@ -3,13 +3,18 @@
 ``pip install -e .`` looks at the environment it installs into and leaves its torch and a compiled
 mmcv as they are (requirements/environment.py). ``python -m build`` makes wheels in an environment
 of its own, which is empty: their requirements are those of the files alone.
+
+Tools, configs and the model index are outside the package. MIM looks for them in ``odise_mm/.mim``:
+a wheel has copies there, an editable installation links.
 """
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "requirements"))
@@ -17,6 +22,41 @@ from environment import installed, parse, requirements  # noqa: E402
 
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "odise_mm/version.py").read_text()).group(1)
 README = ROOT / "README.md"
+FOR_MIM = ("tools", "configs", "model-index.yml")
+
+
+class BuildWithTools(build_py):
+    """Builds the package and what MIM wants beside it."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            link_for_mim(ROOT / "odise_mm/.mim")
+        else:
+            copy_for_mim(Path(self.build_lib, "odise_mm/.mim"))
+
+
+def copy_for_mim(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier build may have had more
+    for name in FOR_MIM:
+        if (ROOT / name).is_dir():
+            unwanted = shutil.ignore_patterns("__pycache__", "*.py[co]")
+            shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
+        else:
+            shutil.copy2(ROOT / name, folder / name)
+
+
+def link_for_mim(folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    for name in FOR_MIM:
+        link = folder / name
+        if link.is_symlink():
+            link.unlink()
+        try:
+            link.symlink_to(Path("..", "..", name))
+        except OSError as error:  # Windows without the right to
+            print(f"{link} cannot be linked ({error}): MIM will not find {name}", file=sys.stderr)
+
 
 setup(
     name="odise_mm",
@@ -35,5 +75,6 @@ setup(
     },
     install_requires=requirements(installed()),
     extras_require={"tests": parse(ROOT / "requirements/tests.txt")},
+    cmdclass={"build_py": BuildWithTools},
     zip_safe=False,
 )

@@ -34,9 +34,13 @@ __all__ = [
 
 
 def config_folders() -> list[Path]:
-    """Where config names are looked up: the working directory, then the repository's own."""
+    """Where config names are looked up: the working directory, then what came with the package.
+
+    That is the repository's folder, or what was packed into a wheel.
+    """
     package = Path(__file__).resolve().parents[1]
-    folders = [Path.cwd() / "configs", package.parent / "configs"]
+    packed = (package / ".mim" / "configs").resolve()  # of an editable installation: a link
+    folders = [Path.cwd() / "configs", packed, package.parent / "configs"]
     return [f for f in dict.fromkeys(folders) if f.is_dir()]
 
 
