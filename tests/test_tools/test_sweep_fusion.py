@@ -1,0 +1,254 @@
+"""Saved predictions, and the sweep of the fusion's exponents that runs no model."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from odise_mm.models import GeometricEnsemble, OpenVocabSegmentor
+from odise_mm.models.classifiers.base import Opinion
+from tests import parts
+from tests.small_test_set import write_project
+from tools import test as test_tool
+from tools.analysis_tools import save_predictions, sweep_fusion
+from tools.analysis_tools.predictions import Prediction, PredictionFolder
+
+ALPHA, BETA = 0.4, 0.9
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny real model with two opinions, and a set of three images; saved in both ways."""
+    folder = tmp_path_factory.mktemp("project")
+    write_project(folder, {"three": (20, 12, 30)})
+    (folder / "seen.txt").write_text("thing: dog\nstuff: sky\n")  # and the set's cat is not
+    cfg = Config.fromfile(folder / "model.py")
+    cfg.custom_imports = dict(imports=["odise_mm.models"])
+    cfg.model = parts.segmentor_config()
+    cfg.model.fusion.update(alpha=ALPHA, beta=BETA, train_vocabulary="seen.txt")
+    cfg.model.test_cfg.overlap_threshold = 0.0
+    cfg.dump(folder / "tiny.py")
+    torch.save(dict(state_dict=parts.segmentor().state_dict()), folder / "tiny.pth")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        # The truth is what the model finds with other exponents: or else it is always wrong.
+        found_by_test("model.fusion.alpha=0.1", "model.fusion.beta=0.3", dump="dump")
+        shutil.copytree("dump/three", "data/three", dirs_exist_ok=True)
+        for masks in ("fp16", "fp32"):
+            assert save("--out", masks, "--masks", masks) == 0
+    return folder
+
+
+def save(*arguments: str) -> int:
+    return save_predictions.main(["tiny.py", "tiny.pth", "--datasets", "three", *arguments])
+
+
+def found_by_test(*options: str, dump: str | None = None) -> dict[str, float]:
+    """What tools/test.py finds."""
+    arguments = ["tiny.py", "tiny.pth", "--datasets", "three", "--out", "out.json"]
+    arguments += ["--cfg-options", *options] if options else []
+    assert test_tool.main([*arguments, *(["--dump", dump] if dump else [])]) == 0
+    return json.loads(Path("out.json").read_text())["sets"]["three"]["metrics"]
+
+
+@pytest.fixture
+def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(project)
+    return project
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a model was built")
+
+    monkeypatch.setattr(OpenVocabSegmentor, "__init__", refuse)
+
+
+def by_pair(result: sweep_fusion.Sweep) -> dict[tuple[float, float], sweep_fusion.Value]:
+    return {(value.alpha, value.beta): value for value in result.values}
+
+
+def test_swept_values_are_those_of_the_test_tool(here: Path, monkeypatch) -> None:
+    """In float32 to the last digit; for the config's own exponents, others, and one opinion."""
+    expected = {
+        (ALPHA, BETA): found_by_test(),
+        (0.25, 0.5): found_by_test("model.fusion.alpha=0.25", "model.fusion.beta=0.5"),
+        (1.0, 1.0): found_by_test("model.fusion.alpha=1.0", "model.fusion.beta=1.0"),
+    }
+    cfg = Config.fromfile("tiny.py")
+    cfg.model.classifiers = cfg.model.classifiers[:1]
+    cfg.dump("one.py")
+    assert test_tool.main(["one.py", "tiny.pth", "--datasets", "three", "--out", "one.json"]) == 0
+    expected[0.0, 0.0] = json.loads(Path("one.json").read_text())["sets"]["three"]["metrics"]
+    monkeypatch.setattr(OpenVocabSegmentor, "__init__", None)  # no model is built from here on
+    values = by_pair(sweep_fusion.sweep("fp32/three", [0.25], [0.5], list(sweep_fusion.TASKS)))
+    assert set(values) == set(expected)
+    for pair, numbers in expected.items():
+        assert values[pair].numbers == numbers, pair
+    # or else the comparison says nothing
+    for key in ("panoptic/PQ", "semantic/mIoU"):
+        assert len({numbers[key] for numbers in expected.values()}) >= 3, key
+    assert values[ALPHA, BETA].own and not values[0.25, 0.5].own
+    assert values[0.0, 0.0].label == "diffusion only" and values[1.0, 1.0].label == "CLIP only"
+
+
+def test_half_precision_masks_move_the_numbers_by_hardly_anything(here: Path, no_model) -> None:
+    exact, rounded = (
+        by_pair(sweep_fusion.sweep(f"{masks}/three", [0.5], [0.5], list(sweep_fusion.TASKS)))
+        for masks in ("fp32", "fp16")
+    )
+    for pair, value in exact.items():
+        for key, number in value.numbers.items():
+            assert rounded[pair].numbers[key] == pytest.approx(number, abs=0.2), key
+    sizes = [sum(f.stat().st_size for f in Path(m).rglob("*.npz")) for m in ("fp16", "fp32")]
+    assert sizes[0] < 0.65 * sizes[1]
+
+
+def test_files_of_a_sweep(here: Path, no_model, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["fp16/three", "--alpha", "0", "0.5", "--beta", "1", "--out", "swept"]
+    assert sweep_fusion.main(arguments) == 0
+    shown = capsys.readouterr().out
+    with open("swept/sweep.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    pairs = [(float(row["alpha"]), float(row["beta"])) for row in rows]
+    assert pairs == [(0, 0), (1, 1), (ALPHA, BETA), (0, 1), (0.5, 1)]
+    assert [row["opinions"] for row in rows] == ["diffusion only", "CLIP only"] + ["both"] * 3
+    assert [row["config's own"] for row in rows] == ["no", "no", "yes", "no", "no"]
+    text = Path("swept/sweep.md").read_text()
+    for row in rows:
+        assert f"{float(row['panoptic/PQ']):.2f}" in shown
+        assert f"{float(row['semantic/mIoU']):.2f}" in text
+    assert "weights tiny.pth" in shown and "mean nothing" not in text
+    with Image.open("swept/sweep.png") as picture:
+        assert picture.width > 400 and len(set(picture.convert("L").getdata())) > 20
+
+
+def test_only_the_tasks_asked_for(here: Path, no_model) -> None:
+    result = sweep_fusion.sweep("fp16/three", [0.5], [0.5], ["semantic"])
+    assert {key.split("/")[0] for key in result.values[0].numbers} == {"semantic"}
+
+
+def test_saving_goes_on_where_it_stopped(here: Path, capsys: pytest.CaptureFixture) -> None:
+    assert save("--out", "again", "--limit", "2") == 0
+    files = sorted(Path("again/three").glob("*.npz"))
+    before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
+    assert len(files) == 2
+    assert save("--out", "again") == 0
+    said = capsys.readouterr().out
+    assert "3 images" in said and "1 of them were run now" in said
+    assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in files] == before
+    for file in sorted(Path("fp16/three").glob("*.npz")):
+        assert (Path("again/three") / file.name).read_bytes() == file.read_bytes()
+
+
+def test_what_is_saved_is_what_the_model_said(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = 9 * torch.randn(5, 16, 24, generator=generator)
+    masks[0, 0, 0] = 1e6  # beyond float16
+    opinions = [
+        Opinion(torch.randn(1, 5, 7, generator=generator), torch.rand(1, 5, generator=generator)),
+        Opinion(torch.randn(1, 5, 7, generator=generator)),
+    ]
+    metainfo = dict(
+        img_id=3, img_path="ä.jpg", ori_shape=(60, 90), scale_factor=(np.float64(1.5), 1.5),
+        segments_info=[dict(id=7, isthing=True)],
+    )  # fmt: skip
+    folder = PredictionFolder(tmp_path)
+    for index, kind in enumerate(("fp32", "fp16")):
+        size = folder.write(index, Prediction(metainfo, masks, opinions), kind)
+        assert size == folder.file(index).stat().st_size
+        back = folder.read(index)
+        assert back.metainfo == metainfo and isinstance(back.metainfo["ori_shape"], tuple)
+        for ours, theirs in zip(back.opinions, opinions, strict=True):
+            assert torch.equal(ours.logits, theirs.logits)
+        assert torch.equal(back.opinions[0].p_void, opinions[0].p_void)
+        assert back.opinions[1].p_void is None
+        expected = masks if kind == "fp32" else masks.clamp(max=65504).half().float()
+        assert torch.equal(back.masks, expected)
+    assert folder.missing(4) == [2, 3]
+
+
+def test_opinions_alone_are_the_corners_of_the_grid() -> None:
+    """Equation 10 with w = 0 is the first opinion, with w = 1 the second."""
+    vocabulary = parts.MODELS.build(parts.segmentor_config()).vocabulary
+    generator = torch.Generator().manual_seed(1)
+    count = len(vocabulary)
+    own, clip = (50 * torch.randn(1, 4, count, generator=generator) for _ in range(2))
+    void = torch.rand(1, 4, generator=generator)
+    both = [Opinion(own, void), Opinion(clip)]
+    first = GeometricEnsemble(alpha=0.0, beta=0.0)(both, vocabulary)
+    assert torch.equal(first, GeometricEnsemble()(both[:1], vocabulary))
+    second = GeometricEnsemble(alpha=1.0, beta=1.0)(both, vocabulary)
+    torch.testing.assert_close(second[..., :-1], clip.softmax(-1) * (1 - void[..., None]))
+
+
+def fails(capsys: pytest.CaptureFixture, tool, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as end:
+        tool.main(list(arguments))
+    assert end.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_mistakes_with_folders(here: Path, no_model, capsys: pytest.CaptureFixture) -> None:
+    def error(folder: str, *more: str) -> str:
+        return fails(capsys, sweep_fusion, folder, *more)
+
+    assert re.search("no .*nowhere/set.json.*save_predictions.py", error("nowhere"))
+    assert re.search("no .*fp16/set.json.*of one test set", error("fp16"))
+    folder = Path("broken/three")
+    folder.mkdir(parents=True)
+    for file in Path("fp16/three").iterdir():
+        if file.is_file():
+            (folder / file.name).write_bytes(file.read_bytes())
+    (folder / "0000001.npz").write_bytes(b"cut off")
+    assert re.search("0000001.npz is damaged", error("broken/three"))
+    (folder / "0000001.npz").unlink()
+    assert re.search("has 2 of 3 images.*number 1.*goes on", error("broken/three"))
+    described = json.loads((folder / "set.json").read_text())
+    for change, message in (
+        (dict(format=99), "format 99.*reads 1"),
+        (dict(opinions=["OpenVocabClassifier"], images=1), "joining needs two"),
+    ):
+        (folder / "set.json").write_text(json.dumps({**described, **change}))
+        assert re.search(message, error("broken/three"))
+    (folder / "set.json").write_text("{")
+    assert re.search("set.json is damaged", error("broken/three"))
+
+
+def test_no_mixing_of_runs(here: Path, capsys: pytest.CaptureFixture) -> None:
+    arguments = ["tiny.py", "tiny.pth", "--datasets", "three", "--out", "fp16"]
+    error = fails(capsys, save_predictions, *arguments, "--masks", "fp32")
+    assert "fp16/three holds predictions of another run (other: masks)" in error
+    error = fails(capsys, save_predictions, *arguments, "--cfg-options", "model.tile_size=32")
+    assert "another run (other: model)" in error
+
+
+def test_a_full_disk_is_noticed_at_the_first_image(
+    here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("usage", (), dict(free=1000))
+    monkeypatch.setattr(save_predictions.shutil, "disk_usage", lambda path: usage)
+    error = fails(
+        capsys, save_predictions, "tiny.py", "tiny.pth", "--datasets", "three", "--out", "full"
+    )
+    assert re.search("full/three would take about .* GB left", error)
+    assert len(list(Path("full/three").glob("*.npz"))) == 1
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.1", "half"])
+def test_exponents_are_between_0_and_1(value: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        sweep_fusion.parse_args(["folder", "--alpha", value])
+    assert end.value.code == 2 and "--alpha" in capsys.readouterr().err

@@ -1,0 +1,267 @@
+"""A folder of what a model said about the images of a test set, before its opinions were joined.
+
+One ``.npz`` file per image (readable with numpy, nothing in it is run) holds the mask logits at
+stride 4, every classifier's opinion and the image's metainfo; ``set.json`` says what they come
+from, ``config.json`` is the test's config.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from torch import Tensor
+
+from odise_mm.errors import OdiseError
+from odise_mm.models import OpenVocabSegmentor
+from odise_mm.models.classifiers.base import Opinion
+
+FORMAT = 1
+MASK_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
+# What the numbers of a sweep depend on; the images of one folder have these in common.
+_SAME = ("format", "model", "pipeline", "dataset", "checkpoint", "precision", "masks", "vocabulary")
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+class PredictionsError(OdiseError):
+    """A folder of predictions that is missing, incomplete, damaged or of another run."""
+
+
+@dataclass
+class Prediction:
+    """What a model said about one image.
+
+    Attributes:
+        metainfo: of the image's sample.
+        masks: logits over the padded image at stride 4, (Q, h, w).
+        opinions: of every classifier, of a batch of this one image.
+    """
+
+    metainfo: dict[str, Any]
+    masks: Tensor
+    opinions: list[Opinion]
+
+
+@contextmanager
+def recording(model: OpenVocabSegmentor) -> Iterator[list[Prediction]]:
+    """Inside, the model's ``predict`` makes no results: what they were made from is listed."""
+    found: list[Prediction] = []
+    waiting: list[list[Opinion]] = []  # of the images whose masks come next
+
+    def remember(_: Any, inputs: tuple, __: Any) -> None:
+        opinions: Sequence[Opinion] = inputs[0]
+        for i in range(len(opinions[0].logits)):
+            one = slice(i, i + 1)
+            waiting.append(
+                [Opinion(o.logits[one], None if o.p_void is None else o.p_void[one])
+                 for o in opinions]
+            )  # fmt: skip
+
+    def keep(sample: DetDataSample, masks: Tensor, _: Tensor) -> None:
+        found.append(Prediction(dict(sample.metainfo), masks, waiting.pop(0)))
+
+    hook = model.fusion.register_forward_hook(remember)
+    model._add_results = keep
+    try:
+        yield found
+    finally:
+        hook.remove()
+        del model._add_results
+
+
+class PredictionFolder:
+    """Reads and writes such a folder.
+
+    Args:
+        path: of the folder of one test set.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    def begin(self, description: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+        """Make the folder, or go on with one of the same run.
+
+        Args:
+            description: what the predictions come from: the keys of ``_SAME``, and any others.
+            config: of the test.
+
+        Raises:
+            PredictionsError: it holds the predictions of another run.
+        """
+        described = _as_json({**description, "format": FORMAT})
+        if (self.path / "set.json").exists():
+            before = self.describe()
+            other = [key for key in _SAME if before.get(key) != described.get(key)]
+            if other:
+                raise PredictionsError(
+                    f"{self.path} holds predictions of another run (other: {', '.join(other)}): "
+                    "take another folder, or remove that one"
+                )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._write_json("config.json", _as_json(config))
+        self._write_json("set.json", described)
+
+    def describe(self) -> dict[str, Any]:
+        """What the predictions come from.
+
+        Raises:
+            PredictionsError: not such a folder.
+        """
+        described = self._read_json("set.json")
+        if described.get("format") != FORMAT:
+            raise PredictionsError(
+                f"{self.path} has format {described.get('format')}, this program reads {FORMAT}: "
+                "save the predictions again"
+            )
+        return described
+
+    def config(self) -> dict[str, Any]:
+        """The config of the test that the predictions were made for."""
+        return self._read_json("config.json")
+
+    def file(self, index: int) -> Path:
+        """The file of the data set's image number ``index``."""
+        return self.path / f"{index:07d}.npz"
+
+    def missing(self, count: int) -> list[int]:
+        """Which of the first ``count`` images have no file; files appear when complete."""
+        return [index for index in range(count) if not self.file(index).exists()]
+
+    def write(self, index: int, prediction: Prediction, masks: str) -> int:
+        """Write one image's file.
+
+        Args:
+            index: the image's place in the data set.
+            prediction: what to write.
+            masks: how mask logits are stored: "fp16" (clipped to its range) or "fp32". Everything
+                else is stored as it is, in float32.
+
+        Returns:
+            Its size in bytes.
+        """
+        logits = prediction.masks.float()
+        if masks == "fp16":
+            largest = torch.finfo(torch.float16).max
+            logits = logits.clamp(-largest, largest)
+        logits = logits.to(MASK_TYPES[masks]).cpu().contiguous().numpy()
+        metainfo = json.dumps(_as_json(prediction.metainfo), ensure_ascii=False)
+        arrays = {
+            "metainfo": np.frombuffer(metainfo.encode(), np.uint8),
+            "shape": np.array(logits.shape, np.int64),
+            # bytes of equal weight side by side: they resemble each other and pack well
+            "masks": logits.view(np.uint8).reshape(-1, logits.itemsize).T,
+        }
+        for i, opinion in enumerate(prediction.opinions):
+            arrays[f"logits_{i}"] = opinion.logits[0].float().cpu().numpy()
+            if opinion.p_void is not None:
+                arrays[f"p_void_{i}"] = opinion.p_void[0].float().cpu().numpy()
+        target = self.file(index)
+        with _appearing(target) as temporary:
+            _write_npz(temporary, arrays)
+        return target.stat().st_size
+
+    def read(self, index: int) -> Prediction:
+        """One image's prediction, masks in float32.
+
+        Raises:
+            PredictionsError: the file is missing or damaged.
+        """
+        path = self.file(index)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                metainfo = json.loads(arrays["metainfo"].tobytes().decode())
+                planes = arrays["masks"]
+                dtype = {2: np.float16, 4: np.float32}[len(planes)]
+                logits = np.ascontiguousarray(planes.T).view(dtype).reshape(arrays["shape"])
+                opinions = []
+                while f"logits_{len(opinions)}" in arrays:
+                    i = len(opinions)
+                    void = arrays[f"p_void_{i}"] if f"p_void_{i}" in arrays else None
+                    opinions.append(
+                        Opinion(
+                            torch.from_numpy(arrays[f"logits_{i}"])[None],
+                            None if void is None else torch.from_numpy(void)[None],
+                        )
+                    )
+        except FileNotFoundError as err:
+            raise PredictionsError(f"there is no {path}: save the predictions again") from err
+        except _DAMAGED as err:
+            raise PredictionsError(
+                f"{path} is damaged ({err}): remove it and save the predictions again; images "
+                "that are there are not run again"
+            ) from err
+        return Prediction(
+            {key: _tuple(value) for key, value in metainfo.items()},
+            torch.from_numpy(logits.astype(np.float32)),
+            opinions,
+        )
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        path = self.path / name
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as err:
+            raise PredictionsError(
+                f"there is no {path}: name a folder that tools/analysis_tools/save_predictions.py "
+                "wrote, that of one test set"
+            ) from err
+        except ValueError as err:
+            raise PredictionsError(
+                f"{path} is damaged ({err}): save the predictions again"
+            ) from err
+
+    def _write_json(self, name: str, content: Any) -> None:
+        with _appearing(self.path / name) as temporary:
+            text = json.dumps(content, indent=1, ensure_ascii=False)
+            temporary.write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _appearing(path: Path) -> Iterator[Path]:
+    """A file that takes its place when it is complete."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """As numpy's ``savez_compressed``, with the fast level of compression."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(
+                    stream, np.ascontiguousarray(array), allow_pickle=False
+                )  # fmt: skip
+
+
+def _as_json(value: Any) -> Any:
+    """Plain values that JSON has; what is none of these as its text."""
+    if isinstance(value, Mapping):
+        return {str(key): _as_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_as_json(item) for item in value]
+    if isinstance(value, (np.integer, np.floating)):
+        return value.item()
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+
+
+def _tuple(value: Any) -> Any:
+    """Sizes are tuples, which JSON does not have."""
+    if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value):
+        return tuple(value)
+    return value

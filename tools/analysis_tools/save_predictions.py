@@ -1,0 +1,217 @@
+#!/usr/bin/env python
+"""Run a model once over test sets and keep what its opinions on the masks are joined from.
+
+The joining, which has two exponents, can then be tried with any of their values without running
+the model: tools/analysis_tools/sweep_fusion.py. Every image is a file; a run that was stopped goes
+on where it was when the same command is given again.
+
+Size: mask logits take 2 bytes (fp16) per mask and 16 pixels, before packing: 4 MB for 100 masks
+at 512 x 683 pixels, 18 MB at 1024 x 1365. The first image tells what all will take.
+
+Examples:
+    python tools/analysis_tools/save_predictions.py ablation/classification/both \\
+        work_dirs/both/iter_92188.pth --datasets ade20k --out predictions
+    python tools/analysis_tools/sweep_fusion.py predictions/ade20k
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+
+from odise_mm.utils.command_line import cfg_option, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.precision import PRECISIONS  # noqa: E402
+from tools import test as test_tool  # noqa: E402
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from odise_mm.engine.runner import OpenVocabRunner
+    from odise_mm.evaluation.test_sets import TestSet
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="as for tools/test.py")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="every test set gets a folder in it"
+    )
+    parser.add_argument(
+        "--masks",
+        choices=("fp16", "fp32"),
+        default="fp16",
+        help="how mask logits are stored (default: %(default)s, 3 decimal digits); opinions are "
+        "always float32",
+    )
+    data = parser.add_argument_group("data, as for tools/test.py")
+    data.add_argument("--datasets", nargs="+", metavar="NAME")
+    data.add_argument("--data-root", metavar="DIR")
+    data.add_argument("--label-files", metavar="DIR")
+    data.add_argument("--limit", type=positive_int, metavar="N", help="the first N images only")
+    how = parser.add_argument_group("how")
+    how.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    how.add_argument("--work-dir", metavar="DIR", help="logs; default: work_dirs/CONFIG/test")
+    how.add_argument(
+        "--cfg-options", nargs="+", type=cfg_option, default=[], metavar="KEY=VALUE"
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    args.launcher = "none"  # tools.test asks for it
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Save the predictions for all sets."""
+    import torch
+    from mmengine.device import get_device
+
+    import odise_mm  # noqa: F401  (first of ours: it prepares mmcv)
+    from odise_mm.engine.runner import OpenVocabRunner
+    from odise_mm.utils.precision import check_precision
+
+    check_precision(args.precision, torch.device(get_device()))
+    sets = test_tool.plan(args)
+    test_tool.check_checkpoint(args.checkpoint, sets[0].cfg)
+    for test_set in sets:
+        test_set.check()
+    Path(args.out).mkdir(parents=True, exist_ok=True)
+    runner = OpenVocabRunner.from_cfg(sets[0].cfg)
+    test_tool.prepare_model(runner, args)
+    with test_tool.progress_bar() as bar:
+        for test_set in sets:
+            print(save_set(runner, test_set, args, bar))
+
+
+def save_set(
+    runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespace, bar: Progress
+) -> str:
+    """Save those predictions of one set that are missing.
+
+    Returns:
+        What there is now, in a sentence.
+    """
+    from torch.utils.data import Subset
+
+    from odise_mm.engine.config import check_config, complete_config
+    from odise_mm.engine.loops import bound_to, plain_worker_errors
+    from tools.analysis_tools.predictions import PredictionFolder, recording
+
+    cfg = complete_config(test_set.cfg)
+    check_config(cfg)
+    loader = dict(cfg.test_dataloader)
+    dataset = runner.build_dataloader(loader).dataset
+    folder = PredictionFolder(Path(args.out) / test_set.name)
+    folder.begin(describe(runner, test_set, args, dataset), cfg.to_dict())
+    missing = folder.missing(len(dataset))
+    task = bar.add_task(test_set.name, total=len(dataset), completed=len(dataset) - len(missing))
+    if missing:
+        rest = runner.build_dataloader({**loader, "dataset": Subset(dataset, missing)})
+        model = runner.model.eval()
+        places = iter(missing)
+        sizes: list[int] = []
+        with plain_worker_errors(), bound_to(model, dataset):
+            for batch in rest:
+                with recording(model) as found:
+                    _predict(model, batch)
+                for prediction in _in_order(found, batch):
+                    sizes.append(folder.write(next(places), prediction, args.masks))
+                    if len(sizes) == 1:
+                        total = sizes[0] * len(missing)
+                        check_space(folder.path, total)
+                        text = f"{test_set.name} (about {total / 1e9:.2f} GB)"
+                        bar.update(task, description=text)
+                    bar.advance(task)
+    used = sum(folder.file(index).stat().st_size for index in range(len(dataset)))
+    return (
+        f"{folder.path}: {len(dataset)} images, {used / 1e6:.1f} MB; "
+        f"{len(missing)} of them were run now"
+    )
+
+
+def _predict(model: Any, batch: Any) -> None:
+    import torch
+
+    from odise_mm.apis.memory import memory_guard
+
+    seen = [sample.metainfo["img_shape"][:2] for sample in batch["data_samples"]]
+    device = next(model.parameters()).device
+    with torch.no_grad(), memory_guard(device, model.precision, seen):
+        model.test_step(batch)
+
+
+def _in_order(found: list, batch: Any) -> list:
+    """The model answers by groups of one size; files go by the batch's order."""
+    by_path = {prediction.metainfo["img_path"]: prediction for prediction in found}
+    return [by_path[sample.metainfo["img_path"]] for sample in batch["data_samples"]]
+
+
+def describe(
+    runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespace, dataset: Any
+) -> dict[str, Any]:
+    """What the predictions come from and depend on."""
+    from odise_mm.engine.loops import unwrapped
+    from odise_mm.evaluation.report import describe_vocabulary
+
+    told = test_tool.describe_run(args, runner)
+    model = unwrapped(runner.model)
+    settings = {key: value for key, value in test_set.dataset.items() if key != "indices"}
+    return dict(
+        set=test_set.name,
+        images=len(dataset),
+        limit=args.limit,
+        config=told["config"]["file"],
+        options=told["config"]["options"],
+        model={k: v for k, v in told["config"]["model"].items() if k not in ("fusion", "test_cfg")},
+        pipeline=told["config"]["test_pipeline"],
+        dataset=settings,
+        checkpoint=told["checkpoint"],
+        made_up_weights=args.checkpoint == "none",
+        precision=args.precision,
+        masks=args.masks,
+        test_cfg=model.test_cfg,
+        opinions=[type(classifier).__name__ for classifier in model.classifiers],
+        vocabulary=describe_vocabulary(dataset.vocabulary, dataset.vocabulary.name),
+        started=told["started"],
+        versions=told["versions"],
+    )
+
+
+def check_space(folder: Path, wanted: int) -> None:
+    """Refuse to begin what cannot be finished.
+
+    Raises:
+        PredictionsError: the disk has less room than that.
+    """
+    from tools.analysis_tools.predictions import PredictionsError
+
+    free = shutil.disk_usage(folder).free
+    if wanted > free:
+        raise PredictionsError(
+            f"{folder} would take about {wanted / 1e9:.1f} GB and its disk has {free / 1e9:.1f} "
+            "GB left: make room, take another --out, or fewer images (--limit)"
+        )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    os.environ.setdefault("LOCAL_RANK", "0")
+    with one_line_errors():
+        try:
+            run(args)
+        except KeyboardInterrupt:
+            print("interrupted: the same command goes on from here", file=sys.stderr)
+            return test_tool.INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

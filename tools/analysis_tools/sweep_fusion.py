@@ -1,0 +1,391 @@
+#!/usr/bin/env python
+"""Sweep the two exponents that join the model's opinion and CLIP's, from saved predictions.
+
+Reads what tools/analysis_tools/save_predictions.py wrote for a test set. No model is built and none
+is run: every value costs the joining, the results and the metrics, through the code that
+tools/test.py runs. "Diffusion only" is alpha = beta = 0, "CLIP only" alpha = beta = 1.
+
+Writes sweep.csv, sweep.md and a picture, sweep.png. All values are tried in one walk over the
+images; mAP keeps about 60 kB per image and value until its end (5,000 images and 27 values: 8 GB;
+--tasks panoptic semantic needs next to nothing).
+
+Examples:
+    python tools/analysis_tools/sweep_fusion.py predictions/ade20k
+    python tools/analysis_tools/sweep_fusion.py predictions/ade20k --alpha 0.2 0.3 --beta 0.6 0.7
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+
+from odise_mm.utils.command_line import one_line_errors  # noqa: E402
+from tools.report import FORMATS, Table, show  # noqa: E402
+
+if TYPE_CHECKING:
+    from mmengine.config import Config
+    from mmengine.evaluator import Evaluator
+    from torch import Tensor, nn
+
+    from odise_mm.datasets.vocabulary import Vocabulary
+    from tools.analysis_tools.predictions import Prediction, PredictionFolder
+
+GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
+TASKS = ("panoptic", "semantic", "instance")
+# Shown in the table and drawn, where the set has them; the CSV file has all numbers.
+MAIN = {
+    "PQ": ("panoptic/PQ",),
+    "mAP": ("instance/AP", "lvis/AP"),
+    "mIoU": ("semantic/mIoU",),
+    "AR@100": ("proposals/AR@100",),
+}
+
+
+def exponent(text: str) -> float:
+    """Argument type: a number from 0 to 1."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
+    return value
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", metavar="FOLDER", help="of one test set's saved predictions")
+    text = "CLIP's exponents on classes {} in training (default: {})"
+    grid = " ".join(map(str, GRID))
+    for name, which in (("alpha", "seen"), ("beta", "not seen")):
+        parser.add_argument(
+            f"--{name}",
+            nargs="+",
+            type=exponent,
+            default=list(GRID),
+            metavar="X",
+            help=text.format(which, grid),
+        )
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all"
+    )
+    parser.add_argument("--out", metavar="DIR", help="for the files (default: FOLDER)")
+    parser.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
+    return parser.parse_args(argv)
+
+
+@dataclass
+class Value:
+    """A pair of exponents, and what comes of it.
+
+    Attributes:
+        label: what it is called: "both", "diffusion only", "CLIP only".
+        own: whether these are the config's own.
+        numbers: in percent, by the metrics' names; None where the set has nothing to measure.
+    """
+
+    alpha: float
+    beta: float
+    label: str = "both"
+    own: bool = False
+    numbers: dict[str, float | None] = field(default_factory=dict)
+
+
+@dataclass
+class Sweep:
+    """A finished sweep.
+
+    Attributes:
+        name: of the test set.
+        values: in the order of the table.
+        notes: sentences for below the table.
+    """
+
+    name: str
+    values: list[Value]
+    notes: list[str]
+
+    def columns(self) -> dict[str, str]:
+        """Heading -> key of the main numbers that there are."""
+        numbers = self.values[0].numbers
+        known = [key for key, number in numbers.items() if number is not None]
+        found = {h: next((k for k in options if k in known), None) for h, options in MAIN.items()}
+        return {heading: key for heading, key in found.items() if key is not None}
+
+
+def plan_values(alphas: list[float], betas: list[float], own: tuple[float, float]) -> list[Value]:
+    """The two opinions alone, the config's own exponents, and the grid; none of them twice."""
+    values = {
+        (0.0, 0.0): Value(0.0, 0.0, "diffusion only"),
+        (1.0, 1.0): Value(1.0, 1.0, "CLIP only"),
+    }
+    for pair in [own, *((a, b) for a in sorted(set(alphas)) for b in sorted(set(betas)))]:
+        values.setdefault(pair, Value(*pair))
+    values[own].own = True
+    return list(values.values())
+
+
+def sweep(path: str, alphas: list[float], betas: list[float], tasks: list[str]) -> Sweep:
+    """Try all values on the predictions in a folder.
+
+    Raises:
+        PredictionsError: the folder is incomplete, or has one opinion only.
+        ConfigError: the fusion has no such exponents, or none of the tasks is measured.
+        DatasetError: the set's ground truth is missing.
+    """
+    import odise_mm  # noqa: F401  (first of ours: it prepares mmcv)
+    from odise_mm.apis.building import config_errors
+    from odise_mm.engine.loops import tasks_of
+    from odise_mm.registry import MODELS
+    from odise_mm.utils.frozen import build_part
+    from tools.analysis_tools.predictions import PredictionFolder, PredictionsError
+
+    folder = PredictionFolder(path)
+    described = folder.describe()
+    cfg = read_config(folder)
+    count = described["images"]
+    missing = folder.missing(count)
+    if missing:
+        raise PredictionsError(
+            f"{path} has {count - len(missing)} of {count} images (the first missing: number "
+            f"{missing[0]}): give the command that saved them again, it goes on from there"
+        )
+    if len(described["opinions"]) != 2:
+        raise PredictionsError(
+            f"{path} holds the opinions of {', '.join(described['opinions'])}: joining needs two; "
+            "save with a config that has both, such as ablation/classification/both"
+        )
+    fusion_cfg = cfg.model.fusion
+    with config_errors(cfg):
+        default = build_part(fusion_cfg, MODELS)
+        values = plan_values(alphas, betas, _exponents(default, fusion_cfg["type"]))
+        fusions = [build_part({**fusion_cfg, "alpha": v.alpha, "beta": v.beta}, MODELS)
+                   for v in values]  # fmt: skip
+        dataset = build_dataset(cfg)
+        evaluators = [build_evaluator(cfg, dataset, tasks) for _ in values]
+    needed = tasks_of(evaluators[0])
+    test_cfg = {**described["test_cfg"], **{task: task in needed for task in TASKS}}
+    walk(folder, count, fusions, evaluators, dataset.vocabulary, test_cfg)
+    for value, evaluator in zip(values, evaluators, strict=True):
+        found = evaluator.evaluate(count)
+        value.numbers = {k: float(v) if math.isfinite(v) else None for k, v in found.items()}
+    result = Sweep(described["set"], values, _notes(described))
+    if not result.columns():
+        raise PredictionsError(f"{path}: the set has nothing that {', '.join(MAIN)} could measure")
+    return result
+
+
+def _exponents(fusion: nn.Module, kind: str) -> tuple[float, float]:
+    if not (hasattr(fusion, "alpha") and hasattr(fusion, "beta")):
+        raise ValueError(f"{kind} has no alpha and beta to sweep")
+    return fusion.alpha, fusion.beta
+
+
+def _notes(described: dict[str, Any]) -> list[str]:
+    notes = [
+        f"{described['images']} images of {described['set']}; model {described['config']}, "
+        f"weights {(described['checkpoint'] or {}).get('file', 'made up')}, opinions of "
+        f"{' and '.join(described['opinions'])}; mask logits stored as {described['masks']}.",
+        "* the config's own exponents.",
+    ]
+    if described["limit"] is not None:
+        notes.append("Limited to the first images of the set: these are no benchmark numbers.")
+    if described["made_up_weights"]:
+        notes.append("Made-up weights: these numbers mean nothing.")
+    return notes
+
+
+def read_config(folder: PredictionFolder) -> Config:
+    """The test's config; nothing in it is run but the imports that it names."""
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+    from mmengine.utils import import_modules_from_strings
+
+    cfg = Config(folder.config(), filename=str(folder.path / "config.json"))
+    if cfg.get("custom_imports"):
+        import_modules_from_strings(**cfg.custom_imports)
+    init_default_scope(cfg.get("default_scope", "odise_mm"))
+    return cfg
+
+
+def build_dataset(cfg: Config) -> Any:
+    """The test set, for names and number of images: its pictures are not opened."""
+    from odise_mm.registry import DATASETS
+
+    return DATASETS.build({**cfg.test_dataloader["dataset"], "pipeline": []})
+
+
+def build_evaluator(cfg: Config, dataset: Any, tasks: list[str]) -> Evaluator:
+    """The set's metrics, those of the tasks."""
+    from mmengine.evaluator import Evaluator
+
+    metrics = cfg.test_evaluator
+    evaluator = Evaluator(metrics if isinstance(metrics, list) else [metrics])
+    kept = [metric for metric in evaluator.metrics if getattr(metric, "task", None) in tasks]
+    if not kept:
+        measured = {str(getattr(metric, "task", None)) for metric in evaluator.metrics}
+        raise ValueError(f"the set is measured by {', '.join(measured)}, not by {' '.join(tasks)}")
+    evaluator.metrics = kept
+    evaluator.dataset_meta = dataset.metainfo
+    return evaluator
+
+
+def walk(
+    folder: PredictionFolder,
+    count: int,
+    fusions: list[nn.Module],
+    evaluators: list[Evaluator],
+    vocabulary: Vocabulary,
+    test_cfg: dict[str, Any],
+) -> None:
+    """Show every evaluator what its fusion makes of every image."""
+    import torch
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    images = track(
+        range(count),
+        f"{len(fusions)} values on {count} images",
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with torch.no_grad():
+        for index in images:
+            prediction = folder.read(index)
+            masks = resized_masks(prediction)
+            made: list[tuple[Tensor, Any]] = []
+            for fusion, evaluator in zip(fusions, evaluators, strict=True):
+                scores = fusion(prediction.opinions, vocabulary)[0]
+                # Where no class, or every class, was seen in training many values are the same.
+                sample = next((s for known, s in made if torch.equal(known, scores)), None)
+                if sample is None:
+                    sample = make_results(prediction, masks, scores, vocabulary, test_cfg)
+                    made.append((scores, sample))
+                evaluator.process(data_samples=[sample], data_batch=None)
+
+
+def resized_masks(prediction: Prediction) -> Tensor:
+    """Mask logits at the size of the results, as the segmentor makes them."""
+    from odise_mm.models.postprocess import resize_masks
+
+    sizes = (prediction.metainfo[key][:2] for key in ("pad_shape", "img_shape", "ori_shape"))
+    return resize_masks(prediction.masks, *sizes)
+
+
+def make_results(
+    prediction: Prediction,
+    masks: Tensor,
+    scores: Tensor,
+    vocabulary: Vocabulary,
+    test_cfg: dict[str, Any],
+) -> Any:
+    """A sample with the results of one image, as the segmentor makes it."""
+    from mmdet.structures import DetDataSample
+
+    from odise_mm.models.segmentors.open_vocab_segmentor import add_results
+
+    sample = DetDataSample(metainfo=prediction.metainfo)
+    add_results(sample, masks, scores, vocabulary, test_cfg)
+    return sample
+
+
+def make_table(result: Sweep) -> Table:
+    """The main numbers; the best of each column is marked."""
+    columns = result.columns()
+    title = f"{result.name}: exponents of the joined opinions, results in percent"
+    table = Table(title, ["opinions", "alpha", "beta", *columns], notes=list(result.notes))
+    best = {}
+    for key in columns.values():
+        numbers = {value.numbers[key] for value in result.values}
+        best[key] = max(numbers) if len(numbers) > 1 else None
+    for value in result.values:
+        row = [value.label + (" *" if value.own else ""), f"{value.alpha:g}", f"{value.beta:g}"]
+        for key in columns.values():
+            number = value.numbers[key]
+            row.append(f"{number:.2f}" + (" (best)" if number == best[key] else ""))
+        table.rows.append(row)
+    return table
+
+
+def write_csv(result: Sweep, path: Path) -> None:
+    """All numbers, unrounded."""
+    keys = list(result.values[0].numbers)
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(("set", "opinions", "alpha", "beta", "config's own", *keys))
+        for value in result.values:
+            numbers = ["" if (n := value.numbers[key]) is None else repr(n) for key in keys]
+            own = "yes" if value.own else "no"
+            rows.writerow((result.name, value.label, value.alpha, value.beta, own, *numbers))
+
+
+def draw(result: Sweep, path: Path) -> None:
+    """A map of every main number over alpha and beta; pairs that were not tried stay empty."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    columns = result.columns()
+    alphas = sorted({value.alpha for value in result.values})
+    betas = sorted({value.beta for value in result.values})
+    size = (1.5 + (1.2 + 0.62 * len(betas)) * len(columns), 1.6 + 0.45 * len(alphas))
+    figure = Figure(figsize=size, layout="constrained")
+    for axes, (heading, key) in zip(
+        figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True
+    ):
+        grid = np.full((len(alphas), len(betas)), np.nan)
+        for value in result.values:
+            grid[alphas.index(value.alpha), betas.index(value.beta)] = value.numbers[key]
+        drawn = axes.imshow(grid, origin="lower", aspect="auto", cmap="viridis")
+        middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
+        for value in result.values:
+            at = betas.index(value.beta), alphas.index(value.alpha)
+            number = value.numbers[key]
+            axes.text(
+                *at,
+                f"{number:.1f}" + ("*" if value.own else ""),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if number > middle else "white",
+            )
+        axes.set(
+            title=heading, xlabel="beta (classes not seen)", ylabel="alpha (classes seen)",
+            xticks=range(len(betas)), xticklabels=[f"{b:g}" for b in betas],
+            yticks=range(len(alphas)), yticklabels=[f"{a:g}" for a in alphas],
+        )  # fmt: skip
+        figure.colorbar(drawn, ax=axes)
+    warnings = [note for note in result.notes if "no benchmark" in note or "mean nothing" in note]
+    title = f"{result.name}: CLIP's exponents; * the config's own"
+    figure.suptitle("\n".join([title, *warnings]), fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    with one_line_errors():
+        with redirect_stdout(sys.stderr):  # the log must not mix with the numbers
+            result = sweep(args.folder, args.alpha, args.beta, args.tasks)
+        table = make_table(result)
+        out = Path(args.out or args.folder)
+        out.mkdir(parents=True, exist_ok=True)
+        write_csv(result, out / "sweep.csv")
+        (out / "sweep.md").write_text(table.markdown() + "\n", encoding="utf-8")
+        draw(result, out / "sweep.png")
+        numbers = [vars(value) for value in result.values]
+        show([table], dict(set=result.name, values=numbers, notes=result.notes), args.format)
+        if args.format == "table":
+            print(f"wrote {out}/sweep.csv, sweep.md and sweep.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
