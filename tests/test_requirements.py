@@ -102,7 +102,7 @@ def test_what_the_package_imports_is_required_and_nothing_else() -> None:
     other = {"PIL": "pillow", "cv2": "opencv-python", "mmseg": "mmsegmentation"}
     other["open_clip"] = "open-clip-torch"
     imported = {other.get(name, name).replace("_", "-") for name in tops - ours}
-    indirect = {"setuptools", "tensorboard", "torchvision"}  # of mmengine and mmdet
+    indirect = {"setuptools", "tensorboard"}  # of mmengine
     assert imported - {"mmcv"} == set(names({})) - {"mmcv-lite"} - indirect
 
 

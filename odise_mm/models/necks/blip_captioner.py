@@ -193,7 +193,15 @@ def _fields(arch: str | Mapping[str, Any]) -> dict[str, Any]:
             f"arch of BLIPCaptioner has {', '.join(sorted(unknown))}; it takes text_config and "
             "vision_config, the fields of transformers' BlipConfig"
         )
-    return {part: dict(arch.get(part, {})) for part in ("text_config", "vision_config")}
+    from transformers import BlipConfig
+
+    known = BlipConfig()
+    fields = {part: dict(arch.get(part, {})) for part in ("text_config", "vision_config")}
+    for part, given in fields.items():
+        unknown = [key for key in given if not hasattr(getattr(known, part), key)]
+        if unknown:
+            raise ValueError(f"transformers' BLIP has no {part}.{unknown[0]}; arch names it")
+    return fields
 
 
 def _folder(weights: str) -> Path:
@@ -238,6 +246,7 @@ def _read_config(folder: Path, fields: dict[str, Any]) -> Any:
     wanted = BlipConfig(**fields)
     for part in ("text_config", "vision_config"):
         theirs, ours = getattr(found, part), getattr(wanted, part)
+        # These of a tiny model are all that sizes and heads depend on.
         for key in sorted(set(ARCHS["tiny"][part]) - {"initializer_range"}):
             if getattr(theirs, key) != getattr(ours, key):
                 raise CheckpointError(

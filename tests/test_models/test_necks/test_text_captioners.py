@@ -411,7 +411,11 @@ def test_hub_files_are_fetched(
 
 @pytest.mark.parametrize(
     ("arch", "message"),
-    [("huge", "no BLIP 'huge'; there are base, large, tiny"), (dict(layers=2), "arch .* layers")],
+    [
+        ("huge", "no BLIP 'huge'; there are base, large, tiny"),
+        (dict(layers=2), "arch .* layers"),
+        (dict(text_config=dict(heads=2)), "no text_config.heads"),
+    ],
 )
 def test_unknown_architectures(arch: str | dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
