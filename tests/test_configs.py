@@ -1,22 +1,67 @@
-"""Every config builds, at full size and without memory, and a misspelt key is no secret."""
+"""Every config builds, at full size and without memory, and a misspelt key is no secret.
+
+Every config is loaded once, and one model is built for all configs with the same.
+"""
 
 from __future__ import annotations
 
+import copy
+import inspect
+import re
+import tokenize
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import yaml
 from mmengine.config import Config
+from mmengine.registry import Registry
+from torch import nn
+from torch.utils.data import DataLoader
 
+from odise_mm.apis.building import build_model
 from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.engine import config as engine_config
 from odise_mm.engine.config import check_config, complete_config
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.registry import MODELS, TRANSFORMS
-from tests.parts import config_files, load_config, meta_model
+from tests.parts import config_files
 
-FILES = config_files()
+ROOT = Path(__file__).resolve().parents[1]
+FILES = [f"configs/{file}" for file in config_files()]
+FILES += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("projects/*/configs/*.py"))
+
+
+@cache
+def loaded(file: str) -> Config:
+    """A config, to be read only; ``fresh`` gives copies."""
+    return Config.fromfile(ROOT / file)
+
+
+def fresh(file: str) -> Config:
+    return copy.deepcopy(loaded(file))
+
+
+_built: dict[str, nn.Module] = {}
+
+
+def meta_model(file: str) -> nn.Module:
+    """The model of a config on the meta device; of configs that differ in their data, one."""
+    key = str(loaded(file).model)
+    if key not in _built:
+        with torch.device("meta"):
+            _built[key] = build_model(fresh(file))
+    return _built[key]
 
 
 def test_there_are_configs() -> None:
-    assert {"odise/odise_coco_label.py", "odise/odise_coco_caption.py"} <= set(FILES)
+    assert {"configs/odise/odise_coco_label.py", "configs/odise/odise_coco_caption.py"} <= set(
+        FILES
+    )
+    assert "projects/coat/configs/odise_label_coat.py" in FILES
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -30,22 +75,24 @@ def test_builds_on_the_meta_device(file: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_test_pipeline_builds(file: str) -> None:
-    for step in load_config(file).test_pipeline:
+    for step in fresh(file).test_pipeline:
         assert TRANSFORMS.build(step) is not None
 
 
-TRAINED = [file for file in FILES if "train_dataloader" in load_config(file)]
-TESTED = [file for file in FILES if "test_dataloader" in load_config(file)]
+TRAINED = [file for file in FILES if "train_dataloader" in loaded(file)]
+TESTED = [file for file in FILES if "test_dataloader" in loaded(file)]
 
 
 def test_what_trains_and_what_tests() -> None:
-    assert {"odise/odise_coco_label.py", "odise/odise_coco_caption.py"} <= set(TRAINED)
-    assert set(FILES) - set(TESTED) <= {"toy/odise_tiny.py"}
+    assert {"configs/odise/odise_coco_label.py", "configs/odise/odise_coco_caption.py"} <= set(
+        TRAINED
+    )
+    assert set(FILES) - set(TESTED) <= {"configs/toy/odise_tiny.py"}
 
 
 @pytest.mark.parametrize("file", TRAINED)
 def test_training_pipeline_builds(file: str) -> None:
-    cfg = complete_config(load_config(file))
+    cfg = complete_config(loaded(file))
     for step in cfg.train_dataloader.dataset.pipeline:
         assert TRANSFORMS.build(step) is not None
 
@@ -56,12 +103,73 @@ def test_every_part_is_known(file: str, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("odise_mm.engine.config.os.path.exists", lambda path: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    check_config(complete_config(load_config(file)))
+    cfg = complete_config(loaded(file))
+    check_config(cfg)
+    assert not list(unknown_keys(cfg))
+
+
+# What the runner and mmengine's build functions take out before a part sees its config.
+TAKEN_OUT = {
+    "optim_wrapper": {"constructor", "paramwise_cfg"},
+    "param_scheduler": {"by_epoch", "convert_to_iter_based"},
+    "default_hooks": {"priority"},
+    "custom_hooks": {"priority"},
+}
+
+
+def unknown_keys(cfg: Config) -> Iterator[str]:
+    """Places of arguments that the part there does not have, but for the model's parts."""
+    for place, part, registry in engine_config._parts(cfg):
+        known = {"type", "_scope_"} | arguments(part["type"], registry)
+        known |= TAKEN_OUT.get(re.match(r"\w+", place)[0], set())
+        yield from (f"{place}.{key}" for key in part if key not in known)
+    loader_keys = set(inspect.signature(DataLoader.__init__).parameters)
+    for stage in ("train", "val", "test"):
+        loader = cfg.get(f"{stage}_dataloader") or {}
+        yield from (f"{stage}_dataloader.{key}" for key in loader if key not in loader_keys)
+
+
+def arguments(kind: str, registry: Registry) -> set[str]:
+    """Names that a part's ``__init__`` takes, its base classes' where it hands them on."""
+    found: set[str] = set()
+    for cls in registry.get(kind).__mro__:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        found |= {p.name for p in parameters}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"test_dataloader.dataset.vocabularies": 1}, "test_dataloader.dataset.vocabularies"),
+        ({"test_dataloader.dataset.filter_cfg": None}, None),  # of a base class
+        ({"test_dataloader.shuffles": 1}, "test_dataloader.shuffles"),
+        ({"test_dataloader.sampler.roundup": 1}, "test_dataloader.sampler.roundup"),
+        ({"test_pipeline.1.scales": 1}, "test_dataloader.dataset.pipeline[1].scales"),
+        ({"val_evaluator.0.per_clas": 1}, "val_evaluator[0].per_clas"),
+        ({"optim_wrapper.optimizer.lrr": 1}, "optim_wrapper.optimizer.lrr"),
+        ({"optim_wrapper.clip_gradient": 1}, "optim_wrapper.clip_gradient"),
+        ({"param_scheduler.0.start": 1}, "param_scheduler[0].start"),
+        ({"default_hooks.checkpoint.intervals": 1}, "default_hooks.checkpoint.intervals"),
+        ({"train_cfg.max_epoch": 1}, "train_cfg.max_epoch"),
+    ],
+)
+def test_unknown_keys_are_found(changes: dict[str, Any], place: str | None) -> None:
+    """The check above can fail."""
+    cfg = fresh("configs/odise/odise_coco_label.py")
+    cfg.merge_from_dict(changes)
+    assert place is None or place in list(unknown_keys(complete_config(cfg)))
+    if place is None:
+        assert not list(unknown_keys(complete_config(cfg)))
 
 
 @pytest.mark.parametrize("file", sorted({*TRAINED, *TESTED}))
 def test_runner_and_samplers_are_ours(file: str) -> None:
-    cfg = load_config(file)
+    cfg = loaded(file)
     assert cfg.runner_type == "OpenVocabRunner"
     for stage in ("val", "test"):
         loader = cfg.get(f"{stage}_dataloader")
@@ -73,7 +181,7 @@ def test_runner_and_samplers_are_ours(file: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_survives_being_written(file: str) -> None:
-    config = load_config(file)
+    config = fresh(file)
     again = Config.fromstring(config.pretty_text, ".py")
     assert again.to_dict() == config.to_dict()
 
@@ -82,7 +190,7 @@ def test_survives_being_written(file: str) -> None:
     "part", ["", "backbone", "captioner", "clip", "neck", "head", "fusion", "test_cfg"]
 )
 def test_unknown_keys_fail(part: str) -> None:
-    model = load_config("toy/odise_tiny.py").model
+    model = fresh("configs/toy/odise_tiny.py").model
     (model[part] if part else model)["misspelt"] = 1
     with torch.device("meta"), pytest.raises(TypeError, match="misspelt"):
         MODELS.build(model)
@@ -90,7 +198,7 @@ def test_unknown_keys_fail(part: str) -> None:
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_unknown_keys_of_classifiers_fail(index: int) -> None:
-    model = load_config("toy/odise_tiny.py").model
+    model = fresh("configs/toy/odise_tiny.py").model
     model.classifiers[index].misspelt = 1
     with torch.device("meta"), pytest.raises(TypeError, match="misspelt"):
         MODELS.build(model)
@@ -98,7 +206,111 @@ def test_unknown_keys_of_classifiers_fail(index: int) -> None:
 
 @pytest.mark.parametrize("part", ["backbone", "captioner", "clip", "neck", "head", "fusion"])
 def test_unknown_parts_fail(part: str) -> None:
-    model = load_config("toy/odise_tiny.py").model
+    model = fresh("configs/toy/odise_tiny.py").model
     model[part].type = "NoSuchPart"
     with torch.device("meta"), pytest.raises(KeyError, match="NoSuchPart.*ours are: .*Mask"):
         MODELS.build(model)
+
+
+ROWS = [file for file in FILES if file.startswith("configs/ablation/")]
+
+
+def code_lines(path: Path) -> list[str]:
+    """Lines that are more than a comment or blank."""
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING}
+    skipped |= {tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    with path.open("rb") as stream:
+        tokens = [t for t in tokenize.tokenize(stream.readline) if t.type not in skipped]
+    numbers = {n for t in tokens for n in range(t.start[0], t.end[0] + 1)}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [lines[n - 1] for n in sorted(numbers)]
+
+
+@pytest.mark.parametrize("file", ROWS)
+def test_a_row_is_a_few_lines_and_says_what_it_is(file: str) -> None:
+    path = ROOT / file
+    assert path.read_text(encoding="utf-8").startswith("# ")
+    assert len(code_lines(path)) <= 10
+
+
+def test_code_lines_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "row.py"
+    path.write_text('# what\n\n_base_ = ["x.py"]  # why\nmodel = dict(\n    # a\n    b=1,\n)\n')
+    assert code_lines(path) == ['_base_ = ["x.py"]  # why', "model = dict(", "    b=1,", ")"]
+
+
+INDEX = yaml.safe_load((ROOT / "model-index.yml").read_text(encoding="utf-8"))["Import"]
+METAFILES = {file: yaml.safe_load((ROOT / file).read_text(encoding="utf-8")) for file in INDEX}
+ENTRIES = {entry["Name"]: entry for metafile in METAFILES.values() for entry in metafile["Models"]}
+TASKS = {  # task -> its metrics
+    "Panoptic Segmentation": {"PQ", "SQ", "RQ"},
+    "Instance Segmentation": {"mAP"},
+    "Semantic Segmentation": {"mIoU"},
+    "Instance Proposals": {"AR@100"},
+}
+
+
+def test_the_index_has_all_metafiles() -> None:
+    found = {str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("metafile.yml")}
+    assert set(INDEX) == found and len(INDEX) == len(found)
+    assert len(ENTRIES) == sum(len(metafile["Models"]) for metafile in METAFILES.values())
+
+
+@pytest.mark.parametrize("folder", ["odise", "ablation"])
+def test_every_config_is_in_the_index_and_every_entry_has_a_config(folder: str) -> None:
+    configs = [entry["Config"] for entry in ENTRIES.values()]
+    there = {file for file in FILES if file.startswith(f"configs/{folder}/")}
+    listed = {config for config in configs if config.startswith(f"configs/{folder}/")}
+    assert listed == there
+    assert len(set(configs)) == len(configs)
+
+
+@pytest.mark.parametrize("file", METAFILES)
+def test_collections_are_described(file: str) -> None:
+    collections = {c["Name"]: c for c in METAFILES[file]["Collections"]}
+    for collection in collections.values():
+        assert set(collection["Paper"]) == {"Title", "URL"}
+        assert (ROOT / collection["README"]).is_file()
+    for entry in METAFILES[file]["Models"]:
+        assert entry["In Collection"] in collections
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_results_are_sane_and_not_ours(name: str) -> None:
+    entry = ENTRIES[name]
+    allowed = {"Name", "In Collection", "Config", "Metadata", "Results", "Weights"}
+    assert set(entry) <= allowed
+    results = entry.get("Results", [])
+    assert not results or entry["Metadata"]["Results From"] == "paper"
+    for result in results:
+        assert set(result) == {"Task", "Dataset", "Metrics"}
+        assert set(result["Metrics"]) <= TASKS[result["Task"]]
+        assert all(0 < value < 100 for value in result["Metrics"].values())
+    places = [(r["Task"], r["Dataset"], m) for r in results for m in r["Metrics"]]
+    assert len(set(places)) == len(places)
+
+
+@pytest.mark.parametrize("variant", ["label", "caption"])
+def test_the_papers_results_are_those_of_the_page(variant: str) -> None:
+    text = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| {variant} \|(.*)\|$", text, re.M)
+    page = [[float(n) for n in re.findall(r"[\d.]+", cell)] for cell in row.split("|")]
+    sets = ("ade20k", "coco", "ade847", "pc459", "pc59", "voc21")
+    names = [f"odise_coco_{variant}" if s == "coco" else f"odise_{variant}_{s}" for s in sets]
+    ours = [
+        [value for result in ENTRIES[name]["Results"] for value in result["Metrics"].values()]
+        for name in names
+    ]
+    assert ours == page
+
+
+def test_weights_are_where_the_documents_say() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/weights.md").read_text(encoding="utf-8")
+    links = {name: entry["Weights"] for name, entry in ENTRIES.items() if "Weights" in entry}
+    assert {name.split("_")[1] for name in links} <= {"coco", "label", "caption"}
+    for name, link in links.items():
+        file = link.rpartition("/")[2]
+        variant = "label" if "label" in name else "caption"
+        assert f"({link})" in readme and file.startswith(f"odise_{variant}_coco")
+        assert re.search(rf"`{file}` \| `odise_coco_{variant}`", page)
