@@ -1,6 +1,8 @@
 """Backbones, captioners, necks, heads, classifiers and the segmentor that joins them."""
 
 from odise_mm.models.backbones.diffusion import Condition, DiffusionBackbone, Taps
+from odise_mm.models.backbones.open_clip_backbone import OpenCLIPBackbone
+from odise_mm.models.backbones.timm_backbone import TimmBackbone
 from odise_mm.models.classifiers.base import Classifier, Opinion
 from odise_mm.models.classifiers.clip_classifiers import CropCLIPClassifier, MaskCLIPClassifier
 from odise_mm.models.classifiers.ensemble import GeometricEnsemble
@@ -36,6 +38,7 @@ __all__ = [
     "ImplicitCaptioner",
     "MaskCLIPClassifier",
     "MaskPrediction",
+    "OpenCLIPBackbone",
     "OpenVocabClassifier",
     "OpenVocabCrossEntropyLoss",
     "OpenVocabMask2FormerHead",
@@ -44,4 +47,5 @@ __all__ = [
     "Taps",
     "TextCaptioner",
     "TextEncoder",
+    "TimmBackbone",
 ]

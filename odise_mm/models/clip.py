@@ -1,11 +1,12 @@
 """The one frozen CLIP that captioner, text encoder and second opinion share (open_clip)."""
 
+import difflib
 import hashlib
 import json
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,34 +48,15 @@ class FrozenCLIP(FrozenModule):
         super().__init__()
         import open_clip
 
-        config = open_clip.get_model_config(model) if isinstance(model, str) else dict(model)
-        if config is None:
-            raise ValueError(f"open_clip has no architecture {model!r}: open_clip.list_models()")
-        config = {key: value for key, value in config.items() if key not in ("tag", "name")}
-        mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-        load = weights is not None and not is_meta_context()
-        if isinstance(model, str) and weights is not None and not _is_path(weights):
-            tag = _tag_config(model, weights)
-            mean, std = tag.get("mean", mean), tag.get("std", std)
-            _use_gelu_of_weights(config, bool(tag.get("quick_gelu")), f"{model} {weights}")
-            if load:
-                weights = _download(tag, f"{model} {weights}")
-        elif load:
-            weights = str(Path(weights).expanduser())
-            if not isinstance(model, str) and not _is_path(weights):
-                raise ValueError(
-                    f"there is no weights file {weights}, and open_clip's tags need a named "
-                    "architecture: this CLIP's is spelled out in the config"
-                )
-            if _is_torchscript(weights):  # OpenAI's own format: all were trained with QuickGELU
-                _use_gelu_of_weights(config, True, weights)
+        config, mean, std, path = find_clip(model, weights)
+        load = path is not None
         custom_text = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
         cls = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
         self.name = model if isinstance(model, str) else json.dumps(config, sort_keys=True)
         with torch.device("meta") if load else same_random_weights():
             self.model = cls(**config)
         if load:
-            self._load(weights)
+            self._load(path)
         self.tokenizer = (
             open_clip.get_tokenizer(model)
             if isinstance(model, str)
@@ -173,21 +155,21 @@ class FrozenCLIP(FrozenModule):
         return torch.cat(batches)
 
     def _load(self, path: str) -> None:
-        state = _read_torchscript(path) if _is_torchscript(path) else load_state_dict(path)
-        for extra in OPENAI_EXTRAS:
-            state.pop(extra, None)
+        state = read_clip(path)
         wanted = self.model.state_dict()
         wrong = differences(state, wanted)
         if wrong:
             raise CheckpointError(
-                f"{path} holds no weights for CLIP {self._short_name()}: {wrong}. Name the "
+                f"{path} holds no weights for CLIP {self.short_name}: {wrong}. Name the "
                 "architecture that the file was made for."
             )
         floats = {key: state[key].to(torch.float32) for key in wanted}
         self.model.load_state_dict(floats, assign=True)
         self._rebuild_causal_mask()
 
-    def _short_name(self) -> str:
+    @property
+    def short_name(self) -> str:
+        """What messages call it: the architecture's name, or the size of a spelled-out one."""
         if not self.name.startswith("{"):
             return self.name
         return f"of the config ({self.embed_dim} wide, {self.image_size} pixels)"
@@ -201,14 +183,83 @@ class FrozenCLIP(FrozenModule):
                 owner.register_buffer("attn_mask", causal, persistent=False)
 
 
+class CLIPSource(NamedTuple):
+    """What a name of open_clip's and a choice of weights come to.
+
+    Attributes:
+        config: content of open_clip's config, with the activation that the weights need.
+        mean, std: of the pictures that the weights were trained on, in [0, 1].
+        path: the weights' file, downloaded if need be; None: random weights.
+    """
+
+    config: dict[str, Any]
+    mean: Sequence[float]
+    std: Sequence[float]
+    path: str | None
+
+
+def find_clip(model: str | dict, weights: str | None) -> CLIPSource:
+    """Look up a CLIP; on the meta device nothing is downloaded or looked for.
+
+    Args:
+        model, weights: see :class:`FrozenCLIP`.
+
+    Raises:
+        ValueError: unknown architecture or tag (the known tags are listed).
+        CheckpointError: a tag's file cannot be downloaded.
+    """
+    import open_clip
+
+    config = open_clip.get_model_config(model) if isinstance(model, str) else dict(model)
+    if config is None:
+        close = difflib.get_close_matches(model, open_clip.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ": open_clip.list_models()"
+        raise ValueError(f"open_clip has no architecture {model!r}{hint}")
+    config = {key: value for key, value in config.items() if key not in ("tag", "name")}
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    load = weights is not None and not is_meta_context()
+    if isinstance(model, str) and weights is not None and not _is_path(weights):
+        tag = _tag_config(model, weights)
+        mean, std = tag.get("mean", mean), tag.get("std", std)
+        _use_gelu_of_weights(config, bool(tag.get("quick_gelu")), f"{model} {weights}")
+        if load:
+            weights = _download(tag, f"{model} {weights}")
+    elif load:
+        weights = str(Path(weights).expanduser())
+        if not isinstance(model, str) and not _is_path(weights):
+            raise ValueError(
+                f"there is no weights file {weights}, and open_clip's tags need a named "
+                "architecture: this CLIP's is spelled out in the config"
+            )
+        if _is_torchscript(weights):  # OpenAI's own format: all were trained with QuickGELU
+            _use_gelu_of_weights(config, True, weights)
+    return CLIPSource(config, mean, std, weights if load else None)
+
+
+def read_clip(path: str, keep: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
+    """A CLIP's weights by open_clip's names, from any of its formats.
+
+    Args:
+        path: see :class:`FrozenCLIP`.
+        keep: tells which keys are wanted; all by default.
+    """
+    if not _is_torchscript(path):
+        state = load_state_dict(path, keep)
+    else:
+        state = {k: v for k, v in _read_torchscript(path).items() if keep is None or keep(k)}
+    return {key: value for key, value in state.items() if key not in OPENAI_EXTRAS}
+
+
 def _tag_config(model: str, tag: str) -> dict:
     import open_clip
 
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag not in tags:
+        close = difflib.get_close_matches(tag, tags, n=3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(
             f"{tag}: neither a file nor one of open_clip's tags for {model} "
-            f"({', '.join(tags) or 'it has none'})"
+            f"({', '.join(tags) or 'it has none'}){hint}"
         )
     return open_clip.get_pretrained_cfg(model, tag)
 
@@ -229,9 +280,18 @@ def _download(tag: dict, name: str) -> str:
     except Exception as error:  # urllib's, the hub client's and open_clip's own, all meaning this
         raise CheckpointError(
             f"CLIP {name} is not on this machine and could not be downloaded "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the network, or name "
-            "a local file as `weights`."
+            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). Check the network, "
+            f"or fetch {_place(tag)} elsewhere and name the local file as `weights`."
         ) from error
+
+
+def _place(tag: dict) -> str:
+    """Where open_clip would have looked, for people to look there."""
+    if tag.get("hf_hub"):
+        repository, _, file = tag["hf_hub"].rpartition("/")
+        file = file or "open_clip_model.safetensors"
+        return f"{file} from https://huggingface.co/{repository}"
+    return tag.get("url") or "the file"
 
 
 def _is_path(weights: str) -> bool:
