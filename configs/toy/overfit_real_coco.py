@@ -50,7 +50,15 @@ train_pipeline = [
     dict(type="DrawWords", num_words=8),
     dict(
         type="mmdet.PackDetInputs",
-        meta_keys=("img_id", "img_path", "ori_shape", "img_shape", "scale_factor", "words"),
+        meta_keys=(
+            "img_id",
+            "img_path",
+            "ori_shape",
+            "img_shape",
+            "scale_factor",
+            "words",
+            "caption",
+        ),
     ),
 ]
 test_pipeline = [

@@ -491,6 +491,19 @@ def test_whole_models_predict_and_train(name: str, monkeypatch: pytest.MonkeyPat
         assert not torch.equal(contexts[0], encode(["", ""]))
 
 
+@pytest.mark.parametrize("name", ["heuristic", "blip", "own_caption"])
+def test_whole_models_in_sixteen_bit(name: str) -> None:
+    model = whole_model(name).eval()
+    batch = sample(model, 0, "a dog")
+    model.set_precision("bf16")
+    (result,) = model(**batch, mode="predict")
+    assert result.pred_sem_seg.sem_seg.shape == (1, 64, 100)
+    if name == "own_caption":  # sentences are read in float32 all the same
+        tile = torch.zeros(1, 3, 64, 64)
+        exact = whole_model(name).captioner(tile, ["a dog"]).context
+        assert torch.equal(model.captioner(tile, ["a dog"]).context, exact)
+
+
 def test_captions_change_what_is_found() -> None:
     model = whole_model("own_caption").eval()
     features = []
