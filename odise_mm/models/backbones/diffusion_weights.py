@@ -1,4 +1,4 @@
-"""Read Stable Diffusion weights from wherever they lie, and only those that are needed.
+"""Read a diffusion model's weights from wherever they lie, and only those that are needed.
 
 Three kinds of source, one result (diffusers' names):
 
@@ -8,28 +8,32 @@ Three kinds of source, one result (diffusers' names):
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from odise_mm.models.backbones.diffusion_arch import DiffusionArch
+from odise_mm.models.backbones.diffusion_files import download_files, locate
 from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
 
 StateDict = dict[str, Tensor]
 
-# Prefixes in an original file. The rest (EMA copies, schedule buffers, optimizer, VAE's GAN loss)
-# serves training or is computed from the config.
+# Prefixes in an original file, of Stable Diffusion and LDM, and of SDXL. The rest (EMA copies,
+# schedule buffers, optimizer, VAE's GAN loss) serves training or is computed from the config.
 _ORIGINAL_PREFIXES = {
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-    "text_encoder": "cond_stage_model.",
+    "unet": ("model.diffusion_model.",),
+    "vae": ("first_stage_model.",),
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
+    "text_encoder_2": ("conditioner.embedders.1.",),
+    "class_embedding": ("cond_stage_model.",),
 }
 _WEIGHT_NAMES = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
     "text_encoder": "model",
+    "text_encoder_2": "model",
 }
 
 
@@ -39,28 +43,31 @@ class DiffusionWeights:
     Args:
         source: hub id, folder or file, see the module's docstring.
         arch: the architecture that they are meant for.
+        parts: those that will be read; nothing else is looked for or downloaded.
 
     Raises:
         CheckpointError: nothing usable is at ``source``; the message says what was looked for.
     """
 
-    def __init__(self, source: str, arch: DiffusionArch) -> None:
+    def __init__(self, source: str, arch: DiffusionArch, parts: Sequence[str]) -> None:
         self.source = str(source)
         self.arch = arch
-        path = Path(source).expanduser()
+        self.parts = tuple(parts)
+        folders = ", ".join(f"{part}/" for part in self.parts)
+        path = locate(self.source, folders, self._download)
         if path.is_file():
             self._original = self._read_original(path)
             self._folder = None
         else:
             self._original = None
-            self._folder = path if path.is_dir() else self._download()
+            self._folder = path
             self._check_folder()
 
     def fill(self, module: nn.Module, part: str, unused: frozenset[str]) -> None:
         """Load one part into a module built on the meta device; only its own tensors are read.
 
         Args:
-            module: a (pruned) ``UNet2DConditionModel`` or ``AutoencoderKL``.
+            module: a (pruned) UNet or first stage.
             part: ``"unet"`` or ``"vae"``.
             unused: keys of the layers that were pruned away; any other key without a home, and any
                 home without a key, is an error.
@@ -76,26 +83,38 @@ class DiffusionWeights:
         floats = {key: state[key].to(torch.float32) for key in wanted}
         module.load_state_dict(floats, assign=True)
 
-    def text_encoder(self) -> nn.Module:
-        """The text encoder, a ``CLIPTextModel`` on the CPU in float32."""
-        from transformers import CLIPTextConfig, CLIPTextModel
-
-        with torch.device("cpu"):
-            encoder = CLIPTextModel(CLIPTextConfig(**self.arch.text)).eval()
-        state = self._read("text_encoder", keep=lambda _: True, encoder=encoder)
-        state = {key.removeprefix("text_model."): value for key, value in state.items()}
-        # An integer buffer of old files, a counter 0..76 that the module makes itself; and the
-        # projection behind the last hidden state.
-        for key in ("embeddings.position_ids", "text_projection.weight"):
-            state.pop(key, None)
+    def text_encoder(self, part: str = "text_encoder") -> nn.Module:
+        """A text encoder on the CPU in float32, see :func:`random_text_encoder`."""
+        encoder = random_text_encoder(self.arch, part)
+        state = self._read(part, keep=lambda _: True, encoder=encoder)
+        if not hasattr(encoder, "text_projection"):
+            state = {key.removeprefix("text_model."): value for key, value in state.items()}
+            # the projection behind the last hidden state
+            state.pop("text_projection.weight", None)
+        # An integer buffer of old files, a counter 0..76 that the module makes itself.
+        state = {k: v for k, v in state.items() if not k.endswith("embeddings.position_ids")}
         wrong = differences(state, encoder.state_dict())
         if wrong:
             raise CheckpointError(
                 f"{self.source}: the text encoder's weights are not those of the architecture in "
-                f"the config: {wrong}"
+                f"the config ({part}): {wrong}"
             )
         encoder.load_state_dict({key: value.float() for key, value in state.items()})
         return encoder
+
+    def class_embedding(self) -> Tensor:
+        """Table of a class-conditional model, (``arch.classes``, context width)."""
+        key = "cond_stage_model.embedding.weight"
+        wanted = {key: torch.empty(self.arch.classes, self.arch.unet["cross_attention_dim"])}
+        prefix = _ORIGINAL_PREFIXES["class_embedding"]
+        state = {k: v for k, v in self._original.items() if k.startswith(prefix)}
+        wrong = differences(state, wanted)
+        if wrong:
+            raise CheckpointError(
+                f"{self.source}: the class embeddings are not those of the architecture in the "
+                f"config: {wrong}. Set `arch` to the one these weights belong to."
+            )
+        return state[key].float()
 
     def _read(
         self, part: str, keep: Callable[[str], bool], encoder: nn.Module | None = None
@@ -105,66 +124,74 @@ class DiffusionWeights:
         return self._convert(part, encoder)
 
     def _read_original(self, path: Path) -> StateDict:
-        prefixes = tuple(_ORIGINAL_PREFIXES.values())
-        state = load_state_dict(path, keep=lambda key: key.startswith(prefixes))
-        for part, prefix in _ORIGINAL_PREFIXES.items():
-            if not any(key.startswith(prefix) for key in state):
+        prefixes = {part: _ORIGINAL_PREFIXES[part] for part in self.parts}
+        wanted = tuple(prefix for some in prefixes.values() for prefix in some)
+        if self.parts == ("unet",):  # a UNet alone may come with diffusers' names
+            state = load_state_dict(path)
+            original = {key: state[key] for key in state if key.startswith(wanted)}
+            return original or state
+        state = load_state_dict(path, keep=lambda key: key.startswith(wanted))
+        for part, some in prefixes.items():
+            if not any(key.startswith(some) for key in state):
                 raise CheckpointError(
-                    f"{path} is not an original Stable Diffusion checkpoint: no key begins with "
-                    f"{prefix} ({part}). Name a file such as sd-v1-3.ckpt, a diffusers folder or "
-                    "a hub id."
+                    f"{path} is not an original Stable Diffusion checkpoint, nor another one of "
+                    f"the architecture in the config: no key begins with {' or '.join(some)} "
+                    f"({part}). Name a file such as sd-v1-3.ckpt, a diffusers folder or a hub id, "
+                    "and the `arch` that belongs to it."
                 )
         return state
 
     def _convert(self, part: str, encoder: nn.Module | None) -> StateDict:
         from diffusers.loaders import single_file_utils as original
 
-        prefix = _ORIGINAL_PREFIXES[part]
-        state = {key: value for key, value in self._original.items() if key.startswith(prefix)}
+        prefixes = _ORIGINAL_PREFIXES[part]
+        state = {key: value for key, value in self._original.items() if key.startswith(prefixes)}
         if part == "unet":
             # diffusers' converter looks this up and has no default for it
-            return original.convert_ldm_unet_checkpoint(state, {"layers_per_block": 2})
+            config = {"layers_per_block": 2, **self.arch.unet}
+            return original.convert_ldm_unet_checkpoint(state, config) if state else self._original
         if part == "vae":
-            return original.convert_ldm_vae_checkpoint(state, self.arch.vae)
-        if any(key.startswith("cond_stage_model.model.") for key in state):  # SD v2: OpenCLIP names
-            return original.convert_open_clip_checkpoint(encoder, state)
+            converted = original.convert_ldm_vae_checkpoint(state, self.arch.vae)
+            # which the converter, made for other first stages, leaves out
+            codes = "quantize.embedding.weight"
+            if f"{prefixes[0]}{codes}" in state:
+                converted[codes] = state[f"{prefixes[0]}{codes}"]
+            return converted
+        for prefix in prefixes:
+            # Stable Diffusion v2's and SDXL's second: OpenCLIP's names
+            if any(key.startswith(f"{prefix}model.") for key in state):
+                return original.convert_open_clip_checkpoint(encoder, state, f"{prefix}model.")
         return original.convert_ldm_clip_checkpoint(state)
 
     def _download(self) -> Path:
-        if self.source.count("/") != 1 or self.source.startswith((".", "/", "~")):
-            raise CheckpointError(
-                f"{self.source}: no such file or folder. Name an original checkpoint "
-                "(sd-v1-3.ckpt), a diffusers folder or a hub id such as "
-                "CompVis/stable-diffusion-v1-3."
-            )
-        try:
-            folder = self._snapshot(list(_WEIGHT_NAMES), "safetensors")
-            older = [p for p in _WEIGHT_NAMES if not any((folder / p).glob("*.safetensors"))]
-            return self._snapshot(older, "bin") if older else folder
-        except Exception as error:  # the hub client raises a dozen kinds, all meaning the same here
-            raise CheckpointError(
-                f"{self.source}: neither a local path nor to be had from the hub "
-                f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name, the "
-                "network and `huggingface-cli login`, or name a local file."
-            ) from error
+        self._check_parts()
+        folder = self._snapshot(self.parts, "safetensors")
+        older = [p for p in self.parts if not any((folder / p).glob("*.safetensors"))]
+        return self._snapshot(older, "bin") if older else folder
 
-    def _snapshot(self, parts: list[str], ending: str) -> Path:
-        from huggingface_hub import snapshot_download
-
+    def _snapshot(self, parts: Sequence[str], ending: str) -> Path:
         patterns = []
         for part in parts:
             # Neither half precision nor the weights before averaging (non_ema): GBs for nothing.
             for name in _names(part, ending):
                 file = f"{part}/{name}.{ending}"
                 patterns += [file, f"{file}.index.json", f"{part}/{name}-*-of-*.{ending}"]
-        return Path(snapshot_download(self.source, allow_patterns=patterns))
+        return download_files(self.source, patterns)
+
+    def _check_parts(self) -> None:
+        if any(part not in _WEIGHT_NAMES for part in self.parts):
+            raise CheckpointError(
+                f"{self.source}: class-conditional models are read from one original file, such "
+                "as model.ckpt of CompVis' cin256-v2; diffusers has no folder for them."
+            )
 
     def _check_folder(self) -> None:
-        for part in _WEIGHT_NAMES:
+        self._check_parts()
+        for part in self.parts:
             if not (self._folder / part).is_dir():
                 raise CheckpointError(
                     f"{self._folder} is not a diffusers folder: it has no {part}/ in it "
-                    "(expected unet/, vae/ and text_encoder/)."
+                    f"(expected {', '.join(f'{p}/' for p in self.parts)})."
                 )
 
     def _read_folder(self, part: str, keep: Callable[[str], bool]) -> StateDict:
@@ -185,6 +212,24 @@ class DiffusionWeights:
                 state.update(load_state_dict(folder / shard, keep=keep))
             return _rename_old_attention(state) if part == "vae" else state
         raise CheckpointError(f"{folder}: none of {', '.join(files)} is in it.")
+
+
+def random_text_encoder(arch: DiffusionArch, part: str) -> nn.Module:
+    """A frozen text encoder on the CPU with whatever weights it was made with.
+
+    Args:
+        arch: its ``text`` or ``text_2`` is meant.
+        part: ``text_encoder``, a ``CLIPTextModel``; or ``text_encoder_2``, a
+            ``CLIPTextModelWithProjection``.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    cls, fields = {
+        "text_encoder": (CLIPTextModel, arch.text),
+        "text_encoder_2": (CLIPTextModelWithProjection, arch.text_2),
+    }[part]
+    with torch.device("cpu"):
+        return cls(CLIPTextConfig(**fields)).eval().requires_grad_(False)
 
 
 def _names(part: str, ending: str) -> list[str]:

@@ -14,6 +14,8 @@ from odise_mm.models.clip import FrozenCLIP
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import build_part
 
+LAST_STEP = 999
+
 
 class _Projection(nn.Module):
     """A linear map of the image embedding plus one learned vector per token."""
@@ -35,13 +37,20 @@ class ImplicitCaptioner(nn.Module):
 
     ODISE, equation 3 (MLP): ``c = c_empty + tanh(a) * (Linear(v) + P)``, and the same for the time
     embedding of each diffusion step, ``tanh(a_t) * (Linear_t(v) + P_t)``. The gates a and a_t start
-    at 0: training begins at the empty prompt. These are all the captioner's trained parameters.
+    at 0: training begins at the empty prompt. These are all the captioner's trained parameters,
+    unless the diffusion step is learned as well (paper, ablation of the steps): then a scalar r, of
+    which the step is 999 * sigmoid(r), so that it stays on the schedule.
 
     Args:
         clip: a :class:`~odise_mm.models.clip.FrozenCLIP` or its config.
         empty_context: embedding of the empty prompt, (1, tokens, context width).
         time_width: width of the diffusion model's time embedding.
         num_steps: diffusion steps that the backbone uses.
+        learned_step: where the learned diffusion step starts, inside (0, 999); it takes the place
+            of the backbone's one step. None: the step is the backbone's.
+
+    Raises:
+        ValueError: a start outside, or a learned step for a backbone with several.
     """
 
     def __init__(
@@ -50,8 +59,16 @@ class ImplicitCaptioner(nn.Module):
         empty_context: Tensor,
         time_width: int,
         num_steps: int = 1,
+        learned_step: float | None = None,
     ) -> None:
         super().__init__()
+        if learned_step is not None and not 0 < learned_step < LAST_STEP:
+            raise ValueError(f"learned_step={learned_step}: begin inside (0, {LAST_STEP})")
+        if learned_step is not None and num_steps != 1:
+            raise ValueError(
+                f"learned_step takes the place of the backbone's step, and it has {num_steps}: "
+                "give it steps=(0,)"
+            )
         self.clip = build_part(clip, MODELS)
         _, tokens, width = empty_context.shape
         self.register_buffer("empty_context", empty_context, persistent=False)
@@ -59,6 +76,14 @@ class ImplicitCaptioner(nn.Module):
         self.context_gate = nn.Parameter(torch.zeros(1, tokens, width))
         self.time = _Projection(self.clip.embed_dim, num_steps, time_width)
         self.time_gate = nn.Parameter(torch.zeros(time_width))
+        self.register_parameter("step_logit", None)
+        if learned_step is not None:
+            self.step_logit = nn.Parameter(torch.tensor(learned_step / LAST_STEP).logit())
+
+    @property
+    def step(self) -> Tensor | None:
+        """The learned diffusion step, a tensor without axes in [0, 999]; None: not learned."""
+        return None if self.step_logit is None else LAST_STEP * self.step_logit.sigmoid()
 
     def forward(self, tiles: Tensor, captions: Sequence[str | None] | None = None) -> Condition:
         """Conditioning of a batch of tiles, (N, 3, S, S) in [0, 1]; captions are not looked at."""
@@ -67,7 +92,7 @@ class ImplicitCaptioner(nn.Module):
     def condition(self, embedding: Tensor) -> Condition:
         """Conditioning from CLIP image embeddings, (N, ``clip.embed_dim``), not normalised."""
         context = self.empty_context + self.context_gate.tanh() * self.context(embedding)
-        return Condition(context, self.time_gate.tanh() * self.time(embedding))
+        return Condition(context, self.time_gate.tanh() * self.time(embedding), self.step)
 
 
 @MODELS.register_module()

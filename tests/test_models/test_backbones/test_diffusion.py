@@ -185,24 +185,24 @@ def test_gradients_reach_the_condition_only(full: Diffusion, folder: Path) -> No
         backbone.train()
         assert not any(part.training for part in backbone.modules())
         condition = random_condition(backbone)
-        for part in condition:
+        for part in condition[:2]:
             part.requires_grad_()
         features = backbone(images, condition)
         assert [f.requires_grad for f in features] == [False] * 2 + [True] * 4 + [False] * 2
         sum(f.square().mean() for f in features).backward()
-        gradients.append([part.grad for part in condition])
+        gradients.append([part.grad for part in condition[:2]])
         assert not any(p.requires_grad or p.grad is not None for p in backbone.parameters())
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
         assert plain.abs().max() > 0
 
     condition = random_condition(backbone)
-    for part in condition:
+    for part in condition[:2]:
         part.requires_grad_()
     reference = full.features(images, condition.context, (0,), condition.time)["unet"]
     full.unet.requires_grad_(False)
     sum(reference[i].square().mean() for i in PAPER["unet"]).backward()
-    for value, part in zip(gradients[0], condition, strict=True):
+    for value, part in zip(gradients[0], condition[:2], strict=True):
         assert relative_error(value, part.grad) < 1e-3
 
 

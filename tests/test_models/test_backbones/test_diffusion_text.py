@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
-from odise_mm.models.backbones import diffusion_text
+from odise_mm.models.backbones import diffusion_condition
 from odise_mm.models.backbones.diffusion import DiffusionBackbone
 from odise_mm.models.backbones.diffusion_text import tokenize
 from tests.test_models.test_backbones.conftest import Diffusion
@@ -109,7 +109,7 @@ def test_random_encoder_is_the_same_every_time() -> None:
 
 
 def test_remembered_texts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diffusion_text, "CACHE_SIZE", 2)
+    monkeypatch.setattr(diffusion_condition, "CACHE_SIZE", 2)
     prompts = DiffusionBackbone("tiny", None, UNET)._prompts
     first = prompts(TEXTS, "cpu")
     assert len(prompts._cache) == 2

@@ -261,11 +261,15 @@ def test_another_architecture(tiny_weights: Path, folder: Path) -> None:
     for source in (tiny_weights / "sd_v1.ckpt", folder):
         refused(source, "vae weights are not those of the architecture.*another shape", V2)
         other_unet = dict(
-            unet=V2["unet"], vae=ARCHITECTURES["tiny"].vae, text=ARCHITECTURES["tiny"].text
+            unet=dict(V2["unet"], cross_attention_dim=64),
+            vae=ARCHITECTURES["tiny"].vae,
+            text=ARCHITECTURES["tiny"].text,
         )
         refused(source, "unet weights are not those of the architecture", other_unet)
         other_text = dict(
-            unet=ARCHITECTURES["tiny"].unet, vae=ARCHITECTURES["tiny"].vae, text=V2["text"]
+            unet=ARCHITECTURES["tiny"].unet,
+            vae=ARCHITECTURES["tiny"].vae,
+            text=dict(V2["text"], hidden_size=64),
         )
         refused(source, "text encoder's weights are not those", other_text)
 
