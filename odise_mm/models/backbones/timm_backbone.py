@@ -6,6 +6,7 @@ ConvNeXt, MViT-v2, MoCo-v3, DINO, MAE and BEiT-v2; each is a config of this one 
 
 import inspect
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -144,18 +145,24 @@ def cast_buffers(network: nn.Module, dtype: torch.dtype) -> None:
 
 def _size_options(name: str, image_size: int | None) -> tuple[dict[str, Any], int | None]:
     """Arguments of timm's that settle the input size, and the fixed edge, if any."""
+    known, cfg = _traits(name)
+    if image_size is None:
+        if "dynamic_img_size" in known:
+            return {"dynamic_img_size": True}, None
+        if not cfg.get("fixed_input_size"):
+            return {}, None
+        image_size = cfg["input_size"][-1]
+    return ({"img_size": image_size} if "img_size" in known else {}), image_size
+
+
+@lru_cache
+def _traits(name: str) -> tuple[set[str], dict[str, Any]]:
+    """The arguments of a timm model's class, and its config of the pre-trained weights."""
     import timm
 
     with torch.device("meta"):
         network = timm.create_model(name, num_classes=0)
-    known = _arguments(type(network))
-    if image_size is None:
-        if "dynamic_img_size" in known:
-            return {"dynamic_img_size": True}, None
-        if not network.pretrained_cfg.get("fixed_input_size"):
-            return {}, None
-        image_size = network.pretrained_cfg["input_size"][-1]
-    return ({"img_size": image_size} if "img_size" in known else {}), image_size
+    return _arguments(type(network)), network.pretrained_cfg
 
 
 def _arguments(cls: type) -> set[str]:

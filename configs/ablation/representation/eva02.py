@@ -1,0 +1,12 @@
+# EVA-02 (L): a ViT-L/14 trained to give EVA-CLIP's features for masked pictures (Merged-38M), then
+# with IN-21k's labels, at 448 pixels. Not in the paper.
+# Weights: timm/eva02_large_patch14_448.mim_m38m_ft_in22k, MIT (fetched on first use).
+_base_ = ["../../_base_/ablation.py"]
+
+backbone = dict(
+    _delete_=True,
+    type="TimmBackbone",
+    model="eva02_large_patch14_448.mim_m38m_ft_in22k",
+    weights="pretrained",
+)
+model = dict(captioner=None, backbone=backbone, neck=dict(levels=(4, 8, 16, 32)))

@@ -1,0 +1,13 @@
+# MViT-v2 (H), trained with labels, IN-21k. Row "MViT (H)" of the paper.
+# Weights: timm/mvitv2_huge_cls.fb_inw21k, Apache-2.0 by timm's model card (fetched on first use).
+# Deviates: trained at 224 pixels; relative positions are interpolated to 512.
+_base_ = ["../../_base_/ablation.py"]
+
+backbone = dict(
+    _delete_=True,
+    type="TimmBackbone",
+    model="mvitv2_huge_cls.fb_inw21k",
+    weights="pretrained",
+    image_size=512,
+)
+model = dict(captioner=None, backbone=backbone)

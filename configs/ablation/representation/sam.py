@@ -1,0 +1,13 @@
+# SAM (H): the image encoder's blocks, without its neck, trained with masks (SA-1B). Not in the paper.
+# Weights: timm/samvit_huge_patch16.sa1b, Apache-2.0 (fetched on first use).
+# Trained at 1024 pixels; positions are interpolated to 512.
+_base_ = ["../../_base_/ablation.py"]
+
+backbone = dict(
+    _delete_=True,
+    type="TimmBackbone",
+    model="samvit_huge_patch16.sa1b",
+    weights="pretrained",
+    image_size=512,
+)
+model = dict(captioner=None, backbone=backbone, neck=dict(levels=(4, 8, 16, 32)))
