@@ -1,5 +1,5 @@
-# The ablations in miniature: the same rows on two pictures and with tiny networks, in a minute or
-# two each on a CPU. It shows that every row runs, learns and is tested; its numbers compare nothing.
+# The ablations in miniature: the same rows on two pictures with tiny networks, a minute or two each
+# on a CPU. They show that every row runs, learns and is tested; their numbers compare nothing.
 _base_ = ["../toy/overfit_real_coco_caption.py"]
 
 width = 64

@@ -1,0 +1,7 @@
+# The row of configs/ablation/representation/convnext.py in miniature.
+_base_ = ["../../../_base_/ablation_toy.py"]
+
+model = dict(
+    captioner=None,
+    backbone=dict(_delete_=True, type="TimmBackbone", model="test_convnext"),
+)

@@ -1,0 +1,13 @@
+# The row of configs/ablation/representation/deit3_h.py in miniature.
+_base_ = ["../../../_base_/ablation_toy.py"]
+
+model = dict(
+    captioner=None,
+    backbone=dict(
+        _delete_=True,
+        type="TimmBackbone",
+        model="deit3_small_patch16_224",
+        out_indices=(0, 1, 2, 3),
+    ),
+    neck=dict(levels=(4, 8, 16, 32)),
+)

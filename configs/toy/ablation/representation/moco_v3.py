@@ -1,0 +1,10 @@
+# The row of configs/ablation/representation/moco_v3.py in miniature.
+_base_ = ["../../../_base_/ablation_toy.py"]
+
+model = dict(
+    captioner=None,
+    backbone=dict(
+        _delete_=True, type="TimmBackbone", model="vit_tiny_patch16_224", out_indices=(0, 1, 2, 3)
+    ),
+    neck=dict(levels=(4, 8, 16, 32)),
+)

@@ -1,0 +1,14 @@
+# The row of configs/ablation/representation/sam.py in miniature.
+_base_ = ["../../../_base_/ablation_toy.py"]
+
+model = dict(
+    captioner=None,
+    backbone=dict(
+        _delete_=True,
+        type="TimmBackbone",
+        model="samvit_base_patch16",
+        out_indices=(0, 1, 2, 3),
+        image_size=128,
+    ),
+    neck=dict(levels=(4, 8, 16, 32)),
+)
