@@ -293,9 +293,10 @@ class DiffusionBackbone(Backbone):
             signal, sigma = self._signal_and_noise[step]
             return signal * latent + sigma * noise.to(latent)
         levels = self.noise_levels
-        below = step.detach().floor().long().clamp(0, len(levels) - 1)
+        below = step.detach().floor().long().clamp(0, len(levels) - 1).reshape(1)
         above = (below + 1).clamp(max=len(levels) - 1)
-        signal, sigma = torch.lerp(levels[below], levels[above], (step - below).to(levels)).unbind()
+        ends = (levels.index_select(0, index)[0] for index in (below, above))
+        signal, sigma = torch.lerp(*ends, (step - below).to(levels)).unbind()
         return (signal * latent.to(levels) + sigma * noise.to(levels)).to(latent)
 
     def _unet_taps(
