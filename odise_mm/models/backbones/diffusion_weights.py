@@ -54,7 +54,7 @@ class DiffusionWeights:
         self.arch = arch
         self.parts = tuple(parts)
         folders = ", ".join(f"{part}/" for part in self.parts)
-        path = locate(self.source, folders, self._download)
+        path = locate(self.source, folders, self._download, arch.origin)
         if path.is_file():
             self._original = self._read_original(path)
             self._folder = None

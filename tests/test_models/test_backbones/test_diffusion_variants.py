@@ -316,6 +316,9 @@ def test_ldm_from_other_places(ldm: Whole, ldm_file: Path, tmp_path: Path) -> No
         DiffusionBackbone(fewer, str(ldm_file), UNET)
     with pytest.raises(CheckpointError, match="weights are not those of the architecture"):
         DiffusionBackbone("tiny", str(ldm_file), UNET)
+    message = r"/nowhere/model.ckpt: no such file.*Fetch it from https://ommer-lab.*place it there"
+    with pytest.raises(CheckpointError, match=message):
+        DiffusionBackbone({**vars(LDM), "origin": "https://ommer-lab.com/x"}, "/nowhere/model.ckpt", UNET)
 
 
 # ------------------------------------------------------------------------- full-size presets
