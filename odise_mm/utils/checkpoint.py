@@ -28,8 +28,8 @@ from odise_mm.errors import CheckpointError
 __all__ = ["CheckpointError", "load_state_dict", "save_state_dict"]
 
 # Names under which a checkpoint holds its weights: Stable Diffusion and OpenMMLab, ODISE and
-# detectron2, DeepSpeed.
-_LEVELS = ("state_dict", "model", "module")
+# detectron2, DeepSpeed, PySlowFast.
+_LEVELS = ("state_dict", "model", "module", "model_state")
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 
@@ -94,9 +94,9 @@ def load_state_dict(
     """Read the weights of a file on the CPU.
 
     The kind of file is told by its content: safetensors, or torch's zip or older format (``.pth``,
-    ``.ckpt``, ``.bin``, ...). Weights under ``state_dict``, ``model`` or ``module`` are found
-    there; entries that are no tensors are left out. Tensors of safetensors and zip files stay on
-    disk until they are used.
+    ``.ckpt``, ``.bin``, ...). Weights under ``state_dict``, ``model``, ``module`` or
+    ``model_state`` are found there; entries that are no tensors are left out. Tensors of
+    safetensors and zip files stay on disk until they are used.
 
     Args:
         path: the file.

@@ -1,0 +1,77 @@
+"""Tiny models under names of their own, in timm's register, for families that timm has large only.
+
+Swin (windows), MViT-v2 and BEiT (relative positions, made for one size), as timm's own classes.
+"""
+
+from __future__ import annotations
+
+import timm
+from timm.models import beit, build_model_with_cfg, generate_default_cfgs, mvitv2, register_model
+from timm.models import swin_transformer as swin
+from torch import nn
+
+SIZE = 64
+CFG = dict(input_size=(3, SIZE, SIZE), mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
+FIXED = dict(CFG, fixed_input_size=True, hf_hub_id="timm/")
+
+default_cfgs = generate_default_cfgs(
+    {
+        "tiny_swin.made_up": dict(FIXED, classifier="head.fc"),
+        "tiny_mvit.made_up": dict(FIXED, classifier="head.fc"),
+        "tiny_beit.made_up": dict(FIXED, classifier="head"),
+        "tiny_beit.elsewhere": dict(FIXED, hf_hub_id=None, url="https://nowhere.invalid/b.pth"),
+    }
+)
+
+
+@register_model
+def tiny_swin(pretrained: bool = False, **kwargs: object) -> nn.Module:
+    """Four stages, windows of 2 x 2 tokens, shifted in the first."""
+    sizes = dict(embed_dim=16, depths=(2, 1, 1, 1), num_heads=(1, 2, 2, 4), window_size=2)
+    return build_model_with_cfg(
+        swin.SwinTransformer,
+        "tiny_swin",
+        pretrained,
+        pretrained_filter_fn=swin.checkpoint_filter_fn,
+        **{**sizes, **kwargs},
+    )
+
+
+@register_model
+def tiny_mvit(pretrained: bool = False, **kwargs: object) -> nn.Module:
+    """Four stages of one block each, with a class token."""
+    cfg = mvitv2.MultiScaleVitCfg(
+        depths=(1, 1, 1, 1), embed_dim=16, num_heads=1, use_cls_token=True
+    )
+    return build_model_with_cfg(
+        mvitv2.MultiScaleVit,
+        "tiny_mvit",
+        pretrained,
+        model_cfg=cfg,
+        pretrained_filter_fn=mvitv2.checkpoint_filter_fn,
+        **kwargs,
+    )
+
+
+@register_model
+def tiny_beit(pretrained: bool = False, **kwargs: object) -> nn.Module:
+    """Six blocks of 16 x 16 pixels' patches, without absolute positions."""
+    sizes = dict(
+        patch_size=16,
+        embed_dim=32,
+        depth=6,
+        num_heads=2,
+        use_abs_pos_emb=False,
+        use_rel_pos_bias=True,
+        init_values=0.1,
+    )
+    return build_model_with_cfg(
+        beit.Beit,
+        "tiny_beit",
+        pretrained,
+        pretrained_filter_fn=beit.checkpoint_filter_fn,
+        **{**sizes, **kwargs},
+    )
+
+
+assert {"tiny_swin", "tiny_mvit", "tiny_beit"} <= set(timm.list_models())
