@@ -1,0 +1,4 @@
+# The row of configs/ablation/representation/cleandift.py in miniature.
+_base_ = ["sd_v2.py"]
+
+model = dict(backbone=dict(steps=(-1,)))

@@ -1,0 +1,4 @@
+# The row of configs/ablation/steps/t300.py in miniature.
+_base_ = ["../../../_base_/ablation_toy.py"]
+
+model = dict(backbone=dict(steps=(300,)))
