@@ -30,7 +30,7 @@ _REPEAT = 0.15  # a thing has the name of the one before
 _RADII = (14.0, 30.0)  # of things, in pixels
 _THIN = ("star", "ring", "moon", "arrow")  # a sixth larger, to be known by their shapes
 _TRIES = 12
-_MIN_SEEN = 0.55  # of a thing's pixels that the picture could show
+_MIN_SEEN = 0.6  # of a thing's pixels that the picture could show
 _MIN_AREA = 90  # pixels of a segment
 _CONTRAST = 0.13  # between a thing and the stuff behind it, in the channel that differs most
 _GROUNDS = ("grass", "sand", "snow", "gravel", "wood", "water")
@@ -116,10 +116,9 @@ def scene(seed: int | Sequence[int], split: Split = "web", *, novel_in_train: bo
     if split not in SPLITS:
         raise ValueError(f"split is one of {', '.join(SPLITS)}, not {split!r}")
     seeds = [seed] if isinstance(seed, int | np.integer) else list(seed)
-    composing, drawn, told = (
-        np.random.default_rng(s)
-        for s in np.random.SeedSequence([*seeds, SPLITS.index(split)]).spawn(3)
-    )
+    # numpy takes missing numbers for zeros: how many there are must be one of them
+    sequence = np.random.SeedSequence([SPLITS.index(split), len(seeds), *seeds])
+    composing, drawn, told = map(np.random.default_rng, sequence.spawn(3))
     train = split == "train"
     plan = compose(composing, NOVEL_SHARE * novel_in_train if train else None)
     ids = draw_ids(plan)
@@ -153,7 +152,9 @@ def compose(rng: np.random.Generator, novel_share: float | None = None) -> Plan:
     seen: list[np.ndarray] = []  # visible pixels of every thing so far
     ground = behind.copy()  # the region that is seen, -1 below things
     wanted = 1 + rng.choice(len(_COUNTS), p=_COUNTS)
-    for _ in range(wanted):
+    tried = 0
+    while tried < wanted or not things:  # where there is no place for one, there is one fewer
+        tried += 1
         name = _draw_name(rng, novel_share if things else novel_share and 0.0)
         if things and rng.random() < _REPEAT:
             name = things[-1].name

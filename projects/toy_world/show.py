@@ -1,0 +1,85 @@
+#!/usr/bin/env python
+"""A sheet of scenes as they are drawn: picture, labelled segments, names and a caption of each.
+
+Novel names are marked with a star. Grey is not labelled.
+
+Example:
+    python projects/toy_world/show.py --split train --number 12 --out work_dirs/toy_world.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import textwrap
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+
+import numpy as np  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from projects.toy_world.world import SPLITS, Scene, scene  # noqa: E402
+
+_COLUMNS = 4
+
+
+def sheet(scenes: list[Scene]) -> Figure:
+    """A figure with a cell for each scene."""
+    columns = min(_COLUMNS, len(scenes))
+    rows = -(-len(scenes) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.75 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.axis("off")
+    for axis, made in zip(axes, scenes, strict=False):
+        gap = np.full((len(made.image), 4, 3), 255, np.uint8)
+        axis.imshow(np.concatenate([made.image, gap, coloured(made)], axis=1))
+        names = ", ".join(f"{s.name}{'*' * s.name.is_novel}" for s in made.segments)
+        lines = textwrap.wrap(f'"{made.captions[0]}"', 60) + textwrap.wrap(names, 60)
+        axis.set_title("\n".join(lines), fontsize=7, loc="left")
+    return figure
+
+
+def coloured(made: Scene) -> np.ndarray:
+    """The labelled segments (H, W, 3) uint8, each in the mean colour of its pixels."""
+    picture = np.full_like(made.image, 128)
+    for segment in made.segments:
+        mask = made.panoptic == segment.id
+        picture[mask] = made.image[mask].mean(axis=0)
+    return picture
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--split", choices=SPLITS, default="val", help="default: val")
+    parser.add_argument("--number", type=positive_int, default=12, help="scenes (default: 12)")
+    parser.add_argument("--seed", type=int, default=0, help="as of generate.py (default: 0)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("work_dirs/toy_world.png"),
+        help="default: work_dirs/toy_world.png",
+    )
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error(f"argument --seed: must be at least 0, not {args.seed}")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    with one_line_errors():
+        figure = sheet([scene((args.seed, i), args.split) for i in range(args.number)])
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(args.out, dpi=100, format="png")
+        print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
