@@ -73,7 +73,7 @@ class OpenCLIPBackbone(Backbone):
         self._lent = (clip,) if model is None and clip is not None else ()
         state = None
         if model is not None:
-            name = model if isinstance(model, str) else "of the config"
+            name = f"CLIP {model if isinstance(model, str) else 'of the config'}"
             self.own_tower, source, state = _build_tower(model, weights)
             mean, std = source.mean, source.std
         elif clip is None:
@@ -87,7 +87,7 @@ class OpenCLIPBackbone(Backbone):
                 "clip, which has its own weights; name the `model` too, or drop `weights`"
             )
         else:
-            name = clip.short_name
+            name = f"CLIP {clip.short_name}"
             mean, std = clip.mean.flatten().tolist(), clip.std.flatten().tolist()
         tower = self.tower
         info = _tower_info(tower, name)
@@ -284,7 +284,7 @@ def _fill(
     wrong = differences(state, wanted, known)
     if wrong:
         raise CheckpointError(
-            f"{path} holds no weights for the image tower of CLIP {name}: {wrong}. Name the "
+            f"{path} holds no weights for the image tower of {name}: {wrong}. Name the "
             "architecture that the file was made for."
         )
     floats = {k: state[k].float() if state[k].is_floating_point() else state[k] for k in wanted}
