@@ -18,12 +18,12 @@ vae = dict(
     down_block_types=("DownEncoderBlock2D",) * 4,
     up_block_types=("UpDecoderBlock2D",) * 4,
 )
-text = dict(
+encoder = dict(
     hidden_size=64,
     intermediate_size=128,
     num_hidden_layers=2,
     num_attention_heads=2,
     hidden_act="gelu",
 )
-arch = dict(unet=unet, vae=vae, text=text, pad_token=0)
-model = dict(backbone=dict(_delete_=True, type="DiffusionBackbone", arch=arch))
+architecture = dict(unet=unet, vae=vae, text=encoder, pad_token=0)
+model = dict(backbone=dict(_delete_=True, type="DiffusionBackbone", arch=architecture))
