@@ -3,10 +3,29 @@
 import json
 
 import pytest
+import torch
+import yaml
+from mmengine.config import Config
 
-from tests import golden
-from tools.analysis_tools import model_summary, published
-from tools.analysis_tools.meta import build_on_meta, load_model_config
+from tests import golden, parts
+from tools.analysis_tools import meta, model_summary, published
+from tools.analysis_tools.meta import build_on_meta, load_model_config, short_edge
+
+METAFILE = yaml.safe_load((parts.CONFIGS / "ablation/metafile.yml").read_text(encoding="utf-8"))
+OWN_PARTS = ("captioner", "feature projection")
+
+
+def distinct_ablations() -> list[str]:
+    """Those that differ in what costs anything; many rows of the studies are one model."""
+    found = {}
+    for file in parts.config_files():
+        if file.startswith("ablation/"):
+            model = parts.load_config(file).model
+            steps = model.backbone.pop("steps", ())
+            key = [model.get(part) for part in ("backbone", "captioner", "neck", "classifiers")]
+            key.append(len(steps))  # what a step's number is costs nothing
+            found.setdefault(repr(key), file)
+    return sorted(found.values())
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +95,9 @@ def test_needs_no_memory() -> None:
 def test_any_other_architecture_gets_the_counts_alone(
     form: str, capsys: pytest.CaptureFixture
 ) -> None:
-    assert model_summary.main(["odise_tiny", "--format", form]) == 0
+    assert model_summary.main(["odise_tiny", "--size", "64", "--format", form]) == 0
     output = capsys.readouterr().out
-    summary = json.loads(output) if form == "json" else model_summary.summarise("odise_tiny")
+    summary = json.loads(output) if form == "json" else model_summary.summarise("odise_tiny", 64)
     assert "published_frozen" not in summary
     assert sum(summary["trained"].values()) > 20_000_000
     if form != "json":
@@ -90,3 +109,88 @@ def test_says_in_words_that_nothing_is_unexplained(label: dict) -> None:
     text = "\n".join(table.markdown() for table in model_summary.make_tables(label))
     assert "unexplained: 0." in text
     assert "1,494,179,500" in text and "28,067,009" in text
+
+
+def test_flops_are_those_of_the_benchmark_s_size(label: dict) -> None:
+    """12.363 TFLOP at the published 1024 pixels, which the README states as 12.4."""
+    assert label["size"] == short_edge(load_model_config("odise_coco_label")) == 1024
+    assert round(label["flops"] / 1e12, 1) == 12.4
+
+
+@pytest.mark.parametrize("file", distinct_ablations())
+def test_every_ablation_has_a_row(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built and run without weights; what is the same for all is left out or smaller."""
+    models = []
+
+    def load_with_small_head(config: str) -> Config:
+        cfg = load_model_config(config)
+        cfg.model.head = parts.head_config(objectness=True)
+        cfg.model.classifiers[0].embed_dim = 64
+        if "/classification/" not in config:
+            cfg.model.classifiers = cfg.model.classifiers[:1]
+        return cfg
+
+    def build(cfg: Config) -> torch.nn.Module:
+        models.append(build_on_meta(cfg))
+        return models[0]
+
+    monkeypatch.setattr(meta, "load_model_config", load_with_small_head)
+    monkeypatch.setattr(meta, "build_on_meta", build)
+    summary = model_summary.summarise(f"configs/{file}")
+    (model,) = models
+    trained = sum(tensor.numel() for tensor in model.state_dict().values())
+    assert sum(summary["trained"].values()) == trained
+    counted = trained + sum(summary["frozen"].values())
+    assert counted == sum(p.numel() for p in model.parameters())
+    described = model.backbone.describe()
+    assert [tap["channels"] for tap in summary["taps"]] == list(described["in_channels"])
+    assert [tap["stride"] for tap in summary["taps"]] == list(described["in_strides"])
+    # no public backbone of the study reads 512 x 512 pixels for less
+    assert summary["size"] == 512 and summary["flops"] > 1e11
+    # what the metafile says; of the trained ones, the head and the names are as published
+    said = next(m["Metadata"] for m in METAFILE["Models"] if m["Config"] == f"configs/{file}")
+    frozen = sum(summary["frozen"].values())
+    own = sum(summary["trained"].get(part, 0) for part in OWN_PARTS)
+    theirs = published.PARAMETERS["caption"].trained
+    full = own + sum(count for part, count in theirs.items() if part not in OWN_PARTS)
+    assert said["Frozen Parameters (M)"] == round(frozen / 1e6, 1)
+    assert said["Trained Parameters (M)"] == round(full / 1e6, 1)
+    row = model_summary.make_comparison([summary]).rows[0]
+    assert row[0] == file.removesuffix(".py") and f"{trained:,}" in row
+
+
+def test_several_configs_make_one_table(capsys: pytest.CaptureFixture) -> None:
+    names = ["odise_tiny", "overfit_real_coco"]
+    assert model_summary.main([*names, "--size", "64", "--format", "markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith(("| odise", "| overfit"))]
+    assert [row.split(" | ")[0] for row in rows] == ["| odise_tiny", "| overfit_real_coco"]
+    assert model_summary.main([*names, "--size", "64", "--format", "json"]) == 0
+    models = json.loads(capsys.readouterr().out)["models"]
+    for row, model in zip(rows, models, strict=True):
+        assert f"{sum(model['trained'].values()):,} | {sum(model['frozen'].values()):,}" in row
+        assert model["size"] == 64 and f"{model['flops'] / 1e12:.3f} (64)" in row
+
+
+def test_all_configs_are_those_of_the_repository() -> None:
+    found = model_summary.all_configs()
+    assert [file.partition("/configs/")[2] for file in found] == parts.config_files()
+
+
+@pytest.mark.parametrize("arguments", [[], ["odise_tiny", "--all"], ["odise_tiny", "--size", "0"]])
+def test_wrong_arguments(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        model_summary.parse_args(arguments)
+    assert end.value.code == 2
+
+
+def test_weights_are_dropped_wherever_they_are_named(tmp_path) -> None:
+    file = tmp_path / "deep.py"
+    file.write_text(
+        "model = dict(clip=dict(weights='a'), classifiers=[dict(clip=dict(weights='b')), "
+        "dict(parts=(dict(weights='c'), [dict(inner=dict(weights='d', model='m'))]))])"
+    )
+    model = load_model_config(str(file)).model
+    assert "weights='" not in repr(model.to_dict()).replace('"', "'").replace(": ", "=")
+    assert model.classifiers[1].parts[1][0].inner == dict(weights=None, model="m")
+    assert load_model_config(str(file), weights=True).model.clip.weights == "a"

@@ -1,6 +1,6 @@
 """Whole models without memory: built and run on torch's meta device, where only shapes exist."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from odise_mm.apis.building import build_model, load_config
 from odise_mm.models import OpenVocabSegmentor, TextEncoder
+from odise_mm.models.classifiers import clip_classifiers
 from odise_mm.models.postprocess import resize_masks, semantic_inference
 
 
@@ -22,6 +23,12 @@ def load_model_config(config: str, weights: bool = False) -> Config:
     if not weights:
         _drop_weights(cfg.model)
     return cfg
+
+
+def short_edge(cfg: Config) -> int:
+    """Pixels of the short edge that a config's test pipeline resizes pictures to; 512 if none."""
+    scales = [step["scale"] for step in cfg.get("test_pipeline") or [] if "scale" in step]
+    return min(scales[-1]) if scales and isinstance(scales[-1], (tuple, list)) else 512
 
 
 def _drop_weights(node: Any) -> None:
@@ -76,12 +83,20 @@ def running_on_meta(model: nn.Module) -> Iterator[None]:
     encoders = [m for m in model.modules() if isinstance(m, TextEncoder)]
     for encoder in encoders:
         encoder.forward = _embedded_already(encoder)
+    boxes = clip_classifiers._boxes
+    clip_classifiers._boxes = _whole_image
     try:
         with _SizesStayReal(), torch.no_grad():
             yield
     finally:
+        clip_classifiers._boxes = boxes
         for encoder in encoders:
             del encoder.forward
+
+
+def _whole_image(masks: Tensor, size: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """Boxes of masks, which have no values here; every crop is resized to one size anyway."""
+    return [(0, size[0], 0, size[1])] * len(masks)
 
 
 def _embedded_already(encoder: TextEncoder) -> Callable:

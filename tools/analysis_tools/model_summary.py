@@ -1,10 +1,13 @@
 #!/usr/bin/env python
-"""Parameters, trained and frozen, of every part of a model, beside the published model's.
+"""Parameters, trained and frozen, feature maps and FLOPs of models, without weights or memory.
 
-Needs neither weights nor memory: the model is built on torch's meta device.
+Models are built and run on torch's meta device. One config gets a table for every part, beside the
+published model's where they compare; several get one table with a row for each.
 
-Example:
-    python tools/analysis_tools/model_summary.py configs/odise/odise_coco_label.py
+Examples:
+    python tools/analysis_tools/model_summary.py odise_coco_label
+    python tools/analysis_tools/model_summary.py configs/ablation/*/*.py --format markdown
+    python tools/analysis_tools/model_summary.py --all
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import one_line_errors  # noqa: E402
+from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
 from tools.analysis_tools import published  # noqa: E402
 from tools.report import FORMATS, Table, show  # noqa: E402
 
@@ -31,9 +35,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
+    parser.add_argument(
+        "configs", metavar="CONFIG", nargs="*", help="config files or their names under configs/"
+    )
+    parser.add_argument("--all", action="store_true", help="every config of a model under configs/")
+    parser.add_argument(
+        "--size",
+        type=positive_int,
+        help="edge of the square image that FLOPs are counted for, in pixels (default: the short "
+        "edge that the config tests with)",
+    )
     parser.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.all == bool(args.configs):
+        parser.error("name configs, or take --all")
+    return args
+
+
+def all_configs() -> list[str]:
+    """Every config of a model; those of the working directory hide the repository's own."""
+    from odise_mm.apis.building import config_folders
+
+    found: dict[Path, Path] = {}
+    for folder in reversed(config_folders()):
+        found |= {path.relative_to(folder): path for path in folder.rglob("*.py")}
+    return [str(found[name]) for name in sorted(found) if "_base_" not in name.parts]
 
 
 def count_parameters(model: OpenVocabSegmentor) -> tuple[dict[str, int], dict[str, int]]:
@@ -64,24 +90,28 @@ def count_not_built(backbone: DiffusionBackbone) -> dict[str, dict[str, int]]:
     Returns:
         By part, the parameters of every module that is missing as a whole, by its name.
     """
+    import diffusers
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     arch = backbone.arch
     with torch.device("meta"):
         unet = UNet2DConditionModel(**arch.unet)
-        vae = AutoencoderKL(**arch.vae)
-        text = CLIPTextModel(CLIPTextConfig(**arch.text))
+        vae = getattr(diffusers, arch.first_stage)(**arch.vae)
+        kinds = ((CLIPTextModel, arch.text), (CLIPTextModelWithProjection, arch.text_2))
+        texts = [kind(CLIPTextConfig(**config)) for kind, config in kinds if config]
     missing: dict[str, dict[str, int]] = {}
     for prefix, whole, kept in (("unet", unet, backbone.unet), ("vae", vae, backbone.vae)):
         held = {name for name, _ in kept.named_parameters()} if kept is not None else set()
         for module, count in _missing_modules(whole, held).items():
             part = "UNet" if prefix == "unet" else "VAE encoder"
-            if prefix == "vae" and module.startswith(("decoder", "post_quant_conv")):
+            if prefix == "vae" and module.startswith(("decoder", "post_quant_conv", "quantize")):
                 part = "VAE decoder"
             missing.setdefault(part, {})[module or "all"] = count
-    missing["diffusion text encoder"] = {"all": sum(p.numel() for p in text.parameters())}
+    for number, text in enumerate(texts, start=1):
+        part = "diffusion text encoder" + (f" {number}" if len(texts) > 1 else "")
+        missing[part] = {"all": sum(p.numel() for p in text.parameters())}
     return missing
 
 
@@ -101,18 +131,24 @@ def _missing_modules(whole: Any, held: set[str]) -> dict[str, int]:
     return dict(missing)
 
 
-def summarise(config: str) -> dict[str, Any]:
+def summarise(config: str, size: int | None = None) -> dict[str, Any]:
     """Everything that the tables show, as plain numbers.
 
+    Args:
+        config: file, or name under ``configs/``.
+        size: edge of the image that FLOPs are counted for; None: what the config tests with.
+
     Returns:
-        ``trained``, ``frozen`` (by part), ``taps``; where the config is the published
-        architecture also ``variant``, ``published_trained``, ``published_frozen``; where the
-        backbone is a diffusion model also ``not_built``.
+        ``trained``, ``frozen`` (by part), ``taps``, ``size``, ``flops`` (of one image); where the
+        config is the published architecture also ``variant``, ``published_trained``,
+        ``published_frozen``; where the backbone is a diffusion model also ``not_built``.
     """
     from odise_mm.models import DiffusionBackbone
-    from tools.analysis_tools.meta import build_on_meta, load_model_config
+    from tools.analysis_tools.benchmark import count_flops, make_vocabulary
+    from tools.analysis_tools.meta import build_on_meta, load_model_config, short_edge
 
     cfg = load_model_config(config)
+    size = size or short_edge(cfg)
     is_published = published.is_published_architecture(cfg.model)
     model = build_on_meta(cfg)
     trained, frozen = count_parameters(model)
@@ -121,6 +157,7 @@ def summarise(config: str) -> dict[str, Any]:
         "trained": trained,
         "frozen": frozen,
         "taps": list_taps(model.backbone),
+        "size": size,
     }
     if isinstance(model.backbone, DiffusionBackbone):
         summary["not_built"] = count_not_built(model.backbone)
@@ -131,6 +168,8 @@ def summarise(config: str) -> dict[str, Any]:
         summary["published_trained"] = dict(numbers.trained)
         summary["published_frozen"] = dict(numbers.frozen)
         summary["fewer_positions"] = _positions_of_larger_image(model)
+    model.vocabulary = make_vocabulary(None)
+    summary["flops"] = sum(count_flops(model, size).values())
     return summary
 
 
@@ -144,11 +183,13 @@ def _positions_of_larger_image(model: OpenVocabSegmentor) -> int:
 
 def list_taps(backbone: Any) -> list[dict[str, Any]]:
     """Where every feature map comes from, its channels and its stride."""
+    from odise_mm.models import DiffusionBackbone
+
     described = backbone.describe()
     channels, strides = described["in_channels"], described["in_strides"]
-    if hasattr(backbone, "taps"):
+    if isinstance(backbone, DiffusionBackbone):
         names = [
-            f"{where.replace('_', ' ')}, block {block}"
+            f"input of {where.replace('_', ' ')}, block {block}"
             for where, blocks in backbone.taps._asdict().items()
             for block in blocks
         ]
@@ -165,9 +206,47 @@ def make_tables(summary: dict[str, Any]) -> list[Table]:
     tables = [_counts(summary, "trained"), _counts(summary, "frozen")]
     if "not_built" in summary:
         tables.append(_not_built(summary))
-    taps = Table("Feature maps of the backbone", ("input of", "channels", "stride"))
+    taps = Table("Feature maps of the backbone", ("where", "channels", "stride"))
     taps.rows = [(t["tap"], str(t["channels"]), str(t["stride"])) for t in summary["taps"]]
+    size = summary["size"]
+    taps.notes = [
+        f"{summary['flops'] / 1e12:.3f} TFLOP for an image of {size} x {size} "
+        f"({published.COUNTED_CLASSES} classes, {published.COUNTED_SYNONYMS} names, embedded "
+        "before); by part: tools/analysis_tools/benchmark.py CONFIG --flops-only"
+    ]
     return [*tables, taps]
+
+
+def make_comparison(summaries: list[dict[str, Any]]) -> Table:
+    """One row for every config."""
+    columns = ("config", "trained", "frozen", "channels", "strides", "TFLOP per image")
+    table = Table("Models", columns)
+    for summary in summaries:
+        maps = summary["taps"]
+        table.rows.append(
+            (
+                _short_name(summary["config"]),
+                f"{sum(summary['trained'].values()):,}",
+                f"{sum(summary['frozen'].values()):,}",
+                " ".join(str(m["channels"]) for m in maps),
+                " ".join(str(m["stride"]) for m in maps),
+                f"{summary['flops'] / 1e12:.3f} ({summary['size']})",
+            )
+        )
+    table.notes = [
+        "Parameters: what is in memory; shared ones count once. Strides in pixels.",
+        "TFLOP: 10^12 operations, 2 per multiply-add, for a square image of the edge in brackets "
+        f"and {published.COUNTED_CLASSES} classes ({published.COUNTED_SYNONYMS} names), embedded "
+        "before.",
+    ]
+    return table
+
+
+def _short_name(config: str) -> str:
+    """What identifies a config: its path below ``configs/``."""
+    parts = Path(config).with_suffix("").parts
+    last = max((i for i, part in enumerate(parts) if part == "configs"), default=-1)
+    return "/".join(parts[last + 1 :]) if last >= 0 else str(Path(config).with_suffix(""))
 
 
 def _counts(summary: dict[str, Any], kind: str) -> Table:
@@ -217,12 +296,26 @@ def _not_built(summary: dict[str, Any]) -> Table:
     return table
 
 
+def progress(configs: list[str]) -> Iterable[str]:
+    """The configs, with a bar where there is somebody to look at it."""
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    quiet = len(configs) == 1 or not console.is_terminal
+    return track(configs, "building models without memory", console=console, disable=quiet)
+
+
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
+        configs = all_configs() if args.all else args.configs
         with redirect_stdout(sys.stderr):  # the log must not mix with the numbers
-            summary = summarise(args.config)
-        show(make_tables(summary), summary, args.format)
+            summaries = [summarise(config, args.size) for config in progress(configs)]
+        if args.all or len(configs) > 1:
+            show([make_comparison(summaries)], {"models": summaries}, args.format)
+        else:
+            show(make_tables(summaries[0]), summaries[0], args.format)
     return 0
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from odise_mm.models import FrozenCLIP, OpenVocabSegmentor
+from odise_mm.models import DiffusionBackbone, FrozenCLIP, OpenVocabSegmentor
 
 # Prefix of a parameter's name -> part; the longest prefix counts. What has none of these
 # prefixes is named after the module at the top.
@@ -25,6 +25,7 @@ PARAMETER_PARTS = {
     "backbone.vae.quant_conv": "VAE encoder",
     "backbone.vae.decoder": "VAE decoder",
     "backbone.vae.post_quant_conv": "VAE decoder",
+    "backbone.vae.quantize": "VAE decoder",
     "captioner": "captioner",
     "neck": "feature projection",
     "head": "transformer decoder",
@@ -232,13 +233,12 @@ class PartMeter:
     def _wrap_backbone(self, backbone: nn.Module) -> None:
         if self.whole_backbone:
             return
-        for method, part in (
-            ("encode", "VAE encoder"),
-            ("_unet_taps", "UNet"),
-            ("_decoder_taps", "VAE decoder"),
-        ):
-            if hasattr(backbone, method):
-                self._wrap(backbone, method, part)
+        if not isinstance(backbone, DiffusionBackbone):
+            self._wrap(backbone, "forward", "backbone")
+            return
+        self._wrap(backbone, "encode", "VAE encoder")
+        self._wrap(backbone, "_unet_taps", "UNet")
+        self._wrap(backbone, "_decoder_taps", "VAE decoder")
 
     def _wrap_head(self, head: nn.Module) -> None:
         self._wrap(head, "forward", "transformer decoder: masks")

@@ -115,8 +115,11 @@ FLOPS: dict[int, dict[str, PublishedFlops]] = {
 def is_published_architecture(model_cfg: dict) -> bool:
     """Whether a config's frozen parts are those of the published model, so that counts compare."""
     clip, backbone = model_cfg.get("clip") or {}, model_cfg.get("backbone") or {}
+    captioner = model_cfg.get("captioner") or {}
     return (
         backbone.get("type") == "DiffusionBackbone"
         and backbone.get("arch", "sd_v1") == "sd_v1"
+        and len(backbone.get("steps", (0,))) == 1
+        and captioner.get("type") == "ImplicitCaptioner"
         and clip.get("model") in ("ViT-L-14-336-quickgelu", "ViT-L-14-336")
     )
