@@ -28,6 +28,7 @@ from odise_mm.utils.frozen import is_meta_context, materialise
 
 MAX_STRIDE = 32
 FIRST_STAGES = ("AutoencoderKL", "VQModel")
+FIRST_STAGE_LEVELS = frozenset(("DownEncoderBlock2D", "UpDecoderBlock2D"))
 UNET_LEVELS = frozenset(
     ("DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn")
     + ("UpBlock2D", "CrossAttnUpBlock2D")
@@ -164,17 +165,7 @@ class DiffusionBackbone(Backbone):
             if weights is None:
                 materialise(self)
             else:
-                sources = {"vae": (self.vae, weights), "unet": (self.unet, unet_weights or weights)}
-                built = {name: of for name, of in sources.items() if of[0] is not None}
-                main = [name for name, (_, source) in built.items() if source is weights]
-                source = DiffusionWeights(weights, self.arch, [*main, *kind.parts])
-                for name, (module, place) in built.items():
-                    unused = all_keys[name] - frozenset(module.state_dict())
-                    if name not in main:
-                        DiffusionWeights(place, self.arch, [name]).fill(module, name, unused)
-                    else:
-                        source.fill(module, name, unused)
-                empty = kind.empty(source)
+                empty = self._load(weights, unet_weights, all_keys)
         self.register_buffer("empty_context", empty, persistent=False)
         with torch.device("cpu"):
             generator = torch.Generator("cpu").manual_seed(noise_seed)
@@ -185,6 +176,22 @@ class DiffusionBackbone(Backbone):
         levels = torch.tensor(self._signal_and_noise)
         self.register_buffer("noise_levels", levels, persistent=False)
         self.freeze()
+
+    def _load(
+        self, weights: str, unet_weights: str | None, keys: dict[str, frozenset[str]]
+    ) -> Tensor:
+        """Fill the layers that were kept; ``keys`` are those of all layers.
+
+        Returns:
+            The empty condition.
+        """
+        parts = ["vae"] + (["unet"] if self.unet is not None and not unet_weights else [])
+        source = DiffusionWeights(weights, self.arch, [*parts, *self._kind.parts])
+        source.fill(self.vae, "vae", keys["vae"] - frozenset(self.vae.state_dict()))
+        if self.unet is not None:
+            place = DiffusionWeights(unet_weights, self.arch, ["unet"]) if unet_weights else source
+            place.fill(self.unet, "unet", keys["unet"] - frozenset(self.unet.state_dict()))
+        return self._kind.empty(source)
 
     def describe(self) -> dict:
         """What other parts want to know of this one, by the names of their arguments."""
@@ -306,7 +313,7 @@ class DiffusionBackbone(Backbone):
             return []
         unet = self.unet
         if isinstance(step, int):
-            step = torch.tensor(max(step, 0), device=noisy.device)
+            step = torch.full((), max(step, 0), device=noisy.device)
         time = unet.time_embedding(unet.time_proj(step.expand(len(noisy))).to(noisy))
         if condition.time is not None:
             time = time + condition.time[:, index].to(noisy)
@@ -485,6 +492,10 @@ def _check_supported(
     ]
     levels = [*config.down_block_types, config.mid_block_type, *config.up_block_types]
     needs += [f"a {level}" for level in dict.fromkeys(levels) if level not in UNET_LEVELS]
+    stages = [*vae.config.down_block_types, *vae.config.up_block_types]
+    needs += [f"a {level}" for level in dict.fromkeys(stages) if level not in FIRST_STAGE_LEVELS]
+    if vae.config.get("norm_type", "group") != "group":
+        needs.append(f"norm_type={vae.config.norm_type!r}")
     if config.in_channels != latent_channels:
         needs.append(f"{config.in_channels} input channels beside a latent of {latent_channels}")
     if config.cross_attention_dim != kind.shape[1]:
@@ -497,5 +508,6 @@ def _check_supported(
     if needs:
         raise ValueError(
             f"this diffusion model has {', '.join(needs)}, which the diffusion backbone does not "
-            f"run; it runs UNets of {', '.join(sorted(UNET_LEVELS))}"
+            f"run; it runs UNets of {', '.join(sorted(UNET_LEVELS))} and first stages of "
+            f"{', '.join(sorted(FIRST_STAGE_LEVELS))}"
         )
