@@ -342,7 +342,7 @@ def render(plan: Plan, rng: np.random.Generator, *, effects: bool = True) -> np.
         drawing.paint(image, thing.stamp, thing.colour, rim=effects)
     if effects:
         image *= _light(rng)
-        image += drawing.grain(rng, image.shape) * np.float32(rng.uniform(0.008, 0.025))
+        image += drawing.grain(rng, (SIZE, SIZE)) * np.float32(rng.uniform(0.008, 0.025))
     pixels = (np.clip(image, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0))
 
