@@ -1,0 +1,79 @@
+"""A study goes on where it was, and one bad config does not end it. Both tools are stood in for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tools import run_study
+
+TRAIN = """
+import sys
+from pathlib import Path
+config, work = Path(sys.argv[1]), Path(sys.argv[sys.argv.index("--work-dir") + 1])
+assert "--resume" in sys.argv
+if config.stem == "broken":
+    sys.exit("error: this one is broken")
+(work / "last_checkpoint").write_text(str(work / "iter_2.pth"))
+with (work / "calls.txt").open("a") as stream:
+    print("train", *sys.argv[2:], file=stream)
+"""
+TEST = """
+import json, sys
+from pathlib import Path
+out = Path(sys.argv[sys.argv.index("--out") + 1])
+with (out.parent / "calls.txt").open("a") as stream:
+    print("test", *sys.argv[2:], file=stream)
+out.write_text(json.dumps(sys.argv[1:]))
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of three configs, in a repository whose tools only take notes."""
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/train.py").write_text(TRAIN)
+    (tmp_path / "tools/test.py").write_text(TEST)
+    folder = tmp_path / "configs/ablation/steps"
+    folder.mkdir(parents=True)
+    for name in ("broken", "t0", "t100"):
+        (folder / f"{name}.py").touch()
+    monkeypatch.setattr(run_study, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+def test_all_are_run_and_the_broken_one_is_named(
+    study: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--cfg-options", "a=1", "--datasets", "coco", "ade20k", "--precision", "bf16"]
+    assert run_study.main([str(study), *options]) == 1
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "ablation/steps/broken failed: error: this one is broken" in shown
+    assert "[3/3] ablation/steps/t100: results in work_dirs/ablation/steps/t100" in shown
+    work = study.parents[2] / "work_dirs/ablation/steps/t0"
+    called = json.loads((work / "result.json").read_text())
+    assert called[:2] == [str(study / "t0.py"), "work_dirs/ablation/steps/t0/iter_2.pth"]
+    train, test = (work / "calls.txt").read_text().splitlines()
+    assert "--datasets" not in train and "--datasets coco ade20k" in test
+    for call in (train, test):
+        assert call.endswith("--precision bf16 --cfg-options a=1")
+
+
+def test_what_is_done_is_not_done_again(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    configs = [str(study / "t0.py"), str(study / "t100.py")]
+    assert run_study.main(configs) == 0
+    (study.parents[2] / "work_dirs/ablation/steps/t100/result.json").unlink()
+    assert run_study.main(configs) == 0
+    calls = study.parents[2] / "work_dirs/ablation/steps"
+    assert len((calls / "t0/calls.txt").read_text().splitlines()) == 2
+    assert len((calls / "t100/calls.txt").read_text().splitlines()) == 4
+    assert "[1/2] ablation/steps/t0: done before" in capfd.readouterr().out
+
+
+def test_a_folder_without_configs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_study.main([str(tmp_path)])
+    assert "neither a config nor a folder with configs" in capsys.readouterr().err

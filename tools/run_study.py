@@ -1,0 +1,143 @@
+#!/usr/bin/env python
+"""Train and test one config after the other: a study, or a whole folder of them.
+
+Every config gets a work directory below --work-root, named like the config, with the checkpoints,
+the log of both steps (study.log), the results (result.json) and pictures of them (shown/). Stopped
+in any way and started again, it goes on where it was: results that are there are kept, a training
+is resumed. Where a config fails, the others are still run.
+
+Examples:
+    python tools/run_study.py configs/toy/ablation/representation
+    python tools/run_study.py configs/ablation/steps --precision bf16 --datasets coco ade20k
+    python tools/analysis_tools/ablation_table.py work_dirs/toy/ablation/representation/*
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+
+from rich.console import Console  # noqa: E402
+
+from odise_mm.errors import ConfigError  # noqa: E402
+from odise_mm.utils.command_line import one_line_errors  # noqa: E402
+
+LAST_LINES = 5
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("configs", nargs="+", type=Path, help="config files, or folders of them")
+    parser.add_argument("--work-root", type=Path, default=Path("work_dirs"), metavar="DIR")
+    parser.add_argument("--data-root", metavar="DIR", help="instead of data/ in the configs")
+    parser.add_argument(
+        "--datasets", nargs="+", default=[], metavar="NAME", help="test sets, as of tools/test.py"
+    )
+    parser.add_argument("--precision", help="as of tools/train.py and tools/test.py")
+    parser.add_argument(
+        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="for both steps"
+    )
+    return parser.parse_args(argv)
+
+
+def find_configs(paths: list[Path]) -> list[Path]:
+    """The configs named, and those in the folders named, in order and once each.
+
+    Raises:
+        ConfigError: a path that does not exist, or a folder without configs.
+    """
+    found: list[Path] = []
+    for path in paths:
+        files = [path] if path.is_file() else sorted(path.rglob("*.py"))
+        if not files:
+            raise ConfigError(f"{path}: neither a config nor a folder with configs")
+        found += [file for file in files if "_base_" not in file.parts]
+    return list(dict.fromkeys(file.resolve() for file in found))
+
+
+def name_of(config: Path) -> str:
+    """Path below the nearest ``configs`` folder, without the ending."""
+    parts = config.with_suffix("").parts
+    last = max((i for i, part in enumerate(parts) if part == "configs"), default=len(parts) - 2)
+    return "/".join(parts[last + 1 :])
+
+
+class Study:
+    """Runs configs in processes of their own."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.console = Console()
+
+    def run(self, configs: list[Path]) -> int:
+        """All of them; the number of those that failed."""
+        failed = []
+        start, done = time.monotonic(), 0
+        for number, config in enumerate(configs, 1):
+            name = name_of(config)
+            head = f"[{number}/{len(configs)}] {name}"
+            work = self.args.work_root / name
+            if (work / "result.json").exists():
+                self.console.print(f"{head}: done before", markup=False, highlight=False)
+                continue
+            with self.console.status(f"\\{head}"):
+                complaint = self.run_one(config, work)
+            done += 1
+            took = time.monotonic() - start
+            left = took / done * (len(configs) - number)
+            state = "FAILED" if complaint else f"results in {work / 'result.json'}"
+            self.console.print(
+                f"{head}: {state}; {took / 60:.1f} min so far, about {left / 60:.1f} left",
+                markup=False,
+                highlight=False,
+            )
+            if complaint:
+                failed.append((name, complaint))
+        for name, complaint in failed:
+            self.console.print(f"{name} failed:\n{complaint}", style="red", markup=False)
+        return len(failed)
+
+    def run_one(self, config: Path, work: Path) -> str:
+        """Train and test; what the log ends with if one of them failed."""
+        work.mkdir(parents=True, exist_ok=True)
+        shared = [
+            *(["--data-root", self.args.data_root] if self.args.data_root else []),
+            *(["--precision", self.args.precision] if self.args.precision else []),
+            *(["--cfg-options", *self.args.cfg_options] if self.args.cfg_options else []),
+        ]
+        log = work / "study.log"
+        steps = (
+            lambda: ["train.py", config, "--work-dir", work, "--resume"],
+            lambda: [
+                *("test.py", config, (work / "last_checkpoint").read_text().strip()),
+                *("--work-dir", work, "--out", work / "result.json", "--show-dir", work / "shown"),
+                *(["--datasets", *self.args.datasets] if self.args.datasets else []),
+            ],
+        )
+        with log.open("a") as stream:
+            for step in steps:
+                tool, *rest = step()
+                command = [sys.executable, ROOT / "tools" / tool, *rest, *shared]
+                ended = subprocess.run(map(str, command), stdout=stream, stderr=stream)
+                if ended.returncode:
+                    lines = log.read_text(errors="replace").strip().splitlines()
+                    return "\n".join([*lines[-LAST_LINES:], f"(all of it: {log})"])
+        return ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    with one_line_errors():
+        return 1 if Study(args).run(find_configs(args.configs)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
