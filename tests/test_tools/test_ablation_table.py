@@ -1,0 +1,230 @@
+"""The table of the ablations: ours where there is a result, the paper's as the paper has it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from mmengine.config import Config
+from PIL import Image
+
+from tests.small_test_set import write_project
+from tools import test as test_tool
+from tools.analysis_tools import ablation_table as tool
+
+ROOT = Path(__file__).resolve().parents[2]
+REPRESENTATION = ("--studies", "representation")
+FULL = {"ade20k": 2000, "coco": 5000}
+
+
+def report(row: str, sets: dict[str, dict[str, float]], **changes: Any) -> dict[str, Any]:
+    """What tools/test.py would write for a row, as if it were trained and tested in full."""
+    file = f"configs/ablation/{row}.py"
+    config = Config.fromfile(ROOT / file, import_custom_modules=False)
+    content = dict(
+        made_up_weights=False,
+        config=dict(
+            file=f"/somewhere/{file}",
+            model=config.model.to_dict(),
+            test_pipeline=[dict(step) for step in config.test_pipeline],
+        ),
+        checkpoint=dict(file="iter_92188.pth"),
+        started="2030-01-01",
+        sets={n: dict(metrics=m, images=FULL.get(n, 3), limit=None) for n, m in sets.items()},
+    )
+    return json.loads(json.dumps({**content, **changes}))
+
+
+def numbers(pq: float, ap: float | None = None, iou: float | None = None) -> dict[str, float]:
+    found = {"panoptic/PQ": pq, "instance/AP": ap, "semantic/mIoU": iou}
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def write(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def make(folder: Path, *arguments: str) -> tuple[dict[str, list[str]], list[dict[str, str]], str]:
+    """Markdown rows by title, CSV lines, and the whole markdown text."""
+    out = folder / "out"
+    assert tool.main([str(folder / "work"), "--out", str(out), *arguments]) == 0
+    text = (out / "ablations.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    with (out / "ablations.csv").open() as stream:
+        return {row[0]: row[1:] for row in rows}, list(csv.DictReader(stream)), text
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    (tmp_path / "work").mkdir()
+    return tmp_path / "work"
+
+
+def test_nothing_run_is_nothing_invented(work: Path) -> None:
+    rows, lines, text = make(work.parent)
+    assert {line["ours"] for line in lines} == {"not run"}
+    assert rows["CLIP (H)"][1:] == [
+        "not run",
+        "21.2 / 10.8 / 28.1",
+        "not run",
+        "41.0 / 27.9 / 52.1",
+    ]
+    assert rows["Both (ODISE)"] == ["not run", "-", "not run", "-"]
+    assert "pipeline numbers" not in text
+    configs = {str(p.relative_to(ROOT)) for p in (ROOT / "configs/ablation").glob("*/*.py")}
+    assert {line["config"] for line in lines} == configs
+    for study in tool.STUDIES:
+        with Image.open(work.parent / "out" / f"{study}.png") as picture:
+            assert picture.width > 600
+
+
+def test_the_paper_s_numbers_are_those_of_the_metafile(work: Path) -> None:
+    models = yaml.safe_load((ROOT / "configs/ablation/metafile.yml").read_text())["Models"]
+    expected = {
+        (model["Config"], result["Dataset"], metric): value
+        for model in models
+        for result in model.get("Results", ())
+        for metric, value in result["Metrics"].items()
+    }
+    assert len(expected) == (12 + 4) * 6
+    _, lines, _ = make(work.parent)
+    found = {
+        (line["config"], line["dataset"], line["metric"]): float(line["paper"])
+        for line in lines
+        if line["paper"] != "-"
+    }
+    assert found == expected
+
+
+def test_a_complete_result_stands_beside_the_paper_s(work: Path) -> None:
+    sets = {"ade20k": numbers(21.04, 10.0, 27.96), "coco": numbers(40.0, 26.26)}
+    write(work / "clip_h/test/1/results.json", report("representation/clip_h", sets))
+    rows, lines, text = make(work.parent, *REPRESENTATION, "--note", "Trained elsewhere.")
+    assert rows["CLIP (H)"][1:] == [
+        "21.0 / 10.0 / 28.0", "21.2 / 10.8 / 28.1", "40.0 / 26.3 / not run", "41.0 / 27.9 / 52.1",
+    ]  # fmt: skip
+    assert rows["CLIP (L)"][1] == "not run"
+    ours = {(x["row"], x["dataset"], x["metric"]): x["ours"] for x in lines}
+    assert ours["CLIP (H)", "ADE20K", "PQ"] == "21.04"
+    assert ours["CLIP (H)", "COCO", "mIoU"] == "not run"
+    assert {line["not comparable"] for line in lines} == {""}
+    assert "pipeline numbers" not in text and "- Trained elsewhere." in text
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (dict(made_up_weights=True, checkpoint=None), "made-up weights"),
+        (dict(checkpoint=dict(file="work_dirs/x/iter_200.pth")), "trained for 200 of 92,188"),
+        (dict(images=12), "12 images of 2,000"),
+        (dict(model=dict(tile_size=64)), "another model or image size than configs/ablation/rep"),
+        (dict(scale=[640, 256]), "another model or image size"),
+    ],
+)
+def test_what_cannot_be_compared_is_called_so(
+    change: dict[str, Any], reason: str, work: Path
+) -> None:
+    content = report("representation/clip_h", {"ade20k": numbers(1.0, 2.0, 3.0)})
+    content["sets"]["ade20k"]["images"] = change.pop("images", 2000)
+    content["config"]["model"].update(change.pop("model", {}))
+    content["config"]["test_pipeline"][1]["scale"] = change.pop(
+        "scale", content["config"]["test_pipeline"][1]["scale"]
+    )
+    write(work / "results.json", {**content, **change})
+    rows, lines, text = make(work.parent, *REPRESENTATION)
+    assert rows["CLIP (H)"][1] == "1.0 / 2.0 / 3.0 *"
+    assert re.search("pipeline numbers.*must not be compared", text)
+    assert re.search(rf"- {reason}.*: clip_h on ADE20K\.", text)
+    told = {x["not comparable"] for x in lines if x["row"] == "CLIP (H)" and x["ours"] != "not run"}
+    (told,) = told
+    assert re.match(reason, told)
+
+
+def test_other_weights_files_are_the_same_model(work: Path) -> None:
+    content = report("representation/clip_h", {"coco": numbers(1.0)})
+    content["config"]["model"]["clip"]["weights"] = "/disk/ViT-L-14-336px.pt"
+    content["config"]["model"]["fusion"]["train_vocabulary"] = "labels/coco.txt"
+    write(work / "results.json", content)
+    rows, _, text = make(work.parent, *REPRESENTATION)
+    assert rows["CLIP (H)"][3] == "1.0 / not run / not run" and "pipeline" not in text
+
+
+def test_the_latest_of_several_runs_counts(work: Path, capsys: pytest.CaptureFixture) -> None:
+    for name, day, pq in (("a", 3, 33.0), ("b", 5, 55.0), ("c", 1, 11.0)):
+        content = report("steps/t0", {"coco": numbers(pq)}, started=f"2030-01-0{day}")
+        write(work / name / "results.json", content)
+    write(work / "other.json", dict(some="thing"))
+    (work / "log.json").write_text('{"a": 1}\n{"b": 2}\n')
+    rows, _, _ = make(work.parent, "--studies", "steps")
+    assert rows["t = 0 (ODISE)"][2] == "55.0 / not run / not run"
+    said = capsys.readouterr().err
+    assert len(re.findall("older than .*b/results.json, passed over", said)) == 2
+    assert "1 of 7 rows were run" in said
+
+
+def test_rows_of_one_s_own(work: Path, capsys: pytest.CaptureFixture) -> None:
+    """A config in a study's folder that the metafile does not list; and one that is no row."""
+    content = report("captioner/empty", {"coco": numbers(9.0)})
+    content["config"]["file"] = "/home/me/configs/ablation/captioner/my_captioner.py"
+    write(work / "a.json", content)
+    content["config"]["file"] = "/home/me/configs/odise/odise_coco_label.py"
+    write(work / "b.json", content)
+    rows, _, text = make(work.parent, "--studies", "captioner")
+    assert rows["my captioner"] == ["not run", "-", "9.0 / not run / not run *", "-"]
+    assert "CLIP (H)" not in rows and "another model" in text
+    assert "odise_coco_label.py is no row of a study" in capsys.readouterr().err
+
+
+def test_from_a_test_run_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """tools/test.py's own file, of a miniature in a folder of the study's name."""
+    write_project(tmp_path, {"five": (20, 16)})
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "configs/toy/ablation/representation"
+    folder.mkdir(parents=True)
+    text = (tmp_path / "configs/_base_/datasets/five.py").read_text()
+    (folder / "clip_h.py").write_text((tmp_path / "model.py").read_text() + text)
+    (tmp_path / "configs/_base_/datasets/five.py").unlink()
+    arguments = [str(folder / "clip_h.py"), "none", "--out", "work/clip_h/results.json"]
+    assert test_tool.main(arguments) == 0
+    found = json.loads(Path("work/clip_h/results.json").read_text())["sets"]["clip_h"]["metrics"]
+    assert found["panoptic/PQ"] > 50
+    rows, lines, text = make(tmp_path, *REPRESENTATION)
+    expected = [f"{found[key]:.1f}" for key in ("panoptic/PQ", "instance/AP", "semantic/mIoU")]
+    assert rows["CLIP (H)"][1:] == [
+        "not run", "21.2 / 10.8 / 28.1", "not run", "41.0 / 27.9 / 52.1",
+        " / ".join(expected) + " *",
+    ]  # fmt: skip
+    assert rows["CLIP (L)"][-1] == "not run"
+    for reason in ("made-up weights", "not a set of the paper's table", "another model"):
+        assert re.search(rf"- {reason}.*clip_h on the config's own set", text)
+    ours = {line["metric"]: line["ours"] for line in lines if line["ours"] != "not run"}
+    assert float(ours["PQ"]) == found["panoptic/PQ"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("nowhere", None, "there is no .*nowhere: name work dirs"),
+        ("x.json", "{", "x.json is damaged"),
+        ("x.json", "[1, 2]", "x.json was not written by tools/test.py"),
+        ("deep/results.json", "{", "results.json is damaged"),
+    ],
+)
+def test_mistakes_end_in_one_line(
+    name: str, content: str | None, message: str, work: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = work / name
+    if content is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+    with pytest.raises(SystemExit) as end:
+        tool.main([str(path if path.parent == work else work), "--out", str(work / "out")])
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and re.search(message, line)
