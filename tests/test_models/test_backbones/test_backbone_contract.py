@@ -52,7 +52,7 @@ def open_clip(size: int, plain: bool = True, **vision: Any) -> Case:
 
 def diffusion(**options: Any) -> Case:
     """Its tiles are multiples of 64 pixels: any other are an error."""
-    return Case(dict(type="DiffusionBackbone", arch="tiny", **options), 64, odd=None)
+    return Case({"type": "DiffusionBackbone", "arch": "tiny", **options}, 64, odd=None)
 
 
 VIT = dict(width=64, head_width=32, patch_size=14, image_size=56, layers=4)
@@ -73,7 +73,12 @@ CASES: dict[str, Case] = {
     "open_clip, ResNet": open_clip(64, False, layers=(1, 1, 1, 1), width=32, image_size=64),
     "open_clip, timm's ViT": open_clip(160, timm_model_name="test_vit", image_size=160),
     "diffusion": diffusion(),
-    "diffusion, steps": diffusion(steps=(0, 200, -1)),
+    "diffusion, steps": diffusion(steps=(0, 200)),
+    "diffusion, SDXL": diffusion(
+        arch="tiny_sdxl", taps=dict(vae_encoder=(5, 7), unet=(2, 5, 8), vae_decoder=(2, 5))
+    ),
+    # Not its decoder: a rounded latent may have another nearest code.
+    "diffusion, LDM": diffusion(arch="tiny_ldm", taps=dict(vae_encoder=(5,), unet=(2, 5, 8, 11))),
 }
 sweep = pytest.mark.parametrize("name", CASES)
 
