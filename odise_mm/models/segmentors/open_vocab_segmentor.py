@@ -41,8 +41,8 @@ class OpenVocabSegmentor(BaseModel):
 
     ODISE, arXiv 2303.04803, figure 2. Parts are configs or modules. A part whose ``__init__`` asks
     for ``clip``, ``text_encoder``, ``in_channels``, ``in_strides``, ``empty_context``,
-    ``time_width`` or ``num_steps`` gets what the other parts have, unless its config says
-    otherwise; so there is one CLIP, and channel counts stand nowhere twice.
+    ``time_width``, ``num_steps`` or ``prompt_encoder`` gets what the other parts have, unless its
+    config says otherwise; so there is one CLIP, and channel counts stand nowhere twice.
 
     Args:
         backbone: tiles, and a captioner's condition, to raw feature maps.
