@@ -8,7 +8,7 @@ on the places of shape, colour and pattern in the tables below, the same for eve
 - patterned: novel where ``(shape + pattern) % 3 == 0``.
 
 So every shape, colour and pattern of a novel name occurs among base names, only not together. And
-where "striped green moon" is a base name, "green moon" is one: no base name holds a novel one.
+"striped green heart" is a base name, so "green heart" is one: no base name holds a novel one.
 
 Imports nothing heavy: worker processes that only draw start at once.
 """

@@ -54,7 +54,7 @@ def test_every_word_of_a_novel_name_occurs_in_base_names() -> None:
 
 
 def test_no_base_name_contains_a_novel_one() -> None:
-    """A tagger that takes "striped" for a verb makes "green moon" of "striped green moon"."""
+    """A tagger that takes "striped" for a verb makes "green heart" of "striped green heart"."""
     novel = {text for name in NOVEL_THINGS for text in name.synonyms}
     for name in BASE_THINGS:
         for text in name.synonyms:
