@@ -56,7 +56,7 @@ def tell(plan: Plan, rng: np.random.Generator) -> str:
     kind = rng.random()
     if len(told) >= 2 and kind < 0.3:
         text = _relation(told, stuff, rng)
-    elif told and kind < 0.38 and len(told[0]) == 1:
+    elif told and 0.3 <= kind < 0.4 and len(told[0]) == 1:
         group = told[0]
         text = _choose(rng, _CORNERS).format(one=_one(group, rng), corner=_corner(group[0]))
     elif told and stuff:
@@ -130,7 +130,7 @@ def _ground(stuff: Sequence[Name], rng: np.random.Generator) -> dict[str, str]:
 
 
 def _one(group: Sequence[Thing], rng: np.random.Generator) -> str:
-    """ "a red star", "two red stars"."""
+    """Such as "a red star" or "two red stars"."""
     name = group[0].name
     text = _wording(name, rng)
     if len(group) > 1:
