@@ -103,8 +103,9 @@ def test_commands_are_understood(document: Path) -> None:
 
 
 def parse(script: str, arguments: list[str]) -> argparse.Namespace:
-    spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
+    spec = importlib.util.spec_from_file_location(f"command_{Path(script).stem}", ROOT / script)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module.parse_args(arguments)
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from odise_mm.apis.building import build_model
+from odise_mm.errors import ConfigError
 from tools.analysis_tools import benchmark, published
 from tools.analysis_tools.meta import build_on_meta, flop_counter, load_model_config
 from tools.analysis_tools.parts import FlopProbe, PartMeter, TimeAndMemoryProbe
@@ -196,3 +197,32 @@ def test_json_is_all_that_goes_to_stdout(command: list[str]) -> None:
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert json.loads(done.stdout)["config"] == "odise_tiny"
+
+
+def test_crops_against_pooling(tiny_model: nn.Module) -> None:
+    """Same masks for both, in turns; FLOPs as counted by hand for the crops' 100 images."""
+    found = benchmark.compare_crops(tiny_model, 64, torch.device("cpu"), repeats=2)
+    clip = tiny_model.clip
+    with flop_counter() as counter, torch.no_grad():
+        clip.encode_image(torch.rand(1, 3, clip.image_size, clip.image_size))
+    one = counter.get_total_flops()
+    pooling, crops = found["mask pooling"], found["box crops"]
+    assert found["masks"] == 100
+    # both compare 100 embeddings with 18 names of 64 numbers
+    assert crops["flops"] == 100 * one + 2 * 100 * 64 * 18
+    assert one < pooling["flops"] < crops["flops"]
+    assert len(pooling["seconds"]) == len(crops["seconds"]) == 2
+    middle = [sum(sorted(way["seconds"])) / 2 for way in (pooling, crops)]
+    assert found["ratio"] == pytest.approx(middle[1] / middle[0])
+
+
+def test_crops_need_something_to_compare_with(tiny_model: nn.Module) -> None:
+    classifiers = tiny_model.classifiers
+    tiny_model.classifiers = classifiers[:1]
+    try:
+        with pytest.raises(ConfigError, match="classification/both"):
+            benchmark.compare_crops(tiny_model, 64, torch.device("cpu"), repeats=1)
+    finally:
+        tiny_model.classifiers = classifiers
+    with pytest.raises(SystemExit):
+        benchmark.parse_args(["odise_tiny", "--crops", "--flops-only"])

@@ -164,7 +164,7 @@ def find_reports(places: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]
             try:
                 content = json.loads(file.read_text(encoding="utf-8"))
             except (ValueError, UnicodeDecodeError) as err:
-                if place.is_file() or file.name == "results.json":
+                if place.is_file() or file.name in ("result.json", "results.json"):
                     raise TableError(f"{file} is damaged ({err}): run tools/test.py again") from err
                 continue
             if isinstance(content, dict) and {"sets", "config", "made_up_weights"} <= set(content):

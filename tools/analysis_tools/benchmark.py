@@ -8,6 +8,7 @@ parts cost does not depend on the weights' values.
 Examples:
     python tools/analysis_tools/benchmark.py odise_coco_label --flops-only --size 512 --size 1024
     python tools/analysis_tools/benchmark.py odise_coco_label --size 512 --precision bf16
+    python tools/analysis_tools/benchmark.py odise_coco_label --size 512 --precision bf16 --crops
 """
 
 from __future__ import annotations
@@ -72,9 +73,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--max-tiles-per-batch", type=positive_int, help="instead of the config's")
     parser.add_argument("--threads", type=positive_int, help="of torch on the CPU")
     parser.add_argument("--compile", action="store_true", help="torch.compile the frozen parts")
+    parser.add_argument(
+        "--crops",
+        action="store_true",
+        help="also compare CLIP's mask pooling with box crops of the same masks, in turns",
+    )
     parser.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
     parser.add_argument("--json", metavar="FILE", help="write all numbers there, too")
     args = parser.parse_args(argv)
+    if args.crops and args.flops_only:
+        parser.error("--crops measures time: not with --flops-only")
     args.size = args.size or [1024]
     return args
 
@@ -183,6 +191,61 @@ def measure(
     }
 
 
+def compare_crops(
+    model: OpenVocabSegmentor, size: int, device: torch.device, repeats: int
+) -> Numbers:
+    """Mask pooling against box crops: CLIP's opinion on the same masks of one image, in turns.
+
+    Args:
+        model: whose second classifier pools inside masks.
+        size: edge of the image in pixels.
+        device: of the model.
+        repeats: of each, after a warm-up.
+
+    Returns:
+        For ``mask pooling`` and ``box crops``: ``flops`` and ``seconds`` (of every run); ``ratio``
+        of the medians, crops to pooling; ``masks``, how many.
+
+    Raises:
+        ConfigError: the model has no such classifier.
+    """
+    import torch
+
+    from odise_mm.errors import ConfigError
+    from odise_mm.models import CropCLIPClassifier, MaskCLIPClassifier
+    from tools.analysis_tools.meta import flop_counter
+
+    pooling = model.classifiers[1] if len(model.classifiers) > 1 else None
+    if not isinstance(pooling, MaskCLIPClassifier):
+        raise ConfigError(
+            "--crops compares with a MaskCLIPClassifier, and the config's model has none as its "
+            "second classifier: take one that has, such as ablation/classification/both"
+        )
+    crops = CropCLIPClassifier(pooling.clip, pooling.text_encoder, pooling.template)
+    inputs: list[tuple] = []
+    hook = pooling.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments))
+    with torch.no_grad():
+        model.test_step(_random_image(size)())
+    hook.remove()
+    ways = {"mask pooling": pooling, "box crops": crops}
+    found: Numbers = {"masks": inputs[0][0].masks.shape[1]}
+    for name, way in ways.items():
+        with flop_counter() as counter:  # warms up as well
+            way(*inputs[0])
+        found[name] = {"flops": counter.get_total_flops(), "seconds": []}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            start = time.perf_counter()
+            way(*inputs[0])
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            found[name]["seconds"].append(time.perf_counter() - start)
+    medians = [statistics.median(found[name]["seconds"]) for name in ways]
+    return found | {"ratio": medians[1] / medians[0]}
+
+
 def _random_image(size: int) -> Any:
     import torch
     from mmdet.structures import DetDataSample
@@ -263,12 +326,33 @@ def run(args: argparse.Namespace) -> Numbers:
     for size in args.size:
         with memory_guard(device, args.precision, [(size, size)]):
             sizes[size] |= measure(model, size, device, args.repeats, args.compile)
+            if args.crops:
+                sizes[size]["crops"] = compare_crops(model, size, device, args.repeats)
     return result
 
 
 def make_tables(result: Numbers) -> list[Table]:
     """The numbers for people: one table per size, and the machine."""
-    return [_size_table(result, size) for size in result["sizes"]]
+    tables = [_size_table(result, size) for size in result["sizes"]]
+    return tables + [_crops_table(result, s) for s, n in result["sizes"].items() if "crops" in n]
+
+
+def _crops_table(result: Numbers, size: int) -> Table:
+    found = result["sizes"][size]["crops"]
+    title = f"CLIP's opinion on {found['masks']} masks: {_title(result, size)}"
+    table = Table(title, ("way", "GFLOP", "seconds", "from", "to"))
+    pooling, crops = found["mask pooling"], found["box crops"]
+    for name in ("mask pooling", "box crops"):
+        times = found[name]["seconds"]
+        shown = (statistics.median(times), min(times), max(times))
+        table.rows.append((name, _giga(found[name]["flops"]), *(f"{t:.3f}" for t in shown)))
+    flops = crops["flops"] / pooling["flops"]
+    table.notes = [
+        f"Crops take {found['ratio']:.1f} times the time and {flops:.1f} times the FLOPs. Medians "
+        f"of {len(crops['seconds'])} runs of each, in turns, on the same masks; how large these "
+        "are hardly matters, as every crop is resized to CLIP's size."
+    ]
+    return table
 
 
 def _size_table(result: Numbers, size: int) -> Table:
