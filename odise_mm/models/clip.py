@@ -5,6 +5,7 @@ import hashlib
 import json
 import zipfile
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,8 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor
 
+from odise_mm.errors import ConfigError
+from odise_mm.models.word_tokenizer import WORDS_FILE, WordTokenizer
 from odise_mm.registry import MODELS
 from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
 from odise_mm.utils.frozen import FrozenModule, is_meta_context, same_random_weights
@@ -20,6 +23,8 @@ from odise_mm.utils.precision import full_precision
 
 # Integers that OpenAI's own files carry beside the weights; the model's shapes say the same.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+# open_clip's own names in a folder of a model ("local-dir:")
+CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 
 
 @MODELS.register_module()
@@ -30,36 +35,49 @@ class FrozenCLIP(FrozenModule):
 
     Args:
         model: name of an open_clip architecture, or the content of such a config (``embed_dim``,
-            ``vision_cfg``, ``text_cfg``, ``quick_gelu``). OpenAI's weights need QuickGELU. A tag
-            and OpenAI's archive say so and it is used; for any other file name an architecture
+            ``vision_cfg``, ``text_cfg``, ``quick_gelu``), or a folder with open_clip's
+            ``open_clip_config.json`` and perhaps ``words.txt``. OpenAI's weights need QuickGELU. A
+            tag and OpenAI's archive say so and it is used; for any other file name an architecture
             that has it (``ViT-L-14-336-quickgelu``): a plain GELU gives wrong numbers silently.
         weights: open_clip's tag (``openai``: downloaded once), or a local file: open_clip names in
-            ``.safetensors`` or a torch file, or OpenAI's own TorchScript archive. None leaves
-            random weights, the same every time.
+            ``.safetensors`` or a torch file, or OpenAI's own TorchScript archive; or a folder with
+            ``open_clip_model.safetensors``. None leaves random weights, the same every time.
+        words: for a small text tower that reads whole words: the words, or a text file of them,
+            see :class:`~odise_mm.models.word_tokenizer.WordTokenizer`. None: those of the folder
+            if it has any, else CLIP's byte pair encoding.
 
     Raises:
-        ValueError: unknown architecture or tag (the known tags are listed).
+        ValueError: unknown architecture or tag (the known tags are listed); a ``vocab_size`` that
+            is not that of the words.
+        VocabularyError: ``words`` cannot be used.
         odise_mm.utils.checkpoint.CheckpointError: the file is missing or of another model.
     """
 
     def __init__(
-        self, model: str | dict = "ViT-L-14-336-quickgelu", weights: str | None = None
+        self,
+        model: str | dict = "ViT-L-14-336-quickgelu",
+        weights: str | None = None,
+        words: str | Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         import open_clip
 
-        config, mean, std, path = find_clip(model, weights)
+        config, mean, std, path, folder = find_clip(model, weights)
         load = path is not None
+        if words is None and folder is not None and (folder / WORDS_FILE).is_file():
+            words = str(folder / WORDS_FILE)
+        tokenizer = None if words is None else _word_tokenizer(words, config)
         custom_text = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
         cls = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
-        self.name = model if isinstance(model, str) else json.dumps(config, sort_keys=True)
+        named = isinstance(model, str) and folder is None
+        self.name = model if named else json.dumps(config, sort_keys=True)
         with torch.device("meta") if load else same_random_weights():
             self.model = cls(**config)
         if load:
             self._load(path)
-        self.tokenizer = (
+        self.tokenizer = tokenizer or (
             open_clip.get_tokenizer(model)
-            if isinstance(model, str)
+            if named
             else open_clip.SimpleTokenizer(context_length=self.model.context_length)
         )
         with torch.device("cpu"):
@@ -100,6 +118,8 @@ class FrozenCLIP(FrozenModule):
     def fingerprint(self) -> str:
         """Name of architecture and weights; the key of stored text embeddings."""
         digest = hashlib.sha256(self.name.encode())
+        if isinstance(self.tokenizer, WordTokenizer):
+            digest.update(" ".join(self.tokenizer.words).encode())
         for key, value in sorted(self.model.state_dict().items()):
             if not key.startswith("visual."):
                 # A thousand numbers of each tensor tell any two trainings apart.
@@ -190,12 +210,14 @@ class CLIPSource(NamedTuple):
         config: content of open_clip's config, with the activation that the weights need.
         mean, std: of the pictures that the weights were trained on, in [0, 1].
         path: the weights' file, downloaded if need be; None: random weights.
+        folder: where the config lies, if in a folder.
     """
 
     config: dict[str, Any]
     mean: Sequence[float]
     std: Sequence[float]
     path: str | None
+    folder: Path | None = None
 
 
 def find_clip(model: str | dict, weights: str | None) -> CLIPSource:
@@ -206,17 +228,25 @@ def find_clip(model: str | dict, weights: str | None) -> CLIPSource:
 
     Raises:
         ValueError: unknown architecture or tag (the known tags are listed).
+        ConfigError: a folder's config cannot be read.
         CheckpointError: a tag's file cannot be downloaded.
     """
     import open_clip
 
-    config = open_clip.get_model_config(model) if isinstance(model, str) else dict(model)
+    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    folder = None
+    if isinstance(model, str) and Path(model).expanduser().is_dir():
+        folder = Path(model).expanduser()
+        model, preprocessing = _read_folder(folder)
+        mean, std = preprocessing.get("mean", mean), preprocessing.get("std", std)
+    config = open_clip.get_model_config(model) if isinstance(model, str) else deepcopy(model)
     if config is None:
         close = difflib.get_close_matches(model, open_clip.list_models(), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ": open_clip.list_models()"
+        if "/" in model:
+            hint += f", and there is no such folder with a {CONFIG_FILE}"
         raise ValueError(f"open_clip has no architecture {model!r}{hint}")
     config = {key: value for key, value in config.items() if key not in ("tag", "name")}
-    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     load = weights is not None and not is_meta_context()
     if isinstance(model, str) and weights is not None and not _is_path(weights):
         tag = _tag_config(model, weights)
@@ -226,6 +256,8 @@ def find_clip(model: str | dict, weights: str | None) -> CLIPSource:
             weights = _download(tag, f"{model} {weights}")
     elif load:
         weights = str(Path(weights).expanduser())
+        if Path(weights).is_dir():
+            weights = str(Path(weights) / WEIGHTS_FILE)
         if not isinstance(model, str) and not _is_path(weights):
             raise ValueError(
                 f"there is no weights file {weights}, and open_clip's tags need a named "
@@ -233,7 +265,32 @@ def find_clip(model: str | dict, weights: str | None) -> CLIPSource:
             )
         if _is_torchscript(weights):  # OpenAI's own format: all were trained with QuickGELU
             _use_gelu_of_weights(config, True, weights)
-    return CLIPSource(config, mean, std, weights if load else None)
+    return CLIPSource(config, mean, std, weights if load else None, folder)
+
+
+def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Config and preprocessing of a model that open_clip has written into a folder."""
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise ConfigError(f"{folder} is no folder of an open_clip model: it has no {CONFIG_FILE}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content["model_cfg"], content.get("preprocess_cfg", {})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path} is not what open_clip writes: it has no model_cfg") from error
+
+
+def _word_tokenizer(words: str | Sequence[str], config: dict[str, Any]) -> WordTokenizer:
+    """The tokenizer of words, and the size of its vocabulary in the config's text tower."""
+    text = config["text_cfg"]
+    tokenizer = WordTokenizer(words, text.get("context_length", 77))
+    if text.setdefault("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
+        raise ValueError(
+            f"vocab_size={text['vocab_size']} is not that of the words: {tokenizer.vocab_size}, "
+            f"{len(tokenizer.words)} words and 3 others; leave it out, or give the words that the "
+            "weights were trained with"
+        )
+    return tokenizer
 
 
 def read_clip(path: str, keep: Callable[[str], bool] | None = None) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from odise_mm.errors import ConfigError
 from odise_mm.models.backbones.diffusion_files import download_files, locate
+from odise_mm.models.word_tokenizer import WORDS_FILE, WordTokenizer
 
 SD_UNET_BLOCKS = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -67,6 +68,9 @@ class DiffusionArch:
         pad_token_2: what the second one's tokenizer fills up with.
         zero_empty_prompt: the empty prompt of ``text_and_size`` is all zeros, in no encoder's hand.
         classes: rows of the table of ``class``; the last stands for "no class".
+        words: those that a text encoder of ``text`` reads in place of CLIP's byte pairs, or a text
+            file of them, see :class:`~odise_mm.models.word_tokenizer.WordTokenizer`; ``text`` then
+            has its own ``vocab_size`` and ``max_position_embeddings``.
         origin: address that the weights are fetched from by hand, for messages.
     """
 
@@ -84,6 +88,7 @@ class DiffusionArch:
     pad_token_2: int = 0
     zero_empty_prompt: bool = True
     classes: int = 0
+    words: str | tuple[str, ...] = ()
     origin: str = ""
 
 
@@ -289,6 +294,7 @@ _TEXT_FIELDS = (
     "layer_norm_eps",
     "projection_dim",
 )
+_WORD_FIELDS = ("vocab_size", "max_position_embeddings", "eos_token_id")
 _PAD_TOKENS = {"!": 0, "<|endoftext|>": 49407}
 
 
@@ -319,13 +325,14 @@ def read_arch(source: str) -> DiffusionArch:
     two = unet.get("addition_embed_type") == "text_time"
     first_stage = vae["_class_name"]
     levels = len(vae.get("block_out_channels", (64,)))
+    words = files.words("tokenizer")
     return DiffusionArch(
         unet=_arguments(unet),
         vae=_arguments(vae),
-        text=files.text_encoder("text_encoder"),
+        text=files.text_encoder("text_encoder", words),
         scaling_factor=vae.get("scaling_factor", 0.18215),
         latent_size=512 // 2 ** (levels - 1),
-        pad_token=files.pad_token("tokenizer"),
+        pad_token=0 if words else files.pad_token("tokenizer"),
         betas=betas,
         beta_schedule=scheduler["beta_schedule"],
         first_stage=first_stage,
@@ -334,6 +341,7 @@ def read_arch(source: str) -> DiffusionArch:
         pad_token_2=files.pad_token("tokenizer_2") if two else 0,
         zero_empty_prompt=two
         and bool(files.read("model_index.json").get("force_zeros_for_empty_prompt", True)),
+        words=words,
     )
 
 
@@ -370,17 +378,27 @@ class _Configs:
             )
         return config
 
-    def text_encoder(self, part: str) -> dict[str, Any]:
+    def words(self, part: str) -> tuple[str, ...]:
+        """The list of words of a text encoder that reads words; empty: it reads byte pairs."""
+        path = self.folder / part / WORDS_FILE
+        return WordTokenizer(path, 77).words if path.is_file() else ()
+
+    def text_encoder(self, part: str, words: tuple[str, ...] = ()) -> dict[str, Any]:
         file = f"{part}/config.json"
         config = self.read(file)
         kind = config.get("model_type")
         vocabulary = config.get("vocab_size", 49408), config.get("max_position_embeddings", 77)
-        if kind not in ("clip_text_model", "clip") or vocabulary != (49408, 77):
+        wanted = WordTokenizer(words, 77).vocab_size if words else 49408, 77
+        if words:
+            wanted = wanted[0], vocabulary[1]  # a short one may read few tokens
+        if kind not in ("clip_text_model", "clip") or vocabulary != wanted:
             raise ConfigError(
                 f"{self.name(file)} describes a {kind} of {vocabulary[0]} tokens, at most "
-                f"{vocabulary[1]} at once; supported are CLIP's text encoders (49408, 77)"
+                f"{vocabulary[1]} at once; supported are CLIP's text encoders (49408, 77), or "
+                f"those of a tokenizer/{WORDS_FILE} beside it"
             )
-        return {key: config[key] for key in _TEXT_FIELDS if key in config}
+        fields = _TEXT_FIELDS + _WORD_FIELDS if words else _TEXT_FIELDS
+        return {key: config[key] for key in fields if key in config}
 
     def pad_token(self, part: str) -> int:
         for name in ("special_tokens_map.json", "tokenizer_config.json"):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +27,7 @@ from odise_mm.errors import ConfigError
 from odise_mm.models.backbones.diffusion_arch import DiffusionArch
 from odise_mm.models.backbones.diffusion_text import CONTEXT_LENGTH, tokenize
 from odise_mm.models.backbones.diffusion_weights import DiffusionWeights, random_text_encoder
+from odise_mm.models.word_tokenizer import WordTokenizer
 from odise_mm.utils.frozen import same_random_weights
 from odise_mm.utils.precision import full_precision
 
@@ -102,7 +104,9 @@ class TextCondition(ConditionKind):
             if not getattr(arch, name):
                 raise ValueError(f"an architecture of condition={arch.condition!r} needs {name}")
         self.parts = self.encoders
-        self.shape = (CONTEXT_LENGTH, arch.text["hidden_size"])
+        self.tokenizer = _word_tokenizer(arch) if arch.words else None
+        length = self.tokenizer.context_length if self.tokenizer else CONTEXT_LENGTH
+        self.shape = (length, arch.text["hidden_size"])
 
     def empty(self, source: DiffusionWeights) -> Tensor:
         # ODISE section 3.3: the implicit caption is added to the embedding of the empty prompt. The
@@ -117,8 +121,8 @@ class TextCondition(ConditionKind):
             return [random_text_encoder(self.arch, part) for part in self.encoders]
 
     def embed(self, encoders: Sequence[nn.Module], texts: Sequence[str]) -> Tensor:
-        tokens = tokenize(texts, self.arch.pad_token).to(encoders[0].device)
-        return encoders[0](tokens).last_hidden_state
+        read = self.tokenizer or partial(tokenize, pad_token=self.arch.pad_token)
+        return encoders[0](read(texts).to(encoders[0].device)).last_hidden_state
 
 
 class TextAndSizeCondition(TextCondition):
@@ -131,6 +135,8 @@ class TextAndSizeCondition(TextCondition):
     encoders = ("text_encoder", "text_encoder_2")
 
     def __init__(self, arch: DiffusionArch) -> None:
+        if arch.words:
+            raise ValueError("condition='text_and_size' has text encoders of byte pairs, not words")
         super().__init__(arch)
         self.width = arch.text_2.get("projection_dim", 512)  # transformers' own default
         self.shape = (CONTEXT_LENGTH + 1, arch.text["hidden_size"] + arch.text_2["hidden_size"])
@@ -205,6 +211,17 @@ def condition_kind(arch: DiffusionArch) -> ConditionKind:
     return KINDS[arch.condition](arch)
 
 
+def _word_tokenizer(arch: DiffusionArch) -> WordTokenizer:
+    tokenizer = WordTokenizer(arch.words, arch.text.get("max_position_embeddings", 77))
+    size = arch.text.get("vocab_size")
+    if size != tokenizer.vocab_size:
+        raise ValueError(
+            f"text has vocab_size={size}, but {len(tokenizer.words)} words need "
+            f"{tokenizer.vocab_size}: these, start, end and padding"
+        )
+    return tokenizer
+
+
 class PromptEncoder:
     """Text encoders of a diffusion model, built and loaded at the first call.
 
@@ -226,8 +243,8 @@ class PromptEncoder:
     def __call__(self, texts: Sequence[str], device: torch.device | str) -> Tensor:
         """Conditions, (len(texts), tokens, width) float32 on ``device``.
 
-        A text is cut after 75 tokens, as the diffusion model's own pipeline does. Those of the last
-        256 texts are remembered.
+        A text is cut after 75 tokens (the positions of the encoder, less two), as the diffusion
+        model's own pipeline does. Those of the last 256 texts are remembered.
 
         Raises:
             ConfigError: the model has no text encoder.
