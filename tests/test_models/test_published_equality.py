@@ -92,7 +92,7 @@ def stages(request: pytest.FixtureRequest, tiny_weights: Path) -> Stages:
 @torch.no_grad()
 def check_features(stages: Stages) -> None:
     model, case = stages.model, stages.case
-    (tiles,), condition = stages.outputs["captioner"][0]
+    (tiles, _), condition = stages.outputs["captioner"][0]
     case.compare("crop_img", tiles[:1])
     case.compare("captioner_clip_embed", model.clip.encode_image(tiles[:1]), 1e-5)
     case.compare("cond_inputs", condition.context[:1], 1e-4)

@@ -123,7 +123,7 @@ def test_a_complete_result_stands_beside_the_paper_s(work: Path) -> None:
         (dict(made_up_weights=True, checkpoint=None), "made-up weights"),
         (dict(checkpoint=dict(file="work_dirs/x/iter_200.pth")), "trained for 200 of 92,188"),
         (dict(images=12), "12 images of 2,000"),
-        (dict(model=dict(tile_size=64)), "another model or image size than configs/ablation/rep"),
+        (dict(model=dict(tile_size=64)), "another model or image size than the row's config"),
         (dict(scale=[640, 256]), "another model or image size"),
     ],
 )

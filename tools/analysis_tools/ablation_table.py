@@ -233,7 +233,7 @@ def reasons_against(row: Row, name: str, content: dict[str, Any]) -> list[str]:
     elif found["images"] != PAPER_SETS[name][1]:
         reasons.append(f"{found['images']} images of {PAPER_SETS[name][1]:,}")
     if not same_model(row, content["config"]):
-        reasons.append(f"another model or image size than {row.config}")
+        reasons.append("another model or image size than the row's config in configs/ablation")
     iteration = re.search(r"iter_(\d+)\.", (content["checkpoint"] or {}).get("file", ""))
     if iteration and int(iteration[1]) < full_schedule(row):
         reasons.append(f"trained for {int(iteration[1]):,} of {full_schedule(row):,} iterations")
