@@ -18,7 +18,12 @@ from odise_mm.errors import ConfigError
 from odise_mm.models.word_tokenizer import WORDS_FILE, WordTokenizer
 from odise_mm.registry import MODELS
 from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
-from odise_mm.utils.frozen import FrozenModule, is_meta_context, same_random_weights
+from odise_mm.utils.frozen import (
+    FrozenModule,
+    cast_weights,
+    is_meta_context,
+    same_random_weights,
+)
 from odise_mm.utils.precision import full_precision
 
 # Integers that OpenAI's own files carry beside the weights; the model's shapes say the same.
@@ -46,6 +51,9 @@ class FrozenCLIP(FrozenModule):
             see :class:`~odise_mm.models.word_tokenizer.WordTokenizer`. None: those of the folder
             if it has any, else CLIP's byte pair encoding.
 
+    Attributes:
+        embed_dim: width of image and text embeddings.
+
     Raises:
         ValueError: unknown architecture or tag (the known tags are listed); a ``vocab_size`` that
             is not that of the words.
@@ -70,6 +78,7 @@ class FrozenCLIP(FrozenModule):
         custom_text = config.pop("custom_text", False) or "hf_model_name" in config["text_cfg"]
         cls = open_clip.CustomTextCLIP if custom_text else open_clip.CLIP
         named = isinstance(model, str) and folder is None
+        self.embed_dim: int = config["embed_dim"]
         self.name = model if named else json.dumps(config, sort_keys=True)
         with torch.device("meta") if load else same_random_weights():
             self.model = cls(**config)
@@ -93,17 +102,13 @@ class FrozenCLIP(FrozenModule):
     @property
     def dtype(self) -> torch.dtype:
         """Floating point type of the image tower; the text tower's is float32."""
-        return self.visual.conv1.weight.dtype
-
-    @property
-    def embed_dim(self) -> int:
-        """Width of image and text embeddings."""
-        return self.visual.output_dim
+        return next(self.visual.parameters()).dtype
 
     @property
     def image_size(self) -> int:
         """Edge of the square image that the tower wants, in pixels."""
-        return self.visual.image_size[0]
+        size = self.visual.image_size  # a number for CLIP's own ResNets
+        return size if isinstance(size, int) else size[0]
 
     @property
     def context_length(self) -> int:
@@ -133,12 +138,11 @@ class FrozenCLIP(FrozenModule):
 
     def cast(self, dtype: torch.dtype) -> None:
         """Store the image tower in another float type; names are embedded in float32, once."""
-        for parameter in self.visual.parameters():
-            parameter.data = parameter.data.to(dtype)
+        cast_weights(self.visual, dtype)
 
     def compile_parts(self, **options: Any) -> None:
-        """Run the image tower's transformer through ``torch.compile``."""
-        self.visual.transformer.compile(**options)
+        """Run the image tower, or a ViT's transformer alone, through ``torch.compile``."""
+        getattr(self.visual, "transformer", self.visual).compile(**options)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:

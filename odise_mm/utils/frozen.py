@@ -46,12 +46,8 @@ class FrozenModule(nn.Module):
         Scalars (CLIP's logit scale) and buffers (noise, image mean) keep float32: they are small
         and everything depends on them. So do batch norms, whose statistics are buffers.
         """
-        for module in self.modules() if self.frozen else ():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                continue
-            for parameter in module.parameters(recurse=False):
-                if parameter.is_floating_point() and parameter.ndim:
-                    parameter.data = parameter.data.to(dtype)
+        if self.frozen:
+            cast_weights(self, dtype)
 
     def own_precision(self) -> AbstractContextManager:
         """Arithmetic in the weights' own type, where they are stored in 16 bit.
@@ -75,6 +71,16 @@ class FrozenModule(nn.Module):
     def dtype(self) -> torch.dtype:
         """Floating point type of the first parameter or buffer."""
         return _first_tensor(self).dtype
+
+
+def cast_weights(part: nn.Module, dtype: torch.dtype) -> None:
+    """What :meth:`FrozenModule.cast` does, to a part of one."""
+    for module in part.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            continue
+        for parameter in module.parameters(recurse=False):
+            if parameter.is_floating_point() and parameter.ndim:
+                parameter.data = parameter.data.to(dtype)
 
 
 def _first_tensor(module: nn.Module) -> Tensor:

@@ -67,6 +67,9 @@ class MaskCLIPClassifier(_CLIPClassifier):
         align: the published model resizes the *unpadded* image but the masks of the *padded* one,
             so the two are shifted against each other unless the image's sides are multiples of 64;
             the published numbers contain this. True resizes the masks' image area only.
+
+    Raises:
+        ValueError: a CLIP whose image tower is no ViT.
     """
 
     def __init__(
@@ -77,6 +80,11 @@ class MaskCLIPClassifier(_CLIPClassifier):
         align: bool = False,
     ) -> None:
         super().__init__(clip, text_encoder, template)
+        if not hasattr(self.clip.visual, "transformer"):
+            raise ValueError(
+                f"MaskCLIPClassifier needs a CLIP whose image tower is a ViT, and CLIP "
+                f"{self.clip.short_name} has another: take a CropCLIPClassifier"
+            )
         self.align = align
 
     def embed_masks(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:

@@ -9,8 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odise_mm.datasets.vocabulary import Vocabulary
-from odise_mm.models import CropCLIPClassifier, MaskCLIPClassifier, MaskPrediction
-from tests.parts import clip, relative_error
+from odise_mm.models import (
+    CropCLIPClassifier,
+    FrozenCLIP,
+    MaskCLIPClassifier,
+    MaskPrediction,
+)
+from tests.parts import TINY_CLIP, clip, relative_error
 
 VOCABULARY = Vocabulary((("cat", "kitten"), ("brick wall",), ("dog",)), (True, False, True))
 
@@ -176,6 +181,14 @@ def test_template_without_a_place_for_the_name(kind: type) -> None:
     prediction = MaskPrediction(random_masks(128, 128), torch.zeros(1))
     with pytest.raises(ValueError, match="the prompt template 'a photo' needs a {}"):
         classifier(prediction, [image(128, 128)], VOCABULARY)
+
+
+def test_mask_tokens_need_a_vit() -> None:
+    resnet = dict(layers=(1, 1, 1, 1), width=32, image_size=64)
+    other = FrozenCLIP(dict(TINY_CLIP, vision_cfg=resnet))
+    with pytest.raises(ValueError, match="needs a CLIP whose image tower is a ViT.*CropCLIP"):
+        MaskCLIPClassifier(other)
+    CropCLIPClassifier(other)
 
 
 def test_no_parameters_of_its_own() -> None:
