@@ -1,13 +1,22 @@
 """Tiny models under names of their own, in timm's register, for families that timm has large only.
 
-Swin (windows), MViT-v2 and BEiT (relative positions, made for one size), as timm's own classes.
+Swin (windows), MViT-v2 and BEiT (relative positions, made for one size), SAM (any size as it is)
+and Hiera (arguments in another order), as timm's own classes.
 """
 
 from __future__ import annotations
 
 import timm
-from timm.models import beit, build_model_with_cfg, generate_default_cfgs, mvitv2, register_model
+from timm.models import (
+    beit,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    hiera,
+    mvitv2,
+    register_model,
+)
 from timm.models import swin_transformer as swin
+from timm.models import vision_transformer_sam as sam
 from torch import nn
 
 SIZE = 64
@@ -19,6 +28,8 @@ default_cfgs = generate_default_cfgs(
         "tiny_swin.made_up": dict(FIXED, classifier="head.fc"),
         "tiny_mvit.made_up": dict(FIXED, classifier="head.fc"),
         "tiny_beit.made_up": dict(FIXED, classifier="head"),
+        "tiny_sam.made_up": FIXED,
+        "tiny_hiera.made_up": dict(FIXED, classifier="head.fc"),
         "tiny_beit.elsewhere": dict(FIXED, hf_hub_id=None, url="https://nowhere.invalid/b.pth"),
     }
 )
@@ -74,4 +85,40 @@ def tiny_beit(pretrained: bool = False, **kwargs: object) -> nn.Module:
     )
 
 
-assert {"tiny_swin", "tiny_mvit", "tiny_beit"} <= set(timm.list_models())
+@register_model
+def tiny_sam(pretrained: bool = False, **kwargs: object) -> nn.Module:
+    """Four blocks of 16 x 16 pixels' patches, every other one with windows of 3 x 3."""
+    sizes = dict(
+        img_size=SIZE,
+        patch_size=16,
+        embed_dim=32,
+        depth=4,
+        num_heads=2,
+        window_size=3,
+        global_attn_indexes=(1, 3),
+        use_rel_pos=True,
+        num_classes=0,
+    )
+    return build_model_with_cfg(
+        sam.VisionTransformerSAM,
+        "tiny_sam",
+        pretrained,
+        pretrained_filter_fn=sam.checkpoint_filter_fn,
+        **{**sizes, **kwargs},
+    )
+
+
+@register_model
+def tiny_hiera(pretrained: bool = False, **kwargs: object) -> nn.Module:
+    """Four stages of one block each."""
+    sizes = dict(img_size=(SIZE, SIZE), embed_dim=16, num_heads=1, stages=(1, 1, 1, 1))
+    return build_model_with_cfg(
+        hiera.Hiera,
+        "tiny_hiera",
+        pretrained,
+        pretrained_filter_fn=hiera.checkpoint_filter_fn,
+        **{**sizes, **kwargs},
+    )
+
+
+assert {"tiny_swin", "tiny_mvit", "tiny_beit", "tiny_sam", "tiny_hiera"} <= set(timm.list_models())

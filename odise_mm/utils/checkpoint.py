@@ -117,7 +117,10 @@ def load_state_dict(
         with path.open("rb") as stream:
             start = stream.read(16)
     except FileNotFoundError:
-        raise CheckpointError(f"there is no weights file {path}: check the path") from None
+        raise CheckpointError(
+            f"there is no weights file {path}: check the path, or place the file there by hand "
+            "(the head of a config says where its weights are from)"
+        ) from None
     except OSError as error:
         raise CheckpointError(f"cannot read the weights file {path}: {error.strerror}") from error
     if size == 0:

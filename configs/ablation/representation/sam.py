@@ -8,6 +8,5 @@ backbone = dict(
     type="TimmBackbone",
     model="samvit_huge_patch16.sa1b",
     weights="pretrained",
-    image_size=512,
 )
 model = dict(captioner=None, backbone=backbone, neck=dict(levels=(4, 8, 16, 32)))

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from odise_mm.models.backbones.base import Backbone
 from odise_mm.models.backbones.timm_backbone import (
     cast_buffers,
+    check_image_size,
     choose_levels,
     fit_tiles,
     level_info,
     register_normalisation,
 )
-from odise_mm.models.backbones.timm_weights import WithoutDrawing
+from odise_mm.models.backbones.timm_weights import WithoutDrawing, find_model
 from odise_mm.models.clip import CLIPSource, FrozenCLIP, find_clip, read_clip
 from odise_mm.registry import MODELS
 from odise_mm.utils.checkpoint import CheckpointError, differences
@@ -69,6 +70,7 @@ class OpenCLIPBackbone(Backbone):
         image_size: int | None = None,
     ) -> None:
         super().__init__()
+        check_image_size(image_size)
         # In a tuple, so that it stays the child of its owner alone.
         self._lent = (clip,) if model is None and clip is not None else ()
         state = None
@@ -117,6 +119,12 @@ class OpenCLIPBackbone(Backbone):
         if trunk is None or not trunk.pretrained_cfg.get("fixed_input_size"):
             return image_size
         if image_size not in (None, tower.image_size[0]):
+            if self._lent:
+                raise ValueError(
+                    f"image_size={image_size}, but the segmentor's clip is made for "
+                    f"{tower.image_size[0]} pixels and is not changed here: name the `model` too, "
+                    "or drop image_size"
+                )
             tower.set_input_size(image_size)
         return tower.image_size[0]
 
@@ -246,6 +254,9 @@ def _build_tower(
     from open_clip.model import _build_vision_tower
 
     source = find_clip(model, weights)
+    trunk = source.config.get("vision_cfg", {}).get("timm_model_name")
+    if trunk:
+        find_model(trunk, None)  # names the nearest where there is none
     try:
         # never the weights that timm would download for the trunk alone
         vision = {**source.config["vision_cfg"], "timm_model_pretrained": False}

@@ -75,6 +75,8 @@ class TimmBackbone(Backbone):
         import timm
 
         name, path = find_model(model, weights)
+        check_image_size(image_size)
+        self.name = name
         options, self.image_size = _size_options(name, image_size)
         source = None if weights is None or is_meta_context() else TimmWeights(name, path)
         if source is None:
@@ -115,15 +117,23 @@ class TimmBackbone(Backbone):
             ``strides[i]``.
 
         Raises:
-            ImageError: tiles smaller than a patch.
+            ImageError: tiles smaller than a patch, or of a size that the model refuses.
         """
         tiles = fit_tiles(tiles, self.patch_size, self.divisor, self.image_size)
         tiles = ((tiles - self.mean) / self.std).to(self.dtype)
+        taken = sorted(set(self.out_indices))
         with self.own_precision():
-            taken = sorted(set(self.out_indices))
-            maps = self.network.forward_intermediates(
-                tiles, taken, output_fmt="NCHW", intermediates_only=True
-            )
+            try:
+                maps = self.network.forward_intermediates(
+                    tiles, indices=taken, output_fmt="NCHW", intermediates_only=True
+                )
+            except AssertionError as error:  # how timm's layers refuse a size
+                height, width = tiles.shape[-2:]
+                raise ImageError(
+                    f"timm's {self.name} takes no tiles of {height} x {width} pixels"
+                    f"{f' ({error})' if str(error) else ''}: give the backbone an image_size that "
+                    f"it takes, such as {self.network.pretrained_cfg['input_size'][-1]}"
+                ) from error
         return [maps[taken.index(i)] for i in self.out_indices]
 
     def cast(self, dtype: torch.dtype) -> None:
@@ -145,7 +155,9 @@ def cast_buffers(network: nn.Module, dtype: torch.dtype) -> None:
 
 def _size_options(name: str, image_size: int | None) -> tuple[dict[str, Any], int | None]:
     """Arguments of timm's that settle the input size, and the fixed edge, if any."""
-    known, cfg = _traits(name)
+    known, cfg, any_size = _traits(name)
+    if any_size:  # whatever size it is built for; and its files fit that of timm's config alone
+        return {}, image_size
     if image_size is None:
         if "dynamic_img_size" in known:
             return {"dynamic_img_size": True}, None
@@ -156,13 +168,19 @@ def _size_options(name: str, image_size: int | None) -> tuple[dict[str, Any], in
 
 
 @lru_cache
-def _traits(name: str) -> tuple[set[str], dict[str, Any]]:
-    """The arguments of a timm model's class, and its config of the pre-trained weights."""
+def _traits(name: str) -> tuple[set[str], dict[str, Any], bool]:
+    """The arguments of a timm model's class, its config of the weights, and if it takes any size.
+
+    SAM's ViT takes any as it is: it interpolates its tables to the tile at every call.
+    """
     import timm
 
     with torch.device("meta"):
         network = timm.create_model(name, num_classes=0)
-    return _arguments(type(network)), network.pretrained_cfg
+    known = _arguments(type(network))
+    strict = getattr(getattr(network, "patch_embed", None), "strict_img_size", True)
+    any_size = not strict and "dynamic_img_size" not in known
+    return known, network.pretrained_cfg, any_size
 
 
 def _arguments(cls: type) -> set[str]:
@@ -195,9 +213,14 @@ def choose_levels(
 
     Raises:
         ValueError: an index out of range (what exists is listed), or indices that fall.
+        TypeError: something else than whole numbers.
     """
     count = len(info)
     strides = [level["reduction"] for level in info]
+    if indices is not None and not (
+        isinstance(indices, Sequence) and all(type(i) is int for i in indices)
+    ):
+        raise TypeError(f"out_indices={indices!r} must be a list of whole numbers")
     if indices is None:
         if len(set(strides)) == 1:
             return tuple(-(-count * quarter // 4) - 1 for quarter in (1, 2, 3, 4))
@@ -214,6 +237,20 @@ def choose_levels(
             f"out_indices={tuple(indices)} must name at least one and never fall: {there}"
         )
     return chosen
+
+
+def check_image_size(image_size: int | None) -> None:
+    """Refuse what is no edge in pixels, before a model is built for it.
+
+    Raises:
+        TypeError, ValueError: something else than a whole number above 0.
+    """
+    if image_size is None:
+        return
+    if type(image_size) is not int:
+        raise TypeError(f"image_size={image_size!r} must be one whole number, the square's edge")
+    if image_size < 1:
+        raise ValueError(f"image_size={image_size} must be at least 1 pixel")
 
 
 def _runs(strides: Sequence[int]) -> str:

@@ -64,9 +64,14 @@ def find_model(model: str, weights: str | None) -> tuple[str, str | None]:
 
     Raises:
         ValueError: no such model or tag; the nearest are named.
+        TypeError: no texts.
     """
     import timm
 
+    if not isinstance(model, str):
+        raise TypeError(f"model={model!r} must be one of timm's names, timm.list_models()")
+    if not isinstance(weights, str | None):
+        raise TypeError(f"weights={weights!r} must be 'pretrained', a tag, a file or None")
     arch, tag = timm.models.split_model_name_tag(model)
     if not timm.is_model(arch):
         close = nearest(arch, timm.list_models())
@@ -118,6 +123,7 @@ class TimmWeights:
         self.path = path
         self._rewrite: Callable | None = None
         self._known: frozenset[str] = frozenset()
+        self._other_size: int | None = None
 
     def build(self, **options: Any) -> nn.Module:
         """The whole network with values still undefined; ``options`` are ``create_model``'s."""
@@ -126,6 +132,8 @@ class TimmWeights:
         with _caught_filter() as caught, WithoutDrawing():
             network = timm.create_model(self.name, pretrained=True, **options)
         self._rewrite = caught[-1]
+        size = options.get("img_size")
+        self._other_size = None if size == network.pretrained_cfg["input_size"][-1] else size
         return network
 
     def read(self, network: nn.Module) -> dict[str, Tensor]:
@@ -173,9 +181,11 @@ class TimmWeights:
         wrong = differences(state, wanted, spare)
         if wrong:
             source = self.path or f"timm's file for {self.name}"
+            way = "Name the model that the file was made for"
+            if self._other_size:  # timm resizes the tables of some models only
+                way += f", or leave out image_size={self._other_size}"
             raise CheckpointError(
-                f"{source} holds no weights for timm's {self.name}: {wrong}. Name the model that "
-                "the file was made for."
+                f"{source} holds no weights for timm's {self.name}: {wrong}. {way}."
             )
         floats = {
             key: state[key].float() if state[key].is_floating_point() else state[key]
@@ -229,12 +239,16 @@ def _caught_filter() -> Iterator[list[Callable | None]]:
     """Inside, timm's loader is told what to load, and how to rename it, and only takes note.
 
     Each model hands its own function for renaming and resizing to that loader, and to nobody else.
+    Other threads get timm's loader as it is.
     """
     from timm.models import _builder
 
     caught: list[Callable | None] = []
+    mine = threading.get_ident()
 
-    def take_note(*_: Any, filter_fn: Callable | None = None, **__: Any) -> None:
+    def take_note(*args: Any, filter_fn: Callable | None = None, **options: Any) -> None:
+        if threading.get_ident() != mine:
+            return original(*args, filter_fn=filter_fn, **options)
         caught.append(filter_fn)
 
     with _PATCHING:

@@ -6,6 +6,7 @@ A new backbone joins by a line in ``CASES``; one that is registered and not ther
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -66,6 +67,8 @@ CASES: dict[str, Case] = {
     "timm, ResNet": timm("test_resnet", plain=False),
     "timm, Swin": timm("tiny_swin", plain=False),
     "timm, MViT-v2": timm("tiny_mvit", plain=False),
+    "timm, Hiera": timm("tiny_hiera", plain=False),
+    "timm, SAM": timm("tiny_sam"),
     "timm, trained": timm("test_vit", frozen=False),
     "open_clip, ViT": open_clip(56, **VIT),
     "open_clip, lent": Case(dict(type="OpenCLIPBackbone"), 56, levels=VIT_LEVELS),
@@ -171,8 +174,7 @@ def test_two_tiles_are_as_one_and_one(name: str) -> None:
 
 @sweep
 def test_gradients(name: str) -> None:
-    torch.manual_seed(0)
-    model = Parts(CASES[name]).train()
+    model = deepcopy(parts(name)).train()
     size = CASES[name].size
     pyramid = model(tiles(size, size))
     sum((level * tiles(*level.shape[-2:])[:, :1]).mean() for level in pyramid).backward()
@@ -187,8 +189,7 @@ def test_gradients(name: str) -> None:
 
 @sweep
 def test_save_and_load(name: str) -> None:
-    torch.manual_seed(0)
-    model = Parts(CASES[name]).eval()
+    model = deepcopy(parts(name))
     trained = [p for p in model.parameters() if p.requires_grad]
     with torch.no_grad():
         for parameter in trained:
@@ -223,7 +224,7 @@ def test_autocast(name: str) -> None:
 
 @sweep
 def test_weights_in_sixteen_bit(name: str) -> None:
-    model = Parts(CASES[name]).eval()
+    model = deepcopy(parts(name))
     size = CASES[name].size
     with torch.no_grad():
         exact = model.backbone(tiles(size, size))

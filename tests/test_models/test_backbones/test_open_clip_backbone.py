@@ -234,6 +234,27 @@ def test_lent_tower_is_not_changed() -> None:
     assert torch.equal(owner.clip.encode_image(images(56, 56)), before)
 
 
+@pytest.mark.parametrize("name", ["resnet", "convnext", "timm's vit"])
+def test_a_lent_tower_of_any_kind(name: str) -> None:
+    cfg, size = TOWERS[name]
+    owner = FrozenCLIP(cfg)
+    backbone = OpenCLIPBackbone(clip=owner)
+    with torch.no_grad():
+        wanted = owner.encode_image(images(size, size))
+        assert relative_error(backbone.embed(images(size, size)), wanted) < TOLERANCE
+        owner.cast(torch.bfloat16)
+        assert {m.dtype for m in backbone(images(size, size))} == {torch.bfloat16}
+        rounded = owner.encode_image(images(size, size))
+    assert rounded.dtype == torch.float32 and relative_error(rounded, wanted) < 0.1
+
+
+def test_a_lent_tower_keeps_its_size() -> None:
+    owner = FrozenCLIP(TOWERS["made for one size"][0])
+    with pytest.raises(ValueError, match="image_size=96, but .* made for 64 pixels .*name the `mo"):
+        OpenCLIPBackbone(clip=owner, image_size=96)
+    assert owner.image_size == 64 and OpenCLIPBackbone(clip=owner).image_size == 64
+
+
 def test_lent_tower_follows_its_owner() -> None:
     owner = Owner()
     exact = [m.detach() for m in owner.backbone(images(56, 56))]
@@ -379,6 +400,11 @@ def test_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         (dict(model=TINY_CLIP, out_indices=(2,)), "names 2, but .* has blocks 0 to 1, of stride"),
         (dict(clip=True, out_indices=(-3,)), "names -3, but .* has blocks 0 to 1"),
         (dict(model=TOWERS["convnext"][0], out_indices=(4,)), "has levels 0 to 3, of strides 4, 8"),
+        (
+            dict(model=config(timm_model_name="test_convnet", image_size=96)),
+            "timm has no model 'test_convnet'; did you mean test_convnext",
+        ),
+        (dict(model=TINY_CLIP, image_size=0), "image_size=0 must be at least 1 pixel"),
         (dict(model=TINY_CLIP, image_size=50), "image_size=50 is no multiple of the 14 pixels"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import huggingface_hub
@@ -34,6 +35,8 @@ MODELS = {
     "tiny_swin": tiny_timm.SIZE,
     "tiny_mvit": tiny_timm.SIZE,
     "tiny_beit": tiny_timm.SIZE,
+    "tiny_sam": tiny_timm.SIZE,
+    "tiny_hiera": tiny_timm.SIZE,
 }
 TOLERANCE = 1e-5
 
@@ -83,7 +86,9 @@ def test_features_are_those_of_timms_whole_model(
     with torch.no_grad():
         maps = backbone(pictures)
         wanted = reference.forward_intermediates(
-            normalised(name, pictures), list(backbone.out_indices), intermediates_only=True
+            normalised(name, pictures),
+            indices=list(backbone.out_indices),
+            intermediates_only=True,
         )
     assert len(maps) == len(wanted) == len(backbone.channels) == len(indices or range(4))
     for ours, theirs, channels, stride in zip(
@@ -121,6 +126,26 @@ def test_other_sizes_are_those_of_a_model_that_timm_made_for_them(
         )
     for ours, theirs in zip(maps, wanted, strict=True):
         assert relative_error(ours, theirs) < 1e-4
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 160), (32, 48)])
+def test_sam_takes_any_size_with_weights_of_one(
+    size: tuple[int, int], whole: dict, files: dict
+) -> None:
+    """timm's model, as it was built, interpolates absolute and relative positions itself."""
+    backbone = TimmBackbone("tiny_sam", str(files["tiny_sam"]))
+    fixed = TimmBackbone("tiny_sam", str(files["tiny_sam"]), image_size=96)
+    assert backbone.image_size is None
+    pictures = images(*size)
+    with torch.no_grad():
+        maps = backbone(pictures)
+        wanted = whole["tiny_sam"].forward_intermediates(
+            normalised("tiny_sam", pictures), intermediates_only=True
+        )
+        assert [m.shape for m in fixed(pictures)] == [(2, 32, 6, 6)] * 4
+    for ours, theirs in zip(maps, wanted, strict=True):
+        assert relative_error(ours, theirs) < TOLERANCE
+        assert ours.shape[-2:] == (size[0] // 16, size[1] // 16)
 
 
 @pytest.mark.parametrize(
@@ -308,6 +333,22 @@ def test_blocks_behind_the_last_tap_may_be_missing_from_the_model_not_from_the_f
         TimmBackbone("test_vit", str(tmp_path / "s.safetensors"), (0, 5))
 
 
+def test_tables_that_timm_does_not_resize(files: dict) -> None:
+    TimmBackbone("tiny_hiera", str(files["tiny_hiera"]), image_size=tiny_timm.SIZE)
+    with pytest.raises(CheckpointError, match=r"pos_embed is .*, or leave out image_size=128\."):
+        TimmBackbone("tiny_hiera", str(files["tiny_hiera"]), image_size=128)
+
+
+def test_other_threads_load_as_timm_does(files: dict) -> None:
+    """While a network is built here, the swapped loader is no business of theirs."""
+    given = dict(pretrained=True, pretrained_cfg_overlay=dict(file=str(files["test_vit"])))
+    with timm_weights._caught_filter() as caught, ThreadPoolExecutor(1) as pool:
+        model = pool.submit(timm.create_model, "test_vit", **given).result()
+    wanted = load_state_dict(files["test_vit"])
+    assert caught == []
+    assert all(torch.equal(value, wanted[key]) for key, value in model.state_dict().items())
+
+
 def test_random_weights_are_the_same_every_time_and_nobodys_draws_are_moved(files: dict) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -477,6 +518,7 @@ def test_meta_device_looks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         ),
         (dict(out_indices=(3, 1)), r"out_indices=\(3, 1\) must name at least one and never fall"),
         (dict(out_indices=()), "at least one"),
+        (dict(image_size=0), "image_size=0 must be at least 1 pixel"),
         (dict(image_size=100), "image_size=100 is no multiple of the 16 pixels of a patch"),
     ],
 )
@@ -484,6 +526,29 @@ def test_what_does_not_exist(options: dict, message: str) -> None:
     for device in ("meta", "cpu"):
         with torch.device(device), pytest.raises(ValueError, match=message):
             TimmBackbone(**{"model": "test_vit", **options})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(model=None), "model=None must be one of timm's names"),
+        (dict(weights=True), "weights=True must be 'pretrained', a tag, a file or None"),
+        (dict(out_indices=3), "out_indices=3 must be a list of whole numbers"),
+        (dict(out_indices=("a",)), r"out_indices=\('a',\) must be a list of whole numbers"),
+        (dict(image_size=(64, 64)), r"image_size=\(64, 64\) must be one whole number"),
+    ],
+)
+def test_what_makes_no_sense(options: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        TimmBackbone(**{"model": "test_vit", **options})
+
+
+def test_sizes_that_timm_refuses() -> None:
+    with torch.device("meta"):
+        backbone = TimmBackbone("halonet26t")  # blocks of 8 x 8 on maps of all strides to 32
+    message = "timm's halonet26t takes no tiles of 64 x 96 pixels: .* image_size .* such as 256"
+    with pytest.raises(ImageError, match=message):
+        backbone.to("meta")(images(64, 96).to("meta"))
 
 
 def test_missing_file() -> None:

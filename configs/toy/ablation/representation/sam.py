@@ -8,7 +8,6 @@ model = dict(
         type="TimmBackbone",
         model="samvit_base_patch16",
         out_indices=(0, 1, 2, 3),
-        image_size=128,
     ),
     neck=dict(levels=(4, 8, 16, 32)),
 )
