@@ -5,6 +5,7 @@ from where there are any, to a :class:`~odise_mm.models.backbones.diffusion.Cond
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,21 @@ from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import build_part
 
 LAST_STEP = 999
+
+
+def check_lent(captioner: nn.Module, **lent: Any) -> None:
+    """Refuse a captioner without what a diffusion model lends.
+
+    Raises:
+        ValueError: one of ``lent`` is None.
+    """
+    missing = [name for name, value in lent.items() if value is None]
+    if missing:
+        raise ValueError(
+            f"{type(captioner).__name__} needs {' and '.join(missing)} of a diffusion model, which "
+            "DiffusionBackbone lends and the config's backbone does not: take a DiffusionBackbone, "
+            "or captioner=None"
+        )
 
 
 class _Projection(nn.Module):
@@ -50,18 +66,20 @@ class ImplicitCaptioner(nn.Module):
             of the backbone's one step. None: the step is the backbone's.
 
     Raises:
-        ValueError: a start outside, or a learned step for a backbone with several.
+        ValueError: a start outside, a learned step for a backbone with several, or a backbone
+            that is no diffusion model.
     """
 
     def __init__(
         self,
         clip: FrozenCLIP | dict,
-        empty_context: Tensor,
-        time_width: int,
+        empty_context: Tensor | None = None,
+        time_width: int | None = None,
         num_steps: int = 1,
         learned_step: float | None = None,
     ) -> None:
         super().__init__()
+        check_lent(self, empty_context=empty_context, time_width=time_width)
         if learned_step is not None and not 0 < learned_step < LAST_STEP:
             raise ValueError(f"learned_step={learned_step}: begin inside (0, {LAST_STEP})")
         if learned_step is not None and num_steps != 1:
@@ -97,10 +115,15 @@ class ImplicitCaptioner(nn.Module):
 
 @MODELS.register_module()
 class EmptyCaptioner(nn.Module):
-    """The empty prompt for every image (ODISE, captioner ablation)."""
+    """The empty prompt for every image (ODISE, captioner ablation).
 
-    def __init__(self, empty_context: Tensor) -> None:
+    Raises:
+        ValueError: there is no ``empty_context``, which a diffusion backbone lends.
+    """
+
+    def __init__(self, empty_context: Tensor | None = None) -> None:
         super().__init__()
+        check_lent(self, empty_context=empty_context)
         self.register_buffer("empty_context", empty_context, persistent=False)
 
     def forward(self, tiles: Tensor, captions: Sequence[str | None] | None = None) -> Condition:

@@ -16,6 +16,7 @@ from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import DatasetError
 from odise_mm.models.backbones.diffusion import Condition
 from odise_mm.models.classifiers.base import fill_template
+from odise_mm.models.necks.captioner import check_lent
 from odise_mm.models.text.text_encoder import TextEncoder
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import build_part
@@ -41,12 +42,7 @@ class TextCaptioner(nn.Module):
 
     def __init__(self, prompt_encoder: PromptEncoder | None = None) -> None:
         super().__init__()
-        if prompt_encoder is None:
-            raise ValueError(
-                f"{type(self).__name__} needs the text encoder of a diffusion model "
-                "(prompt_encoder), which DiffusionBackbone lends and the config's backbone does "
-                "not: take a DiffusionBackbone, or captioner=None"
-            )
+        check_lent(self, prompt_encoder=prompt_encoder)
         self.prompt_encoder = prompt_encoder
 
     def describe(self, tiles: Tensor, captions: Sequence[str | None]) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -31,11 +33,13 @@ def test_learned_position_table_starts_small() -> None:
 
 
 def test_formula(images: Tensor) -> None:
-    captioner = random_weights(ImplicitCaptioner(clip(), EMPTY, time_width=32, num_steps=2))
+    captioner = random_weights(
+        ImplicitCaptioner(deepcopy(clip()), EMPTY, time_width=32, num_steps=2)
+    )
     captioner.context_gate.data.mul_(10)
     with torch.no_grad():
         condition = captioner(images)
-        v = clip().encode_image(images).numpy().astype(np.float64)
+        v = captioner.clip.encode_image(images).numpy().astype(np.float64)
     w = {k: p.detach().numpy().astype(np.float64) for k, p in captioner.named_parameters()}
 
     def mapped(part: str) -> np.ndarray:
@@ -49,7 +53,7 @@ def test_formula(images: Tensor) -> None:
 
 
 def test_only_the_captioners_own_parameters_are_trained(images: Tensor) -> None:
-    captioner = random_weights(ImplicitCaptioner(clip(), EMPTY, time_width=32)).train()
+    captioner = random_weights(ImplicitCaptioner(deepcopy(clip()), EMPTY, time_width=32)).train()
     condition = captioner(images)
     (condition.context.sum() + condition.time.sum()).backward()
     trained = {name for name, p in captioner.named_parameters() if p.requires_grad}

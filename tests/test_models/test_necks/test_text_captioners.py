@@ -542,12 +542,17 @@ def test_rows_differ_in_the_captioner_alone() -> None:
         assert loader.dataset.captions_file == f"annotations/captions_{split}2017.json"
 
 
-@pytest.mark.parametrize("name", ["heuristic", "blip", "own_caption"])
-def test_a_backbone_without_text_encoder(name: str) -> None:
+@pytest.mark.parametrize("name", ["heuristic", "blip", "own_caption", "implicit", "empty"])
+def test_a_backbone_that_is_no_diffusion_model(name: str) -> None:
     cfg = load_model_config(str(CONFIGS / f"ablation/captioner/{name}.py"))
     cfg.model.backbone = dict(type=NoDiffusion)
     cfg.model.neck = dict(type="FeatureProjection", levels=(4, 8, 16, 32))
-    with torch.device("meta"), pytest.raises(ConfigError, match="DiffusionBackbone"):
+    with (
+        torch.device("meta"),
+        pytest.raises(
+            ConfigError, match="Captioner needs .* take a DiffusionBackbone, or captioner=None"
+        ),
+    ):
         build_model(cfg)
 
 
