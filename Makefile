@@ -1,7 +1,7 @@
 # make test, make demo: each complete on a machine with Python 3.10 to 3.12 and git.
 # make PYTHON=python3.12 test            choose the Python (default: the first suitable one found)
 # make PIP_FLAGS="..." test              further arguments for pip, such as another package index
-# make PYTEST_FLAGS="-n 2 -k vocab" test further arguments for pytest
+# make PYTEST_FLAGS="-k vocab" test       arguments for pytest instead of those below
 
 SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 CANDIDATES := python3 python3.12 python3.11 python3.10 python
@@ -9,6 +9,8 @@ ifndef PYTHON
 PYTHON := $(shell for p in $(CANDIDATES); do $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
 endif
 BIN := .venv/bin
+# two processes; a file's tests stay together, as they share what is costly to make
+PYTEST_FLAGS ?= -n 2 --dist loadfile
 PHOTO ?= $(firstword $(wildcard demo/images/*.jpg))
 TEXTS ?= pagoda, temple; person
 STUFF ?= sky; tree, foliage; water, lake; hill, mountain
