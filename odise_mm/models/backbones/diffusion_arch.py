@@ -294,7 +294,13 @@ _TEXT_FIELDS = (
     "layer_norm_eps",
     "projection_dim",
 )
-_WORD_FIELDS = ("vocab_size", "max_position_embeddings", "eos_token_id")
+_WORD_FIELDS = (
+    "vocab_size",
+    "max_position_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
 _PAD_TOKENS = {"!": 0, "<|endoftext|>": 49407}
 
 

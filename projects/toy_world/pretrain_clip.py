@@ -1,0 +1,128 @@
+#!/usr/bin/env python
+"""Train the toy world's CLIP: 1.5 million parameters, 64-pixel pictures, 85 words.
+
+    OUT/open_clip_config.json, open_clip_model.safetensors, words.txt
+                      the model, for FrozenCLIP(model=OUT, weights=OUT)
+    OUT/metrics.json  settings, minutes, machine, accuracy at every evaluation
+    OUT/curves.png    the same as a picture
+    OUT/training.pth  the state: the same command goes on where it was stopped
+
+Example:
+    python projects/toy_world/pretrain_clip.py --out work_dirs/toy_world/clip --steps 4000
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+
+import open_clip  # noqa: E402
+import torch  # noqa: E402
+
+from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.precision import PRECISIONS  # noqa: E402
+from projects.toy_world.pretraining import clip, loop  # noqa: E402
+
+PANELS = {
+    "loss": ["loss"],
+    "things on crops": ["crop", "crop_novel", "crop_colour", "crop_shape", "crop_pattern"],
+    "mask tokens": ["mask_base", "mask_novel", "mask_stuff", "mask_colour", "mask_shape"],
+}
+_MOST_STEPS = 10**6
+
+
+def train(args: argparse.Namespace, until: int | None = None) -> loop.Training:
+    """Train, or go on; ``until`` stops early, as a kill would."""
+    device = loop.find_device(args.device)
+    recipe = loop.Recipe(
+        steps=args.steps,
+        lr=args.lr,
+        warmup=min(200, args.steps // 5),
+        weight_decay=0.1,
+        beta2=0.98,
+        seed=args.seed,
+        precision=args.precision or loop.best_precision(device),
+        math_attention=True,
+    )
+    settings = {
+        "model": clip.MODEL,
+        "scenes_per_step": args.scenes,
+        "regions_per_scene": args.regions,
+        "mask_tokens": args.mask_tokens,
+    }
+    torch.manual_seed(args.seed)
+    model = open_clip.CLIP(**clip.MODEL).to(device)
+    training = loop.Training(model, recipe, args.out / "training.pth", settings)
+    vision = clip.MODEL["vision_cfg"]
+    # longer than any training, so that the number of steps does not change what a step sees
+    stream = clip.Web(
+        _MOST_STEPS * args.scenes, args.seed, vision["image_size"], vision["patch_size"],
+        args.regions,
+    )  # fmt: skip
+    batches = loop.batches(stream, args.scenes, training.step, clip.collate, args.workers)
+    step = clip.Step(model, args.mask_tokens)
+    evaluation = clip.Evaluation(args.val_scenes, device)
+
+    def evaluate() -> dict[str, float]:
+        clip.export(model, args.out)
+        return evaluation(model)
+
+    training.run("CLIP", lambda _: step(next(batches)), evaluate, args.every, until)
+    return training
+
+
+def write_results(training: loop.Training, out: Path) -> None:
+    """Metrics and curves of a training."""
+    clip.export(training.trained, out)
+    loop.write_json(out / "metrics.json", loop.describe(training))
+    loop.write_figure(out / "curves.png", loop.curves(training.log, PANELS))
+    print(f"{out}: {loop.size_of(out) / 1e6:.1f} MB of weights")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("work_dirs/toy_world/clip"), help="default: %(default)s")
+    add("--steps", type=positive_int, default=4000, help="default: %(default)s")
+    add("--scenes", type=positive_int, default=40, help="of a step (default: %(default)s)")
+    add(
+        "--regions",
+        type=positive_int,
+        default=3,
+        help="of a scene as pictures, and as many as mask tokens (default: %(default)s)",
+    )
+    add(
+        "--mask-tokens",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="learn masked regions as tokens of the whole picture, too, as they are asked for "
+        "later (default: yes)",
+    )
+    add("--lr", type=float, default=1e-3, help="highest learning rate (default: %(default)s)")
+    add("--every", type=positive_int, default=250, help="steps between evaluations (default: 250)")
+    add("--val-scenes", type=positive_int, default=250, help="of an evaluation (default: 250)")
+    add("--workers", type=int, default=1, help="processes that draw scenes (default: 1)")
+    add("--seed", type=int, default=0, help="default: 0")
+    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    add("--precision", choices=PRECISIONS, help="default: bf16 where the device is made for it")
+    args = parser.parse_args(argv)
+    if args.seed < 0 or args.workers < 0 or args.lr <= 0:
+        parser.error("--seed and --workers must be at least 0, --lr above 0")
+    return args
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    with one_line_errors():
+        write_results(train(args), args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

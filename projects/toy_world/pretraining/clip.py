@@ -1,0 +1,335 @@
+"""A small CLIP of the toy world: open_clip's model, contrastive with several positives.
+
+From every scene it sees the whole picture with a caption, regions of it (crops, or grey but for the
+region) with a name, and, as tokens of the whole picture, masked regions with a name: the same token
+that :class:`~odise_mm.models.MaskCLIPClassifier` gives a mask.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from odise_mm.engine.checkpoints import replacing
+from odise_mm.models import FrozenCLIP, MaskCLIPClassifier
+from odise_mm.models.classifiers.base import class_logits, fill_template
+from odise_mm.models.clip import CONFIG_FILE, WEIGHTS_FILE
+from odise_mm.models.word_tokenizer import WORDS_FILE
+from projects.toy_world import captions
+from projects.toy_world.names import NAMES, THINGS, Name, vocabulary
+from projects.toy_world.pretraining.loop import write_json
+from projects.toy_world.pretraining.text import CONTEXT_LENGTH, TEMPLATES, WORDS, tokenizer
+from projects.toy_world.streams import MODES, show_region
+from projects.toy_world.world import Scene, scene
+
+MODEL: dict[str, Any] = dict(
+    embed_dim=128,
+    vision_cfg=dict(image_size=64, layers=6, width=128, head_width=32, patch_size=8),
+    text_cfg=dict(
+        context_length=CONTEXT_LENGTH, vocab_size=len(WORDS) + 3, width=96, heads=4, layers=2
+    ),
+)
+MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+
+_STREAM = 2 * 10**9  # keeps the random numbers of items apart from those of scenes
+_HELD_OUT = 10**6  # seed of the scenes for evaluation, of split "val"
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+class Batch(NamedTuple):
+    """What a step sees of B scenes.
+
+    Attributes:
+        wholes: (B, 3, S, S) uint8, whole pictures.
+        regions: (B * k, 3, S, S) uint8, regions as pictures of their own.
+        patches: (B, k, P) bool, the patches of the whole pictures that masked regions touch.
+        texts: of wholes, regions and masked regions, in this order.
+        groups: (B + 2 B k,) int64: equal for texts that mean the same.
+    """
+
+    wholes: Tensor
+    regions: Tensor
+    patches: Tensor
+    texts: list[str]
+    groups: Tensor
+
+
+class Web(Dataset):
+    """Scenes as CLIP sees them; item n is the same in every run.
+
+    Args:
+        length: how many scenes.
+        seed: other scenes for another one.
+        size: of the pictures, in pixels.
+        patch: edge of CLIP's patches.
+        per_scene: regions, and as many masked ones, of a scene.
+    """
+
+    def __init__(self, length: int, seed: int, size: int, patch: int, per_scene: int) -> None:
+        self.length, self.seed, self.size, self.patch = length, seed, size, patch
+        self.per_scene = per_scene
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        made = scene((self.seed, index))
+        rng = np.random.default_rng([_STREAM, self.seed, index])
+        caption = made.captions[rng.integers(len(made.captions))]
+        pictures, patches, names = [], [], []
+        for masked in (False, True):
+            for segment in _some(made, self.per_scene, rng):
+                mask = made.panoptic == segment.id
+                if masked:
+                    patches.append(touched(torch.from_numpy(mask), self.size, self.patch))
+                else:
+                    mode = MODES[rng.integers(len(MODES))]
+                    pictures.append(show_region(made.image, mask, mode, self.size, rng))
+                names.append(segment.name)
+        synonyms = [name.synonyms[rng.integers(len(name.synonyms))] for name in names]
+        texts = [TEMPLATES[rng.integers(len(TEMPLATES))].format(text) for text in synonyms]
+        whole = np.ones(made.panoptic.shape, bool)
+        return (
+            _tensor([show_region(made.image, whole, "masked", self.size, rng)]),
+            _tensor(pictures),
+            torch.stack(patches),
+            (caption, *texts),
+            [name.category for name in names],
+        )
+
+
+def _some(made: Scene, count: int, rng: np.random.Generator) -> list[Any]:
+    """Segments at random, each once before any comes again."""
+    number = len(made.segments)
+    order = np.concatenate([rng.permutation(number) for _ in range(-(-count // number))])
+    return [made.segments[i] for i in order[:count]]
+
+
+def touched(mask: Tensor, size: int, patch: int) -> Tensor:
+    """Patches (P,) bool that a mask (H, W) touches, the picture being resized to ``size``."""
+    # in three steps, as MaskCLIPClassifier sees it: at stride 4, at CLIP's size, by patches
+    logits = mask_logits(mask)[None, None]
+    resized = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
+    return F.max_pool2d(resized, patch).flatten() >= 0
+
+
+def mask_logits(mask: Tensor) -> Tensor:
+    """A mask (H, W) bool as a head would give it, (H / 4, W / 4) float32."""
+    return 20 * (F.avg_pool2d(mask[None, None].float(), 4)[0, 0] - 0.5)
+
+
+def collate(items: Sequence[tuple[Any, ...]]) -> Batch:
+    """A batch of items of :class:`Web`."""
+    wholes, regions, patches, texts, labels = zip(*items, strict=True)
+    k = len(patches[0])
+    order = [[text[0] for text in texts]]
+    groups: list[list[Any]] = [[captions.split_words(text[0]) for text in texts]]
+    for first in (0, k):
+        order += [list(text[1 + first : 1 + first + k]) for text in texts]
+        groups += [list(label[first : first + k]) for label in labels]
+    return Batch(
+        torch.cat(wholes),
+        torch.cat(regions),
+        torch.stack(patches),
+        [text for part in order for text in part],
+        number([str(key) for part in groups for key in part]),
+    )
+
+
+def number(keys: Sequence[str]) -> Tensor:
+    """(n,) int64, equal for equal keys."""
+    found = {key: i for i, key in enumerate(dict.fromkeys(keys))}
+    return torch.tensor([found[key] for key in keys])
+
+
+def _tensor(pictures: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, groups: Tensor) -> Tensor:
+    """CLIP's loss where several texts may fit one picture.
+
+    A picture's target is spread evenly over all texts of its group, and likewise a text's over all
+    pictures: names come again within a batch, and one of two equal texts is not wrong.
+
+    Args:
+        images, texts: N pairs, (N, C), L2-normalised.
+        scale: factor on the cosine.
+        groups: (N,); equal for pairs that mean the same.
+
+    Returns:
+        Mean of the cross entropies of both directions, less their least possible value.
+    """
+    logits = scale * images.float() @ texts.float().T
+    same = (groups[:, None] == groups[None]).float()
+    target = same / same.sum(1, keepdim=True)  # symmetric: groups are blocks
+    entropy = same.sum(1).log().mean()
+    both = F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)
+    return both / 2 - entropy
+
+
+def with_mask_tokens(visual: nn.Module, images: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings of pictures and of masked regions in them, in one pass.
+
+    Args:
+        visual: open_clip's vision transformer.
+        images: (B, 3, S, S), normalised.
+        patches: (B, k, P) bool: what each region's token attends to, beside the class token.
+
+    Returns:
+        (B, C) and (B, k, C), not normalised.
+    """
+    batch, regions, count = patches.shape
+    tokens = visual._embeds(images)
+    tokens = torch.cat([tokens, tokens[:, :1].expand(-1, regions, -1)], dim=1)
+    visible = patches.new_zeros(batch, tokens.shape[1], tokens.shape[1])
+    visible[:, :, : 1 + count] = True
+    visible[:, 1 + count :, 1 : 1 + count] = patches
+    hidden = torch.zeros_like(visible, dtype=tokens.dtype).masked_fill_(~visible, float("-inf"))
+    heads = visual.transformer.resblocks[0].attn.num_heads
+    tokens = visual.transformer(tokens, attn_mask=hidden.repeat_interleave(heads, dim=0))
+    pooled = visual.ln_post(torch.cat([tokens[:, :1], tokens[:, 1 + count :]], dim=1))
+    pooled = pooled @ visual.proj
+    return pooled[:, 0], pooled[:, 1:]
+
+
+class Step:
+    """Losses of a batch.
+
+    Args:
+        model: open_clip's.
+        mask_tokens: whether masked regions are learned as tokens of the whole picture.
+    """
+
+    def __init__(self, model: nn.Module, mask_tokens: bool) -> None:
+        self.model, self.mask_tokens = model, mask_tokens
+        self.tokenizer = tokenizer()
+
+    def __call__(self, batch: Batch) -> dict[str, Tensor]:
+        model = self.model
+        device = model.logit_scale.device
+        wholes = normalise(batch.wholes.to(device))
+        if self.mask_tokens:
+            whole, masked = with_mask_tokens(model.visual, wholes, batch.patches.to(device))
+            extra = [masked.flatten(0, 1)]
+        else:
+            whole, extra = model.encode_image(wholes), []
+        regions = model.encode_image(normalise(batch.regions.to(device)))
+        images = F.normalize(torch.cat([whole, regions, *extra]).float(), dim=-1)
+        texts, groups = batch.texts[: len(images)], batch.groups[: len(images)]
+        different = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        embedded = model.encode_text(self.tokenizer(list(different)).to(device))
+        places = torch.tensor([different[text] for text in texts], device=device)
+        embedded = F.normalize(embedded.float(), dim=-1)[places]
+        scale = model.logit_scale.exp().clamp(max=100)
+        return {"loss": contrastive_loss(images, embedded, scale, groups.to(device))}
+
+
+def normalise(pictures: Tensor) -> Tensor:
+    """uint8 to CLIP's mean and standard deviation, float32."""
+    mean, std = (torch.tensor(v, device=pictures.device).view(3, 1, 1) for v in (MEAN, STD))
+    return (pictures.float() / 255 - mean) / std
+
+
+# --- evaluation ---------------------------------------------------------------------------------
+
+
+class Evaluation:
+    """Zero-shot accuracy on scenes that are never trained on.
+
+    Args:
+        scenes: how many.
+        device: where it is computed.
+    """
+
+    def __init__(self, scenes: int, device: torch.device) -> None:
+        self.clip = FrozenCLIP(MODEL, words=WORDS).to(device)
+        self.device = device
+        self.classifier = MaskCLIPClassifier(self.clip)
+        size = self.clip.image_size
+        self.pictures, self.masks, self.names = [], [], []
+        crops: list[np.ndarray] = []
+        for index in range(scenes):
+            made = scene((_HELD_OUT, index), "val")
+            rng = np.random.default_rng([_STREAM, _HELD_OUT, index])
+            masks = [made.panoptic == segment.id for segment in made.segments]
+            crops += [show_region(made.image, mask, "crop", size, rng) for mask in masks]
+            self.pictures.append(torch.from_numpy(made.image).permute(2, 0, 1) / 255)
+            self.masks.append(torch.stack([mask_logits(torch.from_numpy(m)) for m in masks]))
+            self.names += [segment.name for segment in made.segments]
+        self.crops = _tensor(crops).float() / 255
+
+    @torch.no_grad()
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Accuracies in [0, 1].
+
+        ``crop_*``: things on crops, over all names of things. ``mask_*``: base things, novel things
+        and stuff with mask tokens of true masks, over all names, stuff too.
+        """
+        self.clip.model.load_state_dict(model.state_dict())
+        self.classifier.text_encoder.forget()
+        crops = [self.clip.encode_image(part.to(self.device)) for part in self.crops.split(256)]
+        masks = [
+            self.classifier.embed_masks(mask[None].to(self.device), [picture.to(self.device)])[0]
+            for mask, picture in zip(self.masks, self.pictures, strict=True)
+        ]
+        found = self._choose(torch.cat(crops), len(THINGS))
+        things = [i for i, name in enumerate(self.names) if name.is_thing]
+        pairs = [(self.names[i], NAMES[found[i]]) for i in things]
+        result = {
+            "crop": _share(pairs, "category"),
+            "crop_base": _share([p for p in pairs if not p[0].is_novel], "category"),
+            "crop_novel": _share([p for p in pairs if p[0].is_novel], "category"),
+        }
+        for part in ("colour", "shape", "pattern"):
+            result[f"crop_{part}"] = _share(pairs, part)
+        found = self._choose(torch.cat(masks), len(NAMES))
+        pairs = [(name, NAMES[i]) for name, i in zip(self.names, found, strict=True)]
+        for part, chosen in (
+            ("base", [p for p in pairs if p[0].is_thing and not p[0].is_novel]),
+            ("novel", [p for p in pairs if p[0].is_novel]),
+            ("stuff", [p for p in pairs if not p[0].is_thing]),
+        ):
+            result[f"mask_{part}"] = _share(chosen, "category")
+        for part in ("colour", "shape"):
+            result[f"mask_{part}"] = _share([p for p in pairs if p[0].is_thing], part)
+        return result
+
+    def _choose(self, embeddings: Tensor, count: int) -> list[int]:
+        """Places in ``NAMES`` of the most similar ones of the first ``count``."""
+        names = vocabulary("all")
+        text = self.classifier.text_encoder(fill_template(TEMPLATES[-1], names.flat[0]))
+        logits = class_logits(embeddings[None], text, names, 1.0)[0, :, :count]
+        return logits.argmax(-1).tolist()
+
+
+def _share(pairs: Sequence[tuple[Name, Name]], part: str) -> float:
+    """Of pairs that agree in an attribute; 0 of none."""
+    agree = [getattr(name, part) == getattr(found, part) for name, found in pairs]
+    return sum(agree) / max(1, len(agree))
+
+
+def export(model: nn.Module, folder: Path) -> None:
+    """Write a model as open_clip's folder, float16, for ``FrozenCLIP(folder, folder)``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = dict(model_cfg=MODEL, preprocess_cfg=dict(mean=MEAN, std=STD))
+    write_json(folder / CONFIG_FILE, json.loads(json.dumps(config)))
+    tokenizer().save(folder / WORDS_FILE)
+    state = {key: value.half().contiguous().cpu() for key, value in model.state_dict().items()}
+    with replacing(folder / WEIGHTS_FILE) as temporary:
+        save_file(state, temporary)

@@ -1,0 +1,408 @@
+"""Pre-training: loop, losses, and that what is written is what was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler
+from torch import Tensor, nn
+
+from odise_mm.errors import CheckpointError, ConfigError, DeviceError
+from odise_mm.models import (
+    Condition,
+    DiffusionBackbone,
+    FrozenCLIP,
+    MaskCLIPClassifier,
+    OpenCLIPBackbone,
+)
+from projects.toy_world import pretrain_clip, pretrain_diffusion
+from projects.toy_world.names import NAMES, THINGS
+from projects.toy_world.pretraining import clip, diffusion, loop
+from projects.toy_world.pretraining.text import CONTEXT_LENGTH, TEMPLATES, WORDS, tokenizer
+from projects.toy_world.world import SIZE, scene
+
+CLIP_OPTIONS = "--steps 4 --scenes 2 --regions 2 --every 2 --val-scenes 3 --workers 0"
+DIFFUSION_OPTIONS = (
+    "--vae-steps 4 --vae-scenes 2 --steps 4 --batch-size 3 --scenes 6 --every 2 --val-scenes 3"
+    " --workers 0"
+)
+
+
+def as_written(module: nn.Module) -> nn.Module:
+    """A copy whose weights went through half precision."""
+    copy = deepcopy(module).eval()
+    for parameter in copy.parameters():
+        parameter.data = parameter.data.half().float()
+    return copy
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+# --- loop ---------------------------------------------------------------------------------------
+
+
+def line(file: Path, until: int | None = None, **changes: object) -> loop.Training:
+    torch.manual_seed(0)
+    recipe = loop.Recipe(**{"steps": 6, "lr": 0.1, "warmup": 2, "ema": 0.5, **changes})
+    training = loop.Training(nn.Linear(3, 1), recipe, file, {"task": [1, 2]})
+
+    def losses(step: int) -> dict[str, Tensor]:
+        x = torch.randn(4, 3, generator=loop.random_of(recipe.seed, step))
+        return {"loss": (training.module(x) - x.sum(1, keepdim=True)).square().mean()}
+
+    training.run("line", losses, lambda: {"bias": float(training.trained.bias)}, 2, until)
+    return training
+
+
+def test_stopped_training_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    whole = line(tmp_path / "whole.pth")
+    assert whole.done and [entry["step"] for entry in whole.log] == [2, 4, 6]
+    assert line(tmp_path / "parts.pth", until=3).step == 3
+    (tmp_path / ".parts.pth.0123abcd.tmp").write_bytes(b"killed while it was saved")
+    parts = line(tmp_path / "parts.pth")
+    assert same(parts.module, whole.module) and same(parts.average, whole.average)
+    assert parts.log == whole.log
+    assert not list(tmp_path.glob(".*"))
+    before = parts.file.stat().st_mtime_ns
+    assert line(parts.file).step == 6 and parts.file.stat().st_mtime_ns == before
+
+
+def test_average_and_schedule() -> None:
+    assert [loop._schedule(s, 4, 12) for s in (0, 3, 4, 8, 12)] == pytest.approx(
+        [0.25, 1, 1, 0.5, 0]
+    )
+    assert loop.random_of(1, 2).initial_seed() != loop.random_of(1, 3).initial_seed()
+    assert loop.random_of(1, 2).initial_seed() == loop.random_of(1, 2).initial_seed()
+
+
+def test_wrong_states_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "state.pth"
+    line(file, until=1)
+    with pytest.raises(ConfigError, match=r"other settings \(lr: 0.1 there, 0.2 asked\)"):
+        line(file, lr=0.2)
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="state.pth is damaged"):
+        line(file)
+    with pytest.raises(FloatingPointError, match="step 1: losses .*lower the learning rate"):
+        line(tmp_path / "other.pth", lr=1e30, warmup=0)
+    with pytest.raises(DeviceError, match="fp16 is for GPUs"):
+        line(tmp_path / "third.pth", precision="fp16")
+
+
+# --- CLIP ---------------------------------------------------------------------------------------
+
+
+def test_all_texts_are_read_and_none_is_cut() -> None:
+    read = tokenizer()
+    texts = [TEMPLATES[-1].format(text) for name in NAMES for text in name.synonyms]
+    texts += [text for i in range(200) for text in scene((3, i)).captions]
+    assert max(len(read.encode(text)) for text in texts) <= CONTEXT_LENGTH - 2
+    assert read.vocab_size == diffusion.TEXT["vocab_size"] == len(WORDS) + 3
+
+
+def test_loss_with_several_positives() -> None:
+    rng = np.random.default_rng(0)
+    images, texts = (
+        v / np.linalg.norm(v, axis=1, keepdims=True) for v in rng.normal(size=(2, 6, 5))
+    )
+    groups, scale = np.array([0, 1, 0, 2, 1, 0]), 7.0
+    logits = scale * images @ texts.T
+    total = 0.0
+    for table in (logits, logits.T):
+        for row, group in zip(table, groups, strict=True):
+            log_share = row - np.log(np.exp(row).sum())
+            positives = groups == group
+            # the divergence of the prediction from an even spread over the positives
+            total += -np.log(positives.sum()) - log_share[positives].mean()
+    inputs = (torch.tensor(v).float() for v in (images, texts))
+    found = clip.contrastive_loss(*inputs, torch.tensor(scale), torch.tensor(groups))
+    assert float(found) == pytest.approx(total / 12, rel=1e-5)
+    # where all differ it is CLIP's own loss
+    inputs = [torch.tensor(v).float() for v in (images, texts)]
+    plain = clip.contrastive_loss(*inputs, torch.tensor(scale), torch.arange(6))
+    labels = torch.arange(6)
+    wanted = [nn.functional.cross_entropy(torch.tensor(v), labels) for v in (logits, logits.T)]
+    assert float(plain) == pytest.approx(float(sum(wanted)) / 2, rel=1e-5)
+
+
+def test_batches_know_what_is_the_same() -> None:
+    stream = clip.Web(5, 1, 64, 8, per_scene=2)
+    batch = clip.collate([stream[i] for i in range(5)])
+    assert batch.wholes.shape == (5, 3, 64, 64) and batch.regions.shape == (10, 3, 64, 64)
+    assert batch.patches.shape == (5, 2, 64) and batch.patches.any(-1).all()
+    assert len(batch.texts) == len(batch.groups) == 25
+    by_text = {}
+    for text, group in zip(batch.texts[5:], batch.groups[5:].tolist(), strict=True):
+        (name,) = {n for n in NAMES for t in TEMPLATES for s in n.synonyms if t.format(s) == text}
+        assert by_text.setdefault(name, group) == group
+    assert len(set(by_text.values())) == len(by_text)
+    assert not set(batch.groups[:5].tolist()) & set(by_text.values())
+    for i in range(5):
+        assert batch.texts[i] in scene((1, i)).captions
+
+
+def clip_arguments(out: Path, *more: str) -> list[str]:
+    return ["--out", str(out), *CLIP_OPTIONS.split(), *more]
+
+
+@pytest.fixture(scope="module")
+def trained_clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[loop.Training, Path]:
+    out = tmp_path_factory.mktemp("clip")
+    args = pretrain_clip.parse_args(clip_arguments(out))
+    training = pretrain_clip.train(args)
+    pretrain_clip.write_results(training, out)
+    return training, out
+
+
+def test_clip_training_is_resumable(
+    trained_clip: tuple[loop.Training, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole, _ = trained_clip
+    args = pretrain_clip.parse_args(clip_arguments(tmp_path))
+    pretrain_clip.train(args, until=1)
+    parts = pretrain_clip.train(args)
+    assert same(parts.module, whole.module) and parts.log == whole.log
+    assert pretrain_clip.main(clip_arguments(tmp_path)) == 0  # nothing left to do
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        pretrain_clip.main(clip_arguments(tmp_path, "--no-mask-tokens"))
+    assert stop.value.code == 2
+    assert "mask_tokens: True there, False asked" in capsys.readouterr().err
+
+
+def test_written_clip_is_the_trained_one(trained_clip: tuple[loop.Training, Path]) -> None:
+    training, out = trained_clip
+    model = as_written(training.module)
+    frozen = FrozenCLIP(str(out), str(out))
+    pictures = torch.rand(2, 3, 64, 64)
+    texts = ["a photo of a red star.", "Two golden moons on the lawn"]
+    with torch.no_grad():
+        wanted = model.encode_image(clip.normalise((pictures * 255).double()).float())
+        torch.testing.assert_close(frozen.encode_image(pictures), wanted, rtol=1e-4, atol=1e-5)
+        wanted = model.encode_text(tokenizer()(texts))
+    torch.testing.assert_close(frozen.encode_text(texts), wanted, rtol=1e-4, atol=1e-5)
+    # the same, spelled out in a config
+    spelled = FrozenCLIP(clip.MODEL, str(out / "open_clip_model.safetensors"), WORDS)
+    assert torch.equal(spelled.encode_text(texts), frozen.encode_text(texts))
+    maps = OpenCLIPBackbone(str(out), str(out))(pictures)
+    assert maps[-1].shape == (2, 128, 8, 8)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["steps"] == 4 and metrics["log"][-1]["crop"] <= 1
+    assert (out / "curves.png").stat().st_size > 5000
+    assert loop.size_of(out) < 3.1e6
+
+
+def test_mask_tokens_are_those_of_the_classifier(trained_clip: tuple[loop.Training, Path]) -> None:
+    _, out = trained_clip
+    classifier = MaskCLIPClassifier(FrozenCLIP(str(out), str(out)))
+    model = classifier.clip.model
+    made = scene((5, 2), "val")
+    picture = torch.from_numpy(made.image).permute(2, 0, 1)[None]
+    masks = [torch.from_numpy(made.panoptic == s.id) for s in made.segments]
+    wanted = classifier.embed_masks(
+        torch.stack([clip.mask_logits(m) for m in masks])[None], picture / 255
+    )
+    resized = nn.functional.interpolate(picture.float(), (64, 64), mode="bilinear")
+    patches = torch.stack([clip.touched(m, 64, 8) for m in masks])[None]
+    with torch.no_grad():
+        inputs = (resized / 255 - classifier.clip.mean) / classifier.clip.std
+        whole, tokens = clip.with_mask_tokens(model.visual, inputs, patches)
+        torch.testing.assert_close(tokens, wanted, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(whole, model.encode_image(inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_accuracy_is_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluation = clip.Evaluation(12, torch.device("cpu"))
+    model = evaluation.clip.model
+    places = [name.category - 1 for name in evaluation.names]
+    monkeypatch.setattr(evaluation, "_choose", lambda *_: places)
+    assert set(evaluation(model).values()) == {1.0}
+    # plain names of another shape, all of the right colour
+    others = []
+    for name in evaluation.names:
+        same_colour = (n for n in THINGS if n.colour == name.colour and n.shape != name.shape)
+        others.append(next(same_colour).category - 1 if name.is_thing else 0)
+    monkeypatch.setattr(evaluation, "_choose", lambda *_: others)
+    found = evaluation(model)
+    assert found["crop"] == found["crop_shape"] == found["mask_base"] == found["mask_stuff"] == 0
+    assert found["crop_colour"] == found["mask_colour"] == 1
+
+
+# --- diffusion ----------------------------------------------------------------------------------
+
+
+def diffusion_arguments(out: Path, *more: str) -> list[str]:
+    return ["--out", str(out), *DIFFUSION_OPTIONS.split(), *more]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_samples() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffusion, "SAMPLE_STEPS", 2)
+        patch.setattr(diffusion, "PROMPTS", diffusion.PROMPTS[:2])
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained_diffusion(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[AutoencoderKL, loop.Training, Path]:
+    out = tmp_path_factory.mktemp("diffusion")
+    assert pretrain_diffusion.main(diffusion_arguments(out)) == 0
+    args = pretrain_diffusion.parse_args(diffusion_arguments(out))
+    vae = pretrain_diffusion.finished_autoencoder(pretrain_diffusion.train_autoencoder(args), 3)
+    return vae, pretrain_diffusion.train_unet(args, vae), out
+
+
+def test_diffusion_training_is_resumable(
+    trained_diffusion: tuple[AutoencoderKL, loop.Training, Path], tmp_path: Path
+) -> None:
+    vae, whole, _ = trained_diffusion
+    args = pretrain_diffusion.parse_args(diffusion_arguments(tmp_path))
+    pretrain_diffusion.train_autoencoder(args, until=1)
+    first = pretrain_diffusion.finished_autoencoder(pretrain_diffusion.train_autoencoder(args), 3)
+    assert same(first, vae) and first.config.scaling_factor == vae.config.scaling_factor
+    pretrain_diffusion.train_unet(args, first, until=3)
+    parts = pretrain_diffusion.train_unet(args, first)
+    assert same(parts.module, whole.module) and same(parts.average, whole.average)
+    assert parts.log == whole.log
+
+
+def test_latents_are_computed_once(
+    trained_diffusion: tuple[AutoencoderKL, loop.Training, Path], tmp_path: Path
+) -> None:
+    vae, _, out = trained_diffusion
+    file = out / "latents"
+    before = file.with_suffix(".npy").stat().st_mtime_ns
+    latents = diffusion.Latents(file, vae, 6, 0)
+    assert file.with_suffix(".npy").stat().st_mtime_ns == before
+    picture = torch.from_numpy(scene((0, 4)).image).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        mean = vae.encode(diffusion.to_input(picture)).latent_dist.mean
+    wanted = (mean * vae.config.scaling_factor).half().numpy()
+    np.testing.assert_allclose(latents.latents[4:5], wanted, rtol=2e-3, atol=1e-3)
+    assert latents.captions[4] == list(scene((0, 4)).captions)
+    # half of them there: only the rest is computed
+    notes = json.loads(file.with_suffix(".json").read_text())
+    notes["captions"] = notes["captions"][:3]
+    (tmp_path / "some.json").write_text(json.dumps(notes))
+    array = latents.latents.copy()
+    array[:3], array[3:] = 7, 0
+    np.save(tmp_path / "some.npy", array)
+    again = diffusion.Latents(tmp_path / "some", vae, 6, 0)
+    assert (again.latents[:3] == 7).all()
+    np.testing.assert_allclose(again.latents[3:], latents.latents[3:], rtol=2e-3, atol=1e-3)
+    with pytest.raises(ConfigError, match="latents.json is of another autoencoder or other scenes"):
+        diffusion.Latents(file, vae, 7, 0)
+
+
+def test_autoencoder_losses() -> None:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(**diffusion.VAE).eval()
+    pictures, noise = torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        found = diffusion.autoencoder_losses(vae, pictures, noise)
+        posterior = vae.encode(pictures).latent_dist
+        made = vae.decode(posterior.mean + posterior.std * noise).sample.numpy()
+    wanted = pictures.numpy()
+    assert float(found["l1"]) == pytest.approx(np.abs(made - wanted).mean(), rel=1e-4)
+    edges = [np.abs(np.diff(made, axis=a) - np.diff(wanted, axis=a)).mean() for a in (2, 3)]
+    assert float(found["edges"]) == pytest.approx(0.5 * sum(edges), rel=1e-4)
+    # diffusers gives the sum over a picture's latent
+    assert float(found["kl"]) == pytest.approx(1e-4 * float(posterior.kl().mean()) / 256, rel=1e-4)
+
+
+def test_noise_is_that_of_diffusers_and_of_the_backbone(
+    trained_diffusion: tuple[AutoencoderKL, loop.Training, Path],
+) -> None:
+    _, training, out = trained_diffusion
+    model = as_written(training.trained)
+    latents, noise = torch.randn(3, 4, 32, 32), torch.randn(3, 4, 32, 32)
+    steps = torch.tensor([0, 300, 999])
+    noisy = DDIMScheduler(**diffusion.SCHEDULE).add_noise(latents, noise, steps)
+    texts = ["a red star", "", "the sky"]
+    with torch.no_grad():
+        found = model.unet(noisy, steps, model.context(texts)).sample
+        loss = model.loss(latents, texts, steps, noise)
+    torch.testing.assert_close(loss, (found - noise).square().mean(), rtol=1e-4, atol=1e-5)
+    backbone = DiffusionBackbone(str(out / "model"), taps=dict(unet=(1,)))
+    kept = model.kept.double().numpy()
+    levels = np.stack([kept**0.5, (1 - kept) ** 0.5], axis=1)
+    np.testing.assert_allclose(backbone.noise_levels.numpy(), levels, rtol=1e-4, atol=1e-5)
+
+
+def test_written_diffusion_model_is_the_trained_one(
+    trained_diffusion: tuple[AutoencoderKL, loop.Training, Path],
+) -> None:
+    vae, training, out = trained_diffusion
+    source = str(out / "model")
+    # the input of every level's last residual block
+    taps = dict(vae_encoder=(1, 2), unet=(1, 3, 5, 7), vae_decoder=(1, 3))
+    backbone = DiffusionBackbone(source, source, taps)
+    assert backbone.arch.scaling_factor == vae.config.scaling_factor != 0.18215
+    assert backbone.strides == (2, 4, 32, 16, 8, 4, 4, 2)
+    vae, model = as_written(vae), as_written(training.trained)
+    pictures = torch.rand(2, 3, SIZE, SIZE)
+    wanted: list[Tensor] = []
+
+    def tap(block: nn.Module) -> None:
+        block.register_forward_pre_hook(lambda _, inputs: wanted.append(inputs[0]))
+
+    tap(vae.encoder.down_blocks[1].resnets[0])
+    tap(vae.encoder.down_blocks[2].resnets[0])
+    for level in model.unet.up_blocks:
+        tap(level.resnets[1])
+    for level in vae.decoder.up_blocks[:2]:
+        tap(level.resnets[1])
+    with torch.no_grad():
+        latent = vae.encode(pictures * 2 - 1).latent_dist.mean
+        noisy = backbone.add_noise(latent * vae.config.scaling_factor, 0)
+        told = model.context(["two golden stars on the sand"])
+        model.unet(noisy, 0, told.expand(2, -1, -1))
+        vae.decode(latent)
+        prompt = backbone.encode_prompts(["two golden stars on the sand"])
+        torch.testing.assert_close(prompt, told, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(backbone.empty_context, model.context([""]))
+        found = backbone(pictures, Condition(prompt.expand(2, -1, -1)))
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    for file in ("reconstructions.png", "samples.png", "vae_curves.png", "unet_curves.png"):
+        assert (out / file).stat().st_size > 5000
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["unet"]["steps"] == metrics["autoencoder"]["steps"] == 4
+    assert metrics["scaling_factor"] == vae.config.scaling_factor
+    assert loop.size_of(out) < 11e6
+
+
+def test_psnr_is_that_of_the_pictures(tmp_path: Path) -> None:
+    evaluation = diffusion.AutoencoderEvaluation(3, tmp_path / "sheet.png")
+
+    class Grey(nn.Module):
+        """Knows one answer: the pictures, a tenth darker or lighter by turns."""
+
+        device = torch.device("cpu")
+
+        def encode(self, pictures: Tensor) -> Grey:
+            self.mean = pictures
+            return self
+
+        @property
+        def latent_dist(self) -> Grey:
+            return self
+
+        def decode(self, latent: Tensor) -> Grey:
+            self.sample = latent * 0.9  # never leaves [-1, 1]
+            return self
+
+    pictures = evaluation.pictures.numpy().astype(np.float64) / 2
+    wanted = np.mean([-10 * np.log10(np.mean((0.1 * picture) ** 2)) for picture in pictures])
+    assert evaluation(Grey())["psnr"] == pytest.approx(wanted, rel=1e-5)
