@@ -1,10 +1,9 @@
 """The one frozen CLIP that captioner, text encoder and second opinion share (open_clip)."""
 
-import difflib
 import hashlib
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from odise_mm.utils.frozen import (
     is_meta_context,
     same_random_weights,
 )
+from odise_mm.utils.names import is_path, nearest
 from odise_mm.utils.precision import full_precision
 
 # Integers that OpenAI's own files carry beside the weights; the model's shapes say the same.
@@ -232,11 +232,16 @@ def find_clip(model: str | dict, weights: str | None) -> CLIPSource:
 
     Raises:
         ValueError: unknown architecture or tag (the known tags are listed).
+        TypeError: something else than those.
         ConfigError: a folder's config cannot be read.
         CheckpointError: a tag's file cannot be downloaded.
     """
     import open_clip
 
+    if not isinstance(model, str | Mapping):
+        raise TypeError(f"model={model!r} must be a name or a config of open_clip's, or a folder")
+    if not isinstance(weights, str | None):
+        raise TypeError(f"weights={weights!r} must be a tag, a file, a folder or None")
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     folder = None
     if isinstance(model, str) and Path(model).expanduser().is_dir():
@@ -245,14 +250,13 @@ def find_clip(model: str | dict, weights: str | None) -> CLIPSource:
         mean, std = preprocessing.get("mean", mean), preprocessing.get("std", std)
     config = open_clip.get_model_config(model) if isinstance(model, str) else deepcopy(model)
     if config is None:
-        close = difflib.get_close_matches(model, open_clip.list_models(), n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ": open_clip.list_models()"
+        hint = nearest(model, open_clip.list_models()) or ": see open_clip.list_models()"
         if "/" in model:
             hint += f", and there is no such folder with a {CONFIG_FILE}"
         raise ValueError(f"open_clip has no architecture {model!r}{hint}")
     config = {key: value for key, value in config.items() if key not in ("tag", "name")}
     load = weights is not None and not is_meta_context()
-    if isinstance(model, str) and weights is not None and not _is_path(weights):
+    if isinstance(model, str) and weights is not None and not is_path(weights):
         tag = _tag_config(model, weights)
         mean, std = tag.get("mean", mean), tag.get("std", std)
         _use_gelu_of_weights(config, bool(tag.get("quick_gelu")), f"{model} {weights}")
@@ -262,7 +266,7 @@ def find_clip(model: str | dict, weights: str | None) -> CLIPSource:
         weights = str(Path(weights).expanduser())
         if Path(weights).is_dir():
             weights = str(Path(weights) / WEIGHTS_FILE)
-        if not isinstance(model, str) and not _is_path(weights):
+        if not isinstance(model, str) and not is_path(weights):
             raise ValueError(
                 f"there is no weights file {weights}, and open_clip's tags need a named "
                 "architecture: this CLIP's is spelled out in the config"
@@ -316,11 +320,9 @@ def _tag_config(model: str, tag: str) -> dict:
 
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag not in tags:
-        close = difflib.get_close_matches(tag, tags, n=3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ValueError(
             f"{tag}: neither a file nor one of open_clip's tags for {model} "
-            f"({', '.join(tags) or 'it has none'}){hint}"
+            f"({', '.join(tags) or 'it has none'}){nearest(tag, tags)}"
         )
     return open_clip.get_pretrained_cfg(model, tag)
 
@@ -353,10 +355,6 @@ def _place(tag: dict) -> str:
         file = file or "open_clip_model.safetensors"
         return f"{file} from https://huggingface.co/{repository}"
     return tag.get("url") or "the file"
-
-
-def _is_path(weights: str) -> bool:
-    return Path(weights).expanduser().is_file() or "/" in weights or "." in weights
 
 
 def _is_torchscript(path: str) -> bool:

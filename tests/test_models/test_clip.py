@@ -152,6 +152,15 @@ def test_message_does_not_recite_the_architecture(tiny_weights: Path) -> None:
     assert "vision_cfg" not in str(caught.value) and "CLIP of the config" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(dict(model=5), "model=5 must be a name"), (dict(weights=True), "weights=True must be a tag")],
+)
+def test_what_makes_no_sense(options: dict, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        FrozenCLIP(**{"model": TINY_CLIP, **options})
+
+
 def test_unknown_architecture() -> None:
     with pytest.raises(ValueError, match="open_clip has no architecture 'ViT-L-99'"):
         FrozenCLIP("ViT-L-99", "openai")

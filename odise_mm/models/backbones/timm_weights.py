@@ -4,7 +4,6 @@ timm's own loader forgives keys that are missing or left over as soon as the cla
 one. Here every number of the network is filled from the file, or the file is refused.
 """
 
-import difflib
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +18,7 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
+from odise_mm.utils.names import is_path, nearest
 
 # The names of the files in timm's repositories on the hub, the first that is there.
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -38,17 +38,6 @@ _FILLS = {
     *(init.uniform_, init.normal_, init.constant_, init.kaiming_uniform_),
 }
 _PATCHING = threading.Lock()
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the closest known ones, if any is close."""
-    close = difflib.get_close_matches(name, list(known), n=3)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def is_path(weights: str) -> bool:
-    """Whether ``weights`` means a file, not a tag; timm's and open_clip's tags have no dots."""
-    return Path(weights).expanduser().is_file() or "/" in weights or "." in weights
 
 
 def find_model(model: str, weights: str | None) -> tuple[str, str | None]:

@@ -119,6 +119,7 @@ class HeuristicCaptioner(TextCaptioner):
     Raises:
         ValueError: a part is missing, a list is empty or shorter than what is to be taken from it,
             a template lacks one of the two or has others.
+        TypeError: something else than names and numbers.
         VocabularyError: a file of names that cannot be read.
     """
 
@@ -174,6 +175,10 @@ class HeuristicCaptioner(TextCaptioner):
 
 
 def _names(argument: str, given: str | Sequence[str], count: int) -> list[str]:
+    if not isinstance(given, Sequence):
+        raise TypeError(f"{argument}={given!r} must be a list of names, a vocabulary or a file")
+    if type(count) is not int:
+        raise TypeError(f"num_{argument}={count!r} must be a whole number")
     names = list(Vocabulary.load(given).names if isinstance(given, str) else given)
     if not 1 <= count <= len(names):
         raise ValueError(

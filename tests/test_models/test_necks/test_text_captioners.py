@@ -171,6 +171,8 @@ def test_heuristic_word_lists(encoder: FakeEncoder, tmp_path: Path) -> None:
         (dict(places=[]), ValueError, "places has 0 names and num_places=2"),
         (dict(objects=["cat"]), ValueError, "objects has 1 names and num_objects=3"),
         (dict(num_objects=0), ValueError, "num_objects=0"),
+        (dict(num_objects="3"), TypeError, "num_objects='3' must be a whole number"),
+        (dict(places=5), TypeError, "places=5 must be a list of names"),
         (dict(objects="lvs"), VocabularyError, "did you mean 'lvis'"),
         (dict(places="nowhere/places.txt"), VocabularyError, "no vocabulary file"),
         (dict(template="a {places}"), ValueError, "{places} and {objects}"),
