@@ -29,6 +29,8 @@ from odise_mm.errors import ConfigError  # noqa: E402
 from odise_mm.utils.command_line import one_line_errors  # noqa: E402
 
 LAST_LINES = 5
+# Beginnings of settings that tools/test.py has no use for, and refuses half of.
+TRAINING = ("train_", "val_", "optim_wrapper", "param_scheduler", "auto_scale_lr", "default_hooks")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,7 +45,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--precision", help="as of tools/train.py and tools/test.py")
     parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="for both steps"
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="changes of every config; those of the training alone are left out in testing",
     )
     return parser.parse_args(argv)
 
@@ -68,6 +74,11 @@ def name_of(config: Path) -> str:
     parts = config.with_suffix("").parts
     last = max((i for i, part in enumerate(parts) if part == "configs"), default=len(parts) - 2)
     return "/".join(parts[last + 1 :])
+
+
+def changes(options: list[str]) -> list[str]:
+    """The arguments that change a config, if anything is to be changed."""
+    return ["--cfg-options", *options] if options else []
 
 
 class Study:
@@ -111,15 +122,17 @@ class Study:
         shared = [
             *(["--data-root", self.args.data_root] if self.args.data_root else []),
             *(["--precision", self.args.precision] if self.args.precision else []),
-            *(["--cfg-options", *self.args.cfg_options] if self.args.cfg_options else []),
         ]
+        options = self.args.cfg_options
+        of_tests = [option for option in options if not option.startswith(TRAINING)]
         log = work / "study.log"
         steps = (
-            lambda: ["train.py", config, "--work-dir", work, "--resume"],
+            lambda: ["train.py", config, "--work-dir", work, "--resume", *changes(options)],
             lambda: [
                 *("test.py", config, (work / "last_checkpoint").read_text().strip()),
                 *("--work-dir", work, "--out", work / "result.json", "--show-dir", work / "shown"),
                 *(["--datasets", *self.args.datasets] if self.args.datasets else []),
+                *changes(of_tests),
             ],
         )
         with log.open("a") as stream:
