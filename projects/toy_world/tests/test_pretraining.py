@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
@@ -381,6 +382,20 @@ def test_written_diffusion_model_is_the_trained_one(
     assert metrics["unet"]["steps"] == metrics["autoencoder"]["steps"] == 4
     assert metrics["scaling_factor"] == vae.config.scaling_factor
     assert loop.size_of(out) < 11e6
+
+
+def test_the_readme_says_how_to_load(
+    trained_clip: tuple[loop.Training, Path],
+    trained_diffusion: tuple[AutoencoderKL, loop.Training, Path],
+) -> None:
+    text = (Path(pretrain_clip.__file__).parent / "README.md").read_text(encoding="utf-8")
+    code = next(c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "FrozenCLIP" in c)
+    code = code.replace("work_dirs/toy_world/clip", str(trained_clip[1]))
+    code = code.replace("work_dirs/toy_world/diffusion", str(trained_diffusion[2]))
+    found: dict = {}
+    exec(compile(code, "README.md", "exec"), found)
+    said = re.search(r"backbone.strides  # (.+)", code)
+    assert str(found["backbone"].strides) == said[1]
 
 
 def test_psnr_is_that_of_the_pictures(tmp_path: Path) -> None:
