@@ -99,7 +99,7 @@ def test_what_the_package_imports_is_required_and_nothing_else() -> None:
     modules |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.level == 0}
     tops = {module.split(".")[0] for module in modules}
     ours = set(sys.stdlib_module_names) | {"odise_mm", "tools"}
-    other = {"PIL": "pillow", "cv2": "opencv-python", "mmseg": "mmsegmentation"}
+    other = {"PIL": "pillow", "cv2": "opencv-python", "mmseg": "mmsegmentation", "yaml": "pyyaml"}
     other["open_clip"] = "open-clip-torch"
     imported = {other.get(name, name).replace("_", "-") for name in tops - ours}
     indirect = {"setuptools", "tensorboard"}  # of mmengine
