@@ -141,7 +141,7 @@ def ldm_unet(unet: UNet2DConditionModel) -> dict[str, Tensor]:
 
 
 def ldm_vae(vae: nn.Module) -> dict[str, Tensor]:
-    """The helper for four levels counts the decoder's from 3; here from the last."""
+    """The function for four levels counts the decoder's from 3; here from the last."""
     last = len(vae.config.block_out_channels) - 1
     return {
         re.sub(r"decoder\.up\.(\d)", lambda m: f"decoder.up.{int(m[1]) - 3 + last}", key): value
