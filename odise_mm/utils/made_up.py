@@ -30,7 +30,7 @@ _CONSTANTS: tuple[tuple[str, float], ...] = (
 
 
 @torch.no_grad()
-def make_up_weights(model: nn.Module, parts: tuple[str, ...], seed: int = 35) -> None:
+def make_up_weights(model: nn.Module, parts: tuple[str, ...], seed: int = 36) -> None:
     """Fill parts of a model with numbers that mean nothing but keep its masks and names apart.
 
     Args:
