@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ import numpy as np
 from mmengine.logging import print_log
 
 from odise_mm.datasets.vocabulary import BUILTIN, Vocabulary
+from odise_mm.datasets.vocabulary_files import clean
 from odise_mm.errors import DatasetError, VocabularyError
 from odise_mm.registry import TRANSFORMS
+from odise_mm.utils.names import nearest
 
 LAYOUT = "docs/datasets.md and docs/training_data.md say what belongs where"
 OBJECT = Vocabulary((("object",),), (True,), name="object")
+Subsets = Mapping[str, str | Sequence[str]]
 
 
 def resolve_vocabulary(
@@ -81,9 +85,86 @@ def find_file(path: str, data_root: str | None) -> str:
     return below if not os.path.isabs(path) and os.path.isfile(below) else path
 
 
-def metainfo_of(vocabulary: Vocabulary) -> dict[str, Any]:
-    """mmdet's and mmseg's ``classes``, ``thing_classes``, ``stuff_classes``; and ``vocabulary``."""
-    return {**vocabulary.metainfo, "vocabulary": vocabulary}
+def resolve_subsets(
+    subsets: Subsets | None, vocabulary: Vocabulary, data_root: str | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Which classes of a data set are in its subsets.
+
+    Args:
+        subsets: see :class:`odise_mm.datasets.PanopticDataset`.
+        vocabulary: of the data set, as the model sees it.
+        data_root: relative paths are looked up here first.
+
+    Returns:
+        Class indices of every subset, ascending.
+
+    Raises:
+        DatasetError: a subset's name is no plain word, its classes cannot be read, are none or
+            are not the data set's; or there are subsets of the single class "object".
+    """
+    if not isinstance(subsets, Mapping | None):
+        raise DatasetError(f"`subsets` maps names of subsets to their classes, not {subsets!r}")
+    if subsets and vocabulary == OBJECT:
+        raise DatasetError(
+            f"subsets {', '.join(map(str, subsets))}: with class_agnostic=True there is one class "
+            "only; set subsets=None"
+        )
+    labels_of: dict[str, list[int]] = {}
+    for label, name in enumerate(vocabulary.source_names):
+        labels_of.setdefault(_spelling(name), []).append(label)
+    found = {}
+    for subset, given in (subsets or {}).items():
+        if not isinstance(subset, str) or not re.fullmatch(r"\w[\w-]*", subset):
+            raise DatasetError(
+                f"subset {subset!r}: numbers are named after it, so it must be a plain word of "
+                "letters, digits, _ and -, such as 'novel'"
+            )
+        names = _names_of_subset(subset, given, data_root)
+        unknown = [name for name in names if _spelling(name) not in labels_of]
+        if unknown:
+            known = vocabulary.source_names
+            hint = nearest(str(unknown[0]), known) or f", which are {_some(map(repr, known))}"
+            raise DatasetError(
+                f"subset {subset!r}: {_some(map(repr, unknown))} not among the names that the "
+                f"annotations of '{vocabulary.name}' give its {len(known)} classes{hint}"
+            )
+        found[subset] = tuple(sorted({i for name in names for i in labels_of[_spelling(name)]}))
+    return found
+
+
+def _names_of_subset(subset: str, given: Any, data_root: str | None) -> Sequence[str]:
+    if isinstance(given, str):
+        try:
+            return _load_names(given, data_root).source_names
+        except VocabularyError as err:
+            raise DatasetError(f"subset {subset!r}: {err}; names of classes go in a list") from err
+    if not isinstance(given, Sequence):
+        raise DatasetError(
+            f"subset {subset!r} is a built-in vocabulary, a file or a list of class names, "
+            f"not {given!r}"
+        )
+    if not given:
+        raise DatasetError(f"subset {subset!r} has no class; name some, or leave it out")
+    return given
+
+
+def _spelling(name: Any) -> str:
+    """Equal for names that vocabularies take for the same."""
+    return clean(str(name)).casefold()
+
+
+def metainfo_of(
+    vocabulary: Vocabulary, subsets: Subsets | None = None, data_root: str | None = None
+) -> dict[str, Any]:
+    """mmdet's and mmseg's ``classes``, ``thing_classes``, ``stuff_classes``; and our own.
+
+    These are ``vocabulary`` and ``subsets``, see :func:`resolve_subsets`.
+    """
+    return {
+        **vocabulary.metainfo,
+        "vocabulary": vocabulary,
+        "subsets": resolve_subsets(subsets, vocabulary, data_root),
+    }
 
 
 def read_annotations(path: str | os.PathLike, kind: str) -> dict[str, list[dict]]:

@@ -10,6 +10,7 @@ from mmdet.datasets import CocoDataset
 
 from odise_mm.datasets.base import (
     SeededItems,
+    Subsets,
     check_categories,
     check_folder,
     index_images,
@@ -36,7 +37,8 @@ class InstanceDataset(SeededItems, CocoDataset):
     ``instances`` (bbox, bbox_label, mask, ignore_flag).
 
     Args:
-        vocabulary, label_file, class_agnostic: see :class:`odise_mm.datasets.PanopticDataset`.
+        vocabulary, label_file, class_agnostic, subsets: see
+            :class:`odise_mm.datasets.PanopticDataset`.
         kwargs: of ``CocoDataset``: ``ann_file``, ``data_root``, ``data_prefix`` with the folder
             'img', ``pipeline``, ``test_mode``, ``indices``.
 
@@ -53,17 +55,19 @@ class InstanceDataset(SeededItems, CocoDataset):
         *,
         label_file: str | None = None,
         class_agnostic: bool = False,
+        subsets: Subsets | None = None,
         **kwargs: Any,
     ) -> None:
         if kwargs.get("filter_cfg"):
             raise ConfigError(
                 "InstanceDataset leaves out images without instances by itself: remove filter_cfg"
             )
+        root = kwargs.get("data_root")
         self.vocabulary, self._annotated = resolve_vocabulary(
-            vocabulary, label_file, class_agnostic, kwargs.get("data_root")
+            vocabulary, label_file, class_agnostic, root
         )
         self.class_agnostic = class_agnostic
-        super().__init__(metainfo=metainfo_of(self.vocabulary), **kwargs)
+        super().__init__(metainfo=metainfo_of(self.vocabulary, subsets, root), **kwargs)
 
     def load_data_list(self) -> list[dict]:
         check_folder(self.data_prefix.get("img"), "images")

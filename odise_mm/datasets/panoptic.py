@@ -10,6 +10,7 @@ from mmengine.logging import print_log
 
 from odise_mm.datasets.base import (
     SeededItems,
+    Subsets,
     add_captions,
     add_phrases,
     check_categories,
@@ -49,6 +50,10 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
             ``class_agnostic``: then any category will do.
         label_file: a file of names that replace the vocabulary's synonyms, class by class.
         class_agnostic: all classes become one, the thing "object".
+        subsets: parts of the classes that metrics report numbers of, too, such as "base" and
+            "novel": name -> a built-in vocabulary, a file, or a list of names. Their
+            ``source_names`` are among the data set's own, whatever their case; subsets may
+            overlap. Not with ``class_agnostic``.
         phrases_file: noun phrases of the captions, see docs/training_data.md.
         captions_file: the captions themselves (COCO's ``captions_*.json``), for models that are
             told them; every image must have one.
@@ -72,6 +77,7 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
         *,
         label_file: str | None = None,
         class_agnostic: bool = False,
+        subsets: Subsets | None = None,
         phrases_file: str | None = None,
         captions_file: str | None = None,
         img_suffix: str | None = None,
@@ -93,7 +99,7 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
         self.img_suffix = img_suffix
         self.sem_seg_suffix = sem_seg_suffix
         self.reduce_zero_label = reduce_zero_label
-        super().__init__(metainfo=metainfo_of(self.vocabulary), **kwargs)
+        super().__init__(metainfo=metainfo_of(self.vocabulary, subsets, root), **kwargs)
 
     def load_data_list(self) -> list[dict]:
         """Read the JSON file (COCO's largest in seconds, not by way of pycocotools' index)."""

@@ -9,6 +9,7 @@ from mmseg.datasets import BaseSegDataset
 
 from odise_mm.datasets.base import (
     SeededItems,
+    Subsets,
     check_folder,
     keep_usable,
     metainfo_of,
@@ -31,8 +32,8 @@ class SemanticDataset(SeededItems, BaseSegDataset):
     the suffix), ``sem_seg_path``, ``reduce_zero_label``.
 
     Args:
-        vocabulary, label_file: see :class:`odise_mm.datasets.PanopticDataset`; classes are in the
-            order of the label files' numbers.
+        vocabulary, label_file, subsets: see :class:`odise_mm.datasets.PanopticDataset`; classes
+            are in the order of the label files' numbers.
         kwargs: of ``BaseSegDataset``: ``data_root``, ``data_prefix`` with folders 'img_path' and
             'seg_map_path', ``ann_file`` (a list of names; empty: all images of the folder),
             ``img_suffix``, ``seg_map_suffix``, ``reduce_zero_label``, ``pipeline``, ``test_mode``.
@@ -46,12 +47,12 @@ class SemanticDataset(SeededItems, BaseSegDataset):
         vocabulary: str | Vocabulary | None = None,
         *,
         label_file: str | None = None,
+        subsets: Subsets | None = None,
         **kwargs: Any,
     ) -> None:
-        self.vocabulary, _ = resolve_vocabulary(
-            vocabulary, label_file, data_root=kwargs.get("data_root")
-        )
-        super().__init__(metainfo=metainfo_of(self.vocabulary), **kwargs)
+        root = kwargs.get("data_root")
+        self.vocabulary, _ = resolve_vocabulary(vocabulary, label_file, data_root=root)
+        super().__init__(metainfo=metainfo_of(self.vocabulary, subsets, root), **kwargs)
 
     def load_data_list(self) -> list[dict]:
         images, labels = self.data_prefix.get("img_path"), self.data_prefix.get("seg_map_path")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,16 +32,24 @@ class DatasetMetric(BaseMetric):
     collecting is not used: it cuts the joined list to the data set's size, which hides images
     that a sampler repeated.
 
+    Where the data set has subsets of classes (``dataset_meta["subsets"]``), there are also the
+    means over the classes of each: of ``panoptic/PQ`` and the subset "novel" it is
+    ``panoptic/novel/PQ``. Results are the same, made with all names; classes without a number are
+    left out, and the mean is NaN where none is left.
+
     Args:
         prefix: of the numbers' names; by default the class's own.
 
     Attributes:
         task: the result that the model has to make: panoptic, semantic or instance.
+        class_means: number of a class, as in ``per_class`` -> name of its mean over classes; empty
+            where classes have no numbers.
         per_class: after ``evaluate``, in percent: class (the data set's own name) -> number's
             name -> value. Classes that never occurred are left out. On all processes.
     """
 
     task: str
+    class_means: Mapping[str, str] = {}
 
     def __init__(self, prefix: str | None = None) -> None:
         super().__init__(prefix=prefix)
@@ -92,6 +100,14 @@ class DatasetMetric(BaseMetric):
         numbers, per_class = self.compute(results)
         pairs = zip(self.class_names, per_class, strict=True)
         self.per_class = {name: values for name, values in pairs if values is not None}
+        return numbers | self._of_subsets(per_class)
+
+    def _of_subsets(self, per_class: Sequence[Numbers | None]) -> Numbers:
+        numbers = {}
+        for subset, labels in ((self.dataset_meta or {}).get("subsets") or {}).items():
+            occurring = [per_class[label] for label in labels if per_class[label] is not None]
+            for key, mean in self.class_means.items():
+                numbers[f"{subset}/{mean}"] = mean_of(values[key] for values in occurring)
         return numbers
 
     def evaluate(self, size: int) -> Numbers:
@@ -167,6 +183,12 @@ def check_labels(sample: Mapping[str, Any], labels: np.ndarray, num_classes: int
             f"{name_of(sample)}: the model answers with class index {bad}, but the data set's "
             f"vocabulary has {num_classes} classes; set model.vocabulary to the data set's"
         )
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """Of those that are numbers; NaN of none."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else np.nan
 
 
 def to_numpy(value: Tensor | np.ndarray) -> np.ndarray:

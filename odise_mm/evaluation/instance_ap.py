@@ -11,7 +11,7 @@ from mmengine.dist import is_main_process
 from pycocotools import mask as mask_utils
 
 from odise_mm.errors import DatasetError
-from odise_mm.evaluation.base import DatasetMetric, Numbers, result_of
+from odise_mm.evaluation.base import DatasetMetric, Numbers, mean_of, result_of
 from odise_mm.evaluation.ground_truth import check_size, name_of, read_panoptic_truth
 from odise_mm.evaluation.mask_matching import ALL, ClassCurves, average_precision, match_class
 from odise_mm.evaluation.mask_records import (
@@ -39,6 +39,7 @@ class MaskMetric(DatasetMetric):
     """
 
     task = "instance"
+    class_means = {name: name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
     max_dets = 100
     """Results of one image, and of one class, that count."""
     max_dets_of_image: int | None = None
@@ -93,8 +94,7 @@ class MaskMetric(DatasetMetric):
         found = {label: average_precision(curve) for label, curve in curves.items()}
         found = {label: numbers for label, numbers in found.items() if numbers["AP"] >= 0}
         numbers = {
-            name: _mean(numbers[name] for numbers in found.values())
-            for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")
+            name: mean_of(numbers[name] for numbers in found.values()) for name in self.class_means
         }
         return numbers, [found.get(label) for label in range(len(self.vocabulary))]
 
@@ -235,7 +235,7 @@ class LVISInstanceAP(MaskMetric):
                 if category["frequency"] == group and category["id"] in file.label_of
             ]
             found = [per_class[label]["AP"] for label in labels if per_class[label] is not None]
-            numbers[f"AP{group}"] = _mean(found)
+            numbers[f"AP{group}"] = mean_of(found)
         return numbers, per_class
 
 
@@ -255,6 +255,7 @@ class AverageRecall(MaskMetric):
 
     default_prefix = "proposals"
     uses_classes = False
+    class_means = {}
 
     def __init__(
         self, ann_file: str | None = None, max_dets: int = 100, prefix: str | None = None
@@ -273,9 +274,3 @@ class AverageRecall(MaskMetric):
 def _detection(counts: bytes, score: float, record: MaskRecord) -> dict[str, Any]:
     rle = dict(size=list(record.size), counts=counts)
     return dict(segmentation=rle, score=score, area=float(mask_utils.area(rle)))
-
-
-def _mean(values: Iterable[float]) -> float:
-    """Of those that are numbers; NaN of none."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else np.nan

@@ -155,6 +155,7 @@ class PanopticQuality(DatasetMetric):
 
     task = "panoptic"
     default_prefix = "panoptic"
+    class_means = dict(PQ="PQ", SQ="SQ", RQ="RQ")
 
     def add_image(self, sample: Mapping[str, Any]) -> None:
         """Match one image's ``pred_panoptic_seg``.

@@ -46,6 +46,7 @@ class SemanticIoU(DatasetMetric):
 
     task = "semantic"
     default_prefix = "semantic"
+    class_means = dict(IoU="mIoU", Acc="mAcc")
 
     def add_image(self, sample: Mapping[str, Any]) -> None:
         """Count one image's ``pred_sem_seg``.
