@@ -123,7 +123,11 @@ def resolve_subsets(
         unknown = [name for name in names if _spelling(name) not in labels_of]
         if unknown:
             known = vocabulary.source_names
-            hint = nearest(str(unknown[0]), known) or f", which are {_some(map(repr, known))}"
+            # What a class is called for people is the likeliest mistake: "grass" of "grass-merged".
+            shown = {_spelling(s): i for i, group in enumerate(vocabulary.synonyms) for s in group}
+            index = shown.get(_spelling(unknown[0]))
+            meant = str(unknown[0]) if index is None else known[index]
+            hint = nearest(meant, known) or f", which are {_some(map(repr, known))}"
             raise DatasetError(
                 f"subset {subset!r}: {_some(map(repr, unknown))} not among the names that the "
                 f"annotations of '{vocabulary.name}' give its {len(known)} classes{hint}"

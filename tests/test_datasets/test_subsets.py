@@ -1,0 +1,111 @@
+"""Subsets of a data set's classes, in its metainfo: lists, files and vocabularies; mistakes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from odise_mm.datasets import Vocabulary
+from odise_mm.datasets.base import resolve_subsets
+from odise_mm.errors import DatasetError
+from odise_mm.registry import DATASETS
+from tests.test_datasets.small_coco import VOCABULARY, write_small_coco
+
+NAMES = VOCABULARY.source_names  # sky-other-merged, cat, grass-merged, dog
+
+
+def datasets(root: Path, **arguments: Any) -> list[Any]:
+    """One of each kind, of one image."""
+    coco = write_small_coco(root)
+    (root / "labels").mkdir()
+    Image.new("L", (4, 4)).save(root / "labels/a.png")
+    content = dict(
+        images=[dict(id=1, height=4, width=4, file_name="a.png")],
+        annotations=[],
+        categories=[dict(id=i, name=name) for i, name in enumerate(NAMES)],
+    )
+    (root / "instances.json").write_text(json.dumps(content))
+    common = dict(vocabulary=VOCABULARY, data_root=str(root), test_mode=True, **arguments)
+    folders = dict(img_path="labels", seg_map_path="labels")
+    return [
+        DATASETS.build(coco.config(**arguments)),
+        DATASETS.build(dict(type="SemanticDataset", data_prefix=folders, img_suffix=".png",
+                            **common)),
+        DATASETS.build(dict(type="InstanceDataset", ann_file="instances.json",
+                            data_prefix=dict(img="labels"), **common)),
+    ]  # fmt: skip
+
+
+def test_every_data_set_knows_its_subsets(tmp_path: Path) -> None:
+    # A file has names of its own and the data set's; relative ones are in the data set's folder.
+    (tmp_path / "novel.txt").write_text("stuff: lawn, turf | grass-merged\nthing: dog, puppy\n")
+    subsets = dict(base=["Cat", "sky-other-merged"], novel="novel.txt")
+    for dataset in datasets(tmp_path, subsets=subsets):
+        assert dataset.metainfo["subsets"] == dict(base=(0, 1), novel=(2, 3))
+        assert dataset.metainfo["vocabulary"] == VOCABULARY
+
+
+def test_without_subsets_there_are_none(tmp_path: Path) -> None:
+    assert [dataset.metainfo["subsets"] for dataset in datasets(tmp_path)] == [{}] * 3
+
+
+def test_renamed_classes_keep_the_data_set_s_names(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("1:air\n2:tabby\n3:lawn\n4:hound\n")
+    coco = write_small_coco(tmp_path)
+    changes = dict(label_file="labels.txt", subsets=dict(pets=["dog", "cat"]))
+    assert DATASETS.build(coco.config(**changes)).metainfo["subsets"] == dict(pets=(1, 3))
+
+
+def test_built_in_vocabularies_and_overlaps() -> None:
+    """COCO's things and VOC's classes; a class may be in several subsets, and twice in one."""
+    coco = Vocabulary.load("coco")
+    things = [name for name, thing in zip(coco.source_names, coco.is_thing, strict=True) if thing]
+    found = resolve_subsets(dict(all="coco", things=things, two=["dog", " DOG", "cat"]), coco)
+    assert found["all"] == tuple(range(133))
+    assert found["things"] == tuple(i for i in range(133) if coco.is_thing[i])
+    assert [coco.source_names[i] for i in found["two"]] == ["cat", "dog"]
+
+
+def test_a_name_that_several_classes_have_means_all_of_them() -> None:
+    vocabulary = Vocabulary((("crane",), ("dog",), ("crane",)), (True, True, True))
+    assert resolve_subsets(dict(novel=["crane"]), vocabulary) == dict(novel=(0, 2))
+
+
+@pytest.mark.parametrize(
+    ("subsets", "message"),
+    [
+        (dict(novel=["dog", "catt"]), "subset 'novel': 'catt' not among .*'small'.*4.*mean cat?"),
+        (dict(novel=["grass"]), "subset 'novel': 'grass' not among .* mean grass-merged?"),
+        (dict(novel=["q", "z"]), "'q', 'z' not among .* which are 'sky-other-merged', 'cat', .*"),
+        (dict(novel=[0, 1]), "subset 'novel': 0, 1 not among .* which are"),
+        (dict(novel=[]), "subset 'novel' has no class"),
+        (dict(novel="cat"), "subset 'novel': no vocabulary 'cat'.*names of classes go in a list"),
+        (dict(novel="lost.txt"), "subset 'novel': no file of names lost.txt, neither in .*coco"),
+        (dict(novel="empty.txt"), "subset 'novel': .*empty.txt holds no class"),
+        (dict(novel="voc20"), "subset 'novel': 'aeroplane', .* not among"),
+        (dict(novel=17), "subset 'novel' is a built-in vocabulary, a file or a list .*not 17"),
+        ({"panoptic/novel": ["cat"]}, "subset 'panoptic/novel': .* plain word"),
+        ({"": ["cat"]}, "subset '': .* plain word"),
+        ({17: ["cat"]}, "subset 17: .* plain word"),
+        (["cat"], r"`subsets` maps names of subsets to their classes, not \['cat'\]"),
+    ],
+)
+def test_mistakes_are_named(subsets: Any, message: str, tmp_path: Path) -> None:
+    root = tmp_path / "coco"
+    root.mkdir()
+    (root / "empty.txt").write_text("# nothing\n")
+    with pytest.raises(DatasetError) as error:
+        resolve_subsets(subsets, VOCABULARY, str(root))
+    assert re.search(message, str(error.value)) and "\n" not in str(error.value)
+
+
+def test_one_class_has_no_subsets(tmp_path: Path) -> None:
+    coco = write_small_coco(tmp_path)
+    with pytest.raises(DatasetError, match="subsets base, novel: .*class_agnostic.* subsets=None"):
+        DATASETS.build(coco.config(class_agnostic=True, subsets=dict(base=["cat"], novel=["dog"])))
+    assert DATASETS.build(coco.config(class_agnostic=True)).metainfo["subsets"] == {}
