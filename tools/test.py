@@ -162,8 +162,9 @@ def run(args: argparse.Namespace) -> int:
                     report.write(out)
     finally:  # whatever ended it: what is done is shown, and what is not is said
         if report.results:
-            console.print(report.table())
-            for table in report.class_tables() if args.per_class else ():
+            tables = [report.table(), report.subset_table()]
+            tables += report.class_tables() if args.per_class else []
+            for table in filter(None, tables):
                 console.print(table)
             console.print(f"wrote {out}", soft_wrap=True, markup=False)
         elif report.missing:
@@ -274,6 +275,10 @@ def test_one(runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespac
             settings.get("label_file"),
         ),
         seconds=time.perf_counter() - start,
+        subsets={
+            subset: [names[label] for label in labels]
+            for subset, labels in dataset.metainfo.get("subsets", {}).items()
+        },
     )
 
 

@@ -62,6 +62,7 @@ class SetResult:
         limit: the number that the run was limited to, None where it was not.
         vocabulary: see :func:`describe_vocabulary`.
         seconds: of the whole run over the set, metrics included.
+        subsets: name -> classes of which there are numbers, too, see :class:`DatasetMetric`.
     """
 
     name: str
@@ -72,6 +73,7 @@ class SetResult:
     limit: int | None
     vocabulary: dict[str, Any]
     seconds: float
+    subsets: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass
@@ -168,6 +170,22 @@ class Report:
             table.caption = Text("\n".join(notes), style="black on yellow")
         return table
 
+    def subset_table(self) -> Table | None:
+        """One row per set and subset of its classes; None where no set has any."""
+        rows = [(result, subset) for result in self.results for subset in result.subsets]
+        if not rows:
+            return None
+        numbers = {h: [_value(result, h, subset) for result, subset in rows] for h in COLUMNS}
+        numbers = {h: column for h, column in numbers.items() if any(map(_is_known, column))}
+        table = _new_table("Subsets of classes, in percent")
+        table.add_column("subset")
+        for heading in ("classes", *numbers):
+            table.add_column(heading, justify="right")
+        for (result, subset), *values in zip(rows, *numbers.values(), strict=True):
+            count = str(len(result.subsets[subset]))
+            table.add_row(Text(result.name), subset, count, *map(_two_digits, values))
+        return table
+
     def class_tables(self) -> list[Table]:
         """One table per set with one row per class, things and stuff told apart."""
         return [_class_table(result) for result in self.results]
@@ -239,7 +257,7 @@ def _class_table(result: SetResult) -> Table:
     absent = 0
     for name in dict.fromkeys([*result.is_thing, *_classes(result)]):
         values = [result.per_class[prefix].get(name, {}).get(key) for prefix, key in columns]
-        if all(value is None or not math.isfinite(value) for value in values):
+        if not any(map(_is_known, values)):
             absent += 1
             continue
         table.add_row(Text(name), _kind(result, name), *map(_two_digits, values))
@@ -258,13 +276,20 @@ def _kind(result: SetResult, name: str) -> str:
     return "thing" if result.is_thing[name] else "stuff"
 
 
-def _value(result: SetResult, heading: str) -> float | None:
-    found = [result.metrics[key] for key in COLUMNS[heading] if key in result.metrics]
+def _value(result: SetResult, heading: str, subset: str | None = None) -> float | None:
+    keys = COLUMNS[heading]
+    if subset is not None:
+        keys = tuple(key.replace("/", f"/{subset}/") for key in keys)
+    found = [result.metrics[key] for key in keys if key in result.metrics]
     return found[0] if found else None
 
 
+def _is_known(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
 def _two_digits(value: float | None) -> str:
-    return "-" if value is None or not math.isfinite(value) else f"{value:.2f}"
+    return f"{value:.2f}" if _is_known(value) else "-"
 
 
 def _exact(value: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.logging import print_log
 
-from odise_mm.datasets.base import resolve_vocabulary
+from odise_mm.datasets.base import resolve_subsets, resolve_vocabulary
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.engine.config import check_config, complete_config, set_data_root
 from odise_mm.errors import ConfigError, DatasetError
@@ -94,7 +94,8 @@ class TestSet:
         Raises:
             ConfigError, DeviceError: see :func:`odise_mm.engine.config.check_config`.
             DatasetError: a file is missing (the message says how to make it), or a label file has
-                other classes than the set, or in another order.
+                other classes than the set, or in another order; or a subset has classes that the
+                set does not have.
             VocabularyError: a file of names that cannot be read.
         """
         for file in self.files():
@@ -104,6 +105,7 @@ class TestSet:
         dataset = self.dataset
         arguments = dataset.get("class_agnostic", False), dataset.get("data_root")
         own, _ = resolve_vocabulary(dataset.get("vocabulary"), None, *arguments)
+        resolve_subsets(dataset.get("subsets"), own, dataset.get("data_root"))
         label_file = dataset.get("label_file")
         if label_file is not None:
             renamed, _ = resolve_vocabulary(dataset.get("vocabulary"), label_file, *arguments)
@@ -181,11 +183,16 @@ def _from_config(cfg: Config) -> TestSet:
             f"{cfg.filename or 'config'}: has no test set; name some with --datasets: "
             f"{', '.join(known_sets())}"
         )
-    dataset = cfg.test_dataloader.dataset
+    dataset = _images_and_names(cfg)
     for name, path in _configs().items():
-        if Config.fromfile(path).test_dataloader.dataset == dataset:
+        if _images_and_names(Config.fromfile(path)) == dataset:
             return TestSet(name, cfg.copy())
     return TestSet(Path(cfg.filename or "test").stem, cfg.copy())
+
+
+def _images_and_names(cfg: Config) -> dict[str, Any]:
+    """What makes a test set; of which classes there are more numbers does not."""
+    return {key: v for key, v in cfg.test_dataloader.dataset.items() if key != "subsets"}
 
 
 def _use_label_files(test_set: TestSet, folder: Path) -> None:
