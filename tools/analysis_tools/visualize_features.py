@@ -29,6 +29,7 @@ from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from mmengine.config import Config
     from rich.progress import Progress
     from torch import Tensor, nn
@@ -123,7 +124,8 @@ def build_parts(cfg: Config, weights: str | None = None) -> tuple[nn.Module, boo
         wanted = {name for cls in classes if cls for name in inspect.signature(cls).parameters}
         if {"clip", "text_encoder"} & wanted and model_cfg.get("clip"):
             used.append(model_cfg.clip)
-            shared["clip"] = build_part(model_cfg.clip, MODELS)
+            # a child, so that it moves with the parts that it is lent to
+            parts.clip = shared["clip"] = build_part(model_cfg.clip, MODELS)
             encoder = model_cfg.get("text_encoder") or {"type": "TextEncoder"}
             shared["text_encoder"] = build_part(encoder, MODELS, **shared)
         parts.backbone = build_part(model_cfg.backbone, MODELS, **shared)
@@ -151,14 +153,19 @@ def _load_trained(parts: nn.Module, file: str) -> None:
     parts.load_state_dict(state)
 
 
-def choose_maps(strides: Sequence[int], channels: Sequence[int], asked: list[int] | None) -> list:
-    """Numbers of the maps to cluster.
+def choose_maps(
+    strides: Sequence[int],
+    channels: Sequence[int],
+    asked: list[int] | None = None,
+    wanted: int = STRIDE,
+) -> list[int]:
+    """Numbers of the maps to cluster: those asked for, or the last one nearest a wanted stride.
 
     Raises:
         FeatureError: one that does not exist; lists those that do.
     """
     if asked is None:
-        distance = [abs(stride - STRIDE) for stride in strides]
+        distance = [abs(stride - wanted) for stride in strides]
         return [max(i for i, d in enumerate(distance) if d == min(distance))]
     for index in asked:
         if not 0 <= index < len(strides):
@@ -370,10 +377,7 @@ def panel(
     bar: Progress,
 ) -> tuple[str, np.ndarray]:
     """Title and clusters, (H, W) at the picture's size, of one config."""
-    import cv2
-    import torch
-
-    from odise_mm.apis.building import make_test_pipeline, pick_device
+    from odise_mm.apis.building import pick_device
     from odise_mm.apis.memory import memory_guard
     from odise_mm.utils.frozen import FrozenModule
     from odise_mm.utils.precision import check_precision, dtype_of
@@ -385,8 +389,7 @@ def panel(
     if args.size is not None:
         for resize in (step for step in cfg.test_pipeline if "scale" in step):
             resize["scale"] = (5 * args.size, args.size)
-    inputs = make_test_pipeline(cfg)(dict(img=image, img_path=args.image))["inputs"]
-    seen = tuple(inputs.shape[-2:])
+    seen = tuple(model_input(cfg, image).shape[-2:])
     cfg.precision = args.precision
     with memory_guard(device, args.precision):
         parts, made_up = build_parts(cfg, weights)
@@ -398,22 +401,68 @@ def panel(
 
     def step(done: int, total: int) -> None:
         bar.update(task, description=f"{name}: tiles", completed=done, total=total)
+        if done == total:
+            bar.update(task, description=f"{name}: k-means")
 
     with memory_guard(device, args.precision, [seen]):
-        maps, levels = extract(parts, cfg, padded(inputs, cfg).to(device), indices, step)
-    vectors = to_vectors(maps, levels, seen).cpu().numpy()
-    bar.update(task, description=f"{name}: k-means")
-    if not torch.isfinite(torch.from_numpy(vectors)).all():
-        raise FloatingPointError(f"{name}: the features are not finite numbers")
-    labels = cluster(vectors, args.clusters)
+        labels = cluster_picture(parts, cfg, image, indices, args.clusters, name, device, step)
     bar.update(task, description=name)
     shown = ", ".join(f"{i} ({channels[i]} x 1/{strides[i]})" for i in indices)
     title = f"{name}: map {shown}" + ("\nmade-up weights: this means nothing" if made_up else "")
+    return title, labels
+
+
+def cluster_picture(
+    parts: nn.Module,
+    cfg: Config,
+    image: np.ndarray,
+    indices: list[int],
+    count: int,
+    name: str,
+    device: torch.device,
+    step: Any = lambda done, total: None,
+) -> np.ndarray:
+    """Clusters of the features that a model's backbone has of a picture.
+
+    Args:
+        parts: from :func:`build_parts`, or a whole segmentor.
+        cfg: of the model; its test pipeline resizes the picture.
+        image: (H, W, 3) uint8 BGR.
+        indices: of the maps.
+        count: of the clusters.
+        name: what errors call the features.
+        device: of the parts.
+        step: see :func:`extract`.
+
+    Returns:
+        (H, W) int32, from 0.
+
+    Raises:
+        FeatureError: see :func:`cluster`.
+        FloatingPointError: features that are not finite.
+    """
+    import cv2
+    import torch
+
+    inputs = model_input(cfg, image)
+    seen = tuple(inputs.shape[-2:])
+    maps, levels = extract(parts, cfg, padded(inputs, cfg).to(device), indices, step)
+    vectors = to_vectors(maps, levels, seen).cpu()
+    if not torch.isfinite(vectors).all():
+        raise FloatingPointError(f"{name}: the features are not finite numbers")
+    labels = cluster(vectors.numpy(), count)
     # every place of the map covers its stride's pixels of what the backbone saw
     stride = min(levels)
     whole = labels.repeat(stride, 0).repeat(stride, 1)[: seen[0], : seen[1]]
     size = (image.shape[1], image.shape[0])
-    return title, cv2.resize(whole.astype("int32"), size, interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(whole.astype("int32"), size, interpolation=cv2.INTER_NEAREST)
+
+
+def model_input(cfg: Config, image: np.ndarray) -> Tensor:
+    """A picture as the config's test pipeline hands it to the model: (3, h, w) uint8 BGR."""
+    from odise_mm.apis.building import make_test_pipeline
+
+    return make_test_pipeline(cfg)(dict(img=image, img_path=None))["inputs"]
 
 
 def padded(inputs: Tensor, cfg: Config) -> Tensor:
