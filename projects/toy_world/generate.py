@@ -14,7 +14,7 @@ all names. The same options write the same bytes, whatever the number of process
 is the same in a small and in a large set.
 
 Example:
-    python projects/toy_world/generate.py data/toy_world --splits train val --number 4000 500
+    python projects/toy_world/generate.py data/toy_world --splits train val --number 8000 500
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from tools.dataset_converters.common import (  # noqa: E402
     write_png,
 )
 
-DEFAULT_NUMBER = {"web": 8000, "train": 4000, "val": 500}
+DEFAULT_NUMBER = {"web": 8000, "train": 8000, "val": 500}
 QUALITY = 92  # of JPEG, with full colour resolution: sharp borders between colours stay sharp
 LOOK = 1  # to be raised when the same seed draws something else than before
 _VERIFIED = 1000  # so many files of a split are read again, about

@@ -351,6 +351,7 @@ def test_written_diffusion_model_is_the_trained_one(
     backbone = DiffusionBackbone(source, source, taps)
     assert backbone.arch.scaling_factor == vae.config.scaling_factor != 0.18215
     assert backbone.strides == (2, 4, 32, 16, 8, 4, 4, 2)
+    assert backbone.noise.shape == (1, 4, SIZE // 4, SIZE // 4)  # of the model's own pictures
     vae, model = as_written(vae), as_written(training.trained)
     pictures = torch.rand(2, 3, SIZE, SIZE)
     wanted: list[Tensor] = []
