@@ -63,7 +63,7 @@ STUFF: dict[str, tuple[str, ...]] = {
 # Patterns are white on colour, so that the colour must be one on which white is seen.
 _PATTERNED = ("red", "green", "blue", "purple", "black")
 
-Subset = Literal["all", "base", "novel"]
+Subset = Literal["all", "base", "base_things", "novel"]
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,18 @@ def names_of(subset: Subset) -> tuple[Name, ...]:
     """Names in the order of their categories.
 
     Args:
-        subset: "all"; "base" with all stuff, what segmentation is trained on; "novel", things only.
+        subset: "all"; "base" with all stuff, what segmentation is trained on; "base_things" and
+            "novel", things only, for scores.
     """
     if subset == "all":
         return NAMES
     if subset == "base":
         return BASE_THINGS + STUFFS
+    if subset == "base_things":
+        return BASE_THINGS
     if subset == "novel":
         return NOVEL_THINGS
-    raise ValueError(f"subset is 'all', 'base' or 'novel', not {subset!r}")
+    raise ValueError(f"subset is 'all', 'base', 'base_things' or 'novel', not {subset!r}")
 
 
 def vocabulary_file(subset: Subset) -> Path:
