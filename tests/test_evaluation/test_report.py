@@ -102,6 +102,60 @@ def test_classes_without_a_number_are_counted_only() -> None:
     assert "2 more classes neither occur nor were found" in " ".join(text.split())
 
 
+SUBSETS = dict(
+    metrics={
+        "panoptic/PQ": 22.6,
+        "panoptic/PQ_th": 20.0,
+        "panoptic/seen/PQ": 30.256,
+        "panoptic/new/PQ": 12.0,
+        "lvis/seen/AP": 9.5,
+        "lvis/new/AP": math.nan,
+        "semantic/seen/mIoU": math.nan,
+        "semantic/new/mIoU": math.nan,
+    },
+    subsets=dict(seen=["cat", "sky"], new=["dog"]),
+)
+
+
+def test_subsets_of_classes_have_a_row_each() -> None:
+    report = Report({}, ["ade20k", "coco", "lvis"])
+    report.results = [
+        result(**SUBSETS),
+        result("coco"),
+        result("lvis", metrics={"panoptic/new/PQ": 7.0, "panoptic/old/PQ": 1.0},
+               subsets=dict(new=["dog", "cat", "sky"])),
+    ]  # fmt: skip
+    text = shown(report.subset_table())
+    lines = [cells(line) for line in text.splitlines()]
+    assert "Subsets of classes, in percent" in text
+    assert ["", "subset", "classes", "PQ", "mAP"] in lines  # nothing fills mIoU
+    rows = [line for line in lines if line[0] in ("ade20k", "coco", "lvis")]
+    assert rows == [
+        ["ade20k", "seen", "2", "30.26", "9.50"],
+        ["ade20k", "new", "1", "12.00", "-"],
+        ["lvis", "new", "3", "7.00", "-"],
+    ]
+    main = [cells(line) for line in shown(report.table()).splitlines()]
+    assert ["ade20k", "2000", "22.60", "20.00", "-"] in main
+
+
+def test_without_subsets_there_is_no_table_of_them() -> None:
+    assert Report({}, ["ade20k"], results=[result()]).subset_table() is None
+
+
+def test_files_have_the_subsets_numbers_and_classes(tmp_path: Path) -> None:
+    report = Report({}, ["ade20k"], results=[result(**SUBSETS)])
+    report.write(tmp_path / "out.json")
+    found = json.loads((tmp_path / "out.json").read_text())["sets"]["ade20k"]
+    assert found["subsets"] == dict(seen=["cat", "sky"], new=["dog"])
+    assert found["metrics"]["panoptic/seen/PQ"] == 30.256
+    assert found["metrics"]["lvis/new/AP"] is None
+    report.write(tmp_path / "out.csv")
+    rows = list(csv.DictReader((tmp_path / "out.csv").open()))
+    whole = {row["metric"]: row["percent"] for row in rows if not row["class"]}
+    assert whole["panoptic/new/PQ"] == "12.0" and whole["semantic/new/mIoU"] == ""
+
+
 def test_names_are_text_not_markup() -> None:
     report = Report({}, ["x"])
     strange = {"[bold]": {"IoU": 1.0}}

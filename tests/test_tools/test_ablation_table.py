@@ -117,6 +117,25 @@ def test_a_complete_result_stands_beside_the_paper_s(work: Path) -> None:
     assert "pipeline numbers" not in text and "- Trained elsewhere." in text
 
 
+def test_subsets_of_classes_have_columns_where_there_are_some(work: Path) -> None:
+    found = {**numbers(40.0, 26.3, 47.2), "panoptic/new/PQ": 12.34, "instance/new/AP": 5.0}
+    content = report("representation/clip_h", {"coco": found, "ade20k": numbers(21.0)})
+    content["sets"]["coco"]["subsets"] = dict(new=["cat"], empty=["dog"])
+    write(work / "h.json", content)
+    write(work / "l.json", report("representation/clip_l", {"coco": numbers(30.0, 20.0, 40.0)}))
+    rows, lines, _ = make(work.parent, *REPRESENTATION)
+    assert rows["representation"][1:] == [
+        "ADE20K, ours", "ADE20K, paper", "COCO, ours", "COCO, new, ours", "COCO, paper",
+    ]  # fmt: skip
+    assert rows["CLIP (H)"][3:5] == ["40.0 / 26.3 / 47.2", "12.3 / 5.0 / not run"]
+    assert rows["CLIP (L)"][3:5] == ["30.0 / 20.0 / 40.0", "not run"]
+    ours = {(x["row"], x["subset"], x["metric"]): x for x in lines if x["dataset"] == "COCO"}
+    assert ours["CLIP (H)", "new", "PQ"]["ours"] == "12.34"
+    assert ours["CLIP (H)", "new", "PQ"]["paper"] == "-"
+    assert ours["CLIP (H)", "", "PQ"]["paper"] == "41.0"
+    assert {x["subset"] for x in lines if x["dataset"] == "ADE20K"} == {""}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [

@@ -133,6 +133,56 @@ def test_files_of_a_sweep(here: Path, no_model, capsys: pytest.CaptureFixture) -
         assert picture.width > 400 and len(set(picture.convert("L").getdata())) > 20
 
 
+def test_subsets_that_are_named_afterwards(here: Path, capsys: pytest.CaptureFixture) -> None:
+    """No image is run again, and the numbers are those of the test tool."""
+    key = "test_dataloader.dataset.subsets"
+    options = [f"{key}.seen=['sky']", f"{key}.new=['cat']"]
+    shutil.copytree("fp32", "subsets")
+    assert save("--out", "subsets", "--masks", "fp32", "--cfg-options", *options) == 0
+    assert "0 of them were run now" in capsys.readouterr().out
+    result = sweep_fusion.sweep("subsets/three", [0.25], [0.5], list(sweep_fusion.TASKS))
+    expected = found_by_test(*options)
+    assert by_pair(result)[ALPHA, BETA].numbers == expected
+    assert expected["panoptic/new/PQ"] != expected["panoptic/seen/PQ"]
+    capsys.readouterr()
+    arguments = ["subsets/three", "--alpha", "0.25", "--beta", "0.5", "--format", "markdown"]
+    assert sweep_fusion.main([*arguments, "--out", "swept_subsets"]) == 0
+    header, _, *rows = [li for li in capsys.readouterr().out.splitlines() if li.startswith("|")]
+    columns = header.strip("| ").split(" | ")[3:]
+    assert columns == [
+        "PQ", "mAP", "mIoU", "PQ seen", "mIoU seen", "PQ new", "mAP new", "mIoU new",
+    ]  # fmt: skip
+    (own,) = [row.strip("| ").split(" | ")[3:] for row in rows if "*" in row]
+    shown = {name: cell.removesuffix(" (best)") for name, cell in zip(columns, own, strict=True)}
+    assert shown["PQ new"] == f"{expected['panoptic/new/PQ']:.2f}"
+    assert shown["mIoU seen"] == f"{expected['semantic/seen/mIoU']:.2f}"
+    with Image.open("swept_subsets/sweep.png") as picture, Image.open(draw_main(result)) as main:
+        assert picture.width == main.width and picture.height > 2 * main.height
+
+
+def draw_main(result: sweep_fusion.Sweep) -> Path:
+    """The picture of the same sweep without the subsets."""
+    path = Path("main.png")
+    sweep_fusion.draw(sweep_fusion.Sweep(result.name, result.values, result.notes), path)
+    return path
+
+
+def test_a_subset_without_a_number_for_some_values(tmp_path: Path) -> None:
+    """Where a class is found nowhere with one value, and wrongly with another."""
+    values = [
+        sweep_fusion.Value(0.0, 0.0, numbers={"panoptic/PQ": 5.0, "panoptic/new/PQ": None}),
+        sweep_fusion.Value(1.0, 1.0, numbers={"panoptic/PQ": 4.0, "panoptic/new/PQ": 0.0}),
+        sweep_fusion.Value(0.5, 1.0, numbers={"panoptic/PQ": 3.0, "panoptic/new/PQ": 7.0}),
+    ]
+    result = sweep_fusion.Sweep("set", values, [], ("new",))
+    table = sweep_fusion.make_table(result)
+    assert [row[3:] for row in table.rows] == [
+        ["5.00 (best)", "-"], ["4.00", "0.00"], ["3.00", "7.00 (best)"],
+    ]  # fmt: skip
+    sweep_fusion.draw(result, tmp_path / "sweep.png")
+    assert (tmp_path / "sweep.png").stat().st_size > 1000
+
+
 def test_only_the_tasks_asked_for(here: Path, no_model) -> None:
     result = sweep_fusion.sweep("fp16/three", [0.5], [0.5], ["semantic"])
     assert {key.split("/")[0] for key in result.values[0].numbers} == {"semantic"}

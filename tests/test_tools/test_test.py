@@ -91,11 +91,47 @@ def test_a_part_of_a_set_is_called_so(project: Path, capsys: pytest.CaptureFixtu
     assert "first 2" in shown and "no benchmark numbers" in shown
 
 
-def test_the_config_s_own_set_is_known_by_name(project: Path) -> None:
-    text = Path("model.py").read_text() + SET_CONFIG.format(name="one")
+@pytest.mark.parametrize("more", ["", "test_dataloader['dataset']['subsets'] = dict(a=['sky'])\n"])
+def test_the_config_s_own_set_is_known_by_name(project: Path, more: str) -> None:
+    text = Path("model.py").read_text() + SET_CONFIG.format(name="one") + more
     Path("model_one.py").write_text(text)
     assert tool.main(["model_one.py", "none", "--out", "out.json"]) == 0
-    assert json.loads(Path("out.json").read_text())["done"] == ["one"]
+    found = json.loads(Path("out.json").read_text())
+    assert found["done"] == ["one"]
+    assert found["sets"]["one"]["subsets"] == (dict(a=["sky"]) if more else {})
+
+
+def test_subsets_of_classes_have_numbers_of_their_own(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Of the cat, from a file in the set's folder; of both classes it is what it is without."""
+    (project / "data/five/novel.txt").write_text("thing: cat\n")
+    key = "test_dataloader.dataset.subsets"
+    options = [f"{key}.novel=novel.txt", f"{key}.both=['sky', 'cat']", f"{key}.stuff=['sky']"]
+    found = run("--datasets", "five", "--cfg-options", *options)["sets"]["five"]
+    assert found["subsets"] == dict(novel=["cat"], both=["cat", "sky"], stuff=["sky"])
+    metrics, classes = found["metrics"], found["per_class"]
+    for subset, name in (("novel", "cat"), ("stuff", "sky")):
+        for number in ("PQ", "SQ", "RQ"):
+            expected = classes["panoptic"][name][number]
+            assert metrics[f"panoptic/{subset}/{number}"] == pytest.approx(expected)
+        assert metrics[f"semantic/{subset}/mIoU"] == pytest.approx(classes["semantic"][name]["IoU"])
+    cat = [min(20, b) / max(20, b) for b in FIVE]
+    pq = 100 * sum(iou for iou in cat if iou > 0.5) / len(cat)
+    assert metrics["panoptic/novel/PQ"] == pytest.approx(pq)
+    assert metrics["instance/novel/AP"] == pytest.approx(metrics["instance/AP"])
+    assert metrics["instance/stuff/AP"] is None
+    for number in ("panoptic/PQ", "semantic/mIoU", "instance/AP"):
+        assert metrics[number.replace("/", "/both/")] == pytest.approx(metrics[number])
+    shown = capsys.readouterr().out
+    main, _, subsets = shown.partition("Subsets of classes, in percent")
+    assert f"{metrics['panoptic/PQ']:.2f}" in main
+    (row,) = [line for line in subsets.splitlines() if "novel" in line]
+    for number in ("panoptic/novel/PQ", "instance/novel/AP", "semantic/novel/mIoU"):
+        assert f"{metrics[number]:.2f}" in row
+    plain = run("--datasets", "five")["sets"]["five"]
+    assert plain["metrics"] == {k: v for k, v in metrics.items() if k.count("/") == 1}
+    assert "Subsets" not in capsys.readouterr().out
 
 
 def test_data_elsewhere(project: Path) -> None:
@@ -226,6 +262,10 @@ def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             ["--datasets", "one", "--label-files", "swapped"],
             "one: 2 of 2 classes share no name with .*number 0: 'cat' there is 'sky'",
+        ),
+        (
+            ["--datasets", "one", "--cfg-options", "test_dataloader.dataset.subsets.novel=['cta']"],
+            "subset 'novel': 'cta' not among .* did you mean cat?",
         ),
         (["--datasets", "one", "--precision", "fp16"], "fp16 is for GPUs"),
         (["--datasets", "one", "--out", "model.py/out.json"], "model.py"),

@@ -5,7 +5,8 @@ Ours come from the JSON files that tools/test.py writes, wherever they lie below
 belongs to the row whose config it was made with (configs/ablation/STUDY/ROW.py, or a config of
 that name elsewhere). The paper's numbers and the order of the rows come from
 configs/ablation/metafile.yml. What was not run is called so, and a number that cannot be compared
-with the paper's carries a mark that the notes explain.
+with the paper's carries a mark that the notes explain. Results with numbers of subsets of classes
+get a column for every subset.
 
 Writes ablations.md, ablations.csv and a picture for every study, STUDY.png.
 
@@ -22,6 +23,7 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ class Run:
     Attributes:
         file: it.
         config: file that the model was built from.
-        metrics: METRICS' names -> percent.
+        metrics: subset of classes, "" for all of them -> METRICS' names -> percent.
         started: when, as text that sorts.
         reasons: why the numbers cannot be compared with the paper's; empty: nothing speaks
             against it.
@@ -66,7 +68,7 @@ class Run:
 
     file: Path
     config: str
-    metrics: dict[str, float]
+    metrics: dict[str, dict[str, float]]
     started: str
     reasons: list[str] = field(default_factory=list)
 
@@ -91,12 +93,15 @@ class Row:
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
 
-    def ours(self, dataset: str, metric: str) -> str:
-        """A cell: the number, or that there is none."""
+    def number(self, dataset: str, metric: str, subset: str = "") -> float | None:
+        """Ours, of a subset of classes or of all; None where there is none."""
         run = self.runs.get(dataset)
-        if run is None or metric not in run.metrics:
-            return NOT_RUN
-        return f"{run.metrics[metric]:.1f}"
+        return None if run is None else run.metrics.get(subset, {}).get(metric)
+
+    def ours(self, dataset: str, metric: str, subset: str = "") -> str:
+        """A cell: the number, or that there is none."""
+        number = self.number(dataset, metric, subset)
+        return NOT_RUN if number is None else f"{number:.1f}"
 
     def theirs(self, dataset: str, metric: str) -> str:
         """A cell: the paper's number, or that it has none."""
@@ -202,12 +207,12 @@ def collect(places: Sequence[str], rows: list[Row]) -> list[str]:
             continue
         for name, found in content["sets"].items():
             numbers = found["metrics"]
-            metrics = {
-                metric: numbers[key]
-                for metric, keys in METRICS.items()
-                for key in keys
-                if numbers.get(key) is not None
-            }
+            metrics: dict[str, dict[str, float]] = {}
+            for subset, (metric, keys) in product(["", *found.get("subsets", {})], METRICS.items()):
+                for key in keys:
+                    key = key.replace("/", f"/{subset}/") if subset else key
+                    if numbers.get(key) is not None:
+                        metrics.setdefault(subset, {})[metric] = numbers[key]
             dataset = PAPER_SETS[name][0] if name in PAPER_SETS else name
             if name == row.name or name == Path(content["config"]["file"]).stem:
                 dataset = OWN_SET
@@ -289,13 +294,20 @@ def datasets_of(rows: list[Row]) -> list[str]:
     return [*names, *others]
 
 
+def subsets_of(rows: list[Row], dataset: str) -> list[str]:
+    """Subsets of a set's classes that a row has numbers of; first "", which is all of them."""
+    runs = [row.runs[dataset] for row in rows if dataset in row.runs]
+    return list(dict.fromkeys(["", *(subset for run in runs for subset in run.metrics)]))
+
+
 def make_table(study: str, rows: list[Row], note: str | None = None) -> Table:
     """A study's table; a cell has PQ / mAP / mIoU."""
     paper_sets = [name for name, _ in PAPER_SETS.values()]
     with_facts = any(row.facts for row in rows)
     columns = [study, *(["pre-training"] if with_facts else [])]
     for dataset in datasets_of(rows):
-        columns.append(f"{dataset}, ours")
+        for subset in subsets_of(rows, dataset):
+            columns.append(", ".join(filter(None, (dataset, subset, "ours"))))
         if dataset in paper_sets:
             columns.append(f"{dataset}, paper")
     table = Table(f"Ablation of the {study}: {' / '.join(METRICS)} in percent", columns)
@@ -304,7 +316,8 @@ def make_table(study: str, rows: list[Row], note: str | None = None) -> Table:
         for dataset in datasets_of(rows):
             run = row.runs.get(dataset)
             mark = MARK if run is not None and run.reasons else ""
-            cells.append(_joined([row.ours(dataset, m) for m in METRICS]) + mark)
+            for subset in subsets_of(rows, dataset):
+                cells.append(_joined([row.ours(dataset, m, subset) for m in METRICS]) + mark)
             if dataset in paper_sets:
                 cells.append(_joined([row.theirs(dataset, m) for m in METRICS]))
         table.rows.append(cells)
@@ -339,22 +352,26 @@ def notes_of(rows: list[Row], note: str | None) -> list[str]:
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
-    """One line per row, set and metric; ours unrounded."""
+    """One line per row, set, subset of classes and metric; ours unrounded."""
     with path.open("w", newline="", encoding="utf-8") as stream:
         lines = csv.writer(stream, lineterminator="\n")
-        header = ("study", "row", "config", "dataset", "metric", "ours", "paper", "not comparable")
-        lines.writerow(header)
+        lines.writerow(
+            (
+                "study", "row", "config", "dataset", "subset", "metric", "ours", "paper",
+                "not comparable",
+            )
+        )  # fmt: skip
         for row in rows:
             same_study = [other for other in rows if other.study == row.study]
             for dataset in datasets_of(same_study):
                 run = row.runs.get(dataset)
-                for metric in METRICS:
-                    number = None if run is None else run.metrics.get(metric)
+                for subset, metric in product(subsets_of(same_study, dataset), METRICS):
+                    number = row.number(dataset, metric, subset)
                     lines.writerow(
                         (
-                            row.study, row.title, row.config, dataset, metric,
+                            row.study, row.title, row.config, dataset, subset, metric,
                             NOT_RUN if number is None else repr(float(number)),
-                            row.theirs(dataset, metric),
+                            NOT_IN_PAPER if subset else row.theirs(dataset, metric),
                             "; ".join(run.reasons) if run else "",
                         )
                     )  # fmt: skip
@@ -385,7 +402,7 @@ def draw(study: str, rows: list[Row], path: Path) -> None:
 def _panel(axes: Any, rows: list[Row], dataset: str, metric: str) -> None:
     theirs = {i: row.paper.get(dataset, {}).get(metric) for i, row in enumerate(rows)}
     runs = {i: row.runs.get(dataset) for i, row in enumerate(rows)}
-    ours = {i: run.metrics.get(metric) for i, run in runs.items() if run}
+    ours = {i: row.number(dataset, metric) for i, row in enumerate(rows) if runs[i]}
     series = (
         ("paper", theirs, dict(marker="o", facecolors="none", edgecolors="tab:blue")),
         ("ours", {i: n for i, n in ours.items() if not runs[i].reasons}, dict(color="tab:red")),

@@ -163,7 +163,9 @@ def describe(
 
     told = test_tool.describe_run(args, runner)
     model = unwrapped(runner.model)
-    settings = {key: value for key, value in test_set.dataset.items() if key != "indices"}
+    # Neither of these changes what is predicted for an image.
+    left_out = ("indices", "subsets")
+    settings = {key: value for key, value in test_set.dataset.items() if key not in left_out}
     return dict(
         set=test_set.name,
         images=len(dataset),

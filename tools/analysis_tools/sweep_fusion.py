@@ -9,6 +9,10 @@ Writes sweep.csv, sweep.md and a picture, sweep.png. All values are tried in one
 images; mAP keeps about 60 kB per image and value until its end (5,000 images and 27 values: 8 GB;
 --tasks panoptic semantic needs next to nothing).
 
+Where the set's config names subsets of its classes, such as "base" and "novel", their numbers stand
+beside those of all classes. To name some afterwards, save the predictions again with a config that
+has them: no image is run again.
+
 Examples:
     python tools/analysis_tools/sweep_fusion.py predictions/ade20k
     python tools/analysis_tools/sweep_fusion.py predictions/ade20k --alpha 0.2 0.3 --beta 0.6 0.7
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 TASKS = ("panoptic", "semantic", "instance")
+_EXPONENTS = ("alpha", "beta")
 # Shown in the table and drawn, where the set has them; the CSV file has all numbers.
 MAIN = {
     "PQ": ("panoptic/PQ",),
@@ -107,18 +112,25 @@ class Sweep:
         name: of the test set.
         values: in the order of the table.
         notes: sentences for below the table.
+        subsets: names of the subsets of classes that there are numbers of, too.
     """
 
     name: str
     values: list[Value]
     notes: list[str]
+    subsets: tuple[str, ...] = ()
 
-    def columns(self) -> dict[str, str]:
-        """Heading -> key of the main numbers that there are."""
-        numbers = self.values[0].numbers
-        known = [key for key, number in numbers.items() if number is not None]
-        found = {h: next((k for k in options if k in known), None) for h, options in MAIN.items()}
-        return {heading: key for heading, key in found.items() if key is not None}
+    def columns(self) -> dict[tuple[str, str], str]:
+        """(heading, subset) -> key of the main numbers that there are; "" for all classes."""
+        known = {k for value in self.values for k, n in value.numbers.items() if n is not None}
+        found = {}
+        for subset in ("", *self.subsets):
+            for heading, keys in MAIN.items():
+                for key in keys:
+                    key = key.replace("/", f"/{subset}/") if subset else key
+                    if key in known:
+                        found[heading, subset] = key
+        return found
 
 
 def plan_values(alphas: list[float], betas: list[float], own: tuple[float, float]) -> list[Value]:
@@ -177,7 +189,8 @@ def sweep(path: str, alphas: list[float], betas: list[float], tasks: list[str]) 
     for value, evaluator in zip(values, evaluators, strict=True):
         found = evaluator.evaluate(count)
         value.numbers = {k: float(v) if math.isfinite(v) else None for k, v in found.items()}
-    result = Sweep(described["set"], values, _notes(described))
+    subsets = tuple(dataset.metainfo.get("subsets", {}))
+    result = Sweep(described["set"], values, _notes(described), subsets)
     if not result.columns():
         raise PredictionsError(f"{path}: the set has nothing that {', '.join(MAIN)} could measure")
     return result
@@ -302,16 +315,18 @@ def make_table(result: Sweep) -> Table:
     """The main numbers; the best of each column is marked."""
     columns = result.columns()
     title = f"{result.name}: exponents of the joined opinions, results in percent"
-    table = Table(title, ["opinions", "alpha", "beta", *columns], notes=list(result.notes))
+    headings = [f"{heading} {subset}".strip() for heading, subset in columns]
+    table = Table(title, ["opinions", "alpha", "beta", *headings], notes=list(result.notes))
     best = {}
     for key in columns.values():
-        numbers = {value.numbers[key] for value in result.values}
-        best[key] = max(numbers) if len(numbers) > 1 else None
+        numbers = {value.numbers[key] for value in result.values} - {None}
+        best[key] = max(numbers) if len(numbers) > 1 else math.inf
     for value in result.values:
         row = [value.label + (" *" if value.own else ""), f"{value.alpha:g}", f"{value.beta:g}"]
         for key in columns.values():
             number = value.numbers[key]
-            row.append(f"{number:.2f}" + (" (best)" if number == best[key] else ""))
+            mark = " (best)" if number == best[key] else ""
+            row.append("-" if number is None else f"{number:.2f}{mark}")
         table.rows.append(row)
     return table
 
@@ -329,44 +344,56 @@ def write_csv(result: Sweep, path: Path) -> None:
 
 
 def draw(result: Sweep, path: Path) -> None:
-    """A map of every main number over alpha and beta; pairs that were not tried stay empty."""
-    import numpy as np
+    """A map of every main number over alpha and beta, in a row for all classes and each subset."""
     from matplotlib.figure import Figure
 
     columns = result.columns()
-    alphas = sorted({value.alpha for value in result.values})
-    betas = sorted({value.beta for value in result.values})
-    size = (1.5 + (1.2 + 0.62 * len(betas)) * len(columns), 1.6 + 0.45 * len(alphas))
-    figure = Figure(figsize=size, layout="constrained")
-    for axes, (heading, key) in zip(
-        figure.subplots(1, len(columns), squeeze=False)[0], columns.items(), strict=True
-    ):
-        grid = np.full((len(alphas), len(betas)), np.nan)
-        for value in result.values:
-            grid[alphas.index(value.alpha), betas.index(value.beta)] = value.numbers[key]
-        drawn = axes.imshow(grid, origin="lower", aspect="auto", cmap="viridis")
-        middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
-        for value in result.values:
-            at = betas.index(value.beta), alphas.index(value.alpha)
-            number = value.numbers[key]
-            axes.text(
-                *at,
-                f"{number:.1f}" + ("*" if value.own else ""),
-                ha="center",
-                va="center",
-                fontsize=8,
-                color="black" if number > middle else "white",
-            )
-        axes.set(
-            title=heading, xlabel="beta (classes not seen)", ylabel="alpha (classes seen)",
-            xticks=range(len(betas)), xticklabels=[f"{b:g}" for b in betas],
-            yticks=range(len(alphas)), yticklabels=[f"{a:g}" for a in alphas],
-        )  # fmt: skip
-        figure.colorbar(drawn, ax=axes)
+    headings, subsets = (list(dict.fromkeys(part)) for part in zip(*columns, strict=True))
+    alphas, betas = ({getattr(value, name) for value in result.values} for name in _EXPONENTS)
+    width = 1.5 + (1.2 + 0.62 * len(betas)) * len(headings)
+    height = 0.5 + (1.1 + 0.45 * len(alphas)) * len(subsets)
+    figure = Figure(figsize=(width, height), layout="constrained")
+    grid = figure.subplots(len(subsets), len(headings), squeeze=False)
+    for axes_row, subset in zip(grid, subsets, strict=True):
+        for axes, heading in zip(axes_row, headings, strict=True):
+            if (heading, subset) in columns:
+                _map(axes, f"{heading} {subset}".strip(), columns[heading, subset], result)
+            else:
+                axes.set_axis_off()
     warnings = [note for note in result.notes if "no benchmark" in note or "mean nothing" in note]
     title = f"{result.name}: CLIP's exponents; * the config's own"
     figure.suptitle("\n".join([title, *warnings]), fontsize=10)
     figure.savefig(path, dpi=120)
+
+
+def _map(axes: Any, title: str, key: str, result: Sweep) -> None:
+    """One number over alpha and beta; pairs that were not tried, or have none, stay empty."""
+    import numpy as np
+
+    alphas, betas = (sorted({getattr(v, name) for v in result.values}) for name in _EXPONENTS)
+    grid = np.full((len(alphas), len(betas)), np.nan)
+    known = [value for value in result.values if value.numbers[key] is not None]
+    for value in known:
+        grid[alphas.index(value.alpha), betas.index(value.beta)] = value.numbers[key]
+    drawn = axes.imshow(grid, origin="lower", aspect="auto", cmap="viridis")
+    middle = (np.nanmin(grid) + np.nanmax(grid)) / 2
+    for value in known:
+        at = betas.index(value.beta), alphas.index(value.alpha)
+        number = value.numbers[key]
+        axes.text(
+            *at,
+            f"{number:.1f}" + ("*" if value.own else ""),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color="black" if number > middle else "white",
+        )
+    axes.set(
+        title=title, xlabel="beta (classes not seen)", ylabel="alpha (classes seen)",
+        xticks=range(len(betas)), xticklabels=[f"{b:g}" for b in betas],
+        yticks=range(len(alphas)), yticklabels=[f"{a:g}" for a in alphas],
+    )  # fmt: skip
+    axes.figure.colorbar(drawn, ax=axes)
 
 
 def main(argv: list[str] | None = None) -> int:
