@@ -11,9 +11,15 @@ endif
 BIN := .venv/bin
 # two processes; a file's tests stay together, as they share what is costly to make
 PYTEST_FLAGS ?= -n 2 --dist loadfile
-PHOTO ?= $(firstword $(wildcard demo/images/*.jpg))
-TEXTS ?= pagoda, temple; person
-STUFF ?= sky; tree, foliage; water, lake; hill, mountain
+TOY := projects/toy_world
+CONFIG := odise_toy_label
+WEIGHTS := $(TOY)/weights/odise_label.safetensors
+TEXTS ?= yellow heart, golden heart; red ball; red box; black heart; polka-dot blue box; blue star
+STUFF ?= wood, planks; sand; grass; sky; water
+OUT := demo_output
+# one warning of a library says nothing that a user could do; in a test, only the tables are wanted
+demo: export PYTHONWARNINGS := ignore:torch.meshgrid
+QUIET := --cfg-options log_level=WARNING
 
 .PHONY: help venv test lint format demo clean
 .DEFAULT_GOAL := help
@@ -39,8 +45,24 @@ format: venv  ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-demo: venv  ## segment a photograph with names of your choice (PHOTO=, TEXTS=, STUFF=)
-	$(BIN)/python demo/image_demo.py $(PHOTO) --texts "$(TEXTS)" --stuff-texts "$(STUFF)" --out demo_output
+ifdef PHOTO
+demo: venv  ## names in pictures: all steps, or your own picture (PHOTO=, TEXTS=, STUFF=, CONFIG=, WEIGHTS=)
+	$(BIN)/python demo/image_demo.py $(PHOTO) --texts "$(TEXTS)" --stuff-texts "$(STUFF)" \
+	  --config $(CONFIG) --weights $(WEIGHTS) --out $(OUT)
+else
+demo: venv
+	@printf '\n1 of 3: a scene, by the names that are typed here\n'
+	$(BIN)/python demo/image_demo.py demo/images/toy_scene.jpg --texts "$(TEXTS)" --stuff-texts "$(STUFF)" \
+	  --config $(CONFIG) --weights $(WEIGHTS) --out $(OUT)
+	@printf '\n2 of 3: 50 scenes are drawn, and tested with all names of their world\n'
+	$(BIN)/python $(TOY)/generate.py $(OUT)/data/toy_world --splits val --number 50
+	$(BIN)/python tools/test.py $(CONFIG) $(WEIGHTS) --data-root $(OUT)/data \
+	  --work-dir $(OUT)/log --out $(OUT)/results.json $(QUIET)
+	@printf '\n3 of 3: a sheet of some of them\n'
+	$(BIN)/python $(TOY)/sheet.py $(WEIGHTS) --config $(CONFIG) --data-root $(OUT)/data/toy_world \
+	  --out $(OUT)/sheet.png
+	@printf '\nSee $(OUT)/sheet.png, $(OUT)/pictures/toy_scene.jpg and $(OUT)/results.json\n'
+endif
 
 clean:  ## remove .venv, caches and demo_output
 	rm -rf .venv .pytest_cache .ruff_cache build demo_output odise_mm/.mim *.egg-info \

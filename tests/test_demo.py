@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -97,8 +98,103 @@ def test_a_batch_size_below_one_is_refused(demo, capsys):
     assert "at least 1" in capsys.readouterr().err
 
 
-def test_where_the_photograph_is_from_is_written_down():
+def test_where_the_pictures_are_from_is_written_down():
     text = (ROOT / "demo" / "images" / "README.md").read_text()
     for picture in PHOTO.parent.glob("*.jpg"):
-        assert picture.name in text
+        assert f"`{picture.name}`" in text
     assert "CC BY 2.0" in text
+
+
+# --- make demo ----------------------------------------------------------------------------------
+
+
+def make_demo(*variables: str) -> list[list[str]]:
+    """Words of the commands that `make demo` would run, without those that make .venv."""
+    command = ["make", "--no-print-directory", "--dry-run", "demo", *variables]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = done.stdout.replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line) for line in lines if line.startswith(".venv/bin/python")]
+    return [words[1:] for words in commands]
+
+
+def parse(script: str, arguments: list[str]):
+    name = f"made_{Path(script).stem}"
+    spec = importlib.util.spec_from_file_location(name, ROOT / script)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module.parse_args(arguments)
+
+
+def test_make_demo_segments_tests_and_draws_in_a_folder_of_its_own():
+    scripts = ["demo/image_demo.py", "projects/toy_world/generate.py", "tools/test.py"]
+    commands = make_demo()
+    assert [words[0] for words in commands] == [*scripts, "projects/toy_world/sheet.py"]
+    picture, scenes, test, sheet = (parse(words[0], words[1:]) for words in commands)
+    assert picture.weights == test.checkpoint == sheet.checkpoint
+    assert picture.config == test.config == sheet.config == "odise_toy_label"
+    assert scenes.splits == ["val"] and scenes.number == {"val": 50}
+    assert scenes.data_root == sheet.data_root == Path(test.data_root) / "toy_world"
+    assert "demo_output" in scenes.data_root.parts  # never a user's own data
+
+
+def test_the_names_typed_for_the_demo_are_those_of_its_scene_and_others():
+    from odise_mm.datasets.vocabulary import Vocabulary
+    from projects.toy_world.names import names_of
+
+    (words, *_) = make_demo()
+    args = parse(words[0], words[1:])
+    (picture,) = args.images
+    typed = Vocabulary.parse(args.texts, args.stuff_texts)
+    known = {text: name for name in names_of("all") for text in name.synonyms}
+    for names, thing in zip(typed.synonyms, typed.is_thing, strict=True):
+        assert len({known[name] for name in names}) == 1  # KeyError: no name of that world
+        assert known[names[0]].is_thing == thing
+    there = {s.name for s in drawn_scene(picture).segments}
+    asked = {known[name] for name in typed.names}
+    assert there < asked
+    assert sum(name.is_novel for name in there) >= 2
+
+
+def drawn_scene(picture: str):
+    """The scene that a file was drawn from, after comparing the two."""
+    import numpy as np
+
+    from projects.toy_world.world import scene
+
+    drawn = scene((1, 2), "val")
+    with Image.open(ROOT / picture) as image:
+        # but for what JPEG changes
+        assert np.abs(np.asarray(image).astype(int) - drawn.image).mean() < 4
+    return drawn
+
+
+def test_a_picture_of_the_users_own_is_segmented_and_nothing_else():
+    names = "bus; person, man"
+    (words,) = make_demo(
+        "PHOTO=street.jpg", f"TEXTS={names}", "STUFF=road", "CONFIG=odise_tiny", "WEIGHTS=a.pth"
+    )
+    args = parse(words[0], words[1:])
+    assert words[0] == "demo/image_demo.py" and args.images == ["street.jpg"]
+    assert (args.texts, args.stuff_texts) == (names, "road")
+    assert (args.config, args.weights) == ("odise_tiny", "a.pth")
+
+
+def test_weights_that_are_not_there_are_one_message(demo, tmp_path, capsys):
+    weights = str(tmp_path / "odise_label.safetensors")
+    words = make_demo(f"WEIGHTS={weights}")[0]
+    with pytest.raises(SystemExit) as end:
+        demo.main([*words[1:], "--device", "cpu", "--out", str(tmp_path)])
+    assert end.value.code == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1 and f"there is no weights file {weights}" in errors[0]
+
+
+def test_the_shipped_weights_are_not_ignored_by_git():
+    files = ["projects/toy_world/weights/odise_label.safetensors",
+             "projects/toy_world/weights/clip/open_clip_model.safetensors"]  # fmt: skip
+    command = ["git", "check-ignore", "--no-index", *files, "elsewhere.safetensors"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 128:
+        pytest.skip("not a clone")
+    assert done.stdout.split() == ["elsewhere.safetensors"]
