@@ -16,6 +16,7 @@ from odise_mm.errors import DatasetError
 from odise_mm.registry import DATASETS
 from tests.test_datasets.small_coco import VOCABULARY, write_small_coco
 
+PAGE = Path(__file__).parents[2] / "docs/evaluation.md"
 NAMES = VOCABULARY.source_names  # sky-other-merged, cat, grass-merged, dog
 
 
@@ -69,6 +70,19 @@ def test_built_in_vocabularies_and_overlaps() -> None:
     assert found["all"] == tuple(range(133))
     assert found["things"] == tuple(i for i in range(133) if coco.is_thing[i])
     assert [coco.source_names[i] for i in found["two"]] == ["cat", "dog"]
+
+
+def test_the_example_of_the_page() -> None:
+    """COCO's 17 novel classes: things, and not the first ones."""
+    (code,) = re.findall(r"```python\n(_base_.*?)```", PAGE.read_text(), re.S)
+    config: dict[str, Any] = {}
+    exec(code, config)
+    subsets = config["test_dataloader"]["dataset"]["subsets"]
+    coco = Vocabulary.load("coco")
+    found = resolve_subsets(dict(novel=subsets["novel"]), coco)["novel"]
+    assert len(found) == len(subsets["novel"]) == 17 and found[0] == 4
+    assert all(coco.is_thing[label] for label in found)
+    assert (PAGE.parent / config["_base_"][0].replace("configs", "../configs", 1)).is_file()
 
 
 def test_a_name_that_several_classes_have_means_all_of_them() -> None:
