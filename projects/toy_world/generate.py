@@ -240,8 +240,7 @@ def _seed(text: str) -> int:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = converter_parser(__doc__, "data/toy_world", SPLITS)
-    parser.set_defaults(splits=["train", "val"])
+    parser = converter_parser(__doc__, "data/toy_world", SPLITS, "train", "val")
     defaults = ", ".join(f"{split} {number:,}" for split, number in DEFAULT_NUMBER.items())
     parser.add_argument(
         "--number",

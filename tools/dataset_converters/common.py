@@ -51,7 +51,7 @@ _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 
 
 def converter_parser(
-    description: str, data_root: str, splits: Sequence[str] = ("val",), default: str = "val"
+    description: str, data_root: str, splits: Sequence[str] = ("val",), *default: str
 ) -> argparse.ArgumentParser:
     """The arguments that all converters have; a converter adds its own to the result.
 
@@ -59,7 +59,7 @@ def converter_parser(
         description: the module's docstring.
         data_root: default of the positional argument ``data_root``.
         splits: choices of ``--splits``.
-        default: the split that is prepared when none is asked for.
+        default: the splits that are prepared when none is asked for; "val" if none are named.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -76,9 +76,9 @@ def converter_parser(
         "--splits",
         nargs="+",
         choices=splits,
-        default=[default],
+        default=list(default) or ["val"],
         metavar="SPLIT",
-        help=f"one or several of: {' '.join(splits)} (default: {default})",
+        help=f"one or several of: {' '.join(splits)} (default: {' '.join(default) or 'val'})",
     )
     parser.add_argument(
         "--workers",
