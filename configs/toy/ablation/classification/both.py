@@ -1,9 +1,2 @@
-# The row of configs/ablation/classification/both.py in miniature.
+# The row of configs/ablation/classification/both.py in the toy world.
 _base_ = ["../../../_base_/ablation_toy.py"]
-
-model = dict(
-    classifiers=[
-        _base_.model.classifiers[0],
-        dict(type="MaskCLIPClassifier", template="a photo of a {}."),
-    ],
-)

@@ -1,4 +1,4 @@
-# The row of configs/ablation/representation/cleandift.py in miniature.
+# The row of configs/ablation/representation/cleandift.py in the toy world.
 _base_ = ["sd_v2.py"]
 
 model = dict(backbone=dict(steps=(-1,)))

@@ -1,4 +1,4 @@
-# The row of configs/ablation/representation/clip_convnext_xxl.py in miniature.
+# The row of configs/ablation/representation/clip_convnext_xxl.py in the toy world.
 _base_ = ["../../../_base_/ablation_toy.py"]
 
 vision = dict(timm_model_name="test_convnext2", timm_pool="avg", image_size=64)

@@ -1,4 +1,4 @@
-# The row of configs/ablation/representation/clip_h.py in miniature.
+# The row of configs/ablation/representation/clip_h.py in the toy world.
 _base_ = ["../../../_base_/ablation_toy.py"]
 
 vision = dict(image_size=56, layers=4, width=128, head_width=64, patch_size=14)

@@ -1,4 +1,4 @@
-# The row of configs/ablation/representation/clip_l.py in miniature.
+# The row of configs/ablation/representation/clip_l.py in the toy world: its own, trained CLIP.
 _base_ = ["../../../_base_/ablation_toy.py"]
 
 model = dict(

@@ -1,4 +1,4 @@
-# The row of configs/ablation/representation/deit3_h.py in miniature.
+# The row of configs/ablation/representation/deit3_h.py in the toy world.
 _base_ = ["../../../_base_/ablation_toy.py"]
 
 model = dict(

@@ -1,4 +1,4 @@
-# The row of configs/ablation/representation/sd_v2.py in miniature.
+# The row of configs/ablation/representation/sd_v2.py in the toy world.
 _base_ = ["../../../_base_/ablation_toy.py"]
 
 levels = (32, 64, 128, 128)
