@@ -21,11 +21,11 @@ OUT := demo_output
 demo: export PYTHONWARNINGS := ignore:torch.meshgrid
 QUIET := --cfg-options log_level=WARNING
 
-.PHONY: help venv test lint format demo clean
+.PHONY: help venv test lint format demo toy-ablation clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 venv:  ## make .venv with the tested versions; instant when it is up to date
 	@"$(PYTHON)" -c '$(SUITABLE)' 2>/dev/null || { \
@@ -63,6 +63,11 @@ demo: venv
 	  --out $(OUT)/sheet.png
 	@printf '\nSee $(OUT)/sheet.png, $(OUT)/pictures/toy_scene.jpg and $(OUT)/results.json\n'
 endif
+
+toy-ablation: venv  ## the paper's ablations in the toy world: many hours, goes on where it was stopped
+	$(BIN)/python $(TOY)/generate.py data/toy_world
+	$(BIN)/python tools/run_study.py configs/toy/ablation
+	$(BIN)/python tools/analysis_tools/ablation_table.py work_dirs/toy/ablation --out work_dirs/toy_ablation
 
 clean:  ## remove .venv, caches and demo_output
 	rm -rf .venv .pytest_cache .ruff_cache build demo_output odise_mm/.mim *.egg-info \

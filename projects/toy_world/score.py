@@ -1,0 +1,122 @@
+#!/usr/bin/env python
+"""Score the weights that ship on a fixed set of held-out scenes: the numbers of the model card.
+
+    clip         zero-shot accuracy: things on crops, and what mask tokens of true masks say
+    autoencoder  PSNR of whole scenes
+    unet         error of the noise, with and without captions
+    odise_*      PQ, mAP and mIoU of tools/test.py, of base and of novel names, too
+
+The scenes are those of split `val`: seed 1,000,000 for what is pre-trained, seed 0 (as on disk) for
+ODISE. All numbers are computed in float32.
+
+Example:
+    python projects/toy_world/score.py --out projects/toy_world/weights/scores.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+
+import json  # noqa: E402
+
+import torch  # noqa: E402
+from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
+from transformers import CLIPTextModel  # noqa: E402
+
+from odise_mm.models import FrozenCLIP  # noqa: E402
+from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from projects.toy_world import generate  # noqa: E402
+from projects.toy_world.pretraining import clip, diffusion  # noqa: E402
+from projects.toy_world.pretraining.loop import write_json  # noqa: E402
+from tools import test as test_program  # noqa: E402
+from tools.report import Table, show  # noqa: E402
+
+WEIGHTS = Path(__file__).parent / "weights"
+SCENES = 50
+_METRICS = ("panoptic/{}PQ", "instance/{}AP", "semantic/{}mIoU")
+
+Scores = dict[str, dict[str, float]]
+
+
+def score_clip(folder: Path, scenes: int) -> dict[str, float]:
+    """See :class:`projects.toy_world.pretraining.clip.Evaluation`; in percent."""
+    model = FrozenCLIP(str(folder), weights=str(folder)).model.float()
+    found = clip.Evaluation(scenes, torch.device("cpu"))(model)
+    return {name: 100 * share for name, share in found.items()}
+
+
+def score_diffusion(folder: Path, scenes: int) -> Scores:
+    """PSNR in dB, and mean squared errors of the noise."""
+    vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).float().eval()
+    model = diffusion.TextToLatent()
+    parts = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
+    for part, kind in parts.items():
+        setattr(model, part, kind.from_pretrained(folder / part, local_files_only=True).float())
+    model.eval()
+    with TemporaryDirectory() as sheets:
+        autoencoder = diffusion.AutoencoderEvaluation(scenes, Path(sheets) / "vae.png")
+        unet = diffusion.TextToLatentEvaluation(vae, scenes, Path(sheets) / "unet.png")
+        return {"autoencoder": autoencoder(vae), "unet": unet(model)}
+
+
+def score_odise(checkpoint: Path, data_root: Path) -> dict[str, float]:
+    """What tools/test.py finds, in percent: of all names, of base and of novel things."""
+    out = data_root / f"{checkpoint.stem}.json"
+    config = checkpoint.stem.replace("odise_", "odise_toy_")
+    arguments = [config, str(checkpoint), "--data-root", str(data_root.parent)]
+    options = ["--out", str(out), "--work-dir", str(data_root / "log")]
+    if test_program.main([*arguments, *options, "--cfg-options", "log_level=WARNING"]):
+        raise RuntimeError(f"tools/test.py failed with {checkpoint}")
+    (found,) = json.loads(out.read_text(encoding="utf-8"))["sets"].values()
+    names = [metric.format(group) for group in ("", "base/", "novel/") for metric in _METRICS]
+    return {name: found["metrics"][name] for name in [*names, "panoptic/PQ_st"]}
+
+
+def score(weights: Path, scenes: int) -> Scores:
+    """All numbers of what is in a folder of weights."""
+    scores = {"clip": score_clip(weights / "clip", scenes)}
+    scores |= score_diffusion(weights / "diffusion", scenes)
+    with TemporaryDirectory() as folder:
+        data_root = Path(folder) / "toy_world"
+        generate.main([str(data_root), "--splits", "val", "--number", str(scenes)])
+        for checkpoint in sorted(weights.glob("odise_*.safetensors")):
+            scores[checkpoint.stem] = score_odise(checkpoint, data_root)
+    return scores
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--weights", type=Path, default=WEIGHTS, help="folder (default: %(default)s)")
+    add("--scenes", type=positive_int, default=SCENES, help="default: %(default)s")
+    add("--out", type=Path, metavar="FILE", help="JSON file")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    with one_line_errors():
+        scores = score(args.weights, args.scenes)
+        table = Table("Scores of the weights", ["part", "number", "value"])
+        table.rows = [
+            [part, name, f"{value:.3f}"]
+            for part, numbers in scores.items()
+            for name, value in numbers.items()
+        ]
+        show([table], scores, "table")
+        if args.out:
+            write_json(args.out, {"scenes": args.scenes, **scores})
+            print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

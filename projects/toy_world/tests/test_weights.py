@@ -1,0 +1,40 @@
+"""The weights that ship do what their model card says."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors import safe_open
+
+from projects.toy_world.score import SCENES, WEIGHTS, Scores, score
+
+MEGABYTES = 15
+# Other processors add in another order: a segment near a threshold may change sides.
+TOLERANCE = {"clip": 1.0, "autoencoder": 0.02, "unet": 0.002, "odise_label": 2.0}
+RECORDED = json.loads((WEIGHTS / "scores.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def scores() -> Scores:
+    return score(WEIGHTS, SCENES)
+
+
+def test_the_recorded_scores_are_of_the_weights_and_scenes() -> None:
+    files = {file.stem for file in WEIGHTS.glob("odise_*.safetensors")}
+    assert RECORDED.keys() == {"scenes", "clip", "autoencoder", "unet", *files}
+    assert RECORDED["scenes"] == SCENES
+
+
+@pytest.mark.parametrize("part", TOLERANCE)
+def test_scores_are_those_of_the_model_card(part: str, scores: Scores) -> None:
+    assert scores[part] == pytest.approx(RECORDED[part], abs=TOLERANCE[part], nan_ok=True)
+
+
+def test_everything_is_small_and_in_half_precision() -> None:
+    files = list(WEIGHTS.rglob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) < MEGABYTES * 1e6
+    for file in files:
+        with safe_open(file, "pt") as content:
+            kinds = {content.get_slice(key).get_dtype() for key in content.keys()}  # noqa: SIM118
+        assert kinds <= {"F16", "I64"} and "F16" in kinds, file
