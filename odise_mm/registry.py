@@ -24,12 +24,12 @@ DATA_SAMPLERS = _child(mmdet.DATA_SAMPLERS, "odise_mm.datasets")
 METRICS = _child(mmdet.METRICS, "odise_mm.evaluation")
 HOOKS = _child(mmdet.HOOKS, "odise_mm.engine")
 LOOPS = _child(mmdet.LOOPS, "odise_mm.engine")
+OPTIM_WRAPPERS = _child(mmdet.OPTIM_WRAPPERS, "odise_mm.engine")
 OPTIM_WRAPPER_CONSTRUCTORS = _child(mmdet.OPTIM_WRAPPER_CONSTRUCTORS, "odise_mm.engine")
 RUNNERS = _child(MMENGINE_RUNNERS, "odise_mm.engine")
 VISUALIZERS = _child(mmdet.VISUALIZERS, "odise_mm.visualization")
 # Nothing of ours is in these: with them mmengine finds its own parts without a warning.
 for _registry in (
-    mmdet.OPTIM_WRAPPERS,
     mmdet.OPTIMIZERS,
     mmdet.PARAM_SCHEDULERS,
     mmdet.EVALUATOR,

@@ -2,11 +2,12 @@
 
 from odise_mm.engine.hooks import AtomicCheckpointHook, FiniteLossHook, IterationSeedHook
 from odise_mm.engine.loops import OpenVocabTestLoop, OpenVocabTrainLoop, OpenVocabValLoop
-from odise_mm.engine.optim import TrainedParametersConstructor
+from odise_mm.engine.optim import BFloat16OptimWrapper, TrainedParametersConstructor
 from odise_mm.engine.runner import OpenVocabRunner
 
 __all__ = [
     "AtomicCheckpointHook",
+    "BFloat16OptimWrapper",
     "FiniteLossHook",
     "IterationSeedHook",
     "OpenVocabRunner",

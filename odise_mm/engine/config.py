@@ -13,7 +13,6 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.optim.scheduler.param_scheduler import INF
 from mmengine.registry import (
-    OPTIM_WRAPPERS,
     OPTIMIZERS,
     PARAM_SCHEDULERS,
     VISBACKENDS,
@@ -74,8 +73,7 @@ def set_precision(cfg: Config, precision: str) -> None:
         wrapper.pop(key, None)
     kinds: dict[str, dict[str, Any]] = {
         "fp32": dict(type="OptimWrapper"),
-        # The range of bfloat16 is that of float32: gradients need no scaling.
-        "bf16": dict(type="AmpOptimWrapper", dtype="bfloat16", loss_scale=dict(enabled=False)),
+        "bf16": dict(type="BFloat16OptimWrapper"),
         "fp16": dict(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic"),
     }
     if precision not in kinds:
@@ -86,9 +84,12 @@ def set_precision(cfg: Config, precision: str) -> None:
 def precision_of(cfg: Config) -> str:
     """The arithmetic that a config trains with, for people."""
     wrapper = cfg.optim_wrapper
-    if not _kind(wrapper.get("type")).startswith("Amp"):
-        return "float32"
-    return f"automatic mixed, {wrapper.get('dtype') or 'float16'}"
+    kind = _kind(wrapper.get("type"))
+    if kind == "BFloat16OptimWrapper":
+        return "automatic mixed, bfloat16"
+    return (
+        f"automatic mixed, {wrapper.get('dtype') or 'float16'}" if kind[:3] == "Amp" else "float32"
+    )
 
 
 def set_data_root(cfg: Config, root: str | os.PathLike[str]) -> None:
@@ -120,7 +121,7 @@ def check_config(cfg: Config) -> None:
     Raises:
         ConfigError: a misspelt setting, parts that are missing or unknown, a batch of no images, a
             sampler that would count images twice, or a launcher that did not start this process.
-        DeviceError: mixed precision without a GPU, or more processes than GPUs.
+        DeviceError: float16 without a GPU, or more processes than GPUs.
         DatasetError: a file or folder of a data set is missing.
     """
     where = _name(cfg)
@@ -203,8 +204,8 @@ def _check_devices(cfg: Config, world: int) -> None:
     wrapper = cfg.get("optim_wrapper")
     if wrapper is not None and _kind(wrapper.get("type")).startswith("Amp") and not gpus:
         raise DeviceError(
-            "training in mixed precision needs a GPU and PyTorch finds none; to train on the CPU, "
-            "take --precision fp32"
+            f"{_kind(wrapper.type)} needs a GPU and PyTorch finds none; to train on the CPU, take "
+            "--precision fp32 or bf16"
         )
     launcher = cfg.get("launcher", "none")
     if launcher == "none":
@@ -301,7 +302,7 @@ def _parts(cfg: Config) -> Iterator[tuple[str, dict[str, Any], Registry]]:
     if isinstance(wrapper, dict):
         full = ConfigDict(wrapper)
         full.setdefault("type", "OptimWrapper")
-        yield "optim_wrapper", full, OPTIM_WRAPPERS
+        yield "optim_wrapper", full, ours.OPTIM_WRAPPERS
         yield from listed("optim_wrapper.optimizer", wrapper.get("optimizer"), OPTIMIZERS)
     yield from listed("param_scheduler", cfg.get("param_scheduler"), PARAM_SCHEDULERS)
     for name, hook in (cfg.get("default_hooks") or {}).items():

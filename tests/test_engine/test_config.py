@@ -166,12 +166,15 @@ def test_images_must_not_count_twice(tmp_path: Path, monkeypatch: pytest.MonkeyP
     check_config(complete_config(cfg))
 
 
-def test_mixed_precision_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float16_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = config(tmp_path, optim_wrapper__type="AmpOptimWrapper")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert "take --precision fp32" in refusal(cfg, DeviceError)
-    set_precision(cfg, "fp32")
-    check_config(complete_config(cfg))
+    message = refusal(cfg, DeviceError)
+    assert message.startswith("AmpOptimWrapper needs a GPU")
+    assert "take --precision fp32 or bf16" in message
+    for precision in ("fp32", "bf16"):
+        set_precision(cfg, precision)
+        check_config(complete_config(cfg))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for precision in ("bf16", "fp16"):
@@ -193,7 +196,7 @@ def test_precisions() -> None:
     assert precision_of(cfg) == "automatic mixed, float16"
     clip, constructor = cfg.optim_wrapper.clip_grad, cfg.optim_wrapper.constructor
     set_precision(cfg, "bf16")
-    assert cfg.optim_wrapper.loss_scale == dict(enabled=False)
+    assert cfg.optim_wrapper.type == "BFloat16OptimWrapper"
     assert precision_of(cfg) == "automatic mixed, bfloat16"
     set_precision(cfg, "fp32")
     assert precision_of(cfg) == "float32"

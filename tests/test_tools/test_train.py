@@ -114,7 +114,7 @@ def test_options(small: Path, tmp_path: Path) -> None:
     cfg = tool.plan(args)
     assert cfg.model.width == 5 and cfg.optim_wrapper.optimizer.lr == 1e-3
     assert cfg.resume is False and cfg.auto_scale_lr.enable is True
-    assert cfg.optim_wrapper.dtype == "bfloat16"
+    assert cfg.optim_wrapper.type == "BFloat16OptimWrapper"
     assert cfg.work_dir == str(tmp_path / "w")
     assert tool.plan(tool.parse_args([str(small)])).work_dir == "work_dirs/small"
 
@@ -148,7 +148,7 @@ def test_auto_scale_lr(small: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["odise_label_ade20k"], "has no `train_dataloader`, it is made for testing only"),
         (["odise_coco_label", "--precision", "fp32", "--data-root", "/nowhere"],
          "there is no /nowhere/coco/annotations/panoptic_train2017.json"),
-        (["odise_coco_label"], "take --precision fp32"),
+        (["odise_coco_label"], "take --precision fp32 or bf16"),
         (["SMALL", "--launcher", "slurm"], "launcher 'slurm' did not start this process"),
         (["SMALL", "--resume", "/nowhere/iter_1.pth"], "no checkpoint /nowhere/iter_1.pth"),
         (["SMALL", "--cfg-options", "load_from=/nowhere/w.pth"], "no weights file /nowhere/w.pth"),
