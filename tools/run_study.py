@@ -29,8 +29,16 @@ from odise_mm.errors import ConfigError  # noqa: E402
 from odise_mm.utils.command_line import one_line_errors  # noqa: E402
 
 LAST_LINES = 5
-# Beginnings of settings that tools/test.py has no use for, and refuses half of.
-TRAINING = ("train_", "val_", "optim_wrapper", "param_scheduler", "auto_scale_lr", "default_hooks")
+# Beginnings of settings that tools/test.py has no use for, or even refuses.
+TRAINING = (
+    "train_",
+    "val_",
+    "optim_wrapper",
+    "param_scheduler",
+    "auto_scale_lr",
+    "default_hooks",
+    "randomness",
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
