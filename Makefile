@@ -66,8 +66,9 @@ endif
 
 toy-ablation: venv  ## the paper's ablations in the toy world: many hours, goes on where it was stopped
 	$(BIN)/python $(TOY)/generate.py data/toy_world
-	$(BIN)/python tools/run_study.py configs/toy/ablation
-	$(BIN)/python tools/analysis_tools/ablation_table.py work_dirs/toy/ablation --out work_dirs/toy_ablation
+	$(BIN)/python tools/run_study.py configs/toy/ablation; failed=$$?; \
+	$(BIN)/python tools/analysis_tools/ablation_table.py work_dirs/toy/ablation --out work_dirs/toy_ablation \
+	  && exit $$failed
 
 clean:  ## remove .venv, caches and demo_output
 	rm -rf .venv .pytest_cache .ruff_cache build demo_output odise_mm/.mim *.egg-info \

@@ -73,9 +73,12 @@ def metrics(file: Path) -> dict[str, float]:
 
 def test_every_command_that_takes_long_is_shortened() -> None:
     lines = [shlex.join(words) for words in commands(PAGE)]
-    assert all(any(part in line for line in lines) for part in SHORTER)
+    for line in lines:
+        if any(part in line for part in ("generate.py", "train.py", "pretrain_", "/test.py")):
+            short = any(part in line for part in SHORTER) or "work_dirs/" in line
+            assert short, f"{line}: how is it made short?"
+    assert all(any(part in line for line in lines) for part in SHORTER), "something is gone"
     assert TEXT.count("iter_4000.pth") == len(ITERATIONS)
-    assert "TIME_" not in TEXT, "times are missing"
 
 
 def test_training_learns(walked: Path) -> None:

@@ -1,12 +1,15 @@
-"""Tables for the terminal, as markdown and as JSON."""
+"""Tables for the terminal, as markdown and as JSON; the JSON files of tools/test.py."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
+
+from odise_mm.errors import OdiseError
 
 FORMATS = ("table", "markdown", "json")
 
@@ -76,3 +79,36 @@ def write_json(path: str, data: dict) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(data, indent=1) + "\n")
+
+
+class ReportError(OdiseError):
+    """A file that should be tools/test.py's and is not."""
+
+
+def find_reports(places: Sequence[str | Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """JSON files of tools/test.py below folders; other JSON files are passed over.
+
+    Raises:
+        ReportError: a place that does not exist; a file that was named is none of tools/test.py's,
+            or one is damaged.
+    """
+    seen = set()
+    for place in map(Path, places):
+        if not place.exists():
+            raise ReportError(f"there is no {place}: name work dirs, or files of tools/test.py")
+        for file in [place] if place.is_file() else sorted(place.rglob("*.json")):
+            if file.resolve() in seen:
+                continue
+            seen.add(file.resolve())
+            try:
+                content = json.loads(file.read_text(encoding="utf-8"))
+            except ValueError as err:
+                if place.is_file() or file.name in ("result.json", "results.json"):
+                    raise ReportError(
+                        f"{file} is damaged ({err}): run tools/test.py again"
+                    ) from err
+                continue
+            if isinstance(content, dict) and {"sets", "config", "made_up_weights"} <= set(content):
+                yield file, content
+            elif place.is_file():
+                raise ReportError(f"{file} was not written by tools/test.py --out FILE.json")

@@ -4,7 +4,8 @@
 Every config gets a work directory below --work-root, named like the config, with the checkpoints,
 the log of both steps (study.log), the results (result.json) and pictures of them (shown/). Stopped
 in any way and started again, it goes on where it was: results that are there are kept, a training
-is resumed. Where a config fails, the others are still run.
+is resumed. Where a config fails, the others are still run. Configs that say the same about the
+training, such as rows of several studies that are the paper's own model, share the first one's.
 
 Examples:
     python tools/run_study.py configs/toy/ablation/representation
@@ -15,20 +16,25 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from rich.console import Console  # noqa: E402
 
+from odise_mm.apis.building import load_config  # noqa: E402
+from odise_mm.engine.checkpoints import latest_checkpoint  # noqa: E402
 from odise_mm.errors import ConfigError  # noqa: E402
 from odise_mm.utils.command_line import one_line_errors  # noqa: E402
 
 LAST_LINES = 5
+OF_TESTS = ("test_", "val_")
 # Beginnings of settings that tools/test.py has no use for, or even refuses.
 TRAINING = (
     "train_",
@@ -89,12 +95,31 @@ def changes(options: list[str]) -> list[str]:
     return ["--cfg-options", *options] if options else []
 
 
+def is_done(file: Path, datasets: list[str]) -> bool:
+    """Whether a file of tools/test.py has all its sets; it writes one when the first is through."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+    return not content["not_done"] and content["sets"].keys() >= set(datasets)
+
+
+def training_of(config: Path) -> dict[str, Any] | None:
+    """What a config says about the training; None if it cannot be read."""
+    try:
+        cfg = load_config(config)
+    except ConfigError:
+        return None
+    return {key: value for key, value in cfg.to_dict().items() if not key.startswith(OF_TESTS)}
+
+
 class Study:
     """Runs configs in processes of their own."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
         self.console = Console()
+        self.trainings: list[tuple[dict[str, Any], Path]] = []
 
     def run(self, configs: list[Path]) -> int:
         """All of them; the number of those that failed."""
@@ -104,15 +129,18 @@ class Study:
             name = name_of(config)
             head = f"[{number}/{len(configs)}] {name}"
             work = self.args.work_root / name
-            if (work / "result.json").exists():
+            trained_in = self.trained_in(config, work)
+            if is_done(work / "result.json", self.args.datasets):
                 self.console.print(f"{head}: done before", markup=False, highlight=False)
                 continue
             with self.console.status(f"\\{head}"):
-                complaint = self.run_one(config, work)
+                complaint = self.run_one(config, work, trained_in)
             done += 1
             took = time.monotonic() - start
             left = took / done * (len(configs) - number)
             state = "FAILED" if complaint else f"results in {work / 'result.json'}"
+            if trained_in != work:
+                state = f"trained as {trained_in}; {state}"
             self.console.print(
                 f"{head}: {state}; {took / 60:.1f} min so far, about {left / 60:.1f} left",
                 markup=False,
@@ -124,9 +152,21 @@ class Study:
             self.console.print(f"{name} failed:\n{complaint}", style="red", markup=False)
         return len(failed)
 
-    def run_one(self, config: Path, work: Path) -> str:
-        """Train and test; what the log ends with if one of them failed."""
+    def trained_in(self, config: Path, work: Path) -> Path:
+        """Where the same training was run, in this study and before; else ``work``."""
+        training = training_of(config)
+        for known, folder in self.trainings:
+            if known == training:
+                return folder
+        if training is not None:
+            self.trainings.append((training, work))
+        return work
+
+    def run_one(self, config: Path, work: Path, trained_in: Path) -> str:
+        """Train, unless it was done, and test; what the log ends with if one of them failed."""
         work.mkdir(parents=True, exist_ok=True)
+        if trained_in != work and latest_checkpoint(trained_in) is None:
+            return f"the training that it shares, {trained_in}, has failed"
         shared = [
             *(["--data-root", self.args.data_root] if self.args.data_root else []),
             *(["--precision", self.args.precision] if self.args.precision else []),
@@ -134,15 +174,17 @@ class Study:
         options = self.args.cfg_options
         of_tests = [option for option in options if not option.startswith(TRAINING)]
         log = work / "study.log"
-        steps = (
+        steps = [
             lambda: ["train.py", config, "--work-dir", work, "--resume", *changes(options)],
             lambda: [
-                *("test.py", config, (work / "last_checkpoint").read_text().strip()),
+                *("test.py", config, latest_checkpoint(trained_in)),
                 *("--work-dir", work, "--out", work / "result.json", "--show-dir", work / "shown"),
                 *(["--datasets", *self.args.datasets] if self.args.datasets else []),
                 *changes(of_tests),
             ],
-        )
+        ]
+        if trained_in != work:
+            del steps[0]
         with log.open("a") as stream:
             for step in steps:
                 tool, *rest = step()

@@ -16,14 +16,13 @@ Example:
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
-
-import json  # noqa: E402
 
 import torch  # noqa: E402
 from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
@@ -104,6 +103,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
+        if args.out:
+            args.out.parent.mkdir(parents=True, exist_ok=True)
         scores = score(args.weights, args.scenes)
         table = Table("Scores of the weights", ["part", "number", "value"])
         table.rows = [

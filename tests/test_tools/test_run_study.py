@@ -16,6 +16,7 @@ config, work = Path(sys.argv[1]), Path(sys.argv[sys.argv.index("--work-dir") + 1
 assert "--resume" in sys.argv
 if config.stem == "broken":
     sys.exit("error: this one is broken")
+(work / "iter_2.pth").touch()
 (work / "last_checkpoint").write_text(str(work / "iter_2.pth"))
 with (work / "calls.txt").open("a") as stream:
     print("train", *sys.argv[2:], file=stream)
@@ -26,7 +27,8 @@ from pathlib import Path
 out = Path(sys.argv[sys.argv.index("--out") + 1])
 with (out.parent / "calls.txt").open("a") as stream:
     print("test", *sys.argv[2:], file=stream)
-out.write_text(json.dumps(sys.argv[1:]))
+sets = sys.argv[sys.argv.index("--datasets") + 1 :][:2] if "--datasets" in sys.argv else ["own"]
+out.write_text(json.dumps(dict(arguments=sys.argv[1:], sets=dict.fromkeys(sets), not_done=[])))
 """
 
 
@@ -39,7 +41,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "configs/ablation/steps"
     folder.mkdir(parents=True)
     for name in ("broken", "t0", "t100"):
-        (folder / f"{name}.py").touch()
+        (folder / f"{name}.py").write_text(f"steps = {name!r}")
     monkeypatch.setattr(run_study, "ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
     return folder
@@ -63,7 +65,7 @@ def test_all_are_run_and_the_broken_one_is_named(
     assert "ablation/steps/broken failed: error: this one is broken" in shown
     assert "[3/3] ablation/steps/t100: results in work_dirs/ablation/steps/t100" in shown
     work = study.parents[2] / "work_dirs/ablation/steps/t0"
-    called = json.loads((work / "result.json").read_text())
+    called = json.loads((work / "result.json").read_text())["arguments"]
     assert called[:2] == [str(study / "t0.py"), "work_dirs/ablation/steps/t0/iter_2.pth"]
     train, test = (work / "calls.txt").read_text().splitlines()
     assert "--datasets" not in train and "--datasets coco ade20k" in test
@@ -81,6 +83,43 @@ def test_what_is_done_is_not_done_again(study: Path, capfd: pytest.CaptureFixtur
     assert len((calls / "t0/calls.txt").read_text().splitlines()) == 2
     assert len((calls / "t100/calls.txt").read_text().splitlines()) == 4
     assert "[1/2] ablation/steps/t0: done before" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("left", ["not_done", "other set", "damaged"])
+def test_a_test_that_was_stopped_is_run_again(study: Path, left: str) -> None:
+    arguments = [str(study / "t0.py"), "--datasets", "coco", "ade20k"]
+    assert run_study.main(arguments) == 0
+    work = study.parents[2] / "work_dirs/ablation/steps/t0"
+    report = json.loads((work / "result.json").read_text())
+    if left == "not_done":  # as tools/test.py writes it after the first set
+        report |= dict(sets=dict(coco={}), not_done=["ade20k"])
+    if left == "other set":
+        report |= dict(sets=dict(coco={}))
+    text = json.dumps(report)
+    (work / "result.json").write_text(text[:-9] if left == "damaged" else text)
+    for _ in range(2):  # the second time, all is done
+        assert run_study.main(arguments) == 0
+        calls = [line.split()[0] for line in (work / "calls.txt").read_text().splitlines()]
+        assert calls == ["train", "test", "train", "test"]
+
+
+def test_the_same_training_is_not_run_twice(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (study / "same.py").write_text("steps = 't0'\ntest_dataloader = dict(batch_size=2)")
+    assert run_study.main([str(study / "t0.py"), str(study / "same.py")]) == 0
+    assert "trained as work_dirs/ablation/steps/t0" in " ".join(capfd.readouterr().out.split())
+    work = study.parents[2] / "work_dirs/ablation/steps/same"
+    assert [line.split()[0] for line in (work / "calls.txt").read_text().splitlines()] == ["test"]
+    called = json.loads((work / "result.json").read_text())["arguments"]
+    assert called[:2] == [str(study / "same.py"), "work_dirs/ablation/steps/t0/iter_2.pth"]
+
+
+def test_who_shares_a_training_that_failed_is_told(
+    study: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (study / "same.py").write_text("steps = 'broken'")
+    assert run_study.main([str(study / "broken.py"), str(study / "same.py")]) == 1
+    shown = " ".join(capfd.readouterr().out.split())
+    assert "the training that it shares, work_dirs/ablation/steps/broken, has failed" in shown
 
 
 def test_a_folder_without_configs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

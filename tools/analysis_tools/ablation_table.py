@@ -18,10 +18,9 @@ from __future__ import annotations
 
 import argparse
 import csv
-import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -30,9 +29,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.errors import OdiseError  # noqa: E402
 from odise_mm.utils.command_line import one_line_errors  # noqa: E402
-from tools.report import Table, show  # noqa: E402
+from tools.report import Table, find_reports, show  # noqa: E402
 
 METAFILE = ROOT / "configs" / "ablation" / "metafile.yml"
 STUDIES = ("representation", "captioner", "steps", "classification")
@@ -47,10 +45,6 @@ PAPER_SETS = {"ade20k": ("ADE20K", 2000), "coco": ("COCO", 5000)}
 OWN_SET = "the config's own set"
 NOT_RUN, NOT_IN_PAPER = "not run", "-"
 MARK = " *"
-
-
-class TableError(OdiseError):
-    """Results that cannot be read, or that belong to no row."""
 
 
 @dataclass
@@ -147,35 +141,6 @@ def read_rows(metafile: Path = METAFILE) -> list[Row]:
             row.paper.setdefault(result["Dataset"], {}).update(result["Metrics"])
         rows.append(row)
     return rows
-
-
-def find_reports(places: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """JSON files of tools/test.py below folders; other JSON files are passed over.
-
-    Raises:
-        TableError: a file that was named is none of tools/test.py's, or one is damaged.
-        FileNotFoundError: a place does not exist.
-    """
-    seen = set()
-    for place in map(Path, places):
-        if not place.exists():
-            raise FileNotFoundError(
-                f"there is no {place}: name work dirs, or files of tools/test.py"
-            )
-        for file in [place] if place.is_file() else sorted(place.rglob("*.json")):
-            if file.resolve() in seen:
-                continue
-            seen.add(file.resolve())
-            try:
-                content = json.loads(file.read_text(encoding="utf-8"))
-            except (ValueError, UnicodeDecodeError) as err:
-                if place.is_file() or file.name in ("result.json", "results.json"):
-                    raise TableError(f"{file} is damaged ({err}): run tools/test.py again") from err
-                continue
-            if isinstance(content, dict) and {"sets", "config", "made_up_weights"} <= set(content):
-                yield file, content
-            elif place.is_file():
-                raise TableError(f"{file} was not written by tools/test.py --out FILE.json")
 
 
 def row_of(config: str, rows: list[Row]) -> Row | None:

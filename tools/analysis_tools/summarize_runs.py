@@ -2,9 +2,9 @@
 """Mean and spread over runs of one config, such as trainings with several seeds.
 
 Reads the JSON files that tools/test.py writes, wherever they lie below the folders. Runs belong
-together if config, options and test set are the same; they differ in their checkpoint. The spread
-is the sample standard deviation. A checkpoint that was tested twice is an error, as it would make
-the spread look small.
+together if config, options, precision, test set and number of images are the same; they differ in
+their checkpoint. The spread is the sample standard deviation. A checkpoint that was tested twice is
+an error, as it would make the spread look small.
 
 Example:
     python tools/run_study.py configs/toy/odise_toy_label.py --work-root work_dirs/seed_1 \\
@@ -15,18 +15,19 @@ Example:
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.errors import OdiseError  # noqa: E402
 from odise_mm.utils.command_line import one_line_errors  # noqa: E402
-from tools.report import FORMATS, Table, show  # noqa: E402
+from tools.report import FORMATS, ReportError, Table, find_reports, show  # noqa: E402
+from tools.run_study import name_of  # noqa: E402
 
 # Heading -> metric, "" or "SUBSET/" in its place.
 METRICS = {
@@ -37,59 +38,46 @@ METRICS = {
 }
 
 
-class RunsError(OdiseError):
-    """Results that cannot be read or summarised."""
+Runs = dict[str, dict[str, dict[str, float]]]
 
 
-def find_files(paths: list[Path]) -> list[Path]:
-    """JSON files of tools/test.py, in order.
-
-    Raises:
-        RunsError: a path that is not there, or no such file at all.
-    """
-    found = []
-    for path in paths:
-        if not path.exists():
-            raise RunsError(f"{path}: no such file or folder")
-        files = [path] if path.is_file() else sorted(path.rglob("*.json"))
-        for file in files:
-            try:
-                content = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as err:
-                raise RunsError(f"{file}: not JSON ({err})") from err
-            if isinstance(content, dict) and {"sets", "config", "checkpoint"} <= content.keys():
-                found.append(file)
-    if not found:
-        raise RunsError(f"no result of tools/test.py in {', '.join(map(str, paths))}")
-    return found
-
-
-def group(files: list[Path]) -> dict[tuple[str, str], dict[str, dict[str, float]]]:
-    """(config with its options, set) -> checkpoint -> metrics.
+def group(paths: Sequence[Path]) -> Runs:
+    """What was run (config, options, test set, ...) -> checkpoint -> metrics.
 
     Raises:
-        RunsError: a checkpoint comes twice.
+        ReportError: no results, or a checkpoint comes twice.
     """
-    runs: dict[tuple[str, str], dict[str, dict[str, float]]] = defaultdict(dict)
-    for file in files:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        config = content["config"]
-        options = [f"{key}={value}" for key, value in sorted(config["options"].items())]
-        name = " ".join([Path(config["file"]).stem, *options])
+    runs: Runs = defaultdict(dict)
+    for file, content in find_reports(paths):
         checkpoint = (content["checkpoint"] or {}).get("sha256", "none")
         for dataset, result in content["sets"].items():
-            known = runs[name, dataset]
-            if checkpoint in known:
-                raise RunsError(
+            name = ", ".join([*what_ran(content), dataset, *what_was_seen(result)])
+            if checkpoint in runs[name]:
+                raise ReportError(
                     f"{file}: another file has {name} with the same checkpoint, too; a spread is "
                     "over different trainings"
                 )
-            known[checkpoint] = result["metrics"]
+            runs[name][checkpoint] = result["metrics"]
+    if not runs:
+        raise ReportError(f"no result of tools/test.py in {', '.join(map(str, paths))}")
     return runs
 
 
-def summarize(runs: dict[tuple[str, str], dict[str, dict[str, float]]]) -> tuple[Table, dict]:
-    """A table with one row per group, and the same for programs: mean, spread and values."""
+def what_ran(content: dict[str, Any]) -> list[str]:
+    """The config, by its path below configs/, with options, and a precision that is not fp32."""
+    name = name_of(Path(content["config"]["file"]))
+    options = [f"{key}={value}" for key, value in sorted(content["config"]["options"].items())]
+    precision = content.get("precision", "fp32")
+    return [" ".join([name, *options]), *([precision] if precision != "fp32" else [])]
+
+
+def what_was_seen(result: dict[str, Any]) -> list[str]:
+    """Which images, where they are not all of them."""
+    return [] if result.get("limit") is None else [f"first {result['images']}"]
+
+
+def summarize(runs: Runs) -> tuple[Table, dict]:
+    """A table with one row per group, and the same for programs: mean, deviation and values."""
     every = [metrics for group in runs.values() for metrics in group.values()]
     parts = (key.split("/") for metrics in every for key in metrics)
     subsets = dict.fromkeys(part[1] for part in parts if len(part) == 3)
@@ -101,23 +89,23 @@ def summarize(runs: dict[tuple[str, str], dict[str, dict[str, float]]]) -> tuple
     columns = {h: key for h, key in columns.items() if any(key in metrics for metrics in every)}
     table = Table("Mean and standard deviation over runs, in percent", ["", "runs", *columns])
     data: dict[str, dict] = {}
-    for (config, dataset), group in runs.items():
-        row, numbers = [f"{config}, {dataset}", str(len(group))], {}
+    for name, group in runs.items():
+        row, data[name] = [name, str(len(group))], {}
         for heading, key in columns.items():
             values = [metrics[key] for metrics in group.values() if metrics.get(key) is not None]
-            numbers[heading] = values
-            row.append(mean_and_spread(values))
+            mean = statistics.mean(values) if values else None
+            deviation = statistics.stdev(values) if len(values) > 1 else None
+            row.append(mean_and_spread(mean, deviation))
+            data[name][heading] = dict(mean=mean, std=deviation, values=values)
         table.rows.append(row)
-        data[row[0]] = numbers
     return table, data
 
 
-def mean_and_spread(values: list[float]) -> str:
+def mean_and_spread(mean: float | None, deviation: float | None) -> str:
     """ "12.3 ± 0.4"; without a spread for one value, "-" for none."""
-    if not values:
+    if mean is None:
         return "-"
-    mean = f"{statistics.mean(values):.1f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+    return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -134,7 +122,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
-        table, data = summarize(group(find_files(args.paths)))
+        table, data = summarize(group(args.paths))
         show([table], data, args.format)
     return 0
 

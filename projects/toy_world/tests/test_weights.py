@@ -10,8 +10,9 @@ from safetensors import safe_open
 from projects.toy_world.score import SCENES, WEIGHTS, Scores, score
 
 MEGABYTES = 15
-# Other processors add in another order: a segment near a threshold may change sides.
-TOLERANCE = {"clip": 1.0, "autoencoder": 0.02, "unet": 0.002, "odise": 2.0}
+# Other processors add in another order: a thing near a threshold may change sides. One of the 54
+# novel things is 1.9 points of accuracy, and up to 2 of a mean over 27 names.
+TOLERANCE = {"clip": 2.0, "autoencoder": 0.02, "unet": 0.0001, "odise": 4.0}
 RECORDED = json.loads((WEIGHTS / "scores.json").read_text(encoding="utf-8"))
 
 
