@@ -1,6 +1,6 @@
 """docs/tutorial.md in a short form: its files are written and its commands run, in its order.
 
-This is also the whole way of a user: data are drawn, a model is trained for 200 iterations, saved,
+This is also the whole way of a user: data are drawn, a model is trained for 100 iterations, saved,
 tested, and asked for names; with the trained weights that ship, in processes of their own.
 """
 
@@ -19,7 +19,7 @@ from tests.test_docs import BLOCK, ROOT, commands
 
 PAGE = ROOT / "docs" / "tutorial.md"
 TEXT = PAGE.read_text(encoding="utf-8")
-SHORT = 200  # iterations of the label training
+SHORT = 100  # iterations of the label training
 # What is added to a command to make it short, by a part of the command.
 SHORTER = {
     "generate.py": "--number 160 20",
@@ -43,7 +43,7 @@ def shortened(words: list[str]) -> list[str]:
         if part in line:
             words = [*words, *shlex.split(more)]
     for name, count in ITERATIONS.items():
-        words = [w.replace(f"{name}/iter_4000", f"{name}/iter_{count}") for w in words]
+        words = [w.replace(f"{name}/iter_2000", f"{name}/iter_{count}") for w in words]
     return words
 
 
@@ -78,11 +78,11 @@ def test_every_command_that_takes_long_is_shortened() -> None:
             short = any(part in line for part in SHORTER) or "work_dirs/" in line
             assert short, f"{line}: how is it made short?"
     assert all(any(part in line for line in lines) for part in SHORTER), "something is gone"
-    assert TEXT.count("iter_4000.pth") == len(ITERATIONS)
+    assert TEXT.count("iter_2000.pth") == len(ITERATIONS)
 
 
 def test_training_learns(walked: Path) -> None:
-    """200 iterations are enough for stuff, the large regions."""
+    """100 iterations are enough for stuff, the large regions."""
     log = next((walked / "work_dirs/odise_toy_label").glob("*/vis_data/scalars.json"))
     losses = [json.loads(line) for line in log.read_text().splitlines()]
     losses = [entry["loss"] for entry in losses if "loss" in entry]

@@ -3,7 +3,7 @@
 # world are; the others stand in with random weights, and their rows say how far such ones get.
 _base_ = ["../toy/odise_toy_caption.py"]
 
-max_iters = 3000
+max_iters = 1500
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 param_scheduler = [
     dict(type="LinearLR", start_factor=0.02, by_epoch=False, begin=0, end=100),

@@ -73,7 +73,7 @@ test_pipeline = [
 ]
 loader = dict(num_workers=0, persistent_workers=False)  # decoding 128 x 128 pixels needs no help
 train_dataloader = dict(
-    batch_size=4,
+    batch_size=8,
     pin_memory=False,
     dataset=dict(vocabulary=base_names, data_root=data_root),
     **loader,
@@ -90,12 +90,12 @@ val_evaluator = [
 ]
 test_evaluator = val_evaluator
 
-max_iters = 4000
+max_iters = 2000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
-    optimizer=dict(type="AdamW", lr=7e-4, weight_decay=0.05),
+    optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,
         bias_decay_mult=0.0,
@@ -107,5 +107,5 @@ param_scheduler = [
     dict(type="LinearLR", start_factor=0.02, by_epoch=False, begin=0, end=100),
     dict(type="CosineAnnealingLR", by_epoch=False, begin=100, end=max_iters, eta_min_ratio=0.01),
 ]
-auto_scale_lr = dict(base_batch_size=4)
+auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(checkpoint=dict(interval=200), logger=dict(interval=20))

@@ -5,7 +5,7 @@ What resuming needs (the optimizer's state, curves) stays behind. The result fit
 and no number is lost to half precision's range, or nothing is written.
 
 Example:
-    python projects/toy_world/ship.py work_dirs/odise_toy_label/iter_4000.pth \\
+    python projects/toy_world/ship.py work_dirs/odise_toy_label/iter_2000.pth \\
         projects/toy_world/weights/odise_label.safetensors
 """
 
