@@ -7,8 +7,10 @@
     OUT/curves.png    the same as a picture
     OUT/training.pth  the state: the same command goes on where it was stopped
 
+The defaults are the recipe of the weights that ship.
+
 Example:
-    python projects/toy_world/pretrain_clip.py --out work_dirs/toy_world/clip --steps 4000
+    python projects/toy_world/pretrain_clip.py --out work_dirs/toy_world/clip
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 import open_clip  # noqa: E402
 import torch  # noqa: E402
 
+from odise_mm.apis.building import pick_device  # noqa: E402
 from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
-from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 from projects.toy_world.pretraining import clip, loop  # noqa: E402
 
 PANELS = {
@@ -37,7 +39,7 @@ _MOST_STEPS = 10**6
 
 def train(args: argparse.Namespace, until: int | None = None) -> loop.Training:
     """Train, or go on; ``until`` stops early, as a kill would."""
-    device = loop.find_device(args.device)
+    device = pick_device(args.device)
     recipe = loop.Recipe(
         steps=args.steps,
         lr=args.lr,
@@ -89,7 +91,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("work_dirs/toy_world/clip"), help="default: %(default)s")
-    add("--steps", type=positive_int, default=4000, help="default: %(default)s")
+    add("--steps", type=positive_int, default=3000, help="default: %(default)s")
     add("--scenes", type=positive_int, default=40, help="of a step (default: %(default)s)")
     add(
         "--regions",
@@ -109,8 +111,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--val-scenes", type=positive_int, default=250, help="of an evaluation (default: 250)")
     add("--workers", type=int, default=1, help="processes that draw scenes (default: 1)")
     add("--seed", type=int, default=0, help="default: 0")
-    add("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    add("--precision", choices=PRECISIONS, help="default: bf16 where the device is made for it")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
+    add(
+        "--precision",
+        choices=loop.PRECISIONS,
+        help="default: bf16 where the device is made for it, else fp32",
+    )
     args = parser.parse_args(argv)
     if args.seed < 0 or args.workers < 0 or args.lr <= 0:
         parser.error("--seed and --workers must be at least 0, --lr above 0")

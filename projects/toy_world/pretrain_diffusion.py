@@ -8,6 +8,8 @@
     OUT/vae.pth, latents.npy, latents.json, unet.pth   the state: the same command goes on where it
                            was stopped; they can be removed at the end
 
+The defaults are the recipe of the weights that ship.
+
 Example:
     python projects/toy_world/pretrain_diffusion.py --out work_dirs/toy_world/diffusion
 """
@@ -25,8 +27,8 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 import torch  # noqa: E402
 from diffusers import AutoencoderKL  # noqa: E402
 
+from odise_mm.apis.building import pick_device  # noqa: E402
 from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
-from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 from projects.toy_world.pretraining import diffusion, loop  # noqa: E402
 
 _MOST_STEPS = 10**6
@@ -34,7 +36,7 @@ _MOST_STEPS = 10**6
 
 def train_autoencoder(args: argparse.Namespace, until: int | None = None) -> loop.Training:
     """Train it, or go on; ``until`` stops early, as a kill would."""
-    device = loop.find_device(args.device)
+    device = pick_device(args.device)
     recipe = loop.Recipe(
         steps=args.vae_steps,
         lr=args.vae_lr,
@@ -67,7 +69,7 @@ def train_unet(
     args: argparse.Namespace, vae: AutoencoderKL, until: int | None = None
 ) -> loop.Training:
     """Train UNet and text encoder on an autoencoder's latents, or go on."""
-    device = loop.find_device(args.device)
+    device = pick_device(args.device)
     recipe = loop.Recipe(
         steps=args.steps,
         lr=args.lr,
@@ -99,10 +101,10 @@ def train_unet(
     return training
 
 
-def finished_autoencoder(training: loop.Training, scenes: int) -> AutoencoderKL:
-    """The autoencoder, with the scale of its latents, measured on so many scenes."""
+def finished_autoencoder(training: loop.Training) -> AutoencoderKL:
+    """The autoencoder, with the scale of its latents."""
     vae = training.trained.eval().requires_grad_(False)
-    vae.register_to_config(scaling_factor=diffusion.scaling_factor(vae, scenes))
+    vae.register_to_config(scaling_factor=diffusion.scaling_factor(vae))
     return vae
 
 
@@ -113,21 +115,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     default = "default: %(default)s"
     add("--out", type=Path, default=Path("work_dirs/toy_world/diffusion"), help=default)
-    add("--vae-steps", type=positive_int, default=3000, help=f"of the autoencoder ({default})")
+    add("--vae-steps", type=positive_int, default=2000, help=f"of the autoencoder ({default})")
     add(
         "--vae-scenes", type=positive_int, default=8, help=f"of its steps, 2 crops each ({default})"
     )
     add("--vae-lr", type=float, default=1e-3, help=f"its highest learning rate ({default})")
-    add("--steps", type=positive_int, default=12000, help=f"of the UNet ({default})")
+    add("--steps", type=positive_int, default=2500, help=f"of the UNet ({default})")
     add("--batch-size", type=positive_int, default=32, help=f"of the UNet ({default})")
     add("--lr", type=float, default=5e-4, help=f"the UNet's highest learning rate ({default})")
-    add("--scenes", type=positive_int, default=20000, help=f"that the UNet learns from ({default})")
+    add("--scenes", type=positive_int, default=10000, help=f"that the UNet learns from ({default})")
     add("--every", type=positive_int, default=500, help=f"steps between evaluations ({default})")
     add("--val-scenes", type=positive_int, default=128, help=f"of an evaluation ({default})")
     add("--workers", type=int, default=1, help=f"processes that draw scenes ({default})")
     add("--seed", type=int, default=0, help=default)
-    add("--device", default="cpu", help=f"cpu or cuda ({default})")
-    add("--precision", choices=PRECISIONS, help="default: bf16 where the device is made for it")
+    add("--device", default="cpu", help=f"cpu, cuda, cuda:1, mps ({default})")
+    add(
+        "--precision",
+        choices=loop.PRECISIONS,
+        help="default: bf16 where the device is made for it, else fp32",
+    )
     args = parser.parse_args(argv)
     if args.seed < 0 or args.workers < 0 or min(args.lr, args.vae_lr) <= 0:
         parser.error("--seed and --workers must be at least 0, learning rates above 0")
@@ -140,9 +146,10 @@ def main(argv: list[str] | None = None) -> int:
         first = train_autoencoder(args)
         panels = {"losses": ["l1", "edges", "kl"], "PSNR (dB)": ["psnr"]}
         loop.write_figure(args.out / "vae_curves.png", loop.curves(first.log, panels))
-        vae = finished_autoencoder(first, args.val_scenes)
+        vae = finished_autoencoder(first)
         second = train_unet(args, vae)
-        panels = {"losses": ["loss", "val", "val_untold"], "loss, steps < 250": ["val_early"]}
+        losses = ["loss", "val", "val_unconditional"]
+        panels = {"losses": losses, "loss, steps < 250": ["val_early"]}
         loop.write_figure(args.out / "unet_curves.png", loop.curves(second.log, panels))
         diffusion.export(args.out / "model", vae, second.trained)
         parts = {"autoencoder": first, "unet": second}

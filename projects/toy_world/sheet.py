@@ -32,6 +32,7 @@ import numpy as np  # noqa: E402
 
 from odise_mm.errors import ConfigError, DatasetError  # noqa: E402
 from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from projects.toy_world.arguments import picture_file  # noqa: E402
 from projects.toy_world.names import names_of  # noqa: E402
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ WEIGHTS = ROOT / "projects" / "toy_world" / "weights" / "odise_label.safetensors
 VOCABULARY = ROOT / "projects" / "toy_world" / "vocabularies" / "all.txt"
 THINGS = 3  # at least so many in a scene of the sheet
 STRIDE = 8  # of the features: the finest that CLIP has
-FORMATS = (".png", ".jpg")
 
 _TITLES = ("picture", "truth", "found", "k-means: diffusion", "k-means: CLIP")
 _INK, _FAINT, _GREEN, _RED = "#1c1c1e", "#77777c", "#0b6e2d", "#b3141d"
@@ -296,14 +296,6 @@ def clip_features(inferencer: OpenVocabInferencer) -> nn.Module:
     parts.backbone = OpenCLIPBackbone(clip=inferencer.model.clip)
     parts.captioner = None
     return parts.to(inferencer.device)
-
-
-def picture_file(text: str) -> Path:
-    """Argument type: a path that ends in .png or .jpg."""
-    path = Path(text)
-    if path.suffix not in FORMATS:
-        raise argparse.ArgumentTypeError(f"must end in {' or '.join(FORMATS)}: {text}")
-    return path
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

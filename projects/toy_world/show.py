@@ -21,6 +21,7 @@ import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from projects.toy_world.arguments import picture_file  # noqa: E402
 from projects.toy_world.world import SPLITS, Scene, scene  # noqa: E402
 
 _COLUMNS = 4
@@ -61,9 +62,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="as of generate.py (default: 0)")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=picture_file,
         default=Path("work_dirs/toy_world.png"),
-        help="default: work_dirs/toy_world.png",
+        metavar="FILE",
+        help=".png or .jpg (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     if args.seed < 0:
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     with one_line_errors():
         figure = sheet([scene((args.seed, i), args.split) for i in range(args.number)])
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out, dpi=100, format="png")
+        figure.savefig(args.out, dpi=100)
         print(args.out)
     return 0
 

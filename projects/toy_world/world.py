@@ -23,7 +23,7 @@ Split = Literal["web", "train", "val"]
 SPLITS: tuple[str, ...] = get_args(Split)
 NUM_CAPTIONS = 5
 NOVEL_SHARE = 0.15
-"""Of the things in training pictures with novel ones in them."""
+"""Chance that a thing of a training picture is drawn from the novel names; the first never is."""
 
 _COUNTS = (0.18, 0.26, 0.26, 0.18, 0.12)  # how often 1 to 5 things
 _REPEAT = 0.15  # a thing has the name of the one before
@@ -107,8 +107,9 @@ def scene(seed: int | Sequence[int], split: Split = "web", *, novel_in_train: bo
         seed: one number or several, none negative; another scene for each.
         split: "web", for pre-training: all names, all labelled and told. "val": the same, other
             scenes. "train", for segmentation: no novel name is labelled or told.
-        novel_in_train: whether training pictures show novel things all the same, unlabelled, a
-            share of ``NOVEL_SHARE`` of all things. Without, base things stand in their places.
+        novel_in_train: whether training pictures show novel things all the same, unlabelled: each
+            thing but the first with a chance of ``NOVEL_SHARE``. Without, base things stand in
+            their places.
 
     Raises:
         ValueError: no such split, or a negative seed.
@@ -140,7 +141,8 @@ def compose(rng: np.random.Generator, novel_share: float | None = None) -> Plan:
     """Decide what is where.
 
     Args:
-        novel_share: of the things; the first is always a base one. None: all names are alike.
+        novel_share: chance of a novel name for each thing but the first, which is always a base
+            one, before some things take the name of the one before. None: all names are alike.
     """
     regions = _lay_out(rng)
     behind = np.zeros((SIZE, SIZE), np.int64)

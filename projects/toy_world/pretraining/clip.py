@@ -28,8 +28,8 @@ from odise_mm.models.word_tokenizer import WORDS_FILE
 from projects.toy_world import captions
 from projects.toy_world.names import NAMES, THINGS, Name, vocabulary
 from projects.toy_world.pretraining.loop import write_json
+from projects.toy_world.pretraining.regions import MODES, show_region
 from projects.toy_world.pretraining.text import CONTEXT_LENGTH, TEMPLATES, WORDS, tokenizer
-from projects.toy_world.streams import MODES, show_region
 from projects.toy_world.world import Scene, scene
 
 MODEL: dict[str, Any] = dict(
@@ -41,7 +41,7 @@ MODEL: dict[str, Any] = dict(
 )
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
-_STREAM = 2 * 10**9  # keeps the random numbers of items apart from those of scenes
+_ITEM_SEED_OFFSET = 2 * 10**9  # keeps the random numbers of items apart from those of scenes
 _HELD_OUT = 10**6  # seed of the scenes for evaluation, of split "val"
 
 
@@ -86,7 +86,7 @@ class Web(Dataset):
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         made = scene((self.seed, index))
-        rng = np.random.default_rng([_STREAM, self.seed, index])
+        rng = np.random.default_rng([_ITEM_SEED_OFFSET, self.seed, index])
         caption = made.captions[rng.integers(len(made.captions))]
         pictures, patches, names = [], [], []
         for masked in (False, True):
@@ -266,7 +266,7 @@ class Evaluation:
         crops: list[np.ndarray] = []
         for index in range(scenes):
             made = scene((_HELD_OUT, index), "val")
-            rng = np.random.default_rng([_STREAM, _HELD_OUT, index])
+            rng = np.random.default_rng([_ITEM_SEED_OFFSET, _HELD_OUT, index])
             masks = [made.panoptic == segment.id for segment in made.segments]
             crops += [show_region(made.image, mask, "crop", size, rng) for mask in masks]
             self.pictures.append(torch.from_numpy(made.image).permute(2, 0, 1) / 255)

@@ -92,6 +92,8 @@ PROMPTS = (
 """What the sample sheets show."""
 SAMPLE_STEPS = 30
 GUIDANCE = 4.0
+SCALE_SCENES = 128
+"""That the scale of the latents is measured on: it is part of the model."""
 
 _HELD_OUT = 10**6  # seed of the scenes for evaluation, of split "val"
 _CAPTION_DROPPED = 0.1
@@ -165,9 +167,12 @@ class AutoencoderEvaluation:
         return {"psnr": float((-10 * error.log10()).mean())}
 
 
-def scaling_factor(vae: AutoencoderKL, scenes: int) -> float:
-    """1 / standard deviation of latents, so that the UNet gets numbers around 1."""
-    pictures = torch.stack([_tensor(scene((_HELD_OUT, i)).image) for i in range(scenes)])
+def scaling_factor(vae: AutoencoderKL) -> float:
+    """1 / standard deviation of latents, so that the UNet gets numbers around 1.
+
+    Always measured on the same ``SCALE_SCENES`` scenes.
+    """
+    pictures = torch.stack([_tensor(scene((_HELD_OUT, i)).image) for i in range(SCALE_SCENES)])
     with torch.no_grad():
         parts = to_input(pictures).split(16)
         latents = [vae.encode(part.to(vae.device)).latent_dist.mean for part in parts]
@@ -175,6 +180,9 @@ def scaling_factor(vae: AutoencoderKL, scenes: int) -> float:
 
 
 # --- latents ------------------------------------------------------------------------------------
+
+
+Pictured = tuple[Tensor, tuple[str, ...]]  # a picture (3, 128, 128) uint8 and all its captions
 
 
 class _Scenes(Dataset):
@@ -186,9 +194,16 @@ class _Scenes(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[Tensor, tuple[str, ...]]:
+    def __getitem__(self, index: int) -> Pictured:
         made = scene((self.seed, index))
         return _tensor(made.image), made.captions
+
+
+# with a name of its own: a lambda cannot be sent to workers that are spawned
+def _collate(items: Sequence[Pictured]) -> tuple[Tensor, list[tuple[str, ...]]]:
+    """Pictures (N, 3, 128, 128) uint8, and the captions of each."""
+    pictures, captions = zip(*items, strict=True)
+    return torch.stack(pictures), list(captions)
 
 
 class Latents:
@@ -242,15 +257,15 @@ class Latents:
         rows = range(start, len(latents))
         data = DataLoader(
             _Scenes(len(latents), seed), size, sampler=rows, num_workers=workers,
-            collate_fn=lambda items: tuple(zip(*items, strict=True)),
+            collate_fn=_collate,
         )  # fmt: skip
-        for count, (pictures, told) in enumerate(track(data, "latents"), 1):
+        for count, (pictures, captions) in enumerate(track(data, "latents"), 1):
             with torch.no_grad():
-                inputs = to_input(torch.stack(pictures)).to(vae.device)
+                inputs = to_input(pictures).to(vae.device)
                 latent = vae.encode(inputs).latent_dist.mean.float() * vae.config.scaling_factor
             first = len(self.captions)
             latents[first : first + len(pictures)] = latent.cpu().numpy()
-            self.captions += [list(one) for one in told]
+            self.captions += [list(one) for one in captions]
             if count % 64 == 0 or len(self.captions) == len(latents):
                 latents.flush()  # before the note that says they are there
                 write_json(notes, known)
@@ -284,12 +299,13 @@ class TextToLatent(nn.Module):
         self.unet = UNet2DConditionModel(**UNET)
         self.text_encoder = CLIPTextModel(CLIPTextConfig(**TEXT))
         self.tokenizer = tokenizer()
-        kept = DDIMScheduler(**SCHEDULE).alphas_cumprod
-        self.register_buffer("kept", kept, persistent=False)
+        alphas_cumprod = DDIMScheduler(**SCHEDULE).alphas_cumprod
+        self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
 
     def context(self, texts: Sequence[str]) -> Tensor:
         """What the UNet is told, (N, 32, 128)."""
-        return self.text_encoder(self.tokenizer(texts).to(self.kept.device)).last_hidden_state
+        tokens = self.tokenizer(texts).to(self.alphas_cumprod.device)
+        return self.text_encoder(tokens).last_hidden_state
 
     def loss(self, latents: Tensor, texts: Sequence[str], steps: Tensor, noise: Tensor) -> Tensor:
         """Mean squared error of the noise that is found in noisy latents.
@@ -300,8 +316,8 @@ class TextToLatent(nn.Module):
             steps: (N,) time steps.
             noise: normal, as ``latents``.
         """
-        kept = self.kept[steps].view(-1, 1, 1, 1)
-        noisy = kept.sqrt() * latents + (1 - kept).sqrt() * noise
+        alphas_cumprod = self.alphas_cumprod[steps].view(-1, 1, 1, 1)
+        noisy = alphas_cumprod.sqrt() * latents + (1 - alphas_cumprod).sqrt() * noise
         found = self.unet(noisy, steps, self.context(texts)).sample
         return F.mse_loss(found.float(), noise)
 
@@ -313,8 +329,9 @@ class TextToLatent(nn.Module):
         context = self.context([*texts, *[""] * len(texts)])
         latents = noise
         for step in schedule.timesteps:
-            told, untold = self.unet(latents.repeat(2, 1, 1, 1), step, context).sample.chunk(2)
-            found = untold + GUIDANCE * (told - untold)
+            both = self.unet(latents.repeat(2, 1, 1, 1), step, context).sample
+            conditional, unconditional = both.chunk(2)
+            found = unconditional + GUIDANCE * (conditional - unconditional)
             latents = schedule.step(found.float(), step, latents).prev_sample
         return latents
 
@@ -333,7 +350,7 @@ class TextToLatentLosses:
         self.batch_size, self.seed = batch_size, seed
 
     def __call__(self, step: int) -> dict[str, Tensor]:
-        device = self.model.kept.device
+        device = self.model.alphas_cumprod.device
         generator = random_of(self.seed, step)
         latents, texts = self.latents.draw(self.batch_size, generator)
         dropped = torch.rand(self.batch_size, generator=generator) < _CAPTION_DROPPED
@@ -362,21 +379,25 @@ class TextToLatentEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: TextToLatent) -> dict[str, float]:
-        """``val``: the loss with captions; ``val_untold``: without; ``val_early``: steps < 250."""
+        """Mean losses.
+
+        ``val``: with captions; ``val_unconditional``: without; ``val_early``: with, at steps < 250.
+        """
         device = self.latents.device
         generator = random_of(_HELD_OUT)
         noise = torch.randn(self.latents.shape, generator=generator).to(device)
         steps = torch.linspace(0, 999, len(noise)).long().to(device)
-        told, early, untold = [], [], []
+        conditional, unconditional, early = [], [], []
         for first in range(0, len(noise), 32):
             part = slice(first, first + 32)
             texts = self.texts[part]
             inputs = self.latents[part], texts, steps[part], noise[part]
-            told.append(model.loss(*inputs) * len(texts))
-            untold.append(model.loss(inputs[0], [""] * len(texts), *inputs[2:]) * len(texts))
+            empty = [""] * len(texts)
+            conditional.append(model.loss(*inputs) * len(texts))
+            unconditional.append(model.loss(inputs[0], empty, *inputs[2:]) * len(texts))
             early.append(model.loss(*inputs[:2], inputs[2] // 4, inputs[3]) * len(texts))
         self.draw(model)
-        names = {"val": told, "val_untold": untold, "val_early": early}
+        names = {"val": conditional, "val_unconditional": unconditional, "val_early": early}
         return {name: float(sum(some)) / len(noise) for name, some in names.items()}
 
     def draw(self, model: TextToLatent) -> None:

@@ -35,11 +35,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
 from odise_mm.engine.checkpoints import remove_leftovers, replacing
-from odise_mm.errors import CheckpointError, ConfigError, DeviceError
+from odise_mm.errors import CheckpointError, ConfigError
 from odise_mm.utils.precision import check_precision, dtype_of
 
 SAVE_SECONDS = 120.0
 """Between two saves of a training's state."""
+PRECISIONS = ("fp32", "bf16")
+"""What can be trained in: fp16 would need losses to be scaled."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Recipe:
         lr: highest learning rate, after ``warmup`` steps; it then falls to 0 along a cosine.
         weight_decay: of matrices; norms, biases and scalars have none.
         beta2: of AdamW.
-        ema: share of the old value in the moving average of the weights at every step; 0: none.
+        ema: decay of the moving average of the weights, i.e. what every step leaves of its old
+            value, from 0 to 1; less in the first steps. 0: no average.
         seed: of data and noise.
         precision: of the arithmetic, see :mod:`odise_mm.utils.precision`.
         math_attention: attention in plain matrix products: faster for few tokens on a CPU in bf16.
@@ -69,21 +72,12 @@ class Recipe:
 
 
 def best_precision(device: torch.device) -> str:
-    """bf16 where it is faster than fp32: on GPUs, and CPUs with instructions for it."""
+    """bf16 where it is faster than fp32: on CUDA devices and CPUs with instructions for it."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
-
-
-def find_device(name: str) -> torch.device:
-    """A device by its name.
-
-    Raises:
-        DeviceError: it is not there.
-    """
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise DeviceError(f"--device {name}: no GPU is available to torch; take cpu")
-    return torch.device(name)
+    if device.type == "cpu":
+        return "bf16" if torch.cpu._is_avx512_bf16_supported() else "fp32"
+    return "fp32"
 
 
 def random_of(seed: int, *numbers: int) -> torch.Generator:
@@ -220,11 +214,11 @@ class Training:
         self.step += 1
         if self.average is not None:
             # at the start the average would otherwise be that of random weights
-            share = min(recipe.ema, (1 + self.step) / (10 + self.step))
+            decay = min(recipe.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 pairs = zip(self.average.parameters(), self.module.parameters(), strict=True)
                 for old, new in pairs:
-                    old.lerp_(new, 1 - share)
+                    old.lerp_(new, 1 - decay)
         return values
 
     def arithmetic(self) -> ExitStack:

@@ -275,10 +275,23 @@ def test_wrong_options_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sheet_shows_scenes(tmp_path: Path) -> None:
-    out = tmp_path / "new/sheet.png"
+@pytest.mark.parametrize(("ending", "kind"), [("png", "PNG"), ("jpg", "JPEG")])
+def test_the_ending_of_a_sheet_is_its_format(ending: str, kind: str, tmp_path: Path) -> None:
+    out = tmp_path / f"new/sheet.{ending}"
     assert show.main(["--number", "5", "--split", "train", "--out", str(out)]) == 0
-    assert min(Image.open(out).size) > 300
+    with Image.open(out) as picture:
+        assert picture.format == kind and min(picture.size) > 300
+
+
+def test_sheets_of_other_formats_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        show.main(["--number", "1", "--out", str(tmp_path / "sheet.gif")])
+    assert stopped.value.code == 2
+    assert "must end in .png or .jpg" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sheet_shows_segments_in_one_colour() -> None:
     made = scene((0, 0), "train")
     shown = show.coloured(made)
     for segment in made.segments:

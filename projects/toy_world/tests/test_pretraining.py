@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from odise_mm.errors import CheckpointError, ConfigError, DeviceError
 from odise_mm.models import (
@@ -33,6 +37,8 @@ DIFFUSION_OPTIONS = (
     "--vae-steps 4 --vae-scenes 2 --steps 4 --batch-size 3 --scenes 6 --every 2 --val-scenes 3"
     " --workers 0"
 )
+FOLDER = Path(pretrain_clip.__file__).parent
+SCALE_SCENES = diffusion.SCALE_SCENES  # as it is outside of these tests
 
 
 def as_written(module: nn.Module) -> nn.Module:
@@ -77,7 +83,27 @@ def test_stopped_training_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     assert line(parts.file).step == 6 and parts.file.stat().st_mtime_ns == before
 
 
-def test_average_and_schedule() -> None:
+def test_the_average_of_the_weights(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    recipe = loop.Recipe(steps=3, lr=0.1, warmup=0, ema=0.22)
+    training = loop.Training(nn.Linear(3, 1), recipe, tmp_path / "state.pth", {})
+    weights = []  # before every step, and at the end
+
+    def losses(step: int) -> dict[str, Tensor]:
+        weights.append(training.module.weight.detach().double().clone())
+        x = torch.randn(4, 3, generator=loop.random_of(0, step))
+        return {"loss": (training.module(x) - x.sum(1, keepdim=True)).square().mean()}
+
+    training.run("average", losses, dict, 3)
+    weights.append(training.module.weight.detach().double().clone())
+    first = 2 / 11 * weights[0] + 9 / 11 * weights[1]
+    second = 0.22 * first + 0.78 * weights[2]  # (1 + 2) / (10 + 2) is more than is asked for
+    third = 0.22 * second + 0.78 * weights[3]
+    torch.testing.assert_close(training.trained.weight.double(), third)
+    assert (third - weights[3]).abs().max() > 1e-2  # it is not just the weights
+
+
+def test_schedule_and_random_numbers() -> None:
     assert [loop._schedule(s, 4, 12) for s in (0, 3, 4, 8, 12)] == pytest.approx(
         [0.25, 1, 1, 0.5, 0]
     )
@@ -97,6 +123,37 @@ def test_wrong_states_are_refused(tmp_path: Path) -> None:
         line(tmp_path / "other.pth", lr=1e30, warmup=0)
     with pytest.raises(DeviceError, match="fp16 is for GPUs"):
         line(tmp_path / "third.pth", precision="fp16")
+
+
+@pytest.mark.parametrize("program", [pretrain_clip, pretrain_diffusion])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "gpu"], "error: 'gpu' is not a device; use 'cpu', 'cuda'"),
+        (["--device", "cuda:77"], "error: device 'cuda:77' was asked for, but "),
+        (["--precision", "fp16"], "invalid choice: 'fp16'"),
+    ],
+)
+def test_wrong_options_are_one_message(
+    program: ModuleType,
+    options: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        program.main(["--out", str(tmp_path), *options])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_bf16_is_for_devices_that_are_known_to_be_fast_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for fast, name in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda fast=fast: fast)
+        assert loop.best_precision(torch.device("cpu")) == name
+        assert loop.best_precision(torch.device("mps")) == "fp32"
 
 
 # --- CLIP ---------------------------------------------------------------------------------------
@@ -250,6 +307,7 @@ def few_samples() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(diffusion, "SAMPLE_STEPS", 2)
         patch.setattr(diffusion, "PROMPTS", diffusion.PROMPTS[:2])
+        patch.setattr(diffusion, "SCALE_SCENES", 4)
         yield
 
 
@@ -260,7 +318,7 @@ def trained_diffusion(
     out = tmp_path_factory.mktemp("diffusion")
     assert pretrain_diffusion.main(diffusion_arguments(out)) == 0
     args = pretrain_diffusion.parse_args(diffusion_arguments(out))
-    vae = pretrain_diffusion.finished_autoencoder(pretrain_diffusion.train_autoencoder(args), 3)
+    vae = pretrain_diffusion.finished_autoencoder(pretrain_diffusion.train_autoencoder(args))
     return vae, pretrain_diffusion.train_unet(args, vae), out
 
 
@@ -270,12 +328,64 @@ def test_diffusion_training_is_resumable(
     vae, whole, _ = trained_diffusion
     args = pretrain_diffusion.parse_args(diffusion_arguments(tmp_path))
     pretrain_diffusion.train_autoencoder(args, until=1)
-    first = pretrain_diffusion.finished_autoencoder(pretrain_diffusion.train_autoencoder(args), 3)
+    first = pretrain_diffusion.finished_autoencoder(pretrain_diffusion.train_autoencoder(args))
     assert same(first, vae) and first.config.scaling_factor == vae.config.scaling_factor
     pretrain_diffusion.train_unet(args, first, until=3)
     parts = pretrain_diffusion.train_unet(args, first)
     assert same(parts.module, whole.module) and same(parts.average, whole.average)
     assert parts.log == whole.log
+
+
+def test_evaluation_does_not_change_the_scale_of_latents(
+    trained_diffusion: tuple[AutoencoderKL, loop.Training, Path], tmp_path: Path
+) -> None:
+    vae, _, out = trained_diffusion
+    pictures = np.stack([scene((10**6, i)).image for i in range(diffusion.SCALE_SCENES)])
+    with torch.no_grad():
+        inputs = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+        latents = vae.encode(inputs).latent_dist.mean.numpy()
+    assert vae.config.scaling_factor == pytest.approx(1 / latents.std(), rel=1e-4)
+    folder = tmp_path / "again"
+    shutil.copytree(out, folder)
+    assert pretrain_diffusion.main(diffusion_arguments(folder, "--val-scenes", "6")) == 0
+    metrics = json.loads((folder / "metrics.json").read_text())
+    written = json.loads((folder / "model" / "vae" / "config.json").read_text())
+    assert metrics["scaling_factor"] == written["scaling_factor"] == vae.config.scaling_factor
+
+
+def test_the_scale_of_the_weights_that_ship_can_be_measured_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(diffusion, "SCALE_SCENES", SCALE_SCENES)
+    vae = AutoencoderKL.from_pretrained(
+        FOLDER / "weights" / "diffusion" / "vae", local_files_only=True
+    )
+    found = diffusion.scaling_factor(vae.float().eval())
+    # measured before the weights went through half precision
+    assert found == pytest.approx(vae.config.scaling_factor, rel=1e-4)
+
+
+def test_data_can_be_sent_to_spawned_workers(
+    trained_diffusion: tuple[AutoencoderKL, loop.Training, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def sent(data: Dataset, *args: object, collate_fn: Callable, **options: object) -> DataLoader:
+        """A loader of what such a worker gets."""
+        data, collate_fn = pickle.loads(pickle.dumps((data, collate_fn)))
+        return DataLoader(data, *args, collate_fn=collate_fn, **options)
+
+    monkeypatch.setattr(diffusion, "DataLoader", sent)
+    monkeypatch.setattr(loop, "DataLoader", sent)
+    vae, _, out = trained_diffusion
+    made, wanted = (diffusion.Latents(f / "latents", vae, 6, 0) for f in (tmp_path, out))
+    assert made.captions == wanted.captions
+    np.testing.assert_array_equal(made.latents, wanted.latents)
+    crops = diffusion.Crops(4, 0)
+    batch = next(loop.batches(crops, 2, 1, torch.cat, 0))
+    assert torch.equal(batch, torch.cat([crops[2], crops[3]]))
+    web = clip.Web(2, 0, 64, 8, 1)
+    assert next(loop.batches(web, 2, 0, clip.collate, 0)).texts == clip.collate([*web]).texts
 
 
 def test_latents_are_computed_once(
@@ -336,8 +446,8 @@ def test_noise_is_that_of_diffusers_and_of_the_backbone(
         loss = model.loss(latents, texts, steps, noise)
     torch.testing.assert_close(loss, (found - noise).square().mean(), rtol=1e-4, atol=1e-5)
     backbone = DiffusionBackbone(str(out / "model"), taps=dict(unet=(1,)))
-    kept = model.kept.double().numpy()
-    levels = np.stack([kept**0.5, (1 - kept) ** 0.5], axis=1)
+    signal = model.alphas_cumprod.double().numpy()  # its share of the variance
+    levels = np.stack([signal**0.5, (1 - signal) ** 0.5], axis=1)
     np.testing.assert_allclose(backbone.noise_levels.numpy(), levels, rtol=1e-4, atol=1e-5)
 
 
@@ -389,7 +499,7 @@ def test_the_readme_says_how_to_load(
     trained_clip: tuple[loop.Training, Path],
     trained_diffusion: tuple[AutoencoderKL, loop.Training, Path],
 ) -> None:
-    text = (Path(pretrain_clip.__file__).parent / "README.md").read_text(encoding="utf-8")
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
     code = next(c for c in re.findall(r"```python\n(.*?)```", text, re.S) if "FrozenCLIP" in c)
     code = code.replace("work_dirs/toy_world/clip", str(trained_clip[1]))
     code = code.replace("work_dirs/toy_world/diffusion", str(trained_diffusion[2]))
