@@ -98,7 +98,7 @@ def test_commands_are_understood(document: Path) -> None:
             assert words[1] in targets
         elif words[0] == "python":
             assert isinstance(parse(words[1], words[2:]), argparse.Namespace), words
-    for command in re.findall(r"`python (\S+ [^`]+)`", prose(document)):
+    for command in re.findall(r"`python ([^\s`]+\.py[^`]*)`", prose(document)):
         script, *arguments = shlex.split(command)
         assert isinstance(parse(script, arguments), argparse.Namespace), command
 

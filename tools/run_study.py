@@ -28,8 +28,6 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from rich.console import Console  # noqa: E402
 
-from odise_mm.apis.building import load_config  # noqa: E402
-from odise_mm.engine.checkpoints import latest_checkpoint  # noqa: E402
 from odise_mm.errors import ConfigError  # noqa: E402
 from odise_mm.utils.command_line import one_line_errors  # noqa: E402
 
@@ -106,6 +104,8 @@ def is_done(file: Path, datasets: list[str]) -> bool:
 
 def training_of(config: Path) -> dict[str, Any] | None:
     """What a config says about the training; None if it cannot be read."""
+    from odise_mm.apis.building import load_config  # here, for a quick --help
+
     try:
         cfg = load_config(config)
     except ConfigError:
@@ -164,6 +164,8 @@ class Study:
 
     def run_one(self, config: Path, work: Path, trained_in: Path) -> str:
         """Train, unless it was done, and test; what the log ends with if one of them failed."""
+        from odise_mm.engine.checkpoints import latest_checkpoint  # here, for a quick --help
+
         work.mkdir(parents=True, exist_ok=True)
         if trained_in != work and latest_checkpoint(trained_in) is None:
             return f"the training that it shares, {trained_in}, has failed"
