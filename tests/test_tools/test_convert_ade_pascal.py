@@ -99,7 +99,8 @@ def test_stopped_runs_go_on_and_leave_no_process_behind(
     tmp_path: Path, stop: signal.Signals
 ) -> None:
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import signal, sys; sys.path.insert(0, sys.argv[1])\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells' & ignores it
         "from pathlib import Path\n"
         "from tests.test_tools.converter_work import double, items_in\n"
         "from tools.dataset_converters.common import convert_all, program\n"
