@@ -22,7 +22,7 @@ from mmengine.model import BaseModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from odise_mm.datasets.base import SeededIndex
+from odise_mm.datasets.seeding import SeededIndex
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.registry import DATASETS, HOOKS, METRICS, MODELS
 from odise_mm.utils.frozen import FrozenModule

@@ -1,10 +1,10 @@
 """Data sets, the order in which they are seen, their transforms, and vocabularies."""
 
 from odise_mm.datasets import transforms  # noqa: F401  (fills the registry)
-from odise_mm.datasets.base import SeededIndex
 from odise_mm.datasets.instance import InstanceDataset
 from odise_mm.datasets.panoptic import PanopticDataset
 from odise_mm.datasets.samplers import SeededSampler
+from odise_mm.datasets.seeding import SeededIndex
 from odise_mm.datasets.semantic import SemanticDataset
 from odise_mm.datasets.vocabulary import BUILTIN, Vocabulary, VocabularyError
 

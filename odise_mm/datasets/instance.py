@@ -9,7 +9,6 @@ from typing import Any
 from mmdet.datasets import CocoDataset
 
 from odise_mm.datasets.base import (
-    SeededItems,
     Subsets,
     check_categories,
     check_folder,
@@ -21,6 +20,7 @@ from odise_mm.datasets.base import (
     read_annotations,
     resolve_vocabulary,
 )
+from odise_mm.datasets.seeding import SeededItems
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS

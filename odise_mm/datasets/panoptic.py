@@ -9,7 +9,6 @@ from mmdet.datasets import CocoPanopticDataset
 from mmengine.logging import print_log
 
 from odise_mm.datasets.base import (
-    SeededItems,
     Subsets,
     add_captions,
     add_phrases,
@@ -23,6 +22,7 @@ from odise_mm.datasets.base import (
     read_annotations,
     resolve_vocabulary,
 )
+from odise_mm.datasets.seeding import SeededItems
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS

@@ -8,7 +8,7 @@ import numpy as np
 from mmengine.dist import get_dist_info, sync_random_seed
 from torch.utils.data import Sampler
 
-from odise_mm.datasets.base import SeededIndex
+from odise_mm.datasets.seeding import SeededIndex
 from odise_mm.registry import DATA_SAMPLERS
 
 

@@ -8,13 +8,13 @@ from typing import Any
 from mmseg.datasets import BaseSegDataset
 
 from odise_mm.datasets.base import (
-    SeededItems,
     Subsets,
     check_folder,
     keep_usable,
     metainfo_of,
     resolve_vocabulary,
 )
+from odise_mm.datasets.seeding import SeededItems
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import DatasetError
 from odise_mm.registry import DATASETS

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from odise_mm.datasets import PanopticDataset
-from odise_mm.datasets.base import SeededIndex
+from odise_mm.datasets.seeding import SeededIndex
 from odise_mm.errors import DatasetError
 from odise_mm.registry import DATASETS
 from tests.parts import load_config

@@ -14,7 +14,7 @@ from mmengine.config import Config
 from PIL import Image
 
 from odise_mm.datasets import PanopticDataset
-from odise_mm.datasets.base import random_numbers_of
+from odise_mm.datasets.seeding import random_numbers_of
 from odise_mm.errors import DatasetError
 from odise_mm.registry import DATASETS, TRANSFORMS
 from odise_mm.utils.panoptic_io import write_panoptic_png
