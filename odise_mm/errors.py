@@ -42,3 +42,7 @@ class DatasetError(OdiseError, ValueError):
 
 class TrainingError(OdiseError, RuntimeError):
     """Training that cannot start or go on. The message says why and where it can be resumed."""
+
+
+class OutputError(OdiseError, RuntimeError):
+    """Results that cannot be written where they should go. The message says why."""
