@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from math import isfinite
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from odise_mm.errors import PanopticFileError
 from odise_mm.structures import NamedSegment, SegmentationResult
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import path_inside, read_json, regular_file
 from odise_mm.utils.image import DECODER_ERRORS
 
 MAX_SEGMENT_ID = 256**3 - 1
@@ -63,14 +67,16 @@ def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
     Raises:
         PanopticFileError: missing, unreadable or not an RGB image.
     """
+    path = regular_file(path, PanopticFileError, "panoptic PNG")
+    shown = printable(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=["PNG"]) as image:
             mode, pixels = image.mode, np.asarray(image)
     except DECODER_ERRORS as err:
-        raise PanopticFileError(f"{path}: not a readable panoptic PNG ({err})") from err
+        raise PanopticFileError(f"{shown}: not a readable panoptic PNG ({printable(err)})") from err
     if mode not in ("RGB", "RGBA"):
         raise PanopticFileError(
-            f"{path}: a panoptic PNG is RGB, this one is {mode}; segment ids are "
+            f"{shown}: a panoptic PNG is RGB, this one is {mode}; segment ids are "
             "R + 256 G + 65536 B"
         )
     return rgb_to_ids(pixels[..., :3])
@@ -216,6 +222,8 @@ def read_coco_panoptic(
 ) -> list[SegmentationResult]:
     """Read panoptic files back, ours or any in COCO's format.
 
+    Areas are counted in the maps; a warning says where the JSON file has others.
+
     Args:
         json_path: the JSON file.
         png_dir: the PNG files' folder; by default the JSON file's name without extension.
@@ -225,50 +233,217 @@ def read_coco_panoptic(
         scores that are missing (ground truth) are 1; ids absent from ``segments_info`` become 0.
 
     Raises:
-        PanopticFileError: a file is missing or does not hold panoptic annotations.
+        PanopticFileError: a file is missing or does not hold panoptic annotations, a field is
+            missing or of a wrong type, or the JSON file describes other maps than those there.
     """
     json_path = Path(json_path)
     png_dir = Path(png_dir) if png_dir is not None else json_path.with_suffix("")
-    try:
-        content = json.loads(json_path.read_text(encoding="utf-8"))
-        categories = content["categories"]
-        images = {image["id"]: image for image in content["images"]}
-        annotations = content["annotations"]
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise PanopticFileError(f"{json_path}: not a COCO panoptic JSON file ({err!r})") from err
-    names = tuple(category["name"] for category in categories)
-    index_of = {category["id"]: index for index, category in enumerate(categories)}
-    results = []
-    for annotation in annotations:
-        ids = read_panoptic_png(png_dir / annotation["file_name"])
-        segments = []
-        for info in annotation["segments_info"]:
-            index = index_of.get(info["category_id"])
-            if index is None:
-                raise PanopticFileError(
-                    f"{json_path}: {annotation['file_name']} has category "
-                    f"{info['category_id']}, which `categories` does not list"
-                )
-            segments.append(
-                NamedSegment(
-                    id=info["id"],
-                    label=index,
-                    name=names[index],
-                    score=info.get("score", 1.0),
-                    area=info["area"],
-                    is_thing=bool(categories[index]["isthing"]),
-                )
-            )
-        ids = np.where(np.isin(ids, [s.id for s in segments]), ids, 0).astype(np.int32)
-        image = images.get(annotation["image_id"], {})
-        results.append(
-            SegmentationResult(
-                image_name=image.get("file_name", annotation["file_name"]),
-                height=ids.shape[0],
-                width=ids.shape[1],
-                panoptic=ids,
-                segments=segments,
-                class_names=names,
-            )
-        )
+    content = read_json(json_path, PanopticFileError, "COCO panoptic JSON file")
+    shown = printable(json_path)
+    for key in ("images", "categories", "annotations"):
+        if not isinstance(content, dict) or key not in content:
+            raise PanopticFileError(f"{shown}: not a COCO panoptic JSON file, it has no `{key}`")
+    index = _Index(_Entry(content, shown))
+    results = [index.read(annotation, png_dir) for annotation in index.annotations]
+    index.warn_of_areas(json_path)
     return results
+
+
+_REQUIRED = object()
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
+
+
+# What a field may hold, in words, and how that is found out.
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "a list": lambda value: isinstance(value, list),
+    "text": lambda value: isinstance(value, str) and bool(value.strip()),
+    "a whole number or text": lambda value: _is_whole(value) or isinstance(value, str),
+    "a whole number from 1": lambda value: _is_whole(value) and value >= 1,
+    f"a whole number from 1 to {MAX_SEGMENT_ID}": (
+        lambda value: _is_whole(value) and 1 <= value <= MAX_SEGMENT_ID
+    ),
+    "a number from 0": lambda value: _is_number(value) and value >= 0,
+    "a number from 0 to 1": lambda value: _is_number(value) and 0 <= value <= 1,
+    "0 or 1": lambda value: isinstance(value, int) and value in (0, 1),
+    "four numbers": (
+        lambda value: isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+    ),
+}
+
+
+class _Entry:
+    """An object of a JSON file whose fields are checked as they are read.
+
+    Args:
+        content: what stands in the JSON file.
+        file: the JSON file, for messages.
+        place: of the object in the file, for messages; "" for the whole.
+
+    Raises:
+        PanopticFileError: no object.
+    """
+
+    def __init__(self, content: Any, file: str, place: str = "") -> None:
+        self.content = content
+        self.file = file
+        self.place = place
+        if not isinstance(content, dict):
+            raise self.error(f"is {_shown(content)}, not an object")
+
+    def error(self, what: str) -> PanopticFileError:
+        """An error that begins with file and place."""
+        place = f" {self.place}" if self.place else ""
+        return PanopticFileError(f"{self.file}:{place} {what}")
+
+    def get(self, key: str, kind: str, default: Any = _REQUIRED) -> Any:
+        """A field of one of the kinds in ``_KINDS``, or ``default`` where it is missing.
+
+        Raises:
+            PanopticFileError: it is missing and has no default, or it is of another kind.
+        """
+        if key not in self.content and default is not _REQUIRED:
+            return default
+        if key not in self.content:
+            raise self.error(f"has no `{key}` ({kind})")
+        value = self.content[key]
+        if not _KINDS[kind](value):
+            raise self.error(f"has `{key}` {_shown(value)}, not {kind}")
+        return value
+
+    def items(self, key: str) -> list[_Entry]:
+        """The objects of a list.
+
+        Raises:
+            PanopticFileError: the list is missing or none, or holds something else.
+        """
+        start = f"{self.place}, {key}" if self.place else key
+        rows = enumerate(self.get(key, "a list"))
+        return [_Entry(row, self.file, f"{start}[{i}]") for i, row in rows]
+
+    def by_id(self, key: str) -> dict[int | str, _Entry]:
+        """The objects of a list by their ``id``.
+
+        Raises:
+            PanopticFileError: as :meth:`items`, or an id is missing or there twice.
+        """
+        rows: dict[int | str, _Entry] = {}
+        for row in self.items(key):
+            id_ = row.get("id", "a whole number or text")
+            if id_ in rows:
+                raise row.error(f"has the id {_shown(id_)} of {rows[id_].place}")
+            rows[id_] = row
+        return rows
+
+
+def _shown(value: Any) -> str:
+    """As JSON writes it, shortened: 1 and "1" look different."""
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    return printable(json.dumps(value, ensure_ascii=False), limit=60)
+
+
+class _Index:
+    """Content of a COCO panoptic JSON file, checked; reads the maps that it describes."""
+
+    def __init__(self, content: _Entry) -> None:
+        self.annotations = content.items("annotations")
+        self.images = content.by_id("images")
+        self.categories = content.by_id("categories")
+        self.label_of = {id_: label for label, id_ in enumerate(self.categories)}
+        self.names = tuple(c.get("name", "text") for c in self.categories.values())
+        self.is_thing = [bool(c.get("isthing", "0 or 1")) for c in self.categories.values()]
+        self._seen: set[int | str] = set()
+        self._other_areas: list[str] = []
+
+    def read(self, annotation: _Entry, png_dir: Path) -> SegmentationResult:
+        """The result that an annotation and its map hold."""
+        if "segments_info" not in annotation.content and "segmentation" in annotation.content:
+            raise annotation.error(
+                "has `segmentation`, as annotations of single instances have, and no "
+                "`segments_info`: name the panoptic JSON file"
+            )
+        file_name = annotation.get("file_name", "text")
+        where = f"{annotation.file}: `file_name` of {annotation.place}"
+        path = path_inside(png_dir, file_name, PanopticFileError, where)
+        annotation.place += f" ({printable(file_name)})"
+        image = self._image_of(annotation)
+        ids = read_panoptic_png(path)
+        _check_size(ids, image, path)
+        found = _count(ids)
+        segments: dict[int, NamedSegment] = {}
+        for info in annotation.items("segments_info"):
+            segment = self._segment(info, found)
+            if segment.id in segments:
+                raise info.error(f"has the id {segment.id}, which is there before")
+            segments[segment.id] = segment
+        ids = np.where(np.isin(ids, list(segments)), ids, 0).astype(np.int32)
+        return SegmentationResult(
+            image_name=image.get("file_name", "text", default=file_name),
+            height=ids.shape[0],
+            width=ids.shape[1],
+            panoptic=ids,
+            segments=list(segments.values()),
+            class_names=self.names,
+        )
+
+    def _image_of(self, annotation: _Entry) -> _Entry:
+        image_id = annotation.get("image_id", "a whole number or text")
+        if image_id not in self.images:
+            raise annotation.error(f"is of image {_shown(image_id)}, which `images` does not list")
+        if image_id in self._seen:
+            raise annotation.error(f"is the second of image {_shown(image_id)}")
+        self._seen.add(image_id)
+        return self.images[image_id]
+
+    def _segment(self, info: _Entry, found: dict[int, int]) -> NamedSegment:
+        id_ = info.get("id", f"a whole number from 1 to {MAX_SEGMENT_ID}")
+        category = info.get("category_id", "a whole number or text")
+        if category not in self.label_of:
+            raise info.error(f"has category {_shown(category)}, which `categories` does not list")
+        said = info.get("area", "a number from 0")
+        info.get("iscrowd", "0 or 1", default=0)
+        info.get("bbox", "four numbers", default=None)
+        if id_ not in found:
+            raise info.error(f"has the id {id_}, of which the map has no pixel")
+        if said != found[id_]:
+            self._other_areas.append(f"{info.place} has {found[id_]} pixels and `area` {said}")
+        label = self.label_of[category]
+        return NamedSegment(
+            id=id_,
+            label=label,
+            name=self.names[label],
+            score=float(info.get("score", "a number from 0 to 1", default=1.0)),
+            area=found[id_],
+            is_thing=self.is_thing[label],
+        )
+
+    def warn_of_areas(self, json_path: Path) -> None:
+        """Say how many areas are not those of the maps; the first one in full."""
+        if self._other_areas:
+            warnings.warn(
+                f"{printable(json_path)}: `area` is not what the maps have, whose pixels were "
+                f"counted (segments: {len(self._other_areas)}; first: {self._other_areas[0]})",
+                stacklevel=3,
+            )
+
+
+def _count(ids: np.ndarray) -> dict[int, int]:
+    """Pixels of every id in a map."""
+    values, counts = np.unique(ids, return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def _check_size(ids: np.ndarray, image: _Entry, path: Path) -> None:
+    height, width = ids.shape
+    said = [image.get(key, "a whole number from 1", default=None) for key in ("width", "height")]
+    if said != [width, height] and None not in said:
+        raise image.error(
+            f"is {said[0]} x {said[1]} pixels, its map {printable(path)} {width} x {height}"
+        )

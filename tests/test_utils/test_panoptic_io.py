@@ -61,7 +61,7 @@ def test_png_round_trip(tmp_path):
     Image.new("L", (3, 3)).save(grey)
     with pytest.raises(PanopticFileError, match="is RGB"):
         read_panoptic_png(grey)
-    with pytest.raises(PanopticFileError, match="missing"):
+    with pytest.raises(PanopticFileError, match="no such panoptic PNG"):
         read_panoptic_png(tmp_path / "missing.png")
     write_panoptic_png(path, np.random.default_rng(0).integers(256**3, size=(400, 400)))
     start, _, end = path.read_bytes().rpartition(b"IDAT")
@@ -121,11 +121,11 @@ def test_the_json_is_written_when_something_fails(tmp_path):
     assert len(read_coco_panoptic(tmp_path / "a.json")) == 1
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"images": []}', "not json"])
+@pytest.mark.parametrize("text", ["", "[]", '{"images": []}', "not json", "[" * 100_000])
 def test_files_that_are_no_panoptic_json(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
-    with pytest.raises(PanopticFileError, match=r"a\.json: not a COCO panoptic JSON"):
+    with pytest.raises(PanopticFileError, match=r"a\.json: .*COCO panoptic JSON"):
         read_coco_panoptic(path)
 
 
@@ -138,3 +138,130 @@ def test_an_unlisted_category(tmp_path):
     path.write_text(json.dumps(content))
     with pytest.raises(PanopticFileError, match="category 3"):
         read_coco_panoptic(path)
+
+
+def street(folder: Path) -> dict:
+    """Content of a JSON file whose maps, of 6 x 5 pixels with segments 3 and 900, are there."""
+    ids = np.zeros((5, 6), np.int32)
+    ids[:, :2], ids[1:3, 3:] = 3, 900
+    write_panoptic_png(folder / "street" / "7.png", ids)
+    segments = [
+        dict(id=3, category_id=21, area=10, bbox=[0, 0, 2, 5], iscrowd=0),
+        dict(id=900, category_id=4, area=6, bbox=[3, 1, 3, 2], iscrowd=0, score=0.25),
+    ]
+    return dict(
+        images=[dict(id=7, file_name="7.jpg", height=5, width=6)],
+        categories=[dict(id=4, name="bus", isthing=1), dict(id=21, name="road", isthing=0)],
+        annotations=[dict(image_id=7, file_name="7.png", segments_info=segments)],
+    )
+
+
+def read_street(folder: Path, content: dict) -> list[SegmentationResult]:
+    (folder / "street.json").write_text(json.dumps(content))
+    return read_coco_panoptic(folder / "street.json")
+
+
+def test_ground_truth_in_cocos_format_is_read(tmp_path):
+    (street_scene,) = read_street(tmp_path, street(tmp_path))
+    assert street_scene.segments == [
+        NamedSegment(3, 1, "road", 1.0, 10, False),
+        NamedSegment(900, 0, "bus", 0.25, 6, True),
+    ]
+    assert (street_scene.image_name, street_scene.width, street_scene.height) == ("7.jpg", 6, 5)
+
+
+def altered(content: dict, place: str, value: object) -> dict:
+    """The same with another value at a place such as "annotations.0.image_id"; None removes it."""
+    *parents, last = [int(part) if part.isdigit() else part for part in place.split(".")]
+    node = content
+    for part in parents:
+        node = node[part]
+    if value is None:
+        del node[last]
+    else:
+        node[last] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("annotations.0.segments_info.1.area", None, r"segments_info\[1\] has no `area`"),
+        ("annotations.0.segments_info.1.id", None, r"segments_info\[1\] has no `id`"),
+        ("annotations.0.segments_info.0.category_id", None, "has no `category_id`"),
+        ("annotations.0.segments_info", None, r"annotations\[0\] .*has no `segments_info`"),
+        ("annotations.0.file_name", None, "has no `file_name`"),
+        ("annotations.0.image_id", None, "has no `image_id`"),
+        ("categories.1.isthing", None, r"categories\[1\] has no `isthing`"),
+        ("categories.1.name", None, r"categories\[1\] has no `name`"),
+        ("categories.1.id", None, r"categories\[1\] has no `id`"),
+        ("images.0.id", None, r"images\[0\] has no `id`"),
+        ("annotations.0.segments_info.0.area", "10", '`area` "10", not a number'),
+        ("annotations.0.segments_info.0.area", True, "`area` true"),
+        ("annotations.0.segments_info.0.area", -1, "`area` -1"),
+        ("annotations.0.segments_info.0.id", "3", '`id` "3", not a whole number'),
+        ("annotations.0.segments_info.0.id", 0, "`id` 0"),
+        ("annotations.0.segments_info.0.id", 900, "the id 900, which is there before"),
+        ("annotations.0.segments_info.0.id", 4, "the id 4, of which the map has no pixel"),
+        ("annotations.0.segments_info.0.score", "high", '`score` "high"'),
+        ("annotations.0.segments_info.0.score", 1.5, "`score` 1.5, not a number from 0 to 1"),
+        ("annotations.0.segments_info.0.iscrowd", "0", '`iscrowd` "0", not 0 or 1'),
+        ("annotations.0.segments_info.0.bbox", [1, 2], "`bbox` a list, not four numbers"),
+        ("annotations.0.segments_info.0.category_id", "21", 'has category "21", which'),
+        ("annotations.0.segments_info.0", 3, r"segments_info\[0\] is 3, not an object"),
+        ("annotations.0.segments_info", {}, "`segments_info` an object, not a list"),
+        ("annotations.0.image_id", 8, r"annotations\[0\] .*is of image 8"),
+        ("annotations.0.file_name", 7, "`file_name` 7, not text"),
+        ("annotations.0.file_name", "8.png", "8.png: no such panoptic PNG"),
+        ("annotations.0.file_name", "../7.png", "leads outside"),
+        ("annotations.0.file_name", "/etc/hostname", "leads outside"),
+        ("categories.0.isthing", "0", '`isthing` "0", not 0 or 1'),
+        ("categories.0.isthing", 2, "`isthing` 2"),
+        ("categories.0.name", 7, "`name` 7, not text"),
+        ("categories.0.name", " ", "`name`"),
+        ("categories.0.id", 21, r"categories\[1\] has the id 21 of categories\[0\]"),
+        ("categories.0", "bus", r'categories\[0\] is "bus", not an object'),
+        ("categories", {}, "`categories` an object, not a list"),
+        ("images.0.id", 7.0, "`id` 7.0"),
+        ("images.0.file_name", 7, "`file_name` 7"),
+        ("images.0.width", 12, "is 12 x 5 pixels, its map .* 6 x 5"),
+        ("images.0.height", "5", '`height` "5"'),
+        ("images", 1, "`images` 1, not a list"),
+        ("annotations", "none", "`annotations` .*not a list"),
+    ],
+)
+def test_every_field_is_checked(tmp_path, place, value, message):
+    with pytest.raises(PanopticFileError, match=message) as caught:
+        read_street(tmp_path, altered(street(tmp_path), place, value))
+    assert "street" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_second_annotation_of_an_image(tmp_path):
+    content = street(tmp_path)
+    content["annotations"] *= 2
+    with pytest.raises(PanopticFileError, match=r"annotations\[1\] .*second of image 7"):
+        read_street(tmp_path, content)
+
+
+def test_instance_annotations_are_called_that(tmp_path):
+    content = street(tmp_path)
+    content["annotations"] = [
+        dict(id=1, image_id=7, category_id=4, area=6, iscrowd=0, segmentation=[[0, 0, 3, 0, 3, 2]])
+    ]
+    with pytest.raises(PanopticFileError, match="of single instances"):
+        read_street(tmp_path, content)
+
+
+@pytest.mark.parametrize("said", [4, 0, 10.5, 10**30])
+def test_areas_are_counted_in_the_map(tmp_path, said):
+    content = altered(street(tmp_path), "annotations.0.segments_info.0.area", said)
+    with pytest.warns(UserWarning, match="segments: 1; first: .*has 10 pixels and `area`"):
+        (result,) = read_street(tmp_path, content)
+    assert [segment.area for segment in result.segments] == [10, 6]
+
+
+def test_foreign_text_in_messages_is_one_line(tmp_path):
+    content = altered(street(tmp_path), "annotations.0.file_name", "a\nerror: \x1b[31m.png")
+    with pytest.raises(PanopticFileError) as caught:
+        read_street(tmp_path, content)
+    assert str(caught.value).isprintable()
