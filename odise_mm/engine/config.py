@@ -19,8 +19,10 @@ from mmengine.registry import (
     Registry,
 )
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from odise_mm import registry as ours
+from odise_mm.engine.hooks import better_when
 from odise_mm.errors import ConfigError, DatasetError, DeviceError
 
 _PARTS = {
@@ -119,8 +121,9 @@ def check_config(cfg: Config) -> None:
     only where there is no training.
 
     Raises:
-        ConfigError: a misspelt setting, parts that are missing or unknown, a batch of no images, a
-            sampler that would count images twice, or a launcher that did not start this process.
+        ConfigError: a misspelt setting, parts that are missing or unknown, settings of loading or
+            of the best checkpoint that contradict each other, a sampler that would count images
+            twice, or a launcher that did not start this process.
         DeviceError: float16 without a GPU, or more processes than GPUs.
         DatasetError: a file or folder of a data set is missing.
     """
@@ -140,6 +143,8 @@ def check_config(cfg: Config) -> None:
         _check_dataloader(cfg[keys[0]], f"{where}: {keys[0]}", world, evaluates=stage != "train")
     for path, part, registry in _parts(cfg):
         _check_part(part, registry, f"{where}: {path}")
+    _check_steps(cfg, where)
+    _check_best(cfg, where)
     _check_devices(cfg, world)
     trains = cfg.get("train_dataloader") is not None
     for stage in ("train", "val") if trains else ("test",):
@@ -182,13 +187,14 @@ def _check_dataloader(loader: Any, where: str, world: int, evaluates: bool) -> N
     if not isinstance(loader, dict):
         return  # built already
     missing = [key for key in ("dataset", "sampler") if key not in loader]
-    if "batch_sampler" not in loader and "batch_size" not in loader:
+    if "batch_size" not in loader and isinstance(loader.get("batch_sampler") or {}, dict):
         missing.append("batch_size")
     if missing:
         raise ConfigError(f"{where} has no `{'`, `'.join(missing)}`")
-    if loader.get("batch_size", 1) < 1:
+    _check_loading(loader, where)
+    if evaluates and loader.get("drop_last"):
         raise ConfigError(
-            f"{where}.batch_size={loader.batch_size}: it counts images per process, at least 1"
+            f"{where}.drop_last=True would leave the last images out of the numbers: remove it"
         )
     sampler = loader.sampler
     rounds_up = _kind(sampler.get("type")) == "DefaultSampler" and sampler.get("round_up", True)
@@ -197,6 +203,112 @@ def _check_dataloader(loader: Any, where: str, world: int, evaluates: bool) -> N
             f"{where}.sampler would give some images to two of {world} processes, and they would "
             "count twice: set round_up=False there"
         )
+
+
+# Beside torch's own: what mmengine takes out before it makes the DataLoader.
+_LOADER_SETTINGS = {"num_batch_per_epoch", "disable_subprocess_warning"}
+_LOADER_SETTINGS |= set(inspect.signature(DataLoader.__init__).parameters) - {"self"}
+# What only worker processes have a use for; torch notices when everything else is built.
+_OF_WORKERS = ("persistent_workers", "prefetch_factor", "timeout", "multiprocessing_context")
+
+
+def _check_loading(loader: dict[str, Any], where: str) -> None:
+    for key in loader:
+        if key not in _LOADER_SETTINGS:
+            close = difflib.get_close_matches(key, _LOADER_SETTINGS, n=1)
+            hint = f"; did you mean `{close[0]}`?" if close else ""
+            raise ConfigError(f"{where}.{key}: torch's DataLoader has no such setting{hint}")
+    if loader.get("shuffle") is not None:
+        raise ConfigError(
+            f"{where}.shuffle={loader['shuffle']!r}: the order is the sampler's: remove it, and "
+            f"set {where.rpartition(' ')[2]}.sampler"
+        )
+    if "batch_size" in loader:
+        _whole(loader["batch_size"], 1, f"{where}.batch_size", "it counts images per process")
+    workers = loader.get("num_workers", 0)
+    _whole(workers, 0, f"{where}.num_workers", "it counts processes that load images")
+    if loader.get("prefetch_factor") is not None:
+        _whole(loader["prefetch_factor"], 1, f"{where}.prefetch_factor", "batches per worker")
+    timeout = loader.get("timeout", 0)
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise ConfigError(f"{where}.timeout={timeout!r}: seconds, 0 for no limit")
+    beside = [key for key in _OF_WORKERS if loader.get(key)]
+    if workers == 0 and beside:
+        raise ConfigError(
+            f"{where}.num_workers=0 beside {', '.join(f'{k}={loader[k]!r}' for k in beside)}: "
+            f"without worker processes remove {' and '.join(beside)} (persistent_workers=False), "
+            "or set num_workers to at least 1"
+        )
+
+
+def _whole(value: Any, least: int, where: str, meaning: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"{where}={value!r}: {meaning}, a whole number, at least {least}")
+
+
+def _check_steps(cfg: Config, where: str) -> None:
+    """Numbers of iterations, which loops divide by or compare with."""
+    loop = cfg.get("train_cfg")
+    for key in ("max_iters", "max_epochs", "val_interval"):
+        if isinstance(loop, dict) and loop.get(key) is not None:
+            value = loop[key]
+            # mmengine takes 9e4 for 90000, too.
+            value = int(value) if isinstance(value, float) and value.is_integer() else value
+            _whole(value, 1, f"{where}: train_cfg.{key}", "it counts steps of the training")
+
+
+def _check_best(cfg: Config, where: str) -> None:
+    """``save_best`` of the checkpoint hook: numbers that validation has, and which is better."""
+    hook = (cfg.get("default_hooks") or {}).get("checkpoint")
+    best = hook.get("save_best") if isinstance(hook, dict) else None
+    if best is None:
+        return
+    where = f"{where}: default_hooks.checkpoint"
+    keys = [best] if isinstance(best, str) else best
+    if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):
+        raise ConfigError(
+            f"{where}.save_best={best!r}: the name of a number, such as 'panoptic/PQ', or a list "
+            "of names"
+        )
+    rule = hook.get("rule")
+    rules = list(rule) if isinstance(rule, (list, tuple)) else [rule]
+    if not set(rules) <= {None, "greater", "less"} or len(rules) not in (1, len(keys)):
+        raise ConfigError(
+            f"{where}.rule={rule!r}: 'greater' or 'less', or one of them for each of save_best"
+        )
+    if not cfg.get("val_dataloader"):
+        raise ConfigError(
+            f"{where}.save_best={best!r}: the config has no val_dataloader, so no number is ever "
+            "measured: remove save_best, or add validation"
+        )
+    prefixes = _prefixes(cfg.get("val_evaluator"))
+    for key, one in zip(keys, rules if len(rules) == len(keys) else rules * len(keys), strict=True):
+        unknown = prefixes is not None and key.partition("/")[0] not in prefixes
+        if unknown and key != "auto":
+            known = " or ".join(f"{prefix}/..." for prefix in prefixes)
+            raise ConfigError(
+                f"{where}.save_best={key!r}: the metrics of val_evaluator give {known}, not this"
+            )
+        if one is None and key != "auto" and better_when(key, hook) is None:
+            raise ConfigError(
+                f"{where}.save_best={key!r}: whether more or less of it is better is not known "
+                "here: set default_hooks.checkpoint.rule to 'greater' or 'less'"
+            )
+
+
+def _prefixes(evaluator: Any) -> list[str] | None:
+    """What the names of the metrics' numbers begin with; None where that is not known."""
+    metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
+    found = []
+    for metric in metrics:
+        kind = metric.get("type") if isinstance(metric, dict) else None
+        metric_class = ours.METRICS.get(kind) if isinstance(kind, str) else kind
+        own = metric.get("prefix") if isinstance(metric, dict) else None
+        prefix = own or getattr(metric_class, "default_prefix", None)
+        if not prefix:
+            return None
+        found.append(prefix)
+    return list(dict.fromkeys(found))
 
 
 def _check_devices(cfg: Config, world: int) -> None:

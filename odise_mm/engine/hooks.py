@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from odise_mm.engine.checkpoints import LAST, remove_leftovers, replacing
-from odise_mm.errors import TrainingError
+from odise_mm.errors import ConfigError, TrainingError
 from odise_mm.registry import HOOKS
 
 
@@ -89,6 +90,30 @@ def _images(data_batch: Any) -> list[str]:
     return [f"{i.get('img_path', '?')} (id {i.get('img_id', '?')})" for i in infos]
 
 
+# Numbers of this package's metrics, without what stands before them; more is better in all.
+_NUMBER = re.compile(r"(PQ|SQ|RQ)(_th|_st)?|mIoU|mAcc|aAcc|AP[a-z0-9]{0,2}|AR@\d+")
+
+
+def better_when(key: str, settings: Mapping[str, Any]) -> str | None:
+    """Whether ``greater`` or ``less`` of a number is better; None if that is not known.
+
+    Args:
+        key: the number's name, such as ``panoptic/PQ``.
+        settings: of the checkpoint hook, which may have ``greater_keys`` and ``less_keys``.
+    """
+    if _NUMBER.fullmatch(key.rpartition("/")[2]):
+        return "greater"
+    for rule, default in (
+        ("greater", CheckpointHook._default_greater_keys),
+        ("less", CheckpointHook._default_less_keys),
+    ):
+        known = settings.get(f"{rule}_keys") or default
+        known = [known] if isinstance(known, str) else known
+        if any(part.lower() in key.lower() for part in known):
+            return rule
+    return None
+
+
 # Under mmengine's name, too: configs that say CheckpointHook get the one that is safe.
 @HOOKS.register_module(name=["AtomicCheckpointHook", "CheckpointHook"])
 class AtomicCheckpointHook(CheckpointHook):
@@ -96,6 +121,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
     A checkpoint that is due for removal (``max_keep_ckpts``, ``save_best``) goes only when the new
     one is complete and ``last_checkpoint`` names it. Weights that are not finite are not saved.
+    Of this package's numbers more is better, so that ``save_best`` of them needs no ``rule``.
     Arguments are those of mmengine's ``CheckpointHook``, for a local ``out_dir``.
     """
 
@@ -106,6 +132,13 @@ class AtomicCheckpointHook(CheckpointHook):
         if self.args:  # mmengine would pass them on when the first checkpoint is saved
             raise TypeError(f"AtomicCheckpointHook has no argument {', '.join(self.args)}")
         self._saving: str | None = None
+
+    def _init_rule(self, rules: Sequence[str | None], key_indicators: Sequence[str]) -> None:
+        rules = rules if len(rules) == len(key_indicators) else list(rules) * len(key_indicators)
+        known = dict(greater_keys=self.greater_keys, less_keys=self.less_keys)
+        pairs = zip(rules, key_indicators, strict=True)
+        found = [rule or (key != "auto" and better_when(key, known)) or None for rule, key in pairs]
+        super()._init_rule(found, list(key_indicators))
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
@@ -164,6 +197,12 @@ class AtomicCheckpointHook(CheckpointHook):
             runner.message_hub.update_info("keep_ckpt_ids", kept)
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict[str, float]) -> None:
+        missing = {*(self.key_indicators if self.save_best else ())} - {*metrics, "auto"}
+        if missing:
+            raise ConfigError(
+                f"default_hooks.checkpoint.save_best={min(missing)!r}: validation gives no such "
+                f"number; it gives {', '.join(metrics)}"
+            )
         with self._told(runner), self._late_removals():
             super()._save_best_checkpoint(runner, metrics)
 

@@ -18,6 +18,7 @@ from odise_mm.engine.config import (
     set_data_root,
     set_precision,
 )
+from odise_mm.engine.hooks import AtomicCheckpointHook
 from odise_mm.errors import ConfigError, DatasetError, DeviceError, OdiseError
 from tests.parts import load_config
 from tests.small_training import config
@@ -113,6 +114,133 @@ def test_what_is_missing_or_unknown(
         functools.reduce(lambda node, name: node[name], parents, cfg).pop(last)
     words = words or "train_dataloader has no `sampler`"
     assert words in refusal(cfg, ConfigError)
+
+
+@pytest.mark.parametrize("stage", ["train", "val"])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(persistent_workers=True), "num_workers=0 beside persistent_workers=True"),
+        (dict(prefetch_factor=2), "num_workers=0 beside prefetch_factor=2"),
+        (dict(timeout=30), "num_workers=0 beside timeout=30"),
+        (dict(multiprocessing_context="fork"), "num_workers=0 beside multiprocessing_context"),
+        (dict(persistent_workers=True, timeout=5), "remove persistent_workers and timeout"),
+        (dict(num_workers=-1), "num_workers=-1"),
+        (dict(num_workers="2"), "num_workers='2'"),
+        (dict(num_workers=True), "num_workers=True"),
+        (dict(num_workers=2, prefetch_factor=0), "prefetch_factor=0"),
+        (dict(num_workers=2, timeout=-1), "timeout=-1"),
+        (dict(num_workers=2, timeout="soon"), "timeout='soon'"),
+        (dict(batch_size=0), "batch_size=0"),
+        (dict(batch_size=1.5), "batch_size=1.5"),
+        (dict(batch_size=None), "batch_size=None"),
+        (dict(num_worker=2), "num_worker: torch's DataLoader has no such setting; did you mean "
+         "`num_workers`?"),
+        (dict(shuffle=True), "shuffle=True: the order is the sampler's"),
+    ],
+)  # fmt: skip
+def test_settings_of_loading_that_contradict_each_other(
+    stage: str, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    cfg = config(tmp_path)
+    cfg[f"{stage}_dataloader"].update(changes)
+    message = refusal(cfg, ConfigError)
+    assert f": {stage}_dataloader." in message and words in message
+
+
+def test_settings_of_loading_that_fit_each_other(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    for changes in (
+        dict(persistent_workers=False, prefetch_factor=None, timeout=0),
+        dict(num_workers=2, persistent_workers=True, prefetch_factor=4, timeout=1.5),
+        dict(num_batch_per_epoch=3, pin_memory=True, drop_last=True),
+    ):
+        cfg.train_dataloader.update(changes)
+        check_config(complete_config(cfg))
+
+
+def test_evaluation_must_not_lose_images(tmp_path: Path) -> None:
+    cfg = config(tmp_path, val_dataloader__drop_last=True)
+    assert "val_dataloader.drop_last=True" in refusal(cfg, ConfigError)
+
+
+def test_a_batch_sampler_needs_the_size_too(tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    cfg.train_dataloader.pop("batch_size")
+    cfg.train_dataloader.batch_sampler = dict(type="AspectRatioBatchSampler")
+    assert "train_dataloader has no `batch_size`" in refusal(cfg, ConfigError)
+
+
+@pytest.mark.parametrize("key", ["max_iters", "val_interval"])
+@pytest.mark.parametrize("value", [0, -5, 2.5, "12", True])
+def test_numbers_of_iterations(key: str, value: Any, tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    cfg.train_cfg[key] = value
+    assert f": train_cfg.{key}={value!r}" in refusal(cfg, ConfigError)
+    cfg.train_cfg[key] = 6.0  # mmengine's own configs say 9e4
+    check_config(complete_config(cfg))
+
+
+OUR_METRICS = [
+    dict(type="PanopticQuality"),
+    dict(type="SemanticIoU"),
+    dict(type="InstanceAP"),
+    dict(type="AverageRecall"),
+]
+
+
+@pytest.mark.parametrize(
+    "best",
+    [
+        "panoptic/PQ", "panoptic/RQ_st", "panoptic/novel/SQ", "semantic/mIoU", "semantic/aAcc",
+        "instance/AP", "instance/APs", "instance/loss_of_names/AP50", "proposals/AR@100",
+        ["panoptic/PQ", "instance/AP"], "auto",
+    ],
+)  # fmt: skip
+def test_more_of_our_numbers_is_better(best: Any, tmp_path: Path) -> None:
+    cfg = config(tmp_path, default_hooks__checkpoint__save_best=best)
+    cfg.val_evaluator = OUR_METRICS
+    check_config(complete_config(cfg))
+    hook = OpenVocabRunner.from_cfg(complete_config(cfg))._hooks[-1]
+    assert isinstance(hook, AtomicCheckpointHook)
+    if best == "auto":  # settled when the first numbers are there
+        hook._init_rule(hook.rules, ["panoptic/PQ"])
+    assert set(hook.rules) == {"greater"}
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(save_best="count/images"), "save_best='count/images': whether more or less of it"),
+        (dict(save_best="panoptic/PQ"), "save_best='panoptic/PQ': the metrics of val_evaluator "
+         "give count/..."),
+        (dict(save_best="PQ"), "save_best='PQ': the metrics of val_evaluator give count/..."),
+        (dict(save_best=3), "save_best=3: the name of a number"),
+        (dict(save_best="count/images", rule="more"), "rule='more': 'greater' or 'less'"),
+        (dict(save_best="count/images", rule=["less", "less"]), "or one of them for each"),
+    ],
+)  # fmt: skip
+def test_the_best_checkpoint_of_what(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    cfg = config(tmp_path)
+    cfg.default_hooks.checkpoint.update(changes)
+    message = refusal(cfg, ConfigError)
+    assert ": default_hooks.checkpoint." in message and words in message
+    cfg.default_hooks.checkpoint.update(save_best="count/images", rule="less")
+    check_config(complete_config(cfg))
+
+
+def test_there_is_no_best_checkpoint_without_validation(tmp_path: Path) -> None:
+    cfg = config(tmp_path, default_hooks__checkpoint__save_best="panoptic/PQ")
+    for key in ("val_dataloader", "val_evaluator", "val_cfg"):
+        cfg.pop(key)
+    assert "no val_dataloader" in refusal(cfg, ConfigError)
+
+
+def test_a_number_that_validation_does_not_give(tmp_path: Path) -> None:
+    cfg = config(tmp_path, train_cfg__max_iters=2, train_cfg__val_interval=2)
+    cfg.default_hooks.checkpoint.update(save_best="count/imagez", rule="less", by_epoch=False)
+    with pytest.raises(ConfigError, match="save_best='count/imagez': .* it gives count/images"):
+        OpenVocabRunner.from_cfg(cfg).train()
 
 
 def test_parts_that_refuse_an_argument(tmp_path: Path) -> None:
