@@ -17,6 +17,7 @@ from odise_mm.errors import ConfigError
 from odise_mm.models.word_tokenizer import WORDS_FILE, WordTokenizer
 from odise_mm.registry import MODELS
 from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
+from odise_mm.utils.files import read_json
 from odise_mm.utils.frozen import (
     FrozenModule,
     cast_weights,
@@ -25,11 +26,13 @@ from odise_mm.utils.frozen import (
 )
 from odise_mm.utils.names import is_path, nearest
 from odise_mm.utils.precision import full_precision
+from odise_mm.utils.weight_folders import choose_weights
 
 # Integers that OpenAI's own files carry beside the weights; the model's shapes say the same.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 # open_clip's own names in a folder of a model ("local-dir:")
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+WEIGHT_STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
 
 
 @MODELS.register_module()
@@ -265,7 +268,7 @@ def find_clip(model: str | dict, weights: str | None) -> CLIPSource:
     elif load:
         weights = str(Path(weights).expanduser())
         if Path(weights).is_dir():
-            weights = str(Path(weights) / WEIGHTS_FILE)
+            weights = _file_in(Path(weights))
         if not isinstance(model, str) and not is_path(weights):
             raise ValueError(
                 f"there is no weights file {weights}, and open_clip's tags need a named "
@@ -281,11 +284,26 @@ def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"{folder} is no folder of an open_clip model: it has no {CONFIG_FILE}")
+    content = read_json(path, ConfigError, "config of an open_clip model")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         return content["model_cfg"], content.get("preprocess_cfg", {})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path} is not what open_clip writes: it has no model_cfg") from error
+
+
+def _file_in(folder: Path) -> str:
+    """The weights file in a folder, by the names that open_clip looks for.
+
+    Raises:
+        CheckpointError: none is there, or they are in shards, which open_clip does not write.
+    """
+    files = choose_weights(folder, WEIGHT_STEMS, "weights of CLIP")
+    if len(files) > 1:
+        raise CheckpointError(
+            f"{folder} has its weights in {len(files)} shards, which is not a format of "
+            "open_clip's: name a folder or file that open_clip wrote"
+        )
+    return str(files[0])
 
 
 def _word_tokenizer(words: str | Sequence[str], config: dict[str, Any]) -> WordTokenizer:

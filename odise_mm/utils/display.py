@@ -32,6 +32,12 @@ def printable(text: object, limit: int | None = None) -> str:
     return shown
 
 
+def first_line(text: object, limit: int = 200) -> str:
+    """The first line with anything in it, as :func:`printable`; for messages of other libraries."""
+    lines = (line.strip() for line in str(text).splitlines())
+    return printable(next(filter(None, lines), ""), limit)
+
+
 def markdown_cell(text: object, limit: int | None = None) -> str:
     """As :func:`printable`, for a cell of a Markdown table: nothing in it is markup."""
     shown = printable(text, limit).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")

@@ -85,6 +85,17 @@ def test_local_file(ending: str, tiny_weights: Path, tmp_path: Path) -> None:
     assert not any(p.requires_grad for p in model.parameters())
 
 
+def test_folder_of_torch_weights(tmp_path: Path) -> None:
+    """open_clip wrote ``open_clip_pytorch_model.bin`` before it wrote safetensors."""
+    state = {k: v.clone() for k, v in clip().model.state_dict().items()}
+    torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
+    model = FrozenCLIP(TINY_CLIP, str(tmp_path))
+    assert all(torch.equal(v, state[k]) for k, v in model.model.state_dict().items())
+    (tmp_path / "open_clip_pytorch_model.bin").unlink()
+    with pytest.raises(CheckpointError, match="none of open_clip_model.safetensors"):
+        FrozenCLIP(TINY_CLIP, str(tmp_path))
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace")
 def test_openais_own_archive(tmp_path: Path) -> None:
     class Archive(torch.nn.Module):

@@ -9,14 +9,15 @@ code, none stated for the weights.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from odise_mm.errors import ConfigError
-from odise_mm.models.backbones.diffusion_files import download_files, locate
+from odise_mm.models.backbones.diffusion_files import locate
 from odise_mm.models.word_tokenizer import WORDS_FILE, WordTokenizer
+from odise_mm.utils.files import read_json
+from odise_mm.utils.weight_folders import download_files
 
 SD_UNET_BLOCKS = {
     "down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
@@ -374,10 +375,9 @@ class _Configs:
                 f"or hub id with {', '.join(_FILES[1:5])} in it; or name a preset, one of "
                 f"{list(ARCHITECTURES)}"
             )
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{self.name(file)} is no JSON file: {error}") from error
+        config = read_json(path, ConfigError, "config of a diffusion model")
+        if not isinstance(config, dict):
+            raise ConfigError(f"{self.name(file)} holds a list or a value, not named settings")
         if classes and config.get("_class_name") not in classes:
             raise ConfigError(
                 f"{self.name(file)} describes a {config.get('_class_name')}; supported: "

@@ -9,10 +9,11 @@ Names that are understood everywhere:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from odise_mm.utils.checkpoint import CheckpointError
+from odise_mm.utils.display import first_line
 
 HUB_FILE = "hf://"
 
@@ -55,22 +56,14 @@ def _download_file(repository: str, file: str) -> Path:
     return Path(hf_hub_download(repository, file))
 
 
-def download_files(repository: str, patterns: Sequence[str]) -> Path:
-    """Folder with those files of a hub repository that fit the patterns; fetched once."""
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(repository, allow_patterns=list(patterns)))
-
-
 def _ask_hub(source: str, wanted: str, download: Callable[[], Path]) -> Path:
     repository = "/".join(source.removeprefix(HUB_FILE).split("/")[:2])
     try:
         return download()
     except Exception as error:  # the hub client raises a dozen kinds, all meaning the same here
-        reason = (str(error).strip().splitlines() or [""])[0]
         raise CheckpointError(
             f"{source}: neither a local path nor to be had from the hub "
-            f"({type(error).__name__}: {reason}). Check the name, the network and "
+            f"({type(error).__name__}: {first_line(error)}). Check the name, the network and "
             f"`huggingface-cli login`, or name a local file: fetch {wanted} from "
             f"https://huggingface.co/{repository} by hand and name where it lies."
         ) from error

@@ -7,7 +7,6 @@ Three kinds of source, one result (diffusers' names):
 * one original file (``sd-v1-3.ckpt`` or ``.safetensors``, CompVis key names): no network access.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from odise_mm.models.backbones.diffusion_arch import DiffusionArch
-from odise_mm.models.backbones.diffusion_files import download_files, locate
+from odise_mm.models.backbones.diffusion_files import locate
 from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
+from odise_mm.utils.weight_folders import download_weights, read_weights
 
 StateDict = dict[str, Tensor]
 
@@ -29,11 +29,12 @@ _ORIGINAL_PREFIXES = {
     "text_encoder_2": ("conditioner.embedders.1.",),
     "class_embedding": ("cond_stage_model.",),
 }
-_WEIGHT_NAMES = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-    "text_encoder_2": "model",
+# Beginnings of the names of a part's files in a diffusers folder.
+_STEMS = {
+    "unet": ("diffusion_pytorch_model", "pytorch_model"),
+    "vae": ("diffusion_pytorch_model", "pytorch_model"),
+    "text_encoder": ("model", "pytorch_model"),
+    "text_encoder_2": ("model", "pytorch_model"),
 }
 
 
@@ -165,21 +166,10 @@ class DiffusionWeights:
 
     def _download(self) -> Path:
         self._check_parts()
-        folder = self._snapshot(self.parts, "safetensors")
-        older = [p for p in self.parts if not any((folder / p).glob("*.safetensors"))]
-        return self._snapshot(older, "bin") if older else folder
-
-    def _snapshot(self, parts: Sequence[str], ending: str) -> Path:
-        patterns = []
-        for part in parts:
-            # Neither half precision nor the weights before averaging (non_ema): GBs for nothing.
-            for name in _names(part, ending):
-                file = f"{part}/{name}.{ending}"
-                patterns += [file, f"{file}.index.json", f"{part}/{name}-*-of-*.{ending}"]
-        return download_files(self.source, patterns)
+        return download_weights(self.source, {part: _STEMS[part] for part in self.parts})
 
     def _check_parts(self) -> None:
-        if any(part not in _WEIGHT_NAMES for part in self.parts):
+        if any(part not in _STEMS for part in self.parts):
             raise CheckpointError(
                 f"{self.source}: class-conditional models are read from one original file, such "
                 "as model.ckpt of CompVis' cin256-v2; diffusers has no folder for them."
@@ -195,23 +185,8 @@ class DiffusionWeights:
                 )
 
     def _read_folder(self, part: str, keep: Callable[[str], bool]) -> StateDict:
-        folder = self._folder / part
-        files = [f"{name}.safetensors" for name in _names(part, "safetensors")]
-        files += [f"{_WEIGHT_NAMES[part]}.fp16.safetensors"]
-        files += [f"{name}.bin" for name in _names(part, "bin")]
-        for file in files:
-            index = folder / f"{file}.index.json"
-            if index.is_file():
-                shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            elif (folder / file).is_file():
-                shards = [file]
-            else:
-                continue
-            state: StateDict = {}
-            for shard in shards:
-                state.update(load_state_dict(folder / shard, keep=keep))
-            return _rename_old_attention(state) if part == "vae" else state
-        raise CheckpointError(f"{folder}: none of {', '.join(files)} is in it.")
+        state = read_weights(self._folder / part, _STEMS[part], f"weights of the {part}", keep)
+        return _rename_old_attention(state) if part == "vae" else state
 
 
 def random_text_encoder(arch: DiffusionArch, part: str) -> nn.Module:
@@ -230,11 +205,6 @@ def random_text_encoder(arch: DiffusionArch, part: str) -> nn.Module:
     }[part]
     with torch.device("cpu"):
         return cls(CLIPTextConfig(**fields)).eval().requires_grad_(False)
-
-
-def _names(part: str, ending: str) -> list[str]:
-    """Names that a part's file may have, without the ending."""
-    return [_WEIGHT_NAMES[part]] + (["pytorch_model"] if ending == "bin" else [])
 
 
 def _rename_old_attention(state: StateDict) -> StateDict:

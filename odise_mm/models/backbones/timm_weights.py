@@ -18,6 +18,7 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
+from odise_mm.utils.display import first_line
 from odise_mm.utils.names import is_path, nearest
 
 # The names of the files in timm's repositories on the hub, the first that is there.
@@ -193,7 +194,7 @@ class TimmWeights:
             file = f"{files[0]} from {place}" if hub else place
             raise CheckpointError(
                 f"timm's weights {self.name} are not on this machine and could not be downloaded "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}). "
+                f"({type(error).__name__}: {first_line(error)}). "
                 f"Check the network, or fetch {file} elsewhere and name the file as `weights`, "
                 f"with model={self.name!r}."
             ) from error

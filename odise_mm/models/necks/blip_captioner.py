@@ -1,6 +1,5 @@
 """BLIP (Li et al., arXiv 2201.12086) as a captioner, by transformers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +12,11 @@ from torchvision.transforms.v2.functional import resize
 from odise_mm.errors import CheckpointError
 from odise_mm.models.necks.text_captioners import PromptEncoder, TextCaptioner
 from odise_mm.registry import MODELS
-from odise_mm.utils.checkpoint import differences, load_state_dict
+from odise_mm.utils.checkpoint import differences
+from odise_mm.utils.display import first_line
+from odise_mm.utils.files import read_json
 from odise_mm.utils.frozen import FrozenModule, is_meta_context, same_random_weights
+from odise_mm.utils.weight_folders import download_weights, read_weights
 
 if TYPE_CHECKING:
     from transformers import BertTokenizer
@@ -55,7 +57,7 @@ ARCHS: dict[str, dict[str, dict[str, Any]]] = {
     ),
 }
 MAX_TOKENS = 20
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+WEIGHT_STEMS = ("model", "pytorch_model")
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 
@@ -75,8 +77,9 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
             (``text_config``, ``vision_config``) that differ from its defaults. The weights must be
             of it.
         weights: hub id, or a folder with ``config.json``, ``model.safetensors`` or
-            ``pytorch_model.bin``, and ``tokenizer.json`` or ``vocab.txt``. None leaves random
-            weights, the same every time, with English words that mean nothing.
+            ``pytorch_model.bin`` (or their shards, or half precision), and ``tokenizer.json`` or
+            ``vocab.txt``. None leaves random weights, the same every time, with English words that
+            mean nothing.
 
     Raises:
         ValueError: an unknown architecture, or no ``prompt_encoder``.
@@ -152,12 +155,7 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
         self.model.vision_model.compile(**options)
 
     def _load(self, folder: Path) -> None:
-        path = next((folder / n for n in WEIGHT_FILES if (folder / n).is_file()), None)
-        if path is None:
-            raise CheckpointError(
-                f"{folder} has no weights of BLIP: none of {', '.join(WEIGHT_FILES)} is in it"
-            )
-        state = load_state_dict(path)
+        state = read_weights(folder, WEIGHT_STEMS, "weights of BLIP")
         # A counter 0, 1, 2, ... that old files hold and the module makes itself.
         counter = "text_decoder.bert.embeddings.position_ids"
         state.pop(counter, None)
@@ -168,7 +166,7 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
         wrong = differences(state, wanted)
         if wrong:
             raise CheckpointError(
-                f"{path} holds no weights of this BLIP: {wrong}. It takes "
+                f"{folder} holds no weights of this BLIP: {wrong}. It takes "
                 "BlipForConditionalGeneration's, such as Salesforce/blip-image-captioning-large"
             )
         floats = {key: state[key].to(torch.float32) for key in wanted}
@@ -209,24 +207,19 @@ def _folder(weights: str) -> Path:
     path = Path(weights).expanduser()
     if path.is_dir():
         return path
-    files = f"config.json, {WEIGHT_FILES[0]} and {TOKENIZER_FILES[0]}"
+    files = f"config.json, {WEIGHT_STEMS[0]}.safetensors and {TOKENIZER_FILES[0]}"
     if weights.count("/") != 1 or weights.startswith((".", "/", "~")):
         raise CheckpointError(
             f"{weights}: no such folder of BLIP's weights. Name a folder with {files}, or a hub "
             "id such as Salesforce/blip-image-captioning-large"
         )
     try:
-        from huggingface_hub import snapshot_download
-
         small = ["config.json", *TOKENIZER_FILES, "tokenizer_config.json"]
-        folder = Path(snapshot_download(weights, allow_patterns=[*small, WEIGHT_FILES[0]]))
-        if not (folder / WEIGHT_FILES[0]).is_file():
-            folder = Path(snapshot_download(weights, allow_patterns=[*small, WEIGHT_FILES[1]]))
-        return folder
+        return download_weights(weights, {"": WEIGHT_STEMS}, small)
     except Exception as error:  # the hub client raises a dozen kinds, all meaning the same here
         raise CheckpointError(
             f"BLIP's weights {weights} are neither a folder nor to be had from the hub "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Check the name and the "
+            f"({type(error).__name__}: {first_line(error)}). Check the name and the "
             f"network, or place {files} from https://huggingface.co/{weights} in a folder and name "
             "that as `weights`"
         ) from error
@@ -237,12 +230,13 @@ def _read_config(folder: Path, fields: dict[str, Any]) -> Any:
     from transformers import BlipConfig
 
     path = folder / "config.json"
+    content = read_json(path, CheckpointError, "config of a BLIP model")
     try:
-        found = BlipConfig(**json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read ({error.strerror})") from error
-    except Exception as error:  # JSON's, and transformers' many for values that make no sense
-        raise CheckpointError(f"{path} is no config of a BLIP model ({error})") from error
+        found = BlipConfig(**content)
+    except Exception as error:  # transformers has many for values that make no sense
+        raise CheckpointError(
+            f"{path} is no config of a BLIP model ({first_line(error)})"
+        ) from error
     wanted = BlipConfig(**fields)
     for part in ("text_config", "vision_config"):
         theirs, ours = getattr(found, part), getattr(wanted, part)
@@ -269,7 +263,7 @@ def _read_tokenizer(folder: Path) -> "BertTokenizer":
         return BertTokenizer.from_pretrained(str(folder), local_files_only=True)
     except Exception as error:  # the tokenizers library's errors have no common class
         raise CheckpointError(
-            f"the tokenizer in {folder} cannot be read: {str(error).splitlines()[0]}"
+            f"the tokenizer in {folder} cannot be read: {first_line(error)}"
         ) from error
 
 

@@ -511,7 +511,7 @@ def test_files_that_say_something_else(
 def test_broken_config_file(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="unet/config.json is no JSON file"):
+    with pytest.raises(ConfigError, match="unet/config.json: not JSON, or cut short"):
         get_arch(str(tmp_path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 import socket
 from pathlib import Path
@@ -116,6 +117,28 @@ def test_half_precision_files_are_read_as_float32(
     for key, value in weights.items():
         assert value.dtype == torch.float32
         assert torch.equal(value, reference[key].half().float()), key
+
+
+@pytest.mark.parametrize(
+    "how",
+    [dict(max_shard_size="10MB"), dict(safe_serialization=False)],
+    ids=["shards", "torch files"],
+)
+def test_half_precision_folders_of_diffusers(
+    how: dict, full: Diffusion, tmp_path: Path, reference: dict[str, Tensor], no_network: None
+) -> None:
+    halves = [copy.deepcopy(module).half() for module in full[1:]]
+    for part, module in zip(PARTS[:2], halves[:2], strict=True):
+        module.save_pretrained(tmp_path / part, variant="fp16", **how)
+    halves[2].save_pretrained(tmp_path / "text_encoder", variant="fp16")
+    assert not list(tmp_path.glob("*/diffusion_pytorch_model.safetensors"))
+    weights = result(tmp_path)
+    del weights["empty_context"]
+    for key, value in weights.items():
+        assert torch.equal(value, reference[key].half().float()), key
+    # Where full precision is there too, it is read.
+    full.save(tmp_path)
+    assert_same(result(tmp_path), reference)
 
 
 def test_original_file_of_version_2(tmp_path: Path, no_network: None) -> None:

@@ -354,9 +354,9 @@ def change_weights(folder: Path) -> None:
     ("spoil", "message"),
     [
         (without("model.safetensors"), "none of model.safetensors, pytorch_model.bin"),
-        (without("config.json"), "config.json cannot be read"),
+        (without("config.json"), "config.json: no such config of a BLIP model"),
         (without("tokenizer.json"), "has no tokenizer: neither of tokenizer.json, vocab.txt"),
-        (write("config.json", "{"), "config.json is no config of a BLIP model"),
+        (write("config.json", "{"), "config.json: not JSON, or cut short"),
         (write("tokenizer.json", "{"), "tokenizer in .* cannot be read"),
         (write("model.safetensors", ""), "model.safetensors is empty"),
         (change_config, "text_config.num_attention_heads is 4, not 2 .* Set `arch`"),
