@@ -16,7 +16,7 @@ from odise_mm.datasets.base import (
 )
 from odise_mm.datasets.seeding import SeededItems
 from odise_mm.datasets.vocabulary import Vocabulary
-from odise_mm.errors import DatasetError
+from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS
 
 
@@ -25,8 +25,8 @@ class SemanticDataset(SeededItems, BaseSegDataset):
     """mmseg's ``BaseSegDataset`` with the classes of a vocabulary. Made for testing.
 
     Pixels of the label files are class indices, 255 (8 bit files) or 65535 (16 bit files) where
-    nothing counts. No file is opened when loading, so that sizes come with the picture
-    (``ori_shape``).
+    nothing counts; from 256 classes on the files need 16 bits. No file is opened when loading, so
+    that sizes come with the picture (``ori_shape``).
 
     An image's information: ``img_path``, ``img_id`` (its path below the folder of images, without
     the suffix), ``sem_seg_path``, ``reduce_zero_label``.
@@ -39,6 +39,7 @@ class SemanticDataset(SeededItems, BaseSegDataset):
             ``img_suffix``, ``seg_map_suffix``, ``reduce_zero_label``, ``pipeline``, ``test_mode``.
 
     Raises:
+        ConfigError: ``ignore_index`` is something else than 255.
         DatasetError: files or folders are missing, or there is no image.
     """
 
@@ -50,6 +51,11 @@ class SemanticDataset(SeededItems, BaseSegDataset):
         subsets: Subsets | None = None,
         **kwargs: Any,
     ) -> None:
+        if kwargs.get("ignore_index", 255) != 255:
+            raise ConfigError(
+                f"SemanticDataset(ignore_index={kwargs['ignore_index']!r}): what is ignored is 255 "
+                "in label files of 8 bits and 65535 in those of 16; remove it, and write such files"
+            )
         root = kwargs.get("data_root")
         self.vocabulary, _ = resolve_vocabulary(vocabulary, label_file, data_root=root)
         super().__init__(metainfo=metainfo_of(self.vocabulary, subsets, root), **kwargs)

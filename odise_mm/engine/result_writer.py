@@ -24,6 +24,7 @@ from rich.progress import Progress, TaskID
 from odise_mm.registry import HOOKS
 from odise_mm.structures import SegmentationResult
 from odise_mm.utils.image import read_image
+from odise_mm.utils.label_maps import label_map_dtype
 from odise_mm.utils.panoptic_io import describe_categories, describe_segments, write_panoptic_png
 from odise_mm.visualization import draw_panoptic
 from odise_mm.visualization.visualizer import result_from_pixels
@@ -36,10 +37,10 @@ class ResultWriterHook(Hook):
     """Writes results while a test runs, each process those of its own images.
 
     Below ``dump_dir/<set name>``: ``panoptic/*.png`` and ``panoptic.json`` (COCO's panoptic
-    format), ``instances.json`` (COCO's results format), ``semantic/*.png`` (class indices; 16 bit
-    for more than 256 classes). Category ids are the data set's own where it has them, else class
-    index + 1. The JSON files appear when the set is finished and do not depend on the number of
-    processes.
+    format), ``instances.json`` (COCO's results format), ``semantic/*.png`` (class indices; 16 bits
+    for more than 255 classes, as the largest number means "ignored" to readers of label maps).
+    Category ids are the data set's own where it has them, else class index + 1. The JSON files
+    appear when the set is finished and do not depend on the number of processes.
     Below ``show_dir/<set name>``: pictures with the panoptic result drawn.
 
     All three results are made while dumping, whatever the metrics need.
@@ -68,6 +69,11 @@ class ResultWriterHook(Hook):
         self._open = ExitStack()
 
     def before_test_epoch(self, runner: Runner) -> None:
+        """Prepare for a set.
+
+        Raises:
+            ConfigError: the vocabulary has too many classes for label maps.
+        """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         dataset = runner.test_loop.dataloader.dataset
         self._vocabulary = model.vocabulary
@@ -78,6 +84,7 @@ class ResultWriterHook(Hook):
         if self.show_dir is not None:
             model.test_cfg["panoptic"] = True
         if self.dump_dir is not None:
+            self._label_dtype = label_map_dtype(len(self._vocabulary))
             for task in _TASKS:
                 model.test_cfg[task] = True
             folder = self.dump_dir / self.set_name
@@ -161,9 +168,8 @@ class ResultWriterHook(Hook):
         for found in self._describe_instances(sample, image_id):
             print(index, json.dumps(found), file=self._parts["instances"])
         labels = sample.pred_sem_seg.sem_seg[0].numpy()
-        dtype = np.uint8 if len(self._vocabulary) <= 256 else np.uint16
         (folder / "semantic").mkdir(exist_ok=True)
-        Image.fromarray(labels.astype(dtype)).save(folder / "semantic" / f"{stem}.png")
+        Image.fromarray(labels.astype(self._label_dtype)).save(folder / "semantic" / f"{stem}.png")
 
     def _describe_instances(self, sample: DetDataSample, image_id: int | str) -> Iterator[dict]:
         found = sample.pred_instances

@@ -6,18 +6,18 @@ evaluation's memory does not grow with the data set.
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from mmengine.logging import print_log
 
 from odise_mm.errors import DatasetError, PanopticFileError
-from odise_mm.utils.image import DECODER_ERRORS
+from odise_mm.utils.display import printable
+from odise_mm.utils.label_maps import IGNORED, class_indices, ignored_value, read_label_map
 from odise_mm.utils.panoptic_io import read_panoptic_png
-
-IGNORED = -1
-"""Class of pixels that do not count, in the maps of :func:`read_semantic_truth`."""
 
 
 class TruthSegment(NamedTuple):
@@ -109,9 +109,10 @@ def read_semantic_truth(sample: Mapping[str, Any], num_classes: int) -> tuple[np
     """Class of every pixel: from ``sem_seg_path``, or else from the panoptic ground truth.
 
     In a label file, 255 (in 16 bits: 65535) is ignored; with ``reduce_zero_label`` also 0, and
-    classes count from 1. From a panoptic map all segments take their class, crowd regions
-    included, as in the semantic ground truth that COCO's own converter makes of it; void is
-    ignored.
+    classes count from 1. A warning names, once for every folder, a file in which 0 is the only
+    number beside it, or in which nothing counts. From a panoptic map all segments take their
+    class, crowd regions included, as in the semantic ground truth that COCO's own converter makes
+    of it; void is ignored.
 
     Args:
         sample: metainfo.
@@ -121,7 +122,8 @@ def read_semantic_truth(sample: Mapping[str, Any], num_classes: int) -> tuple[np
         (H, W) int32 class indices or :data:`IGNORED`, and the file's path for messages.
 
     Raises:
-        DatasetError: the file is missing or no label map, or has a class beyond the vocabulary.
+        DatasetError: the file is missing or no label map, has a class beyond the vocabulary, or
+            one that its bits cannot tell from "ignored".
     """
     path = sample.get("sem_seg_path")
     if path is None:
@@ -130,19 +132,43 @@ def read_semantic_truth(sample: Mapping[str, Any], num_classes: int) -> tuple[np
         labels = np.array([IGNORED, *(s.label for s in truth.segments)], np.int32)
         order = np.argsort(values)
         return labels[order][np.searchsorted(values[order], truth.ids)], truth.path
-    try:
-        with Image.open(path) as image:
-            mode, raw = image.mode, np.asarray(image)
-    except DECODER_ERRORS as err:
-        raise DatasetError(f"{path}: not a readable label map ({err})") from err
-    if mode not in ("L", "P") and not mode.startswith("I"):
-        raise DatasetError(f"{path}: a label map has one channel of 8 or 16 bits, this is {mode}")
-    ignored = 255 if mode in ("L", "P") else 65535
-    labels = np.where(raw == ignored, IGNORED, raw.astype(np.int32)).astype(np.int32)
-    if sample.get("reduce_zero_label", False):
-        labels = np.where(labels > 0, labels - 1, IGNORED).astype(np.int32)
-    _check_label(path, int(labels.max(initial=0)), num_classes)
+    numbers = read_label_map(path)
+    from_one = bool(sample.get("reduce_zero_label", False))
+    labels = class_indices(numbers, path, num_classes, from_one)
+    _warn_of_odd_map(path, numbers, labels)
     return labels, str(path)
+
+
+_warned: set[tuple[str, str]] = set()
+
+
+def _warn_of_odd_map(path: str | os.PathLike[str], numbers: np.ndarray, labels: np.ndarray) -> None:
+    """Say, once for every folder, where a label map hardly can be what was meant."""
+    ignored, values = ignored_value(numbers), set(count_values(numbers)[0].tolist())
+    if ignored not in values and (labels != IGNORED).any():
+        return
+    if (labels == IGNORED).all():
+        said = (
+            f"every pixel is ignored (it holds {', '.join(map(str, sorted(values)))}): the image "
+            "counts for nothing"
+        )
+        what = "all"
+    elif values == {0, ignored}:
+        said = (
+            f"holds 0 and {ignored} alone, and {ignored} means 'ignored': class 0 is all that "
+            f"counts. If {ignored} is meant to be a class (black and white masks), write 1 instead"
+        )
+        what = "two"
+    else:
+        return
+    folder = os.path.dirname(os.fspath(path))
+    if (folder, what) not in _warned:
+        _warned.add((folder, what))
+        print_log(
+            f"{printable(path)}: {said}. Further label maps like this in this folder are not named",
+            logger="current",
+            level=logging.WARNING,
+        )
 
 
 def check_size(path: str, truth: tuple[int, ...], result: tuple[int, ...]) -> None:

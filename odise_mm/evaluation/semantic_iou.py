@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 from mmseg.evaluation.metrics import IoUMetric
 
 from odise_mm.evaluation.base import DatasetMetric, Numbers, check_labels, result_of, to_numpy
-from odise_mm.evaluation.ground_truth import IGNORED, check_size, read_semantic_truth
+from odise_mm.evaluation.ground_truth import check_size, read_semantic_truth
 from odise_mm.registry import METRICS
+from odise_mm.utils.label_maps import IGNORED
 
 
 def count_areas(result: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
@@ -67,6 +70,13 @@ class SemanticIoU(DatasetMetric):
     def compute(self, results: list[np.ndarray]) -> tuple[Numbers, list[Numbers | None]]:
         """``mIoU``, ``mAcc``, ``aAcc``, and IoU and Acc (NaN if never annotated) of classes."""
         both, result, truth = torch.from_numpy(sum(results)).double()
+        if not truth.any():
+            print_log(
+                f"{self.prefix}: no pixel of the ground truth counts, all are ignored: the numbers "
+                "are NaN",
+                logger="current",
+                level=logging.WARNING,
+            )
         union = result + truth - both
         found = IoUMetric.total_area_to_metrics(both, union, result, truth)
         numbers = {

@@ -83,11 +83,21 @@ def result_from_pixels(panoptic_seg: PixelData, classes: tuple | list) -> Segmen
 
     Args:
         panoptic_seg: ``sem_seg`` (1, H, W).
-        classes: names by class index; mmdet's map marks void with ``len(classes)`` or 255.
+        classes: names by class index. In mmdet's map a number of no class is void: mmdet's models
+            write ``len(classes)``.
+
+    Raises:
+        ValueError: mmdet's map of so many classes that the numbers of classes and of objects mix.
     """
     ids = np.asarray(panoptic_seg.sem_seg)[0]
     infos = panoptic_seg.metainfo.get("segments_info")
     if infos is None:
+        if len(classes) >= INSTANCE_OFFSET:
+            raise ValueError(
+                f"a panoptic map without segments_info holds class + {INSTANCE_OFFSET} x object, "
+                f"which cannot tell {len(classes)} classes and void apart; at most "
+                f"{INSTANCE_OFFSET - 1} classes"
+            )
         labels = {int(i): int(i) % INSTANCE_OFFSET for i in np.unique(ids)}
         infos = [
             dict(id=i + 1, category_id=label, isthing=i >= INSTANCE_OFFSET)

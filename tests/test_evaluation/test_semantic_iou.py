@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmseg.evaluation.metrics import IoUMetric
 from PIL import Image
 
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.evaluation import SemanticIoU
-from odise_mm.evaluation.ground_truth import IGNORED, read_semantic_truth
+from odise_mm.evaluation.ground_truth import read_semantic_truth
 from odise_mm.evaluation.semantic_iou import count_areas
 from odise_mm.registry import METRICS
+from odise_mm.utils.label_maps import IGNORED
 from tests.test_evaluation import make
 
 
@@ -22,6 +26,15 @@ def metric_of(num_classes: int) -> SemanticIoU:
     metric = METRICS.build(dict(type="SemanticIoU"))
     metric.dataset_meta = dict(vocabulary=make.vocabulary(num_classes))
     return metric
+
+
+@pytest.fixture
+def warnings(caplog: pytest.LogCaptureFixture) -> Lines:
+    """Warnings in the log so far."""
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(caplog.handler)
+    yield lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    logger.removeHandler(caplog.handler)
 
 
 @pytest.mark.parametrize(("num_classes", "bits"), [(2, 8), (150, 8), (847, 16), (1500, 16)])
@@ -78,6 +91,76 @@ def test_label_files(tmp_path: Path, mode: str, reduce: bool) -> None:
     assert labels.tolist() == expected and name == str(path) and labels.dtype == np.int32
 
 
+Lines = Callable[[], list[str]]
+
+
+def truth_of(path: Path, numbers: np.ndarray, num_classes: int, reduce: bool = False) -> list:
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(numbers).save(path)
+    sample = dict(sem_seg_path=str(path), reduce_zero_label=reduce)
+    return read_semantic_truth(sample, num_classes)[0].tolist()
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_black_and_white_maps_are_pointed_out(dtype: type, tmp_path: Path, warnings: Lines) -> None:
+    white = int(np.iinfo(dtype).max)
+    numbers = np.array([[0, white], [white, white]], dtype)
+    assert truth_of(tmp_path / "a" / "1.png", numbers, 2) == [[0, IGNORED], [IGNORED] * 2]
+    (line,) = warnings()
+    assert str(tmp_path / "a" / "1.png") in line and f"{white} means 'ignored'" in line
+    assert "write 1 instead" in line
+    # The next one of the folder is not named, that of another folder is.
+    truth_of(tmp_path / "a" / "2.png", numbers, 2)
+    truth_of(tmp_path / "b" / "1.png", numbers, 5)
+    assert len(warnings()) == 2 and str(tmp_path / "b" / "1.png") in warnings()[1]
+
+
+@pytest.mark.parametrize("numbers", [[0, 1], [1, 255], [0, 1, 255], [0], [0, 0, 1, 2]])
+def test_other_maps_are_not(numbers: list[int], tmp_path: Path, warnings: Lines) -> None:
+    truth_of(tmp_path / "a" / "1.png", np.array([numbers], np.uint8), 3)
+    assert not warnings()
+
+
+def test_maps_of_one_bit_have_two_classes(tmp_path: Path, warnings: Lines) -> None:
+    bits = np.array([[False, True], [True, False]])
+    assert truth_of(tmp_path / "a" / "1.png", bits, 2) == [[0, 1], [1, 0]]
+    assert truth_of(tmp_path / "a" / "2.png", bits, 1, reduce=True) == [
+        [IGNORED, 0], [0, IGNORED]
+    ]  # fmt: skip
+    assert not warnings()
+
+
+@pytest.mark.parametrize(
+    ("number", "reduce"), [(255, False), (255, True), (0, True)], ids=["255", "255 of 1", "0 of 1"]
+)
+def test_maps_in_which_nothing_counts(
+    number: int, reduce: bool, tmp_path: Path, warnings: Lines
+) -> None:
+    numbers = np.full((2, 2), number, np.uint8)
+    truth_of(tmp_path / "a" / "1.png", numbers, 3, reduce)
+    (line,) = warnings()
+    assert f"1.png: every pixel is ignored (it holds {number})" in line
+    metric = metric_of(3)
+    item = dict(sem_seg_path=str(tmp_path / "a" / "1.png"), reduce_zero_label=reduce)
+    found = dict(sem_seg=torch.zeros(1, 2, 2, dtype=torch.int32))
+    metric.process(None, [item | dict(pred_sem_seg=found)])
+    assert np.isnan(metric.evaluate(1)["semantic/mIoU"])
+    assert "no pixel of the ground truth counts" in warnings()[-1]
+
+
+def test_class_255_of_256_counts(tmp_path: Path) -> None:
+    numbers = np.array([[0, 254, 255]])
+    wide, narrow = tmp_path / "wide.png", tmp_path / "narrow.png"
+    assert truth_of(wide, numbers.astype(np.uint16), 256) == numbers.tolist()
+    with pytest.raises(DatasetError, match=r"narrow\.png: 255 is a class .* needs 16 bits"):
+        truth_of(narrow, numbers.astype(np.uint8), 256)
+    metric = metric_of(256)
+    found = dict(sem_seg=torch.tensor([[[0, 254, 0]]]))
+    metric.process(None, [dict(sem_seg_path=wide, pred_sem_seg=found)])
+    assert metric.evaluate(1)["semantic/aAcc"] == pytest.approx(200 / 3)
+    assert metric.per_class["c255"] == dict(IoU=0, Acc=0)
+
+
 def test_panoptic_truth_gives_classes_crowd_included(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     classes = make.vocabulary(7)
@@ -129,7 +212,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         run(np.zeros((2, 2, 3)))
     with pytest.raises(DatasetError, match=r"a\.png: the ground truth has 2 x 3 .* result 2 x 2"):
         run(np.zeros((2, 3)))
-    with pytest.raises(DatasetError, match=r"b\.png: not a readable label map"):
+    with pytest.raises(DatasetError, match=r"b\.png: no such label map"):
         run(np.zeros((2, 2)), sem_seg_path=tmp_path / "b.png")
     noise = np.random.default_rng(0).integers(256, size=(400, 400))
     Image.fromarray(noise.astype(np.uint8)).save(tmp_path / "b.png")

@@ -15,7 +15,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +28,9 @@ from scipy.io import savemat
 
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import DatasetError
-from odise_mm.evaluation.ground_truth import IGNORED, read_semantic_truth
+from odise_mm.evaluation.ground_truth import read_semantic_truth
 from odise_mm.registry import DATASETS
+from odise_mm.utils.label_maps import IGNORED
 from tests import miniatures_ade_pascal as miniatures
 from tests.test_tools.converter_work import double, items_in
 from tools.dataset_converters import ade20k, ade20k_full, common, pascal_context, voc
@@ -163,17 +166,31 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path: Path) -> None:
     assert common.image_size(tmp_path / "turned.jpg") == (30, 20)
 
 
-def test_labels_are_palette_indices_and_16_bit_numbers(tmp_path: Path) -> None:
-    small = np.array([[0, 20, 255]], np.uint8)
-    miniatures.write_map(tmp_path / "p.png", small, palette=True)
-    large = np.array([[0, 846, 65535]], np.uint16)
-    common.write_png(tmp_path / "l.png", large)
-    for name, labels in (("p", small), ("l", large)):
-        read = common.read_labels(tmp_path / f"{name}.png")
-        assert read.dtype == labels.dtype and (read == labels).all()
-    Image.new("RGB", (3, 1)).save(tmp_path / "rgb.png")
-    with pytest.raises(DatasetError, match=r"rgb\.png: a picture of mode RGB"):
-        common.read_labels(tmp_path / "rgb.png")
+@pytest.mark.parametrize(
+    ("numbers", "num_classes", "from_one", "present"),
+    [
+        (np.array([[0, 20, 255]], np.uint8), 21, False, {0, 20}),
+        (np.array([[0, 20, 255]], np.uint8), 20, True, {19}),
+        (np.array([[0, 846, 65535]], np.uint16), 847, False, {0, 846}),
+        (np.array([[False, True]]), 2, False, {0, 1}),
+        (np.array([[0, 21]], np.uint8), 21, False, "class index 21"),
+        (np.array([[0, 255]], np.uint8), 300, False, "255 is a class and means 'ignored'"),
+    ],
+)
+def test_labels_are_verified(
+    numbers: np.ndarray, num_classes: int, from_one: bool, present: Any, tmp_path: Path
+) -> None:
+    label, image = tmp_path / "label.png", tmp_path / "image.jpg"
+    Image.fromarray(numbers).save(label)
+    Image.new("RGB", numbers.shape[::-1]).save(image)
+    check = partial(
+        common.verify_semantic, [(image, label)], num_classes, reduce_zero_label=from_one
+    )
+    if isinstance(present, set):
+        assert check().classes == len(present)
+        return
+    with pytest.raises(DatasetError, match=rf"label\.png: {present}"):
+        check()
 
 
 # --- the converters -------------------------------------------------------------------------------
@@ -603,7 +620,8 @@ TAMPERED = {
         r"annotation 5: no category 1",
     ),
     "raw label": (
-        "annotations/validation/ADE_val_00000002.png", flip_a_pixel, r"00000002\.png: label 250",
+        "annotations/validation/ADE_val_00000002.png", flip_a_pixel,
+        r"00000002\.png: class index 249, number 250",
     ),
 }  # fmt: skip
 

@@ -171,7 +171,9 @@ def test_cityscapes_raw_files_that_are_wrong(tmp_path: Path, capsys: pytest.Capt
     assert f"{labels}: 3 x 3 pixels, but its picture" in fails(cityscapes.main, capsys, root)
     labels.write_bytes(good)
     labels.with_name(labels.name.replace("label", "instance")).unlink()
-    assert "instanceIds.png: no such file" in fails(cityscapes.main, capsys, root, "--workers", 1)
+    assert "instanceIds.png: no such label map" in fails(
+        cityscapes.main, capsys, root, "--workers", 1
+    )
     (root / "leftImg8bit").rename(root / "elsewhere")
     assert "leftImg8bit_trainvaltest.zip" in fails(cityscapes.main, capsys, root)
 
@@ -180,7 +182,7 @@ def test_cityscapes_raw_files_that_are_wrong(tmp_path: Path, capsys: pytest.Capt
     ("file", "change", "message"),
     [
         ("annotations/panoptic_val/lindau/*.png", lambda p: p.fill(7), "JSON lacks segment"),
-        ("gtFine/val/lindau/*TrainIds.png", lambda p: p.fill(40), "label 40; the 19 classes are 0"),
+        ("gtFine/val/lindau/*TrainIds.png", lambda p: p.fill(40), "class index 40, number 40"),
         ("gtFine/val/lindau/*TrainIds.png", lambda p: p.fill(3), "other pixels than those of"),
         ("gtFine/val/lindau/*instanceIds.png", lambda p: p.fill(7), "other pixels than those of"),
     ],

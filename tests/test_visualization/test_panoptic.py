@@ -15,6 +15,7 @@ from odise_mm.visualization import class_colours, draw_panoptic
 from odise_mm.visualization.colours import is_light, shade
 from odise_mm.visualization.panoptic import deepest_box
 from odise_mm.visualization.text import font_for, halve, text_size, tidy, wrap
+from odise_mm.visualization.visualizer import result_from_pixels
 
 
 def make_result(ids: np.ndarray, names: list[str]) -> SegmentationResult:
@@ -255,3 +256,16 @@ def test_visualizer_draws_ours_and_mmdets_maps(visualizer, tmp_path):
     assert np.array_equal(drawn[350:, 20:100], expected[350:, 20:100])  # same colours at the left
     assert (drawn[5, 5] == 96).all()  # void
     assert "pred_sem_seg" in sample  # the caller's sample stays whole
+
+
+def test_mmdets_maps_of_many_classes():
+    """Class 255 is a class like the others; beyond 999 mmdet's numbers are ambiguous."""
+    names = [f"class {i}" for i in range(300)]
+    numbers = torch.tensor([[[255, 299, 300, 1255, 7000]]])
+    result = result_from_pixels(PixelData(sem_seg=numbers), names)
+    segments = {segment.id: segment for segment in result.segments}
+    found = [segments.get(int(id_)) for id_ in result.panoptic[0]]
+    assert [segment and segment.label for segment in found] == [255, 299, None, 255, 0]
+    assert [segment and segment.is_thing for segment in found] == [False, False, None, True, True]
+    with pytest.raises(ValueError, match="at most 999 classes"):
+        result_from_pixels(PixelData(sem_seg=numbers), [f"class {i}" for i in range(1000)])

@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.errors import DatasetError  # noqa: E402
+from odise_mm.utils.label_maps import read_label_map  # noqa: E402
 from odise_mm.utils.panoptic_io import ids_to_rgb  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
@@ -42,7 +43,6 @@ from tools.dataset_converters.common import (  # noqa: E402
     parsing,
     program,
     read_json,
-    read_labels,
     read_pixels,
     same_size,
     show_written,
@@ -151,7 +151,7 @@ def convert(root: Path, split: str, workers: int) -> str | None:
 def convert_image(item: Item) -> dict[str, Any]:
     """Panoptic PNG file of one picture; what the JSON files need to know of it."""
     image, semantic_path, things = item.data
-    semantic = read_labels(semantic_path)
+    semantic = read_label_map(semantic_path)
     same_size(semantic, semantic_path, image)
     instance = read_pixels(item.source, ("RGB", "RGBA"))
     same_size(instance, item.source, image)

@@ -28,6 +28,7 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 import numpy as np  # noqa: E402
 
 from odise_mm.errors import DatasetError  # noqa: E402
+from odise_mm.utils.label_maps import read_label_map  # noqa: E402
 from odise_mm.utils.panoptic_io import ids_to_rgb, read_panoptic_png  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
@@ -40,7 +41,6 @@ from tools.dataset_converters.common import (  # noqa: E402
     need_folder,
     program,
     read_json,
-    read_labels,
     same_size,
     show_written,
     verify_instances,
@@ -171,10 +171,10 @@ def _categories(labels: tuple[Label, ...]) -> list[dict]:
 
 def _convert(item: Item) -> dict:
     """Write one image's label map and panoptic map; its segments, those of things with masks."""
-    ids = read_labels(item.source)
+    ids = read_label_map(item.source)
     same_size(ids, item.source, item.data)
     path = item.source.with_name(item.source.name.replace(INSTANCES, LABELS))
-    labels = read_labels(path)
+    labels = read_label_map(path)
     same_size(labels, path, item.data)
     unknown = np.setdiff1d(labels, np.arange(NUM_LABELS))
     if unknown.size:
@@ -270,12 +270,12 @@ def _check_pixels(item: Item) -> None:
     def raw(suffix: str) -> Path:
         return item.source.with_name(item.source.name + suffix)
 
-    numbers = read_labels(raw(INSTANCES)).astype(np.int32)
+    numbers = read_label_map(raw(INSTANCES)).astype(np.int32)
     segments = np.where(_TO_INDEX[_label_of(numbers)] == IGNORED, 0, numbers)
     for path, found, source, right in (
         (item.data, read_panoptic_png(item.data), raw(INSTANCES), segments),
-        (raw(TRAIN_IDS), read_labels(raw(TRAIN_IDS)), raw(LABELS),
-         _TO_INDEX[read_labels(raw(LABELS))]),
+        (raw(TRAIN_IDS), read_label_map(raw(TRAIN_IDS)), raw(LABELS),
+         _TO_INDEX[read_label_map(raw(LABELS))]),
     ):  # fmt: skip
         if not np.array_equal(found, right):
             raise DatasetError(

@@ -39,6 +39,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from odise_mm.errors import DatasetError, OdiseError
 from odise_mm.utils.command_line import one_line_errors, positive_int
 from odise_mm.utils.image import DECODER_ERRORS
+from odise_mm.utils.label_maps import IGNORED, class_indices, read_label_map
 from odise_mm.utils.panoptic_io import read_panoptic_png
 from tools.report import Table, show
 
@@ -401,14 +402,14 @@ def measured_mask(mask: dict | list, size: tuple[int, int]) -> tuple[dict, int, 
 
 
 def read_pixels(path: str | os.PathLike, modes: Sequence[str] | None = None) -> np.ndarray:
-    """A PNG file's numbers as stored: palette indices where there is a palette, never colours.
+    """Numbers of a file whose colors stand for them; see also ``read_label_map``.
 
     Args:
         path: the file.
-        modes: Pillow's modes that are right here, e.g. ``("L", "P")``; None: any.
+        modes: Pillow's modes that are right here, e.g. ``("RGB", "RGBA")``; None: any.
 
     Returns:
-        (H, W) or (H, W, channels); 16-bit grey as uint16.
+        (H, W) or (H, W, channels).
 
     Raises:
         DatasetError: missing, damaged, or of another mode.
@@ -423,19 +424,7 @@ def read_pixels(path: str | os.PathLike, modes: Sequence[str] | None = None) -> 
         raise DatasetError(f"{path}: not a readable picture ({error})") from error
     if modes is not None and mode not in modes:
         raise DatasetError(f"{path}: a picture of mode {mode} where {' or '.join(modes)} is right")
-    if mode.startswith("I"):  # 16-bit grey, "I" in older Pillows
-        if pixels.min(initial=0) < 0 or pixels.max(initial=0) > 65535:
-            raise DatasetError(f"{path}: numbers beyond 16 bits")
-        pixels = pixels.astype(np.uint16)
     return pixels
-
-
-LABEL_MODES = ("L", "P", "I;16", "I")
-
-
-def read_labels(path: str | os.PathLike) -> np.ndarray:
-    """A label map, (H, W) uint8 or uint16; see :func:`read_pixels`."""
-    return read_pixels(path, LABEL_MODES)
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -529,17 +518,10 @@ def verify_semantic(
 
 
 def _check_labels(item: Item, num_classes: int, from_one: bool) -> list[int]:
-    labels = read_labels(item.source)
-    same_size(labels, item.source, item.data)
-    ignored = {np.iinfo(labels.dtype).max} | ({0} if from_one else set())
-    first, last = int(from_one), num_classes - 1 + int(from_one)
-    present = [int(v) for v in np.unique(labels) if v not in ignored]
-    for value in present:
-        if not first <= value <= last:
-            raise DatasetError(
-                f"{item.source}: label {value}; the {num_classes} classes are {first} to {last}"
-            )
-    return present
+    numbers = read_label_map(item.source)
+    same_size(numbers, item.source, item.data)
+    labels = class_indices(numbers, item.source, num_classes, from_one)
+    return [int(label) for label in np.unique(labels) if label != IGNORED]
 
 
 def verify_panoptic(

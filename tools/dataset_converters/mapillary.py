@@ -29,6 +29,7 @@ import numpy as np  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
 from odise_mm.errors import DatasetError  # noqa: E402
+from odise_mm.utils.label_maps import read_label_map  # noqa: E402
 from odise_mm.utils.panoptic_io import ids_to_rgb, read_panoptic_png  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
@@ -41,7 +42,6 @@ from tools.dataset_converters.common import (  # noqa: E402
     parsing,
     program,
     read_json,
-    read_labels,
     same_size,
     show_written,
     verify_panoptic,
@@ -213,7 +213,7 @@ def _provided_panoptic(
 def _convert(item: Item) -> dict:
     """Write one image's panoptic map; its size and segments."""
     image, labels_path, segments, labels = item.data
-    ids = read_labels(item.source) if segments is None else read_panoptic_png(item.source)
+    ids = read_label_map(item.source) if segments is None else read_panoptic_png(item.source)
     same_size(ids, item.source, image)
     drawn, places = np.unique(ids, return_inverse=True)  # the pictures are large: one pass
     if segments is None:
@@ -266,7 +266,7 @@ def _check_ids(ids: np.ndarray, drawn: set[int], item: Item) -> None:
     extra = sorted(drawn - said)
     if not extra:
         return
-    maps = read_labels(labels_path)
+    maps = read_label_map(labels_path)
     same_size(maps, labels_path, item.source)
     void = [place for place, label in enumerate(labels) if label.index is None]
     for number in extra:

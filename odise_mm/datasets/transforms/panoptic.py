@@ -14,6 +14,9 @@ from odise_mm.errors import DatasetError, PanopticFileError
 from odise_mm.registry import TRANSFORMS
 from odise_mm.utils.panoptic_io import read_panoptic_png
 
+_FILL = 255
+"""What mmdet's and mmseg's transforms fill maps with beyond an image's borders, unless told."""
+
 
 @TRANSFORMS.register_module()
 class LoadPanopticMap(BaseTransform):
@@ -21,9 +24,10 @@ class LoadPanopticMap(BaseTransform):
 
     Required keys: ``img``, ``img_path``, ``seg_map_path``, ``segments_info``.
 
-    Added keys: ``gt_seg_map`` (H, W) int32: 0 where there is nothing or a crowd region, else 1 to
-    n, places among the segments that are no crowd regions; ``gt_segment_labels`` (n,) int64:
-    their class indices.
+    Added keys: ``gt_seg_map`` (H, W) int32: 0 where there is nothing or a crowd region, else the
+    segment's number; ``gt_segment_labels`` (n,) int64: class indices of the n segments that are no
+    crowd regions, in order of their numbers. Numbers are 1, 2, ... without 255, which mmdet's and
+    mmseg's transforms fill maps with.
 
     Raises:
         DatasetError: the file is missing or unreadable, has another size than the image, a segment
@@ -71,7 +75,8 @@ def _local_numbers(ids: np.ndarray, segments: list[dict], path: str) -> np.ndarr
             )
     numbers = np.zeros(len(known), dtype=np.int32)
     shown = [i for i, segment in enumerate(segments, start=1) if not segment["is_crowd"]]
-    numbers[shown] = np.arange(1, len(shown) + 1)
+    places = np.arange(1, len(shown) + 1)
+    numbers[shown] = places + (places >= _FILL)
     return numbers[rank]
 
 
@@ -80,7 +85,7 @@ class PanopticMapToMasks(BaseTransform):
     """One mask per segment of what flips, resizing and crops left of the map.
 
     Required keys: ``gt_seg_map`` and ``gt_segment_labels`` of :class:`LoadPanopticMap`; they are
-    removed.
+    removed. Pixels of 0 and of 255 have no segment.
 
     Added keys: ``gt_masks`` (``BitmapMasks`` of the N segments with a pixel left; things and
     stuff, in the order of their numbers) and ``gt_bboxes_labels`` (N,) int64.
@@ -88,12 +93,14 @@ class PanopticMapToMasks(BaseTransform):
 
     def transform(self, results: dict) -> dict:
         numbers, labels = results.pop("gt_seg_map"), results.pop("gt_segment_labels")
-        left = np.flatnonzero(np.bincount(numbers.ravel(), minlength=len(labels) + 1)[1:])
+        pixels = np.bincount(numbers.ravel(), minlength=_FILL + 1)
+        pixels[[0, _FILL]] = 0
+        left = np.flatnonzero(pixels)
         masks = np.empty((len(left), *numbers.shape), dtype=np.uint8)
-        for mask, index in zip(masks, left, strict=True):
-            np.equal(numbers, index + 1, out=mask.view(np.bool_))
+        for mask, number in zip(masks, left, strict=True):
+            np.equal(numbers, number, out=mask.view(np.bool_))
         results["gt_masks"] = BitmapMasks(masks, *numbers.shape)
-        results["gt_bboxes_labels"] = labels[left]
+        results["gt_bboxes_labels"] = labels[left - 1 - (left > _FILL)]
         return results
 
     def __repr__(self) -> str:

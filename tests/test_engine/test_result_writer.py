@@ -1,0 +1,86 @@
+"""Numbers in the files that a test run dumps: readable as ground truth of the same classes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData, PixelData
+
+from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.engine.result_writer import ResultWriterHook
+from odise_mm.errors import ConfigError
+from odise_mm.evaluation.ground_truth import read_semantic_truth
+from odise_mm.utils.panoptic_io import read_coco_panoptic
+
+
+def names(count: int) -> Vocabulary:
+    return Vocabulary(tuple((f"name {i}",) for i in range(count)), (True,) * count)
+
+
+def run(hook: ResultWriterHook, labels: list[int], num_classes: int, first_id: int = 1) -> Path:
+    """Dump one image: a row of pixels, each a segment of its class; and what was written where."""
+    dataset = SimpleNamespace(
+        cat2label={first_id + i: i for i in range(num_classes)},
+        get_data_info=lambda index: dict(img_path="images/7.jpg"),
+    )
+    loader = SimpleNamespace(dataset=_Sized(vars(dataset)))
+    model = SimpleNamespace(vocabulary=names(num_classes), test_cfg={})
+    runner: Any = SimpleNamespace(model=model, test_loop=SimpleNamespace(dataloader=loader))
+    sample = DetDataSample(metainfo=dict(img_path="images/7.jpg", img_id=7))
+    infos = [
+        dict(id=i, category_id=label, isthing=True, score=1.0) for i, label in enumerate(labels, 1)
+    ]
+    ids = torch.arange(1, len(labels) + 1, dtype=torch.int32)[None, None]
+    sample.pred_panoptic_seg = PixelData(sem_seg=ids, metainfo=dict(segments_info=infos))
+    sample.pred_sem_seg = PixelData(sem_seg=torch.tensor(labels, dtype=torch.int32)[None, None])
+    sample.pred_instances = InstanceData(
+        masks=torch.stack([ids[0] == i for i in range(1, len(labels) + 1)]),
+        labels=torch.tensor(labels),
+        scores=torch.ones(len(labels)),
+        bboxes=torch.zeros(len(labels), 4),
+    )
+    hook.set_name = "mine"
+    hook.before_test_epoch(runner)
+    hook.after_test_iter(runner, 0, outputs=[sample])
+    hook.after_test_epoch(runner)
+    return hook.dump_dir / "mine"
+
+
+class _Sized(SimpleNamespace):
+    def __init__(self, attributes: dict) -> None:
+        super().__init__(**attributes)
+
+    def __len__(self) -> int:
+        return 1
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 254, 255, 256, 257, 847])
+def test_all_classes_come_back_from_semantic_maps(num_classes: int, tmp_path: Path) -> None:
+    labels = sorted({0, num_classes // 2, min(254, num_classes - 1), num_classes - 1})
+    folder = run(ResultWriterHook(tmp_path), labels, num_classes)
+    sample = dict(sem_seg_path=str(folder / "semantic" / "7.png"))
+    assert read_semantic_truth(sample, num_classes)[0].tolist() == [labels]
+
+
+def test_too_many_classes_are_refused_before_anything_is_run(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="65,536 classes has no label maps"):
+        run(ResultWriterHook(tmp_path), [0], 65536)
+
+
+@pytest.mark.parametrize("first_id", [0, 1])
+def test_a_category_id_of_0_is_an_id_like_others(first_id: int, tmp_path: Path) -> None:
+    folder = run(ResultWriterHook(tmp_path), [0, 1, 2], 3, first_id)
+    content = json.loads((folder / "panoptic.json").read_text())
+    assert [c["id"] for c in content["categories"]] == [first_id, first_id + 1, first_id + 2]
+    (result,) = read_coco_panoptic(folder / "panoptic.json")
+    assert [segment.label for segment in result.segments] == [0, 1, 2]
+    assert np.array_equal(result.panoptic, [[1, 2, 3]])
+    instances = json.loads((folder / "instances.json").read_text())
+    assert [one["category_id"] for one in instances] == [first_id, first_id + 1, first_id + 2]
