@@ -39,7 +39,7 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
     annotation for are left out always, as panopticapi does.
 
     An image's information: ``img_path``, ``img_id``, ``height``, ``width``, ``seg_map_path``,
-    ``segments_info`` (a list of dict(id, label, is_thing, is_crowd)); with ``data_prefix``
+    ``segments_info`` (a list of dict(id, label, is_thing, is_crowd, area)); with ``data_prefix``
     'sem_seg' also ``sem_seg_path`` and ``reduce_zero_label``, with ``phrases_file`` also
     ``captions_phrases`` (captions, each a list of noun phrases), with ``captions_file``
     ``captions`` (texts) and ``caption`` (the first of them).
@@ -169,6 +169,7 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
                 label=label_of[segment["category_id"]],
                 is_thing=is_thing[label_of[segment["category_id"]]],
                 is_crowd=bool(segment.get("iscrowd", 0)),
+                area=segment.get("area"),
             )
             for segment in annotation["segments_info"]
         ]

@@ -28,6 +28,8 @@ class TruthSegment(NamedTuple):
     """Class index."""
     is_thing: bool
     is_crowd: bool
+    area: float | None = None
+    """Pixels, as the JSON file says; None where it does not."""
 
 
 class PanopticTruth(NamedTuple):
@@ -38,6 +40,14 @@ class PanopticTruth(NamedTuple):
     ids: np.ndarray
     """(H, W) int32, 0 where void."""
     segments: tuple[TruthSegment, ...]
+    pixels: tuple[int, ...] = ()
+    """Pixels of every segment in the map."""
+
+    @property
+    def wrong_areas(self) -> list[tuple[TruthSegment, int]]:
+        """Segments, crowd regions aside, whose JSON file says another area, and their pixels."""
+        pairs = zip(self.segments, self.pixels, strict=False)
+        return [(s, n) for s, n in pairs if not s.is_crowd and s.area is not None and s.area != n]
 
 
 def count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,12 +94,18 @@ def read_panoptic_truth(sample: Mapping[str, Any], num_classes: int) -> Panoptic
         raise DatasetError(f"ground truth: {err}") from err
     segments = tuple(
         TruthSegment(
-            int(info["id"]), int(info["label"]), bool(info["is_thing"]), bool(info["is_crowd"])
+            int(info["id"]),
+            int(info["label"]),
+            bool(info["is_thing"]),
+            bool(info["is_crowd"]),
+            info.get("area"),
         )
         for info in infos
     )
     described = {segment.id for segment in segments}
-    drawn = set(count_values(ids)[0].tolist()) - {0}
+    values, counts = count_values(ids)
+    pixels_of = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    drawn = pixels_of.keys() - {0}
     if len(described) < len(segments):
         raise DatasetError(f"{path}: segments_info has two segments of the same id")
     if drawn - described:
@@ -102,7 +118,7 @@ def read_panoptic_truth(sample: Mapping[str, Any], num_classes: int) -> Panoptic
         )
     for segment in segments:
         _check_label(path, segment.label, num_classes)
-    return PanopticTruth(str(path), ids, segments)
+    return PanopticTruth(str(path), ids, segments, tuple(pixels_of[s.id] for s in segments))
 
 
 def read_semantic_truth(sample: Mapping[str, Any], num_classes: int) -> tuple[np.ndarray, str]:

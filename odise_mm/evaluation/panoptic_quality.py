@@ -1,17 +1,23 @@
 """Panoptic quality (Kirillov et al., arXiv 1801.00868), with crowd and void as in COCO's own tool.
 
-Numbers agree with panopticapi's. Pure functions first, then the metric on top of them.
+Numbers agree with panopticapi's where the annotations' areas are right: panopticapi takes the area
+of annotated segments from the JSON file, here their pixels are counted. Pure functions first, then
+the metric on top of them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+from mmengine.logging import print_log
 
 from odise_mm.evaluation.base import DatasetMetric, Numbers, check_labels, result_of, to_numpy
 from odise_mm.evaluation.ground_truth import (
+    PanopticTruth,
     TruthSegment,
     check_size,
     count_values,
@@ -19,6 +25,7 @@ from odise_mm.evaluation.ground_truth import (
     read_panoptic_truth,
 )
 from odise_mm.registry import METRICS
+from odise_mm.utils.display import printable
 
 
 class PanopticCounts(NamedTuple):
@@ -145,12 +152,38 @@ def panoptic_quality(
     return numbers, per_class
 
 
+@dataclass
+class _Walked:
+    """What is kept of any number of images."""
+
+    counts: PanopticCounts
+    segments: int = 0
+    """Annotated ones, crowd regions aside."""
+    wrong_areas: int = 0
+    """Of these, how many have another area in the JSON file than in the map."""
+    example: str = ""
+    """The first of these."""
+
+    def note_areas(self, truth: PanopticTruth) -> None:
+        self.segments += sum(not segment.is_crowd for segment in truth.segments)
+        wrong = truth.wrong_areas
+        self.wrong_areas += len(wrong)
+        if wrong and not self.example:
+            segment, pixels = wrong[0]
+            self.example = (
+                f"{truth.path}, segment {segment.id}: {segment.area} in the JSON file, {pixels} "
+                "pixels in the map"
+            )
+
+
 @METRICS.register_module()
 class PanopticQuality(DatasetMetric):
     """PQ, SQ, RQ of all classes, things and stuff; memory does not grow with the data set.
 
     Ground truth: ``seg_map_path`` and ``segments_info`` of the samples. See
-    :func:`match_segments` and :func:`panoptic_quality`.
+    :func:`match_segments` and :func:`panoptic_quality`. Areas are those of the maps; where the
+    JSON file says others, a warning tells how many, as panopticapi believes them and comes to other
+    numbers.
     """
 
     task = "panoptic"
@@ -175,12 +208,24 @@ class PanopticQuality(DatasetMetric):
         truth = read_panoptic_truth(sample, num_classes)
         check_size(truth.path, truth.ids.shape, ids.shape)
         if not self.results:
-            self.results.append(PanopticCounts.zeros(num_classes))
-        self.results[0].add(match_segments(truth.ids, truth.segments, ids, labels, num_classes))
+            self.results.append(_Walked(PanopticCounts.zeros(num_classes)))
+        kept: _Walked = self.results[0]
+        kept.counts.add(match_segments(truth.ids, truth.segments, ids, labels, num_classes))
+        kept.note_areas(truth)
 
-    def compute(self, results: list[PanopticCounts]) -> tuple[Numbers, list[Numbers | None]]:
+    def compute(self, results: list[_Walked]) -> tuple[Numbers, list[Numbers | None]]:
         """See :func:`panoptic_quality`."""
         total = PanopticCounts.zeros(len(self.vocabulary))
         for part in results:
-            total.add(part)
+            total.add(part.counts)
+        wrong = sum(part.wrong_areas for part in results)
+        if wrong:
+            print_log(
+                f"{self.prefix}: {wrong} of {sum(part.segments for part in results)} annotated "
+                "segments have another area in the JSON file than in their map (the first: "
+                f"{printable(next(part.example for part in results if part.example))}). Pixels are "
+                "counted here; panopticapi believes the JSON file, and its numbers differ",
+                logger="current",
+                level=logging.WARNING,
+            )
         return panoptic_quality(total, self.vocabulary.is_thing)

@@ -56,7 +56,9 @@ def test_an_image_is_described(coco: SmallCoco) -> None:
     assert [s["is_thing"] for s in first["segments_info"]] == [False, False, True, True, True]
     assert [s["id"] for s in second["segments_info"]] == [73_001, 73_002, 73_003, 73_004, 73_005]
     assert [s["is_crowd"] for s in third["segments_info"]] == [False] * 4 + [True]
-    assert set(first["segments_info"][0]) == {"id", "label", "is_thing", "is_crowd"}
+    assert set(first["segments_info"][0]) == {
+        "id", "label", "is_thing", "is_crowd", "area"
+    }  # fmt: skip
     assert dataset.get_cat_ids(0) == [0, 2, 1, 1, 3]
     assert not dataset.data_list, "mmengine keeps the images serialized, for worker processes"
 

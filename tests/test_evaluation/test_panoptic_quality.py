@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,61 @@ def test_numbers_are_those_of_panopticapi(which: str) -> None:
             assert ours[key.upper()] / 100 == pytest.approx(value, abs=1e-9)
     absent = set(metric.per_class) - {name_of[int(c)] for c in expected["per_class"]}
     assert all(metric.per_class[name]["PQ"] == 0 for name in absent)
+
+
+def enlarged(item: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A sample whose maps are twice as high and wide, with the areas of the small ones."""
+    ids = read_panoptic_png(item["seg_map_path"]).repeat(2, 0).repeat(2, 1)
+    path = folder / Path(item["seg_map_path"]).name
+    write_panoptic_png(path, ids)
+    found = item["pred_panoptic_seg"]
+    larger = found["sem_seg"].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    return {
+        **item,
+        "seg_map_path": str(path),
+        "pred_panoptic_seg": found | dict(sem_seg=larger),
+    }
+
+
+def test_areas_are_counted_whatever_the_json_says(
+    tmp_path: Path, warnings: Callable[[], list[str]]
+) -> None:
+    """Maps that were enlarged and kept their JSON file: the numbers are those of the small ones,
+    and somebody who compares with panopticapi learns why its numbers differ."""
+    numbers = []
+    for large in (False, True):
+        classes, samples, _ = coco_samples("pred_a")
+        metric = metric_of(classes)
+        for item in samples:
+            sizes = dict(zip(*count_values(read_panoptic_png(item["seg_map_path"])), strict=True))
+            for info in item["segments_info"]:
+                info["area"] = int(sizes[info["id"]])
+            metric.process(None, [enlarged(item, tmp_path) if large else item])
+        numbers.append(metric.evaluate(2))
+        assert len(warnings()) == large
+    assert numbers[0] == pytest.approx(numbers[1], rel=1e-12)
+    segments = [s for item in samples for s in item["segments_info"] if not s["is_crowd"]]
+    first, (line,) = segments[0], warnings()
+    assert f"{len(segments)} of {len(segments)} annotated segments" in line
+    assert f"{tmp_path}" in line and f"segment {first['id']}: {first['area']} in the JSON" in line
+    assert f"{4 * first['area']} pixels" in line and "panopticapi believes the JSON file" in line
+
+
+def test_areas_that_are_not_given_are_not_compared(
+    tmp_path: Path, warnings: Callable[[], list[str]]
+) -> None:
+    classes = make.vocabulary(3)
+    item = make.sample(tmp_path, 1, np.random.default_rng(0), classes)
+    metric = metric_of(classes)
+    metric.process(None, [item])
+    for info in item["segments_info"]:
+        info["area"] = None
+    crowd = [info for info in item["segments_info"] if info["is_crowd"]]
+    for info in crowd:  # which nobody's numbers depend on
+        info["area"] = 1
+    metric.process(None, [item])
+    metric.evaluate(2)
+    assert crowd and not warnings()
 
 
 def by_pixels(
@@ -203,7 +259,7 @@ def test_what_is_kept_does_not_grow(tmp_path: Path) -> None:
     sizes = set()
     for _ in range(5):
         metric.process(None, [item])
-        sizes.add((len(metric.results), sum(a.nbytes for a in metric.results[0])))
+        sizes.add((len(metric.results), sum(a.nbytes for a in metric.results[0].counts)))
     assert len(sizes) == 1
     numbers = metric.evaluate(5)
     metric.process(None, [item])
@@ -235,7 +291,7 @@ def broken(item: dict[str, Any], how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("missing", r"1\.png: not a readable panoptic PNG"),
+        ("missing", r"1\.png: no such panoptic PNG"),
         ("size", r"1\.png: the ground truth has 39 x 50 .* result 40 x 50"),
         ("not in json", r"1\.png: segment \d+ is not in the JSON"),
         ("not in png", r"1\.png: segment 77 of the JSON file has no pixel"),

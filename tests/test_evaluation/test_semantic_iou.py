@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mmengine.logging import MMLogger
 from mmseg.evaluation.metrics import IoUMetric
 from PIL import Image
 
@@ -26,15 +24,6 @@ def metric_of(num_classes: int) -> SemanticIoU:
     metric = METRICS.build(dict(type="SemanticIoU"))
     metric.dataset_meta = dict(vocabulary=make.vocabulary(num_classes))
     return metric
-
-
-@pytest.fixture
-def warnings(caplog: pytest.LogCaptureFixture) -> Lines:
-    """Warnings in the log so far."""
-    logger = MMLogger.get_current_instance()
-    logger.addHandler(caplog.handler)
-    yield lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
-    logger.removeHandler(caplog.handler)
 
 
 @pytest.mark.parametrize(("num_classes", "bits"), [(2, 8), (150, 8), (847, 16), (1500, 16)])
