@@ -1,7 +1,7 @@
 """Tiny models under names of their own, in timm's register, for families that timm has large only.
 
-Swin (windows), MViT-v2 and BEiT (relative positions, made for one size), SAM (any size as it is)
-and Hiera (arguments in another order), as timm's own classes.
+Swin (windows), MViT-v2, BEiT and a ViT with relative positions (made for one size), SAM (any size
+as it is) and Hiera (arguments in another order), as timm's own classes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from timm.models import (
     register_model,
 )
 from timm.models import swin_transformer as swin
+from timm.models import vision_transformer_relpos as relpos
 from timm.models import vision_transformer_sam as sam
 from torch import nn
 
@@ -28,6 +29,7 @@ default_cfgs = generate_default_cfgs(
         "tiny_swin.made_up": dict(FIXED, classifier="head.fc"),
         "tiny_mvit.made_up": dict(FIXED, classifier="head.fc"),
         "tiny_beit.made_up": dict(FIXED, classifier="head"),
+        "tiny_relpos.made_up": dict(FIXED, classifier="head"),
         "tiny_sam.made_up": FIXED,
         "tiny_hiera.made_up": dict(FIXED, classifier="head.fc"),
         "tiny_beit.elsewhere": dict(FIXED, hf_hub_id=None, url="https://nowhere.invalid/b.pth"),
@@ -86,6 +88,23 @@ def tiny_beit(pretrained: bool = False, **kwargs: object) -> nn.Module:
 
 
 @register_model
+def tiny_relpos(pretrained: bool = False, **kwargs: object) -> nn.Module:
+    """Six blocks of 16 x 16 pixels' patches; relative positions from a small network, no token."""
+    sizes = dict(
+        img_size=SIZE,
+        patch_size=16,
+        embed_dim=32,
+        depth=6,
+        num_heads=2,
+        qkv_bias=False,
+        fc_norm=True,
+    )
+    return build_model_with_cfg(
+        relpos.VisionTransformerRelPos, "tiny_relpos", pretrained, **{**sizes, **kwargs}
+    )
+
+
+@register_model
 def tiny_sam(pretrained: bool = False, **kwargs: object) -> nn.Module:
     """Four blocks of 16 x 16 pixels' patches, every other one with windows of 3 x 3."""
     sizes = dict(
@@ -121,4 +140,4 @@ def tiny_hiera(pretrained: bool = False, **kwargs: object) -> nn.Module:
     )
 
 
-assert {"tiny_swin", "tiny_mvit", "tiny_beit", "tiny_sam", "tiny_hiera"} <= set(timm.list_models())
+assert {name.partition(".")[0] for name in default_cfgs} <= set(timm.list_models())

@@ -6,6 +6,7 @@ encoders, ViT-L and ViT-H.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from odise_mm.models.backbones.timm_backbone import (
     choose_levels,
     fit_tiles,
     level_info,
+    prune,
     register_normalisation,
 )
 from odise_mm.models.backbones.timm_weights import WithoutDrawing, find_model
@@ -124,6 +126,12 @@ class OpenCLIPBackbone(Backbone):
                     f"image_size={image_size}, but the segmentor's clip is made for "
                     f"{tower.image_size[0]} pixels and is not changed here: name the `model` too, "
                     "or drop image_size"
+                )
+            if not hasattr(trunk, "set_input_size"):  # open_clip would leave it out in silence
+                raise ValueError(
+                    f"image_size={image_size}, but timm {version('timm')} cannot change the size "
+                    f"of its {type(trunk).__name__}: leave image_size out, or try a newer timm "
+                    "(BEiT's changes from 1.0.31 on)"
                 )
             tower.set_input_size(image_size)
         return tower.image_size[0]
@@ -266,7 +274,7 @@ def _build_tower(
     if source.path is None:
         with same_random_weights():
             return _build_vision_tower(*options), source, None
-    with WithoutDrawing():
+    with same_random_weights(), WithoutDrawing():  # some tokens are drawn all the same
         tower = _build_vision_tower(*options)
     state = read_clip(source.path, keep=lambda key: key.startswith(PREFIX))
     return tower, source, {key.removeprefix(PREFIX): value for key, value in state.items()}
@@ -280,7 +288,7 @@ def _prune(tower: nn.Module, indices: Sequence[int], whole: bool) -> None:
         tower.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True)
         tower.attn_pool = None
     elif hasattr(tower, "trunk"):
-        tower.trunk.prune_intermediate_layers(list(indices), prune_norm=True, prune_head=True)
+        prune(tower.trunk, indices)
         tower.head = nn.Identity()
     else:
         for level in range(indices[-1] + 1, 5):

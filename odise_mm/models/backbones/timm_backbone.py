@@ -97,7 +97,7 @@ class TimmBackbone(Backbone):
             )
         state = source and source.read(network)  # made for the network before it is pruned
         taken = sorted(set(self.out_indices))
-        network.prune_intermediate_layers(taken, prune_norm=True, prune_head=True)
+        prune(network, taken)
         if source is not None:
             source.fill(network, state)
         self.network = network
@@ -161,6 +161,8 @@ def _size_options(name: str, image_size: int | None) -> tuple[dict[str, Any], in
     if image_size is None:
         if "dynamic_img_size" in known:
             return {"dynamic_img_size": True}, None
+        if "strict_img_size" in known:  # the same of Swin's, before timm 1.0.31
+            return {"strict_img_size": False}, None
         if not cfg.get("fixed_input_size"):
             return {}, None
         image_size = cfg["input_size"][-1]
@@ -204,6 +206,22 @@ def level_info(network: nn.Module, name: str) -> list[dict[str, Any]]:
         raise ValueError(f"timm's {name} gives no feature maps: it has no forward_intermediates")
     info = network.feature_info
     return [dict(level) for level in getattr(info, "info", info)]
+
+
+def prune(network: nn.Module, taken: Sequence[int]) -> None:
+    """Remove what lies behind the last of the levels ``taken`` of a timm model, with its norm.
+
+    timm before 1.0.31 leaves two things: the later stages of MViT-v2, and the norm in the
+    classifier head of ConvNeXt and its like.
+    """
+    from timm.layers import ClNormMlpClassifierHead, NormMlpClassifierHead
+
+    levels = len(level_info(network, type(network).__name__))
+    network.prune_intermediate_layers(list(taken), prune_norm=True, prune_head=True)
+    if len(getattr(network, "stages", ())) == levels:  # one stage, one level
+        network.stages = network.stages[: max(taken) + 1]
+    if isinstance(getattr(network, "head", None), NormMlpClassifierHead | ClNormMlpClassifierHead):
+        network.head = nn.Identity()
 
 
 def choose_levels(

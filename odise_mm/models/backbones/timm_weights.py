@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
 from odise_mm.utils.display import first_line
+from odise_mm.utils.frozen import same_random_weights
 from odise_mm.utils.names import is_path, nearest
 
 # The names of the files in timm's repositories on the hub, the first that is there.
@@ -119,7 +120,8 @@ class TimmWeights:
         """The whole network with values still undefined; ``options`` are ``create_model``'s."""
         import timm
 
-        with _caught_filter() as caught, WithoutDrawing():
+        # position tables of some are drawn all the same: nobody else's draws are to move
+        with _caught_filter() as caught, same_random_weights(), WithoutDrawing():
             network = timm.create_model(self.name, pretrained=True, **options)
         self._rewrite = caught[-1]
         size = options.get("img_size")

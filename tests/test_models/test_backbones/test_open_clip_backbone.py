@@ -10,6 +10,7 @@ import pytest
 import torch
 from open_clip.transformer import VisionTransformer
 from safetensors.torch import save_file
+from timm.models.beit import Beit
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, Normalize
 from torchvision.transforms.functional import resize
@@ -45,6 +46,9 @@ TOWERS = {
     ),
 }
 TOLERANCE = 1e-5
+BEIT_CHANGES = pytest.mark.skipif(
+    not hasattr(Beit, "set_input_size"), reason="timm before 1.0.31 changes no BEiT's size"
+)
 
 
 def images(*size: int, count: int = 2) -> Tensor:
@@ -167,7 +171,7 @@ def test_other_sizes_interpolate_positions(whole: dict, files: dict) -> None:
         ("convnext", (75, 50), None, (96, 64)),
         ("resnet", (75, 50), None, (96, 64)),
         ("made for one size", (75, 50), None, (64, 64)),
-        ("made for one size", (75, 50), 96, (96, 96)),
+        pytest.param("made for one size", (75, 50), 96, (96, 96), marks=BEIT_CHANGES),
         ("timm's vit", (75, 50), 64, (64, 64)),
     ],
 )
@@ -182,6 +186,15 @@ def test_tiles_are_resized_to_what_the_tower_takes(
         for ours, theirs in zip(backbone(pictures), backbone(resized), strict=True):
             assert relative_error(ours, theirs) < TOLERANCE
             assert ours.shape[-2] / ours.shape[-1] == target[0] / target[1]
+
+
+def test_a_size_that_timm_cannot_give_a_trunk_is_refused(
+    files: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Beit, "set_input_size", raising=False)  # as in timm before 1.0.31
+    cfg, _ = TOWERS["made for one size"]
+    with pytest.raises(ValueError, match="image_size=96, but timm .* of its Beit: leave image_"):
+        OpenCLIPBackbone(cfg, str(files["made for one size"]), image_size=96)
 
 
 def test_a_trunk_of_another_size_is_timms(files: dict, whole: dict) -> None:
@@ -433,7 +446,7 @@ def test_no_embedding_without_the_last_block() -> None:
         backbone.embed(images(56, 56))
 
 
-def test_random_weights_are_the_same_every_time() -> None:
+def test_random_weights_are_the_same_every_time_and_nobodys_draws_are_moved(files: dict) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     one = OpenCLIPBackbone(TINY_CLIP).tower.state_dict()
@@ -441,3 +454,7 @@ def test_random_weights_are_the_same_every_time() -> None:
     torch.manual_seed(2)
     two = OpenCLIPBackbone(TINY_CLIP).tower.state_dict()
     assert all(torch.equal(one[key], two[key]) for key in one)
+    torch.manual_seed(1)
+    for name in ("vit", "timm's vit"):
+        OpenCLIPBackbone(TOWERS[name][0], str(files[name]))
+        assert torch.equal(before, torch.get_rng_state()), name

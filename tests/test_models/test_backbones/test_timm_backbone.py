@@ -28,13 +28,13 @@ from tests.parts import relative_error
 MODELS = {
     "test_vit": 160,
     "test_vit3": 160,  # registers, and no class token
-    "test_vit_relpos": 160,
     "test_convnext": 96,
     "test_resnet": 96,
     "eva02_tiny_patch14_224": 224,
     "tiny_swin": tiny_timm.SIZE,
     "tiny_mvit": tiny_timm.SIZE,
     "tiny_beit": tiny_timm.SIZE,
+    "tiny_relpos": tiny_timm.SIZE,
     "tiny_sam": tiny_timm.SIZE,
     "tiny_hiera": tiny_timm.SIZE,
 }
@@ -359,7 +359,10 @@ def test_random_weights_are_the_same_every_time_and_nobodys_draws_are_moved(file
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert one["blocks.0.mlp.fc1.weight"].std() > 0.01
     torch.manual_seed(1)
-    TimmBackbone("test_vit", str(files["test_vit"]))  # no weight is drawn to be overwritten
+    TimmBackbone("test_vit", str(files["test_vit"]))
+    assert torch.equal(before, torch.get_rng_state())
+    with timm_weights.WithoutDrawing():  # what the file's values replace
+        timm.layers.trunc_normal_tf_(nn.Linear(3, 4).weight)
     assert torch.equal(before, torch.get_rng_state())
     assert timm.models._builder.load_pretrained is timm.models.load_pretrained
 
