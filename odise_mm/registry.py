@@ -3,6 +3,9 @@
 ``type='DiffusionBackbone'`` finds ours; ``type='mmdet.MSDeformAttnPixelDecoder'`` finds mmdet's.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 from mmdet import registry as mmdet
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import Registry
@@ -12,14 +15,22 @@ from odise_mm.utils.resume import allow_training_state
 allow_training_state()  # whoever resumes builds a model first
 
 
-def _child(parent: Registry, location: str) -> Registry:
-    return Registry(parent.name, parent=parent, scope="odise_mm", locations=[location])
+def _child(parent: Registry, location: str, build: Callable | None = None) -> Registry:
+    return Registry(
+        parent.name, build_func=build, parent=parent, scope="odise_mm", locations=[location]
+    )
+
+
+def _build_dataset(cfg: Any, **kwargs: Any) -> Any:
+    from odise_mm.datasets.wrappers import build_dataset
+
+    return build_dataset(cfg, **kwargs)
 
 
 MODELS = _child(mmdet.MODELS, "odise_mm.models")
 TASK_UTILS = _child(mmdet.TASK_UTILS, "odise_mm.models")
 TRANSFORMS = _child(mmdet.TRANSFORMS, "odise_mm.datasets.transforms")
-DATASETS = _child(mmdet.DATASETS, "odise_mm.datasets")
+DATASETS = _child(mmdet.DATASETS, "odise_mm.datasets", _build_dataset)
 DATA_SAMPLERS = _child(mmdet.DATA_SAMPLERS, "odise_mm.datasets")
 METRICS = _child(mmdet.METRICS, "odise_mm.evaluation")
 HOOKS = _child(mmdet.HOOKS, "odise_mm.engine")

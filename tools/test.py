@@ -246,6 +246,7 @@ def prepare_model(runner: OpenVocabRunner, args: argparse.Namespace) -> None:
 def test_one(runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespace) -> SetResult:
     """Walk one set."""
     from odise_mm.datasets.base import find_file
+    from odise_mm.engine.loops import vocabulary_of
     from odise_mm.evaluation.report import SetResult, describe_vocabulary
 
     start = time.perf_counter()
@@ -255,9 +256,9 @@ def test_one(runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespac
     metrics = runner.test_on(test_set.cfg)
     loop = runner.test_loop
     dataset = loop.dataloader.dataset
-    vocabulary = dataset.vocabulary
+    vocabulary = vocabulary_of(dataset)
     names = loop.evaluator.metrics[0].class_names
-    settings = test_set.dataset
+    settings = test_set.datasets[0]  # others have the same names
     return SetResult(
         name=test_set.name,
         metrics=metrics,

@@ -15,6 +15,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from odise_mm.datasets.wrappers import inner_configs
 from odise_mm.errors import ConfigError, DeviceError, OdiseError
 from odise_mm.registry import MODELS, TRANSFORMS
 from odise_mm.utils.frozen import build_part
@@ -199,10 +200,9 @@ def make_test_pipeline(cfg: Config) -> Compose:
     """
     steps = cfg.get("test_pipeline")
     if steps is None:
-        dataset = cfg.get("test_dataloader", ConfigDict()).get("dataset", ConfigDict())
-        while "pipeline" not in dataset and "dataset" in dataset:
-            dataset = dataset["dataset"]
-        steps = dataset.get("pipeline")
+        dataset = cfg.get("test_dataloader", ConfigDict()).get("dataset")
+        inside = inner_configs(dataset, "test_dataloader.dataset")
+        steps = next((each["pipeline"] for _, each, _ in inside if "pipeline" in each), None)
     if not steps:
         raise ConfigError(f"{_name(cfg)}: has no `test_pipeline`")
     kept = [dict(type="LoadImage")]

@@ -7,11 +7,23 @@ from odise_mm.datasets.samplers import SeededSampler
 from odise_mm.datasets.seeding import SeededIndex
 from odise_mm.datasets.semantic import SemanticDataset
 from odise_mm.datasets.vocabulary import BUILTIN, Vocabulary, VocabularyError
+from odise_mm.datasets.wrappers import (
+    ClassBalancedDataset,
+    ConcatDataset,
+    FirstImages,
+    MultiImageMixDataset,
+    RepeatDataset,
+)
 
 __all__ = [
     "BUILTIN",
+    "ClassBalancedDataset",
+    "ConcatDataset",
+    "FirstImages",
     "InstanceDataset",
+    "MultiImageMixDataset",
     "PanopticDataset",
+    "RepeatDataset",
     "SeededIndex",
     "SeededSampler",
     "SemanticDataset",

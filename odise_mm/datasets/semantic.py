@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import numpy as np
 from mmseg.datasets import BaseSegDataset
 
 from odise_mm.datasets.base import (
@@ -95,3 +96,14 @@ class SemanticDataset(SeededItems, BaseSegDataset):
             f"{where} (images end in {self.img_suffix})",
             "",
         )
+
+    def get_cat_ids(self, idx: int) -> list[int]:
+        """Class indices of one image's pixels, from its file (for ``ClassBalancedDataset``).
+
+        Raises:
+            DatasetError: the label file cannot be read, or has a class beyond the vocabulary.
+        """
+        from odise_mm.evaluation.ground_truth import read_semantic_truth
+
+        classes, _ = read_semantic_truth(self.get_data_info(idx), len(self.vocabulary))
+        return [int(label) for label in np.unique(classes) if label >= 0]

@@ -22,6 +22,7 @@ from mmengine.runner import Runner
 from torch.utils.data import DataLoader
 
 from odise_mm import registry as ours
+from odise_mm.datasets.wrappers import inner_configs
 from odise_mm.engine.hooks import better_when
 from odise_mm.errors import ConfigError, DatasetError, DeviceError
 
@@ -36,13 +37,16 @@ _LOCAL_RANK = {
     "slurm": "SLURM_LOCALID",
     "mpi": "OMPI_COMM_WORLD_LOCAL_RANK",
 }
+_MIXER = "MultiImageMixDataset"
 LAUNCHERS = ("none", *_WORLD)
 
 
 def complete_config(cfg: Config) -> Config:
     """A copy in which everything is said that a run needs and a short config leaves out.
 
-    * A data set without ``pipeline`` gets ``train_pipeline`` or ``test_pipeline``.
+    * A data set without ``pipeline`` gets ``train_pipeline`` or ``test_pipeline``, wrapped ones
+      included. Of ``MultiImageMixDataset`` it is the wrapper that gets it: the dataset inside says
+      itself how a single image is loaded.
     * ``optim_wrapper.constructor`` is the one that leaves frozen parameters out.
     * Schedules in steps have no ``end``. mmengine ends them with the training and saves that: a
       training that is resumed to go on for longer would miss its milestones.
@@ -50,9 +54,12 @@ def complete_config(cfg: Config) -> Config:
     cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(copy.deepcopy(cfg))
     for stage in _PARTS:
         steps = cfg.get("train_pipeline" if stage == "train" else "test_pipeline")
-        for _, dataset in _datasets(cfg, stage):
-            if steps is not None and "pipeline" not in dataset:
-                dataset["pipeline"] = steps
+        loader = cfg.get(f"{stage}_dataloader")
+        if steps is None or not isinstance(loader, dict):
+            continue
+        for _, dataset, mixed in _with_pipeline(loader.get("dataset"), ""):
+            if not mixed:
+                dataset.setdefault("pipeline", steps)
     if isinstance(cfg.get("optim_wrapper"), dict):
         cfg.optim_wrapper.setdefault("constructor", "TrainedParametersConstructor")
     schedules = cfg.get("param_scheduler") or []
@@ -145,6 +152,17 @@ def check_config(cfg: Config) -> None:
         _check_part(part, registry, f"{where}: {path}")
     _check_steps(cfg, where)
     _check_best(cfg, where)
+    for stage in _PARTS:
+        loader = cfg.get(f"{stage}_dataloader")
+        for path, dataset, mixed in _with_pipeline(
+            loader.get("dataset") if isinstance(loader, dict) else None,
+            f"{stage}_dataloader.dataset",
+        ):
+            if mixed and "pipeline" not in dataset:
+                raise ConfigError(
+                    f"{where}: {path}: has no `pipeline`; inside of {_MIXER} a dataset needs one "
+                    "of its own, which loads an image and its annotations"
+                )
     _check_devices(cfg, world)
     trains = cfg.get("train_dataloader") is not None
     for stage in ("train", "val") if trains else ("test",):
@@ -369,20 +387,26 @@ def _check_files(dataset: dict[str, Any], where: str) -> None:
 
 def _datasets(cfg: Config, stage: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The data sets of a stage with their places, wrapped ones included, wrappers left out."""
+    for path, dataset, wraps in _all_datasets(cfg, stage):
+        if not wraps:
+            yield path, dataset
+
+
+def _all_datasets(cfg: Config, stage: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
     loader = cfg.get(f"{stage}_dataloader")
-    if isinstance(loader, dict) and isinstance(loader.get("dataset"), dict):
-        yield from _innermost(loader.dataset, f"{stage}_dataloader.dataset")
+    if isinstance(loader, dict):
+        yield from inner_configs(loader.get("dataset"), f"{stage}_dataloader.dataset")
 
 
-def _innermost(dataset: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    inner = dataset.get("dataset"), dataset.get("datasets")
-    if isinstance(inner[0], dict):
-        yield from _innermost(inner[0], f"{path}.dataset")
-    elif isinstance(inner[1], (list, tuple)):
-        for index, each in enumerate(inner[1]):
-            yield from _innermost(each, f"{path}.datasets[{index}]")
-    else:
-        yield path, dataset
+def _with_pipeline(dataset: Any, path: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Datasets that have pipelines, with their places, and whether they are inside of a mixer."""
+    mixers: list[str] = []
+    for place, each, wraps in inner_configs(dataset, path):
+        mixes = _kind(each.get("type")) == _MIXER
+        if mixes or not wraps:
+            yield place, each, any(place.startswith(f"{mixer}.") for mixer in mixers)
+        if mixes:
+            mixers.append(place)
 
 
 def _parts(cfg: Config) -> Iterator[tuple[str, dict[str, Any], Registry]]:
@@ -398,10 +422,10 @@ def _parts(cfg: Config) -> Iterator[tuple[str, dict[str, Any], Registry]]:
     for stage in _PARTS:
         loader = cfg.get(f"{stage}_dataloader")
         if isinstance(loader, dict):
-            yield from listed(f"{stage}_dataloader.dataset", loader.get("dataset"), ours.DATASETS)
             for key in ("sampler", "batch_sampler"):
                 yield from listed(f"{stage}_dataloader.{key}", loader.get(key), ours.DATA_SAMPLERS)
-        for path, dataset in _datasets(cfg, stage):
+        for path, dataset, _ in _all_datasets(cfg, stage):
+            yield path, dataset, ours.DATASETS
             yield from listed(f"{path}.pipeline", dataset.get("pipeline"), ours.TRANSFORMS)
         loop = cfg.get(f"{stage}_cfg")
         if loop is not None and "type" in loop:

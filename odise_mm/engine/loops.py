@@ -29,8 +29,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def vocabulary_of(dataset: Dataset) -> Vocabulary | None:
-    """The names of a data set: its ``metainfo["vocabulary"]``, or the classes in its metainfo."""
-    metainfo: Mapping[str, Any] = getattr(dataset, "metainfo", None) or {}
+    """The names of a data set: its ``metainfo["vocabulary"]``, or the classes in its metainfo.
+
+    Raises:
+        DatasetError: datasets of different names were joined.
+    """
+    metainfo = getattr(dataset, "metainfo", None) or {}
+    if not isinstance(metainfo, Mapping):  # as mmdet's ConcatDataset has it
+        raise DatasetError(
+            f"{type(dataset).__name__} joins datasets of different metainfo, so that its classes "
+            "have no common names: give the datasets in it one vocabulary, and let odise_mm's "
+            "registry build it"
+        )
     if metainfo.get("vocabulary") is None and metainfo.get("classes"):
         return Vocabulary.from_metainfo(metainfo)
     return metainfo.get("vocabulary")
@@ -197,6 +207,8 @@ class _Evaluation(BaseLoop):
                 f"{runner.world_size} processes for {images} images to evaluate: start at most "
                 "as many processes as there are images"
             )
+        for metric in self.evaluator.metrics:
+            metric.ids_repeat = getattr(self.dataloader.dataset, "ids_repeat", False)
 
     def run(self) -> dict[str, float]:
         """Evaluate: what the metrics say."""

@@ -21,6 +21,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from rich.progress import Progress, TaskID
 
+from odise_mm.errors import ConfigError
 from odise_mm.registry import HOOKS
 from odise_mm.structures import SegmentationResult
 from odise_mm.utils.image import read_image
@@ -39,8 +40,9 @@ class ResultWriterHook(Hook):
     Below ``dump_dir/<set name>``: ``panoptic/*.png`` and ``panoptic.json`` (COCO's panoptic
     format), ``instances.json`` (COCO's results format), ``semantic/*.png`` (class indices; 16 bits
     for more than 255 classes, as the largest number means "ignored" to readers of label maps).
-    Category ids are the data set's own where it has them, else class index + 1. The JSON files
-    appear when the set is finished and do not depend on the number of processes.
+    Category ids are the data set's own where it has them, else class index + 1; image ids likewise,
+    or places in the data set where two images share one. The JSON files appear when the
+    set is finished and do not depend on the number of processes.
     Below ``show_dir/<set name>``: pictures with the panoptic result drawn.
 
     All three results are made while dumping, whatever the metrics need.
@@ -78,8 +80,17 @@ class ResultWriterHook(Hook):
         dataset = runner.test_loop.dataloader.dataset
         self._vocabulary = model.vocabulary
         self._category_ids = _category_ids(dataset, len(self._vocabulary))
-        paths = [dataset.get_data_info(index)["img_path"] for index in range(len(dataset))]
+        infos = [dataset.get_data_info(index) for index in range(len(dataset))]
+        paths = [info["img_path"] for info in infos]
         self._index = {path: index for index, path in enumerate(paths)}
+        if len(self._index) < len(paths) and (self.dump_dir or self.show_dir):
+            raise ConfigError(
+                f"{self.set_name}: has images several times, and their results would be written "
+                "over each other: write those of the dataset that is repeated"
+            )
+        ids = [info.get("img_id", index) for index, info in enumerate(infos)]
+        # Datasets that are joined may use the same ids, but a file of results has each once.
+        self._image_ids = ids if len(set(ids)) == len(ids) else list(range(len(ids)))
         self._stems = unique_stems(paths)
         if self.show_dir is not None:
             model.test_cfg["panoptic"] = True
@@ -152,7 +163,7 @@ class ResultWriterHook(Hook):
     def _dump(self, index: int, sample: DetDataSample, result: SegmentationResult) -> None:
         folder = self.dump_dir / self.set_name
         stem = self._stems[result.image_path]
-        image_id = sample.metainfo.get("img_id", index)
+        image_id = self._image_ids[index]
         write_panoptic_png(folder / "panoptic" / f"{stem}.png", result.panoptic)
         segments = describe_segments(result.panoptic, result.segments, self._category_ids)
         entry = dict(

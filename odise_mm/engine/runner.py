@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from odise_mm.apis.building import config_errors
+from odise_mm.datasets.seeding import build_seeded
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.engine.checkpoints import latest_checkpoint, read_training_state, replacing
 from odise_mm.engine.config import check_config, complete_config
@@ -74,6 +75,16 @@ class OpenVocabRunner(Runner):
             finite_loss=dict(type="FiniteLossHook"),
         )
         super().register_default_hooks({**own, **(hooks or {})})
+
+    @staticmethod
+    def build_dataloader(
+        dataloader: Any, seed: int | None = None, *args: Any, **kwargs: Any
+    ) -> Any:
+        """As mmengine; items take the seeds of their indices, whatever class their dataset has."""
+        if isinstance(dataloader, dict) and isinstance(dataloader.get("dataset"), dict):
+            cfg = dict(type=build_seeded, dataset=dataloader["dataset"])
+            dataloader = {**dataloader, "dataset": cfg}
+        return Runner.build_dataloader(dataloader, seed, *args, **kwargs)
 
     def build_train_loop(self, loop: Any) -> Any:
         with config_errors(self.cfg):

@@ -44,6 +44,8 @@ class DatasetMetric(BaseMetric):
         task: the result that the model has to make: panoptic, semantic or instance.
         class_means: number of a class, as in ``per_class`` -> name of its mean over classes; empty
             where classes have no numbers.
+        ids_repeat: whether images of the data set may share their ids, as those of joined data
+            sets do; set by the loop.
         per_class: after ``evaluate``, in percent: class (the data set's own name) -> number's
             name -> value. Classes that never occurred are left out. On all processes.
     """
@@ -54,6 +56,7 @@ class DatasetMetric(BaseMetric):
     def __init__(self, prefix: str | None = None) -> None:
         super().__init__(prefix=prefix)
         self.per_class: dict[str, Numbers] = {}
+        self.ids_repeat = False
         self._images = 0
 
     @abstractmethod

@@ -22,6 +22,7 @@ from odise_mm.evaluation.mask_records import (
     to_rle,
 )
 from odise_mm.registry import METRICS
+from odise_mm.utils.display import printable
 
 _LVIS = "LVISInstanceAP needs LVIS v1's own file; for others there is InstanceAP"
 
@@ -72,20 +73,32 @@ class MaskMetric(DatasetMetric):
             truth = read_panoptic_truth(sample, num_classes)
             check_size(truth.path, truth.ids.shape, size)
             truths = encode_things(truth)
-        self.results.append(MaskRecord(img_id, size, found, truths))
+        path = str(sample.get("img_path") or "")
+        self.results.append(MaskRecord(img_id, path, size, found, truths))
 
     def compute(self, results: list[MaskRecord]) -> tuple[Numbers, list[Numbers | None]]:
         """Match class by class, in order of the image ids, whatever process they come from."""
-        ids = [record.img_id for record in results]
-        if len(set(ids)) < len(ids):
-            double = next(i for i in ids if ids.count(i) > 1)
-            raise DatasetError(
-                f"{type(self).__name__}: image id {double!r} was evaluated more than once; every "
-                "image needs an id of its own"
-            )
+        self._check_ids(results)
         file, self._file = None if self.ann_file is None else self._read_file(), None
-        records = sorted(results, key=lambda record: (str(type(record.img_id)), record.img_id))
+        records = sorted(
+            results, key=lambda record: (str(type(record.img_id)), record.img_id, record.path)
+        )
         return self.summarize(dict(self._match(records, file)), file)
+
+    def _check_ids(self, records: Iterable[MaskRecord]) -> None:
+        path_of: dict[int | str, str] = {}
+        for record in records:
+            name = f"{type(self).__name__}: image id {record.img_id!r}"
+            if record.img_id in path_of and not self.ids_repeat:
+                raise DatasetError(
+                    f"{name} was evaluated more than once; every image needs an id of its own"
+                )
+            other = path_of.setdefault(record.img_id, record.path)
+            if other != record.path and self.ann_file is not None:
+                raise DatasetError(
+                    f"{name} is that of {printable(other)} and of {printable(record.path)}, which "
+                    f"{printable(self.ann_file)} does not tell apart: test the datasets one by one"
+                )
 
     def summarize(
         self, curves: dict[int, ClassCurves], file: InstanceFile | None

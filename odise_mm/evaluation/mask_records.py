@@ -51,6 +51,8 @@ class MaskRecord(NamedTuple):
     """What is kept of one image."""
 
     img_id: int | str
+    path: str
+    """Of the picture; empty where it is not known."""
     size: tuple[int, int]
     """Height and width."""
     results: list[ResultMask]

@@ -14,6 +14,7 @@ from mmengine.logging import print_log
 
 from odise_mm.datasets.base import resolve_subsets, resolve_vocabulary
 from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.datasets.wrappers import check_same_classes, inner_configs
 from odise_mm.engine.config import check_config, complete_config, set_data_root
 from odise_mm.errors import ConfigError, DatasetError
 
@@ -62,23 +63,28 @@ class TestSet:
 
     @property
     def dataset(self) -> dict[str, Any]:
-        """The data set's config."""
+        """The data set's config; of one made of others, the wrapper's."""
         return self.cfg.test_dataloader.dataset
+
+    @property
+    def datasets(self) -> list[dict[str, Any]]:
+        """The config of the data set, or of each one that it is made of; no wrappers."""
+        return [each for _, each, wraps in inner_configs(self.dataset, "") if not wraps]
 
     def files(self) -> Iterator[str]:
         """Files and folders that the config names, as far as they are known without reading."""
-        dataset = self.dataset
-        root = dataset.get("data_root") or ""
-        for name in (dataset.get("ann_file"), *(dataset.get("data_prefix") or {}).values()):
-            if name:
-                yield os.path.join(root, name)
+        for dataset in self.datasets:
+            root = dataset.get("data_root") or ""
+            for name in (dataset.get("ann_file"), *(dataset.get("data_prefix") or {}).values()):
+                if name:
+                    yield os.path.join(root, name)
+            name = dataset.get("vocabulary")
+            if isinstance(name, str) and (os.sep in name or name.endswith((".txt", ".json"))):
+                yield name if os.path.isfile(name) else os.path.join(root, name)
         evaluators = self.cfg.test_evaluator
         for metric in evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]:
             if metric.get("ann_file"):
                 yield metric["ann_file"]
-        name = dataset.get("vocabulary")
-        if isinstance(name, str) and (os.sep in name or name.endswith((".txt", ".json"))):
-            yield name if os.path.isfile(name) else os.path.join(root, name)
 
     def how_to_prepare(self) -> str:
         """The sentence that tells a user how the files are made."""
@@ -102,14 +108,20 @@ class TestSet:
             if not os.path.exists(file):
                 raise DatasetError(f"{self.name}: there is no {file}; {self.how_to_prepare()}")
         check_config(complete_config(self.cfg))
-        dataset = self.dataset
+        first, *others = ((each, self._check_names(each)) for each in self.datasets)
+        for dataset, vocabulary in others:
+            check_same_classes(first[1], vocabulary, _name(first[0]), _name(dataset))
+
+    def _check_names(self, dataset: dict[str, Any]) -> Vocabulary:
         arguments = dataset.get("class_agnostic", False), dataset.get("data_root")
         own, _ = resolve_vocabulary(dataset.get("vocabulary"), None, *arguments)
         resolve_subsets(dataset.get("subsets"), own, dataset.get("data_root"))
         label_file = dataset.get("label_file")
-        if label_file is not None:
-            renamed, _ = resolve_vocabulary(dataset.get("vocabulary"), label_file, *arguments)
-            _check_order(self.name, own, renamed, label_file)
+        if label_file is None:
+            return own
+        renamed, _ = resolve_vocabulary(dataset.get("vocabulary"), label_file, *arguments)
+        _check_order(self.name, own, renamed, label_file)
+        return renamed
 
 
 def known_sets() -> list[str]:
@@ -151,7 +163,7 @@ def make_test_sets(
         if data_root is not None:
             set_data_root(test_set.cfg, data_root)
         if limit is not None:
-            test_set.dataset["indices"] = limit
+            _limit(test_set, limit)
     return sets
 
 
@@ -195,9 +207,24 @@ def _images_and_names(cfg: Config) -> dict[str, Any]:
     return {key: v for key, v in cfg.test_dataloader.dataset.items() if key != "subsets"}
 
 
+def _limit(test_set: TestSet, number: int) -> None:
+    if test_set.datasets[0] is test_set.dataset:
+        test_set.dataset["indices"] = number
+    else:
+        wrapped = dict(type="FirstImages", dataset=test_set.dataset, number=number)
+        test_set.cfg.test_dataloader.dataset = wrapped
+
+
+def _name(dataset: dict[str, Any]) -> str:
+    """What tells a data set from others, for messages."""
+    file = dataset.get("ann_file") or next(iter((dataset.get("data_prefix") or {}).values()), "")
+    return os.path.join(dataset.get("data_root") or "", file)
+
+
 def _use_label_files(test_set: TestSet, folder: Path) -> None:
-    if not test_set.dataset.get("class_agnostic"):  # else its one name is "object"
-        test_set.dataset["label_file"] = str(_label_file(folder, test_set.name))
+    for dataset in test_set.datasets:
+        if not dataset.get("class_agnostic"):  # else its one name is "object"
+            dataset["label_file"] = str(_label_file(folder, test_set.name))
     fusion = test_set.cfg.model.get("fusion") or {}
     if "train_vocabulary" in fusion and not os.path.isfile(fusion["train_vocabulary"]):
         fusion["train_vocabulary"] = str(_label_file(folder, fusion["train_vocabulary"]))

@@ -158,3 +158,24 @@ def test_mistakes(data: Path, capsys: pytest.CaptureFixture) -> None:
     assert f"no file of names names.txt, neither in {data / 'nothing/coco'} nor here" in said
     (data / "coco/annotations/panoptic_train2017/000000000007.png").unlink()
     assert "000000000007.png" in fails(str(config), "--data-root", str(data), "--split", "val")
+
+
+@pytest.mark.parametrize("scope", ["", "mmengine."])
+def test_wrapped_data(data: Path, scope: str) -> None:
+    """The same picture twice, of a stream that depends on the seed alone."""
+    inner = "[dict(panoptic, phrases_file='phrases.json')] * 2"
+    concat = f"dict(type='{scope}ConcatDataset', datasets={inner})"
+    repeat = f"dict(type='RepeatDataset', times=2, dataset={concat})"
+    text = f"{CONFIG}train_dataloader = dict(dataset={repeat})"
+    config = data.parent / "wrapped.py"
+    config.write_text(text.replace("TEST", "panoptic"))
+    pictures = []
+    for out, noise in (("a", 1), ("b", 2)):
+        np.random.seed(noise)
+        arguments = [str(config), "--data-root", str(data), "--out", str(data.parent / out)]
+        assert browse_dataset.main([*arguments, "--number", "12"]) == 0
+        found = sorted((data.parent / out).iterdir())
+        pictures.append([np.asarray(Image.open(path)) for path in found])
+    assert len(pictures[0]) == 12
+    assert all(np.array_equal(a, b) for a, b in zip(*pictures, strict=True))
+    assert len({picture.tobytes() for picture in pictures[0]}) > 9

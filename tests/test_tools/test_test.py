@@ -22,7 +22,7 @@ from odise_mm.apis.building import load_config
 from odise_mm.evaluation.test_sets import make_test_sets
 from odise_mm.utils.panoptic_io import read_coco_panoptic
 from tests import parts
-from tests.small_test_set import HEIGHT, SET_CONFIG, WIDTH, write_project
+from tests.small_test_set import HEIGHT, SET_CONFIG, WIDTH, write_project, write_set
 from tools import test as tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,6 +89,78 @@ def test_a_part_of_a_set_is_called_so(project: Path, capsys: pytest.CaptureFixtu
     assert found["metrics"]["panoptic/PQ"] == pytest.approx((100 + (80 + 100 * 20 / 24) / 2) / 2)
     shown = capsys.readouterr().out
     assert "first 2" in shown and "no benchmark numbers" in shown
+
+
+WRAPPED = """
+part = test_dataloader["dataset"]
+other = dict(part, data_root="data/one/", vocabulary="data/one/names.txt")
+test_dataloader["dataset"] = {}
+"""
+
+
+def write_wrapped(project: Path, dataset: str) -> None:
+    text = Path("model.py").read_text() + SET_CONFIG.format(name="five") + WRAPPED.format(dataset)
+    Path("model_wrapped.py").write_text(text)
+
+
+def run_wrapped(project: Path, dataset: str, *arguments: str) -> dict:
+    write_wrapped(project, dataset)
+    assert tool.main(["model_wrapped.py", "none", "--out", "wrapped.json", *arguments]) == 0
+    (found,) = json.loads(Path("wrapped.json").read_text())["sets"].values()
+    return found
+
+
+JOINED = 'dict(type="ConcatDataset", datasets=[part, other])'
+
+
+@pytest.mark.parametrize("scope", ["", "mmdet."])
+def test_joined_sets_are_tested_as_one(project: Path, scope: str) -> None:
+    """Both have an image with id 10; of equal scores, those of lower ids come first."""
+    write_set(project / "data/six", (FIVE[0], 20, *FIVE[1:]))
+    (project / "configs/_base_/datasets/six.py").write_text(SET_CONFIG.format(name="six"))
+    expected = run("--datasets", "six")["sets"]["six"]
+    joined = JOINED.replace("Concat", f"{scope}Concat")
+    found = run_wrapped(project, joined, "--dump", "dump", "--show-dir", "show")
+    assert found["metrics"] == pytest.approx(expected["metrics"], nan_ok=True)
+    assert found["per_class"].keys() == expected["per_class"].keys() and found["images"] == 6
+    assert found["vocabulary"]["source"] == "data/five/names.txt"
+    assert len(list((project / "show").rglob("*.jpg"))) == 6
+    (dump,) = (project / "dump").iterdir()
+    content = json.loads((dump / "panoptic.json").read_text())
+    assert [image["id"] for image in content["images"]] == list(range(6))
+    assert {category["id"] for category in content["categories"]} == {1, 5}
+    assert len({one["file_name"] for one in content["annotations"]}) == 6
+    assert {one["image_id"] for one in json.loads((dump / "instances.json").read_text())} == set(
+        range(6)
+    )
+
+
+def test_wrapped_sets_nested_and_limited(project: Path, capsys: pytest.CaptureFixture) -> None:
+    five = run("--datasets", "five")["sets"]["five"]
+    twice = run_wrapped(project, 'dict(type="RepeatDataset", times=2, dataset=part)')
+    assert twice["images"] == 10
+    for key in ("panoptic/PQ", "semantic/mIoU"):
+        assert twice["metrics"][key] == pytest.approx(five["metrics"][key])
+    assert twice["metrics"]["instance/AP"] > 0
+    nested = f'dict(type="RepeatDataset", times=1, dataset={JOINED})'
+    found = run_wrapped(project, nested, "--limit", "2", "--cfg-options", "work_dir=w")
+    assert found["metrics"] == run("--datasets", "five", "--limit", "2")["sets"]["five"]["metrics"]
+    assert found["images"] == found["limit"] == 2
+    write_wrapped(project, 'dict(type="RepeatDataset", times=2, dataset=part)')
+    line = fails(capsys, "model_wrapped.py", "none", "--dump", "dump2")
+    assert "has images several times" in line
+
+
+def test_what_is_wrong_with_a_wrapped_set_is_said_before_testing(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
+    write_wrapped(project, JOINED)
+    Path("data/one/names.txt").write_text("thing: cat\nstuff: sky\n")
+    line = fails(capsys, "model_wrapped.py", "none")
+    assert "data/one/panoptic.json: cannot be joined with data/five/panoptic.json" in line
+    assert "class 1 (sky) is 'sky,blue sky' there, 'sky' here" in line
+    Path("data/one/panoptic.json").unlink()
+    assert "there is no data/one/panoptic.json" in fails(capsys, "model_wrapped.py", "none")
 
 
 @pytest.mark.parametrize("more", ["", "test_dataloader['dataset']['subsets'] = dict(a=['sky'])\n"])

@@ -70,9 +70,9 @@ def load_dataset(args: argparse.Namespace) -> tuple[BaseDataset, str]:
         ConfigError: the config has no such data.
     """
     from odise_mm.apis.building import change_config, load_config
+    from odise_mm.datasets.seeding import build_seeded
     from odise_mm.engine.config import complete_config, set_data_root
     from odise_mm.errors import ConfigError
-    from odise_mm.registry import DATASETS
 
     cfg: Config = load_config(args.config)
     change_config(cfg, dict(args.cfg_options))
@@ -87,7 +87,7 @@ def load_dataset(args: argparse.Namespace) -> tuple[BaseDataset, str]:
             if there
             else f"{args.config}: no data in this config, it is that of a model alone"
         )
-    return DATASETS.build(cfg[f"{split}_dataloader"].dataset), split
+    return build_seeded(cfg[f"{split}_dataloader"].dataset), split
 
 
 def result_of_masks(
@@ -203,8 +203,10 @@ def browse(args: argparse.Namespace) -> Table:
     import cv2
 
     from odise_mm.datasets import SeededSampler
+    from odise_mm.engine.loops import vocabulary_of
 
     dataset, split = load_dataset(args)
+    vocabulary = vocabulary_of(dataset)
     indices = range(len(dataset))
     if split == "train":
         indices = SeededSampler(dataset, seed=args.seed)
@@ -215,7 +217,7 @@ def browse(args: argparse.Namespace) -> Table:
         item, info = dataset[index], dataset.get_data_info(int(index))
         image = item["inputs"].numpy().transpose(1, 2, 0)
         sample = item["data_samples"]
-        result = ground_truth(item, info, dataset.vocabulary)
+        result = ground_truth(item, info, vocabulary)
         words = sample.get("words")
         path = out / f"{split}_{number:03d}_{Path(info['img_path']).stem}.jpg"
         if not cv2.imwrite(str(path), draw(image, result, words)):

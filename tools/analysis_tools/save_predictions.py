@@ -158,14 +158,12 @@ def describe(
     runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespace, dataset: Any
 ) -> dict[str, Any]:
     """What the predictions come from and depend on."""
-    from odise_mm.engine.loops import unwrapped
+    from odise_mm.engine.loops import unwrapped, vocabulary_of
     from odise_mm.evaluation.report import describe_vocabulary
 
     told = test_tool.describe_run(args, runner)
     model = unwrapped(runner.model)
-    # Neither of these changes what is predicted for an image.
-    left_out = ("indices", "subsets")
-    settings = {key: value for key, value in test_set.dataset.items() if key not in left_out}
+    vocabulary = vocabulary_of(dataset)
     return dict(
         set=test_set.name,
         images=len(dataset),
@@ -174,17 +172,29 @@ def describe(
         options=told["config"]["options"],
         model={k: v for k, v in told["config"]["model"].items() if k not in ("fusion", "test_cfg")},
         pipeline=told["config"]["test_pipeline"],
-        dataset=settings,
+        dataset=_settings(test_set.dataset),
         checkpoint=told["checkpoint"],
         made_up_weights=args.checkpoint == "none",
         precision=args.precision,
         masks=args.masks,
         test_cfg=model.test_cfg,
         opinions=[type(classifier).__name__ for classifier in model.classifiers],
-        vocabulary=describe_vocabulary(dataset.vocabulary, dataset.vocabulary.name),
+        vocabulary=describe_vocabulary(vocabulary, vocabulary.name),
         started=told["started"],
         versions=told["versions"],
     )
+
+
+def _settings(dataset: Any) -> Any:
+    """A data set's config, without what does not change what is predicted for an image."""
+    if isinstance(dataset, (list, tuple)):
+        return [_settings(each) for each in dataset]
+    if not isinstance(dataset, dict):
+        return dataset
+    if dataset.get("type") == "FirstImages":
+        return _settings(dataset["dataset"])
+    left_out = ("indices", "subsets")
+    return {k: _settings(value) for k, value in dataset.items() if k not in left_out}
 
 
 def check_space(folder: Path, wanted: int) -> None:

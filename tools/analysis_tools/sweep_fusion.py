@@ -25,6 +25,7 @@ import csv
 import math
 import sys
 from contextlib import redirect_stdout
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,7 +156,7 @@ def sweep(path: str, alphas: list[float], betas: list[float], tasks: list[str]) 
     """
     import odise_mm  # noqa: F401  (first of ours: it prepares mmcv)
     from odise_mm.apis.building import config_errors
-    from odise_mm.engine.loops import tasks_of
+    from odise_mm.engine.loops import tasks_of, vocabulary_of
     from odise_mm.registry import MODELS
     from odise_mm.utils.frozen import build_part
     from tools.analysis_tools.predictions import PredictionFolder, PredictionsError
@@ -185,7 +186,7 @@ def sweep(path: str, alphas: list[float], betas: list[float], tasks: list[str]) 
         evaluators = [build_evaluator(cfg, dataset, tasks) for _ in values]
     needed = tasks_of(evaluators[0])
     test_cfg = {**described["test_cfg"], **{task: task in needed for task in TASKS}}
-    walk(folder, count, fusions, evaluators, dataset.vocabulary, test_cfg)
+    walk(folder, count, fusions, evaluators, vocabulary_of(dataset), test_cfg)
     for value, evaluator in zip(values, evaluators, strict=True):
         found = evaluator.evaluate(count)
         value.numbers = {k: float(v) if math.isfinite(v) else None for k, v in found.items()}
@@ -231,9 +232,14 @@ def read_config(folder: PredictionFolder) -> Config:
 
 def build_dataset(cfg: Config) -> Any:
     """The test set, for names and number of images: its pictures are not opened."""
-    from odise_mm.registry import DATASETS
+    from odise_mm.datasets.seeding import build_seeded
+    from odise_mm.datasets.wrappers import inner_configs
 
-    return DATASETS.build({**cfg.test_dataloader["dataset"], "pipeline": []})
+    dataset = deepcopy(cfg.test_dataloader["dataset"])
+    for _, each, wraps in inner_configs(dataset, ""):
+        if not wraps:
+            each["pipeline"] = []
+    return build_seeded(dataset)
 
 
 def build_evaluator(cfg: Config, dataset: Any, tasks: list[str]) -> Evaluator:
@@ -247,6 +253,8 @@ def build_evaluator(cfg: Config, dataset: Any, tasks: list[str]) -> Evaluator:
         measured = {str(getattr(metric, "task", None)) for metric in evaluator.metrics}
         raise ValueError(f"the set is measured by {', '.join(measured)}, not by {' '.join(tasks)}")
     evaluator.metrics = kept
+    for metric in kept:
+        metric.ids_repeat = getattr(dataset, "ids_repeat", False)
     evaluator.dataset_meta = dataset.metainfo
     return evaluator
 
