@@ -4,16 +4,35 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections import Counter, UserString, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from mmengine.logging import print_log
 from PIL import Image
 
-from odise_mm.utils.image import IMAGE_EXTENSIONS, ImageError, ImageSource
+from odise_mm.utils.display import printable
+from odise_mm.utils.image import (
+    ImageError,
+    ImageSource,
+    advice_on,
+    is_encoded,
+    picture_suffixes,
+)
+
+# What operating systems put beside pictures, in lower case.
+_JUNK = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
+# Two letters at least: one is a drive. pathlib makes one slash of two.
+_WEB_ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]+:/|data:image/)", re.IGNORECASE)
+_SEPARATORS = "".join(filter(None, (os.sep, os.altsep)))
+_ANY_DEPTH = re.compile(
+    r"(?:^|(?<=[{0}]))\*\*(?:[{0}]+\*\*)*(?:[{0}]+|$)".format(re.escape(_SEPARATORS))
+)
 
 
 @dataclass(frozen=True)
@@ -23,7 +42,7 @@ class Source:
     name: str
     """For messages: the path, or "images[3]" for what is in memory."""
     value: Any
-    """A path, an array, a PIL image, or something that the reader will refuse."""
+    """A path, bytes, an array, a PIL image, or something that the reader will refuse."""
     path: str | None = None
     error: ImageError | None = None
     """Why there is no picture at all: an empty folder, a pattern that matches nothing."""
@@ -31,20 +50,22 @@ class Source:
 
 def is_single(images: Any) -> bool:
     """Whether the argument is one picture rather than a folder, a pattern or a list."""
-    if isinstance(images, (np.ndarray, Image.Image)):
-        return True
     if isinstance(images, (str, os.PathLike)):
-        path = os.fspath(images)
-        return not os.path.isdir(path) and (os.path.exists(path) or not glob.has_magic(path))
-    return False
+        path = _path_of(images)
+        return not os.path.isdir(path) and not _is_pattern(path)
+    return _may_be_picture(images)
 
 
 def expand(images: ImageSource | Iterable[ImageSource]) -> Sequence[Source] | Iterator[Source]:
     """All pictures of an argument, in order; folders and patterns sorted by name.
 
+    What a folder or a pattern gives that another one gave before is left out, so that no link
+    leads to a picture twice. What is left out is logged.
+
     Args:
         images: a path, a folder (its pictures, not those of folders in it), a glob pattern (``**``
-            for any depth), an array, a PIL image, or an iterable of these.
+            for any depth), a file's bytes, a binary file object, an array, a PIL image, or an
+            iterable of these.
 
     Returns:
         A list, or an iterator when ``images`` is one: it is then consumed as pictures are needed.
@@ -52,47 +73,202 @@ def expand(images: ImageSource | Iterable[ImageSource]) -> Sequence[Source] | It
     Raises:
         TypeError: none of these.
     """
-    if isinstance(images, torch.Tensor):  # which is iterable, row by row
-        raise TypeError(
-            "images is a torch tensor; give a numpy array (H, W, 3), e.g. "
-            "tensor.permute(1, 2, 0).cpu().numpy() with channel_order='rgb', or a list of these"
-        )
-    if isinstance(images, (str, os.PathLike, np.ndarray, Image.Image)):
-        return list(_expand_one(images, "image"))
+    expansion = _Expansion()
+    if _may_be_picture(images):
+        return list(expansion.of(images, "image"))
+    _check_iterable(images)
     if isinstance(images, Iterator):
-        return _expand_all(images)
-    if isinstance(images, Iterable):
-        return list(_expand_all(images))
-    raise TypeError(
-        f"images is a {type(images).__name__}; give a path, a folder, a glob pattern, an array, a "
-        "PIL image or a list of these"
-    )
+        return expansion.of_all(images)
+    images = list(images)
+    if images and not any(map(_may_be_picture, images)):
+        raise TypeError(f"images[0] is a {type(images[0]).__name__}; {advice_on(images[0])}")
+    return list(expansion.of_all(images))
 
 
-def _expand_all(images: Iterable[ImageSource]) -> Iterator[Source]:
-    for index, image in enumerate(images):
-        yield from _expand_one(image, f"images[{index}]")
+def _may_be_picture(value: Any) -> bool:
+    return isinstance(value, (str, os.PathLike, np.ndarray, Image.Image)) or is_encoded(value)
 
 
-def _expand_one(image: ImageSource, name: str) -> Iterator[Source]:
-    if not isinstance(image, (str, os.PathLike)):
-        filename = getattr(image, "filename", "") if isinstance(image, Image.Image) else ""
-        yield Source(name=f"{name} ({filename})" if filename else name, value=image)
-        return
-    path = os.fspath(image)
-    if os.path.isdir(path):
-        found = sorted(str(p) for p in Path(path).iterdir() if p.suffix.lower() in IMAGE_EXTENSIONS)
-        if not found:
+def _check_iterable(images: Any) -> None:
+    """Refuse what is no list of pictures, though Python can iterate over it."""
+    kind = type(images).__name__
+    if isinstance(images, torch.Tensor):  # row by row
+        raise TypeError(f"images is a torch tensor; {advice_on(images)}")
+    if isinstance(images, Mapping):
+        raise TypeError(f"images is a {kind}; give a list of pictures, e.g. list(images.values())")
+    if isinstance(images, (set, frozenset)):
+        raise TypeError(f"images is a {kind}, which has no order; give a list, e.g. sorted(images)")
+    if isinstance(images, UserString):
+        raise TypeError(f"images is a {kind}; give str(images)")
+    if not isinstance(images, Iterable):
+        raise TypeError(
+            f"images is a {kind}; give a path, a folder, a glob pattern, a file's bytes, an array, "
+            "a PIL image or a list of these"
+        )
+
+
+def _path_of(path: str | os.PathLike) -> str:
+    """The path with ``~`` expanded; a file's name without the slash that only folders have."""
+    text = os.path.expanduser(os.fsdecode(path))
+    if os.path.isdir(text) or glob.has_magic(text):
+        return text
+    return text.rstrip(_SEPARATORS)
+
+
+def _is_pattern(path: str) -> bool:
+    return glob.has_magic(path) and not os.path.lexists(path) and not _WEB_ADDRESS.match(path)
+
+
+class _Expansion:
+    """Turns folders and patterns into files, each real file once."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def of_all(self, images: Iterable[ImageSource]) -> Iterator[Source]:
+        for index, image in enumerate(images):
+            yield from self.of(image, f"images[{index}]")
+
+    def of(self, image: ImageSource, name: str) -> Iterator[Source]:
+        if not isinstance(image, (str, os.PathLike)):
+            filename = getattr(image, "filename" if isinstance(image, Image.Image) else "name", "")
+            shown = isinstance(filename, str) and filename
+            yield Source(name=f"{name} ({filename})" if shown else name, value=image)
+            return
+        path = _path_of(image)
+        if os.path.isdir(path):
+            yield from self._of_folder(path)
+        elif _is_pattern(path):
+            yield from self._of_pattern(path)
+        elif _WEB_ADDRESS.match(path) and not os.path.lexists(path):
+            shown = printable(path, limit=200)
             error = ImageError(
-                f"{path}: no pictures in this folder (looked for "
-                f"{', '.join(sorted(IMAGE_EXTENSIONS))})"
+                f"{shown}: pictures are not fetched from addresses; give the path of a file, or "
+                "the bytes that you fetched"
             )
+            yield Source(shown, None, None, error)
+        else:
+            yield Source(path, path, path)
+
+    def _of_folder(self, path: str) -> Iterator[Source]:
+        shown = printable(path)
+        try:
+            names = sorted(os.listdir(path))
+        except OSError as err:
+            error = ImageError(f"{shown}: this folder cannot be listed ({err.strerror or err})")
             yield Source(path, None, path, error)
-    elif not os.path.exists(path) and glob.has_magic(path):
-        found = sorted(p for p in glob.iglob(path, recursive=True) if os.path.isfile(p))
+            return
+        found, others = [], Counter[str]()
+        for name in names:
+            suffix = _suffix(name)
+            if _is_junk(name) or os.path.isdir(os.path.join(path, name)):
+                continue
+            if suffix in picture_suffixes():
+                found.append(str(Path(path, name)))
+            elif not name.startswith("."):
+                others[suffix] += 1
         if not found:
-            yield Source(path, None, path, ImageError(f"{path}: no file matches this pattern"))
-    else:
-        found = [path]
-    for file in found:
-        yield Source(file, file, file)
+            kinds = ", ".join(sorted(picture_suffixes()))
+            error = ImageError(f"{shown}: no pictures in this folder (looked for {kinds})")
+            yield Source(path, None, path, error)
+        yield from self._new_ones(found, shown, others)
+
+    def _of_pattern(self, pattern: str) -> Iterator[Source]:
+        shown = printable(pattern)
+        found = sorted(
+            path
+            for path in set(_matches(pattern))
+            if not os.path.isdir(path) and not _is_junk(os.path.basename(path))
+        )
+        if not found:
+            error = ImageError(f"{shown}: no file matches this pattern")
+            yield Source(pattern, None, pattern, error)
+        yield from self._new_ones(found, shown, Counter())
+
+    def _new_ones(self, found: Sequence[str], shown: str, others: Counter[str]) -> Iterator[Source]:
+        files = []
+        for file in found:
+            real = os.path.realpath(file)
+            if real not in self._taken:
+                self._taken.add(real)
+                files.append(file)
+        left_out = _left_out(others, len(found) - len(files))
+        if left_out:
+            print_log(f"{shown}: left out {left_out}", logger="current")
+        for file in files:
+            yield Source(file, file, file)
+
+
+def _left_out(others: Counter[str], again: int) -> str:
+    parts = []
+    if others:
+        kinds = ", ".join(
+            f"{count} {printable(suffix) or 'without extension'}"
+            for suffix, count in sorted(others.items(), key=lambda item: (-item[1], item[0]))
+        )
+        parts.append(f"{_counted(others.total(), 'file')} of kinds that are not read ({kinds})")
+    if again:
+        parts.append(f"{_counted(again, 'picture')} that came before, by another name or twice")
+    return " and ".join(parts)
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+def _suffix(name: str) -> str:
+    """The extension in lower case: of ``a.JPG`` and ``..jpg`` it is ``.jpg``, of ``.jpg`` none."""
+    stem, dot, end = name.rpartition(".")
+    return f".{end.lower()}" if stem and end else ""
+
+
+def _is_junk(name: str) -> bool:
+    return name.startswith("._") or name.lower() in _JUNK
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    """As ``glob.iglob(pattern, recursive=True)``, which follows a link that leads back 40 times."""
+    stars = _ANY_DEPTH.search(pattern)
+    if stars is None:
+        yield from glob.iglob(pattern)
+        return
+    head, tail = pattern[: stars.start()], pattern[stars.end() :] or "*"
+    wild = glob.has_magic(head)
+    for root in glob.iglob(head) if wild else [head]:
+        if not (wild and _leads_back(root)):
+            for folder in _folders_below(root):
+                yield from _matches(os.path.join(glob.escape(folder), tail))
+
+
+def _folders_below(root: str) -> Iterator[str]:
+    """A folder and those in it at any depth, each real one once.
+
+    Left out are hidden ones, as in every pattern, and links to a folder that they are in.
+    """
+    seen: set[str] = set()
+    links = deque([root])  # followed last, so that a folder is met by its own path first
+    while links:
+        folders = [links.popleft()]
+        while folders:
+            folder = folders.pop()
+            real = os.path.realpath(folder or os.curdir)
+            if real in seen or not os.path.isdir(real):
+                continue
+            seen.add(real)
+            yield folder
+            try:
+                names = sorted(os.listdir(real))
+            except OSError as err:
+                print_log(f"{printable(folder)}: left out ({err.strerror})", logger="current")
+                continue
+            for path in (os.path.join(folder, name) for name in names if name[0] != "."):
+                if os.path.isdir(path) and not _leads_back(path):
+                    (links if os.path.islink(path) else folders).append(path)
+
+
+def _leads_back(path: str) -> bool:
+    """Whether a path is a link to a folder that it is in."""
+    if not os.path.islink(path.rstrip(_SEPARATORS)):
+        return False
+    place, target = (os.path.realpath(p) for p in (os.path.dirname(path.rstrip(_SEPARATORS)), path))
+    return Path(place).is_relative_to(target)

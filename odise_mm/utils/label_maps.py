@@ -16,14 +16,11 @@ from PIL import Image
 
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.utils.display import printable
-from odise_mm.utils.files import regular_file
-from odise_mm.utils.image import DECODER_ERRORS
+from odise_mm.utils.image import LABEL_FORMATS, MAX_LABEL_PIXELS, open_image
 
 IGNORED = -1
 """Class of pixels that do not count, in the maps of :func:`class_indices`."""
 
-# Lossless formats of which Pillow gives the numbers as stored; it rescales those of PGM.
-_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
 _LARGEST = 65535
 
 
@@ -59,18 +56,12 @@ def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         DatasetError: the file is missing, damaged, or no label map.
     """
-    file = regular_file(path, DatasetError, "label map")
     shown = printable(path)
-    try:
-        with Image.open(file, formats=_FORMATS) as image:
-            raw_mode = _raw_mode(image)
-            image.load()
-            mode, numbers = image.mode, np.array(image)
-    except DECODER_ERRORS as err:
-        raise DatasetError(
-            f"{shown}: not a readable label map, which is a PNG, TIFF, BMP or GIF file "
-            f"({printable(err)})"
-        ) from err
+    limits = dict(formats=LABEL_FORMATS, max_pixels=MAX_LABEL_PIXELS)
+    with open_image(path, **limits, error=DatasetError, what="label map") as image:
+        raw_mode = _raw_mode(image)
+        image.load()
+        mode, numbers = image.mode, np.array(image)
     if mode in ("LA", "PA"):
         if (numbers[..., 1] != 255).any():
             raise DatasetError(

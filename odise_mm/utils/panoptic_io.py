@@ -22,8 +22,8 @@ from PIL import Image
 from odise_mm.errors import PanopticFileError
 from odise_mm.structures import NamedSegment, SegmentationResult
 from odise_mm.utils.display import printable
-from odise_mm.utils.files import path_inside, read_json, regular_file
-from odise_mm.utils.image import DECODER_ERRORS
+from odise_mm.utils.files import path_inside, read_json
+from odise_mm.utils.image import MAX_LABEL_PIXELS, open_image
 
 MAX_SEGMENT_ID = 256**3 - 1
 
@@ -67,16 +67,12 @@ def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
     Raises:
         PanopticFileError: missing, unreadable or not an RGB image.
     """
-    path = regular_file(path, PanopticFileError, "panoptic PNG")
-    shown = printable(path)
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            mode, pixels = image.mode, np.asarray(image)
-    except DECODER_ERRORS as err:
-        raise PanopticFileError(f"{shown}: not a readable panoptic PNG ({printable(err)})") from err
+    limits = dict(formats=("PNG",), max_pixels=MAX_LABEL_PIXELS)
+    with open_image(path, **limits, error=PanopticFileError, what="panoptic PNG") as image:
+        mode, pixels = image.mode, np.asarray(image)
     if mode not in ("RGB", "RGBA"):
         raise PanopticFileError(
-            f"{shown}: a panoptic PNG is RGB, this one is {mode}; segment ids are "
+            f"{printable(path)}: a panoptic PNG is RGB, this one is {mode}; segment ids are "
             "R + 256 G + 65536 B"
         )
     return rgb_to_ids(pixels[..., :3])

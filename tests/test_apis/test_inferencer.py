@@ -416,7 +416,7 @@ def test_the_miniature_from_pictures_to_maps(tmp_path):
 def test_a_progress_bar_for_long_lists_only(inferencer, pictures, capsys):
     inferencer(pictures)
     assert "pictures" not in capsys.readouterr().err
-    inferencer([pictures, pictures])
-    assert "6/6" in capsys.readouterr().err
-    inferencer([pictures, pictures], progress=False)
-    assert "6/6" not in capsys.readouterr().err
+    inferencer([*pictures.iterdir()])
+    assert "4/4" in capsys.readouterr().err
+    inferencer([*pictures.iterdir()], progress=False)
+    assert "4/4" not in capsys.readouterr().err

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
+import re
+import struct
+import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from odise_mm.utils.image import ImageError, read_image
+from odise_mm.errors import DatasetError
+from odise_mm.utils.image import (
+    LABEL_FORMATS,
+    PICTURE_FORMATS,
+    ImageError,
+    check_max_pixels,
+    open_image,
+    picture_suffixes,
+    read_image,
+)
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
@@ -86,6 +100,45 @@ def test_palette_with_and_without_transparency(tmp_path):
     assert np.array_equal(read_image(save(tmp_path / "a.gif", image)), opaque)
 
 
+def png(bits: int, colors: int, row: bytes, transparent: tuple[int, ...]) -> bytes:
+    """A PNG file of one row with a transparent color; ``colors``: 1 is grey, 3 is RGB."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = struct.pack(">IIBBBBB", len(row) * 8 // bits // colors, 1, bits, colors - 1, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"tRNS", struct.pack(f">{colors}H", *transparent))]
+    chunks += [(b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*one) for one in chunks)
+
+
+@pytest.mark.parametrize(
+    ("bits", "row", "transparent", "expected"),
+    [
+        (1, bytes([0b01010101]), 0, [255] * 8),
+        (2, bytes([0b00011011]), 2, [0, 85, 255, 255]),
+        (2, bytes([0b00011011]), 0, [255, 85, 170, 255]),
+        (4, bytes([0x05, 0x5F]), 5, [0, 255, 255, 255]),
+        (4, bytes([0x05, 0x3F]), 15, [0, 85, 51, 255]),
+        (8, bytes([0, 5, 255]), 5, [0, 255, 255]),
+        (16, struct.pack(">4H", 0, 500, 514, 65535), 500, [0, 255, 2, 255]),
+        (16, struct.pack(">3H", 0, 1, 0), 0, [255, 0, 255]),
+    ],
+)
+def test_a_transparent_grey(bits, row, transparent, expected):
+    content = png(bits, 1, row, (transparent,))
+    assert read_image(content)[0, :, 1].tolist() == expected
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_transparent_color(bits):
+    unit = 257 if bits == 16 else 1
+    color, other = (unit * 10, unit * 20, unit * 30), (unit * 10, unit * 20, unit * 31)
+    content = png(bits, 3, struct.pack(f">6{'H' if bits == 16 else 'B'}", *color, *other), color)
+    assert read_image(content)[..., ::-1].tolist() == [[[255, 255, 255], [10, 20, 31]]]
+
+
 @pytest.mark.parametrize("kind", ["png", "tiff"])
 def test_16_bit_is_scaled_not_clipped(tmp_path, kind):
     deep = np.array([[0, 257, 300, 32768], [65535, 65278, 128, 129]], dtype=np.uint16)
@@ -156,6 +209,9 @@ def test_arrays():
     assert np.array_equal(read_image(GREY[..., None]), read_image(GREY))
     assert np.array_equal(read_image(GREY > 9)[..., 0], np.where(GREY > 9, 255, 0))
     assert np.array_equal(read_image((RGB / 255).astype(np.float32)), RGB)
+    # float16 next to 1, and what float64 makes of 0 and 1 after some arithmetic
+    nearly = np.array([[1.0000001, -1e-9, 0.5, 1.000977]])
+    assert read_image(nearly)[0, :, 0].tolist() == [255, 0, 128, 255]
     copy = read_image(RGB)
     assert not np.shares_memory(copy, RGB)
 
@@ -173,6 +229,7 @@ def test_arrays():
         (np.zeros((5, 7), object), "object values"),
         (np.full((5, 7, 3), 128.0), "from 128 to 128; scale them"),
         (np.full((5, 7, 3), -0.5), "from -0.5"),
+        (np.full((5, 7, 3), 1.0020001), r"from 1\.0020001 to 1\.0020001; scale them"),
         (np.full((5, 7, 3), np.nan), "NaN"),
         (np.full((5, 7, 3), np.inf), "NaN or infinite"),
     ],
@@ -190,7 +247,7 @@ def test_bad_files(tmp_path):
     Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(jpg, "JPEG")
     files = {
         "empty.jpg": (b"", "empty"),
-        "text.jpg": (b"this is no picture", "not a picture"),
+        "text.jpg": (b"this is no picture", "not a readable picture"),
         "half.png": (png.getvalue()[: len(png.getvalue()) // 2], "damaged"),
         "half.jpg": (jpg.getvalue()[: len(jpg.getvalue()) // 2], "damaged"),
         "head.png": (png.getvalue()[:20], "not a"),
@@ -219,11 +276,254 @@ def test_a_file_without_permission(tmp_path):
         read_image(path)
 
 
-def test_a_decompression_bomb_is_refused(tmp_path, monkeypatch):
-    path = save(tmp_path / "big.png", Image.new("L", (100, 100)))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ImageError, match="too many pixels"):
+# Formats
+
+
+def encoded(kind: str, **kwargs) -> bytes:
+    buffer = io.BytesIO()
+    image = Image.fromarray(RGB)
+    if kind == "MPO":
+        kwargs |= dict(save_all=True, append_images=[image])
+    image.save(buffer, kind, **kwargs)
+    return buffer.getvalue()
+
+
+WRITABLE = [kind for kind in PICTURE_FORMATS if kind != "PSD"]
+
+
+@pytest.mark.parametrize("kind", WRITABLE)
+def test_formats_are_told_by_content(tmp_path, kind):
+    options = dict(lossless=True) if kind == "WEBP" else {}
+    content = encoded(kind, **options)
+    with Image.open(io.BytesIO(content)) as image:
+        expected = np.asarray(image.convert("RGB"))[..., ::-1]
+    for name in ("right." + kind.lower(), "wrong.gif", "without"):
+        (tmp_path / name).write_bytes(content)
+        assert np.array_equal(read_image(tmp_path / name), expected)
+
+
+def test_photoshop_files():
+    header = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, *RGB.shape[:2], 8, 3)
+    planes = RGB.transpose(2, 0, 1).tobytes()
+    content = header + bytes(12) + struct.pack(">H", 0) + planes
+    assert np.array_equal(read_image(content), RGB[..., ::-1])
+
+
+def test_one_list_decides_on_formats_and_suffixes():
+    known = {suffix: kind for suffix, kind in Image.registered_extensions().items()}
+    assert set(known.values()) > set(PICTURE_FORMATS) > set(LABEL_FORMATS)
+    assert {known[suffix] for suffix in picture_suffixes()} == set(PICTURE_FORMATS)
+    some = {".jpg", ".jfif", ".mpo", ".jp2", ".avif", ".tga", ".dib", ".pnm", ".webp", ".tiff"}
+    assert some < picture_suffixes()
+    assert not {".eps", ".ps", ".wmf", ".emf", ".mpg", ".ico", ".hdf"} & picture_suffixes()
+
+
+def test_postscript_is_never_run(tmp_path, monkeypatch):
+    from PIL import EpsImagePlugin
+
+    def run(*args, **kwargs):
+        raise AssertionError("Ghostscript was started")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
+    path = tmp_path / "holiday.jpg"
+    path.write_bytes(encoded("EPS"))
+    with pytest.raises(ImageError, match=r"holiday\.jpg: not a readable picture, .*JPEG, PNG"):
         read_image(path)
+    for formats in (LABEL_FORMATS, ("PNG",)):
+        with pytest.raises(DatasetError, match="not a readable map, damaged or in none of"):
+            with open_image(path, formats=formats, error=DatasetError, what="map"):
+                pass
+    with Image.open(path) as image, pytest.raises(ImageError, match="EPS is not decoded here"):
+        read_image(image)
+
+
+@pytest.mark.parametrize("kind", ["ICO", "DDS", "PCX"])
+def test_what_was_decoded_elsewhere_is_a_picture(kind):
+    with Image.open(io.BytesIO(encoded(kind))) as image:
+        image.load()
+        assert read_image(image).shape == (*image.size[::-1], 3)
+
+
+def test_pictures_are_opened_in_one_place():
+    root = Path(__file__).parents[2]
+    places = [
+        str(path.relative_to(root))
+        for folder in ("odise_mm", "tools", "demo", "projects", "configs")
+        for path in (root / folder).rglob("*.py")
+        if "tests" not in path.parts and re.search(r"Image\.open\(|\bimread\(", path.read_text())
+    ]
+    assert places == ["odise_mm/utils/image.py"]  # in a docstring
+
+
+@pytest.mark.parametrize("kind", WRITABLE)
+def test_damage_is_an_error_of_ours(kind):
+    rng = np.random.default_rng(0)
+    content = np.frombuffer(encoded(kind), np.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow, on parts that it can do without
+        for _ in range(60):
+            damaged = content.copy()
+            places = rng.integers(0, min(len(content), 200), rng.integers(1, 6))
+            damaged[places] = rng.integers(0, 256, len(places))
+            try:
+                assert read_image(damaged.tobytes()).shape[2] == 3
+            except ImageError as error:
+                assert str(error).startswith("bytes: ")
+
+
+# Bytes and file objects
+
+
+class Pipe(io.RawIOBase):
+    """A file object that cannot be rewound, as of a network connection."""
+
+    def __init__(self, content: bytes) -> None:
+        self.buffer = io.BytesIO(content)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, place) -> int:
+        return self.buffer.readinto(place)
+
+
+def test_bytes_and_file_objects_are_pictures(tmp_path):
+    content = encoded("PNG")
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    at_its_end = io.BytesIO()
+    at_its_end.write(content)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(content))
+    with open(path, "rb") as file, gzip.open(tmp_path / "a.gz") as unpacked:
+        sources = [content, bytearray(content), memoryview(content), io.BytesIO(content)]
+        sources += [at_its_end, file, unpacked, Pipe(content)]
+        for source in sources:
+            assert np.array_equal(read_image(source), RGB[..., ::-1])
+        assert not file.closed and not at_its_end.closed
+
+
+class Coroutine:
+    async def read(self, size: int = -1) -> bytes:
+        return b""
+
+
+class Strange:
+    def read(self) -> bytes:
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("source", "match"),
+    [
+        (b"", r"^bytes: the file is empty"),
+        (io.BytesIO(), r"^BytesIO: the file is empty"),
+        (b"GIF89a", r"^bytes: not a readable picture"),
+        (io.StringIO("text"), r"^StringIO: is open as text; open it with mode 'rb'"),
+        (Coroutine(), r"^Coroutine: its read\(\) gives a coroutine; give the bytes"),
+        (Strange(), r"^Strange: cannot be read"),
+        ([[[0, 0, 0]]], r"from a list; pixels in lists are given as numpy\.array"),
+        ({}, r"from a dict; give a path, a file's bytes"),
+        (None, "from a NoneType; give a path"),
+        (np.frombuffer(b"\xff\xd8\xff", np.uint8), r"are given as array\.tobytes\(\)"),
+    ],
+)
+def test_what_is_no_picture(source, match):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a coroutine that nobody awaits
+        with pytest.raises(ImageError, match=match):
+            read_image(source)
+
+
+def test_a_closed_file_object():
+    file = io.BytesIO(encoded("PNG"))
+    file.close()
+    with pytest.raises(ImageError, match="BytesIO: cannot be read .*closed file"):
+        read_image(file)
+
+
+# Paths
+
+
+def test_home_folders_and_trailing_slashes(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(tmp_path / "a.png", Image.fromarray(RGB))
+    assert np.array_equal(read_image("~/a.png"), RGB[..., ::-1])
+    assert np.array_equal(read_image(Path("~/a.png")), RGB[..., ::-1])
+    assert np.array_equal(read_image(f"{tmp_path}/a.png/"), RGB[..., ::-1])
+    assert np.array_equal(read_image(os.fsencode(tmp_path / "a.png").decode()), RGB[..., ::-1])
+
+
+@pytest.mark.parametrize("path", ["", " ", "\t\n"])
+def test_an_empty_path(path):
+    with pytest.raises(ImageError) as info:
+        read_image(path)
+    assert str(info.value) == f"{path!r}: the path is empty"
+
+
+def test_text_that_cannot_be_a_path(tmp_path):
+    with pytest.raises(
+        ImageError, match=r"^/9j/4AAQ.*\.\.\..*: no path of a file: 400,000 ch"
+    ) as info:
+        read_image("/9j/4AAQ" * 50_000)
+    assert len(str(info.value)) < 500
+    with pytest.raises(ImageError, match=r"a\\x00b\.png: cannot be read"):
+        read_image("a\0b.png")
+    with pytest.raises(ImageError) as info:
+        read_image("a\x1b[2J\nerror: b.png")
+    assert str(info.value).isprintable()
+
+
+# The limit on pixels
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "PPM", "AVIF", "TGA", "JPEG2000"])
+def test_pixels_are_counted_by_our_own_limit(monkeypatch, kind):
+    content = encoded(kind)  # 35 pixels
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert read_image(content, max_pixels=35).shape == (5, 7, 3)
+        assert read_image(content, max_pixels=None).shape == (5, 7, 3)
+        with pytest.raises(ImageError, match=r"7 x 5 = 35 where max_pixels is 34; shrink it, or"):
+            read_image(content, max_pixels=34)
+    assert Image.MAX_IMAGE_PIXELS == 3
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
+def test_where_pillow_keeps_to_its_own_limit(monkeypatch, kind):
+    content = encoded(kind)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3)
+    with pytest.raises(
+        ImageError, match=r"Pillow's own limit .* raise PIL\.Image\.MAX_IMAGE_PIXELS"
+    ):
+        read_image(content)
+
+
+def test_pixels_of_everything_are_counted(tmp_path):
+    path = save(tmp_path / "a.png", Image.fromarray(RGB))
+    with Image.open(path) as lazy:
+        for source in (path, lazy, RGB, GREY, Image.fromarray(RGB), encoded("GIF")):
+            with pytest.raises(ImageError, match="too many pixels, 7 x 5 = 35"):
+                read_image(source, max_pixels=34)
+            assert read_image(source, max_pixels=35).shape == (5, 7, 3)
+        with pytest.raises(ImageError, match="too many pixels"):  # still not decoded
+            read_image(lazy, max_pixels=34)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, True, "64"])
+def test_limits_that_are_none(limit):
+    for use in (check_max_pixels, lambda limit: read_image(RGB, max_pixels=limit)):
+        with pytest.raises(ValueError, match="max_pixels must be a positive whole number or None"):
+            use(limit)
+
+
+def test_memory_that_does_not_suffice(monkeypatch):
+    def fail(self):
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    with pytest.raises(ImageError, match="^bytes: not enough memory to decode it"):
+        read_image(encoded("PNG"))
 
 
 def test_a_lazily_opened_damaged_image(tmp_path):

@@ -38,7 +38,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from odise_mm.errors import DatasetError, OdiseError
 from odise_mm.utils.command_line import one_line_errors, positive_int
-from odise_mm.utils.image import DECODER_ERRORS
+from odise_mm.utils.image import LABEL_FORMATS, MAX_LABEL_PIXELS, open_image
 from odise_mm.utils.label_maps import IGNORED, class_indices, read_label_map
 from odise_mm.utils.panoptic_io import read_panoptic_png
 from tools.report import Table, show
@@ -414,14 +414,9 @@ def read_pixels(path: str | os.PathLike, modes: Sequence[str] | None = None) -> 
     Raises:
         DatasetError: missing, damaged, or of another mode.
     """
-    try:
-        with Image.open(path) as image:
-            image.load()
-            mode, pixels = image.mode, np.array(image)
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except DECODER_ERRORS as error:
-        raise DatasetError(f"{path}: not a readable picture ({error})") from error
+    limits = dict(formats=LABEL_FORMATS, max_pixels=MAX_LABEL_PIXELS)
+    with open_image(path, **limits, error=DatasetError) as image:
+        mode, pixels = image.mode, np.array(image)
     if modes is not None and mode not in modes:
         raise DatasetError(f"{path}: a picture of mode {mode} where {' or '.join(modes)} is right")
     return pixels
@@ -433,16 +428,11 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     Raises:
         DatasetError: missing or not a picture.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            if image.getexif().get(_ORIENTATION) in _TURNED:
-                height, width = width, height
-            return height, width
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except DECODER_ERRORS as error:
-        raise DatasetError(f"{path}: not a readable picture ({error})") from error
+    with open_image(path, max_pixels=None, error=DatasetError) as image:  # nothing is decoded
+        width, height = image.size
+        if image.getexif().get(_ORIENTATION) in _TURNED:
+            height, width = width, height
+        return height, width
 
 
 def need_folder(path: Path, where_from: str) -> Path:

@@ -9,22 +9,29 @@ from mmdet.datasets.transforms import Resize
 from PIL import Image
 
 from odise_mm.registry import TRANSFORMS
-from odise_mm.utils.image import ImageError, read_image
+from odise_mm.utils.image import MAX_PIXELS, ImageError, check_max_pixels, read_image
 
 
 @TRANSFORMS.register_module()
 class LoadImage(BaseTransform):
     """Read a picture with :func:`odise_mm.utils.image.read_image`.
 
-    Required keys: ``img_path``, or ``img`` with something already in memory (an array in BGR order
-    or a PIL image), which then wins.
+    Required keys: ``img_path``, or ``img`` with something already in memory (an array in BGR order,
+    a PIL image, a file's bytes), which then wins.
 
     Modified and added keys: ``img`` (uint8 (H, W, 3) BGR), ``img_path`` (None without a file),
     ``img_shape`` and ``ori_shape`` ((H, W)).
 
+    Args:
+        max_pixels: of pictures with more, an error is raised before they are decoded; None: of
+            none. Arrays are not counted.
+
     Raises:
         ImageError: the picture cannot be used; the message names it.
     """
+
+    def __init__(self, max_pixels: int | None = MAX_PIXELS) -> None:
+        self.max_pixels = check_max_pixels(max_pixels)
 
     def transform(self, results: dict) -> dict:
         path = results.get("img_path")
@@ -33,14 +40,18 @@ class LoadImage(BaseTransform):
             source = path
         if source is None:
             raise ImageError("a pipeline that starts with LoadImage needs `img_path` or `img`")
-        image = read_image(source, name=None if path is None else str(path))
+        image = read_image(
+            source,
+            name=None if path is None else str(path),
+            max_pixels=None if isinstance(source, np.ndarray) else self.max_pixels,
+        )
         results["img"] = image
         results["img_path"] = path
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}()"
+        return f"{type(self).__name__}(max_pixels={self.max_pixels})"
 
 
 @TRANSFORMS.register_module()

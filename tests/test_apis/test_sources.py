@@ -1,0 +1,237 @@
+"""Folders, patterns and lists become pictures; what is left out is said."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections import UserString
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import MMLogger
+from PIL import Image
+
+from odise_mm.apis.sources import expand, is_single
+from odise_mm.utils.image import ImageError, picture_suffixes, read_image
+
+needs_links = pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """What is logged."""
+    lines: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    handler = Keep()
+    logger = MMLogger.get_current_instance()
+    logger.addHandler(handler)
+    yield lines
+    logger.removeHandler(handler)
+
+
+@pytest.fixture
+def album(tmp_path: Path, monkeypatch) -> Path:
+    """The working directory: three pictures in folders, and links that lead back."""
+    for name in ("top.png", "summer/lake.jpg", "summer/july/boat.PNG"):
+        path = tmp_path / "album" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "album"
+
+
+def names(images) -> list[str]:
+    sources = list(expand(images))
+    assert all(source.error is None for source in sources)
+    assert [source.path for source in sources] == [source.name for source in sources]
+    return [source.path.replace(os.sep, "/") for source in sources]
+
+
+def test_every_format_that_is_read_is_taken(tmp_path, said):
+    pixels = Image.new("RGB", (6, 4), (10, 20, 30))
+    for suffix in picture_suffixes():
+        kind = Image.registered_extensions()[suffix]
+        if kind in Image.SAVE:
+            file = io.BytesIO()
+            pixels.convert("F" if suffix == ".pfm" else "RGB").point(lambda v: v).save(file, kind)
+            (tmp_path / f"a{suffix.upper()}").write_bytes(file.getvalue())
+    sources = expand(tmp_path)
+    assert len(sources) == len(picture_suffixes()) - 1  # Pillow does not write PSD
+    for source in sources:
+        if not source.path.endswith(".PFM"):  # floating point numbers up to 255
+            assert read_image(source.value).shape == (4, 6, 3)
+    assert said == []
+
+
+def test_what_is_left_out_of_a_folder_is_said(album, said):
+    for name in ("a.heic", "b.heic", "c.HEIC", "notes.txt", "README", "clip.mp4\x1b[31m"):
+        (album / name).touch()
+    for name in (".DS_Store", ".hidden", "Thumbs.db", "desktop.ini", "._top.png", ".jpg"):
+        (album / name).touch()
+    (album / "folder.jpg").mkdir()
+    assert names("album") == ["album/top.png"]
+    assert said == [
+        "album: left out 6 files of kinds that are not read (3 .heic, 1 without extension, "
+        "1 .mp4\\x1b[31m, 1 .txt)"
+    ]
+    said.clear()
+    assert names("album/summer") == ["album/summer/lake.jpg"]
+    assert said == []
+
+
+def test_pictures_with_odd_names(album):
+    for name in ("..jpg", ".secret.png", "two.dots.webp", "d[1].bmp"):
+        Image.new("RGB", (4, 4)).save(album / name, "png")
+    found = ["..jpg", ".secret.png", "d[1].bmp", "top.png", "two.dots.webp"]
+    assert names("album") == [f"album/{name}" for name in found]
+    for name in found:
+        assert names(f"album/{name}") == [f"album/{name}"] and is_single(album / name)
+
+
+def test_a_folder_without_pictures(tmp_path, said):
+    (tmp_path / "notes.txt").touch()
+    (source,) = expand(tmp_path)
+    assert isinstance(source.error, ImageError) and ".jfif" in str(source.error)
+    assert "1 .txt" in said[0]
+
+
+def test_paths_are_tidied(album, monkeypatch):
+    monkeypatch.setenv("HOME", str(album))
+    assert names("~/top.png") == [f"{album}/top.png"] and is_single("~/top.png")
+    assert names("~") == [f"{album}/top.png"] and not is_single("~")
+    assert names("~/*/*.jpg") == [f"{album}/summer/lake.jpg"]
+    assert names("album/top.png/") == ["album/top.png"] and is_single("album/top.png/")
+    assert names("album/") == names(Path("album")) == ["album/top.png"]
+    monkeypatch.chdir("album")
+    assert names(".") == names("*.png") == ["top.png"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("album/**/*.jpg", ["summer/lake.jpg"]),
+        ("album/**", ["summer/july/boat.PNG", "summer/lake.jpg", "top.png"]),
+        ("album/**/*", ["summer/july/boat.PNG", "summer/lake.jpg", "top.png"]),
+        ("**/*.[jp]*g", ["summer/lake.jpg", "top.png"]),
+        ("album/**/july/*", ["summer/july/boat.PNG"]),
+        ("album/**/july/**", ["summer/july/boat.PNG"]),
+        ("album/**/**/*.png", ["top.png"]),
+        ("album/s*/**/*.*", ["summer/july/boat.PNG", "summer/lake.jpg"]),
+        ("./album/**/top.png", ["top.png"]),
+    ],
+)
+@needs_links
+def test_links_that_lead_back_are_not_followed(album, pattern, found):
+    (album / "self").symlink_to(".")
+    (album / "summer" / "up").symlink_to("..")
+    (album / "summer" / "july" / "again").symlink_to(album / "summer")
+    (album / "lost").symlink_to("lost")
+    if "*.*" in pattern or pattern in ("album/**", "album/**/*"):
+        (album / "lost").unlink()  # a file that is matched, and cannot be read
+    before = "./album/" if pattern.startswith("./") else "album/"
+    assert names(pattern) == [before + name for name in found]
+
+
+@needs_links
+def test_links_to_other_places_are_followed_once(album, said):
+    elsewhere = album.parent / "elsewhere"
+    elsewhere.mkdir()
+    Image.new("RGB", (4, 4)).save(elsewhere / "far.png")
+    for name in ("one", "two"):
+        (album / name).symlink_to(elsewhere)
+    (album / "copy.png").symlink_to("top.png")
+    assert names("album/**/*.png") == ["album/copy.png", "album/one/far.png"]
+    assert said == ["album/**/*.png: left out 1 picture that came before, by another name or twice"]
+
+
+def test_hidden_folders_are_no_part_of_a_pattern(album):
+    (album / ".trash").mkdir()
+    Image.new("RGB", (4, 4)).save(album / ".trash" / "old.png")
+    assert names("album/**/*.png") == ["album/top.png"]
+    assert names("album/.trash/**/*.png") == ["album/.trash/old.png"]
+
+
+def test_folders_and_patterns_give_a_file_once_and_paths_always(album, said):
+    assert names(["album", "album/*.png", album]) == ["album/top.png"]
+    assert len(said) == 2 and said[0].startswith("album/*.png: left out 1 picture that came before")
+    one = "album/top.png"
+    assert names([one, "album", one]) == [one] * 3
+    assert list(names(iter([one, "album"]))) == [one] * 2
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://example.com/a.jpg",
+        "http://example.com/a.jpg?size=*",
+        "s3://bucket/[a].png",
+        "file:///home/me/a.png",
+        "data:image/png;base64," + "iVBORw0KGgo=" * 1000,
+        Path("https://example.com/a.jpg"),
+    ],
+)
+def test_addresses_are_not_fetched(address):
+    assert is_single(address)
+    (source,) = expand(address)
+    assert "not fetched" in str(source.error) and len(str(source.error)) < 400
+
+
+def test_a_path_that_looks_like_an_address_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("s3:").mkdir()
+    Image.new("RGB", (4, 4)).save("s3:/a.png")
+    assert names("s3://a.png") == ["s3://a.png"]
+
+
+def test_what_is_one_picture():
+    array = np.zeros((4, 4, 3), np.uint8)
+    for one in (array, Image.new("L", (4, 4)), b"GIF89a", bytearray(b"x"), io.BytesIO(b"x")):
+        assert is_single(one)
+        (source,) = expand(one)
+        assert source.value is one and source.name == "image" and source.path is None
+        assert [s.name for s in expand([one, one])] == ["images[0]", "images[1]"]
+    assert [is_single(many) for many in ([array], iter([array]), (), {})] == [False] * 4
+
+
+def test_file_objects_are_named(album):
+    with open("album/top.png", "rb") as file, Image.open("album/top.png") as image:
+        shown = [source.name.replace(os.sep, "/") for source in expand([file, image])]
+    assert shown == ["images[0] (album/top.png)", "images[1] (album/top.png)"]
+
+
+@pytest.mark.parametrize(
+    ("images", "match"),
+    [
+        ({"a.png": 1}, r"images is a dict; .* list\(images\.values\(\)\)"),
+        ({"a.png"}, "images is a set, which has no order"),
+        (frozenset(["a.png"]), "images is a frozenset"),
+        (UserString("a.png"), r"images is a UserString; give str\(images\)"),
+        ([[0, 0], [255, 255]], r"images\[0\] is a list; pixels in lists .*numpy\.array\("),
+        ([["a.png", "b.png"]], r"images\[0\] is a list; .*one list without lists"),
+        (((0, 0, 0),), r"images\[0\] is a tuple"),
+        (list(b"\xff\xd8\xff"), r"images\[0\] is a int; give a path, a file's bytes"),
+        (range(400_000), r"images\[0\] is a int"),
+        ([None], r"images\[0\] is a NoneType"),
+        ([torch.zeros(3, 4, 4)], r"images\[0\] is a Tensor; .*permute"),
+        (torch.zeros(2, 3, 4, 4), r"images is a torch tensor; .*permute"),
+        (3, "images is a int; give a path"),
+        (None, "images is a NoneType"),
+    ],
+)
+def test_what_is_no_list_of_pictures(images, match):
+    with pytest.raises(TypeError, match=match):
+        expand(images)
+    assert not is_single(images)
+
+
+def test_one_odd_item_of_a_list_is_left_to_the_reader():
+    sources = list(expand(["a.png", [1, 2], None]))
+    assert [source.name for source in sources] == ["a.png", "images[1]", "images[2]"]
+    assert list(expand([])) == []
