@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import cfg_option, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import ConfigOptions, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
@@ -94,10 +94,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     how.add_argument("--precision", choices=PRECISIONS, default="fp32")
     how.add_argument(
         "--cfg-options",
-        nargs="+",
-        type=cfg_option,
-        default=[],
-        metavar="KEY=VALUE",
+        action=ConfigOptions,
         help="further changes of the config, for every test set",
     )
     how.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
@@ -193,7 +190,7 @@ def plan(args: argparse.Namespace) -> list[TestSet]:
         if sys.stderr.isatty():  # there is a bar, which lines of the log would tear
             hooks = test_set.cfg.setdefault("default_hooks", {})
             hooks["logger"] = dict(type="LoggerHook", interval=sys.maxsize)
-        change_config(test_set.cfg, dict(args.cfg_options))
+        change_config(test_set.cfg, args.cfg_options)
     return sets
 
 
@@ -330,7 +327,7 @@ def describe_run(args: argparse.Namespace, runner: OpenVocabRunner) -> dict[str,
     return dict(
         config=dict(
             file=cfg.filename,
-            options={key: str(value) for key, value in args.cfg_options},
+            options={key: str(value) for key, value in args.cfg_options.items()},
             model=cfg.model.to_dict(),
             test_pipeline=[dict(step) for step in cfg.get("test_pipeline", [])],
         ),

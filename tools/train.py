@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import cfg_option, one_line_errors  # noqa: E402
+from odise_mm.utils.command_line import ConfigOptions, one_line_errors  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 
 if TYPE_CHECKING:
@@ -60,10 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-root", metavar="DIR", help="instead of data/ in the config")
     parser.add_argument(
         "--cfg-options",
-        nargs="+",
-        type=cfg_option,
-        default=[],
-        metavar="KEY=VALUE",
+        action=ConfigOptions,
         help="further changes of the config, e.g. train_dataloader.batch_size=4",
     )
     parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
@@ -110,7 +107,7 @@ def plan(args: argparse.Namespace) -> Config:
     from odise_mm.errors import ConfigError
 
     cfg = load_config(args.config)
-    change_config(cfg, dict(args.cfg_options))
+    change_config(cfg, args.cfg_options)
     if args.data_root:
         set_data_root(cfg, args.data_root)
     if args.precision:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import cfg_option, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import ConfigOptions, one_line_errors, positive_int  # noqa: E402
 from tools.report import Table, show  # noqa: E402
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data-root", metavar="DIR", help="instead of data/ in the config")
     parser.add_argument(
         "--cfg-options",
-        nargs="+",
-        type=cfg_option,
-        default=[],
-        metavar="KEY=VALUE",
+        action=ConfigOptions,
         help="changes of the config",
     )
     return parser.parse_args(argv)
@@ -75,7 +72,7 @@ def load_dataset(args: argparse.Namespace) -> tuple[BaseDataset, str]:
     from odise_mm.errors import ConfigError
 
     cfg: Config = load_config(args.config)
-    change_config(cfg, dict(args.cfg_options))
+    change_config(cfg, args.cfg_options)
     if args.data_root is not None:
         set_data_root(cfg, args.data_root)
     cfg = complete_config(cfg)

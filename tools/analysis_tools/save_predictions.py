@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import cfg_option, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import ConfigOptions, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 from tools import test as test_tool  # noqa: E402
 
@@ -61,9 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     how = parser.add_argument_group("how")
     how.add_argument("--precision", choices=PRECISIONS, default="fp32")
     how.add_argument("--work-dir", metavar="DIR", help="logs; default: work_dirs/CONFIG/test")
-    how.add_argument(
-        "--cfg-options", nargs="+", type=cfg_option, default=[], metavar="KEY=VALUE"
-    )  # fmt: skip
+    how.add_argument("--cfg-options", action=ConfigOptions)
     args = parser.parse_args(argv)
     args.launcher = "none"  # tools.test asks for it
     return args
