@@ -7,7 +7,7 @@ Three kinds of source, one result (diffusers' names):
 * one original file (``sd-v1-3.ckpt`` or ``.safetensors``, CompVis key names): no network access.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -89,12 +89,16 @@ class DiffusionWeights:
         encoder = random_text_encoder(self.arch, part)
         state = self._read(part, keep=lambda _: True, encoder=encoder)
         if not hasattr(encoder, "text_projection"):
-            state = {key.removeprefix("text_model."): value for key, value in state.items()}
             # the projection behind the last hidden state
             state.pop("text_projection.weight", None)
-        # An integer buffer of old files, a counter 0..76 that the module makes itself.
-        state = {k: v for k, v in state.items() if not k.endswith("embeddings.position_ids")}
-        wrong = differences(state, encoder.state_dict())
+        wanted = encoder.state_dict()
+        # Without an integer buffer of old files, a counter 0..76 that the module makes itself.
+        state = {
+            _prefixed_as(wanted, key): value
+            for key, value in state.items()
+            if not key.endswith("embeddings.position_ids")
+        }
+        wrong = differences(state, wanted)
         if wrong:
             raise CheckpointError(
                 f"{self.source}: the text encoder's weights are not those of the architecture in "
@@ -205,6 +209,16 @@ def random_text_encoder(arch: DiffusionArch, part: str) -> nn.Module:
     }[part]
     with torch.device("cpu"):
         return cls(CLIPTextConfig(**fields)).eval().requires_grad_(False)
+
+
+def _prefixed_as(wanted: Collection[str], key: str) -> str:
+    """A text encoder's key, with or without ``text_model.`` as the module's own keys have it.
+
+    transformers 5.6 dropped the prefix from ``CLIPTextModel``; files have it or lack it.
+    """
+    prefix = "text_model."
+    other = key.removeprefix(prefix) if key.startswith(prefix) else prefix + key
+    return other if key not in wanted and other in wanted else key
 
 
 def _rename_old_attention(state: StateDict) -> StateDict:

@@ -94,6 +94,11 @@ class Diffusion(NamedTuple):
         return {**seen, "latent": [latent], "noisy": noisy}
 
 
+def text_state(text: CLIPTextModel) -> dict[str, Tensor]:
+    """A text encoder's weights, without the prefix that old versions of transformers have."""
+    return {key.removeprefix("text_model."): value for key, value in text.state_dict().items()}
+
+
 @pytest.fixture(scope="session")
 def full() -> Diffusion:
     """All of the tiny Stable Diffusion v1: made-up weights through diffusers' converters."""
@@ -112,9 +117,8 @@ def full() -> Diffusion:
         original.convert_ldm_vae_checkpoint(part("first_stage_model."), model.arch.vae)
     )
     prefix = "cond_stage_model.transformer.text_model."
-    model.text.load_state_dict(
-        {key.removeprefix(prefix): value for key, value in part(prefix).items()}
-    )
+    inner = getattr(model.text, "text_model", model.text)  # the former in transformers before 5.6
+    inner.load_state_dict({key.removeprefix(prefix): value for key, value in part(prefix).items()})
     return model
 
 

@@ -32,7 +32,7 @@ from odise_mm.models.clip import FrozenCLIP
 from odise_mm.models.necks.captioner import EmptyCaptioner, ImplicitCaptioner
 from odise_mm.utils.checkpoint import CheckpointError
 from tests.parts import relative_error
-from tests.test_models.test_backbones.conftest import Diffusion
+from tests.test_models.test_backbones.conftest import Diffusion, text_state
 from tests.test_models.test_backbones.test_diffusion import check, tiles
 from tests.test_models.test_backbones.test_diffusion_weights import (
     open_clip_text,
@@ -237,9 +237,9 @@ def test_sdxl_whose_empty_prompt_is_a_text(sdxl: Whole, sdxl_folder: Path) -> No
 
 def test_original_file_of_sdxl(sdxl: Whole, sdxl_folder: Path, tmp_path: Path) -> None:
     state = sdxl.original()
-    for key, value in sdxl.text.state_dict().items():
+    for key, value in text_state(sdxl.text).items():
         state[f"conditioner.embedders.0.transformer.text_model.{key}"] = value
-    second = {k.removeprefix("text_model."): v for k, v in sdxl.text_2.state_dict().items()}
+    second = text_state(sdxl.text_2)
     projection = second.pop("text_projection.weight")
     for key, value in open_clip_text(second).items():
         state[key.replace("cond_stage_model.", "conditioner.embedders.1.")] = value

@@ -11,14 +11,15 @@ import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from odise_mm.models.backbones import diffusion_weights
 from odise_mm.models.backbones.diffusion import DiffusionBackbone
 from odise_mm.models.backbones.diffusion_arch import ARCHITECTURES, DiffusionArch
 from odise_mm.models.backbones.diffusion_weights import DiffusionWeights
 from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
 from tests.parts import relative_error
-from tests.test_models.test_backbones.conftest import Diffusion
+from tests.test_models.test_backbones.conftest import Diffusion, text_state
 from tests.test_models.test_backbones.test_diffusion import PAPER, V2, tiles
 
 PARTS = ("unet", "vae", "text_encoder")
@@ -87,12 +88,43 @@ def test_folder_of_old_files(
             key = key.replace(f"attentions.0.{new}.", f"attentions.0.{name}.")
         vae[key] = value
     assert set(vae) != set(full.vae.state_dict())
-    text = {f"text_model.{key}": value for key, value in full.text.state_dict().items()}
+    text = {f"text_model.{key}": value for key, value in text_state(full.text).items()}
     text["text_model.embeddings.position_ids"] = torch.arange(77)[None]
     torch.save(vae, tmp_path / "vae" / "diffusion_pytorch_model.bin")
     torch.save(full.unet.state_dict(), tmp_path / "unet" / "diffusion_pytorch_model.bin")
     torch.save(text, tmp_path / "text_encoder" / "pytorch_model.bin")
     assert_same(result(tmp_path), reference)
+
+
+class Prefixed(nn.Module):
+    """The names that CLIPTextModel had before transformers 5.6."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.text_model = inner
+
+
+@pytest.mark.parametrize("in_file", [True, False])
+@pytest.mark.parametrize("in_module", [True, False])
+def test_prefix_of_text_encoders(
+    in_file: bool, in_module: bool, full: Diffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "text_encoder").mkdir()
+    prefix = "text_model." if in_file else ""
+    state = {prefix + key: value.clone() for key, value in text_state(full.text).items()}
+    file = tmp_path / "text_encoder" / "model.safetensors"
+    save_file(state, file)
+    empty = Diffusion.random(full.arch, seed=1).text
+    inner = getattr(empty, "text_model", empty)
+    module = Prefixed(inner) if in_module else inner
+    monkeypatch.setattr(diffusion_weights, "random_text_encoder", lambda arch, part: module)
+    source = DiffusionWeights(str(tmp_path), full.arch, ["text_encoder"])
+    assert source.text_encoder() is module
+    for key, value in text_state(full.text).items():
+        assert torch.equal(inner.state_dict()[key], value), key
+    save_file({**state, f"{prefix}more": torch.zeros(1)}, file)
+    with pytest.raises(CheckpointError, match=f"text encoder's weights are not.*{prefix}more"):
+        source.text_encoder()
 
 
 @pytest.mark.parametrize("safe", [True, False])
@@ -149,7 +181,7 @@ def test_original_file_of_version_2(tmp_path: Path, no_network: None) -> None:
     state = {
         **original_unet(model.unet.state_dict()),
         **original_vae(model.vae.state_dict()),
-        **open_clip_text(model.text.state_dict()),
+        **open_clip_text(text_state(model.text)),
     }
     torch.save({"state_dict": state}, tmp_path / "v2.ckpt")
     assert_same(result(tmp_path / "v2.ckpt", V2), wanted)
