@@ -20,6 +20,7 @@ from odise_mm.datasets.base import (
     read_annotations,
     resolve_vocabulary,
 )
+from odise_mm.datasets.orientation import OrientedPictures
 from odise_mm.datasets.seeding import SeededItems
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
@@ -27,7 +28,7 @@ from odise_mm.registry import DATASETS
 
 
 @DATASETS.register_module()
-class InstanceDataset(SeededItems, CocoDataset):
+class InstanceDataset(SeededItems, OrientedPictures, CocoDataset):
     """mmdet's ``CocoDataset`` with the classes of a vocabulary, in its order.
 
     Serves LVIS, too (its files name pictures by ``coco_url`` alone). In training, images without an
@@ -40,7 +41,8 @@ class InstanceDataset(SeededItems, CocoDataset):
         vocabulary, label_file, class_agnostic, subsets: see
             :class:`odise_mm.datasets.PanopticDataset`.
         kwargs: of ``CocoDataset``: ``ann_file``, ``data_root``, ``data_prefix`` with the folder
-            'img', ``pipeline``, ``test_mode``, ``indices``.
+            'img', ``pipeline``, ``test_mode``, ``indices``; and ``exif``, see
+            :class:`odise_mm.datasets.orientation.OrientedPictures`.
 
     Raises:
         DatasetError: files or folders are missing, are something else or contradict the

@@ -22,6 +22,7 @@ from odise_mm.datasets.base import (
     read_annotations,
     resolve_vocabulary,
 )
+from odise_mm.datasets.orientation import OrientedPictures
 from odise_mm.datasets.seeding import SeededItems
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
@@ -30,7 +31,7 @@ from odise_mm.utils.panoptic_io import MAX_SEGMENT_ID
 
 
 @DATASETS.register_module()
-class PanopticDataset(SeededItems, CocoPanopticDataset):
+class PanopticDataset(SeededItems, OrientedPictures, CocoPanopticDataset):
     """mmdet's ``CocoPanopticDataset`` with the classes of a vocabulary, in its order.
 
     Loading reads the JSON file alone: no picture is opened, and panopticapi is not needed. Class
@@ -62,7 +63,8 @@ class PanopticDataset(SeededItems, CocoPanopticDataset):
         reduce_zero_label: in the semantic label files, 0 is ignored and classes count from 1.
         kwargs: of ``CocoPanopticDataset``: ``ann_file``, ``data_root``, ``data_prefix`` with
             folders 'img', 'seg' and perhaps 'sem_seg', ``pipeline``, ``test_mode``, ``indices``.
-            Relative paths (of the files above, too) are looked up below ``data_root``.
+            Relative paths (of the files above, too) are looked up below ``data_root``. And
+            ``exif``, see :class:`odise_mm.datasets.orientation.OrientedPictures`.
 
     Raises:
         DatasetError: files or folders are missing, are something else or contradict the

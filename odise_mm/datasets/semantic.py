@@ -15,6 +15,7 @@ from odise_mm.datasets.base import (
     metainfo_of,
     resolve_vocabulary,
 )
+from odise_mm.datasets.orientation import OrientedPictures
 from odise_mm.datasets.seeding import SeededItems
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
@@ -22,7 +23,7 @@ from odise_mm.registry import DATASETS
 
 
 @DATASETS.register_module()
-class SemanticDataset(SeededItems, BaseSegDataset):
+class SemanticDataset(SeededItems, OrientedPictures, BaseSegDataset):
     """mmseg's ``BaseSegDataset`` with the classes of a vocabulary. Made for testing.
 
     Pixels of the label files are class indices, 255 (8 bit files) or 65535 (16 bit files) where
@@ -37,7 +38,8 @@ class SemanticDataset(SeededItems, BaseSegDataset):
             are in the order of the label files' numbers.
         kwargs: of ``BaseSegDataset``: ``data_root``, ``data_prefix`` with folders 'img_path' and
             'seg_map_path', ``ann_file`` (a list of names; empty: all images of the folder),
-            ``img_suffix``, ``seg_map_suffix``, ``reduce_zero_label``, ``pipeline``, ``test_mode``.
+            ``img_suffix``, ``seg_map_suffix``, ``reduce_zero_label``, ``pipeline``, ``test_mode``;
+            and ``exif``, see :class:`odise_mm.datasets.orientation.OrientedPictures`.
 
     Raises:
         ConfigError: ``ignore_index`` is something else than 255.

@@ -82,6 +82,7 @@ class ResultWriterHook(Hook):
         self._category_ids = _category_ids(dataset, len(self._vocabulary))
         infos = [dataset.get_data_info(index) for index in range(len(dataset))]
         paths = [info["img_path"] for info in infos]
+        self._as_stored = {info["img_path"] for info in infos if not info.get("exif", True)}
         self._index = {path: index for index, path in enumerate(paths)}
         if len(self._index) < len(paths) and (self.dump_dir or self.show_dir):
             raise ConfigError(
@@ -155,7 +156,8 @@ class ResultWriterHook(Hook):
         barrier()  # nobody goes on to open parts that are being removed
 
     def _show(self, result: SegmentationResult) -> None:
-        picture = draw_panoptic(read_image(result.image_path), result, notice=self.notice)
+        image = read_image(result.image_path, exif=result.image_path not in self._as_stored)
+        picture = draw_panoptic(image, result, notice=self.notice)
         path = self.show_dir / self.set_name / f"{self._stems[result.image_path]}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(picture[..., ::-1]).save(path, quality=92, subsampling=0)

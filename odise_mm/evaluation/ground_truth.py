@@ -16,6 +16,7 @@ from mmengine.logging import print_log
 
 from odise_mm.errors import DatasetError, PanopticFileError
 from odise_mm.utils.display import printable
+from odise_mm.utils.image import turned_hint
 from odise_mm.utils.label_maps import IGNORED, class_indices, ignored_value, read_label_map
 from odise_mm.utils.panoptic_io import read_panoptic_png
 
@@ -187,8 +188,18 @@ def _warn_of_odd_map(path: str | os.PathLike[str], numbers: np.ndarray, labels: 
         )
 
 
-def check_size(path: str, truth: tuple[int, ...], result: tuple[int, ...]) -> None:
+def check_size(
+    path: str,
+    truth: tuple[int, ...],
+    result: tuple[int, ...],
+    picture: str | os.PathLike[str] | None = None,
+) -> None:
     """Compare the height and width of ground truth and result.
+
+    Args:
+        path: of the ground truth, for messages.
+        truth, result: height and width.
+        picture: the image's file, where it is known.
 
     Raises:
         DatasetError: they differ.
@@ -197,6 +208,7 @@ def check_size(path: str, truth: tuple[int, ...], result: tuple[int, ...]) -> No
         raise DatasetError(
             f"{path}: the ground truth has {truth[0]} x {truth[1]} pixels (height x width), the "
             f"image's result {result[0]} x {result[1]}: it belongs to another version of the image"
+            + turned_hint(truth, result, picture)
         )
 
 

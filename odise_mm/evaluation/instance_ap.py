@@ -71,7 +71,7 @@ class MaskMetric(DatasetMetric):
         truths = None
         if self.ann_file is None:
             truth = read_panoptic_truth(sample, num_classes)
-            check_size(truth.path, truth.ids.shape, size)
+            check_size(truth.path, truth.ids.shape, size, sample.get("img_path"))
             truths = encode_things(truth)
         path = str(sample.get("img_path") or "")
         self.results.append(MaskRecord(img_id, path, size, found, truths))

@@ -206,7 +206,7 @@ class PanopticQuality(DatasetMetric):
             raise ValueError(f"{name_of(sample)}: two segments of the result have the same id")
         check_labels(sample, np.array(list(labels.values())), num_classes)
         truth = read_panoptic_truth(sample, num_classes)
-        check_size(truth.path, truth.ids.shape, ids.shape)
+        check_size(truth.path, truth.ids.shape, ids.shape, sample.get("img_path"))
         if not self.results:
             self.results.append(_Walked(PanopticCounts.zeros(num_classes)))
         kept: _Walked = self.results[0]

@@ -62,7 +62,7 @@ class SemanticIoU(DatasetMetric):
         result = to_numpy(result_of(sample, "pred_sem_seg", self)["sem_seg"])[0]
         check_labels(sample, result, num_classes)
         truth, path = read_semantic_truth(sample, num_classes)
-        check_size(path, truth.shape, result.shape)
+        check_size(path, truth.shape, result.shape, sample.get("img_path"))
         if not self.results:
             self.results.append(np.zeros((3, num_classes), np.int64))
         self.results[0] += count_areas(result, truth, num_classes)

@@ -33,10 +33,12 @@ __all__ = [
     "ImageSource",
     "advice_on",
     "check_max_pixels",
+    "exif_orientation",
     "is_encoded",
     "open_image",
     "picture_suffixes",
     "read_image",
+    "turned_hint",
 ]
 
 ImageSource = (
@@ -57,6 +59,7 @@ MAX_PIXELS = 8192 * 8192
 MAX_LABEL_PIXELS = 4 * MAX_PIXELS
 """Pixels of a map: it takes a few bytes per pixel, and has the size of its picture."""
 
+_ORIENTATION = 0x0112  # EXIF's tag
 # What Pillow's decoders raise on damaged files; it has no common base class for them.
 _DECODER_ERRORS = (
     OSError,
@@ -261,13 +264,15 @@ def read_image(
     channel_order: str = "bgr",
     name: str | None = None,
     max_pixels: int | None = MAX_PIXELS,
+    exif: bool = True,
 ) -> np.ndarray:
     """Read a picture as 8 bit BGR.
 
     - Grey is repeated over the channels; palettes, CMYK and the other colour models become RGB.
     - Transparency is composited on white, as a page or a viewer shows it.
     - 16 bit values are scaled (65535 becomes 255), not clipped.
-    - The EXIF orientation is applied. Of an animation, the first frame is read.
+    - The EXIF orientation is applied, unless ``exif`` is False.
+    - Of an animation, the first frame is read.
 
     Args:
         source: a file's path or its bytes, a binary file object, a PIL image, or an array (H, W),
@@ -278,6 +283,7 @@ def read_image(
         name: what error messages call the picture; by default its path or its type.
         max_pixels: pictures of more pixels are refused, files before they are decoded; None: none
             is refused.
+        exif: False: pixels are taken as they are stored, whatever the EXIF orientation says.
 
     Returns:
         uint8 array (H, W, 3), BGR, C-contiguous, not sharing memory with ``source``.
@@ -297,13 +303,54 @@ def read_image(
         with _decoding(name, "picture", ImageError):
             _check_lazy(source, name)
             _count_pixels(source.size, max_pixels, ImageError, name)
-            return _from_pil(source, name)
+            return _from_pil(source, name, exif)
     if isinstance(source, (str, os.PathLike)) or is_encoded(source):
         with open_image(source, max_pixels=max_pixels, name=name) as image:
-            return _from_pil(image, _name_of(source, name))
+            return _from_pil(image, _name_of(source, name), exif)
     raise ImageError(
         f"{printable(name or 'image')}: cannot read a picture from a {type(source).__name__}; "
         + advice_on(source)
+    )
+
+
+def exif_orientation(path: str | os.PathLike) -> int:
+    """How a picture is to be turned, 1 to 8 as EXIF counts; 1 where nothing is to be done.
+
+    Read from the file's header; 1 for a file that cannot be read.
+    """
+    try:
+        with open_image(path, max_pixels=None) as image:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+    except ImageError:
+        return 1
+    return orientation if orientation in range(2, 9) else 1
+
+
+def turned_hint(
+    annotated: tuple[int, ...], picture: tuple[int, ...], path: str | os.PathLike | None = None
+) -> str:
+    """What to add to a message on sizes that differ, where the EXIF orientation may be the cause.
+
+    Args:
+        annotated: height and width of the annotation.
+        picture: of the picture as it was read, or of its result.
+        path: the picture's file, where it is known.
+
+    Returns:
+        Nothing unless height and width are swapped, and the file, if it is known, is to be turned.
+    """
+    if tuple(annotated) != tuple(picture)[::-1] or tuple(annotated) == tuple(picture):
+        return ""
+    cause = "the picture's EXIF orientation is the probable cause"
+    if path is not None and os.path.isfile(path):
+        orientation = exif_orientation(path)
+        if orientation == 1:
+            return ""
+        cause = f"the picture's EXIF orientation ({orientation}) is the probable cause"
+    return (
+        f". Height and width are swapped, and {cause}: set the dataset's `exif` to True if its "
+        "annotations were made on pictures that are turned upright (the default), to False if on "
+        "their pixels as stored"
     )
 
 
@@ -332,10 +379,10 @@ def _check_lazy(image: Image.Image, name: str) -> None:
         )
 
 
-def _from_pil(image: Image.Image, name: str) -> np.ndarray:
+def _from_pil(image: Image.Image, name: str, exif: bool) -> np.ndarray:
     clear = _transparent_color(image)
     image.load()
-    image = ImageOps.exif_transpose(image)  # a copy
+    image = ImageOps.exif_transpose(image) if exif else image.copy()
     if image.mode == "F" or image.mode.startswith("I"):
         values = _deep_values(image, name)
         if clear is not None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData, PixelData
+from PIL import Image
 
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.engine.result_writer import ResultWriterHook
@@ -24,16 +25,23 @@ def names(count: int) -> Vocabulary:
     return Vocabulary(tuple((f"name {i}",) for i in range(count)), (True,) * count)
 
 
-def run(hook: ResultWriterHook, labels: list[int], num_classes: int, first_id: int = 1) -> Path:
-    """Dump one image: a row of pixels, each a segment of its class; and what was written where."""
+def run(
+    hook: ResultWriterHook,
+    labels: list[int],
+    num_classes: int,
+    first_id: int = 1,
+    path: str = "images/7.jpg",
+    **info: Any,
+) -> Path | None:
+    """Dump one image: a row of pixels, each a segment of its class; the folder of the dump."""
     dataset = SimpleNamespace(
         cat2label={first_id + i: i for i in range(num_classes)},
-        get_data_info=lambda index: dict(img_path="images/7.jpg"),
+        get_data_info=lambda index: dict(img_path=path, **info),
     )
     loader = SimpleNamespace(dataset=_Sized(vars(dataset)))
     model = SimpleNamespace(vocabulary=names(num_classes), test_cfg={})
     runner: Any = SimpleNamespace(model=model, test_loop=SimpleNamespace(dataloader=loader))
-    sample = DetDataSample(metainfo=dict(img_path="images/7.jpg", img_id=7))
+    sample = DetDataSample(metainfo=dict(img_path=path, img_id=7))
     infos = [
         dict(id=i, category_id=label, isthing=True, score=1.0) for i, label in enumerate(labels, 1)
     ]
@@ -50,7 +58,7 @@ def run(hook: ResultWriterHook, labels: list[int], num_classes: int, first_id: i
     hook.before_test_epoch(runner)
     hook.after_test_iter(runner, 0, outputs=[sample])
     hook.after_test_epoch(runner)
-    return hook.dump_dir / "mine"
+    return None if hook.dump_dir is None else hook.dump_dir / "mine"
 
 
 class _Sized(SimpleNamespace):
@@ -72,6 +80,19 @@ def test_all_classes_come_back_from_semantic_maps(num_classes: int, tmp_path: Pa
 def test_too_many_classes_are_refused_before_anything_is_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="65,536 classes has no label maps"):
         run(ResultWriterHook(tmp_path), [0], 65536)
+
+
+def test_pictures_are_shown_as_the_dataset_reads_them(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "7.png"
+    Image.new("RGB", (3, 1), (200, 30, 30)).save(path, exif=exif)
+    hook = ResultWriterHook(show_dir=tmp_path / "shown")
+    run(hook, [0, 1, 2], 3, path=str(path), exif=False)
+    with Image.open(tmp_path / "shown/mine/7.jpg") as shown:
+        assert shown.width > shown.height
+    with pytest.raises(ValueError, match="the panoptic map"):  # upright it is 1 x 3
+        run(hook, [0, 1, 2], 3, path=str(path))
 
 
 @pytest.mark.parametrize("first_id", [0, 1])

@@ -38,7 +38,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from odise_mm.errors import DatasetError, OdiseError
 from odise_mm.utils.command_line import one_line_errors, positive_int
-from odise_mm.utils.image import LABEL_FORMATS, MAX_LABEL_PIXELS, open_image
+from odise_mm.utils.image import LABEL_FORMATS, MAX_LABEL_PIXELS, open_image, turned_hint
 from odise_mm.utils.label_maps import IGNORED, class_indices, read_label_map
 from odise_mm.utils.panoptic_io import read_panoptic_png
 from tools.report import Table, show
@@ -475,7 +475,7 @@ def same_size(labels: np.ndarray, path: Path, image: Path) -> None:
     if labels.shape[:2] != (height, width):
         raise DatasetError(
             f"{path}: {labels.shape[1]} x {labels.shape[0]} pixels, but its picture {image} has "
-            f"{width} x {height}"
+            f"{width} x {height}" + turned_hint(labels.shape[:2], (height, width), image)
         )
 
 
@@ -577,6 +577,7 @@ def _check_size(path: Path, image: dict, shape: Iterable[int]) -> None:
     if (height, width) != (image["height"], image["width"]):
         raise DatasetError(
             f"{path}: {width} x {height} pixels; the JSON says {image['width']} x {image['height']}"
+            + turned_hint((image["height"], image["width"]), (height, width), path)
         )
 
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
+import torch
 from mmcv.image.geometric import imresize, rescale_size
 from mmcv.transforms import BaseTransform, RandomResize
 from mmdet.datasets.transforms import Resize
+from mmengine.logging import print_log
 from PIL import Image
 
+from odise_mm.datasets.orientation import check_exif
+from odise_mm.errors import DatasetError
 from odise_mm.registry import TRANSFORMS
-from odise_mm.utils.image import MAX_PIXELS, ImageError, check_max_pixels, read_image
+from odise_mm.utils.display import printable
+from odise_mm.utils.image import (
+    MAX_PIXELS,
+    ImageError,
+    check_max_pixels,
+    exif_orientation,
+    read_image,
+    turned_hint,
+)
 
 
 @TRANSFORMS.register_module()
@@ -17,25 +31,36 @@ class LoadImage(BaseTransform):
     """Read a picture with :func:`odise_mm.utils.image.read_image`.
 
     Required keys: ``img_path``, or ``img`` with something already in memory (an array in BGR order,
-    a PIL image, a file's bytes), which then wins.
+    a PIL image, a file's bytes), which then wins. Optional key: ``exif``, as datasets say it.
 
     Modified and added keys: ``img`` (uint8 (H, W, 3) BGR), ``img_path`` (None without a file),
     ``img_shape`` and ``ori_shape`` ((H, W)).
 
+    Where annotated pictures have an EXIF orientation and sizes cannot tell what the annotations
+    were made on, a warning names the first one.
+
     Args:
         max_pixels: of pictures with more, an error is raised before they are decoded; None: of
             none. Arrays are not counted.
+        exif: True: pictures are turned by their EXIF orientation; False: pixels are taken as
+            stored. None: as the dataset says; without one, they are turned.
 
     Raises:
         ImageError: the picture cannot be used; the message names it.
+        DatasetError: instances were annotated on the picture turned by 90 degrees.
+        ConfigError: another value of ``exif``.
     """
 
-    def __init__(self, max_pixels: int | None = MAX_PIXELS) -> None:
+    def __init__(self, max_pixels: int | None = MAX_PIXELS, exif: bool | None = None) -> None:
         self.max_pixels = check_max_pixels(max_pixels)
+        self.exif = check_exif(exif, "LoadImage")
+        # Shared with the worker processes that load pictures: one warning, not one in each.
+        self._warned = torch.zeros(1, dtype=torch.bool).share_memory_()
 
     def transform(self, results: dict) -> dict:
         path = results.get("img_path")
         source = results.get("img")
+        exif = results.get("exif", True) if self.exif is None else self.exif
         if source is None:
             source = path
         if source is None:
@@ -44,14 +69,51 @@ class LoadImage(BaseTransform):
             source,
             name=None if path is None else str(path),
             max_pixels=None if isinstance(source, np.ndarray) else self.max_pixels,
+            exif=exif,
         )
+        if "instances" in results:
+            _check_turned(results, image.shape[:2])
+        if exif and path is not None and source is path and _ANNOTATIONS & results.keys():
+            self._warn_of_orientation(path, image.shape[:2])
         results["img"] = image
         results["img_path"] = path
         results["img_shape"] = results["ori_shape"] = image.shape[:2]
         return results
 
+    def _warn_of_orientation(self, path: str, shape: tuple[int, int]) -> None:
+        if self._warned.item():
+            return
+        orientation = exif_orientation(path)
+        hidden = _SAME_SIZE if shape[0] != shape[1] else range(2, 9)
+        if orientation in hidden:
+            self._warned.fill_(True)
+            print_log(
+                f"{printable(path)}: has EXIF orientation {orientation} and is turned upright, as "
+                "are all such pictures of this dataset, from here on without a word. If the "
+                "annotations were made on the pixels as stored, set exif=False of the dataset",
+                logger="current",
+                level=logging.WARNING,
+            )
+
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(max_pixels={self.max_pixels})"
+        return f"{type(self).__name__}(max_pixels={self.max_pixels}, exif={self.exif})"
+
+
+# Keys of datasets' information that say what is where in a picture.
+_ANNOTATIONS = {"segments_info", "seg_map_path", "sem_seg_path", "instances"}
+# Half a turn and mirror images: annotations of either kind have the size of the picture.
+_SAME_SIZE = (2, 3, 4)
+
+
+def _check_turned(results: dict, shape: tuple[int, int]) -> None:
+    """Masks and boxes of instances have no size of their own to compare with."""
+    said = results.get("height"), results.get("width")
+    hint = turned_hint(said, shape, results.get("img_path"))
+    if hint:
+        raise DatasetError(
+            f"{printable(results['img_path'])}: {shape[1]} x {shape[0]} pixels (width x height), "
+            f"annotated as {said[1]} x {said[0]}{hint}"
+        )
 
 
 @TRANSFORMS.register_module()

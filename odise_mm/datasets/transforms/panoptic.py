@@ -12,6 +12,7 @@ from mmdet.structures.mask import BitmapMasks
 
 from odise_mm.errors import DatasetError, PanopticFileError
 from odise_mm.registry import TRANSFORMS
+from odise_mm.utils.image import turned_hint
 from odise_mm.utils.panoptic_io import read_panoptic_png
 
 _FILL = 255
@@ -45,6 +46,7 @@ class LoadPanopticMap(BaseTransform):
             raise DatasetError(
                 f"{path} is {ids.shape[1]} x {ids.shape[0]} pixels, its image "
                 f"{results['img_path']} {shape[1]} x {shape[0]}; they do not belong together"
+                + turned_hint(ids.shape, shape, results["img_path"])
             )
         results["gt_seg_map"] = _local_numbers(ids, segments, path)
         labels = [segment["label"] for segment in segments if not segment["is_crowd"]]
