@@ -182,8 +182,8 @@ class FrozenCLIP(FrozenModule):
         return torch.cat(batches)
 
     def _load(self, path: str) -> None:
-        state = read_clip(path)
         wanted = self.model.state_dict()
+        state = read_clip(path, fits=wanted.__contains__)
         wrong = differences(state, wanted)
         if wrong:
             raise CheckpointError(
@@ -319,15 +319,19 @@ def _word_tokenizer(words: str | Sequence[str], config: dict[str, Any]) -> WordT
     return tokenizer
 
 
-def read_clip(path: str, keep: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
+def read_clip(
+    path: str,
+    keep: Callable[[str], bool] | None = None,
+    fits: Callable[[str], bool] | None = None,
+) -> dict[str, Tensor]:
     """A CLIP's weights by open_clip's names, from any of its formats.
 
     Args:
         path: see :class:`FrozenCLIP`.
-        keep: tells which keys are wanted; all by default.
+        keep, fits: see :func:`odise_mm.utils.checkpoint.load_state_dict`.
     """
     if not _is_torchscript(path):
-        state = load_state_dict(path, keep)
+        state = load_state_dict(path, keep, fits)
     else:
         state = {k: v for k, v in _read_torchscript(path).items() if keep is None or keep(k)}
     return {key: value for key, value in state.items() if key not in OPENAI_EXTRAS}

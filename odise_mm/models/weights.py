@@ -5,12 +5,13 @@ parts come from their own files, named in the config.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
+from odise_mm.utils.display import printable
 
 # Published name (regular expression) -> our name. Every key must match exactly one line.
 PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
@@ -128,6 +129,12 @@ def is_published(state: Mapping[str, Tensor]) -> bool:
     return any(key.startswith(("sem_seg_head.", "backbone.feature_extractor.")) for key in state)
 
 
+def known_names(model: nn.Module | None = None) -> Callable[[str], bool]:
+    """Whether a name is one of a model's, or of the published ODISE code."""
+    ours = frozenset() if model is None else frozenset(model.state_dict())
+    return lambda key: key in ours or key in PUBLISHED_UNUSED or _rename(key) is not None
+
+
 def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Published names to ours.
 
@@ -146,18 +153,22 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
         if key in PUBLISHED_UNUSED:
             unused[key] = PUBLISHED_UNUSED[key]
             continue
-        ours[_our_name(key)] = value
+        name = _rename(key)
+        if name is None:
+            raise CheckpointError(f"not a key of a published ODISE checkpoint: {printable(key)}")
+        ours[name] = value
     return ours, unused
 
 
-def _our_name(key: str) -> str:
+def _rename(key: str) -> str | None:
+    """Our name of a published parameter; None if it is none."""
     for pattern, name in PUBLISHED_NAMES:
         match = re.match(pattern, key)
         if match:
             renamed = match.expand(name) + key[match.end() :]
             # layers of an MLP: ours is a Sequential with an activation between two of them
             return re.sub(r"<(\d+)>", lambda m: str(2 * int(m[1])), renamed)
-    raise CheckpointError(f"not a key of a published ODISE checkpoint: {key}")
+    return None
 
 
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
@@ -173,15 +184,19 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     Raises:
         CheckpointError: the file is of another model; the message names the first differences.
     """
-    state = load_state_dict(path)
+    state = load_state_dict(path, fits=known_names(model))
     unused: dict[str, str] = {}
     if is_published(state):
         state, unused = from_published(state)
-    wrong = differences(state, model.state_dict())
+    wanted = model.state_dict()
+    wrong = differences(state, wanted)
     if wrong:
-        raise CheckpointError(
-            f"{path} was not made for this config: {wrong}. A caption-supervised "
-            "checkpoint wants odise_coco_caption.py, a label-supervised one odise_coco_label.py."
+        advice = (
+            "A caption-supervised checkpoint wants odise_coco_caption.py, a label-supervised one "
+            "odise_coco_label.py."
+            if any(key in wanted for key in state)
+            else "It holds weights of another model: name a checkpoint of ODISE's."
         )
+        raise CheckpointError(f"{path} was not made for this config: {wrong}. {advice}")
     model.load_state_dict(state)
     return unused

@@ -8,6 +8,7 @@ asks for any other class or function is refused, and nothing of it is run.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import pickletools
 import re
@@ -19,17 +20,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from mmengine.logging import print_log
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from odise_mm.errors import CheckpointError
+from odise_mm.utils.display import printable
+from odise_mm.utils.unwrapping import Fits, innermost, unwrap
 
 __all__ = ["CheckpointError", "load_state_dict", "save_state_dict"]
-
-# Names under which a checkpoint holds its weights: Stable Diffusion and OpenMMLab, ODISE and
-# detectron2, DeepSpeed, PySlowFast.
-_LEVELS = ("state_dict", "model", "module", "model_state")
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 
@@ -59,6 +59,8 @@ _STAND_INS = [
     # The loss history in OpenMMLab's training checkpoints, which names its own methods.
     _stand_in("mmengine.logging.history_buffer", "HistoryBuffer"),
     _stand_in("builtins", "getattr"),
+    # The settings of a training, in timm's and many others' files.
+    _stand_in("argparse", "Namespace"),
     # Numbers and arrays of numpy, before and after its version 2.
     _stand_in("numpy", "dtype"),
     _stand_in("numpy", "ndarray"),
@@ -89,18 +91,24 @@ def _only_stand_ins() -> Iterator[None]:
 
 
 def load_state_dict(
-    path: str | os.PathLike[str], keep: Callable[[str], bool] | None = None
+    path: str | os.PathLike[str],
+    keep: Callable[[str], bool] | None = None,
+    fits: Callable[[str], bool] | None = None,
 ) -> dict[str, Tensor]:
     """Read the weights of a file on the CPU.
 
     The kind of file is told by its content: safetensors, or torch's zip or older format (``.pth``,
-    ``.ckpt``, ``.bin``, ...). Weights under ``state_dict``, ``model``, ``module`` or
-    ``model_state`` are found there; entries that are no tensors are left out. Tensors of
+    ``.ckpt``, ``.bin``, ...). Weights under ``state_dict``, ``model``, ... are found there, see
+    :mod:`odise_mm.utils.unwrapping`; entries that are no tensors are left out. Tensors of
     safetensors and zip files stay on disk until they are used.
 
     Args:
         path: the file.
-        keep: tells which keys are wanted; the others are not read (except in the older format).
+        keep: tells which of the weights are wanted, by the names that are returned; the others are
+            not read (except in the older format).
+        fits: whether a name is one that the model has. With it what wrappers add to names
+            (``module.``, ``_orig_mod.``, ``model.``) is taken back, and of several sets the one
+            that fits is read, the averaged one where several do. None: names are as in the file.
 
     Returns:
         tensors by key; empty if `keep` wants none.
@@ -129,37 +137,62 @@ def load_state_dict(
     # A safetensors file begins with the length of its JSON header, a zip archive with PK, a pickle
     # with the opcode for "protocol" and the protocol's number.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size:
-        return _load_safetensors(path, keep)
+        return _load_safetensors(path, keep, fits)
     if start[:2] == b"PK":
-        return _load_torch(path, keep, is_zip=True)
+        return _load_torch(path, keep, fits, is_zip=True)
     if start[:1] == b"\x80" and start[1:2] <= b"\x05":
-        return _load_torch(path, keep, is_zip=False)
+        return _load_torch(path, keep, fits, is_zip=False)
     hint = ""
     if start.lstrip()[:1] == b"<":
         hint = " (it looks like a web page: the download failed)"
     elif start.startswith(b"version https"):
         hint = " (it looks like a git-lfs pointer: run `git lfs pull`)"
     elif path.suffix == ".safetensors":
-        return _load_safetensors(path, keep)
+        return _load_safetensors(path, keep, fits)
     raise CheckpointError(
         f"{path} is not a checkpoint: neither safetensors nor a file of torch.save{hint}"
     )
 
 
-def _load_safetensors(path: Path, keep: Callable[[str], bool] | None) -> dict[str, Tensor]:
+def _choose_set(
+    path: Path, content: Mapping[Any, Any], is_weight: Callable[[Any], bool], fits: Fits | None
+) -> dict[str, Any]:
+    """The weights of a file by the model's names; says so where it holds them more than once."""
+    chosen, others = unwrap(content, is_weight, fits)
+    if chosen is None:
+        shown = printable(", ".join(map(repr, list(innermost(content))[:5])), 300) or "nothing"
+        raise CheckpointError(f"{path} has no tensors inside, only: {shown}")
+    place, level = chosen.place or "the file itself", logging.INFO
+    if chosen.averaged and any(other.score for other in others):
+        text = f"{path} holds averaged weights beside raw ones: the averaged are read ({place})"
+    elif not chosen.averaged and any(other.averaged and other.score for other in others):
+        text = f"{path}: raw weights are read ({place}), as the averaged ones do not fit as well"
+        level = logging.WARNING
+    else:
+        return chosen.values
+    print_log(text, logger="current", level=level)
+    return chosen.values
+
+
+def _load_safetensors(
+    path: Path, keep: Callable[[str], bool] | None, fits: Fits | None
+) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             keys = list(file.keys())
             if not keys:
                 raise CheckpointError(f"{path} has no tensors inside")
-            return {k: file.get_tensor(k) for k in keys if keep is None or keep(k)}
+            names = _choose_set(path, {key: key for key in keys}, lambda _: True, fits)
+            return {k: file.get_tensor(v) for k, v in names.items() if keep is None or keep(k)}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is cut off or no safetensors file: download or copy it again ({error})"
         ) from error
 
 
-def _load_torch(path: Path, keep: Callable[[str], bool] | None, is_zip: bool) -> dict[str, Tensor]:
+def _load_torch(
+    path: Path, keep: Callable[[str], bool] | None, fits: Fits | None, is_zip: bool
+) -> dict[str, Tensor]:
     if is_zip and not zipfile.is_zipfile(path):
         raise CheckpointError(
             f"{path} is cut off (the end of the archive is missing): download or copy it again"
@@ -185,25 +218,12 @@ def _load_torch(path: Path, keep: Callable[[str], bool] | None, is_zip: bool) ->
     except Exception as error:
         _explain(path, is_zip, error)
 
-    state = _unwrap(content)
-    if not isinstance(state, Mapping):
+    if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path} is not a checkpoint: it holds a {type(content).__name__}, not weights by name"
         )
-    tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if not tensors:
-        shown = ", ".join(map(repr, list(state)[:5])) or "nothing"
-        raise CheckpointError(f"{path} has no tensors inside, only: {shown}")
+    tensors = _choose_set(path, content, lambda value: isinstance(value, Tensor), fits)
     return {k: v.detach() for k, v in tensors.items() if keep is None or keep(k)}
-
-
-def _unwrap(content: Any) -> Any:
-    while isinstance(content, Mapping):
-        inner = [content[k] for k in _LEVELS if isinstance(content.get(k), Mapping)]
-        if not inner:
-            break
-        content = inner[0]
-    return content
 
 
 def _explain(path: Path, is_zip: bool, error: Exception) -> NoReturn:

@@ -164,19 +164,23 @@ def _listing(folder: Path, limit: int = 10) -> str:
 
 
 def read_weights(
-    folder: Path, stems: Sequence[str], what: str, keep: Callable[[str], bool] | None = None
+    folder: Path,
+    stems: Sequence[str],
+    what: str,
+    keep: Callable[[str], bool] | None = None,
+    fits: Callable[[str], bool] | None = None,
 ) -> dict[str, Tensor]:
     """The weights in a folder, see :func:`choose_weights`.
 
     Args:
-        keep: tells which keys are wanted; the others are not read.
+        keep, fits: see :func:`odise_mm.utils.checkpoint.load_state_dict`.
 
     Raises:
         CheckpointError: nothing usable is there.
     """
     state: dict[str, Tensor] = {}
     for path in choose_weights(folder, stems, what):
-        state.update(load_state_dict(path, keep=keep))
+        state.update(load_state_dict(path, keep, fits))
     return state
 
 

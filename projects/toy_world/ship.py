@@ -64,8 +64,9 @@ def ship(source: str, out: str, config: str) -> dict[str, Tensor]:
     from odise_mm.utils.checkpoint import differences, load_state_dict, save_state_dict
     from tools.analysis_tools.meta import build_on_meta, load_model_config
 
-    state = load_state_dict(source)
-    wrong = differences(state, build_on_meta(load_model_config(config)).state_dict())
+    wanted = build_on_meta(load_model_config(config)).state_dict()
+    state = load_state_dict(source, fits=wanted.__contains__)
+    wrong = differences(state, wanted)
     if wrong:
         raise CheckpointError(f"{source} does not fit {config}: {wrong}")
     half = halved(state, source)

@@ -140,10 +140,10 @@ def build_parts(cfg: Config, weights: str | None = None) -> tuple[nn.Module, boo
 
 def _load_trained(parts: nn.Module, file: str) -> None:
     from odise_mm.errors import CheckpointError
-    from odise_mm.models.weights import from_published, is_published
+    from odise_mm.models.weights import from_published, is_published, known_names
     from odise_mm.utils.checkpoint import differences, load_state_dict
 
-    state = load_state_dict(file)
+    state = load_state_dict(file, fits=known_names(parts))
     if is_published(state):
         state, _ = from_published(state)
     state = {k: v for k, v in state.items() if k.startswith(("backbone.", "captioner."))}

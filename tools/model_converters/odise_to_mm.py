@@ -48,10 +48,10 @@ def convert(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: not a published ODISE file, an unknown key, or parameters missing.
     """
-    from odise_mm.models.weights import from_published, is_published
+    from odise_mm.models.weights import from_published, is_published, known_names
     from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
 
-    state = load_state_dict(source)
+    state = load_state_dict(source, fits=known_names())
     if not is_published(state):
         first = next(iter(state), "no key")
         if first.startswith(("captioner.", "neck.", "head.", "classifiers.")):

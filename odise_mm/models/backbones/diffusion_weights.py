@@ -56,13 +56,14 @@ class DiffusionWeights:
         self.parts = tuple(parts)
         folders = ", ".join(f"{part}/" for part in self.parts)
         path = locate(self.source, folders, self._download, arch.origin)
-        if path.is_file():
-            self._original = self._read_original(path)
-            self._folder = None
-        else:
-            self._original = None
+        self._file = self._folder = self._original = None
+        if path.is_dir():
             self._folder = path
             self._check_folder()
+        elif self.parts == ("unet",):  # may come with diffusers' names, which fill() knows
+            self._file = path
+        else:
+            self._original = self._read_original(path)
 
     def fill(self, module: nn.Module, part: str, unused: frozenset[str]) -> None:
         """Load one part into a module built on the meta device; only its own tensors are read.
@@ -74,7 +75,8 @@ class DiffusionWeights:
                 home without a key, is an error.
         """
         wanted = module.state_dict()
-        state = self._read(part, keep=lambda key: key not in unused)
+        known = unused.union(wanted)
+        state = self._read(part, known.__contains__, keep=lambda key: key not in unused)
         wrong = differences(state, wanted, unused)
         if wrong:
             raise CheckpointError(
@@ -87,7 +89,10 @@ class DiffusionWeights:
     def text_encoder(self, part: str = "text_encoder") -> nn.Module:
         """A text encoder on the CPU in float32, see :func:`random_text_encoder`."""
         encoder = random_text_encoder(self.arch, part)
-        state = self._read(part, keep=lambda _: True, encoder=encoder)
+        names = {key.removeprefix("text_model.") for key in encoder.state_dict()}
+        state = self._read(
+            part, lambda key: key.removeprefix("text_model.") in names, encoder=encoder
+        )
         if not hasattr(encoder, "text_projection"):
             # the projection behind the last hidden state
             state.pop("text_projection.weight", None)
@@ -122,20 +127,35 @@ class DiffusionWeights:
         return state[key].float()
 
     def _read(
-        self, part: str, keep: Callable[[str], bool], encoder: nn.Module | None = None
+        self,
+        part: str,
+        fits: Callable[[str], bool],
+        keep: Callable[[str], bool] | None = None,
+        encoder: nn.Module | None = None,
     ) -> StateDict:
         if self._folder is not None:
-            return self._read_folder(part, keep)
-        return self._convert(part, encoder)
+            what = f"weights of the {part}"
+            state = read_weights(self._folder / part, _STEMS[part], what, keep, fits)
+            return _rename_old_attention(state) if part == "vae" else state
+        if self._original is None:  # a UNet alone
+            return self._read_unet(fits)
+        return self._convert(part, self._original, encoder)
+
+    def _read_unet(self, fits: Callable[[str], bool]) -> StateDict:
+        """The UNet of a file by original names, of which it may hold more, or by diffusers'."""
+        prefixes = _ORIGINAL_PREFIXES["unet"]
+        state = load_state_dict(self._file, fits=lambda key: key.startswith(prefixes) or fits(key))
+        original = {key: state[key] for key in state if key.startswith(prefixes)}
+        return self._convert("unet", original) if original else state
 
     def _read_original(self, path: Path) -> StateDict:
         prefixes = {part: _ORIGINAL_PREFIXES[part] for part in self.parts}
         wanted = tuple(prefix for some in prefixes.values() for prefix in some)
-        if self.parts == ("unet",):  # a UNet alone may come with diffusers' names
-            state = load_state_dict(path)
-            original = {key: state[key] for key in state if key.startswith(wanted)}
-            return original or state
-        state = load_state_dict(path, keep=lambda key: key.startswith(wanted))
+
+        def fits(key: str) -> bool:
+            return key.startswith(wanted)
+
+        state = load_state_dict(path, keep=fits, fits=fits)
         for part, some in prefixes.items():
             if not any(key.startswith(some) for key in state):
                 raise CheckpointError(
@@ -146,15 +166,17 @@ class DiffusionWeights:
                 )
         return state
 
-    def _convert(self, part: str, encoder: nn.Module | None) -> StateDict:
+    def _convert(
+        self, part: str, original_state: StateDict, encoder: nn.Module | None = None
+    ) -> StateDict:
         from diffusers.loaders import single_file_utils as original
 
         prefixes = _ORIGINAL_PREFIXES[part]
-        state = {key: value for key, value in self._original.items() if key.startswith(prefixes)}
+        state = {key: value for key, value in original_state.items() if key.startswith(prefixes)}
         if part == "unet":
             # diffusers' converter looks this up and has no default for it
             config = {"layers_per_block": 2, **self.arch.unet}
-            return original.convert_ldm_unet_checkpoint(state, config) if state else self._original
+            return original.convert_ldm_unet_checkpoint(state, config)
         if part == "vae":
             converted = original.convert_ldm_vae_checkpoint(state, self.arch.vae)
             # which the converter, made for other first stages, leaves out
@@ -187,10 +209,6 @@ class DiffusionWeights:
                     f"{self._folder} is not a diffusers folder: it has no {part}/ in it "
                     f"(expected {', '.join(f'{p}/' for p in self.parts)})."
                 )
-
-    def _read_folder(self, part: str, keep: Callable[[str], bool]) -> StateDict:
-        state = read_weights(self._folder / part, _STEMS[part], f"weights of the {part}", keep)
-        return _rename_old_attention(state) if part == "vae" else state
 
 
 def random_text_encoder(arch: DiffusionArch, part: str) -> nn.Module:

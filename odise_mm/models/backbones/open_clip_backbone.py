@@ -276,7 +276,8 @@ def _build_tower(
             return _build_vision_tower(*options), source, None
     with same_random_weights(), WithoutDrawing():  # some tokens are drawn all the same
         tower = _build_vision_tower(*options)
-    state = read_clip(source.path, keep=lambda key: key.startswith(PREFIX))
+    known = {PREFIX + key for key in tower.state_dict()}
+    state = read_clip(source.path, lambda key: key.startswith(PREFIX), known.__contains__)
     return tower, source, {key.removeprefix(PREFIX): value for key, value in state.items()}
 
 

@@ -25,9 +25,8 @@ from odise_mm.utils.names import is_path, nearest
 # The names of the files in timm's repositories on the hub, the first that is there.
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 
-# What files hold around the network itself: MoCo-v3 has two encoders and takes the base one for
-# its own evaluation (main_lincls.py); DistributedDataParallel.
-_WRAPPERS = ("module.base_encoder.", "module.")
+# MoCo-v3 has two encoders and takes the base one for its own evaluation (main_lincls.py).
+_BASE = "base_encoder."
 
 # Beginnings of the names of layers that only pre-training or classification use.
 _NOT_FEATURES = frozenset(
@@ -137,13 +136,10 @@ class TimmWeights:
             CheckpointError: nothing usable is there; the message says what was looked for.
         """
         source = self.path or self._download(network.pretrained_cfg)
-        state = load_state_dict(source)
-        for wrapper in _WRAPPERS:
-            inside = [key for key in state if key.startswith(wrapper)]
-            if inside and (wrapper != "module." or len(inside) == len(state)):
-                state = {key.removeprefix(wrapper): state[key] for key in inside}
-                break
         self._known = frozenset(network.state_dict())
+        state = load_state_dict(source, fits=self._known.__contains__)
+        inside = {k.removeprefix(_BASE): v for k, v in state.items() if k.startswith(_BASE)}
+        state = inside or state
         if self._rewrite is None:
             return state
         arguments = (state, network)[: len(inspect.signature(self._rewrite).parameters)]

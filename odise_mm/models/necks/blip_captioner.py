@@ -155,14 +155,14 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
         self.model.vision_model.compile(**options)
 
     def _load(self, folder: Path) -> None:
-        state = read_weights(folder, WEIGHT_STEMS, "weights of BLIP")
+        wanted = self.model.state_dict()
+        state = read_weights(folder, WEIGHT_STEMS, "weights of BLIP", fits=wanted.__contains__)
         # A counter 0, 1, 2, ... that old files hold and the module makes itself.
         counter = "text_decoder.bert.embeddings.position_ids"
         state.pop(counter, None)
         for copy, source in self.model._tied_weights_keys.items():
             if copy not in state and source in state:  # one tensor, of which files hold one or both
                 state[copy] = state[source]
-        wanted = self.model.state_dict()
         wrong = differences(state, wanted)
         if wrong:
             raise CheckpointError(
