@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from odise_mm.datasets.typed_names import KnownGroups, warn_of_other_conventions
 from odise_mm.datasets.vocabulary_files import (
     RawClass,
     classes_of_metainfo,
@@ -128,11 +129,12 @@ class Vocabulary:
     ) -> "Vocabulary":
         """Makes a vocabulary of what a user typed.
 
-        ``;`` stands between classes and ``,`` between the synonyms of a class, as in mmdet's
-        inferencers; a sequence is as if its items stood between ``;``. Classes in ``texts`` are
-        things, those in ``stuff_texts`` stuff. Where all that stands between two ``;`` are names
-        of built-in vocabularies (in any case; ``-``, ``_`` and spaces don't matter) or paths of
-        vocabulary files, their classes are taken with their own flags. Built-in and
+        ``;`` stands between classes and ``,`` between the synonyms of a class; a sequence is as if
+        its items stood between ``;``. (mmdet's open-vocabulary demos separate names with ``.``; a
+        warning points out what looks like that, or like a list with commas alone.) Classes in
+        ``texts`` are things, those in ``stuff_texts`` stuff. Where all that stands between two
+        ``;`` are names of built-in vocabularies (in any case; ``-``, ``_`` and spaces don't matter)
+        or paths of vocabulary files, their classes are taken with their own flags. Built-in and
         typed classes are joined in the order given, as by ``+``; typed stuff comes last.
 
         Args:
@@ -147,6 +149,7 @@ class Vocabulary:
         parts: list[Vocabulary] = []
         typed: list[RawClass] = []
         owner: dict[str, tuple[str, ...]] = {}
+        as_typed: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
 
         def flush() -> None:
             if typed:
@@ -168,6 +171,7 @@ class Vocabulary:
                 else:
                     group = split_synonyms(segment)
                     _claim(owner, group)
+                    as_typed.setdefault(argument, []).append((segment, group))
                     typed.append(RawClass(group, thing))
         flush()
         if not parts:
@@ -176,6 +180,8 @@ class Vocabulary:
                 "'black pickup truck, pickup truck; blue sky, sky', or a built-in vocabulary: "
                 + ", ".join(BUILTIN)
             )
+        separated = _has_semicolon(texts) or _has_semicolon(stuff_texts)
+        warn_of_other_conventions(as_typed, separated, _builtin_groups)
         return cls.join(parts)
 
     @classmethod
@@ -331,6 +337,23 @@ def _builtin_spellings() -> dict[str, str]:
 @cache
 def _load_builtin(key: str) -> Vocabulary:
     return Vocabulary._build(read_classes(_FOLDER / f"{key}.txt"), key)
+
+
+@cache
+def _builtin_groups() -> KnownGroups:
+    """Of every synonym in the built-in vocabularies, the classes that have it."""
+    found: dict[str, set[tuple[str, int]]] = {}
+    for name in set(BUILTIN) - {"voc21"}:  # its background is named by what it may be
+        for index, group in enumerate(_load_builtin(name).synonyms):
+            for text in group:
+                found.setdefault(_key(text), set()).add((name, index))
+    return {text: frozenset(classes) for text, classes in found.items()}
+
+
+def _has_semicolon(given: Any) -> bool:
+    if isinstance(given, str):
+        return ";" in given
+    return isinstance(given, list | tuple) and any(map(_has_semicolon, given))
 
 
 def _looks_like_path(text: str) -> bool:

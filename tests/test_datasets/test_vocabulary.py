@@ -118,7 +118,7 @@ def test_joining_builtins_keeps_classes_of_the_second_apart(one, two):
 # Typed names
 
 
-def test_parse_convention_of_mmdets_inferencers():
+def test_semicolons_between_classes_and_commas_between_synonyms():
     v = Vocabulary.parse(
         " black pickup truck,pickup  truck ;; blue sky, sky, Blue Sky;", stuff_texts="grass; water"
     )

@@ -1,0 +1,167 @@
+"""Typed names that look as if they were separated in another convention than ours.
+
+``;`` between classes and ``,`` between synonyms is our own convention. mmdet's open-vocabulary
+demos separate names with ``.``, many other programs with ``,``. Both are read here without an
+error, as one class with a long name or with many synonyms; so what looks like them is pointed out.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+
+from mmengine.logging import print_log
+
+from odise_mm.utils.display import printable
+
+# Words that end in a dot without being the last one, in lower case. Single letters need no entry.
+_ABBREVIATIONS = frozenset(
+    """al approx assn ave blvd bros ca capt cf co col corp cpl dept dr ed eds est etc fig figs ft
+    gen gov hon inc intl jr lt ltd maj max min misc mr mrs ms mt mts no nos op ph pp prof pt pvt rd
+    rev sgt sr st sta ste temp univ vol vs""".split()
+)
+# What follows the dot in web addresses and names of files and of software.
+_ENDINGS = frozenset(
+    """ai app co com de dev doc docx edu eu exe fr gif gov html io jpeg jpg js md net org pdf png py
+    txt uk us zip""".split()
+)
+_WORD = r"[^\W\d_]"
+# Signs that separate names elsewhere: full-width ones, a bar, and the ends of lines.
+_OTHER_SIGNS = re.compile(r"\s*[；，、|]\s*")
+_LINE_ENDS = re.compile(r"\s*[\r\n]\s*")
+_SHOWN = 300  # characters of a text
+
+KnownGroups = Mapping[str, frozenset[tuple[str, int]]]
+"""In which classes of which built-in vocabularies a name (in lower case) is a synonym."""
+
+
+def warn_of_other_conventions(
+    typed: Mapping[str, Sequence[tuple[str, Sequence[str]]]],
+    separated: bool,
+    known_groups: Callable[[], KnownGroups],
+) -> None:
+    """Log a warning where names were probably meant to be several classes; once for each text.
+
+    Args:
+        typed: by argument ("texts", "stuff_texts"), the classes as typed, each with its synonyms as
+            they were understood.
+        separated: whether there is a ``;`` in any of the arguments.
+        known_groups: gives the synonyms of the built-in vocabularies.
+    """
+    for argument, classes in typed.items():
+        for text, names in classes:
+            other = _other_signs(text, separated)
+            if other is not None:
+                sign, pieces = other
+                _warn(argument, text, names, f"{sign} separates no classes here", pieces)
+            elif len(classes) == 1 and not separated and _are_unrelated(names, known_groups):
+                reason = "',' stands between the synonyms of one class"
+                _warn(argument, text, names, reason, names, "; if it is one class, end it with ';'")
+
+
+def _warn(
+    argument: str,
+    text: str,
+    names: Sequence[str],
+    reason: str,
+    pieces: Sequence[str],
+    otherwise: str = "",
+) -> None:
+    understood = printable(" = ".join(names), limit=_SHOWN)
+    better = printable("; ".join(pieces), limit=_SHOWN)
+    number = f"for {len(pieces)} classes, " if len(pieces) > 1 else ""
+    _warn_once(
+        f"{argument} '{printable(text, limit=_SHOWN)}' gives 1 class: {understood} ({reason}); "
+        f"{number}write '{better}'{otherwise}"
+    )
+
+
+@lru_cache(maxsize=1000)
+def _warn_once(message: str) -> None:
+    print_log(message, logger="current", level=logging.WARNING)
+
+
+def _other_signs(text: str, separated: bool) -> tuple[str, list[str]] | None:
+    """The sign that seems to separate names, and the names between; None: there is none."""
+    pieces = _between_dots(text)
+    if pieces is not None:
+        return "unlike in mmdet's open-vocabulary demos, '.'", pieces
+    found = _OTHER_SIGNS.search(text)
+    if found:
+        return f"'{found[0].strip()}'", _tidy(_OTHER_SIGNS.split(text))
+    if not separated and "," not in text and len(_tidy(_LINE_ENDS.split(text))) > 1:
+        return "the end of a line", _tidy(_LINE_ENDS.split(text))
+    return None
+
+
+def _between_dots(text: str) -> list[str] | None:
+    """The names between dots that seem to separate names; None: no dot does.
+
+    A dot does if it stands alone ("bench . car ."), between two words ("car.person"), or ends a
+    word before another ("a cat. a dog."). It does not in numbers (7.5, No. 5), after single letters
+    (U.S.) and known abbreviations (St. Bernard), and in addresses (example.com).
+    """
+    signs = [r"(?:^|(?<=\s))\.(?=\s|$)"]
+    if re.search(signs[0], text) is None:
+        signs = []
+        if any(map(_is_dotted_pair, re.split(r"[\s,]+", text))):
+            signs.append(rf"(?<={_WORD})\.(?={_WORD})")
+        ended = text.endswith(".") and _is_word(text.split()[-1][:-1])
+        if any(_is_word(w, ended) for w in re.findall(r"(\S+)\.\s+(?=\w)", text)):
+            signs.append(rf"(?<={_WORD})\.(?:\s+|$)")
+    return _tidy(re.split("|".join(signs), text)) if signs else None
+
+
+def _is_dotted_pair(token: str) -> bool:
+    words = token.strip("\"'().!?").split(".")
+    if len(words) < 2 or words[0].casefold() in {"www", *_ABBREVIATIONS}:
+        return False
+    parts = [part for word in words for part in re.split("[-_']", word)]
+    return words[-1].casefold() not in _ENDINGS and all(len(p) > 1 and p.isalpha() for p in parts)
+
+
+def _is_word(text: str, or_title: bool = True) -> bool:
+    """Whether it is a word, and no abbreviation; ``or_title``: even if it could be a title."""
+    if not text.isalpha() or len(text) < 3 or text.casefold() in _ABBREVIATIONS:
+        return False
+    return or_title or text.islower() or len(text) > 4
+
+
+def _tidy(pieces: Iterable[str]) -> list[str]:
+    cleaned = (" ".join(piece.split()).strip(" ,.") for piece in pieces)
+    return [piece for piece in cleaned if piece]
+
+
+def _are_unrelated(names: Sequence[str], known_groups: Callable[[], KnownGroups]) -> bool:
+    """Whether names between commas are hardly synonyms.
+
+    Two are, as far as one can tell, if all words of one are in the other ("sky, blue sky") or if a
+    built-in class has both; two alone also if they share a word. More must hang together by such
+    pairs.
+    """
+    if len(names) < 2:
+        return False
+    words = [_words(name) for name in names]
+    if len(names) == 2 and words[0] & words[1]:
+        return False
+    groups = known_groups()
+    classes = [groups.get(name.casefold(), frozenset()) for name in names]
+
+    def alike(one: int, other: int) -> bool:
+        a, b = words[one], words[other]
+        return a <= b or b <= a or not classes[one].isdisjoint(classes[other])
+
+    reached, waiting = [0], set(range(1, len(names)))
+    for one in reached:  # grows meanwhile
+        new = {other for other in waiting if alike(one, other)}
+        reached += new
+        waiting -= new
+    return bool(waiting)
+
+
+def _words(name: str) -> frozenset[str]:
+    """The words of a name in lower case, singular and plural alike."""
+    words = [word.removesuffix("s") for word in re.split(r"[\W_]+", name.casefold()) if word]
+    return frozenset(words)
