@@ -50,7 +50,12 @@ class FakeSegmentor(BaseModel):
     def forward(self, inputs, data_samples=None, mode="predict"):
         raise NotImplementedError
 
-    def test_step(self, data: dict) -> list[DetDataSample]:
+    def test_step(
+        self,
+        data: dict,
+        vocabulary: Vocabulary | None = None,
+        test_cfg: dict | None = None,
+    ) -> list[DetDataSample]:
         if self.fail and len(self.batches) >= self.fail_from:
             if self.fail == "cuda":
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
@@ -63,11 +68,19 @@ class FakeSegmentor(BaseModel):
                 raise RuntimeError(self.fail)
         self.batches.append([tuple(image.shape) for image in data["inputs"]])
         self.seen += data["inputs"]
-        return [self._predict(s) for s in data["data_samples"]]
+        settings = {**self.test_cfg, **(test_cfg or {})}
+        return [self._predict(s, vocabulary, settings) for s in data["data_samples"]]
 
-    def _predict(self, sample: DetDataSample) -> DetDataSample:
+    def _predict(
+        self,
+        sample: DetDataSample,
+        vocabulary: Vocabulary | None = None,
+        test_cfg: dict | None = None,
+    ) -> DetDataSample:
+        vocabulary = vocabulary or self.vocabulary
+        test_cfg = self.test_cfg if test_cfg is None else test_cfg
         height, width = sample.ori_shape
-        last = len(self.vocabulary) - 1
+        last = len(vocabulary) - 1
         ids = torch.ones(1, height, width, dtype=torch.int32)
         ids[..., (width + 1) // 2 :] = 2
         infos = []
@@ -78,18 +91,18 @@ class FakeSegmentor(BaseModel):
                     dict(
                         id=id_,
                         category_id=label,
-                        category_name=self.vocabulary.names[label],
-                        isthing=self.vocabulary.is_thing[label],
+                        category_name=vocabulary.names[label],
+                        isthing=vocabulary.is_thing[label],
                         score=0.75,
                         area=area,
                     )
                 )
         sample.pred_panoptic_seg = PixelData(
-            sem_seg=ids, metainfo=dict(segments_info=infos, label_names=self.vocabulary.names)
+            sem_seg=ids, metainfo=dict(segments_info=infos, label_names=vocabulary.names)
         )
-        if self.test_cfg.get("semantic", True):
+        if test_cfg.get("semantic", True):
             sample.pred_sem_seg = PixelData(sem_seg=torch.where(ids == 1, 0, last))
-        if self.test_cfg.get("instance", True):
+        if test_cfg.get("instance", True):
             sample.pred_instances = InstanceData(
                 masks=ids == 1,
                 labels=torch.zeros(1, dtype=torch.int64),

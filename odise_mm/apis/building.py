@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,11 @@ __all__ = [
     "pick_device",
     "set_frozen_weights",
 ]
+
+
+BUILDING = threading.RLock()
+"""To be held while something is built from a config: reading one changes where Python looks for
+modules, and the registries have one default scope for the whole process."""
 
 
 def config_folders() -> list[Path]:

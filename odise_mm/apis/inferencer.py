@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence, Sized
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +17,9 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from odise_mm.apis.building import (
+    BUILDING,
     build_model,
     change_config,
     load_config,
@@ -28,9 +29,11 @@ from odise_mm.apis.building import (
 )
 from odise_mm.apis.memory import memory_guard
 from odise_mm.apis.output import ResultWriter
+from odise_mm.apis.progress import SharedProgress
 from odise_mm.apis.sources import Source, expand, is_single
 from odise_mm.datasets.vocabulary import Vocabulary, VocabularyError
 from odise_mm.structures import Instances, NamedSegment, SegmentationResult
+from odise_mm.utils.frozen import same_random_weights
 from odise_mm.utils.image import ImageError, ImageSource, read_image
 from odise_mm.utils.precision import check_precision
 
@@ -52,6 +55,15 @@ class _Loaded:
     data_sample: BaseDataElement
 
 
+@dataclass(frozen=True)
+class _Request:
+    """What one call asks of every picture."""
+
+    vocabulary: Vocabulary
+    test_cfg: Mapping[str, Any] | None
+    channel_order: str
+
+
 class OpenVocabInferencer:
     """Segments pictures and names the segments with names that you choose.
 
@@ -62,6 +74,10 @@ class OpenVocabInferencer:
                                stuff_texts="blue sky, sky; road")
         for s in result.segments:
             print(s.name, s.score, s.area)
+
+    One inferencer serves many threads: each call, each iterator of :meth:`stream`, has names,
+    settings and files of its own. Pictures are read, drawn and written side by side; one batch at a
+    time is in the model, so that memory is that of one call.
 
     Args:
         config: path of a config file, its name under ``configs/``, or a loaded config.
@@ -102,6 +118,26 @@ class OpenVocabInferencer:
         chosen = "" if device is not None else " (none was asked for)"
         print_log(f"Running on {self.device}{chosen}, precision {precision}", logger="current")
 
+        with BUILDING:
+            self._build(config, weights, diffusion_weights, clip_weights, cfg_options)
+            import odise_mm.visualization  # noqa: F401  # threads that import at once may see half
+        with memory_guard(self.device, precision):
+            self.model.set_precision(precision).to(self.device).eval()
+        if compile_frozen:
+            self.model.compile_frozen()
+        self.console = Console(stderr=True)
+        self._progress = SharedProgress(self.console)
+        self._pipeline_lock = threading.Lock()  # some transforms keep what they draw on themselves
+        self._model_lock = threading.Lock()
+
+    def _build(
+        self,
+        config: str | os.PathLike | Config,
+        weights: str | os.PathLike | None,
+        diffusion_weights: str | os.PathLike | None,
+        clip_weights: str | os.PathLike | None,
+        cfg_options: dict[str, Any] | None,
+    ) -> None:
         self.cfg = load_config(config)
         change_config(self.cfg, cfg_options or {})
         for part, source in (("backbone", diffusion_weights), ("clip", clip_weights)):
@@ -110,26 +146,24 @@ class OpenVocabInferencer:
         weights = weights if weights is not None else self.cfg.get("load_from")
         self.made_up_weights = weights is None
         self.pipeline = make_test_pipeline(self.cfg)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # made-up weights are at least the same every time
+        with same_random_weights():  # made-up weights are at least the same every time
             self.model = build_model(self.cfg)
         if weights is not None:
             from odise_mm.models.weights import load_weights
 
             load_weights(self.model, os.fspath(weights))
-        else:
-            from odise_mm.utils.made_up import make_up_weights
+            return
+        from odise_mm.utils.made_up import make_up_weights
 
-            clip = self.cfg.model.get("clip") or {}
-            unknown = () if clip.get("weights") else ("clip",)
-            make_up_weights(self.model, ("head", "classifiers", *unknown))
-            print_log(MADE_UP_NOTICE, logger="current", level=logging.WARNING)
-        with memory_guard(self.device, precision):
-            self.model.set_precision(precision).to(self.device).eval()
-        if compile_frozen:
-            self.model.compile_frozen()
-        self.default_vocabulary: Vocabulary | None = self.model.vocabulary
-        self.console = Console(stderr=True)
+        clip = self.cfg.model.get("clip") or {}
+        unknown = () if clip.get("weights") else ("clip",)
+        make_up_weights(self.model, ("head", "classifiers", *unknown))
+        print_log(MADE_UP_NOTICE, logger="current", level=logging.WARNING)
+
+    @property
+    def default_vocabulary(self) -> Vocabulary | None:
+        """The names of calls that bring none: the model's."""
+        return self.model.vocabulary
 
     def __call__(
         self,
@@ -145,6 +179,7 @@ class OpenVocabInferencer:
         keep_maps: bool = True,
         channel_order: str = "bgr",
         progress: bool = True,
+        test_cfg: Mapping[str, Any] | None = None,
     ) -> list[SegmentationResult]:
         """Segment pictures and return all results; see :meth:`stream` for the arguments.
 
@@ -174,6 +209,7 @@ class OpenVocabInferencer:
             return_pictures=return_pictures,
             channel_order=channel_order,
             progress=progress,
+            test_cfg=test_cfg,
         ):
             if single and result.error is not None:
                 raise result.error
@@ -193,6 +229,7 @@ class OpenVocabInferencer:
         return_pictures: bool = False,
         channel_order: str = "bgr",
         progress: bool = True,
+        test_cfg: Mapping[str, Any] | None = None,
     ) -> Iterator[SegmentationResult]:
         """Segment pictures one batch after another; only one batch is in memory.
 
@@ -203,27 +240,33 @@ class OpenVocabInferencer:
                 names of vocabularies ("coco", "ade20k", ...), or a list of both.
             stuff_texts: names of stuff classes, written alike.
             vocabulary: a :class:`Vocabulary`, a vocabulary's name or file, several between commas,
-                or a list; joined to what is typed, which comes first. With none of the three, the
-                config's vocabulary.
+                or a list; joined to what is typed, which comes first. With none of the three,
+                ``model.vocabulary``, which is the config's.
             batch_size: pictures that run together; they may differ in size.
             out_dir: where to write ``pictures/*.jpg``, ``panoptic/*.png`` and ``panoptic.json``.
             draw: whether to write pictures to ``out_dir``.
             return_pictures: whether results carry the drawn ``picture``.
             channel_order: of arrays: "bgr" (as OpenMMLab and OpenCV do) or "rgb".
             progress: a progress bar for four pictures and more.
+            test_cfg: the model's settings ``overlap_threshold``, ``topk``, ``panoptic``,
+                ``semantic``, ``instance`` for this call; those left out are the config's.
 
         Yields:
             A result per picture, in order; with ``error`` set where it cannot be used.
 
         Raises:
             VocabularyError: names that cannot be used (empty, twice, unknown vocabulary).
+            ConfigError: in ``test_cfg`` an unknown setting, or a value that it cannot have.
             DeviceMemoryError: out of memory; the message says what to lower.
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive whole number, not {batch_size!r}")
         if channel_order not in ("bgr", "rgb"):
             raise ValueError(f'channel_order must be "bgr" or "rgb", not {channel_order!r}')
+        from odise_mm.models.postprocess import check_test_cfg
+
         words = self.make_vocabulary(texts, stuff_texts, vocabulary)
+        request = _Request(words, check_test_cfg(test_cfg), channel_order)
         sources = expand(images)
         writer = nullcontext()
         if out_dir is not None:
@@ -231,15 +274,14 @@ class OpenVocabInferencer:
         want_picture = return_pictures or (draw and out_dir is not None)
         total = len(sources) if isinstance(sources, Sized) else None
         show = progress and (total is None or total >= _LONG_LIST)
-        runs = self._run(sources, words, batch_size, channel_order)
+        runs = self._run(sources, request, batch_size)
 
         # An inner generator, so that wrong arguments are reported by the call itself.
         def results() -> Iterator[SegmentationResult]:
             bad: list[SegmentationResult] = []
             done = 0
             try:
-                with writer, self._progress(show) as bar:
-                    task = bar.add_task("pictures", total=total)
+                with writer, self._bar(total, show) as advance:
                     for result, image in runs:
                         picture = None
                         if want_picture and result.ok and result.panoptic is not None:
@@ -250,7 +292,7 @@ class OpenVocabInferencer:
                         done += 1
                         if not result.ok:
                             bad.append(result)
-                        bar.advance(task)
+                        advance()
                         yield result
             finally:
                 if bad and done > 1:
@@ -301,31 +343,28 @@ class OpenVocabInferencer:
     def _run(
         self,
         sources: Iterable[Source],
-        vocabulary: Vocabulary,
+        request: _Request,
         batch_size: int,
-        channel_order: str,
     ) -> Iterator[tuple[SegmentationResult, np.ndarray | None]]:
         """Results in order, each with its picture as read (None where it could not be)."""
         waiting: list[_Loaded | SegmentationResult] = []
         ready = 0
         for source in sources:
             try:
-                waiting.append(self._load(source, channel_order))
+                waiting.append(self._load(source, request.channel_order))
                 ready += 1
             except ImageError as err:
-                waiting.append(self._failed(source, vocabulary, err))
+                waiting.append(self._failed(source, request, err))
             if ready == batch_size or ready == 0:
-                yield from self._finish(waiting, vocabulary)
+                yield from self._finish(waiting, request)
                 waiting, ready = [], 0
-        yield from self._finish(waiting, vocabulary)
+        yield from self._finish(waiting, request)
 
-    def _failed(
-        self, source: Source, vocabulary: Vocabulary, error: Exception
-    ) -> SegmentationResult:
+    def _failed(self, source: Source, request: _Request, error: Exception) -> SegmentationResult:
         return SegmentationResult(
             image_path=source.path,
             image_name=source.name,
-            class_names=vocabulary.names,
+            class_names=request.vocabulary.names,
             made_up_weights=self.made_up_weights,
             error=error,
         )
@@ -334,46 +373,47 @@ class OpenVocabInferencer:
         if source.error is not None:
             raise source.error
         image = read_image(source.value, channel_order=channel_order, name=source.name)
-        data = self.pipeline(dict(img=image, img_path=source.path, img_id=source.name))
+        with self._pipeline_lock:
+            data = self.pipeline(dict(img=image, img_path=source.path, img_id=source.name))
         return _Loaded(source, image, data["inputs"], data["data_samples"])
 
     def _finish(
-        self, waiting: list[_Loaded | SegmentationResult], vocabulary: Vocabulary
+        self, waiting: list[_Loaded | SegmentationResult], request: _Request
     ) -> Iterator[tuple[SegmentationResult, np.ndarray | None]]:
         batch = [item for item in waiting if isinstance(item, _Loaded)]
-        outputs = iter(self._predict_each(batch, vocabulary) if batch else ())
+        outputs = iter(self._predict_each(batch, request) if batch else ())
         for item in waiting:
             if not isinstance(item, _Loaded):
                 yield item, None
                 continue
             output = next(outputs)
             if isinstance(output, FloatingPointError):
-                yield self._failed(item.source, vocabulary, output), None
+                yield self._failed(item.source, request, output), None
             else:
-                yield self._to_result(output, item, vocabulary), item.image
+                yield self._to_result(output, item, request.vocabulary), item.image
 
     def _predict_each(
-        self, batch: list[_Loaded], vocabulary: Vocabulary
+        self, batch: list[_Loaded], request: _Request
     ) -> list[BaseDataElement | FloatingPointError]:
         """As :meth:`_predict`; a picture that overflows does not take the others with it."""
         try:
-            return list(self._predict(batch, vocabulary))
+            return list(self._predict(batch, request))
         except FloatingPointError as err:
             if len(batch) == 1:
                 return [FloatingPointError(f"{batch[0].source.name}: {err}")]
-        return [output for item in batch for output in self._predict_each([item], vocabulary)]
+        return [output for item in batch for output in self._predict_each([item], request)]
 
-    def _predict(self, batch: list[_Loaded], vocabulary: Vocabulary) -> list[BaseDataElement]:
-        if self.model.vocabulary != vocabulary:
-            self.model.vocabulary = vocabulary
+    def _predict(self, batch: list[_Loaded], request: _Request) -> list[BaseDataElement]:
         data = dict(
             inputs=[item.inputs for item in batch],
             data_samples=[item.data_sample for item in batch],
         )
         sizes = [tuple(item.inputs.shape[-2:]) for item in batch]
         originals = [item.image.shape[:2] for item in batch]
-        with memory_guard(self.device, self.precision, sizes, originals), torch.no_grad():
-            return [sample.cpu() for sample in self.model.test_step(data)]
+        guard = memory_guard(self.device, self.precision, sizes, originals)
+        with self._model_lock, guard, torch.no_grad():
+            samples = self.model.test_step(data, request.vocabulary, request.test_cfg)
+            return [sample.cpu() for sample in samples]
 
     def _to_result(
         self, sample: BaseDataElement, item: _Loaded, vocabulary: Vocabulary
@@ -413,14 +453,9 @@ class OpenVocabInferencer:
             )
         return result
 
-    def _progress(self, show: bool) -> Progress:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        )
-        return Progress(*columns, console=self.console, disable=not show)
+    def _bar(self, total: int | None, show: bool) -> AbstractContextManager[Callable[[], None]]:
+        """What it gives is to be called after every picture."""
+        return self._progress.bar("pictures", total) if show else nullcontext(lambda: None)
 
     def _report(self, bad: list[SegmentationResult], done: int) -> None:
         lines = [f"{len(bad)} of {done} pictures could not be used:"]

@@ -24,6 +24,7 @@ from odise_mm.utils.frozen import (
     is_meta_context,
     same_random_weights,
 )
+from odise_mm.utils.locks import Lock
 from odise_mm.utils.names import is_path, nearest
 from odise_mm.utils.precision import full_precision
 from odise_mm.utils.weight_folders import choose_weights
@@ -33,6 +34,9 @@ OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 # open_clip's own names in a folder of a model ("local-dir:")
 CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
 WEIGHT_STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
+# Products of fewer rows take another way through CPU libraries, with other rounding: a name's
+# embedding would depend on how many are embedded with it.
+_LEAST_TEXTS = 4
 
 
 @MODELS.register_module()
@@ -92,6 +96,7 @@ class FrozenCLIP(FrozenModule):
             if named
             else open_clip.SimpleTokenizer(context_length=self.model.context_length)
         )
+        self._tokenizing = Lock()
         with torch.device("cpu"):
             self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
             self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
@@ -177,8 +182,11 @@ class FrozenCLIP(FrozenModule):
         batches = []
         with full_precision(self.model.logit_scale):
             for start in range(0, len(texts), batch_size):
-                tokens = self.tokenizer(list(texts[start : start + batch_size]))
-                batches.append(self.model.encode_text(tokens.to(self.device)).float())
+                some = list(texts[start : start + batch_size])
+                with self._tokenizing:  # Hugging Face's set their padding anew at every call
+                    tokens = self.tokenizer(some + some[:1] * (_LEAST_TEXTS - len(some)))
+                encoded = self.model.encode_text(tokens.to(self.device))[: len(some)]
+                batches.append(encoded.float())
         return torch.cat(batches)
 
     def _load(self, path: str) -> None:

@@ -12,17 +12,48 @@ section 3.6, with the inference of Mask2Former, arXiv 2112.01527, that it builds
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from odise_mm.errors import ConfigError
 from odise_mm.utils.precision import full_precision
+from odise_mm.utils.settings import check_flag, check_number, check_whole
 
 # Strips of this size stay in the CPU's caches and still fill a GPU.
 MAX_BYTES = 32 * 2**20
+
+TEST_CFG: dict[str, Any] = {
+    "overlap_threshold": 0.8,
+    "topk": 100,
+    "panoptic": True,
+    "semantic": True,
+    "instance": True,
+}
+"""Settings of the results, see :class:`~odise_mm.models.OpenVocabSegmentor`, and the usual ones."""
+
+
+def check_test_cfg(test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Some of the settings of :data:`TEST_CFG`, if they can be used.
+
+    Raises:
+        ConfigError: names the setting, its value and what is allowed.
+    """
+    if test_cfg is not None and not isinstance(test_cfg, Mapping):
+        raise ConfigError(f"test_cfg={test_cfg!r}: a dictionary of settings, {', '.join(TEST_CFG)}")
+    for name, value in (test_cfg or {}).items():
+        if name == "overlap_threshold":
+            check_number(f"test_cfg.{name}", value, 0, 1)
+        elif name == "topk":
+            check_whole(f"test_cfg.{name}", value)
+        elif name in TEST_CFG:
+            check_flag(f"test_cfg.{name}", value)
+        else:
+            raise ConfigError(f"test_cfg has no {name}; it has {', '.join(TEST_CFG)}")
+    return dict(test_cfg or {})
 
 
 class Segment(NamedTuple):

@@ -1,6 +1,7 @@
 """Frozen parts: no gradients, always in eval mode, never in a checkpoint."""
 
 import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -10,6 +11,8 @@ from mmengine.registry import Registry
 from torch import Tensor, nn
 
 from odise_mm.utils.precision import full_precision
+
+_DRAWING = threading.RLock()
 
 
 class FrozenModule(nn.Module):
@@ -125,12 +128,13 @@ def materialise(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def same_random_weights() -> Iterator[None]:
-    """Random weights drawn in here are the same every time, and nobody else's draws are moved.
+    """Random weights drawn in here, on the CPU, are the same every time; no other draws are moved.
 
-    Frozen parts are in no checkpoint: what was trained on random ones works only with these.
+    Frozen parts are in no checkpoint: what was trained on random ones works only with these. One
+    thread at a time draws; torch has one CPU generator for all.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with _DRAWING, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # not those of GPUs, which would stay changed
         yield
 
 

@@ -68,7 +68,7 @@ def recording(model: OpenVocabSegmentor) -> Iterator[list[Prediction]]:
                  for o in opinions]
             )  # fmt: skip
 
-    def keep(sample: DetDataSample, masks: Tensor, _: Tensor) -> None:
+    def keep(sample: DetDataSample, masks: Tensor, *_: Any) -> None:
         found.append(Prediction(dict(sample.metainfo), masks, waiting.pop(0)))
 
     hook = model.fusion.register_forward_hook(remember)

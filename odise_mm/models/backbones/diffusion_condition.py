@@ -29,6 +29,7 @@ from odise_mm.models.backbones.diffusion_text import CONTEXT_LENGTH, tokenize
 from odise_mm.models.backbones.diffusion_weights import DiffusionWeights, random_text_encoder
 from odise_mm.models.word_tokenizer import WordTokenizer
 from odise_mm.utils.frozen import same_random_weights
+from odise_mm.utils.locks import Lock
 from odise_mm.utils.precision import full_precision
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class PromptEncoder:
     """Text encoders of a diffusion model, built and loaded at the first call.
 
     It is no module: it is in no state dict and in no parameter count, and models that never call
-    it never pay for it.
+    it never pay for it. Several threads may call it; one at a time is served.
 
     Args:
         kind: how the model is told of a text.
@@ -238,6 +239,7 @@ class PromptEncoder:
         self.weights = weights
         self._encoders: list[nn.Module] | None = None
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = Lock()
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], device: torch.device | str) -> Tensor:
@@ -250,27 +252,34 @@ class PromptEncoder:
             ConfigError: the model has no text encoder.
             CheckpointError: its weights cannot be read.
         """
+        with self._lock:
+            found = self._find(texts, torch.device(device))
+        result = torch.empty(len(texts), *self.kind.shape, device=device)
+        for row, text in zip(result, texts, strict=True):
+            row.copy_(found[text])
+        return result
+
+    def _find(self, texts: Sequence[str], device: torch.device) -> dict[str, Tensor]:
         found = {text: self._cache[text] for text in texts if text in self._cache}
         if self.kind.zero_empty_prompt:
             found[""] = torch.zeros(self.kind.shape, device=device)
         missing = [text for text in dict.fromkeys(texts) if text not in found]
         if missing:
-            found.update(zip(missing, self._embed(missing, torch.device(device)), strict=True))
+            found.update(zip(missing, self._embed(missing, device), strict=True))
         for text, embedding in found.items():
             self._cache[text] = embedding
             self._cache.move_to_end(text)
         while len(self._cache) > CACHE_SIZE:
             self._cache.popitem(last=False)
-        result = torch.empty(len(texts), *self.kind.shape, device=device)
-        for row, text in zip(result, texts, strict=True):
-            row.copy_(found[text])
-        return result
+        return found
 
     def _embed(self, texts: Sequence[str], device: torch.device) -> Tensor:
         if self._encoders is None:
             source = None
             if self.weights is not None:
                 source = DiffusionWeights(self.weights, self.kind.arch, self.kind.encoders)
-            self._encoders = self.kind.build(source)
+            # Loading overwrites them; but a training's random numbers must not move.
+            with same_random_weights():
+                self._encoders = self.kind.build(source)
         with full_precision(torch.empty(0, device=device)):
             return self.kind.embed([e.to(device) for e in self._encoders], texts)

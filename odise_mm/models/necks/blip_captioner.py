@@ -16,6 +16,7 @@ from odise_mm.utils.checkpoint import differences
 from odise_mm.utils.display import first_line
 from odise_mm.utils.files import read_json
 from odise_mm.utils.frozen import FrozenModule, is_meta_context, same_random_weights
+from odise_mm.utils.locks import Lock
 from odise_mm.utils.weight_folders import download_weights, read_weights
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
         from transformers import BlipConfig, BlipForConditionalGeneration
 
         fields = _fields(arch)
+        self._lock = Lock()
         self.tokenizer: BertTokenizer | None = None
         if weights is None or is_meta_context():
             with same_random_weights():
@@ -134,7 +136,8 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
 
     def describe(self, tiles: Tensor, captions: Sequence[str | None]) -> list[str]:
         """What BLIP says of each tile; captions are not looked at."""
-        with self.own_precision():
+        # transformers keeps what it prepares for generating on the model itself
+        with self._lock, self.own_precision():
             if tiles.is_meta:
                 self._run_on_meta(tiles)
                 return [""] * len(tiles)

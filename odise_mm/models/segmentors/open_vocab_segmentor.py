@@ -22,6 +22,8 @@ from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError, TrainingError
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.models.postprocess import (
+    TEST_CFG,
+    check_test_cfg,
     instance_inference,
     panoptic_inference,
     resize_masks,
@@ -44,13 +46,17 @@ class OpenVocabSegmentor(BaseModel):
     ``time_width``, ``num_steps`` or ``prompt_encoder`` gets what the other parts have, unless its
     config says otherwise; so there is one CLIP, and channel counts stand nowhere twice.
 
+    A forward pass changes nothing that others can see: several threads may call one model at once,
+    each with names and settings of its own. Caches that they share are locked.
+
     Args:
         backbone: tiles, and a captioner's condition, to raw feature maps.
         neck: raw maps to a pyramid of strides 4, 8, 16, 32.
         head: pyramid to masks and mask embeddings.
         classifiers: opinions on the masks; the first is the model's own.
         fusion: opinions to class probabilities.
-        vocabulary: the names to look for at first; ``model.vocabulary`` may be set at any time.
+        vocabulary: the names to look for where a call brings none; ``model.vocabulary`` may be set
+            at any time.
         clip: the one frozen CLIP, if any part wants one.
         text_encoder: config of the cache before its text tower.
         captioner: tiles to the backbone's condition; None for backbones that take none.
@@ -59,13 +65,14 @@ class OpenVocabSegmentor(BaseModel):
         tile_size: edge of the square tiles that the backbone sees; None: whole images.
         max_tiles_per_batch: tiles, of one image or several, that run together: bounds memory, does
             not change results.
-        test_cfg: ``overlap_threshold`` (a panoptic segment must keep this share of its mask),
-            ``topk`` (instances kept before stuff is dropped), ``panoptic``, ``semantic``,
-            ``instance`` (which results to make).
+        test_cfg: settings where a call brings none: ``overlap_threshold`` (a panoptic segment must
+            keep this share of its mask), ``topk`` (instances kept before stuff is dropped),
+            ``panoptic``, ``semantic``, ``instance`` (which results to make).
         data_preprocessor: config of mmdet's preprocessor, which pads to multiples of 64.
 
     Raises:
-        ConfigError: ``grounding`` in a model that is made for labels.
+        ConfigError: ``grounding`` in a model that is made for labels; a setting that cannot be
+            used.
     """
 
     def __init__(
@@ -108,19 +115,7 @@ class OpenVocabSegmentor(BaseModel):
             )
         self.tile_size = tile_size
         self.max_tiles_per_batch = max_tiles_per_batch
-        self.test_cfg = {
-            "overlap_threshold": 0.8,
-            "topk": 100,
-            "panoptic": True,
-            "semantic": True,
-            "instance": True,
-        }
-        unknown = set(test_cfg or {}) - set(self.test_cfg)
-        if unknown:
-            raise TypeError(
-                f"test_cfg has no {', '.join(sorted(unknown))}; it has {', '.join(self.test_cfg)}"
-            )
-        self.test_cfg.update(test_cfg or {})
+        self.test_cfg: dict[str, Any] = {**TEST_CFG, **check_test_cfg(test_cfg)}
         self.vocabulary = vocabulary
         self.precision = "fp32"
 
@@ -131,9 +126,7 @@ class OpenVocabSegmentor(BaseModel):
 
     @vocabulary.setter
     def vocabulary(self, vocabulary: str | Vocabulary) -> None:
-        if not isinstance(vocabulary, Vocabulary):
-            vocabulary = Vocabulary.load(vocabulary)
-        self._vocabulary = vocabulary
+        self._vocabulary = _as_vocabulary(vocabulary)
 
     @property
     def dataset_meta(self) -> dict[str, Any]:
@@ -146,8 +139,23 @@ class OpenVocabSegmentor(BaseModel):
         has_null = getattr(self.classifiers[0], "null_embedding", None) is not None
         return getattr(self.head, "cls_embed", None) is not None and not has_null
 
+    def test_step(
+        self,
+        data: dict[str, Any],
+        vocabulary: str | Vocabulary | None = None,
+        test_cfg: Mapping[str, Any] | None = None,
+    ) -> list[DetDataSample]:
+        """As mmengine's: preprocess a batch as a data loader gives it, then :meth:`predict`."""
+        data = self.data_preprocessor(data, False)
+        return self(**data, mode="predict", vocabulary=vocabulary, test_cfg=test_cfg)
+
     def forward(
-        self, inputs: Tensor, data_samples: Sequence[DetDataSample], mode: str = "predict"
+        self,
+        inputs: Tensor,
+        data_samples: Sequence[DetDataSample],
+        mode: str = "predict",
+        vocabulary: str | Vocabulary | None = None,
+        test_cfg: Mapping[str, Any] | None = None,
     ) -> list[DetDataSample] | dict[str, Tensor]:
         """mmengine's entry: ``predict`` gives results, ``loss`` what is to be minimised.
 
@@ -155,20 +163,26 @@ class OpenVocabSegmentor(BaseModel):
             inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
             data_samples: with ``img_shape``, ``pad_shape`` and ``ori_shape``; see :meth:`loss`
                 for what training needs.
+            vocabulary, test_cfg: of this call, see :meth:`predict`; losses have no ``test_cfg``.
 
         Returns:
             See :meth:`predict` and :meth:`loss`.
         """
         if mode == "predict":
-            return self.predict(inputs, data_samples)
+            return self.predict(inputs, data_samples, vocabulary, test_cfg)
         if mode == "loss":
-            return self.loss(inputs, data_samples)
+            return self.loss(inputs, data_samples, vocabulary)
         raise ValueError(f"mode={mode!r}: OpenVocabSegmentor knows mode='predict' and mode='loss'")
 
-    def loss(self, inputs: Tensor, data_samples: Sequence[DetDataSample]) -> dict[str, Tensor]:
+    def loss(
+        self,
+        inputs: Tensor,
+        data_samples: Sequence[DetDataSample],
+        vocabulary: str | Vocabulary | None = None,
+    ) -> dict[str, Tensor]:
         """Losses after every decoder layer, those of the queries before the first included.
 
-        With labels, the classes are those of ``vocabulary``. With captions (``grounding``), every
+        With labels, the classes are those of the vocabulary. With captions (``grounding``), every
         segment is an "object", and names are learned from words.
 
         Args:
@@ -176,6 +190,7 @@ class OpenVocabSegmentor(BaseModel):
             data_samples: with ``gt_instances``: ``labels`` (N,), class indices, and ``masks`` of
                 things and stuff (mmdet's ``BitmapMasks``, or (N, H, W)); N may be 0. For captions
                 also metainfo ``words``: words of one caption, as many for every image, or none.
+            vocabulary: the classes; None: the model's.
 
         Returns:
             Scalars: ``loss_cls``, ``loss_mask``, ``loss_dice`` and, with captions,
@@ -192,7 +207,8 @@ class OpenVocabSegmentor(BaseModel):
                 "grounding=dict(type='GroundingLoss') to the model, or drop objectness"
             )
         objects_only = self.grounding is not None
-        count = None if objects_only else len(self.vocabulary)
+        vocabulary = self._names(vocabulary)
+        count = None if objects_only else len(vocabulary)
         targets = [_targets(sample, inputs, count) for sample in data_samples]
         words = _words(data_samples) if objects_only else []
         with autocast(inputs, self.precision), _current(inputs.device):
@@ -200,7 +216,7 @@ class OpenVocabSegmentor(BaseModel):
             predictions = self.head(pyramid, all_layers=True)
             embeddings = [prediction.embeddings for prediction in predictions]
             if not objects_only:
-                logits = classifier.supervised_logits(embeddings, self.vocabulary)
+                logits = classifier.supervised_logits(embeddings, vocabulary)
                 return self.head.losses(predictions, logits, targets)
             logits = [prediction.objectness for prediction in predictions]
             losses = self.head.losses(predictions, logits, targets)
@@ -224,7 +240,13 @@ class OpenVocabSegmentor(BaseModel):
         }
 
     @torch.no_grad()
-    def predict(self, inputs: Tensor, data_samples: Sequence[DetDataSample]) -> list[DetDataSample]:
+    def predict(
+        self,
+        inputs: Tensor,
+        data_samples: Sequence[DetDataSample],
+        vocabulary: str | Vocabulary | None = None,
+        test_cfg: Mapping[str, Any] | None = None,
+    ) -> list[DetDataSample]:
         """Segment a batch; images of different size are independent of each other.
 
         Results of each sample, at ``ori_shape``: ``pred_panoptic_seg`` (``sem_seg``, (1, H, W)
@@ -232,9 +254,20 @@ class OpenVocabSegmentor(BaseModel):
         (``sem_seg``, (1, H, W) of class indices) and ``pred_instances`` (``masks``, ``labels``,
         ``scores``, ``bboxes``).
 
+        Args:
+            inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
+            data_samples: with ``img_shape``, ``pad_shape`` and ``ori_shape``.
+            vocabulary: the names to look for in this call, or the name or file of such; None: the
+                model's.
+            test_cfg: settings of this call; those that it leaves out are the model's.
+
         Raises:
             FloatingPointError: masks are not finite (broken weights, or float16 overflowed).
+            VocabularyError: no vocabulary of that name.
+            ConfigError: an unknown setting, or a value that it cannot have.
         """
+        # Taken once: what others set on the model meanwhile is for later calls.
+        vocabulary, test_cfg = self._names(vocabulary), self._settings(test_cfg)
         padded, images = [], []
         for image, sample in zip(inputs, data_samples, strict=True):
             padded.append(image[:, : sample.pad_shape[0], : sample.pad_shape[1]])
@@ -246,14 +279,14 @@ class OpenVocabSegmentor(BaseModel):
             pyramid = _stack([pyramids.pop(i) for i in members])
             with autocast(inputs, self.precision), _current(inputs.device):
                 prediction = self.head(pyramid)[-1]
-                probabilities = self.classify(prediction, [images[i] for i in members])
+                probabilities = self.classify(prediction, [images[i] for i in members], vocabulary)
             if not torch.isfinite(prediction.masks).all() or not probabilities.isfinite().all():
                 raise FloatingPointError(
                     f"the model's masks are not finite numbers at precision {self.precision}: "
                     "the weights are broken, or float16 overflowed (take bf16 or fp32)"
                 )
             for i, masks, scores in zip(members, prediction.masks, probabilities, strict=True):
-                self._add_results(data_samples[i], masks, scores)
+                self._add_results(data_samples[i], masks, scores, vocabulary, test_cfg)
         return list(data_samples)
 
     def extract_pyramids(
@@ -301,21 +334,41 @@ class OpenVocabSegmentor(BaseModel):
         condition = () if self.captioner is None else (self.captioner(tiles, captions),)
         return self.neck(self.backbone(tiles, *condition), size)
 
-    def classify(self, prediction: MaskPrediction, images: Sequence[Tensor]) -> Tensor:
+    def classify(
+        self,
+        prediction: MaskPrediction,
+        images: Sequence[Tensor],
+        vocabulary: str | Vocabulary | None = None,
+    ) -> Tensor:
         """Probabilities of the vocabulary's classes and of void, (B, Q, K + 1).
 
         Args:
             prediction: the head's, for B images of one padded size.
             images: the unpadded images, (3, H, W) in [0, 1].
+            vocabulary: the classes; None: the model's.
         """
-        opinions = [c(prediction, images, self.vocabulary) for c in self.classifiers]
-        return self.fusion(opinions, self.vocabulary)
+        vocabulary = self._names(vocabulary)
+        opinions = [c(prediction, images, vocabulary) for c in self.classifiers]
+        return self.fusion(opinions, vocabulary)
 
-    def _add_results(self, sample: DetDataSample, masks: Tensor, scores: Tensor) -> None:
+    def _names(self, vocabulary: str | Vocabulary | None) -> Vocabulary:
+        return self.vocabulary if vocabulary is None else _as_vocabulary(vocabulary)
+
+    def _settings(self, test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {**self.test_cfg, **check_test_cfg(test_cfg)}
+
+    def _add_results(
+        self,
+        sample: DetDataSample,
+        masks: Tensor,
+        scores: Tensor,
+        vocabulary: Vocabulary,
+        test_cfg: Mapping[str, Any],
+    ) -> None:
         masks = resize_masks(
             masks.float(), sample.pad_shape[:2], sample.img_shape[:2], sample.ori_shape[:2]
         )
-        add_results(sample, masks, scores, self.vocabulary, self.test_cfg)
+        add_results(sample, masks, scores, vocabulary, test_cfg)
 
     def set_precision(self, precision: str) -> "OpenVocabSegmentor":
         """Number format of the arithmetic: ``fp32``, ``bf16`` or ``fp16``.
@@ -384,6 +437,10 @@ def add_results(
         sample.pred_instances = InstanceData(
             scores=values, labels=labels, masks=binary, bboxes=boxes
         )
+
+
+def _as_vocabulary(vocabulary: str | Vocabulary) -> Vocabulary:
+    return vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary.load(vocabulary)
 
 
 def _current(device: torch.device) -> AbstractContextManager:

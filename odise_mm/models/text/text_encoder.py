@@ -13,11 +13,14 @@ from torch import Tensor, nn
 from odise_mm.models.clip import FrozenCLIP
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import build_part
+from odise_mm.utils.locks import Lock
 
 
 @MODELS.register_module()
 class TextEncoder(nn.Module):
     """CLIP's text encoder behind a cache: a name is embedded once.
+
+    Several threads may call one encoder; one at a time is served.
 
     Args:
         clip: a :class:`~odise_mm.models.clip.FrozenCLIP` or its config.
@@ -36,6 +39,7 @@ class TextEncoder(nn.Module):
         self.clip = build_part(clip, MODELS)
         self.cache_size = cache_size
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = Lock()  # around the cache, and around tokenizers, which have state
         self.cache_file = cache_file
         self._disk: _DiskCache | None = None
 
@@ -51,6 +55,12 @@ class TextEncoder(nn.Module):
         A text of more tokens than CLIP reads (77 with start and end) is cut there, as CLIP does;
         a warning names it.
         """
+        with self._lock:
+            found = self._find(texts)
+        return torch.stack([found[text] for text in texts]).to(self.clip.device)
+
+    def _find(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """Embeddings of the texts, on the CPU, from wherever they are to be had."""
         found: dict[str, Tensor] = {}
         for text in texts:
             if text in self._cache:
@@ -72,12 +82,13 @@ class TextEncoder(nn.Module):
             self._cache[text] = embedding
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
-        return torch.stack([found[text] for text in texts]).to(self.clip.device)
+        return found
 
     def forget(self) -> None:
         """Empty the memory; to be called when CLIP's weights have changed."""
-        self._cache.clear()
-        self._disk = None
+        with self._lock:
+            self._cache.clear()
+            self._disk = None
 
     def _warn_if_cut(self, texts: Sequence[str]) -> None:
         tokenizer = self.clip.tokenizer

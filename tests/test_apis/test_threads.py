@@ -1,0 +1,290 @@
+"""One inferencer, many threads: every call has what it would have alone."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import random
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+
+from odise_mm.apis import ConfigError, OpenVocabInferencer
+from odise_mm.models.backbones.diffusion_condition import PromptEncoder
+from odise_mm.structures import SegmentationResult
+from odise_mm.utils.frozen import same_random_weights
+from odise_mm.utils.locks import Lock
+from odise_mm.utils.panoptic_io import read_coco_panoptic
+from tests.fake_segmentor import CONFIG
+from tests.parts import picture, segmentor_config
+
+THREADS = 8
+WORDS = [f"{kind} {i}" for kind in ("red", "old", "tiny") for i in range(12)]
+WRITER = dict(
+    type="HeuristicCaptioner",
+    places=["a street", "a kitchen", "a beach"],
+    objects=["a cup", "a dog", "a tree", "a car"],
+    num_places=1,
+    num_objects=2,
+)
+
+
+def small_inferencer(**changes: Any) -> OpenVocabInferencer:
+    """The whole model, at a small fraction of the tiny config's cost."""
+    model = segmentor_config(test_cfg=dict(overlap_threshold=0.02), **changes)
+    model.backbone.taps = dict(vae_encoder=(5, 7), unet=(5, 8))
+    model.head.pixel_decoder.encoder.num_layers = 1
+    model.head.transformer_decoder.num_layers = 1
+    keys = ("img_id", "img_path", "ori_shape", "img_shape", "scale_factor")
+    steps = [
+        dict(type="LoadImage"),
+        dict(type="ResizeKeepRatio", scale=(64, 64)),  # one tile each
+        dict(type="mmdet.PackDetInputs", meta_keys=keys),
+    ]
+    return OpenVocabInferencer(Config(dict(model=model, test_pipeline=steps)), device="cpu")
+
+
+def requests(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Calls with names, sizes and settings of their own; some names are in many of them."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(count):
+        names = rng.sample(WORDS, rng.randint(2, 20))
+        half = rng.randint(1, len(names) - 1)
+        sizes = [
+            (rng.randint(20, 70), rng.randint(20, 90)) for _ in range(1 + (rng.random() < 0.1))
+        ]
+        images = [picture(*size, seed=rng.randint(0, 9)).numpy() for size in sizes]
+        made.append(
+            dict(
+                images=[np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images],
+                texts="; ".join(names[:half]),
+                stuff_texts="; ".join(names[half:]),
+                batch_size=rng.choice((1, 2)),
+                test_cfg=dict(
+                    overlap_threshold=rng.choice((0.0, 0.05)), instance=rng.random() < 0.5
+                ),
+                progress=False,
+            )
+        )
+    return made
+
+
+def in_threads(work: Callable[[Any], Any], items: Sequence[Any], threads: int = THREADS) -> list:
+    """Results in order; all threads begin at once."""
+    start = threading.Barrier(threads)
+
+    def begin(item: Any, index: int) -> Any:
+        if index < threads:
+            start.wait(timeout=60)
+        return work(item)
+
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(begin, items, range(len(items))))
+
+
+def assert_equal(one: SegmentationResult, other: SegmentationResult) -> None:
+    assert one.to_dict() == other.to_dict()  # names, labels, areas and scores
+    for field in ("panoptic", "semantic"):
+        assert np.array_equal(getattr(one, field), getattr(other, field))
+    assert (one.instances is None) == (other.instances is None)
+    if one.instances is not None:
+        for field in ("labels", "scores", "boxes", "masks"):
+            ours, theirs = getattr(one.instances, field), getattr(other.instances, field)
+            assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("distinct", "count", "changes"),
+    [(20, 100, {}), (8, 24, dict(captioner=WRITER))],
+    ids=["implicit captioner", "captioner that writes"],
+)
+def test_many_threads_get_what_they_would_get_alone(
+    distinct: int, count: int, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    calls = requests(distinct)
+    first, second = (
+        small_inferencer(**changes),
+        small_inferencer(
+            text_encoder=dict(type="TextEncoder", cache_file=str(tmp_path / "names.sqlite")),
+            **changes,
+        ),
+    )
+    alone = [first(**call) for call in calls]
+    found = {segment.name for results in alone for r in results for segment in r.segments}
+    assert len(found) > 5  # the names do differ
+    before = second.model.vocabulary, dict(second.model.test_cfg)
+
+    def work(numbered: tuple[int, dict[str, Any]]) -> list[SegmentationResult]:
+        number, call = numbered
+        return list(second.stream(**call)) if number % 3 == 0 else second(**call)
+
+    numbered = [(number, calls[number % distinct]) for number in range(count)]
+    for number, results in enumerate(in_threads(work, numbered)):
+        for one, other in zip(alone[number % distinct], results, strict=True):
+            assert_equal(one, other)
+    assert (second.model.vocabulary, second.model.test_cfg) == before
+
+
+def test_the_model_itself_serves_many_threads() -> None:
+    inferencer = small_inferencer()
+    calls = requests(16, seed=1)
+
+    def work(call: dict[str, Any]) -> list[tuple]:
+        names = inferencer.make_vocabulary(call["texts"], call["stuff_texts"])
+        made = []
+        for image in call["images"]:
+            data = inferencer.pipeline(dict(img=image, img_path=None, img_id=0))
+            data = dict(inputs=[data["inputs"]], data_samples=[data["data_samples"]])
+            (sample,) = inferencer.model.test_step(data, names, dict(overlap_threshold=0.0))
+            found = sample.pred_panoptic_seg
+            made.append((found.segments_info, found.sem_seg.tolist()))
+        return made
+
+    alone = [work(call) for call in calls]
+    assert in_threads(work, calls) == alone
+
+
+def test_settings_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    inferencer = small_inferencer()
+    image = requests(1)[0]["images"][0]
+    few = inferencer(image, texts="cat; dog", test_cfg=dict(topk=3, semantic=False))[0]
+    assert len(few.instances) <= 3 and few.semantic is None
+    many = inferencer(image, texts="cat; dog")[0]
+    assert len(many.instances) > 3 and many.semantic is not None
+    for wrong in (dict(overlap=0.5), dict(topk=-1), dict(panoptic="yes"), "topk"):
+        with pytest.raises(ConfigError, match="test_cfg"):
+            inferencer.stream(image, test_cfg=wrong)
+
+
+def test_names_that_are_set_on_the_model_are_the_default() -> None:
+    inferencer = small_inferencer()
+    image = requests(1)[0]["images"][0]
+    inferencer.model.vocabulary = inferencer.make_vocabulary("zeppelin; dune")
+    assert inferencer(image)[0].class_names == ("zeppelin", "dune")
+    assert inferencer(image, texts="cat")[0].class_names == ("cat",)
+    assert inferencer(image)[0].class_names == ("zeppelin", "dune")
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> OpenVocabInferencer:
+    path = tmp_path / "fake.py"
+    path.write_text(CONFIG)
+    return OpenVocabInferencer(path, device="cpu")
+
+
+def test_output_folders_of_calls_at_once(fake: OpenVocabInferencer, tmp_path: Path) -> None:
+    calls = requests(16, seed=2)
+
+    def work(numbered: tuple[int, dict[str, Any]]) -> list[SegmentationResult]:
+        number, call = numbered
+        return fake(**call, out_dir=tmp_path / f"out{number}", return_pictures=True)
+
+    for number, results in enumerate(in_threads(work, list(enumerate(calls)))):
+        read = read_coco_panoptic(tmp_path / f"out{number}" / "panoptic.json")
+        for one, other in zip(results, read, strict=True):
+            assert np.array_equal(one.panoptic, other.panoptic)
+            assert one.segments == other.segments and one.picture is not None
+
+
+def test_bars_of_calls_at_once(fake: OpenVocabInferencer, capsys: pytest.CaptureFixture) -> None:
+    fake.console._force_terminal = True  # where rich allows one live display
+    images = [np.full((20, 30, 3), grey, np.uint8) for grey in range(6)]
+    results = in_threads(lambda names: fake(images, texts=names), ["a; b", "c", "d; e"] * 4)
+    assert [len(r) for r in results] == [6] * 12
+    assert [r[0].segments[0].name for r in results[:3]] == ["a", "c", "d"]
+    # One that is begun and left, and others in between.
+    begun = fake.stream(images, texts="a; b")
+    next(begun)
+    assert len(fake(images, texts="c")) == 6
+    assert next(begun).segments[0].name == "a"
+    begun.close()
+    assert fake._progress._progress is None  # nothing is left running
+    assert "6/6" in capsys.readouterr().err
+
+
+def test_the_bar_ends_where_a_call_fails(fake: OpenVocabInferencer) -> None:
+    fake.model.fail = "a bug"
+    with pytest.raises(RuntimeError, match="a bug"):
+        fake([np.zeros((8, 8, 3), np.uint8)] * 5)
+    assert fake._progress._progress is None
+
+
+def test_a_pipeline_with_state_is_entered_by_one_at_a_time(fake: OpenVocabInferencer) -> None:
+    plain, inside, most = fake.pipeline, threading.Semaphore(1), []
+
+    def pipeline(data: dict) -> dict:
+        most.append(inside.acquire(blocking=False))
+        try:
+            return plain(data)
+        finally:
+            if most[-1]:
+                inside.release()
+
+    fake.pipeline = pipeline
+    in_threads(lambda call: fake(**call), requests(16, seed=3))
+    assert all(most)
+
+
+def test_inferencers_are_built_at_once() -> None:
+    models = in_threads(lambda _: small_inferencer().model, range(4), threads=4)
+    states = [model.state_dict() for model in models]
+    for state in states[1:]:
+        assert all(torch.equal(value, states[0][key]) for key, value in state.items())
+    frozen = [dict(model.backbone.named_parameters()) for model in models]
+    for own in frozen[1:]:
+        assert all(torch.equal(value, frozen[0][key]) for key, value in own.items())
+
+
+def test_random_weights_of_threads_are_the_same_and_move_nothing() -> None:
+    def draw(_: int) -> list[float]:
+        with same_random_weights():
+            return [torch.nn.Linear(3, 3).weight.sum().item() for _ in range(20)]
+
+    torch.manual_seed(5)
+    wanted = torch.rand(4)
+    torch.manual_seed(5)
+    drawn = in_threads(draw, range(32))
+    assert all(one == drawn[0] for one in drawn)
+    assert torch.equal(torch.rand(4), wanted)
+
+
+def test_text_encoders_that_are_loaded_late_move_no_random_numbers() -> None:
+    prompts: PromptEncoder = small_inferencer().model.backbone._prompts
+    torch.manual_seed(5)
+    wanted = torch.rand(4)
+    torch.manual_seed(5)
+    prompts(["a photo"], "cpu")
+    assert torch.equal(torch.rand(4), wanted)
+
+
+def test_a_lock_is_copied_and_pickled_as_a_free_one() -> None:
+    lock = Lock()
+    with lock, lock:  # the same thread may enter again
+        for other in (copy.deepcopy(lock), pickle.loads(pickle.dumps(lock))):
+            entered = []
+
+            def enter(other: Lock = other, entered: list[bool] = entered) -> None:
+                with other:
+                    entered.append(True)
+
+            thread = threading.Thread(target=enter, daemon=True)
+            thread.start()
+            thread.join(timeout=10)
+            assert entered == [True]
+
+
+def test_a_model_is_copied_with_its_locks() -> None:
+    model = small_inferencer().model
+    copied = copy.deepcopy(model)
+    assert copied.clip is not model.clip
+    texts = ["cat", "dog"]
+    encoders = [m.classifiers[0].text_encoder for m in (model, copied)]
+    assert torch.equal(encoders[0](texts), encoders[1](texts))
