@@ -46,3 +46,22 @@ class TrainingError(OdiseError, RuntimeError):
 
 class OutputError(OdiseError, RuntimeError):
     """Results that cannot be written where they should go. The message says why."""
+
+
+class EvaluationError(OdiseError, RuntimeError):
+    """Metrics that failed while others did not.
+
+    Attributes:
+        numbers: what the others say.
+        failures: why a metric failed, by its name.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        numbers: dict[str, float] | None = None,
+        failures: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.numbers = numbers or {}
+        self.failures = failures or {}

@@ -124,6 +124,7 @@ def run(args: argparse.Namespace) -> int:
     from odise_mm.apis.inferencer import MADE_UP_NOTICE
     from odise_mm.engine.result_writer import ProgressHook, ResultWriterHook
     from odise_mm.engine.runner import OpenVocabRunner
+    from odise_mm.errors import EvaluationError
     from odise_mm.evaluation.report import Report
     from odise_mm.utils.precision import check_precision
 
@@ -166,6 +167,8 @@ def run(args: argparse.Namespace) -> int:
             console.print(f"wrote {out}", soft_wrap=True, markup=False)
         elif report.missing:
             console.print(f"not done: {', '.join(report.missing)}", style="red", markup=False)
+    if report.failures:
+        raise EvaluationError(f"metrics failed, and give no numbers: {'; '.join(report.failures)}")
     return 0
 
 
@@ -244,13 +247,18 @@ def test_one(runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespac
     """Walk one set."""
     from odise_mm.datasets.base import find_file
     from odise_mm.engine.loops import vocabulary_of
+    from odise_mm.errors import EvaluationError
     from odise_mm.evaluation.report import SetResult, describe_vocabulary
 
     start = time.perf_counter()
     scalars = runner.message_hub.log_scalars
     for key in [key for key in scalars if key.startswith("test/")]:
         del scalars[key]  # the log would repeat the previous set's numbers as this one's
-    metrics = runner.test_on(test_set.cfg)
+    failed: dict[str, str] = {}
+    try:
+        metrics = runner.test_on(test_set.cfg)
+    except EvaluationError as error:
+        metrics, failed = error.numbers, error.failures
     loop = runner.test_loop
     dataset = loop.dataloader.dataset
     vocabulary = vocabulary_of(dataset)
@@ -277,6 +285,7 @@ def test_one(runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespac
             subset: [names[label] for label in labels]
             for subset, labels in dataset.metainfo.get("subsets", {}).items()
         },
+        failed=failed,
     )
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from mmengine.logging import print_log
@@ -16,6 +13,17 @@ from mmengine.logging import print_log
 from odise_mm.datasets.vocabulary import BUILTIN, Vocabulary
 from odise_mm.datasets.vocabulary_files import clean
 from odise_mm.errors import DatasetError, VocabularyError
+from odise_mm.utils.coco_json import (
+    CocoFile,
+    Id,
+    read_captions,
+    read_coco,
+    used_categories,
+    without_unused_roots,
+)
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import read_json
+from odise_mm.utils.json_fields import shown, twin
 from odise_mm.utils.names import nearest
 
 LAYOUT = "docs/datasets.md and docs/training_data.md say what belongs where"
@@ -121,8 +129,10 @@ def resolve_subsets(
         if unknown:
             known = vocabulary.source_names
             # What a class is called for people is the likeliest mistake: "grass" of "grass-merged".
-            shown = {_spelling(s): i for i, group in enumerate(vocabulary.synonyms) for s in group}
-            index = shown.get(_spelling(unknown[0]))
+            place_of = {
+                _spelling(s): i for i, group in enumerate(vocabulary.synonyms) for s in group
+            }
+            index = place_of.get(_spelling(unknown[0]))
             meant = str(unknown[0]) if index is None else known[index]
             hint = nearest(meant, known) or f", which are {_some(map(repr, known))}"
             raise DatasetError(
@@ -168,108 +178,93 @@ def metainfo_of(
     }
 
 
-def read_annotations(path: str | os.PathLike, kind: str) -> dict[str, list[dict]]:
-    """COCO's annotations: ``images``, ``annotations`` and ``categories``.
+def read_annotations(path: str | os.PathLike, kind: str, **wanted: bool) -> CocoFile:
+    """Annotations in COCO's format; the log says what was left out.
 
     Args:
-        kind: "panoptic" or "instance", what the annotations must be.
+        path, kind, wanted: see :func:`odise_mm.utils.coco_json.read_coco`.
 
     Raises:
-        DatasetError: missing, not JSON, or something else than such annotations.
+        DatasetError: there is no such file, or it is wrong.
     """
-    content = _read_json(path)
-    keys = ("images", "annotations", "categories")
-    wrong = [
-        key
-        for key in keys
-        if not isinstance(content, dict) or not isinstance(content.get(key), list)
-    ]
-    if wrong:
-        raise DatasetError(
-            f"{path}: not COCO's {kind} annotations, there is no list `{wrong[0]}` in it"
-        )
-    first = next(iter(content["annotations"]), None)
-    if first is not None and ("segments_info" in first) != (kind == "panoptic"):
-        other = "instance" if kind == "panoptic" else "panoptic"
-        raise DatasetError(f"{path}: holds {other} annotations where {kind} ones are expected")
-    return {key: content.pop(key) for key in keys}
-
-
-def _read_json(path: str | os.PathLike) -> Any:
-    if not path or not os.path.isfile(path):
-        raise DatasetError(f"{path or '`ann_file` is empty'}: no such annotation file; {LAYOUT}")
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except ValueError as err:
-        raise DatasetError(f"{path}: not JSON, or cut short ({err}); get it again") from err
-    except OSError as err:
-        raise DatasetError(f"{path}: cannot be read ({err})") from err
+    if not path or not os.path.exists(path):
+        missing = printable(os.fspath(path)) if path else "`ann_file` is empty"
+        raise DatasetError(f"{missing}: no such annotation file; {LAYOUT}")
+    content = read_coco(path, kind, **wanted)
+    for note in content.notes:
+        print_log(note, logger="current", level=logging.WARNING)
+    return content
 
 
 def label_of_category(
-    categories: Sequence[dict], wanted: Vocabulary | None, path: str
-) -> dict[int, int]:
+    content: CocoFile, wanted: Vocabulary | None, *, complete: bool = True
+) -> dict[Id, int]:
     """Class index of every category id that is a class of the vocabulary.
 
     Args:
-        categories: of the annotation file.
+        content: of the annotation file.
         wanted: its ``source_names`` are the categories' names. None: all are class 0.
-        path: of the annotation file, for messages.
+        complete: whether every class of the vocabulary must have a category.
 
     Raises:
-        DatasetError: an id or name twice, or a class that no category has.
+        DatasetError: a name twice, a class that no category has, or an annotation of a category
+            that is no class.
     """
-    ids = _unique([category["id"] for category in categories], "category id", path)
-    names = [category["name"] for category in categories]
+    path, used = content.path, used_categories(content.annotations)
+    categories = without_unused_roots(content.categories, used)
     if wanted is None:
-        return dict.fromkeys(ids, 0)
-    index_of = {name: index for index, name in enumerate(wanted.source_names)}
-    known = [name for name in names if name in index_of]
-    _unique(known, "category name", path)
-    missing = [name for name in wanted.source_names if name not in set(known)]
-    if missing:
-        raise DatasetError(
-            f"{path}: no category is called {_some(map(repr, missing))} as the vocabulary "
-            f"'{wanted.name}' ({len(wanted)} classes) asks for; the file has {len(names)} "
-            f"categories: {_some(map(repr, names))}. Choose the vocabulary of this data set"
-        )
-    return {i: index_of[name] for i, name in zip(ids, names, strict=True) if name in index_of}
-
-
-def check_categories(
-    used: Iterable[int], label_of: dict[int, int], categories: Sequence[dict], path: str
-) -> None:
-    """All categories that annotations have must be classes.
-
-    Raises:
-        DatasetError: names those that are not.
-    """
-    names = {category["id"]: category["name"] for category in categories}
-    unknown = sorted(set(used) - set(label_of), key=str)
+        label_of = dict.fromkeys(categories, 0)
+    else:
+        label_of = _labels_by_name(categories, wanted, path)
+        missing = [wanted.source_names[i] for i in _missing(label_of.values(), wanted)]
+        if missing and complete:
+            names = [category["name"] for category in categories.values()]
+            raise DatasetError(
+                f"{path}: no category is called {_some(map(_quoted, missing))} as the vocabulary "
+                f"'{wanted.name}' ({len(wanted)} classes) asks for; the file has {len(names)} "
+                f"categories: {_some(map(_quoted, names))}. Choose the vocabulary of this data set"
+            )
+    unknown = sorted(used - set(label_of), key=str)
     if unknown:
-        listed = _some(f"{i} ({names.get(i, 'not in `categories`')})" for i in unknown)
+        listed = _some(_unknown_category(id_, categories) for id_ in unknown)
         raise DatasetError(
-            f"{path}: unknown category ids in annotations: {listed}; every category that is used "
-            "must be in `categories` and its name in the vocabulary"
+            f"{path}: unknown category ids in annotations: {listed}{twin(unknown[0], categories)}; "
+            "every category that is used must be in `categories` and its name in the vocabulary"
         )
+    return label_of
 
 
-def index_images(images: Sequence[dict], path: str) -> dict[Any, dict]:
-    """Images by id, in their order.
+def _labels_by_name(categories: Mapping[Id, dict], wanted: Vocabulary, path: str) -> dict[Id, int]:
+    index_of = {name: index for index, name in enumerate(wanted.source_names)}
+    label_of: dict[Id, int] = {}
+    first: dict[str, Id] = {}
+    for id_, category in categories.items():
+        name = category["name"]
+        if name not in index_of:
+            continue
+        if first.setdefault(name, id_) != id_:
+            raise DatasetError(
+                f"{path}: category name {_quoted(name)} is there more than once, with the ids "
+                f"{shown(first[name])} and {shown(id_)}; rename one of the categories"
+            )
+        label_of[id_] = index_of[name]
+    return label_of
 
-    Raises:
-        DatasetError: an id twice.
-    """
-    _unique([image["id"] for image in images], "image id", path)
-    return {image["id"]: image for image in images}
+
+def _missing(labels: Iterable[int], wanted: Vocabulary) -> list[int]:
+    # By name, as a name may stand in two classes of a vocabulary.
+    known = {wanted.source_names[label] for label in labels}
+    return [i for i, name in enumerate(wanted.source_names) if name not in known]
 
 
-def _unique(values: list, what: str, path: str) -> list:
-    twice = [value for value, count in Counter(values).items() if count > 1]
-    if twice:
-        raise DatasetError(f"{path}: {what} {twice[0]!r} is there more than once")
-    return values
+def _unknown_category(id_: Id, categories: Mapping[Id, dict]) -> str:
+    if id_ in categories:
+        return f"{shown(id_)} ({printable(categories[id_]['name'])})"
+    return f"{shown(id_)} (not in `categories`)"
+
+
+def _quoted(name: str) -> str:
+    return printable(repr(name))
 
 
 def _some(texts: Iterable[str], limit: int = 5) -> str:
@@ -284,16 +279,6 @@ def check_folder(path: str | None, what: str) -> None:
     """
     if not path or not os.path.isdir(path):
         raise DatasetError(f"{path or 'no path given'}: no such folder of {what}; {LAYOUT}")
-
-
-@contextmanager
-def malformed_entries(path: str) -> Iterator[None]:
-    """A field that an entry lacks, or that holds something odd, becomes a DatasetError."""
-    try:
-        yield
-    except (KeyError, TypeError, AttributeError) as err:
-        what = f"an entry lacks {err}" if isinstance(err, KeyError) else f"an odd entry: {err}"
-        raise DatasetError(f"{path}: {what}; it is not complete COCO annotations") from err
 
 
 def keep_usable(data: list[dict], usable: Sequence[bool], path: str, reason: str) -> list[dict]:
@@ -322,26 +307,25 @@ def read_phrases(path: str | os.PathLike) -> dict[str, list[list[str]]]:
     Raises:
         DatasetError: missing, or something else.
     """
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         raise DatasetError(
             f"{path}: no such file of noun phrases; tools/dataset_converters/coco.py writes it"
         )
-    try:
-        phrases = json.loads(Path(path).read_text(encoding="utf-8"))["phrases"]
-        fits = all(
-            isinstance(phrase, str)
-            for captions in phrases.values()
-            for caption in captions
-            for phrase in (caption if isinstance(caption, list) else [None])
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as err:
-        raise DatasetError(f"{path}: not a file of noun phrases ({err!r})") from err
-    if not fits:
+    content = read_json(path, DatasetError, "file of noun phrases")
+    phrases = content.get("phrases") if isinstance(content, dict) else None
+    if not isinstance(phrases, dict) or not all(map(_are_phrases, phrases.values())):
         raise DatasetError(
-            f"{path}: not a file of noun phrases; `phrases` must be image id -> list of captions, "
-            "each a list of phrases"
+            f"{printable(path)}: not a file of noun phrases; `phrases` must be image id -> list of "
+            "captions, each a list of phrases"
         )
     return phrases
+
+
+def _are_phrases(captions: Any) -> bool:
+    return isinstance(captions, list) and all(
+        isinstance(caption, list) and all(isinstance(phrase, str) for phrase in caption)
+        for caption in captions
+    )
 
 
 def add_phrases(data: list[dict], path: str | os.PathLike) -> None:
@@ -358,7 +342,7 @@ def add_phrases(data: list[dict], path: str | os.PathLike) -> None:
     if data and not any(str(info["img_id"]) in phrases for info in data):
         raise DatasetError(
             f"{path}: has none of the {len(data)} images of this data set (the first image's id "
-            f"is {data[0]['img_id']}); is it that of another split?"
+            f"is {shown(data[0]['img_id'])}); is it that of another split?"
         )
     if without:
         print_log(
@@ -368,34 +352,22 @@ def add_phrases(data: list[dict], path: str | os.PathLike) -> None:
         )
 
 
-def read_captions(path: str | os.PathLike) -> dict[Any, list[str]]:
-    """Captions by image id, in the order of COCO's file (``captions_*.json``).
-
-    Raises:
-        DatasetError: missing, not JSON, or something else.
-    """
-    content = _read_json(path)
-    captions: dict[Any, list[str]] = {}
-    with malformed_entries(os.fspath(path)):
-        for annotation in content["annotations"]:
-            caption = annotation["caption"].strip()
-            captions.setdefault(annotation["image_id"], []).append(caption)
-    return captions
-
-
 def add_captions(data: list[dict], path: str | os.PathLike) -> None:
     """Give the images the captions of a file, as ``captions``, and the first as ``caption``.
 
     Raises:
         DatasetError: an image has none, or other ones than its noun phrases were read off.
     """
+    if not os.path.exists(path):
+        raise DatasetError(f"{printable(path)}: no such file of captions; {LAYOUT}")
     captions = read_captions(path)
     without = [info for info in data if info["img_id"] not in captions]
     if without:
+        first = without[0]["img_id"]
         raise DatasetError(
             f"{path}: {len(without)} of {len(data)} images have no caption (the first: "
-            f"{without[0]['img_path']}, id {without[0]['img_id']}); is it that of another split? "
-            "Leave captions_file out where the model needs no captions"
+            f"{without[0]['img_path']}, id {shown(first)}){twin(first, captions)}; is it that of "
+            "another split? Leave captions_file out where the model needs no captions"
         )
     for info in data:
         info["captions"] = captions[info["img_id"]]

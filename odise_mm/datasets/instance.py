@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os.path as osp
 from collections import defaultdict
 from typing import Any
 
 from mmdet.datasets import CocoDataset
+from mmengine.logging import print_log
 
 from odise_mm.datasets.base import (
     Subsets,
-    check_categories,
     check_folder,
-    index_images,
     keep_usable,
     label_of_category,
-    malformed_entries,
     metainfo_of,
     read_annotations,
     resolve_vocabulary,
@@ -25,14 +22,18 @@ from odise_mm.datasets.seeding import SeededItems
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS
+from odise_mm.utils.coco_json import CocoFile, Id, picture_name
+from odise_mm.utils.files import path_inside
+from odise_mm.utils.json_fields import shown
 
 
 @DATASETS.register_module()
 class InstanceDataset(SeededItems, OrientedPictures, CocoDataset):
     """mmdet's ``CocoDataset`` with the classes of a vocabulary, in its order.
 
-    Serves LVIS, too (its files name pictures by ``coco_url`` alone). In training, images without an
-    instance are left out; in testing they stay.
+    Serves LVIS, too (its files name pictures by ``coco_url``). In training, instances without a
+    mask and images without an instance are left out; in testing they stay. Masks that cannot be
+    used are left out always, see :mod:`odise_mm.utils.coco_json`.
 
     An image's information: ``img_path``, ``img_id``, ``height``, ``width`` and mmdet's
     ``instances`` (bbox, bbox_label, mask, ignore_flag).
@@ -72,38 +73,46 @@ class InstanceDataset(SeededItems, OrientedPictures, CocoDataset):
         super().__init__(metainfo=metainfo_of(self.vocabulary, subsets, root), **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        check_folder(self.data_prefix.get("img"), "images")
-        content = read_annotations(self.ann_file, "instance")
-        with malformed_entries(self.ann_file):
-            return self._parse(**content)
-
-    def _parse(
-        self, images: list[dict], annotations: list[dict], categories: list[dict]
-    ) -> list[dict]:
-        path = self.ann_file
-        label_of = label_of_category(categories, self._annotated, path)
-        check_categories({a["category_id"] for a in annotations}, label_of, categories, path)
+        folder = self.data_prefix.get("img")
+        check_folder(folder, "images")
+        content = read_annotations(self.ann_file, "instance", masks=not self.test_mode)
+        label_of = label_of_category(content, self._annotated)
         if self.class_agnostic:
             label_of = dict.fromkeys(label_of, 0)
         self.cat2label, self.cat_ids = label_of, label_of.keys()  # as mmdet's parsing wants them
-        image_of = index_images(images, path)
-        annotations_of: dict[Any, list[dict]] = defaultdict(list)
-        for annotation in annotations:
-            if annotation["image_id"] not in image_of:
-                raise DatasetError(
-                    f"{path}: annotation {annotation.get('id')} is of image id "
-                    f"{annotation['image_id']}, which `images` does not list"
-                )
+        annotations_of: dict[Id, list[dict]] = defaultdict(list)
+        for annotation in content.annotations:
             annotations_of[annotation["image_id"]].append(annotation)
-        data = []
-        for image_id, image in image_of.items():
-            raw = {**image, "img_id": image_id, "file_name": _file_name(image)}
-            found = annotations_of.pop(image_id, [])
-            info = self.parse_data_info({"raw_img_info": raw, "raw_ann_info": found})
-            info.pop("seg_map_path")
-            data.append(info)
+        data = [
+            self._parse_image(image, annotations_of.pop(image_id, []), content)
+            for image_id, image in content.images.items()
+        ]
         self.cat_ids = list(label_of)
+        self._log_empty_boxes(data, content)
         return data
+
+    def _parse_image(self, image: dict, annotations: list[dict], content: CocoFile) -> dict:
+        where = f"{content.path}: image {shown(image['id'])}"
+        try:
+            name = picture_name(image)
+        except DatasetError as err:
+            raise DatasetError(f"{content.path}: {err}") from err
+        path_inside(self.data_prefix["img"], name, DatasetError, where)
+        raw = {**image, "img_id": image["id"], "file_name": name}
+        info = self.parse_data_info({"raw_img_info": raw, "raw_ann_info": annotations})
+        info.pop("seg_map_path")
+        return info
+
+    def _log_empty_boxes(self, data: list[dict], content: CocoFile) -> None:
+        """Say how many instances mmdet has left out: in testing, nothing is made of them."""
+        missing = len(content.annotations) - sum(len(info["instances"]) for info in data)
+        if missing and not self.test_mode:
+            print_log(
+                f"{content.path}: {missing} of {len(content.annotations)} annotations are left "
+                "out: they are marked to be ignored, or have no area, or a box of less than a "
+                "pixel in their picture",
+                logger="current",
+            )
 
     def filter_data(self) -> list[dict]:
         """Leave out images that cannot be trained on; see the class.
@@ -116,10 +125,3 @@ class InstanceDataset(SeededItems, OrientedPictures, CocoDataset):
             for info in self.data_list
         ]
         return keep_usable(self.data_list, usable, self.ann_file, "without an instance")
-
-
-def _file_name(image: dict) -> str:
-    """A picture's path below the folder of images; LVIS: e.g. ``val2017/000000397133.jpg``."""
-    if "file_name" in image:
-        return image["file_name"]
-    return osp.join(*image["coco_url"].split("/")[-2:])

@@ -12,12 +12,9 @@ from odise_mm.datasets.base import (
     Subsets,
     add_captions,
     add_phrases,
-    check_categories,
     check_folder,
-    index_images,
     keep_usable,
     label_of_category,
-    malformed_entries,
     metainfo_of,
     read_annotations,
     resolve_vocabulary,
@@ -27,7 +24,10 @@ from odise_mm.datasets.seeding import SeededItems
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS
-from odise_mm.utils.panoptic_io import MAX_SEGMENT_ID
+from odise_mm.utils.coco_json import CocoFile, Id
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import path_inside
+from odise_mm.utils.json_fields import shown
 
 
 @DATASETS.register_module()
@@ -109,62 +109,40 @@ class PanopticDataset(SeededItems, OrientedPictures, CocoPanopticDataset):
         check_folder(self.data_prefix.get("seg"), "panoptic PNG files")
         if "sem_seg" in self.data_prefix:
             check_folder(self.data_prefix["sem_seg"], "semantic label files")
-        content = read_annotations(self.ann_file, "panoptic")
-        with malformed_entries(self.ann_file):
-            data = self._parse(**content)
+        data = self._parse(read_annotations(self.ann_file, "panoptic"))
         if self.phrases_file:
             add_phrases(data, self.phrases_file)
         if self.captions_file:
             add_captions(data, self.captions_file)
         return data
 
-    def _parse(
-        self, images: list[dict], annotations: list[dict], categories: list[dict]
-    ) -> list[dict]:
-        path = self.ann_file
-        label_of = label_of_category(categories, self._annotated, path)
-        used = {s["category_id"] for a in annotations for s in a["segments_info"]}
-        check_categories(used, label_of, categories, path)
+    def _parse(self, content: CocoFile) -> list[dict]:
+        label_of = label_of_category(content, self._annotated)
         if self.class_agnostic:
             label_of = dict.fromkeys(label_of, 0)
         self.cat2label = label_of  # as mmdet calls it
-        self._warn_of_flags(categories, label_of)
-        image_of = index_images(images, path)
-        annotation_of: dict[Any, dict] = {}
-        for annotation in annotations:
-            image_id = annotation["image_id"]
-            if image_id not in image_of:
-                raise DatasetError(
-                    f"{path}: {annotation['file_name']} is annotated for image id {image_id}, "
-                    "which `images` does not list"
-                )
-            if annotation_of.setdefault(image_id, annotation) is not annotation:
-                raise DatasetError(f"{path}: image id {image_id} is annotated twice")
+        self._warn_of_flags(content, label_of)
+        annotation_of: dict[Id, dict] = {a["image_id"]: a for a in content.annotations}
         data = [
             self._parse_image(image, annotation_of[image_id], label_of)
-            for image_id, image in image_of.items()
+            for image_id, image in content.images.items()
             if image_id in annotation_of
         ]
-        if len(data) < len(images):
+        if len(data) < len(content.images):
             print_log(
-                f"{path}: {len(images) - len(data)} of {len(images)} images have no annotation "
-                "and are left out",
+                f"{content.path}: {len(content.images) - len(data)} of {len(content.images)} "
+                "images have no annotation and are left out",
                 logger="current",
             )
         return data
 
-    def _parse_image(self, image: dict, annotation: dict, label_of: dict[int, int]) -> dict:
+    def _parse_image(self, image: dict, annotation: dict, label_of: dict[Id, int]) -> dict:
+        if "file_name" not in image:
+            raise DatasetError(
+                f"{printable(self.ann_file)}: image {shown(image['id'])} has no `file_name`, which "
+                "names its picture"
+            )
         is_thing = self.vocabulary.is_thing
-        ids = {segment["id"] for segment in annotation["segments_info"]}
-        if len(ids) < len(annotation["segments_info"]):
-            raise DatasetError(
-                f"{self.ann_file}: {annotation['file_name']} has two segments of the same id"
-            )
-        if not all(isinstance(id_, int) and 0 < id_ <= MAX_SEGMENT_ID for id_ in ids):
-            raise DatasetError(
-                f"{self.ann_file}: {annotation['file_name']} has segment ids other than whole "
-                f"numbers from 1 to {MAX_SEGMENT_ID}, which is what its pixels can hold"
-            )
         segments = [
             dict(
                 id=segment["id"],
@@ -176,18 +154,24 @@ class PanopticDataset(SeededItems, OrientedPictures, CocoPanopticDataset):
             for segment in annotation["segments_info"]
         ]
         info = dict(
-            img_path=osp.join(self.data_prefix["img"], image["file_name"]),
+            img_path=self._path("img", image["file_name"], image),
             img_id=image["id"],
             height=image["height"],
             width=image["width"],
-            seg_map_path=osp.join(self.data_prefix["seg"], annotation["file_name"]),
+            seg_map_path=self._path("seg", annotation["file_name"], image),
             segments_info=segments,
         )
         if "sem_seg" in self.data_prefix:
             name = self._stem(image["file_name"]) + self.sem_seg_suffix
-            info["sem_seg_path"] = osp.join(self.data_prefix["sem_seg"], name)
+            info["sem_seg_path"] = self._path("sem_seg", name, image)
             info["reduce_zero_label"] = self.reduce_zero_label
         return info
+
+    def _path(self, prefix: str, name: str, image: dict) -> str:
+        """Of a file that the JSON file names, below one of the folders of ``data_prefix``."""
+        where = f"{printable(self.ann_file)}: image {shown(image['id'])}"
+        path_inside(self.data_prefix[prefix], name, DatasetError, where)
+        return osp.join(self.data_prefix[prefix], name)
 
     def _stem(self, file_name: str) -> str:
         if self.img_suffix is None:
@@ -198,18 +182,19 @@ class PanopticDataset(SeededItems, OrientedPictures, CocoPanopticDataset):
             )
         return file_name.removesuffix(self.img_suffix)
 
-    def _warn_of_flags(self, categories: list[dict], label_of: dict[int, int]) -> None:
+    def _warn_of_flags(self, content: CocoFile, label_of: dict[Id, int]) -> None:
         differ = [
             category["name"]
-            for category in categories
-            if category["id"] in label_of
+            for id_, category in content.categories.items()
+            if id_ in label_of
             and "isthing" in category
-            and bool(category["isthing"]) != self.vocabulary.is_thing[label_of[category["id"]]]
+            and bool(category["isthing"]) != self.vocabulary.is_thing[label_of[id_]]
         ]
         if differ and not self.class_agnostic:
             print_log(
-                f"{self.ann_file}: thing or stuff of {len(differ)} categories is otherwise in the "
-                f"vocabulary '{self.vocabulary.name}', which counts (the first: {differ[0]})",
+                f"{content.path}: thing or stuff of {len(differ)} categories is otherwise in the "
+                f"vocabulary '{self.vocabulary.name}', which counts (the first: "
+                f"{printable(differ[0])})",
                 logger="current",
             )
 

@@ -1,12 +1,15 @@
 """Reading and writing of vocabulary files; see docs/vocabularies.md for the formats."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from odise_mm.errors import VocabularyError
+from odise_mm.errors import DatasetError, VocabularyError
+from odise_mm.utils.coco_json import check_categories, without_unused_roots
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import read_json
+from odise_mm.utils.json_fields import shown
 
 
 class RawClass(NamedTuple):
@@ -43,11 +46,14 @@ def read_classes(path: Path) -> list[RawClass]:
     Raises:
         VocabularyError: The file cannot be read, or holds something else; ``file:line`` is named.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise VocabularyError(f"cannot read vocabulary file {path}: {error}") from error
-    classes = _read_json(text, path) if path.suffix.lower() == ".json" else _read_text(text, path)
+    if path.suffix.lower() == ".json":
+        classes = _read_json(path)
+    else:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise VocabularyError(f"cannot read vocabulary file {path}: {error}") from error
+        classes = _read_text(text, path)
     if not classes:
         raise VocabularyError(f"vocabulary file {path} holds no class")
     return classes
@@ -160,23 +166,53 @@ def _read_ids(lines: Sequence[tuple[int, str]], path: Path) -> list[RawClass]:
     ]
 
 
-def _read_json(text: str, path: Path) -> list[RawClass]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise VocabularyError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+def _read_json(path: Path) -> list[RawClass]:
+    content = read_json(path, VocabularyError, "vocabulary file")
+    where = printable(path)
     if isinstance(content, dict) and "categories" not in content:
         try:
             return classes_of_metainfo(content)
         except VocabularyError as error:
-            raise VocabularyError(f"{path}: {error}") from error
-    categories = content["categories"] if isinstance(content, dict) else content
-    try:
-        # COCO: detection files have no isthing, and all their categories are things.
-        rows = sorted((int(c["id"]), str(c["name"]), bool(c.get("isthing", 1))) for c in categories)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+            raise VocabularyError(f"{where}: {error}") from error
+    rows = content["categories"] if isinstance(content, dict) else content
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise VocabularyError(
-            f"{path}: expected mmdet's metainfo (a mapping with 'classes') or COCO's categories (a "
-            "list of mappings with 'id', 'name' and 'isthing')"
-        ) from error
-    return [RawClass(split_synonyms(name), thing, name) for _, name, thing in rows]
+            f"{where}: expected mmdet's metainfo (a mapping with 'classes') or COCO's categories "
+            "(a list of mappings with 'id', 'name' and 'isthing')"
+        )
+    try:
+        categories = check_categories(rows, where)
+    except DatasetError as error:
+        raise VocabularyError(str(error)) from error
+    categories = without_unused_roots(categories, _used(content))
+    owner: dict[str, int | str] = {}
+    for id_, category in categories.items():
+        name = clean(category["name"])
+        if owner.setdefault(name, id_) != id_:
+            raise VocabularyError(
+                f"{where}: category name {printable(repr(name))} is there more than once, with the "
+                f"ids {shown(owner[name])} and {shown(id_)}; rename one of the categories"
+            )
+    if all(isinstance(id_, int) for id_ in categories):  # texts stay in the file's order
+        categories = {id_: categories[id_] for id_ in sorted(categories)}
+    return [_of_category(category, where) for category in categories.values()]
+
+
+def _of_category(category: dict, path: str) -> RawClass:
+    # COCO: detection files have no isthing, and all their categories are things.
+    group = split_synonyms(category["name"])
+    if not group:
+        raise VocabularyError(f"{path}: category {shown(category['id'])} has no name but commas")
+    return RawClass(group, bool(category.get("isthing", 1)), category["name"])
+
+
+def _used(content: Any) -> set[int | str]:
+    """Categories that the annotations have, where a whole annotation file is given."""
+    rows = content.get("annotations", ()) if isinstance(content, dict) else ()
+    found = set()
+    for row in rows if isinstance(rows, list) else ():
+        entries = row.get("segments_info", [row]) if isinstance(row, dict) else ()
+        for entry in entries if isinstance(entries, list) else ():
+            id_ = entry.get("category_id") if isinstance(entry, dict) else None
+            found.update([id_] if isinstance(id_, int | str) else [])
+    return found

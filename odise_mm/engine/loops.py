@@ -18,6 +18,7 @@ from odise_mm.datasets.base import OBJECT
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.engine.hooks import last_checkpoint, stopped
 from odise_mm.errors import ConfigError, DatasetError, DeviceMemoryError, OdiseError
+from odise_mm.evaluation.evaluator import OpenVocabEvaluator
 from odise_mm.registry import LOOPS
 
 TASKS = ("panoptic", "semantic", "instance")
@@ -201,6 +202,8 @@ class _Evaluation(BaseLoop):
 
     def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **kwargs: Any) -> None:
         super().__init__(runner, dataloader, evaluator, **kwargs)
+        if type(self.evaluator) is Evaluator:  # whoever brings one of another type wants it
+            self.evaluator = OpenVocabEvaluator(self.evaluator.metrics)
         images = len(self.dataloader.dataset)
         if images < runner.world_size:
             raise ConfigError(
@@ -211,10 +214,27 @@ class _Evaluation(BaseLoop):
             metric.ids_repeat = getattr(self.dataloader.dataset, "ids_repeat", False)
 
     def run(self) -> dict[str, float]:
-        """Evaluate: what the metrics say."""
+        """Evaluate: what the metrics say.
+
+        Raises:
+            EvaluationError: some metrics failed. Hooks have seen the others' numbers by then, which
+                are in the error, too.
+            OdiseError: a file that a metric needs is missing or wrong, before the first image.
+        """
         model, dataset = self.runner.model, self.dataloader.dataset
+        evaluator = self.evaluator if isinstance(self.evaluator, OpenVocabEvaluator) else None
         with plain_worker_errors(), bound_to(model, dataset, self.evaluator):
-            return super().run()
+            if evaluator is None:
+                return super().run()
+            evaluator.prepare()
+            try:
+                numbers = super().run()
+            except Exception as err:
+                if evaluator.done:  # of a hook that misses a number, say
+                    evaluator.raise_failures(err)
+                raise
+            evaluator.raise_failures()
+            return numbers
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
         """One batch.

@@ -17,7 +17,7 @@ from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
 from odise_mm.datasets.vocabulary import Vocabulary
-from odise_mm.errors import ConfigError, DatasetError, OdiseError
+from odise_mm.errors import ConfigError, DatasetError, EvaluationError, OdiseError
 from odise_mm.evaluation.ground_truth import name_of
 
 Numbers = dict[str, float]
@@ -92,6 +92,13 @@ class DatasetMetric(BaseMetric):
         names = self.vocabulary.source_names
         return [n if names.count(n) == 1 else f"{n} (class {i})" for i, n in enumerate(names)]
 
+    def prepare(self) -> None:
+        """Read what is needed from files, before the first image; on the main process.
+
+        Raises:
+            DatasetError: a file is missing or wrong.
+        """
+
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
         """Take in the results of a batch, one image after the other."""
         for sample in data_samples:
@@ -123,6 +130,7 @@ class DatasetMetric(BaseMetric):
             ConfigError: not every image came, or some came more than once.
             DatasetError: no image came, or ground truth is missing or broken.
         """
+        own: Exception | None = None
         try:
             self._check_count(sum(all_gather_object(self._images)), size)
             results = [record for part in self._gather() for record in part]
@@ -130,16 +138,21 @@ class DatasetMetric(BaseMetric):
             if is_main_process():
                 try:
                     outcome = [(self.compute_metrics(results), self.per_class)]
-                except OdiseError as err:  # the other processes wait for an answer
-                    outcome = [err]
+                except Exception as err:  # the other processes wait for an answer
+                    own = err
+                    outcome = [err if isinstance(err, OdiseError) else EvaluationError(repr(err))]
             broadcast_object_list(outcome)
         finally:
-            self.results.clear()
-            self._images = 0
+            self.reset()
         if isinstance(outcome[0], OdiseError):
-            raise outcome[0]
+            raise own or outcome[0]
         numbers, self.per_class = outcome[0]
         return {f"{self.prefix}/{name}": value for name, value in numbers.items()}
+
+    def reset(self) -> None:
+        """Forget what was taken in."""
+        self.results.clear()
+        self._images = 0
 
     def _gather(self) -> Iterator[list]:
         # In portions: what is under way takes memory, with NCCL on the GPU.

@@ -19,10 +19,11 @@ from odise_mm.evaluation.mask_records import (
     MaskRecord,
     encode_results,
     encode_things,
-    to_rle,
 )
 from odise_mm.registry import METRICS
 from odise_mm.utils.display import printable
+from odise_mm.utils.json_fields import fault, shown
+from odise_mm.utils.masks import to_rle
 
 _LVIS = "LVISInstanceAP needs LVIS v1's own file; for others there is InstanceAP"
 
@@ -52,6 +53,15 @@ class MaskMetric(DatasetMetric):
         self.ann_file = ann_file
         self._file: InstanceFile | None = None
 
+    def prepare(self) -> None:
+        """Read ``ann_file``.
+
+        Raises:
+            DatasetError: it is missing or wrong, or of other classes.
+        """
+        if self.ann_file is not None:
+            self._read_file()
+
     def add_image(self, sample: Mapping[str, Any]) -> None:
         """Encode one image's ``pred_instances``, and its ground truth if that is panoptic.
 
@@ -64,10 +74,13 @@ class MaskMetric(DatasetMetric):
         if img_id is None:
             raise DatasetError(f"{name_of(sample)}: {type(self).__name__} needs its img_id")
         # Other processes need not read the file: what they miss is noticed in the end.
-        if self.ann_file is not None and is_main_process():
-            self._read_file().check_id(img_id)
+        file = self._read_file() if self.ann_file is not None and is_main_process() else None
+        if file is not None:
+            file.check_id(img_id)
         result = result_of(sample, "pred_instances", self)
         size, found = encode_results(sample, result, num_classes, self.max_dets_of_image)
+        if file is not None:
+            file.check_size(img_id, size)
         truths = None
         if self.ann_file is None:
             truth = read_panoptic_truth(sample, num_classes)
@@ -215,14 +228,14 @@ class LVISInstanceAP(MaskMetric):
         """
         for image in file.images.values():
             for key in ("neg_category_ids", "not_exhaustive_category_ids"):
-                if key not in image:
-                    raise DatasetError(f"{file.path}: image id {image['id']} has no {key}; {_LVIS}")
+                problem = fault(image, key, "a list of whole numbers or texts")
+                if problem:
+                    name = f"{file.path}: image {shown(image['id'])}"
+                    raise DatasetError(f"{name} {problem}; {_LVIS}")
         for category in file.categories:
             if category.get("frequency") not in ("r", "c", "f"):
-                raise DatasetError(
-                    f"{file.path}: category {category['id']} has no frequency 'r', 'c' or 'f'; "
-                    f"{_LVIS}"
-                )
+                name = f"{file.path}: category {shown(category['id'])}"
+                raise DatasetError(f"{name} has no frequency 'r', 'c' or 'f'; {_LVIS}")
 
     def known_labels(self, record: MaskRecord, file: InstanceFile) -> Container[int]:
         """Those that are known to be absent; those that are present are known anyway."""

@@ -12,19 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from odise_mm.datasets.base import (
-    check_categories,
-    index_images,
-    malformed_entries,
-    read_annotations,
-)
+from odise_mm.datasets.base import label_of_category, read_annotations
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import DatasetError
 from odise_mm.evaluation.base import check_labels, to_numpy
 from odise_mm.evaluation.ground_truth import PanopticTruth, check_size, name_of
-
-Rle = dict[str, Any]
-"""COCO's compressed form: ``size`` (height, width) and ``counts`` (bytes)."""
+from odise_mm.utils.coco_json import Id
+from odise_mm.utils.json_fields import shown, twin
+from odise_mm.utils.masks import Rle
 
 
 class TruthMask(NamedTuple):
@@ -33,7 +28,7 @@ class TruthMask(NamedTuple):
     label: int
     """Class index."""
     segmentation: Rle | list
-    """Also polygons or counts as integers, where they come from a file; see :func:`to_rle`."""
+    """Also polygons or counts as integers, where they come from a file; see ``to_rle``."""
     area: float
     """As the file says, by which COCO tells small from large."""
     is_crowd: bool
@@ -101,15 +96,6 @@ def encode_things(truth: PanopticTruth) -> list[TruthMask]:
     ]
 
 
-def to_rle(segmentation: Rle | list, size: tuple[int, int]) -> Rle:
-    """Any of COCO's forms (polygons, counts as integers or as text) to the compressed one."""
-    if isinstance(segmentation, list):
-        return mask_utils.merge(mask_utils.frPyObjects(segmentation, *size))
-    if isinstance(segmentation["counts"], list):
-        return mask_utils.frPyObjects(segmentation, *size)
-    return segmentation
-
-
 class InstanceFile:
     """Ground truth of an instance annotation file in COCO's format.
 
@@ -130,37 +116,20 @@ class InstanceFile:
     """
 
     def __init__(self, path: str | os.PathLike, vocabulary: Vocabulary | None) -> None:
-        self.path = str(path)
-        content = read_annotations(path, "instance")
-        self.categories: list[dict] = content["categories"]
-        with malformed_entries(self.path):
-            if vocabulary is None:
-                self.label_of = {category["id"]: 0 for category in self.categories}
-            else:
-                index_of = {name: index for index, name in enumerate(vocabulary.source_names)}
-                self.label_of = {
-                    category["id"]: index_of[category["name"]]
-                    for category in self.categories
-                    if category["name"] in index_of
-                }
-            self.images = index_images(content["images"], self.path)
-            annotations = content["annotations"]
-            used = {annotation["category_id"] for annotation in annotations}
-            check_categories(used, self.label_of, self.categories, self.path)
-            self._truths: dict[Any, list[TruthMask]] = {}
-            for one in annotations:
-                if not _is_mask(one["segmentation"]):
-                    raise DatasetError(
-                        f"{self.path}: annotation {one.get('id')} has no mask: neither polygons "
-                        "nor run lengths"
-                    )
-                truth = TruthMask(
-                    self.label_of[one["category_id"]],
-                    one["segmentation"],
-                    one["area"],
-                    bool(one.get("iscrowd", 0)),
-                )
-                self._truths.setdefault(one["image_id"], []).append(truth)
+        content = read_annotations(path, "instance", boxes=False)
+        self.path = content.path
+        self.images = content.images
+        self.categories = list(content.categories.values())
+        self.label_of = label_of_category(content, vocabulary, complete=False)
+        self._truths: dict[Id, list[TruthMask]] = {}
+        for one in content.annotations:
+            truth = TruthMask(
+                self.label_of[one["category_id"]],
+                one["segmentation"],
+                one["area"],
+                bool(one.get("iscrowd", 0)),
+            )
+            self._truths.setdefault(one["image_id"], []).append(truth)
 
     def check_id(self, img_id: int | str) -> None:
         """Refuse images that the file does not have.
@@ -170,9 +139,20 @@ class InstanceFile:
         """
         if img_id not in self.images:
             raise DatasetError(
-                f"{self.path}: image id {img_id!r} was evaluated, but is not among the file's "
-                f"{len(self.images)} images; ann_file must be of the same data set"
+                f"{self.path}: image id {shown(img_id)} was evaluated, but is not among the file's "
+                f"{len(self.images)} images{twin(img_id, self.images)}; ann_file must be of the "
+                "same data set"
             )
+
+    def check_size(self, img_id: Id, size: tuple[int, int]) -> None:
+        """Refuse results of another height and width than the file's image.
+
+        Raises:
+            DatasetError: they are.
+        """
+        image = self.images[img_id]
+        where = f"{self.path}, image id {shown(img_id)}"
+        check_size(where, (image["height"], image["width"]), size)
 
     def truths(self, record: MaskRecord) -> list[TruthMask]:
         """Objects of a record's image.
@@ -181,19 +161,8 @@ class InstanceFile:
             DatasetError: it is not in the file, or is of another size there.
         """
         self.check_id(record.img_id)
-        with malformed_entries(self.path):
-            image = self.images[record.img_id]
-            where = f"{self.path}, image id {record.img_id}"
-            check_size(where, (image["height"], image["width"]), record.size)
+        self.check_size(record.img_id, record.size)
         return self._truths.get(record.img_id, [])
-
-
-def _is_mask(segmentation: Any) -> bool:
-    """Whether pycocotools can read it, which has no message for what it cannot."""
-    if isinstance(segmentation, dict):
-        return {"size", "counts"} <= segmentation.keys()
-    polygons = segmentation if isinstance(segmentation, list) else []
-    return bool(polygons) and all(isinstance(one, list) and len(one) >= 4 for one in polygons)
 
 
 def _encode(mask: np.ndarray) -> Rle:

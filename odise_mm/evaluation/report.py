@@ -63,6 +63,7 @@ class SetResult:
         vocabulary: see :func:`describe_vocabulary`.
         seconds: of the whole run over the set, metrics included.
         subsets: name -> classes of which there are numbers, too, see :class:`DatasetMetric`.
+        failed: metric -> why it gives no numbers.
     """
 
     name: str
@@ -74,6 +75,7 @@ class SetResult:
     vocabulary: dict[str, Any]
     seconds: float
     subsets: dict[str, list[str]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -96,6 +98,15 @@ class Report:
         """Planned sets without a result so far."""
         done = {result.name for result in self.results}
         return [name for name in self.planned if name not in done]
+
+    @property
+    def failures(self) -> list[str]:
+        """Set, metric and reason of every metric that gives no numbers."""
+        return [
+            f"{result.name}, {metric}: {why}"
+            for result in self.results
+            for metric, why in result.failed.items()
+        ]
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: full precision; what does not exist (no such class, no such object) is None."""
@@ -166,6 +177,7 @@ class Report:
             notes.append("made-up weights: these numbers mean nothing")
         if self.missing:
             notes.append(f"not done: {', '.join(self.missing)}")
+        notes += [f"failed: {failure}" for failure in self.failures]
         if notes:
             table.caption = Text("\n".join(notes), style="black on yellow")
         return table

@@ -137,13 +137,16 @@ def read_json(
 
     Raises:
         OdiseError: the file is missing, no regular file, not UTF-8, not JSON or cut short, nested
-            too deeply, has a number of too many digits, or NaN and Infinity, which JSON lacks.
+            too deeply, has a number of too many digits, NaN or Infinity, which JSON lacks, or an
+            object that says the same key twice.
     """
     path = regular_file(path, error, what)
     shown = printable(path)
     try:
         with open(path, encoding="utf-8-sig") as file:
-            return json.load(file, parse_constant=_refuse_constant)
+            return json.load(
+                file, parse_constant=_refuse_constant, object_pairs_hook=_without_doubles
+            )
     except RecursionError:
         raise error(f"{shown}: is nested too deeply for a {what}") from None
     except UnicodeDecodeError as err:
@@ -158,6 +161,15 @@ def read_json(
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"it holds the number {name}, which JSON does not have")
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        double = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"an object has the key {double!r} twice")
+    return content
 
 
 def path_inside(

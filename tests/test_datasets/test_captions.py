@@ -119,12 +119,15 @@ def test_an_image_without_phrases_has_captions(coco: SmallCoco) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "captions.json: no such annotation file"),
+        (None, "captions.json: no such file of captions"),
         ("[", "captions.json: not JSON, or cut short"),
-        ("[]", "captions.json: an odd entry"),
-        ('{"images": []}', "captions.json: an entry lacks 'annotations'"),
-        ('{"annotations": [{"image_id": 7}]}', "captions.json: an entry lacks 'caption'"),
-        ('{"annotations": [{"image_id": 7, "caption": null}]}', "captions.json: an odd entry"),
+        ("[]", "captions.json: not captions .* no list `annotations`"),
+        ('{"images": []}', "captions.json: not captions .* no list `annotations`"),
+        ('{"annotations": [7]}', "captions.json: annotation number 1 .* is 7, not an object"),
+        ('{"annotations": [{"image_id": 7}]}', "number 1 of the list has no `caption`"),
+        ('{"annotations": [{"id": 4, "image_id": 7, "caption": null}]}', "4 has `caption` null"),
+        ('{"annotations": [{"image_id": true, "caption": "x"}]}', "has `image_id` true"),
+        ('{"annotations": [{"image_id": "7", "caption": "x"}]}', r"id 7\) \(there is \"7\": one"),
     ],
 )
 def test_bad_files(coco: SmallCoco, text: str | None, message: str) -> None:

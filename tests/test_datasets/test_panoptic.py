@@ -181,7 +181,8 @@ def test_noun_phrases_come_along(coco: SmallCoco, log: pytest.LogCaptureFixture)
         ('{"phrases": {"8": []}}', "has none of the 3 images .* first image's id is 7"),
         ('{"phrases": {"7": ["cats"]}}', "`phrases` must be image id -> list of captions"),
         ('{"7": []}', "not a file of noun phrases"),
-        ('{"phrases"', "not a file of noun phrases"),
+        ('{"phrases"', "not JSON, or cut short"),
+        ('{"phrases": {"7": [[1]]}}', "not a file of noun phrases"),
     ],
 )
 def test_bad_phrases(coco: SmallCoco, text: str | None, message: str) -> None:
@@ -271,7 +272,7 @@ BROKEN: dict[str, tuple[Callable[[dict], Any], str]] = {
     ),
     "a category name twice": (
         lambda c: c["categories"].append(dict(id=99, name="dog", isthing=1)),
-        "category name 'dog' is there more than once",
+        "category name 'dog' is there more than once, with the ids 18 and 99",
     ),
     "an image annotated twice": (
         lambda c: c["annotations"].append(dict(c["annotations"][0])),
@@ -293,10 +294,42 @@ BROKEN: dict[str, tuple[Callable[[dict], Any], str]] = {
         lambda c: c["annotations"][0]["segments_info"][1].update(id="95001"),
         "000000000025.png has segment ids other than whole numbers",
     ),
-    "no height": (lambda c: c["images"][0].pop("height"), "an entry lacks 'height'"),
+    "no height": (lambda c: c["images"][0].pop("height"), "image 7 has no `height`"),
     "a list instead of an image": (
         lambda c: c["images"].__setitem__(0, [1]),
-        "an odd entry",
+        "image number 1 of the list is a list, not an object",
+    ),
+    "an image without a name": (
+        lambda c: c["images"][0].pop("file_name"),
+        "image 7 has no `file_name`",
+    ),
+    "an image id of text": (
+        lambda c: c["annotations"][0].update(image_id="25"),
+        'annotated for image id "25", .*there is 25: one is text, the other a number',
+    ),
+    "a category id of text": (
+        lambda c: c["annotations"][0]["segments_info"][0].update(category_id="17"),
+        r'"17" \(not in `categories`\) \(there is 17: one is text',
+    ),
+    "a crowd flag of text": (
+        lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd="0"),
+        '000000000025.png: segment 95001 has `iscrowd` "0", not 0 or 1',
+    ),
+    "a thing flag of text": (
+        lambda c: c["categories"][0].update(isthing="0"),
+        'category 17 has `isthing` "0", not 0 or 1',
+    ),
+    "a name that is null": (
+        lambda c: c["categories"][0].update(name=None),
+        "category 17 has `name` null, not text",
+    ),
+    "a picture outside": (
+        lambda c: c["images"][0].update(file_name="../../secret.jpg"),
+        "image 7: '../../secret.jpg' leads outside its folder",
+    ),
+    "a map outside": (
+        lambda c: c["annotations"][0].update(file_name="/etc/hosts"),
+        "image 25: '/etc/hosts' leads outside its folder",
     ),
     "instances": (
         lambda c: [a.pop("segments_info") for a in c["annotations"]],
@@ -326,6 +359,19 @@ def test_an_unused_category_is_no_mistake(coco: SmallCoco) -> None:
     content["categories"].append(dict(id=99, name="tree", isthing=0))
     coco.write(content)
     assert len(build(coco)) == 3
+
+
+def test_an_unused_root_category_may_be_called_like_a_class(coco: SmallCoco) -> None:
+    content = coco.read()
+    before = infos(build(coco))
+    root = dict(id=0, name="dog", supercategory="none")
+    coco.write({**content, "categories": [root, *content["categories"]]})
+    dataset = build(coco)
+    assert infos(dataset) == before and 0 not in dataset.cat2label
+    content["annotations"][0]["segments_info"][0]["category_id"] = 0
+    coco.write({**content, "categories": [root, *content["categories"]]})
+    with pytest.raises(DatasetError, match="category name 'dog' .* the ids 0 and 18"):
+        build(coco)
 
 
 def test_files_that_are_missing_or_no_annotations(coco: SmallCoco) -> None:

@@ -400,7 +400,14 @@ def test_json_files(tmp_path):
         v = Vocabulary.load(path)
         assert (v.names, v.is_thing) == (("cat", "sky"), (True, False))
     for text, message in [
-        ("{", "classes.json:1: not JSON"),
+        ("{", "classes.json: not JSON"),
+        ('[{"id": true, "name": "cat"}]', "category number 1 of the list has `id` true"),
+        ('[{"id": 1.5, "name": "cat"}]', "category number 1 of the list has `id` 1.5"),
+        ('[{"id": 1, "name": null}]', "category 1 has `name` null, not text"),
+        ('[{"id": 1, "name": ","}]', "category 1 has no name but commas"),
+        ('[{"id": 1, "name": "cat", "isthing": "0"}]', 'category 1 has `isthing` "0", not 0 or 1'),
+        ('[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]', "category id 1 is there more than"),
+        ('[{"id": 1, "name": "a"}, {"id": 2, "name": " a"}]', "'a' .* with the ids 1 and 2"),
         ("{}", "classes.json: metainfo has no class names"),
         ('["cat"]', "classes.json: expected mmdet's metainfo"),
         ("3", "classes.json: expected mmdet's metainfo"),

@@ -19,8 +19,8 @@ from pycocotools.cocoeval import COCOeval
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.evaluation.instance_ap import MaskMetric
-from odise_mm.evaluation.mask_records import to_rle
 from odise_mm.registry import METRICS
+from odise_mm.utils.masks import to_rle
 from odise_mm.utils.panoptic_io import write_panoptic_png
 from tests.test_evaluation import make
 
@@ -198,13 +198,21 @@ def test_bad_input_is_named(tmp_path: Path, kind: str) -> None:
     with pytest.raises(
         DatasetError, match="image id 31: the ground truth has 7 x 200 .* 160 x 200"
     ):
+        small = [content["images"][0] | dict(height=7), content["images"][1]]
+        run(items, images=small, annotations=[])
+    with pytest.raises(DatasetError, match=r"size \[160, 200\], its picture is of \[7, 200\]"):
         run(items, images=[content["images"][0] | dict(height=7), content["images"][1]])
-    with pytest.raises(DatasetError, match=r"instances\.json: an entry lacks 'area'"):
+    with pytest.raises(DatasetError, match=r"instances\.json: annotation 1 has no `area`"):
         run(
             items, annotations=[{k: v for k, v in content["annotations"][0].items() if k != "area"}]
         )
-    for mask in ([], [[1, 2]], "text", None):
-        with pytest.raises(DatasetError, match=r"instances\.json: annotation .* has no mask"):
+    for mask, message in (
+        ([], "annotation 1 of image 31 has no mask"),
+        (None, "annotation 1 of image 31 has no mask"),
+        ([[1, 2]], "annotation 1 of image 31 has no mask .* fewer than 3 points"),
+        ("text", 'annotation 1 of image 31: its mask is "text"'),
+    ):
+        with pytest.raises(DatasetError, match=rf"instances\.json: {message}"):
             run(items, annotations=[content["annotations"][0] | dict(segmentation=mask)])
     with pytest.raises(DatasetError, match=r"instances\.json: image id 31 is there more than once"):
         run(items, images=[content["images"][0]] * 2)

@@ -248,7 +248,7 @@ def test_files_that_are_not_of_lvis(tmp_path: Path) -> None:
 
     for key in ("neg_category_ids", "not_exhaustive_category_ids"):
         images = [{k: v for k, v in i.items() if k != key} for i in content["images"]]
-        with pytest.raises(DatasetError, match=rf"lvis\.json: image id 1000 has no {key}.*LVIS v1"):
+        with pytest.raises(DatasetError, match=rf"lvis\.json: image 1000 has no `{key}`.*LVIS v1"):
             run(content | dict(images=images))
     categories = [c | dict(frequency=None) for c in content["categories"]]
     with pytest.raises(DatasetError, match=r"lvis\.json: category 1 has no frequency"):

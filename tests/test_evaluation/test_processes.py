@@ -19,6 +19,7 @@ from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.evaluation import base
 from odise_mm.registry import METRICS
 from tests.test_evaluation import make
+from tests.test_evaluation.test_evaluator import FOUND_IN_BOTH, failing_in_one_of_two
 
 CLASSES = make.vocabulary(5)
 COUNT = 7
@@ -80,7 +81,8 @@ def one_of_two(rank: int, folder: Path, shares: list[list[int]]) -> None:
                 metric.evaluate(size)
             except (ConfigError, DatasetError) as err:
                 errors.append(str(err))
-    (folder / f"answers{rank}").write_bytes(pickle.dumps((answers, errors)))
+    failures = failing_in_one_of_two(rank)
+    (folder / f"answers{rank}").write_bytes(pickle.dumps((answers, errors, failures)))
     dist.destroy_process_group()
 
 
@@ -98,7 +100,8 @@ def test_two_processes_say_what_one_says(tmp_path: Path) -> None:
     shares = [[[0, 2, 4, 6], [1, 3, 5]], [list(range(COUNT)), []]]
     mp.spawn(one_of_two, (tmp_path, shares), nprocs=2)
     for rank in "01":
-        found, errors = pickle.loads((tmp_path / f"answers{rank}").read_bytes())
+        found, errors, failures = pickle.loads((tmp_path / f"answers{rank}").read_bytes())
+        assert failures == FOUND_IN_BOTH
         for numbers, classes in found:
             assert numbers == pytest.approx(expected, abs=1e-10, nan_ok=True)
             for ours, theirs in zip(classes, per_class, strict=True):

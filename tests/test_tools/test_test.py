@@ -22,7 +22,14 @@ from odise_mm.apis.building import load_config
 from odise_mm.evaluation.test_sets import make_test_sets
 from odise_mm.utils.panoptic_io import read_coco_panoptic
 from tests import parts
-from tests.small_test_set import HEIGHT, SET_CONFIG, WIDTH, write_project, write_set
+from tests.small_test_set import (
+    HEIGHT,
+    SET_CONFIG,
+    WIDTH,
+    HalvesSegmentor,
+    write_project,
+    write_set,
+)
 from tools import test as tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -204,6 +211,66 @@ def test_subsets_of_classes_have_numbers_of_their_own(
     plain = run("--datasets", "five")["sets"]["five"]
     assert plain["metrics"] == {k: v for k, v in metrics.items() if k.count("/") == 1}
     assert "Subsets" not in capsys.readouterr().out
+
+
+def instances(project: Path, **changes: dict) -> str:
+    """The cats of the set "five" as instances; entries of the list ``images`` changed."""
+    content = json.loads((project / "data/five/panoptic.json").read_text())
+    annotations = [
+        dict(
+            id=place + 1,
+            image_id=image["id"],
+            category_id=1,
+            segmentation=[[0, 0, border, 0, border, HEIGHT, 0, HEIGHT]],
+            area=border * HEIGHT,
+            bbox=[0, 0, border, HEIGHT],
+        )
+        for place, (image, border) in enumerate(zip(content["images"], FIVE, strict=True))
+    ]
+    for place, change in changes.items():
+        content["images"][int(place[1:])].update(change)
+    cats = [dict(id=1, name="cat")]
+    path = project / "data/five/instances.json"
+    path.write_text(json.dumps(dict(images=content["images"], annotations=annotations,
+                                    categories=cats)))  # fmt: skip
+    return f"test_evaluator.2.ann_file={path}"
+
+
+def test_a_metric_that_fails_leaves_the_others_numbers(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
+    whole = run("--datasets", "five", "one", "--cfg-options", instances(project))
+    # The size of the fourth picture is noticed when it comes: no file says it before.
+    option = instances(project, i3=dict(height=HEIGHT + 1))
+    text = (project / "configs/_base_/datasets/five.py").read_text()
+    path = option.partition("=")[2]
+    config = text.replace('type="InstanceAP"', f'type="InstanceAP", ann_file="{path}"')
+    (project / "configs/_base_/datasets/five.py").write_text(config)
+    capsys.readouterr()
+    message = fails(capsys, "model.py", "none", "--datasets", "five", "one", "--out", "part.json")
+    assert (
+        "five, InstanceAP: " in message and "image id 13: the ground truth has 25 x 40" in message
+    )
+    found = json.loads(Path("part.json").read_text())
+    assert found["done"] == ["five", "one"] and list(found["sets"]["five"]["failed"]) == [
+        "InstanceAP"
+    ]
+    kept = {k: v for k, v in whole["sets"]["five"]["metrics"].items() if "instance" not in k}
+    assert found["sets"]["five"]["metrics"] == kept and len(kept) > 5
+    assert found["sets"]["one"]["metrics"] == whole["sets"]["one"]["metrics"]
+
+
+def test_annotations_that_do_not_fit_are_refused_before_the_first_image(
+    project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = instances(project).partition("=")[2]
+    content = json.loads(Path(path).read_text())
+    content["annotations"][4]["segmentation"] = [[0, 0, "9", 0, 9, 9]]
+    Path(path).write_text(json.dumps(content))
+    monkeypatch.setattr(HalvesSegmentor, "forward", None)
+    options = ["--cfg-options", f"test_evaluator.2.ann_file={path}"]
+    message = fails(capsys, "model.py", "none", "--datasets", "five", *options)
+    assert "annotation 5 of image 14: a ring of its mask has" in message and '"9"' in message
 
 
 def test_data_elsewhere(project: Path) -> None:

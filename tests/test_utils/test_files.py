@@ -94,6 +94,7 @@ def test_replacing_gives_a_name_beside_the_target(tmp_path: Path) -> None:
         ('{"a": NaN}', "NaN"),
         ('{"a": -Infinity}', "-Infinity"),
         ("1" * 10_000, "digits"),
+        ('[{"a": 1, "b": 2, "a": 3}]', "the key 'a' twice"),
     ],
 )
 def test_odd_json_is_one_message(tmp_path: Path, text: str, expected: str) -> None:
