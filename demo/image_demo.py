@@ -10,21 +10,33 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import (  # noqa: E402
+    Parser,
+    ended_by_signals,
+    one_line_errors,
+    positive_int,
+)
+from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from odise_mm.structures import SegmentationResult
+
+GO_ON = "the same command goes on where this one stopped"
 DEFAULT_CONFIG = ROOT / "configs" / "toy" / "odise_tiny.py"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="pictures, folders or glob patterns"
     )
@@ -53,18 +65,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--batch-size", type=positive_int, default=1, help="pictures that run together"
     )
     out = parser.add_argument_group("output")
-    out.add_argument("--out", default="out", metavar="DIR", help="default: %(default)s")
+    out.add_argument(
+        "--out",
+        default="out",
+        metavar="DIR",
+        help="default: %(default)s; results of an earlier run there are replaced, and a run that "
+        "was ended goes on when the same command is given again",
+    )
+    out.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files in DIR that this program did not write (never its inputs), and drop "
+        "an unfinished run",
+    )
     out.add_argument("--no-picture", action="store_true", help="write the maps alone")
     out.add_argument("--no-progress", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
 
-def print_segments(console, result) -> None:
+def print_segments(console: Console, result: SegmentationResult) -> None:
     """A table of one picture's segments, the largest first."""
     from rich.table import Table
     from rich.text import Text
 
-    title = f"{result.image_name}  ({result.width} x {result.height})"
+    title = f"{printable(result.image_name)}  ({result.width} x {result.height})"
     table = Table(title=Text(title), title_justify="left", title_style="bold")
     table.add_column("segment")
     table.add_column("kind")
@@ -72,7 +96,7 @@ def print_segments(console, result) -> None:
     table.add_column("area", justify="right")
     for segment in sorted(result.segments, key=lambda s: -s.area):
         table.add_row(
-            Text(segment.name),
+            Text(printable(segment.name)),
             "thing" if segment.is_thing else "stuff",
             f"{segment.score:.2f}",
             f"{100 * result.share(segment):.1f} %",
@@ -91,15 +115,22 @@ def main(argv: list[str] | None = None) -> int:
     # After the arguments: these imports take seconds, and --help should not.
     from rich.console import Console
 
-    with one_line_errors():
+    with one_line_errors(f"interrupted; {GO_ON}"), ended_by_signals():
         return run(args, Console(highlight=False))
 
 
-def run(args: argparse.Namespace, console) -> int:
+def run(args: argparse.Namespace, console: Console) -> int:
     import odise_mm  # noqa: F401  (first: it prepares mmcv)
     from odise_mm.apis import OpenVocabInferencer
     from odise_mm.apis.inferencer import MADE_UP_NOTICE
+    from odise_mm.apis.output import OutputFolder
+    from odise_mm.apis.sources import expand
+    from odise_mm.utils.outputs import InputFiles
 
+    named = (args.config, args.weights, args.diffusion_weights, args.clip_weights, args.vocabulary)
+    # Before the model is built, which takes minutes.
+    folder = OutputFolder(args.out, InputFiles(*named), args.overwrite)
+    folder.check(list(expand(args.images)), not args.no_picture)
     inferencer = OpenVocabInferencer(
         args.config,
         args.weights,
@@ -110,9 +141,7 @@ def run(args: argparse.Namespace, console) -> int:
         # Only the panoptic result is shown: don't compute the others.
         cfg_options={"model.test_cfg.semantic": False, "model.test_cfg.instance": False},
     )
-    failed = 0
-    written: dict[str, None] = {}
-    for result in inferencer.stream(
+    results = inferencer.stream(
         args.images,
         args.texts,
         args.stuff_texts,
@@ -121,18 +150,29 @@ def run(args: argparse.Namespace, console) -> int:
         out_dir=args.out,
         draw=not args.no_picture,
         progress=not args.no_progress,
-    ):
-        if result.ok:
-            print_segments(console, result)
-            written |= dict.fromkeys(result.files.values())
-        else:
-            failed += 1
-            console.print(f"skipped: {result.error}", style="red", markup=False, soft_wrap=True)
+        resume=not args.overwrite,
+        overwrite=args.overwrite,
+    )
+    failed = 0
+    written: dict[str, None] = {}
+    with closing(results):
+        for result in results:
+            if result.ok:
+                print_segments(console, result)
+                written |= dict.fromkeys(result.files.values())
+            else:
+                failed += 1
+                print_line(console, f"skipped: {printable(result.error)}", "red")
     if inferencer.made_up_weights:
-        console.print(MADE_UP_NOTICE, style="black on yellow", markup=False)
+        print_line(console, MADE_UP_NOTICE, "black on yellow")
     for path in written:
-        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+        print_line(console, f"wrote {printable(path)}")
     return 1 if failed else 0
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """A line that is neither folded nor markup."""
+    console.print(text, style=style, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

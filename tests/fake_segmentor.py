@@ -6,6 +6,8 @@ time and with results that are known beforehand.
 
 from __future__ import annotations
 
+import os
+
 import torch
 from mmdet.structures import DetDataSample
 from mmengine.logging import MMLogger
@@ -22,6 +24,10 @@ MMLogger.get_current_instance()
 @MODELS.register_module()
 class FakeSegmentor(BaseModel):
     """Left half: class 0, right half: the last class; one pixel wide pictures have one segment."""
+
+    signal: int | None = None
+    """Sent to its own process when as many batches as ``signal_at`` says are done."""
+    signal_at = 0
 
     def __init__(
         self,
@@ -56,6 +62,8 @@ class FakeSegmentor(BaseModel):
         vocabulary: Vocabulary | None = None,
         test_cfg: dict | None = None,
     ) -> list[DetDataSample]:
+        if self.signal is not None and len(self.batches) == self.signal_at:
+            os.kill(os.getpid(), self.signal)
         if self.fail and len(self.batches) >= self.fail_from:
             if self.fail == "cuda":
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")

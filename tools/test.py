@@ -203,29 +203,20 @@ def check_checkpoint(checkpoint: str, cfg: Config) -> None:
     Raises:
         CheckpointError: no such file, or none where the model is not a miniature.
     """
+    from odise_mm.apis.building import named_weights
     from odise_mm.errors import CheckpointError
 
     if checkpoint != "none":
         if not os.path.isfile(os.path.expanduser(checkpoint)):
             raise CheckpointError(f"there is no weights file {checkpoint}: check the path")
         return
-    named = list(_weights(cfg.model))
+    named = named_weights(cfg.model)
     if named:
         raise CheckpointError(
             f"CHECKPOINT is `none`, but {cfg.filename} has real weights ({named[0]}): numbers of "
             "a model whose trained part is made up would look real. Give its checkpoint; `none` "
             "is for miniatures such as odise_tiny, which are made up as a whole"
         )
-
-
-def _weights(node: object) -> list[str]:
-    """Weights that the parts of a model's config name."""
-    if isinstance(node, dict):
-        own = [str(node["weights"])] if node.get("weights") else []
-        return own + [name for value in node.values() for name in _weights(value)]
-    if isinstance(node, (list, tuple)):
-        return [name for item in node for name in _weights(item)]
-    return []
 
 
 def prepare_model(runner: OpenVocabRunner, args: argparse.Namespace) -> None:

@@ -31,6 +31,7 @@ __all__ = [
     "load_config",
     "make_test_pipeline",
     "pick_device",
+    "named_weights",
     "set_frozen_weights",
 ]
 
@@ -122,6 +123,16 @@ def set_frozen_weights(cfg: Config, part: str, weights: str) -> None:
 
 
 _DEVICES = "'cpu', 'cuda', 'cuda:1' or 'mps'"
+
+
+def named_weights(node: object) -> list[str]:
+    """Weights (files, folders, hub names) that the parts of a model's config name."""
+    if isinstance(node, dict):
+        own = [str(node["weights"])] if node.get("weights") else []
+        return own + [name for value in node.values() for name in named_weights(value)]
+    if isinstance(node, (list, tuple)):
+        return [name for item in node for name in named_weights(item)]
+    return []
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:

@@ -24,17 +24,19 @@ from odise_mm.apis.building import (
     change_config,
     load_config,
     make_test_pipeline,
+    named_weights,
     pick_device,
     set_frozen_weights,
 )
 from odise_mm.apis.memory import memory_guard
-from odise_mm.apis.output import ResultWriter
+from odise_mm.apis.output import ResultWriter, describe_settings
 from odise_mm.apis.progress import SharedProgress
 from odise_mm.apis.sources import Source, expand, is_single
 from odise_mm.datasets.vocabulary import Vocabulary, VocabularyError
 from odise_mm.structures import Instances, NamedSegment, SegmentationResult
 from odise_mm.utils.frozen import same_random_weights
 from odise_mm.utils.image import ImageError, ImageSource, read_image
+from odise_mm.utils.outputs import InputFiles
 from odise_mm.utils.precision import check_precision
 
 MADE_UP_NOTICE = (
@@ -144,6 +146,7 @@ class OpenVocabInferencer:
             if source is not None:
                 set_frozen_weights(self.cfg, part, os.fspath(source))
         weights = weights if weights is not None else self.cfg.get("load_from")
+        self._weights = [weights, *named_weights(self.cfg.get("model"))]
         self.made_up_weights = weights is None
         self.pipeline = make_test_pipeline(self.cfg)
         with same_random_weights():  # made-up weights are at least the same every time
@@ -180,6 +183,8 @@ class OpenVocabInferencer:
         channel_order: str = "bgr",
         progress: bool = True,
         test_cfg: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
     ) -> list[SegmentationResult]:
         """Segment pictures and return all results; see :meth:`stream` for the arguments.
 
@@ -210,6 +215,8 @@ class OpenVocabInferencer:
             channel_order=channel_order,
             progress=progress,
             test_cfg=test_cfg,
+            resume=resume,
+            overwrite=overwrite,
         ):
             if single and result.error is not None:
                 raise result.error
@@ -230,6 +237,8 @@ class OpenVocabInferencer:
         channel_order: str = "bgr",
         progress: bool = True,
         test_cfg: Mapping[str, Any] | None = None,
+        resume: bool = False,
+        overwrite: bool = False,
     ) -> Iterator[SegmentationResult]:
         """Segment pictures one batch after another; only one batch is in memory.
 
@@ -243,13 +252,20 @@ class OpenVocabInferencer:
                 or a list; joined to what is typed, which comes first. With none of the three,
                 ``model.vocabulary``, which is the config's.
             batch_size: pictures that run together; they may differ in size.
-            out_dir: where to write ``pictures/*.jpg``, ``panoptic/*.png`` and ``panoptic.json``.
+            out_dir: where to write ``pictures/*.jpg``, ``panoptic/*.png`` and ``panoptic.json``,
+                see :class:`odise_mm.apis.output.ResultWriter`; results of an earlier run there are
+                replaced.
             draw: whether to write pictures to ``out_dir``.
             return_pictures: whether results carry the drawn ``picture``.
             channel_order: of arrays: "bgr" (as OpenMMLab and OpenCV do) or "rgb".
             progress: a progress bar for four pictures and more.
             test_cfg: the model's settings ``overlap_threshold``, ``topk``, ``panoptic``,
                 ``semantic``, ``instance`` for this call; those left out are the config's.
+            resume: go on where an earlier run into ``out_dir`` with the same pictures, names and
+                settings was ended; of the pictures that it finished, results have no semantic map
+                and no instances.
+            overwrite: replace files in ``out_dir`` that this package did not write (inputs never),
+                and drop a run there that did not end.
 
         Yields:
             A result per picture, in order; with ``error`` set where it cannot be used.
@@ -258,6 +274,9 @@ class OpenVocabInferencer:
             VocabularyError: names that cannot be used (empty, twice, unknown vocabulary).
             ConfigError: in ``test_cfg`` an unknown setting, or a value that it cannot have.
             DeviceMemoryError: out of memory; the message says what to lower.
+            OutputError: ``out_dir`` cannot be used: an output would replace an input or somebody
+                else's file, another program is writing there, or ``resume`` finds a run with other
+                settings.
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a positive whole number, not {batch_size!r}")
@@ -268,25 +287,44 @@ class OpenVocabInferencer:
         words = self.make_vocabulary(texts, stuff_texts, vocabulary)
         request = _Request(words, check_test_cfg(test_cfg), channel_order)
         sources = expand(images)
-        writer = nullcontext()
+        writer = None
         if out_dir is not None:
-            writer = ResultWriter(out_dir, words, made_up_weights=self.made_up_weights)
+            writer = ResultWriter(
+                out_dir,
+                words,
+                made_up_weights=self.made_up_weights,
+                sources=sources if isinstance(sources, Sized) else None,
+                inputs=self._inputs(texts, vocabulary),
+                settings=describe_settings(
+                    self.cfg,
+                    self._weights,
+                    words,
+                    self.precision,
+                    draw,
+                    {**self.model.test_cfg, **(request.test_cfg or {})},
+                ),
+                draw=draw,
+                resume=resume,
+                overwrite=overwrite,
+            )
         want_picture = return_pictures or (draw and out_dir is not None)
         total = len(sources) if isinstance(sources, Sized) else None
         show = progress and (total is None or total >= _LONG_LIST)
-        runs = self._run(sources, request, batch_size)
+        runs = self._run(sources, request, batch_size, writer)
 
         # An inner generator, so that wrong arguments are reported by the call itself.
         def results() -> Iterator[SegmentationResult]:
             bad: list[SegmentationResult] = []
             done = 0
             try:
-                with writer, self._bar(total, show) as advance:
+                with writer or nullcontext(), self._bar(total, show) as advance:
                     for result, image in runs:
                         picture = None
-                        if want_picture and result.ok and result.panoptic is not None:
+                        there = image is None and not return_pictures
+                        if want_picture and result.panoptic is not None and not there:
+                            image = read_image(result.image_path) if image is None else image
                             picture = self.draw(image, result)
-                        if out_dir is not None:
+                        if writer is not None:
                             writer.add(result, picture if draw else None)
                         result.picture = picture if return_pictures else None
                         done += 1
@@ -340,19 +378,33 @@ class OpenVocabInferencer:
             kwargs.setdefault("notice", MADE_UP_NOTICE)
         return draw_panoptic(image, result, **kwargs)
 
+    def _inputs(self, *names: Texts | None) -> InputFiles:
+        """Files that a call reads besides the pictures."""
+        lists = [given if isinstance(given, (list, tuple)) else [given] for given in names]
+        files = InputFiles(
+            self.cfg.filename, *self._weights, *(n for given in lists for n in given)
+        )
+        for folder in self._weights:
+            if folder is not None and os.path.isdir(folder):
+                files.add_below(folder)
+        return files
+
     def _run(
         self,
         sources: Iterable[Source],
         request: _Request,
         batch_size: int,
+        writer: ResultWriter | None,
     ) -> Iterator[tuple[SegmentationResult, np.ndarray | None]]:
-        """Results in order, each with its picture as read (None where it could not be)."""
+        """Results in order, each with its picture as read (None where it could not be, or where an
+        earlier run had finished it)."""
         waiting: list[_Loaded | SegmentationResult] = []
         ready = 0
         for source in sources:
+            finished = None if writer is None else writer.begin(source)
             try:
-                waiting.append(self._load(source, request.channel_order))
-                ready += 1
+                waiting.append(finished or self._load(source, request.channel_order))
+                ready += finished is None
             except ImageError as err:
                 waiting.append(self._failed(source, request, err))
             if ready == batch_size or ready == 0:

@@ -2,32 +2,183 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from mmengine.config import Config
 
-from odise_mm.structures import SegmentationResult
-from odise_mm.utils.panoptic_io import CocoPanopticWriter, VocabularyLike
+from odise_mm.apis.sources import Source
+from odise_mm.errors import OutputError, PanopticFileError
+from odise_mm.structures import NamedSegment, SegmentationResult
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import FolderLock, read_json
+from odise_mm.utils.journal import Journal
+from odise_mm.utils.outputs import (
+    InputFiles,
+    check_folder,
+    check_outputs,
+    is_ours,
+    picture_path,
+    refuse_foreign,
+    spelling,
+    stem_of,
+    unused_stem,
+    write_picture,
+)
+from odise_mm.utils.panoptic_io import (
+    CocoPanopticWriter,
+    VocabularyLike,
+    digest_of,
+    read_panoptic_png,
+)
+from odise_mm.version import __version__
 
-_LONGEST_JPEG_SIDE = 65_500
+DESCRIPTION = "open-vocabulary panoptic segmentation by odise_mm"
+_START_OVER = "start over with --overwrite (overwrite=True in Python), or choose another folder"
+
+
+class OutputFolder:
+    """Where everything lies in a folder of results, and what may be written there.
+
+    Args:
+        path: of the folder.
+        inputs: files that are read.
+        overwrite: whether files that this package did not write may be replaced; inputs never.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        inputs: InputFiles | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.json = self.path / "panoptic.json"
+        self.maps = self.path / "panoptic"
+        self.pictures = self.path / "pictures"
+        self.journal = Journal(self.path / "panoptic.journal")
+        self.lock = FolderLock(self.path, "writing results of pictures")
+        self.inputs = inputs or InputFiles()
+        self.overwrite = overwrite
+
+    def check(self, sources: Sequence[Source] | None, draw: bool) -> None:
+        """Refuse before long work what could not be written after it.
+
+        Args:
+            sources: the pictures to come, as far as they are known.
+            draw: whether drawn pictures are written, too.
+
+        Raises:
+            OutputError: an output would land on an input, on a folder, or on a file of somebody
+                else's, cannot be written, or another program is writing there.
+        """
+        for folder in (self.path, self.maps, self.pictures):
+            check_folder(folder)
+        for source in sources or ():
+            self.inputs.add(source.path)
+        check_outputs([self.json, self.journal.path], self.inputs)
+        if self.json.exists() and self.json.stat().st_size and not self.overwrite:
+            if self.earlier_index() is None:
+                raise OutputError(
+                    f"{printable(self.json)}: is there already, and was not written by this "
+                    f"program; {_START_OVER}"
+                )
+        for stem in _stems(sources or ()):
+            self.claim(self.maps / f"{stem}.png")
+            if draw:
+                self.claim(picture_path(self.pictures, stem))
+        with self.lock:
+            pass
+
+    def claim(self, path: Path) -> None:
+        """Look whether a map or a picture may be written.
+
+        Raises:
+            OutputError: it would replace an input, or a file of somebody else's.
+        """
+        self.inputs.refuse(path)
+        if not self.overwrite:
+            refuse_foreign(path)
+
+    def earlier_index(self) -> dict | None:
+        """Content of a JSON file that this class's user wrote; None where there is none."""
+        with suppress(PanopticFileError):
+            content = read_json(self.json, PanopticFileError)
+            if isinstance(content, dict) and isinstance(content.get("info"), dict):
+                return content if content["info"].get("description") == DESCRIPTION else None
+        return None
+
+    def earlier_stems(self) -> set[str]:
+        """Names, without extension, of the maps that an earlier run's JSON file lists."""
+        annotations = (self.earlier_index() or {}).get("annotations")
+        if not isinstance(annotations, list):
+            return set()
+        names = [a.get("file_name") for a in annotations if isinstance(a, dict)]
+        return {Path(n).stem for n in names if isinstance(n, str) and n == os.path.basename(n)}
+
+    def remove(self, stem: str, kept: Collection[str]) -> None:
+        """Remove what an earlier run wrote of a picture, but for files that this one wrote.
+
+        Args:
+            stem: name of the picture's map without extension.
+            kept: :func:`spelling` of this run's files.
+        """
+        candidates = [self.maps / f"{stem}.png", picture_path(self.pictures, stem)]
+        for path in (*candidates, self.pictures / f"{stem}.png"):
+            with suppress(OutputError, FileNotFoundError):
+                self.inputs.refuse(path)
+                if spelling(str(path)) not in kept and is_ours(path):
+                    path.unlink()
+
+
+@dataclass
+class _Finished:
+    """A line of the journal: a picture whose files are written."""
+
+    position: int
+    source: list[Any] | None
+    stem: str
+    image: dict[str, Any]
+    annotation: dict[str, Any]
+    scores: list[float]
+    picture: str | None
 
 
 class ResultWriter:
-    """Writes results of one run below a folder.
+    """Writes results of one run below a folder, which has one writer at a time.
 
     ``pictures/NAME.jpg`` with the segments drawn, ``panoptic/NAME.png`` and ``panoptic.json`` in
     COCO's panoptic format. NAME is the picture's file name without extension, numbered where two
-    pictures share it. The JSON file is written when the ``with`` block ends, however it ends.
+    pictures share it.
+
+    The JSON file is written when the ``with`` block ends. A run that did not come to its end, even
+    if it was killed, leaves ``panoptic.journal``, from which the next one with the same settings
+    goes on (``resume``). Its JSON file lists what it finished, unless an earlier run's is there:
+    that one stays until a run comes to its end, which then removes what else the earlier run wrote.
 
     Args:
         out_dir: made where missing.
         vocabulary: describes the JSON file's categories.
         made_up_weights: noted in the JSON file's ``info``.
+        sources: the pictures to come; None where they are not known beforehand.
+        inputs: further files that are read: names, weights, ...
+        settings: all that the results depend on, in words, by what it is called.
+        draw: whether pictures will be written.
+        resume: whether to go on where an earlier run with the same settings was ended.
+        overwrite: whether files may be replaced that this package did not write, and an unfinished
+            run be dropped.
 
     Raises:
-        OSError: the folder cannot be made.
+        OutputError: see :meth:`OutputFolder.check`; or ``resume``, and the unfinished run that is
+            there has other settings.
     """
 
     def __init__(
@@ -36,55 +187,311 @@ class ResultWriter:
         vocabulary: VocabularyLike,
         *,
         made_up_weights: bool = False,
+        sources: Sequence[Source] | None = None,
+        inputs: InputFiles | None = None,
+        settings: Mapping[str, str] | None = None,
+        draw: bool = True,
+        resume: bool = False,
+        overwrite: bool = False,
     ) -> None:
         self.out_dir = Path(out_dir)
-        self.out_dir.mkdir(parents=True, exist_ok=True)
-        info = dict(description="open-vocabulary panoptic segmentation by odise_mm")
+        self._folder = OutputFolder(out_dir, inputs, overwrite)
+        self._vocabulary = vocabulary
+        self._made_up_weights = made_up_weights
+        self._total = None if sources is None else len(sources)
+        self._settings = dict(settings or {}, pictures=_describe(sources))
+        self._resume = resume
+        self._origins: list[list[Any] | None] = []
+        self._added = 0
+        self._written = 0
+        self._stems: set[str] = set()
+        self._files: set[str] = set()
+        self._finished: dict[int, _Finished] = {}
+        self._folder.check(sources, draw)
+        self._unfinished()
+        info = dict(description=DESCRIPTION)
         if made_up_weights:
             info["made_up_weights"] = "no trained weights were given: these results mean nothing"
-        self._coco = CocoPanopticWriter(self.out_dir / "panoptic.json", vocabulary, info=info)
-        self._stems: set[str] = set()
+        self._coco = CocoPanopticWriter(self._folder.json, vocabulary, info=info)
+
+    # --- the run's journal ----------------------------------------------------------------------
+
+    def _unfinished(self) -> tuple[dict[str, Any] | None, list[_Finished]]:
+        """The head of an earlier run's journal that did not come to its end, None where there is
+        none, and the pictures that it finished.
+
+        Raises:
+            OutputError: ``resume``, and it has other settings.
+        """
+        lines = [line for line in self._folder.journal.read() if isinstance(line, dict)]
+        if not lines or "settings" not in lines[0]:
+            return None, []
+        finished = []
+        for line in lines[1:]:
+            with suppress(TypeError):  # of another version
+                finished.append(_Finished(**line))
+        if self._resume:
+            self._refuse_other(lines[0]["settings"], len(finished))
+        return lines[0], finished
+
+    def _refuse_other(self, settings: Any, count: int) -> None:
+        before = settings if isinstance(settings, dict) else {}
+        other = [k for k in {**before, **self._settings} if before.get(k) != self._settings.get(k)]
+        if other:
+            lines = [f"{k} ({before.get(k)}; now {self._settings.get(k)})" for k in other]
+            raise OutputError(
+                f"{printable(self.out_dir)}: a run that did not end finished {count} pictures "
+                f"there, with other {printable(', '.join(lines), limit=600)}; give the same "
+                f"command to go on with it, {_START_OVER}"
+            )
+
+    def __enter__(self) -> ResultWriter:
+        self._folder.lock.acquire()
+        try:
+            head, finished = self._unfinished()
+            if head is not None and self._resume:
+                self._finished = {entry.position: entry for entry in finished}
+                self._stems = {spelling(entry.stem) for entry in finished}
+            else:
+                head = self._begin_journal(head, finished)
+        except BaseException:
+            self._folder.lock.release()
+            raise
+        self._stale = head["replaces"]
+        self._is_first = head["is_first"]
+        return self
+
+    def _begin_journal(
+        self, dropped: dict[str, Any] | None, finished: Sequence[_Finished]
+    ) -> dict[str, Any]:
+        """Begin anew, in the place of a run that did not end where there is one."""
+        stale = self._folder.earlier_stems() | {entry.stem for entry in finished}
+        if dropped is not None:
+            stale |= set(dropped["replaces"])
+        head = dict(
+            settings=self._settings,
+            replaces=sorted(stale),
+            is_first=not self._folder.json.exists(),
+        )
+        self._folder.journal.remove()
+        self._folder.journal.add(head)
+        return head
+
+    def begin(self, source: Source) -> SegmentationResult | None:
+        """To be asked before a picture is segmented, for all of them in order.
+
+        Returns:
+            The result where an earlier run finished it and its files are there: without semantic
+            map and instances. It is to be given to :meth:`add` as every other.
+        """
+        position = len(self._origins)
+        origin = _origin(source)
+        self._origins.append(origin)
+        self._folder.inputs.add(source.path)
+        entry = self._finished.get(position)
+        if entry is None:
+            return None
+        result = self._restored(entry, source) if origin and origin == entry.source else None
+        if result is None:
+            del self._finished[position]
+            self._stems.discard(spelling(entry.stem))
+        return result
+
+    def _restored(self, entry: _Finished, source: Source) -> SegmentationResult | None:
+        path = self._folder.maps / f"{entry.stem}.png"
+        picture = None if entry.picture is None else self._folder.pictures / entry.picture
+        if picture is not None and not is_ours(picture):
+            return None
+        try:
+            ids = read_panoptic_png(path)
+        except PanopticFileError:
+            return None
+        if digest_of(ids) != entry.annotation["ids_sha256"]:
+            return None
+        names = tuple(synonyms[0] for synonyms in self._vocabulary.synonyms)
+        segments = [
+            NamedSegment(
+                id=info["id"],
+                label=(label := self._coco.category_ids.index(info["category_id"])),
+                name=names[label],
+                score=score,
+                area=info["area"],
+                is_thing=self._vocabulary.is_thing[label],
+            )
+            for info, score in zip(entry.annotation["segments_info"], entry.scores, strict=True)
+        ]
+        files = dict(panoptic=str(path), json=str(self._folder.json))
+        if picture is not None:
+            files["picture"] = str(picture)
+        return SegmentationResult(
+            image_path=source.path,
+            image_name=source.name,
+            height=ids.shape[0],
+            width=ids.shape[1],
+            panoptic=ids,
+            segments=segments,
+            class_names=names,
+            made_up_weights=self._made_up_weights,
+            files=files,
+        )
+
+    # --- the results ----------------------------------------------------------------------------
 
     def add(self, result: SegmentationResult, picture: np.ndarray | None = None) -> None:
-        """Write one result; the written paths go to ``result.files``.
+        """Write one result, in the order of the pictures; the paths go to ``result.files``.
 
         Args:
             result: what could not be read is left out.
             picture: (H, W, 3) uint8 BGR to write as well.
+
+        Raises:
+            OutputError: a file would land on an input, or on a file of somebody else's.
+            OSError: a file cannot be written.
         """
-        if not result.ok:
-            return
-        stem = self._stem(result)
+        position = self._added
+        self._added += 1
+        entry = self._finished.pop(position, None)
+        if entry is not None:
+            self._written += 1
+            self._note(entry)
+        elif result.ok:
+            self._written += 1
+            self._write(position, result, picture)
+
+    def _note(self, entry: _Finished) -> None:
+        """Take over what an earlier run finished."""
+        self._coco.note(entry.image, entry.annotation)
+        self._files.add(spelling(str(self._folder.maps / f"{entry.stem}.png")))
+        if entry.picture is not None:
+            self._files.add(spelling(str(self._folder.pictures / entry.picture)))
+
+    def _write(self, position: int, result: SegmentationResult, picture: np.ndarray | None) -> None:
+        stem = stem_of(result.image_path or f"image_{self._written:04d}")
+        stem = unused_stem(stem, self._stems)
+        self._stems.add(spelling(stem))
         if result.panoptic is not None:
-            result.files["panoptic"] = str(self._coco.add(result, stem))
-            result.files["json"] = str(self._coco.json_path)
+            self._folder.claim(self._folder.maps / f"{stem}.png")
+        drawn = None
         if picture is not None:
-            result.files["picture"] = str(self._write_picture(picture, stem))
+            self._folder.claim(picture_path(self._folder.pictures, stem, picture.shape))
+            drawn = write_picture(self._folder.pictures, stem, picture)
+            result.files["picture"] = str(drawn)
+            self._files.add(spelling(str(drawn)))
+        if result.panoptic is None:
+            return
+        path = self._coco.add(result, stem)
+        result.files |= dict(panoptic=str(path), json=str(self._folder.json))
+        self._files.add(spelling(str(path)))
+        image, annotation = self._coco.last()
+        shown = {info["id"] for info in annotation["segments_info"]}
+        entry = _Finished(
+            position=position,
+            source=self._origins[position] if position < len(self._origins) else None,
+            stem=stem,
+            image=image,
+            annotation=annotation,
+            scores=[float(s.score) for s in result.segments if s.id in shown],
+            picture=None if drawn is None else drawn.name,
+        )
+        self._folder.journal.add(vars(entry))
 
-    def _stem(self, result: SegmentationResult) -> str:
-        index = len(self._stems) + 1
-        first = Path(result.image_path).stem if result.image_path else f"image_{index:04d}"
-        stem, count = first, 1
-        while stem.casefold() in self._stems:  # some file systems ignore case
-            count += 1
-            stem = f"{first}_{count}"
-        self._stems.add(stem.casefold())
-        return stem
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            self._close(kind is None or self._added == self._total)
+        finally:
+            self._folder.journal.close()
+            self._folder.lock.release()
 
-    def _write_picture(self, picture: np.ndarray, stem: str) -> Path:
-        folder = self.out_dir / "pictures"
-        folder.mkdir(exist_ok=True)
-        image = Image.fromarray(picture[..., ::-1])
-        if max(image.size) > _LONGEST_JPEG_SIDE:
-            path = folder / f"{stem}.png"
-            image.save(path)
-        else:
-            path = folder / f"{stem}.jpg"
-            image.save(path, quality=92, subsampling=0)  # full colour resolution: crisp text
-        return path
+    def _close(self, complete: bool) -> None:
+        for _, entry in sorted(self._finished.items()):  # those behind the last one of this run
+            self._note(entry)
+        found = len(self._coco) > 0
+        if (found and (complete or self._is_first)) or (complete and self._is_first):
+            self._coco.close()
+        if complete and found:
+            for stem in self._stale:
+                self._folder.remove(stem, self._files)
+        if complete or not found:
+            self._folder.journal.remove()
 
-    def __enter__(self) -> ResultWriter:
-        return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self._coco.close()
+def _stems(sources: Sequence[Source]) -> Iterator[str]:
+    """Names of the outputs, provided that all pictures can be used."""
+    used: set[str] = set()
+    for count, source in enumerate(sources, start=1):
+        stem = unused_stem(stem_of(source.path or f"image_{count:04d}"), used)
+        used.add(spelling(stem))
+        yield stem
+
+
+def _origin(source: Source) -> list[Any] | None:
+    """What tells whether a picture is still the same: its path, size and time of change."""
+    if source.path is None:
+        return None
+    with suppress(OSError, ValueError):
+        info = os.stat(source.path)
+        return [os.path.abspath(source.path), info.st_size, info.st_mtime_ns]
+    return None
+
+
+def _describe(sources: Sequence[Source] | None) -> str:
+    """All pictures of a run in one line."""
+    if sources is None:
+        return "not known beforehand"
+    paths = [s.name if s.path is None else os.path.abspath(s.path) for s in sources]
+    first = f" from {paths[0]}" if paths else ""
+    return f"{len(paths)}{first}, {digest(paths)}"
+
+
+def digest(value: Any) -> str:
+    """Twelve hexadecimal digits that tell whether something is still the same."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def describe_settings(
+    cfg: Config,
+    weights: Iterable[str | os.PathLike | None],
+    vocabulary: VocabularyLike,
+    precision: str,
+    draw: bool,
+    test_cfg: Mapping[str, Any],
+) -> dict[str, str]:
+    """All that results depend on besides the pictures, in words, by what it is called.
+
+    Args:
+        cfg: of model and test pipeline.
+        weights: files, folders and hub names.
+        vocabulary: the names asked for.
+        precision: of the frozen parts.
+        draw: whether pictures are drawn.
+        test_cfg: the model's settings for results.
+    """
+    names = list(zip(vocabulary.synonyms, vocabulary.is_thing, strict=True))
+    shown = "; ".join(", ".join(synonyms) for synonyms, _ in names)
+    files = [os.fspath(file) for file in weights if file is not None]
+    return dict(
+        config=f"{cfg.filename}, {digest([cfg.get('model'), cfg.get('test_pipeline')])}",
+        weights=f"{', '.join(files) or 'none'}, {digest(list(map(_state, files)))}",
+        names=f"{printable(shown, limit=80)}, {digest(names)}",
+        precision=precision,
+        pictures_drawn="yes" if draw else "no",
+        test_cfg=", ".join(f"{key}={value}" for key, value in sorted(test_cfg.items())),
+        version=__version__,
+    )
+
+
+def _state(path: str) -> list[Any]:
+    """What changes when a file does; of a folder, that of its files."""
+    state: list[Any] = [path]
+    paths = sorted(Path(path).rglob("*")) if os.path.isdir(path) else [Path(path)]
+    for file in paths:
+        with suppress(OSError, ValueError):  # a hub name
+            info = file.stat()
+            state.append([file.name, info.st_size, info.st_mtime_ns])
+    return state

@@ -1,32 +1,144 @@
-"""What all programs share: how mistakes are told, and types of arguments. Imports no torch."""
+"""What all programs share: how they end, and types of arguments. Imports no torch."""
 
 from __future__ import annotations
 
 import argparse
 import ast
+import logging
+import os
+import select
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NoReturn
 
 from odise_mm.errors import OdiseError
 from odise_mm.utils.display import printable
 
 MISTAKE = 2  # the exit status of argparse for wrong arguments
+BY_SIGNAL = 128  # a shell's exit status of a program that a signal ended is this more
+INTERRUPTED = BY_SIGNAL + signal.SIGINT
+NOBODY_READS = 141  # as SIGPIPE (13) would have ended the program
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse's parser with the module's docstring as it is, and mistakes in one safe line."""
+
+    def __init__(self, description: str | None = None, **kwargs: object) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(description=description, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        """End the program; what the message repeats of the arguments cannot steer a terminal."""
+        super().error(printable(message))
+
+
+class Ended(KeyboardInterrupt):
+    """A signal asks the program to end, in the way that Ctrl-C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that what it holds is closed.
+
+    Signals that are ignored (as under ``nohup``) stay so. Does nothing outside the main thread.
+    """
+
+    def end(number: int, frame: FrameType | None) -> NoReturn:
+        raise Ended(number)
+
+    names = ("SIGTERM", "SIGHUP")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = {n: signal.getsignal(n) for n in numbers}
+    before = {n: handler for n, handler in before.items() if handler is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
     """What a user can set right ends a program with one message and exit status 2.
 
     These are the package's own errors, those of files and folders, and numbers that are not
-    finite. Anything else is a bug and keeps its traceback.
+    finite. Anything else is a bug and keeps its traceback. Ctrl-C ends it with one line, too, and
+    the status that shells have for it. Where nobody reads what is printed any more (``| head``),
+    the program ends without a word.
+
+    Args:
+        interrupted: what is said after Ctrl-C.
     """
     try:
-        yield
+        with _broken_pipes_are_raised():
+            yield
+            sys.stdout.flush()
     except (OdiseError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            _end_quietly()
+        _say(f"error: {printable(error)}")
         sys.exit(MISTAKE)
+    except KeyboardInterrupt as error:
+        _say(interrupted)
+        sys.exit(BY_SIGNAL + getattr(error, "number", signal.SIGINT))
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # of rich
+            _end_quietly()
+        raise
+
+
+def _say(text: str) -> None:
+    with suppress(BrokenPipeError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of what is printed has gone; other pipes break for other reasons."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # no file, or none that has a number
+            poll = select.poll()
+            poll.register(stream.fileno(), select.POLLOUT)
+            if any(event & select.POLLERR for _, event in poll.poll(0)):
+                return True
+    return False
+
+
+def _end_quietly() -> NoReturn:
+    """End without Python's own complaint about what could not be written."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            os.dup2(nowhere, stream.fileno())
+    sys.exit(NOBODY_READS)
+
+
+@contextmanager
+def _broken_pipes_are_raised() -> Iterator[None]:
+    """Logging prints a traceback for every line that it cannot write; one is enough to end."""
+    complain = logging.Handler.handleError
+
+    def handle(handler: logging.Handler, record: logging.LogRecord) -> None:
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise
+        complain(handler, record)
+
+    logging.Handler.handleError = handle
+    try:
+        yield
+    finally:
+        logging.Handler.handleError = complain
 
 
 def positive_int(text: str) -> int:

@@ -27,12 +27,16 @@ OWNER_NAME = ".odise_mm.owner.json"
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
     """Give the name of a temporary file, which takes the place of ``path`` when it is complete.
 
     If anything fails, ``path`` stays as it was and the temporary file is removed. A kill may leave
     the temporary file, ``.NAME.XXXXXXXX.tmp``. Missing folders are made. A link stays a link: what
     it points to is replaced.
+
+    Args:
+        durable: whether to wait until the file survives a power cut, some hundredths of a second.
+            Not for one of many files that are made again when they are found damaged.
 
     Raises:
         OSError: the file cannot be written.
@@ -43,9 +47,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
-        _flush(temporary)
+        if durable:
+            _flush(temporary)
         os.replace(temporary, path)
-        _flush(path.parent)  # the rename, too, survives a power cut
+        if durable:
+            _flush(path.parent)  # the rename, too
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -61,12 +67,15 @@ def _flush(path: Path) -> None:
 
 
 @contextmanager
-def atomic_writer(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_writer(
+    path: str | os.PathLike[str], mode: str = "wb", durable: bool = True
+) -> Iterator[IO[Any]]:
     """A file to write, which gets its name when the block ends without an error.
 
     Args:
         mode: "wb", or "w" for UTF-8 text; of text that UTF-8 cannot hold (parts of file names that
             are in no encoding) ``\\udcXX`` is written, which JSON reads back.
+        durable: see :func:`replacing`.
 
     Raises:
         OSError: the file cannot be written.
@@ -74,7 +83,7 @@ def atomic_writer(path: str | os.PathLike[str], mode: str = "wb") -> Iterator[IO
     if mode not in ("wb", "w"):
         raise ValueError(f"mode={mode!r}: 'wb' or 'w'")
     text = {} if mode == "wb" else dict(encoding="utf-8", errors="backslashreplace", newline="\n")
-    with replacing(path) as temporary, open(temporary, mode, **text) as file:
+    with replacing(path, durable) as temporary, open(temporary, mode, **text) as file:
         yield file
 
 
@@ -240,7 +249,7 @@ class FolderLock:
     def __init__(self, folder: str | os.PathLike[str], purpose: str) -> None:
         self.folder = Path(folder)
         self.purpose = purpose
-        self._lock = FileLock(self.folder / LOCK_NAME, timeout=0)
+        self._lock = FileLock(self.folder / LOCK_NAME, timeout=0, thread_local=False)
 
     def acquire(self) -> None:
         """Take the folder.
@@ -263,7 +272,11 @@ class FolderLock:
                 "programs could write there at once; choose a folder on another one"
             ) from err
         owner = dict(pid=os.getpid(), host=socket.gethostname(), purpose=self.purpose)
-        write_json(self.folder / OWNER_NAME, owner)
+        try:
+            write_json(self.folder / OWNER_NAME, owner)
+        except OSError:  # a full disk
+            self._lock.release()
+            raise
 
     def release(self) -> None:
         """Give the folder back; does nothing where it is not held."""

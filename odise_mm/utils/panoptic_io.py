@@ -3,11 +3,13 @@
 A PNG pixel holds the segment's id as ``R + 256 G + 256^2 B``, 0 where there is none. In the JSON,
 ``category_id`` is the class index + 1 unless other ids are given (those of a data set, so that its
 own tools can score the file): 0 means "nothing" to many readers. Beyond COCO's fields, segments
-carry ``score`` and categories carry ``synonyms``.
+carry ``score``, categories ``synonyms``, and annotations ``ids_sha256`` (:func:`digest_of` their
+map), so that maps of another run are noticed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import warnings
@@ -22,8 +24,9 @@ from PIL import Image
 from odise_mm.errors import PanopticFileError
 from odise_mm.structures import NamedSegment, SegmentationResult
 from odise_mm.utils.display import printable
-from odise_mm.utils.files import path_inside, read_json
+from odise_mm.utils.files import atomic_writer, path_inside, read_json, write_json
 from odise_mm.utils.image import MAX_LABEL_PIXELS, open_image
+from odise_mm.utils.outputs import write_marked_png
 
 MAX_SEGMENT_ID = 256**3 - 1
 
@@ -57,8 +60,15 @@ def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
 
 def write_panoptic_png(path: str | os.PathLike, panoptic: np.ndarray) -> None:
     """Write segment ids (H, W) to a PNG file, its folder being made where missing."""
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(ids_to_rgb(panoptic)).save(path, format="PNG")
+    with atomic_writer(path, durable=False) as file:
+        Image.fromarray(ids_to_rgb(panoptic)).save(file, format="PNG")
+
+
+def digest_of(panoptic: np.ndarray) -> str:
+    """SHA-256 of a map's size and segment ids (H, W), which ties a JSON entry to its map."""
+    height, width = panoptic.shape
+    content = np.ascontiguousarray(panoptic, dtype="<i4")
+    return hashlib.sha256(f"{height} {width} ".encode() + content.tobytes()).hexdigest()
 
 
 def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
@@ -130,6 +140,27 @@ def describe_segments(
     return infos
 
 
+def describe_result(
+    result: SegmentationResult, map_name: str, category_ids: Sequence[int]
+) -> tuple[dict, dict]:
+    """COCO's entries of ``images`` and ``annotations`` for a result, both without the image's id.
+
+    Args:
+        result: with a panoptic map.
+        map_name: file name of its PNG file.
+        category_ids: of every class, by class index.
+    """
+    height, width = result.panoptic.shape
+    original = os.path.basename(result.image_path or result.image_name)
+    image = dict(file_name=original, height=height, width=width)
+    annotation = dict(
+        file_name=map_name,
+        ids_sha256=digest_of(result.panoptic),
+        segments_info=describe_segments(result.panoptic, result.segments, category_ids),
+    )
+    return image, annotation
+
+
 class CocoPanopticWriter:
     """Writes results one by one: a PNG file at once, the JSON file when closed.
 
@@ -163,6 +194,9 @@ class CocoPanopticWriter:
             categories=describe_categories(vocabulary, self.category_ids),
         )
 
+    def __len__(self) -> int:
+        return len(self._content["images"])
+
     def add(
         self, result: SegmentationResult, stem: str, *, image_id: int | str | None = None
     ) -> Path:
@@ -182,29 +216,27 @@ class CocoPanopticWriter:
         if result.panoptic is None:
             raise ValueError(f"{result.image_name}: no panoptic map to write")
         path = self.png_dir / f"{stem}.png"
-        write_panoptic_png(path, result.panoptic)
-        image_id = len(self._content["images"]) + 1 if image_id is None else image_id
-        height, width = result.panoptic.shape
-        original = result.image_path or result.image_name
-        self._content["images"].append(
-            dict(id=image_id, file_name=os.path.basename(original), height=height, width=width)
-        )
-        self._content["annotations"].append(
-            dict(
-                image_id=image_id,
-                file_name=path.name,
-                segments_info=describe_segments(
-                    result.panoptic, result.segments, self.category_ids
-                ),
-            )
-        )
+        write_marked_png(path, ids_to_rgb(result.panoptic))
+        self.note(*describe_result(result, path.name, self.category_ids), image_id)
         return path
 
+    def note(self, image: dict, annotation: dict, image_id: int | str | None = None) -> None:
+        """Note what :func:`describe_result` says of a map that is there for the JSON file."""
+        image_id = len(self) + 1 if image_id is None else image_id
+        self._content["images"].append(dict(id=image_id, **image))
+        self._content["annotations"].append(dict(image_id=image_id, **annotation))
+
+    def last(self) -> tuple[dict, dict]:
+        """What was noted last, as :func:`describe_result` says it."""
+        image, annotation = (self._content[key][-1] for key in ("images", "annotations"))
+        return (
+            {key: value for key, value in image.items() if key != "id"},
+            {key: value for key, value in annotation.items() if key != "image_id"},
+        )
+
     def close(self) -> None:
-        """Write the JSON file."""
-        self.json_path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self._content, ensure_ascii=False)
-        self.json_path.write_text(text, encoding="utf-8")
+        """Write the JSON file; one that was there stays whole until the new one is complete."""
+        write_json(self.json_path, self._content)
 
     def __enter__(self) -> CocoPanopticWriter:
         return self
@@ -230,12 +262,19 @@ def read_coco_panoptic(
 
     Raises:
         PanopticFileError: a file is missing or does not hold panoptic annotations, a field is
-            missing or of a wrong type, or the JSON file describes other maps than those there.
+            missing or of a wrong type, or the JSON file describes other maps than those there,
+            as when a later run into the same folder did not end.
     """
     json_path = Path(json_path)
     png_dir = Path(png_dir) if png_dir is not None else json_path.with_suffix("")
-    content = read_json(json_path, PanopticFileError, "COCO panoptic JSON file")
     shown = printable(json_path)
+    journal = json_path.with_suffix(".journal")
+    if journal.is_file() and not json_path.exists():
+        raise PanopticFileError(
+            f"{shown}: not written yet, as the run into this folder did not end; its command, "
+            f"given again, goes on from {printable(journal.name)} and writes it"
+        )
+    content = read_json(json_path, PanopticFileError, "COCO panoptic JSON file")
     for key in ("images", "categories", "annotations"):
         if not isinstance(content, dict) or key not in content:
             raise PanopticFileError(f"{shown}: not a COCO panoptic JSON file, it has no `{key}`")
@@ -371,6 +410,12 @@ class _Index:
         annotation.place += f" ({printable(file_name)})"
         image = self._image_of(annotation)
         ids = read_panoptic_png(path)
+        digest = annotation.get("ids_sha256", "text", default=None)
+        if digest is not None and digest != digest_of(ids):
+            raise annotation.error(
+                f"describes another map than {printable(path)}: one of the two is of another run, "
+                "or was changed; run the command that made them again"
+            )
         _check_size(ids, image, path)
         found = _count(ids)
         segments: dict[int, NamedSegment] = {}

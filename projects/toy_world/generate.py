@@ -34,13 +34,13 @@ from PIL import Image  # noqa: E402
 
 from odise_mm.errors import DatasetError  # noqa: E402
 from odise_mm.utils.command_line import positive_int  # noqa: E402
+from odise_mm.utils.files import atomic_writer  # noqa: E402
 from odise_mm.utils.panoptic_io import ids_to_rgb  # noqa: E402
 from projects.toy_world.names import NAMES, names_of  # noqa: E402
 from projects.toy_world.world import SIZE, SPLITS, Scene, scene  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
-    atomic_file,
     convert_all,
     converter_parser,
     finish,
@@ -73,7 +73,7 @@ def draw(item: Item) -> dict[str, Any]:
             for s in made.segments
         ]
         known["masks"] = [_run_lengths(made, s.id) for s in made.segments if s.name.is_thing]
-    with atomic_file(image) as file:
+    with atomic_writer(image, durable=False) as file:
         Image.fromarray(made.image).save(file, "JPEG", quality=QUALITY, subsampling=0)
     if split != "web":
         write_png(item.output, ids_to_rgb(made.panoptic))

@@ -152,7 +152,7 @@ def is_running(pid: int) -> bool:
 def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     common.write_json(path, dict(a=1))
-    with pytest.raises(RuntimeError), common.atomic_file(path) as file:
+    with pytest.raises(RuntimeError), common.atomic_writer(path) as file:
         file.write(b"half of")
         raise RuntimeError
     assert common.read_json(path) == dict(a=1)

@@ -106,10 +106,9 @@ def build_parts(cfg: Config, weights: str | None = None) -> tuple[nn.Module, boo
     from mmengine.registry import init_default_scope
     from torch import nn
 
-    from odise_mm.apis.building import config_errors
+    from odise_mm.apis.building import config_errors, named_weights
     from odise_mm.registry import MODELS
     from odise_mm.utils.frozen import build_part
-    from tools.test import _weights
 
     init_default_scope(cfg.get("default_scope", "odise_mm"))
     model_cfg = cfg.get("model") or {}
@@ -135,7 +134,7 @@ def build_parts(cfg: Config, weights: str | None = None) -> tuple[nn.Module, boo
             parts.captioner = build_part(model_cfg.captioner, MODELS, **shared)
     if weights is not None:
         _load_trained(parts, weights)
-    return parts.eval(), not any(_weights(part) for part in used)
+    return parts.eval(), not any(named_weights(part) for part in used)
 
 
 def _load_trained(parts: nn.Module, file: str) -> None:

@@ -32,10 +32,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.errors import DatasetError  # noqa: E402
+from odise_mm.utils.files import write_text  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
-    atomic_file,
     convert_all,
     converter_parser,
     need_file,
@@ -213,8 +213,7 @@ def write_vocabulary(path: Path, names: Sequence[str]) -> None:
                 f"{path.with_name('annotations_847')} to convert with the new ones"
             )
         return
-    with atomic_file(path) as file:
-        file.write(text.encode("utf-8"))
+    write_text(path, text)
 
 
 # --- pictures -------------------------------------------------------------------------------------

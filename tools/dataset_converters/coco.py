@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.errors import DatasetError  # noqa: E402
+from odise_mm.utils.files import atomic_writer  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
-    atomic_file,
     convert_all,
     converter_parser,
     finish,
@@ -66,7 +66,7 @@ def unpack(archive: Path, folder: Path) -> int:
             members = {n: m for n, m in members.items() if not n.startswith("._")}
 
             def work(item: Item) -> None:
-                with atomic_file(item.output) as file:
+                with atomic_writer(item.output, durable=False) as file:
                     file.write(source.read(item.data))
 
             items = [Item(archive / n, folder / n, member) for n, member in members.items()]

@@ -24,12 +24,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -38,7 +38,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from odise_mm.errors import DatasetError, OdiseError
 from odise_mm.utils.command_line import one_line_errors, positive_int
+from odise_mm.utils.files import atomic_writer, write_json
 from odise_mm.utils.image import LABEL_FORMATS, MAX_LABEL_PIXELS, open_image, turned_hint
+from odise_mm.utils.journal import Journal
 from odise_mm.utils.label_maps import IGNORED, class_indices, read_label_map
 from odise_mm.utils.panoptic_io import read_panoptic_png
 from tools.report import Table, show
@@ -178,7 +180,8 @@ def convert_all(
         DatasetError: an item failed. The message names the first one's source; whatever was
             finished before stays finished.
     """
-    known = {} if journal is None else _read_journal(journal)
+    notes = None if journal is None else Journal(journal)
+    known = _finished(notes)
     results: list[Any] = [None] * len(items)
     todo = []
     for index, item in enumerate(items):
@@ -187,7 +190,7 @@ def convert_all(
             results[index] = known.get(str(item.source))
         else:
             todo.append(index)
-    with _progress() as progress, _journal_lines(journal) as note:
+    with _progress() as progress, notes or nullcontext():
         bar = progress.add_task(description, total=len(items), completed=len(items) - len(todo))
         pending = [items[index] for index in todo]
         with _mapped(partial(_guarded, work), pending, workers) as outcomes:
@@ -195,7 +198,8 @@ def convert_all(
                 if isinstance(outcome, OdiseError):
                     raise outcome
                 results[index] = outcome
-                note(items[index], outcome)
+                if notes is not None:
+                    notes.add([str(items[index].source), outcome])
                 progress.advance(bar)
     return results
 
@@ -203,7 +207,7 @@ def convert_all(
 def finish(path: Path, content: Any, journal: Path) -> None:
     """Write the JSON file that the journal's results went into, then remove the journal."""
     write_json(path, content)
-    journal.unlink(missing_ok=True)
+    Journal(journal).remove()
 
 
 def _guarded(work: Callable[[Item], Any], item: Item) -> Any:
@@ -275,65 +279,20 @@ def _progress() -> Progress:
     )
 
 
-def _read_journal(journal: Path) -> dict[str, Any]:
-    """Source -> result. A line that a kill cut short is dropped, and its item done again."""
-    found: dict[str, Any] = {}
-    if not journal.exists():
-        return found
-    for line in journal.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            source, result = json.loads(line)
-        except ValueError:
-            continue
-        found[source] = result
-    return found
-
-
-@contextmanager
-def _journal_lines(journal: Path | None) -> Iterator[Callable[[Item, Any], None]]:
-    if journal is None:
-        yield lambda item, result: None
-        return
-    journal.parent.mkdir(parents=True, exist_ok=True)
-    with open(journal, "a", encoding="utf-8") as file:
-        if file.tell():
-            file.write("\n")  # closes a line that was cut short
-
-        def note(item: Item, result: Any) -> None:
-            file.write(json.dumps([str(item.source), result]) + "\n")
-            file.flush()
-
-        yield note
+def _finished(journal: Journal | None) -> dict[str, Any]:
+    """Source -> result of the items that an earlier run finished."""
+    lines = [] if journal is None else journal.read()
+    return dict(line for line in lines if isinstance(line, list) and len(line) == 2)
 
 
 # --- writing ------------------------------------------------------------------------------------
-
-
-@contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """A binary file that gets its name only when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | os.PathLike, content: Any) -> None:
-    """Write a JSON file, atomically."""
-    with atomic_file(path) as file:
-        file.write(json.dumps(content, ensure_ascii=False).encode("utf-8"))
 
 
 def write_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
     """Write a PNG file, atomically: (H, W) uint8 or uint16, or (H, W, 3) uint8 RGB."""
     if pixels.dtype not in (np.uint8, np.uint16):
         raise TypeError(f"{path}: a PNG holds uint8 or uint16, not {pixels.dtype}")
-    with atomic_file(path) as file:
+    with atomic_writer(path, durable=False) as file:
         Image.fromarray(pixels).save(file, format="PNG")
 
 

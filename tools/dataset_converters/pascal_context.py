@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.errors import DatasetError  # noqa: E402
+from odise_mm.utils.files import write_text  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
-    atomic_file,
     convert_all,
     converter_parser,
     is_complete,
@@ -177,8 +177,7 @@ def convert(root: Path, split: str, workers: int) -> None:
         (root / "pc459.txt", [f"{index}:{name}" for index, name in enumerate(names459)]),
         (root / f"pascal_context_{split}.txt", names),
     ):
-        with atomic_file(path) as file:
-            file.write("".join(f"{line}\n" for line in lines).encode("utf-8"))
+        write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def convert_image(item: Item) -> None:
