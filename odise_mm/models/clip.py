@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import logging
+import math
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -54,6 +56,10 @@ class FrozenCLIP(FrozenModule):
         weights: open_clip's tag (``openai``: downloaded once), or a local file: open_clip names in
             ``.safetensors`` or a torch file, or OpenAI's own TorchScript archive; or a folder with
             ``open_clip_model.safetensors``. None leaves random weights, the same every time.
+        mean, std: of the pictures that the weights were trained on, three numbers for values in
+            [0, 1]. None: those of the tag or folder; for a local file those on which all of
+            open_clip's weights of the architecture agree (0.5 for SigLIP), else OpenAI's, with a
+            warning.
         words: for a small text tower that reads whole words: the words, or a text file of them,
             see :class:`~odise_mm.models.word_tokenizer.WordTokenizer`. None: those of the folder
             if it has any, else CLIP's byte pair encoding.
@@ -73,11 +79,13 @@ class FrozenCLIP(FrozenModule):
         model: str | dict = "ViT-L-14-336-quickgelu",
         weights: str | None = None,
         words: str | Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         import open_clip
 
-        config, mean, std, path, folder = find_clip(model, weights)
+        config, mean, std, path, folder = find_clip(model, weights, mean, std)
         load = path is not None
         if words is None and folder is not None and (folder / WORDS_FILE).is_file():
             words = str(folder / WORDS_FILE)
@@ -235,14 +243,20 @@ class CLIPSource(NamedTuple):
     folder: Path | None = None
 
 
-def find_clip(model: str | dict, weights: str | None) -> CLIPSource:
+def find_clip(
+    model: str | dict,
+    weights: str | None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> CLIPSource:
     """Look up a CLIP; on the meta device nothing is downloaded or looked for.
 
     Args:
-        model, weights: see :class:`FrozenCLIP`.
+        model, weights, mean, std: see :class:`FrozenCLIP`.
 
     Raises:
-        ValueError: unknown architecture or tag (the known tags are listed).
+        ValueError: unknown architecture or tag (the known tags are listed); ``mean`` or ``std`` is
+            no triple of numbers.
         TypeError: something else than those.
         ConfigError: a folder's config cannot be read.
         CheckpointError: a tag's file cannot be downloaded.
@@ -253,12 +267,14 @@ def find_clip(model: str | dict, weights: str | None) -> CLIPSource:
         raise TypeError(f"model={model!r} must be a name or a config of open_clip's, or a folder")
     if not isinstance(weights, str | None):
         raise TypeError(f"weights={weights!r} must be a tag, a file, a folder or None")
-    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    given = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
+    preprocessing: dict[str, Any] = {}
     folder = None
     if isinstance(model, str) and Path(model).expanduser().is_dir():
         folder = Path(model).expanduser()
         model, preprocessing = _read_folder(folder)
-        mean, std = preprocessing.get("mean", mean), preprocessing.get("std", std)
+    elif isinstance(model, str):
+        preprocessing = _preprocessing_of(model)
     config = open_clip.get_model_config(model) if isinstance(model, str) else deepcopy(model)
     if config is None:
         hint = nearest(model, open_clip.list_models()) or ": see open_clip.list_models()"
@@ -269,13 +285,15 @@ def find_clip(model: str | dict, weights: str | None) -> CLIPSource:
     load = weights is not None and not is_meta_context()
     if isinstance(model, str) and weights is not None and not is_path(weights):
         tag = _tag_config(model, weights)
-        mean, std = tag.get("mean", mean), tag.get("std", std)
+        preprocessing = tag
         _use_gelu_of_weights(config, bool(tag.get("quick_gelu")), f"{model} {weights}")
         if load:
             weights = _download(tag, f"{model} {weights}")
     elif load:
         weights = str(Path(weights).expanduser())
         if Path(weights).is_dir():
+            if (Path(weights) / CONFIG_FILE).is_file():
+                preprocessing = _read_folder(Path(weights))[1]
             weights = _file_in(Path(weights))
         if not isinstance(model, str) and not is_path(weights):
             raise ValueError(
@@ -284,7 +302,46 @@ def find_clip(model: str | dict, weights: str | None) -> CLIPSource:
             )
         if _is_torchscript(weights):  # OpenAI's own format: all were trained with QuickGELU
             _use_gelu_of_weights(config, True, weights)
+        elif isinstance(model, str) and "mean" not in {**preprocessing, **given}:
+            print_log(
+                f"open_clip's weights of {model} do not tell with which mean and std {weights} was "
+                "trained: OpenAI's are used; give the CLIP its `mean` and `std` if they differ",
+                logger="current",
+                level=logging.WARNING,
+            )
+    openai = dict(mean=open_clip.OPENAI_DATASET_MEAN, std=open_clip.OPENAI_DATASET_STD)
+    pair = {**openai, **preprocessing, **given}
+    mean, std = _three_numbers("mean", pair["mean"]), _three_numbers("std", pair["std"])
     return CLIPSource(config, mean, std, weights if load else None, folder)
+
+
+def _preprocessing_of(model: str) -> dict[str, Any]:
+    """Mean and std on which all of open_clip's weights of an architecture agree, else nothing.
+
+    A local file does not say how its pictures were normalised; nearly always this does.
+    """
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(model)
+    cfgs = [open_clip.get_pretrained_cfg(model, tag) for tag in tags]
+    default = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    pairs = {
+        (tuple(cfg.get("mean", default[0])), tuple(cfg.get("std", default[1]))) for cfg in cfgs
+    }
+    return dict(zip(("mean", "std"), pairs.pop(), strict=True)) if len(pairs) == 1 else {}
+
+
+def _three_numbers(name: str, values: Any) -> tuple[float, float, float]:
+    numbers = values if isinstance(values, list | tuple) else ()
+    valid = len(numbers) == 3 and all(
+        type(value) in (int, float) and math.isfinite(value) for value in numbers
+    )
+    if not valid or (name == "std" and min(numbers) <= 0):
+        raise ValueError(
+            f"{name}={values!r} of a CLIP must be three numbers, of red, green and blue in [0, 1]"
+            + (", greater than 0" if name == "std" else "")
+        )
+    return tuple(map(float, numbers))
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

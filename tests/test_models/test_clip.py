@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import open_clip
@@ -10,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize
 
-from odise_mm.models import FrozenCLIP
+from odise_mm.models import FrozenCLIP, OpenCLIPBackbone
+from odise_mm.models import clip as clip_module
+from odise_mm.models.clip import find_clip
 from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
 from tests.parts import TINY_CLIP, clip, relative_error
 
@@ -121,6 +124,88 @@ def test_openais_own_archive(tmp_path: Path) -> None:
     # such files need QuickGELU, whatever the config says
     images = torch.rand(1, 3, 56, 56)
     torch.testing.assert_close(model.encode_image(images), clip().encode_image(images))
+
+
+HALF = ((0.5,) * 3,) * 2
+OPENAI = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@pytest.mark.parametrize(
+    ("name", "pair"),
+    [
+        ("ViT-B-16-SigLIP", HALF),
+        ("ViT-SO400M-16-SigLIP2-512", HALF),
+        ("PE-Core-L-14-336", HALF),
+        ("nllb-clip-base-siglip", HALF),
+        ("MobileCLIP-S1", ((0.0,) * 3, (1.0,) * 3)),
+        ("ViT-H-14-CLIPA", IMAGENET),
+        ("ViT-L-14-336-quickgelu", OPENAI),
+        ("RN50", OPENAI),
+    ],
+)
+def test_mean_and_deviation_of_a_local_file(name: str, pair: tuple) -> None:
+    found = find_clip(name, "x.safetensors")
+    assert (found.mean, found.std) == pair
+    with torch.device("meta"):
+        found = find_clip(name, "x.safetensors")
+    assert (found.mean, found.std) == pair
+
+
+def test_every_architecture_with_a_local_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never other numbers than those of open_clip's own tags, where these leave no choice."""
+    said: list[str] = []
+    monkeypatch.setattr(clip_module, "print_log", lambda text, **_: said.append(text))
+    others = 0
+    for name in open_clip.list_models():
+        said.clear()
+        found = find_clip(name, "x.safetensors")
+        warned = bool(said)
+        with torch.device("meta"):
+            tags = {
+                find_clip(name, tag)[1:3] for tag in open_clip.list_pretrained_tags_by_model(name)
+            }
+        assert not tags or (found.mean, found.std) in tags, name
+        assert warned == (len(tags) != 1), name
+        others += tags != {OPENAI} and len(tags) == 1
+    assert others >= 45
+
+
+def test_given_mean_and_deviation(tmp_path: Path) -> None:
+    own = dict(mean=[0.1, 0.2, 0.3], std=(1, 2, 3))
+    for weights in (None, "x.safetensors", "openai"):
+        with torch.device("meta"):
+            found = find_clip("ViT-L-14", weights, **own)
+        assert found[1:3] == ((0.1, 0.2, 0.3), (1.0, 2.0, 3.0))
+    torch.save(clip().model.state_dict(), tmp_path / "clip.pt")
+    model = FrozenCLIP(TINY_CLIP, str(tmp_path / "clip.pt"), **own)
+    images = torch.rand(1, 3, 56, 56)
+    wanted = Normalize(own["mean"], own["std"])(images)
+    torch.testing.assert_close(model.normalise(images), wanted)
+    backbone = OpenCLIPBackbone(TINY_CLIP, str(tmp_path / "clip.pt"), **own)
+    assert backbone.mean.flatten().tolist() == pytest.approx(own["mean"])
+    siglip = OpenCLIPBackbone(TINY_CLIP, str(tmp_path / "clip.pt"))
+    assert siglip.mean.flatten().tolist() == pytest.approx(OPENAI[0])
+
+
+def test_preprocessing_of_the_folder_of_the_weights(tmp_path: Path) -> None:
+    config = {"model_cfg": dict(TINY_CLIP), "preprocess_cfg": {"mean": [0.25] * 3, "std": [2] * 3}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(config))
+    torch.save({}, tmp_path / "open_clip_pytorch_model.bin")
+    assert find_clip("ViT-L-14", str(tmp_path))[1:3] == ((0.25,) * 3, (2.0,) * 3)
+    assert find_clip(str(tmp_path), None)[1:3] == ((0.25,) * 3, (2.0,) * 3)
+
+
+@pytest.mark.parametrize("values", [0.5, "0.5", [0.5], [0.5, "a", 1], [0.1, 0.2, float("nan")]])
+def test_mean_and_deviation_that_make_no_sense(values: object) -> None:
+    with pytest.raises(ValueError, match="mean=.* must be three numbers"):
+        FrozenCLIP(TINY_CLIP, mean=values)
+    with pytest.raises(ValueError, match="std=.* must be three numbers"):
+        OpenCLIPBackbone(TINY_CLIP, std=values)
+    with pytest.raises(ValueError, match="std=.*greater than 0"):
+        FrozenCLIP(TINY_CLIP, std=[1, 1, 0])
+    with pytest.raises(ValueError, match="mean=.* without a model"):
+        OpenCLIPBackbone(clip=clip(), mean=[0.5] * 3)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ class OpenCLIPBackbone(Backbone):
             ones count from the end. By default those at 1/4, 1/2, 3/4 and the whole depth of a ViT,
             and of a pyramid the last level of each stride from 4 to 32.
         image_size: edge of the square that every tile is resized to, in pixels.
+        mean, std: of the pictures that the weights were trained on, see
+            :class:`~odise_mm.models.clip.FrozenCLIP`; not taken without ``model``.
 
     Raises:
         ValueError: no such architecture or tag, an index that does not exist, neither ``model``
@@ -70,6 +72,8 @@ class OpenCLIPBackbone(Backbone):
         clip: FrozenCLIP | None = None,
         out_indices: Sequence[int] | None = None,
         image_size: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
         check_image_size(image_size)
@@ -78,17 +82,20 @@ class OpenCLIPBackbone(Backbone):
         state = None
         if model is not None:
             name = f"CLIP {model if isinstance(model, str) else 'of the config'}"
-            self.own_tower, source, state = _build_tower(model, weights)
+            source = find_clip(model, weights, mean, std)
+            self.own_tower, state = _build_tower(source)
             mean, std = source.mean, source.std
         elif clip is None:
             raise ValueError(
                 "OpenCLIPBackbone needs a `model` of open_clip's, or a segmentor with a `clip` "
                 "whose image tower it can use"
             )
-        elif weights is not None:
+        elif weights is not None or mean is not None or std is not None:
+            name = "weights" if weights is not None else "mean" if mean is not None else "std"
+            value = weights if weights is not None else mean if mean is not None else std
             raise ValueError(
-                f"weights={weights!r} without a model: OpenCLIPBackbone then uses the segmentor's "
-                "clip, which has its own weights; name the `model` too, or drop `weights`"
+                f"{name}={value!r} without a model: OpenCLIPBackbone then uses the segmentor's "
+                f"clip, which has its own {name}; name the `model` too, or drop `{name}`"
             )
         else:
             name = f"CLIP {clip.short_name}"
@@ -255,13 +262,10 @@ def _tower_info(tower: nn.Module, name: str) -> list[dict[str, Any]]:
     return [{"num_chs": channels, "reduction": stride} for channels, stride in levels]
 
 
-def _build_tower(
-    model: str | dict, weights: str | None
-) -> tuple[nn.Module, CLIPSource, dict[str, Tensor] | None]:
+def _build_tower(source: CLIPSource) -> tuple[nn.Module, dict[str, Tensor] | None]:
     """The image tower alone; its values are undefined where a state to fill it with is returned."""
     from open_clip.model import _build_vision_tower
 
-    source = find_clip(model, weights)
     trunk = source.config.get("vision_cfg", {}).get("timm_model_name")
     if trunk:
         find_model(trunk, None)  # names the nearest where there is none
@@ -273,12 +277,12 @@ def _build_tower(
         raise ValueError(f"the config of a CLIP has no {error}: see open_clip's configs") from None
     if source.path is None:
         with same_random_weights():
-            return _build_vision_tower(*options), source, None
+            return _build_vision_tower(*options), None
     with same_random_weights(), WithoutDrawing():  # some tokens are drawn all the same
         tower = _build_vision_tower(*options)
     known = {PREFIX + key for key in tower.state_dict()}
     state = read_clip(source.path, lambda key: key.startswith(PREFIX), known.__contains__)
-    return tower, source, {key.removeprefix(PREFIX): value for key, value in state.items()}
+    return tower, {key.removeprefix(PREFIX): value for key, value in state.items()}
 
 
 def _prune(tower: nn.Module, indices: Sequence[int], whole: bool) -> None:
