@@ -71,7 +71,7 @@ setup(
     packages=find_packages(include=["odise_mm", "odise_mm.*"]),
     package_data={
         "odise_mm.datasets": ["vocabularies/*"],
-        "odise_mm.models.text": ["places.txt"],
+        "odise_mm.models.text": ["not_in_openseg.txt", "places.txt"],
     },
     install_requires=requirements(installed()),
     extras_require={"tests": parse(ROOT / "requirements/tests.txt")},

@@ -19,6 +19,7 @@ from odise_mm.engine.checkpoints import latest_checkpoint, read_training_state, 
 from odise_mm.engine.config import check_config, complete_config
 from odise_mm.engine.loops import unwrapped
 from odise_mm.errors import CheckpointError, OdiseError
+from odise_mm.models.training_names import NOTE, note_of, train_vocabulary
 from odise_mm.models.weights import load_weights
 from odise_mm.registry import RUNNERS
 from odise_mm.utils.checkpoint import differences
@@ -238,6 +239,9 @@ class OpenVocabRunner(Runner):
         without running code."""
         if fn_name == "before_save_checkpoint":
             checkpoint = kwargs["checkpoint"]
+            trained_with = train_vocabulary(unwrapped(self.model))
+            if trained_with is not None:
+                checkpoint["meta"][NOTE] = note_of(trained_with)
             for holder in (checkpoint["meta"], checkpoint["message_hub"]["runtime_info"]):
                 if "dataset_meta" in holder:
                     holder["dataset_meta"] = plain(holder["dataset_meta"])

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
+from odise_mm.models.training_names import compare_names
+from odise_mm.utils.checkpoint import CheckpointError, differences, load_meta, load_state_dict
 from odise_mm.utils.display import printable
 
 # Published name (regular expression) -> our name. Every key must match exactly one line.
@@ -174,6 +175,9 @@ def _rename(key: str) -> str | None:
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     """Load trained parameters, strictly: every one is filled, every key is used.
 
+    A warning says so where the weights were trained with other names than the model's config has
+    for ``fusion.train_vocabulary``.
+
     Args:
         model: an :class:`~odise_mm.models.OpenVocabSegmentor`.
         path: our checkpoint (``.safetensors``, ``.pth``) or a published ODISE file.
@@ -186,7 +190,8 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     """
     state = load_state_dict(path, fits=known_names(model))
     unused: dict[str, str] = {}
-    if is_published(state):
+    published = is_published(state)
+    if published:
         state, unused = from_published(state)
     wanted = model.state_dict()
     wrong = differences(state, wanted)
@@ -199,4 +204,5 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
         )
         raise CheckpointError(f"{path} was not made for this config: {wrong}. {advice}")
     model.load_state_dict(state)
+    compare_names(model, path, {} if published else load_meta(path), published)
     return unused

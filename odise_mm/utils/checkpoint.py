@@ -29,7 +29,7 @@ from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import printable
 from odise_mm.utils.unwrapping import Fits, innermost, unwrap
 
-__all__ = ["CheckpointError", "load_state_dict", "save_state_dict"]
+__all__ = ["CheckpointError", "load_meta", "load_state_dict", "save_state_dict"]
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
 
@@ -154,6 +154,26 @@ def load_state_dict(
     )
 
 
+def load_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The notes that a weights file holds beside its tensors; empty where there are none.
+
+    Args:
+        path: a file that :func:`load_state_dict` has read.
+
+    Returns:
+        ``meta`` of OpenMMLab's checkpoints and ours; of safetensors the header's texts.
+    """
+    path = Path(path).expanduser()
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    if start[8:9] == b"{":
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return dict(file.metadata() or {})
+    content = _read_torch(path, is_zip=start[:2] == b"PK")
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    return dict(meta) if isinstance(meta, Mapping) else {}
+
+
 def _choose_set(
     path: Path, content: Mapping[Any, Any], is_weight: Callable[[Any], bool], fits: Fits | None
 ) -> dict[str, Any]:
@@ -207,23 +227,26 @@ def _load_torch(
             )
         if "data.pkl" not in names:
             raise CheckpointError(f"{path} is not a checkpoint but some other zip archive")
-    try:
-        with _only_stand_ins(), path.open("rb") as stream:
-            if is_zip and path.suffix != ".safetensors":
-                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            else:
-                # As a stream: torch goes by the suffix where it is given a path.
-                content = torch.load(stream, map_location="cpu", weights_only=True)
-    # Whatever a damaged or hostile pickle can make the reader stumble over.
-    except Exception as error:
-        _explain(path, is_zip, error)
-
+    content = _read_torch(path, is_zip)
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path} is not a checkpoint: it holds a {type(content).__name__}, not weights by name"
         )
     tensors = _choose_set(path, content, lambda value: isinstance(value, Tensor), fits)
     return {k: v.detach() for k, v in tensors.items() if keep is None or keep(k)}
+
+
+def _read_torch(path: Path, is_zip: bool) -> Any:
+    """Content of a file of torch's formats."""
+    try:
+        with _only_stand_ins(), path.open("rb") as stream:
+            if is_zip and path.suffix != ".safetensors":
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            # As a stream: torch goes by the suffix where it is given a path.
+            return torch.load(stream, map_location="cpu", weights_only=True)
+    # Whatever a damaged or hostile pickle can make the reader stumble over.
+    except Exception as error:
+        _explain(path, is_zip, error)
 
 
 def _explain(path: Path, is_zip: bool, error: Exception) -> NoReturn:

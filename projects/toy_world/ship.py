@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,7 +62,13 @@ def ship(source: str, out: str, config: str) -> dict[str, Tensor]:
     """
     import odise_mm  # noqa: F401  (first: it prepares mmcv)
     from odise_mm.errors import CheckpointError
-    from odise_mm.utils.checkpoint import differences, load_state_dict, save_state_dict
+    from odise_mm.models.training_names import NOTE, note_of, noted
+    from odise_mm.utils.checkpoint import (
+        differences,
+        load_meta,
+        load_state_dict,
+        save_state_dict,
+    )
     from tools.analysis_tools.meta import build_on_meta, load_model_config
 
     wanted = build_on_meta(load_model_config(config)).state_dict()
@@ -71,6 +78,9 @@ def ship(source: str, out: str, config: str) -> dict[str, Tensor]:
         raise CheckpointError(f"{source} does not fit {config}: {wrong}")
     half = halved(state, source)
     meta = {"format": "odise_mm trained parameters", "config": Path(config).stem}
+    names = noted(load_meta(source))
+    if names is not None:
+        meta[NOTE] = json.dumps(note_of(names), ensure_ascii=False)
     save_state_dict(out, half, meta)
     return half
 

@@ -226,6 +226,7 @@ def test_what_a_checkpoint_holds(uninterrupted: Path) -> None:
     assert {key.split(".")[0] for key in state["state_dict"]} == {"layers"}
     assert len(state["optimizer"]["state"]) == len(state["state_dict"])
     assert "loss" in str(state["message_hub"]["log_scalars"].keys())
+    assert state["meta"]["train_vocabulary"]["synonyms"] == [["cat"], ["dog"]]
 
 
 @pytest.mark.parametrize(
