@@ -64,6 +64,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument(
         "--batch-size", type=positive_int, default=1, help="pictures that run together"
     )
+    model.add_argument(
+        "--max-pixels",
+        type=positive_int,
+        metavar="N",
+        help="refuse pictures of more pixels (default: 67,108,864, which is 8192 x 8192)",
+    )
     out = parser.add_argument_group("output")
     out.add_argument(
         "--out",
@@ -130,7 +136,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     named = (args.config, args.weights, args.diffusion_weights, args.clip_weights, args.vocabulary)
     # Before the model is built, which takes minutes.
     folder = OutputFolder(args.out, InputFiles(*named), args.overwrite)
-    folder.check(list(expand(args.images)), not args.no_picture)
+    folder.check(list(expand(args.images, log=False)), not args.no_picture)
+    limit = {} if args.max_pixels is None else dict(max_pixels=args.max_pixels)
     inferencer = OpenVocabInferencer(
         args.config,
         args.weights,
@@ -138,6 +145,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         args.precision,
         diffusion_weights=args.diffusion_weights,
         clip_weights=args.clip_weights,
+        **limit,
         # Only the panoptic result is shown: don't compute the others.
         cfg_options={"model.test_cfg.semantic": False, "model.test_cfg.instance": False},
     )

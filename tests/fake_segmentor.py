@@ -69,7 +69,10 @@ class FakeSegmentor(BaseModel):
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
             if self.fail == "cpu":
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-            if self.fail == "overflow":  # in a picture with a white corner
+            if self.fail == "huge":  # the same, for a picture with a white corner
+                if any(int(image[0, 0, 0]) == 255 for image in data["inputs"]):
+                    raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+            elif self.fail == "overflow":  # in a picture with a white corner
                 if any(int(image[0, 0, 0]) == 255 for image in data["inputs"]):
                     raise FloatingPointError("not finite")
             else:

@@ -28,14 +28,22 @@ from odise_mm.apis.building import (
     pick_device,
     set_frozen_weights,
 )
-from odise_mm.apis.memory import memory_guard
+from odise_mm.apis.memory import forget_frames, memory_guard, picture_guard
 from odise_mm.apis.output import ResultWriter, describe_settings
 from odise_mm.apis.progress import SharedProgress
 from odise_mm.apis.sources import Source, expand, is_single
 from odise_mm.datasets.vocabulary import Vocabulary, VocabularyError
+from odise_mm.errors import DeviceMemoryError
 from odise_mm.structures import Instances, NamedSegment, SegmentationResult
+from odise_mm.utils.display import printable
 from odise_mm.utils.frozen import same_random_weights
-from odise_mm.utils.image import ImageError, ImageSource, read_image
+from odise_mm.utils.image import (
+    MAX_PIXELS,
+    ImageError,
+    ImageSource,
+    check_max_pixels,
+    read_image,
+)
 from odise_mm.utils.outputs import InputFiles
 from odise_mm.utils.precision import check_precision
 
@@ -94,6 +102,7 @@ class OpenVocabInferencer:
         clip_weights: instead of the config's ``model.clip.weights``: an open_clip tag or a file.
         compile_frozen: ``torch.compile`` of the frozen parts; the first call then takes minutes.
         cfg_options: further config changes, dotted keys as in mmengine's ``--cfg-options``.
+        max_pixels: pictures with more are refused, files before they are decoded; None: none is.
 
     Raises:
         ConfigError: config not found, invalid, or with an unknown part or argument; an unknown
@@ -113,8 +122,10 @@ class OpenVocabInferencer:
         clip_weights: str | os.PathLike | None = None,
         compile_frozen: bool = False,
         cfg_options: dict[str, Any] | None = None,
+        max_pixels: int | None = MAX_PIXELS,
     ) -> None:
         self.precision = precision
+        self.max_pixels = check_max_pixels(max_pixels)
         self.device = pick_device(device)
         check_precision(precision, self.device)
         chosen = "" if device is not None else " (none was asked for)"
@@ -194,11 +205,13 @@ class OpenVocabInferencer:
 
         Returns:
             One result per picture, in order. In a list, folder or pattern a picture that cannot be
-            used, or whose masks are not finite numbers, gives a result with ``error`` set and the
-            others are finished; a summary of the bad ones is printed.
+            used, for which the memory does not suffice, or whose masks are not finite numbers,
+            gives a result with ``error`` set and the others are finished; a summary of the bad ones
+            is printed.
 
         Raises:
             ImageError: a single picture that cannot be used.
+            DeviceMemoryError: out of memory with a single picture; the message says what to lower.
             FloatingPointError: a single picture whose masks are not finite numbers.
         """
         single = is_single(images)
@@ -243,8 +256,9 @@ class OpenVocabInferencer:
         """Segment pictures one batch after another; only one batch is in memory.
 
         Args:
-            images: a path, a folder, a glob pattern, an array (H, W[, C]), a PIL image, or an
-                iterable of these (a generator is consumed as needed).
+            images: a path, a folder, a glob pattern, a file's bytes or a binary file object, an
+                array (H, W[, C]), a PIL image, or an iterable of these (a generator is consumed as
+                needed; what it raises comes after the results of the pictures before).
             texts: names of things, ``;`` between classes, ``,`` between the synonyms of a class; or
                 names of vocabularies ("coco", "ade20k", ...), or a list of both.
             stuff_texts: names of stuff classes, written alike.
@@ -273,7 +287,6 @@ class OpenVocabInferencer:
         Raises:
             VocabularyError: names that cannot be used (empty, twice, unknown vocabulary).
             ConfigError: in ``test_cfg`` an unknown setting, or a value that it cannot have.
-            DeviceMemoryError: out of memory; the message says what to lower.
             OutputError: ``out_dir`` cannot be used: an output would replace an input or somebody
                 else's file, another program is writing there, or ``resume`` finds a run with other
                 settings.
@@ -322,8 +335,7 @@ class OpenVocabInferencer:
                         picture = None
                         there = image is None and not return_pictures
                         if want_picture and result.panoptic is not None and not there:
-                            image = read_image(result.image_path) if image is None else image
-                            picture = self.draw(image, result)
+                            picture = self._try_to_draw(image, result)
                         if writer is not None:
                             writer.add(result, picture if draw else None)
                         result.picture = picture if return_pictures else None
@@ -378,6 +390,20 @@ class OpenVocabInferencer:
             kwargs.setdefault("notice", MADE_UP_NOTICE)
         return draw_panoptic(image, result, **kwargs)
 
+    def _try_to_draw(
+        self, image: np.ndarray | None, result: SegmentationResult
+    ) -> np.ndarray | None:
+        """The picture of a result; where that fails for want of memory, the result fails."""
+        try:
+            with picture_guard(result.image_name, result.panoptic.shape):
+                if image is None:
+                    image = read_image(result.image_path, max_pixels=self.max_pixels)
+                return self.draw(image, result)
+        except (ImageError, DeviceMemoryError) as err:
+            forget_frames(err)
+            result.drop_maps().error = err
+            return None
+
     def _inputs(self, *names: Texts | None) -> InputFiles:
         """Files that a call reads besides the pictures."""
         lists = [given if isinstance(given, (list, tuple)) else [given] for given in names]
@@ -401,11 +427,14 @@ class OpenVocabInferencer:
         waiting: list[_Loaded | SegmentationResult] = []
         ready = 0
         for source in sources:
+            if source.failure is not None:
+                yield from self._finish(waiting, request)
+                raise source.failure
             finished = None if writer is None else writer.begin(source)
             try:
                 waiting.append(finished or self._load(source, request.channel_order))
                 ready += finished is None
-            except ImageError as err:
+            except (ImageError, DeviceMemoryError) as err:
                 waiting.append(self._failed(source, request, err))
             if ready == batch_size or ready == 0:
                 yield from self._finish(waiting, request)
@@ -413,6 +442,7 @@ class OpenVocabInferencer:
         yield from self._finish(waiting, request)
 
     def _failed(self, source: Source, request: _Request, error: Exception) -> SegmentationResult:
+        forget_frames(error)  # they hold the picture, for as long as the result is kept
         return SegmentationResult(
             image_path=source.path,
             image_name=source.name,
@@ -424,8 +454,13 @@ class OpenVocabInferencer:
     def _load(self, source: Source, channel_order: str) -> _Loaded:
         if source.error is not None:
             raise source.error
-        image = read_image(source.value, channel_order=channel_order, name=source.name)
-        with self._pipeline_lock:
+        image = read_image(
+            source.value,
+            channel_order=channel_order,
+            name=source.name,
+            max_pixels=self.max_pixels,
+        )
+        with picture_guard(source.name, image.shape), self._pipeline_lock:
             data = self.pipeline(dict(img=image, img_path=source.path, img_id=source.name))
         return _Loaded(source, image, data["inputs"], data["data_samples"])
 
@@ -439,20 +474,23 @@ class OpenVocabInferencer:
                 yield item, None
                 continue
             output = next(outputs)
-            if isinstance(output, FloatingPointError):
+            if isinstance(output, Exception):
                 yield self._failed(item.source, request, output), None
             else:
                 yield self._to_result(output, item, request.vocabulary), item.image
 
     def _predict_each(
         self, batch: list[_Loaded], request: _Request
-    ) -> list[BaseDataElement | FloatingPointError]:
-        """As :meth:`_predict`; a picture that overflows does not take the others with it."""
+    ) -> list[BaseDataElement | FloatingPointError | DeviceMemoryError]:
+        """As :meth:`_predict`; a picture that fails does not take the others with it."""
         try:
             return list(self._predict(batch, request))
-        except FloatingPointError as err:
+        except (FloatingPointError, DeviceMemoryError) as err:
             if len(batch) == 1:
-                return [FloatingPointError(f"{batch[0].source.name}: {err}")]
+                return [type(err)(f"{printable(batch[0].source.name)}: {err}")]
+            if isinstance(err, DeviceMemoryError):
+                print_log(f"{err} Now one by one.", logger="current", level=logging.WARNING)
+        # Here the error is gone, and with its frames the tensors that filled the memory.
         return [output for item in batch for output in self._predict_each([item], request)]
 
     def _predict(self, batch: list[_Loaded], request: _Request) -> list[BaseDataElement]:

@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 import torch
 
 from odise_mm.errors import DeviceMemoryError
+from odise_mm.utils.display import printable
 
 
 @contextmanager
@@ -43,6 +44,36 @@ def memory_guard(
             f"out of memory on {device} {_doing(sizes)}; {_advice(precision, sizes, originals)}. "
             "Nothing was moved to another device."
         ) from err
+
+
+@contextmanager
+def picture_guard(name: str, shape: tuple[int, ...]) -> Iterator[None]:
+    """Turn running out of the computer's memory over one picture into an error that names it.
+
+    Args:
+        name: the picture's.
+        shape: (height, width, ...).
+
+    Raises:
+        DeviceMemoryError: when the work inside runs out of memory.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as err:
+        if not is_out_of_memory(err, torch.device("cpu")):
+            raise
+        raise DeviceMemoryError(
+            f"{printable(name)}: not enough memory for its {shape[1]} x {shape[0]} pixels; shrink "
+            "it first"
+        ) from err
+
+
+def forget_frames(error: BaseException) -> None:
+    """Let go of the frames of an error and of its causes, and of what their variables hold."""
+    at: BaseException | None = error
+    while at is not None:
+        at.__traceback__ = None
+        at = at.__cause__ or at.__context__
 
 
 # Where the allocators have no exception type of their own, their words tell.

@@ -8,6 +8,7 @@ import re
 from collections import Counter, UserString, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class Source:
     path: str | None = None
     error: ImageError | None = None
     """Why there is no picture at all: an empty folder, a pattern that matches nothing."""
+    failure: Exception | None = None
+    """What the iterable of the pictures raised: there are no more."""
 
 
 def is_single(images: Any) -> bool:
@@ -56,7 +59,9 @@ def is_single(images: Any) -> bool:
     return _may_be_picture(images)
 
 
-def expand(images: ImageSource | Iterable[ImageSource]) -> Sequence[Source] | Iterator[Source]:
+def expand(
+    images: ImageSource | Iterable[ImageSource], *, log: bool = True
+) -> Sequence[Source] | Iterator[Source]:
     """All pictures of an argument, in order; folders and patterns sorted by name.
 
     What a folder or a pattern gives that another one gave before is left out, so that no link
@@ -66,14 +71,16 @@ def expand(images: ImageSource | Iterable[ImageSource]) -> Sequence[Source] | It
         images: a path, a folder (its pictures, not those of folders in it), a glob pattern (``**``
             for any depth), a file's bytes, a binary file object, an array, a PIL image, or an
             iterable of these.
+        log: whether to say what is left out.
 
     Returns:
-        A list, or an iterator when ``images`` is one: it is then consumed as pictures are needed.
+        A list, or an iterator when ``images`` is one: it is then consumed as pictures are needed,
+        and what it raises is the last source's ``failure``.
 
     Raises:
         TypeError: none of these.
     """
-    expansion = _Expansion()
+    expansion = _Expansion(log)
     if _may_be_picture(images):
         return list(expansion.of(images, "image"))
     _check_iterable(images)
@@ -122,12 +129,22 @@ def _is_pattern(path: str) -> bool:
 class _Expansion:
     """Turns folders and patterns into files, each real file once."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: bool) -> None:
+        self._log = log
         self._taken: set[str] = set()
 
     def of_all(self, images: Iterable[ImageSource]) -> Iterator[Source]:
-        for index, image in enumerate(images):
-            yield from self.of(image, f"images[{index}]")
+        iterator = iter(images)
+        for index in count():
+            name = f"images[{index}]"
+            try:
+                image = next(iterator)
+            except StopIteration:
+                return
+            except Exception as err:  # somebody else's code
+                yield Source(name, None, failure=err)
+                return
+            yield from self.of(image, name)
 
     def of(self, image: ImageSource, name: str) -> Iterator[Source]:
         if not isinstance(image, (str, os.PathLike)):
@@ -193,7 +210,7 @@ class _Expansion:
                 self._taken.add(real)
                 files.append(file)
         left_out = _left_out(others, len(found) - len(files))
-        if left_out:
+        if left_out and self._log:
             print_log(f"{shown}: left out {left_out}", logger="current")
         for file in files:
             yield Source(file, file, file)

@@ -160,7 +160,7 @@ class ResultWriterHook(Hook):
         picture = draw_panoptic(image, result, notice=self.notice)
         path = self.show_dir / self.set_name / f"{self._stems[result.image_path]}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture[..., ::-1]).save(path, quality=92, subsampling=0)
+        Image.fromarray(picture[..., ::-1]).save(path, "JPEG", quality=92, subsampling=0)
 
     def _dump(self, index: int, sample: DetDataSample, result: SegmentationResult) -> None:
         folder = self.dump_dir / self.set_name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -218,9 +219,9 @@ def test_output_files(inferencer, pictures, tmp_path):
 
 
 def test_results_so_far_are_kept_when_a_later_batch_fails(config, pictures, tmp_path):
-    options = {"model.fail": "cpu", "model.fail_from": 2}
+    options = {"model.fail": "a bug", "model.fail_from": 2}
     failing = OpenVocabInferencer(config, device="cpu", cfg_options=options)
-    with pytest.raises(DeviceMemoryError):
+    with pytest.raises(RuntimeError, match="a bug"):
         failing(pictures, out_dir=tmp_path / "out")
     assert len(read_coco_panoptic(tmp_path / "out" / "panoptic.json")) == 2
 
@@ -255,14 +256,19 @@ def test_the_device_is_said_and_never_replaced(config, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
-def test_out_of_memory_says_what_to_lower(config, pictures, kind):
+def test_out_of_memory_says_what_to_lower(config, pictures, kind, monkeypatch):
     failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": kind})
     with pytest.raises(DeviceMemoryError) as info:
-        failing(pictures, batch_size=2)
+        failing(pictures / "a.png", batch_size=2)
     message = str(info.value)
-    for word in ("batch size (now 2)", "max_tiles_per_batch", "image scale", "bf16", "85 x 64"):
+    for word in ("a.png: ", "max_tiles_per_batch", "image scale", "bf16", "85 x 64"):
         assert word in message
-    assert "Nothing was moved" in message
+    assert "Nothing was moved" in message and "batch size" not in message
+    lines = []
+    monkeypatch.setattr("odise_mm.apis.inferencer.print_log", lambda m, **kwargs: lines.append(m))
+    results = failing(pictures, batch_size=2)
+    assert [type(result.error) for result in results] == [DeviceMemoryError] * 3
+    assert len(lines) == 1 and "batch size (now 2)" in lines[0] and "one by one" in lines[0]
     half = OpenVocabInferencer(
         config, device="cpu", precision="bf16", cfg_options={"model.fail": kind}
     )
@@ -306,6 +312,95 @@ def test_masks_that_are_not_finite_cost_one_picture_of_a_list(config, batch_size
     assert "1 of 4 pictures" in capsys.readouterr().err
     with pytest.raises(FloatingPointError, match="not finite"):
         failing(images[1])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4])
+def test_memory_that_fails_for_one_picture_costs_that_picture(config, batch_size):
+    failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": "huge"})
+    images = [np.full((20, 20, 3), grey, np.uint8) for grey in (0, 255, 90, 30)]
+    results = failing(images, batch_size=batch_size)
+    assert [r.ok for r in results] == [True, False, True, True]
+    assert str(results[1].error).startswith("images[1]: out of memory on cpu")
+    # Nothing holds the tensors of the failed call for as long as the result lives.
+    error = results[1].error
+    assert error.__traceback__ is error.__cause__ is error.__context__ is None
+
+
+def test_memory_for_reading_costs_that_picture(inferencer, pictures, monkeypatch):
+    sizes = []
+    pipeline = inferencer.pipeline
+
+    def scarce(data):
+        sizes.append(data["img"].shape)
+        if data["img"].shape[0] == 50:
+            raise np._core._exceptions._ArrayMemoryError((50, 20, 3), np.dtype("uint8"))
+        return pipeline(data)
+
+    monkeypatch.setattr(inferencer, "pipeline", scarce)
+    results = inferencer(pictures, batch_size=3)
+    assert [r.ok for r in results] == [True, False, True] and len(sizes) == 3
+    assert "b.JPG: not enough memory for its 20 x 50 pixels" in str(results[1].error)
+    assert results[1].error.__cause__.__traceback__ is None
+    with pytest.raises(DeviceMemoryError, match=r"b\.JPG: not enough memory"):
+        inferencer(pictures / "b.JPG")
+
+
+def test_the_limit_on_pixels(config, pictures, tmp_path):
+    small = OpenVocabInferencer(config, device="cpu", max_pixels=1000)
+    results = small([pictures, read_image(pictures / "a.png")])
+    assert [r.ok for r in results] == [False, True, True, False]
+    assert "40 x 30 = 1,200 where max_pixels is 1,000" in str(results[0].error)
+    with pytest.raises(ImageError, match=r"a\.png: too many pixels"):
+        small(pictures / "a.png")
+    large = OpenVocabInferencer(config, device="cpu", max_pixels=None)
+    assert large.max_pixels is None and large(pictures / "a.png")[0].ok
+    with pytest.raises(ValueError, match="max_pixels"):
+        OpenVocabInferencer(config, device="cpu", max_pixels=0)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_what_a_generator_raises_comes_after_its_pictures(
+    inferencer, pictures, batch_size, tmp_path
+):
+    class Gone(Exception):
+        pass
+
+    def images():
+        yield pictures / "a.png"
+        yield pictures / "missing.png"
+        yield from (pictures / "b.JPG", pictures / "c.bmp")
+        raise Gone("the camera was unplugged")
+
+    results = []
+    with pytest.raises(Gone, match="unplugged"):
+        for result in inferencer.stream(images(), batch_size=batch_size, out_dir=tmp_path / "o"):
+            results.append(result)
+    assert [r.ok for r in results] == [True, False, True, True]
+    assert len(read_coco_panoptic(tmp_path / "o" / "panoptic.json")) == 3
+
+
+def test_bytes_and_file_objects(inferencer, pictures):
+    content = (pictures / "a.png").read_bytes()
+    expected = inferencer(pictures / "a.png")[0].panoptic
+    with open(pictures / "a.png", "rb") as file:
+        for one in (content, bytearray(content), io.BytesIO(content), file):
+            (result,) = inferencer(one)
+            assert np.array_equal(result.panoptic, expected) and result.image_path is None
+            assert len(inferencer([one, one])) == 2
+    with pytest.raises(ImageError, match="^image: not a readable picture"):
+        inferencer(b"not a picture" * 30_000)
+    with pytest.raises(TypeError, match=r"numpy\.array\(pixels"):
+        inferencer(np.zeros((300, 4, 3), np.uint8).tolist())
+    with pytest.raises(ImageError, match="not fetched from addresses"):
+        inferencer("https://example.com/a.jpg")
+
+
+def test_a_picture_called_dots(inferencer, pictures, tmp_path):
+    (pictures / "a.png").rename(pictures / "..png")
+    results = inferencer([pictures / "..png", f"{pictures}/c.bmp/"], out_dir=tmp_path / "o")
+    assert all(r.ok for r in results)
+    back = read_coco_panoptic(tmp_path / "o" / "panoptic.json")
+    assert [r.image_name for r in back] == ["..png", "c.bmp"]
 
 
 def test_other_errors_pass_unchanged(config, pictures):
