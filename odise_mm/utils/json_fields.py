@@ -15,6 +15,7 @@ from odise_mm.utils.display import printable
 ID = "a whole number or text"
 FLAG = "0 or 1"
 TEXT = "text"
+NAMES = "a list of texts"
 LENGTH = "a whole number from 1 to 1000000"
 AREA = "a number from 0"
 _LARGEST = sys.float_info.max
@@ -53,6 +54,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
         lambda value: isinstance(value, list) and all(map(KINDS[ID], value))
     ),
     TEXT: is_text,
+    NAMES: lambda value: isinstance(value, list) and all(map(is_text, value)),
     ID: lambda value: is_whole(value) or is_text(value),
     LENGTH: lambda value: is_whole(value) and 1 <= value <= 1_000_000,
     AREA: lambda value: is_number(value) and value >= 0,

@@ -153,7 +153,7 @@ def test_bad_files_are_named(archives: SmallCoco, capsys: pytest.CaptureFixture)
             f"{png}: the PNG lacks segment 95004",
         ),
         (archives.json, lambda p: p.write_text("{}"), f"{archives.json}: not panoptic annotations"),
-        (archives.json, lambda p: p.write_text("{"), f"{archives.json}: not a readable JSON file"),
+        (archives.json, lambda p: p.write_text("{"), f"{archives.json}: not JSON"),
         (archives.json, Path.unlink, "panoptic_annotations_trainval2017.zip"),
     ]:
         good = path.read_bytes()

@@ -441,22 +441,22 @@ def no_list(content: dict) -> None:
 
 
 def no_polygon(content: dict) -> None:
-    content["annotations"][0]["segmentation"] = [[1, 2]]
+    content["annotations"][0]["segmentation"] = [[1, 2, 3]]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (rename_category, "category 1200 is 'yogurt_pot'; LVIS v1 has 1200, '"),
+        (rename_category, "category 1200 is 'yogurt_pot'; LVIS v1 has '"),
         (older_version, "1200 categories; LVIS v1 has 1203"),
         (no_frequency, "category 'aerosol_can' has no frequency"),
-        (older_images, "image 37777 lacks 'not_exhaustive_category_ids'"),
+        (older_images, "image 37777 has no `not_exhaustive_category_ids`"),
         (unknown_negative, "image 37777 has category 1204 in neg_category_ids"),
         (other_size, "000000391895.jpg: 64 x 31 pixels; the JSON says 64 x 32"),
-        (other_image, "annotation 1: no image 4"),
-        (no_name, "lvis_v1_val.json: not annotations of LVIS (KeyError('name'))"),
-        (no_list, "lvis_v1_val.json: not annotations of LVIS (TypeError("),
-        (no_polygon, "000000397133.jpg: a mask that is none"),
+        (other_image, "annotation 1 is of image id 4, which `images` does not list"),
+        (no_name, "lvis_v1_val.json: category 8 has no `name`"),
+        (no_list, "lvis_v1_val.json: image 37777 has `neg_category_ids` null"),
+        (no_polygon, "of its mask has 3 numbers"),
     ],
 )
 def test_lvis_annotations_that_are_wrong(
@@ -466,6 +466,36 @@ def test_lvis_annotations_that_are_wrong(
     edit(tmp_path / "lvis" / "lvis_v1_val.json", change)
     run = [tmp_path / "lvis", "--coco", tmp_path / "coco", "--workers", 1]
     assert message in fails(lvis.main, capsys, *run)
+
+
+def test_lvis_masks_that_cannot_be_used_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    raw.write_raw_lvis(tmp_path)
+
+    def shrink(content: dict) -> None:
+        content["annotations"][0]["segmentation"] = [[1, 2]]
+
+    edit(tmp_path / "lvis" / "lvis_v1_val.json", shrink)
+    lvis.main([str(tmp_path / "lvis"), "--coco", str(tmp_path / "coco"), "--workers", "1"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "annotations left out" in shown and "the first: annotation 1 of image" in shown
+
+
+def test_lvis_file_names_of_another_tool_change_nothing(tmp_path: Path) -> None:
+    """COCO's folders are in ``coco_url`` alone, which dataset and converter go by."""
+    raw.write_raw_lvis(tmp_path)
+    before = [dataset("lvis", tmp_path).get_data_info(i)["img_path"] for i in range(3)]
+
+    def name(content: dict) -> None:
+        for image in content["images"]:
+            image["file_name"] = image["coco_url"].rpartition("/")[2]
+
+    edit(tmp_path / "lvis" / "lvis_v1_val.json", name)
+    lvis.main([str(tmp_path / "lvis"), "--coco", str(tmp_path / "coco"), "--workers", "1"])
+    made = dataset("lvis", tmp_path)
+    assert [made.get_data_info(i)["img_path"] for i in range(3)] == before
+    assert all(Path(path).is_file() for path in before)
 
 
 def test_lvis_pictures_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -530,7 +560,7 @@ def test_uvo_frames_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixtu
     (truth.root / "uvo_videos_sparse_frames").rename(truth.root / "other")
     assert "video2frames.py" in fails(uvo.main, capsys, truth.root)
     (truth.root / "FrameSet" / "UVO_frame_val.json").write_text('{"images": [')
-    assert "UVO_frame_val.json: not a readable JSON" in fails(uvo.main, capsys, truth.root)
+    assert "UVO_frame_val.json: not JSON" in fails(uvo.main, capsys, truth.root)
 
 
 def smaller_mask(content: dict) -> None:
@@ -545,12 +575,22 @@ def no_masks(content: dict) -> None:
     del content["annotations"][1]["segmentation"]
 
 
+def text_flag(content: dict) -> None:
+    content["annotations"][1]["iscrowd"] = "0"
+
+
+def outside(content: dict) -> None:
+    content["images"][1]["file_name"] = "../secret.png"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (smaller_mask, "a-B_c1/0.png: a mask of size [3, 3] on a picture of [40, 56]"),
-        (broken_mask, "a-B_c1/0.png: a mask that is none"),
-        (no_masks, "not annotations of UVO (KeyError('segmentation'))"),
+        (smaller_mask, "a-B_c1/0.png: its run lengths are of size [3, 3], its picture is of [40"),
+        (broken_mask, 'a-B_c1/0.png: its mask is "nonsense"'),
+        (no_masks, "has no `segmentation`"),
+        (text_flag, 'has `iscrowd` "0", not 0 or 1'),
+        (outside, "'../secret.png' leads outside its folder"),
     ],
 )
 def test_uvo_raw_annotations_that_are_wrong(
@@ -579,7 +619,7 @@ def test_uvo_notices_what_changed_and_a_second_run_repairs_it(
     Image.new("RGB", (9, 9)).save(frame)
     assert f"{frame}: 9 x 9 pixels" in fails(uvo.main, capsys, truth.root, *check)
     path.unlink()
-    assert f"{path}: no such file" in fails(uvo.main, capsys, truth.root, *check)
+    assert f"{path}: no such annotation file" in fails(uvo.main, capsys, truth.root, *check)
 
 
 # --- all of them --------------------------------------------------------------------------------

@@ -32,7 +32,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.errors import DatasetError  # noqa: E402
-from odise_mm.utils.files import write_text  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
+from odise_mm.utils.files import path_inside, write_text  # noqa: E402
+from odise_mm.utils.json_fields import LENGTH, TEXT  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
@@ -45,6 +47,7 @@ from tools.dataset_converters.common import (  # noqa: E402
     read_json,
     read_lines,
     read_pixels,
+    rows_of,
     same_size,
     show_written,
     verify_semantic,
@@ -134,10 +137,10 @@ def read_index(path: Path) -> Index:
     except Exception as error:  # whatever a damaged pickle makes the unpickler stumble over
         raise DatasetError(f"{path}: not read, {error}; get the release again") from error
     try:
-        names = [" ".join(str(name).split()) for name in content["objectnames"]]
+        names = [", ".join(pieces(str(name))) for name in content["objectnames"]]
         # folders start with the release's own, which may have been renamed since
         images = [
-            PurePosixPath(*PurePosixPath(str(folder)).parts[1:], str(file))
+            _inside(path, "/".join([*PurePosixPath(str(folder)).parts[1:], str(file)]))
             for folder, file in zip(content["folder"], content["filename"], strict=True)
         ]
         counts, parts = (np.asarray(content[key]) for key in ("objectPresence", "objectIsPart"))
@@ -150,6 +153,21 @@ def read_index(path: Path) -> Index:
             f"{len(names)} names and {len(images)} pictures"
         )
     return Index(names, images, presence)
+
+
+def pieces(name: str) -> list[str]:
+    """The names between commas; blanks around them and double ones do not matter."""
+    return [piece for piece in (" ".join(text.split()) for text in name.split(",")) if piece]
+
+
+def _inside(index: Path, name: str) -> PurePosixPath:
+    """A picture's path, which must stay below the release's folder: labels are written by it."""
+    where = f"{index}: the path of a picture"
+    path_inside(index.parent, name, DatasetError, where)
+    path = PurePosixPath(name)
+    if ".." in path.parts:  # another start of the path would lead it elsewhere
+        raise DatasetError(f"{where} is '{printable(name)}'; there is no '..' in the release's")
+    return path
 
 
 def choose_classes(index: Index, classes_file: Path | None) -> list[int]:
@@ -171,7 +189,7 @@ def choose_classes(index: Index, classes_file: Path | None) -> list[int]:
     chosen: list[int] = []
     lines = read_lines(need_file(classes_file, "a published list"))
     for place, line in enumerate(lines, start=1):
-        text = _index_name(line)
+        text = _listed_name(line)
         if not text:
             continue
         number = int(text) if text.isdecimal() else numbers.get(text, 0)
@@ -188,13 +206,11 @@ def choose_classes(index: Index, classes_file: Path | None) -> list[int]:
     return chosen
 
 
-def _index_name(line: str) -> str:
-    """A line of a list of classes as the index spells it; label files' ``id:name,name``, too."""
+def _listed_name(line: str) -> str:
+    """A line of a list of classes as the index has it; label files' ``id:name,name``, too."""
     label = re.fullmatch(r"\s*\d+\s*:(.*)", line)
-    if label is None:
-        return " ".join(line.split())
-    names = [" ".join(name.split()) for name in label[1].split(",")]
-    return "" if names == ["invalid_class_id"] else ", ".join(names)
+    names = pieces(line if label is None else label[1])
+    return "" if label and names == ["invalid_class_id"] else ", ".join(names)
 
 
 def write_vocabulary(path: Path, names: Sequence[str]) -> None:
@@ -253,12 +269,10 @@ def check_names(root: Path, index: Index, image: PurePosixPath) -> None:
     """
     path = need_file((root / image).with_suffix(".json"), RELEASE)
     with parsing(path, "an annotation of the release"):
-        objects = [
-            (int(item["name_ndx"]), " ".join(item["name"].split()))
-            for item in read_json(path)["annotation"]["object"]
-        ]
-    for number, name in objects:
-        if not 1 <= number <= len(index.names) or index.names[number - 1] != name:
+        objects = rows_of(read_json(path)["annotation"], "object", path, name_ndx=LENGTH, name=TEXT)
+    for item in objects:
+        number, name = item["name_ndx"], ", ".join(pieces(item["name"]))
+        if number > len(index.names) or index.names[number - 1] != name:
             raise DatasetError(
                 f"{path}: object {number} is called {name!r}, but not so in index_ade20k.pkl; are "
                 "they of the same release?"

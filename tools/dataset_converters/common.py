@@ -16,7 +16,6 @@ however the program ended. Imports no torch: worker processes start in a fractio
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import signal
@@ -27,7 +26,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +35,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from odise_mm.errors import DatasetError, OdiseError
+from odise_mm.utils import files
+from odise_mm.utils.coco_json import CocoFile, picture_name, read_coco, used_categories
 from odise_mm.utils.command_line import one_line_errors, positive_int
-from odise_mm.utils.files import atomic_writer, write_json
+from odise_mm.utils.files import atomic_writer, path_inside, write_json
 from odise_mm.utils.image import LABEL_FORMATS, MAX_LABEL_PIXELS, open_image, turned_hint
 from odise_mm.utils.journal import Journal
+from odise_mm.utils.json_fields import FLAG, fault, shown
 from odise_mm.utils.label_maps import IGNORED, class_indices, read_label_map
+from odise_mm.utils.masks import clean_mask, to_rle
 from odise_mm.utils.panoptic_io import read_panoptic_png
 from tools.report import Table, show
 
@@ -300,18 +302,36 @@ def write_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
 
 
 def read_json(path: str | os.PathLike) -> Any:
-    """A JSON file's content.
+    """A JSON file's content; see :func:`odise_mm.utils.files.read_json`.
 
     Raises:
         DatasetError: missing, or not JSON.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            return json.load(file)
-    except FileNotFoundError:
-        raise DatasetError(f"{path}: no such file") from None
-    except (OSError, ValueError) as error:
-        raise DatasetError(f"{path}: not a readable JSON file ({error})") from error
+    return files.read_json(path, DatasetError, "file")
+
+
+def rows_of(content: Any, key: str, path: str | os.PathLike, **kinds: str) -> list[dict]:
+    """The objects of a list in a JSON file, with fields of the right types.
+
+    Args:
+        content: of the file.
+        key: of the list.
+        path: of the file, for messages.
+        kinds: of fields that must be there, see :data:`odise_mm.utils.json_fields.KINDS`.
+
+    Raises:
+        DatasetError: there is no such list, or an object is incomplete or of wrong types.
+    """
+    rows = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(rows, list):
+        raise DatasetError(f"{path}: there is no list `{key}` in it")
+    for place, row in enumerate(rows, start=1):
+        problem = None if isinstance(row, dict) else f"is {shown(row)}, not an object"
+        for field, kind in kinds.items():
+            problem = problem or fault(row, field, kind)
+        if problem:
+            raise DatasetError(f"{path}: number {place} of `{key}` {problem}")
+    return rows
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
@@ -335,11 +355,12 @@ def parsing(path: str | os.PathLike, what: str = "annotations in COCO's format")
         raise DatasetError(f"{path}: not {what} ({error!r})") from error
 
 
-def measured_mask(mask: dict | list, size: tuple[int, int]) -> tuple[dict, int, list[int]]:
+def measured_mask(mask: Any, size: tuple[int, int]) -> tuple[dict, int, list[int]]:
     """Compressed run lengths, area and box of a mask in any of COCO's forms.
 
     Args:
-        mask: polygons, or run lengths with counts as integers or as text.
+        mask: polygons, or run lengths with counts as integers or as text; one of which nothing can
+            be used is empty.
         size: the picture's height and width.
 
     Raises:
@@ -347,17 +368,12 @@ def measured_mask(mask: dict | list, size: tuple[int, int]) -> tuple[dict, int, 
     """
     from pycocotools import mask as masks
 
-    try:
-        if isinstance(mask, list):
-            mask = masks.merge(masks.frPyObjects(mask, *size))
-        elif isinstance(mask["counts"], list):
-            mask = masks.frPyObjects(mask, *mask["size"])
-        area, box = int(masks.area(mask)), [int(v) for v in masks.toBbox(mask)]
-    except Exception as error:  # pycocotools raises bare ones
-        raise DatasetError(f"a mask that is none ({error!r})") from error
-    if list(mask["size"]) != list(size):
-        raise DatasetError(f"a mask of size {mask['size']} on a picture of {list(size)}")
-    return mask, area, box
+    usable = clean_mask(mask, size)
+    if usable is None:
+        code = masks.encode(np.zeros(size, np.uint8, order="F"))
+    else:
+        code = to_rle(usable, size)
+    return code, int(masks.area(code)), [int(v) for v in masks.toBbox(code)]
 
 
 def read_pixels(path: str | os.PathLike, modes: Sequence[str] | None = None) -> np.ndarray:
@@ -426,6 +442,7 @@ class Verified:
     images: int
     classes: int  # that occur
     segments: int = 0  # of panoptic and instance files
+    notes: tuple[str, ...] = ()  # on what cannot be used
 
 
 def same_size(labels: np.ndarray, path: Path, image: Path) -> None:
@@ -501,34 +518,33 @@ def verify_panoptic(
     Raises:
         DatasetError: what is wrong first, by the file's name.
     """
-    content = read_json(json_path)
-    with parsing(json_path):
-        images, categories = _tables(content, json_path)
-        annotations = content["annotations"]
-        if sorted(a["image_id"] for a in annotations) != sorted(images):
-            raise DatasetError(f"{json_path}: images and annotations are not one to one")
-        things = {id_: bool(category["isthing"]) for id_, category in categories.items()}
-        items = []
-        for annotation in annotations:
-            image = images[annotation["image_id"]]
-            data = (Path(images_folder) / image["file_name"], image, annotation["segments_info"])
-            items.append(Item(Path(folder) / annotation["file_name"], data=data))
-        classes = {info["category_id"] for a in annotations for info in a["segments_info"]}
+    content = read_coco(json_path, "panoptic")
+    annotations, images = content.annotations, content.images
+    _not_empty(content)
+    if len(annotations) != len(images):  # an image has one at most, and only listed ones have
+        raise DatasetError(f"{json_path}: images and annotations are not one to one")
+    for id_, category in content.categories.items():
+        problem = fault(category, "isthing", FLAG)
+        if problem:
+            raise DatasetError(f"{json_path}: category {shown(id_)} {problem}")
+    things = {id_: bool(category["isthing"]) for id_, category in content.categories.items()}
+    items = []
+    for annotation in annotations:
+        image = images[annotation["image_id"]]
+        where = f"{json_path}: image {shown(image['id'])}"
+        picture = path_inside(images_folder, picture_name(image), DatasetError, where)
+        png = path_inside(folder, annotation["file_name"], DatasetError, where)
+        items.append(Item(png, data=(picture, image, annotation["segments_info"])))
+    classes = used_categories(annotations)
     work = partial(_check_panoptic, things=things, check_areas=check_areas)
     found = convert_all(items[::every], work, description, workers)
     return Verified(len(images), len(classes), sum(found))
 
 
-def _tables(content: Any, path: str | os.PathLike) -> tuple[dict[Any, dict], dict[int, dict]]:
-    """Images and categories of a COCO-like JSON by their ids."""
-    tables = []
+def _not_empty(content: CocoFile) -> None:
     for key in ("images", "categories"):
-        rows = content[key]
-        table = {row["id"]: row for row in rows}
-        if not rows or len(table) != len(rows):
-            raise DatasetError(f"{path}: '{key}' is empty or has an id twice")
-        tables.append(table)
-    return tables[0], tables[1]
+        if not getattr(content, key):
+            raise DatasetError(f"{content.path}: '{key}' is empty")
 
 
 def _check_size(path: Path, image: dict, shape: Iterable[int]) -> None:
@@ -596,7 +612,7 @@ def verify_instances(
     images_folder: str | os.PathLike,
     *,
     workers: int = 1,
-    file_name: Callable[[dict], str] = itemgetter("file_name"),
+    tolerant: bool = False,
 ) -> Verified:
     """Check instance annotations in COCO's format: ids, known images and categories, picture
     sizes, and masks that fit their picture, area and box (run lengths; polygons: box inside).
@@ -605,35 +621,32 @@ def verify_instances(
         json_path: the JSON file.
         images_folder: of the pictures.
         workers: processes.
-        file_name: of an entry of the JSON's images, its picture's path in the folder.
+        tolerant: of somebody else's file: masks that cannot be used are noted, not refused.
 
     Raises:
         DatasetError: what is wrong first, by name.
     """
-    content = read_json(json_path)
-    with parsing(json_path):
-        images, categories = _tables(content, json_path)
-        of_image: dict[Any, list[dict]] = {id_: [] for id_ in images}
-        ids, classes = set(), set()
-        for annotation in content["annotations"]:
-            name = f"{json_path}: annotation {annotation['id']}"
-            if annotation["id"] in ids:
-                raise DatasetError(f"{name}: the id is there twice")
-            ids.add(annotation["id"])
-            if annotation["image_id"] not in images:
-                raise DatasetError(f"{name}: no image {annotation['image_id']}")
-            if annotation["category_id"] not in categories:
-                raise DatasetError(f"{name}: no category {annotation['category_id']}")
-            classes.add(annotation["category_id"])
-            of_image[annotation["image_id"]].append(annotation)
-        items = [
-            Item(
-                Path(images_folder) / file_name(image), data=(str(json_path), image, of_image[id_])
+    content = read_coco(json_path, "instance")
+    _not_empty(content)
+    if content.notes and not tolerant:
+        raise DatasetError(content.notes[0])
+    of_image: dict[Any, list[dict]] = {id_: [] for id_ in content.images}
+    for annotation in content.annotations:
+        if annotation["category_id"] not in content.categories:
+            raise DatasetError(
+                f"{json_path}: annotation {shown(annotation.get('id'))}: no category "
+                f"{shown(annotation['category_id'])}"
             )
-            for id_, image in images.items()
-        ]
+        of_image[annotation["image_id"]].append(annotation)
+    items = []
+    for id_, image in content.images.items():
+        where = f"{json_path}: image {shown(id_)}"
+        picture = path_inside(images_folder, picture_name(image), DatasetError, where)
+        items.append(Item(picture, data=(str(json_path), image, of_image[id_])))
     convert_all(items, _check_instances, "verify instances", workers)
-    return Verified(len(images), len(classes), len(ids))
+    classes = used_categories(content.annotations)
+    notes = tuple(content.notes)
+    return Verified(len(content.images), len(classes), len(content.annotations), notes)
 
 
 def _check_instances(item: Item) -> None:
@@ -645,7 +658,7 @@ def _check_instances(item: Item) -> None:
             try:
                 _check_instance(annotation, size)
             except DatasetError as error:
-                name = f"{json_path}: annotation {annotation['id']} of {item.source}"
+                name = f"{json_path}: annotation {annotation.get('id')} of {item.source}"
                 raise DatasetError(f"{name}: {error}") from error
 
 

@@ -27,16 +27,27 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.errors import DatasetError  # noqa: E402
+from odise_mm.utils.files import path_inside  # noqa: E402
+from odise_mm.utils.json_fields import (  # noqa: E402
+    FLAG,
+    ID,
+    LENGTH,
+    NAMES,
+    TEXT,
+    fault,
+    shown,
+    twin,
+)
 from tools.dataset_converters.common import (  # noqa: E402
     Row,
     converter_parser,
     measured_mask,
     need_file,
     need_folder,
-    parsing,
     program,
     progress_bar,
     read_json,
+    rows_of,
     show_written,
     verify_instances,
     write_json,
@@ -81,24 +92,52 @@ def read_frames(path: Path) -> list[Frame]:
         DatasetError: neither of them.
     """
     content = read_json(path)
-    with parsing(path, "annotations of UVO"):
-        return list(_of_videos(content) if "videos" in content else _of_images(content))
+    is_video = isinstance(content, dict) and "videos" in content
+    frames = list(_of_videos(content, path) if is_video else _of_images(content, path))
+    for frame in frames:
+        path_inside("frames", frame.file_name, DatasetError, str(path))
+    return frames
 
 
-def _of_images(content: dict) -> Iterator[Frame]:
-    masks: dict[Any, list] = {image["id"]: [] for image in content["images"]}
-    for annotation in content["annotations"]:
+def _of_images(content: Any, path: Path) -> Iterator[Frame]:
+    images = rows_of(content, "images", path, id=ID, file_name=TEXT, height=LENGTH, width=LENGTH)
+    masks: dict[Any, list] = {image["id"]: [] for image in images}
+    if len(masks) < len(images):
+        raise DatasetError(f"{path}: `images` has an id twice")
+    for annotation in rows_of(content, "annotations", path, image_id=ID):
+        name = f"{path}: an annotation of image {shown(annotation['image_id'])}"
+        problem = fault(annotation, "iscrowd", FLAG, required=False)
+        if annotation["image_id"] not in masks:
+            problem = f"is of none in `images`{twin(annotation['image_id'], masks)}"
+        if problem or "segmentation" not in annotation:
+            raise DatasetError(f"{name} {problem or 'has no `segmentation`'}")
         mask = (annotation["segmentation"], int(annotation.get("iscrowd", 0)))
         masks[annotation["image_id"]].append(mask)
-    for image in content["images"]:
+    for image in images:
         yield Frame(image["file_name"], image["height"], image["width"], masks[image["id"]])
 
 
-def _of_videos(content: dict) -> Iterator[Frame]:
-    objects: dict[Any, list] = {video["id"]: [] for video in content["videos"]}
-    for annotation in content["annotations"]:
-        objects[annotation["video_id"]].append(annotation)
-    for video in content["videos"]:
+def _of_videos(content: Any, path: Path) -> Iterator[Frame]:
+    videos = rows_of(content, "videos", path, id=ID, file_names=NAMES, height=LENGTH, width=LENGTH)
+    objects: dict[Any, list] = {video["id"]: [] for video in videos}
+    if len(objects) < len(videos):
+        raise DatasetError(f"{path}: `videos` has an id twice")
+    for one in rows_of(content, "annotations", path, video_id=ID, segmentations="a list"):
+        name = f"{path}: an annotation of video {shown(one['video_id'])}"
+        problem = fault(one, "iscrowd", FLAG, required=False)
+        if one["video_id"] not in objects:
+            problem = f"is of none in `videos`{twin(one['video_id'], objects)}"
+        if problem:
+            raise DatasetError(f"{name} {problem}")
+        objects[one["video_id"]].append(one)
+    for video in videos:
+        frames = len(video["file_names"])
+        for one in objects[video["id"]]:
+            if len(one["segmentations"]) != frames:
+                raise DatasetError(
+                    f"{path}: an annotation of video {shown(video['id'])} has "
+                    f"{len(one['segmentations'])} masks for its {frames} frames"
+                )
         for place, name in enumerate(video["file_names"]):
             masks = [(o["segmentations"][place], int(o.get("iscrowd", 0)))
                      for o in objects[video["id"]] if o["segmentations"][place]]  # fmt: skip
