@@ -16,8 +16,8 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,8 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     with one_line_errors():
         try:
-            return run(args)
+            with owned_folders(args):
+                return run(args)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
@@ -126,6 +127,7 @@ def run(args: argparse.Namespace) -> int:
     from odise_mm.engine.runner import OpenVocabRunner
     from odise_mm.errors import EvaluationError
     from odise_mm.evaluation.report import Report
+    from odise_mm.utils.outputs import check_outputs
     from odise_mm.utils.precision import check_precision
 
     check_precision(args.precision, torch.device(get_device()))
@@ -134,15 +136,15 @@ def run(args: argparse.Namespace) -> int:
     check_checkpoint(args.checkpoint, sets[0].cfg)
     for test_set in sets:
         test_set.check()
-    for folder in (args.out and args.out.parent, args.dump, args.show_dir):
-        if folder is not None:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-
-    runner = OpenVocabRunner.from_cfg(sets[0].cfg)
-    prepare_model(runner, args)
     writer = ResultWriterHook(
         args.dump, args.show_dir, args.show_interval, MADE_UP_NOTICE if made_up else None
     )
+    check_outputs([args.out], inputs_of(args, sets))
+    for test_set in sets:
+        writer.check(test_set.name)
+
+    runner = OpenVocabRunner.from_cfg(sets[0].cfg)
+    prepare_model(runner, args)
     runner.register_hook(writer)
     report = Report(describe_run(args, runner), [s.name for s in sets], made_up)
     out = args.out or Path(runner.log_dir) / "results.json"
@@ -170,6 +172,37 @@ def run(args: argparse.Namespace) -> int:
     if report.failures:
         raise EvaluationError(f"metrics failed, and give no numbers: {'; '.join(report.failures)}")
     return 0
+
+
+@contextmanager
+def owned_folders(args: argparse.Namespace) -> Iterator[None]:
+    """The folders that results are written to, held by the first of all processes.
+
+    Raises:
+        OutputError: another program is writing there.
+    """
+    from odise_mm.utils.files import FolderLock
+    from odise_mm.utils.outputs import check_folder
+
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    folders = {os.path.realpath(folder) for folder in (args.dump, args.show_dir) if folder}
+    with ExitStack() as stack:
+        for folder in sorted(folders if rank == "0" else ()):
+            check_folder(folder)
+            stack.enter_context(FolderLock(folder, "writing results of a test"))
+        yield
+
+
+def inputs_of(args: argparse.Namespace, sets: Sequence[TestSet]) -> list[str | None]:
+    """Files that are read, as far as their names are known beforehand."""
+    from odise_mm.apis.building import named_weights
+
+    found = [args.checkpoint]
+    for test_set in sets:
+        cfg = test_set.cfg
+        found += [cfg.filename, *test_set.files(), *named_weights(cfg.model)]
+        found.append(test_set.dataset.get("label_file"))
+    return found
 
 
 def plan(args: argparse.Namespace) -> list[TestSet]:

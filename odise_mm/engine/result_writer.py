@@ -5,11 +5,11 @@ from __future__ import annotations
 import heapq
 import json
 import os
-import secrets
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from mmdet.structures import DetDataSample
@@ -21,16 +21,29 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from rich.progress import Progress, TaskID
 
-from odise_mm.errors import ConfigError
+from odise_mm.errors import ConfigError, OutputError, PanopticFileError
 from odise_mm.registry import HOOKS
 from odise_mm.structures import SegmentationResult
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import atomic_writer, read_json, write_json
 from odise_mm.utils.image import read_image
 from odise_mm.utils.label_maps import label_map_dtype
-from odise_mm.utils.panoptic_io import describe_categories, describe_segments, write_panoptic_png
+from odise_mm.utils.outputs import (
+    InputFiles,
+    check_folder,
+    picture_path,
+    refuse_foreign,
+    spelling,
+    stem_of,
+    write_picture,
+)
+from odise_mm.utils.panoptic_io import describe_categories, describe_result, write_panoptic_png
 from odise_mm.visualization import draw_panoptic
 from odise_mm.visualization.visualizer import result_from_pixels
 
 _TASKS = ("panoptic", "semantic", "instance")
+_DUMPED = ("panoptic", "semantic", "instances.json", "panoptic.json")
+_DESCRIPTION = "results of odise_mm on "
 
 
 @HOOKS.register_module()
@@ -41,9 +54,11 @@ class ResultWriterHook(Hook):
     format), ``instances.json`` (COCO's results format), ``semantic/*.png`` (class indices; 16 bits
     for more than 255 classes, as the largest number means "ignored" to readers of label maps).
     Category ids are the data set's own where it has them, else class index + 1; image ids likewise,
-    or places in the data set where two images share one. The JSON files appear when the
-    set is finished and do not depend on the number of processes.
-    Below ``show_dir/<set name>``: pictures with the panoptic result drawn.
+    or places in the data set where two images share one. Everything appears when the set is
+    finished, in the place of an earlier dump, which stays as it was if the run is ended before; it
+    does not depend on the number of processes.
+    Below ``show_dir/<set name>``: pictures with the panoptic result drawn, one after the other.
+    No file is replaced that was not written by this hook.
 
     All three results are made while dumping, whatever the metrics need.
 
@@ -70,6 +85,28 @@ class ResultWriterHook(Hook):
         """Name of the set whose results come next: the folder that they go to."""
         self._open = ExitStack()
 
+    def check(self, set_name: str) -> None:
+        """Look before long work whether a set's results can be written.
+
+        Raises:
+            OutputError: a folder cannot be made or written to, or there is somebody else's dump.
+        """
+        if self.show_dir is not None:
+            check_folder(self.show_dir / set_name)
+        if self.dump_dir is not None:
+            folder = self.dump_dir / set_name
+            check_folder(folder)
+            there = [name for name in _DUMPED if os.path.lexists(folder / name)]
+            if there and not _is_dump(folder) and not self._unfinished(set_name).exists():
+                raise OutputError(
+                    f"{printable(folder)}: has {' and '.join(there)} that no test wrote; choose "
+                    "another folder for the dump, or remove them"
+                )
+
+    def _unfinished(self, set_name: str) -> Path:
+        """Where a set's dump is made."""
+        return self.dump_dir / f".{set_name}.unfinished"
+
     def before_test_epoch(self, runner: Runner) -> None:
         """Prepare for a set.
 
@@ -93,14 +130,24 @@ class ResultWriterHook(Hook):
         # Datasets that are joined may use the same ids, but a file of results has each once.
         self._image_ids = ids if len(set(ids)) == len(ids) else list(range(len(ids)))
         self._stems = unique_stems(paths)
+        self.check(self.set_name)
+        inputs = InputFiles(*(value for info in infos for value in info.values()))
+        if self.show_dir is not None:
+            for path in paths[:: self.show_interval]:
+                drawn = picture_path(self.show_dir / self.set_name, self._stems[path])
+                inputs.refuse(drawn)
+                refuse_foreign(drawn)
         if self.show_dir is not None:
             model.test_cfg["panoptic"] = True
         if self.dump_dir is not None:
             self._label_dtype = label_map_dtype(len(self._vocabulary))
             for task in _TASKS:
                 model.test_cfg[task] = True
-            folder = self.dump_dir / self.set_name
-            folder.mkdir(parents=True, exist_ok=True)
+            folder = self._unfinished(self.set_name)
+            if get_rank() == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir(parents=True)
+            barrier()  # it is there, and empty
             self._parts = {
                 kind: self._open.enter_context(
                     _part(folder, kind, get_rank()).open("w", encoding="utf-8")
@@ -134,13 +181,13 @@ class ResultWriterHook(Hook):
         self._open.close()
         barrier()  # all parts are complete
         if get_rank() == 0:
-            folder = self.dump_dir / self.set_name
-            info = dict(description=f"results of odise_mm on {self.set_name}")
+            folder = self._unfinished(self.set_name)
+            info = dict(description=f"{_DESCRIPTION}{self.set_name}")
             if self.notice:
                 info["notice"] = self.notice
             with _lines(folder, "panoptic") as lines:
                 entries = list(lines)
-            _write_json(
+            write_json(
                 folder / "panoptic.json",
                 dict(
                     info=info,
@@ -151,38 +198,32 @@ class ResultWriterHook(Hook):
             )
             with _lines(folder, "instances") as lines:
                 _write_json_list(folder / "instances.json", lines)
-            for part in folder.glob(".*.rank*.jsonl"):
-                part.unlink()
+            _take_place(folder, self.dump_dir / self.set_name)
         barrier()  # nobody goes on to open parts that are being removed
 
     def _show(self, result: SegmentationResult) -> None:
         image = read_image(result.image_path, exif=result.image_path not in self._as_stored)
         picture = draw_panoptic(image, result, notice=self.notice)
-        path = self.show_dir / self.set_name / f"{self._stems[result.image_path]}.jpg"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture[..., ::-1]).save(path, "JPEG", quality=92, subsampling=0)
+        write_picture(self.show_dir / self.set_name, self._stems[result.image_path], picture)
 
     def _dump(self, index: int, sample: DetDataSample, result: SegmentationResult) -> None:
-        folder = self.dump_dir / self.set_name
+        folder = self._unfinished(self.set_name)
         stem = self._stems[result.image_path]
         image_id = self._image_ids[index]
-        write_panoptic_png(folder / "panoptic" / f"{stem}.png", result.panoptic)
-        segments = describe_segments(result.panoptic, result.segments, self._category_ids)
+        path = folder / "panoptic" / f"{stem}.png"
+        write_panoptic_png(path, result.panoptic)
+        image, annotation = describe_result(result, path.name, self._category_ids)
         entry = dict(
-            image=dict(
-                id=image_id,
-                file_name=os.path.basename(result.image_path),
-                height=result.height,
-                width=result.width,
-            ),
-            annotation=dict(image_id=image_id, file_name=f"{stem}.png", segments_info=segments),
+            image=dict(id=image_id, **image), annotation=dict(image_id=image_id, **annotation)
         )
-        print(index, json.dumps(entry, ensure_ascii=False), file=self._parts["panoptic"])
+        # ASCII only: parts of file names that are in no encoding become \udcXX
+        print(index, json.dumps(entry), file=self._parts["panoptic"])
         for found in self._describe_instances(sample, image_id):
             print(index, json.dumps(found), file=self._parts["instances"])
         labels = sample.pred_sem_seg.sem_seg[0].numpy()
-        (folder / "semantic").mkdir(exist_ok=True)
-        Image.fromarray(labels.astype(self._label_dtype)).save(folder / "semantic" / f"{stem}.png")
+        path = folder / "semantic" / f"{stem}.png"
+        with atomic_writer(path, durable=False) as file:
+            Image.fromarray(labels.astype(self._label_dtype)).save(file, format="PNG")
 
     def _describe_instances(self, sample: DetDataSample, image_id: int | str) -> Iterator[dict]:
         found = sample.pred_instances
@@ -241,14 +282,13 @@ def unique_stems(paths: Sequence[str]) -> dict[str, str]:
     Raises:
         ValueError: paths that still cannot be told apart.
     """
-    stems = {path: Path(path).stem for path in paths}
-    if len({stem.casefold() for stem in stems.values()}) < len(stems):
+    stems = {path: stem_of(path) for path in paths}
+    if len(set(map(spelling, stems.values()))) < len(stems):
         common = os.path.commonpath([os.path.dirname(path) for path in paths])
         stems = {
-            path: os.path.splitext(os.path.relpath(path, common))[0].replace(os.sep, "_")
-            for path in paths
+            path: stem_of(os.path.relpath(path, common).replace(os.sep, "_")) for path in paths
         }
-        if len({stem.casefold() for stem in stems.values()}) < len(stems):
+        if len(set(map(spelling, stems.values()))) < len(stems):
             raise ValueError(f"below {common}: images of one name with different extensions")
     return stems
 
@@ -276,14 +316,9 @@ def _lines(folder: Path, kind: str) -> Iterator[Iterator[dict]]:
         yield (json.loads(line.partition(" ")[2]) for line in merged)
 
 
-def _write_json(path: Path, content: dict) -> None:
-    with _replacing(path) as stream:
-        json.dump(content, stream, ensure_ascii=False)
-
-
 def _write_json_list(path: Path, items: Iterator[dict]) -> None:
     """As json.dump of the list, which never exists: 20,000 images have millions of instances."""
-    with _replacing(path) as stream:
+    with atomic_writer(path, "w") as stream:
         stream.write("[")
         for index, item in enumerate(items):
             stream.write(",\n" if index else "\n")
@@ -291,13 +326,24 @@ def _write_json_list(path: Path, items: Iterator[dict]) -> None:
         stream.write("\n]\n")
 
 
-@contextmanager
-def _replacing(path: Path) -> Iterator[TextIO]:
-    """A text file that takes its place when it is complete."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            yield stream
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def _is_dump(folder: Path) -> bool:
+    """Whether a test wrote what lies in a folder."""
+    with suppress(PanopticFileError):
+        content = read_json(folder / "panoptic.json", PanopticFileError)
+        info = content.get("info") if isinstance(content, dict) else None
+        return isinstance(info, dict) and str(info.get("description")).startswith(_DESCRIPTION)
+    return False
+
+
+def _take_place(made: Path, target: Path) -> None:
+    """Move a finished dump to where an earlier one may be; the index goes first and comes last."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in reversed(_DUMPED):
+        if (target / name).is_dir():
+            shutil.rmtree(target / name)
+        else:
+            (target / name).unlink(missing_ok=True)
+    for name in _DUMPED:
+        if (made / name).exists():
+            os.replace(made / name, target / name)
+    shutil.rmtree(made)

@@ -20,8 +20,10 @@ from pycocotools.coco import COCO
 
 from odise_mm.apis.building import load_config
 from odise_mm.evaluation.test_sets import make_test_sets
+from odise_mm.utils.files import FolderLock
 from odise_mm.utils.panoptic_io import read_coco_panoptic
 from tests import parts
+from tests.fake_segmentor import FakeSegmentor
 from tests.small_test_set import (
     HEIGHT,
     SET_CONFIG,
@@ -132,7 +134,7 @@ def test_joined_sets_are_tested_as_one(project: Path, scope: str) -> None:
     assert found["per_class"].keys() == expected["per_class"].keys() and found["images"] == 6
     assert found["vocabulary"]["source"] == "data/five/names.txt"
     assert len(list((project / "show").rglob("*.jpg"))) == 6
-    (dump,) = (project / "dump").iterdir()
+    (dump,) = (project / "dump").glob("[!.]*")
     content = json.loads((dump / "panoptic.json").read_text())
     assert [image["id"] for image in content["images"]] == list(range(6))
     assert {category["id"] for category in content["categories"]} == {1, 5}
@@ -308,6 +310,89 @@ def test_result_files(project: Path) -> None:
     assert sorted(p.name for p in (project / "show" / "five").iterdir()) == [
         "000.jpg", "002.jpg", "004.jpg",
     ]  # fmt: skip
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    paths = [path for path in paths if path.name != ".odise_mm.lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def test_a_dump_that_is_ended_leaves_the_one_before(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--datasets", "five", "--dump", "dump"]
+    run(*arguments)
+    before = contents(project / "dump" / "five")
+    for name in ("000.png", "001.png"):  # other results from here on
+        Image.new("RGB", (WIDTH, HEIGHT)).save(project / "data/five/images" / name)
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeSegmentor, "_predict", fail_at(3, FakeSegmentor._predict))
+        with pytest.raises(RuntimeError, match="the end"):
+            tool.main(["model.py", "none", *arguments])
+    assert contents(project / "dump" / "five") == before
+    (project / "dump/five/panoptic/stale.png").write_bytes(b"of a run before")
+    run(*arguments, "--limit", "4")
+    after = contents(project / "dump" / "five")
+    assert len(after) == 2 * 4 + 2 and "panoptic/004.png" not in after
+    assert [p.name for p in (project / "dump").iterdir() if "unfinished" in p.name] == []
+    assert len(read_coco_panoptic(project / "dump/five/panoptic.json")) == 4
+
+
+def fail_at(count: int, method):
+    """The method, which fails when it is called for the given time."""
+    calls = iter(range(1, count))
+
+    def counted(*args):
+        if next(calls, None) is None:
+            raise RuntimeError("the end")
+        return method(*args)
+
+    return counted
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dump", "data"], r"data/five: has panoptic and panoptic.json that no test wrote"),
+        (["--dump", "data/five/names.txt"], r"names.txt is not a folder"),
+        (["--show-dir", "model.py"], "model.py is not a folder"),
+        (["--out", "data/five/panoptic.json"], "panoptic.json: would replace an input"),
+        (["--out", "link.json"], "link.json: would replace an input"),
+        (["--out", "folder.json"], "folder.json: is a folder"),
+    ],
+)
+def test_outputs_never_land_on_inputs(
+    arguments: list[str],
+    message: str,
+    project: Path,
+    capsys: pytest.CaptureFixture,
+    nothing_is_built: None,
+) -> None:
+    (project / "link.json").symlink_to(project / "data/five/panoptic.json")
+    (project / "folder.json").mkdir()
+    before = contents(project / "data")
+    error = fails(capsys, "model.py", "none", "--datasets", "five", *arguments)
+    assert re.search(message, error), error
+    assert contents(project / "data") == before
+
+
+def test_pictures_are_not_drawn_over_others(project: Path, capsys: pytest.CaptureFixture) -> None:
+    (project / "show/one").mkdir(parents=True)
+    Image.new("RGB", (5, 5)).save(project / "show/one/000.jpg")
+    before = contents(project / "show")
+    arguments = ["model.py", "none", "--datasets", "one", "--show-dir", "show"]
+    assert "000.jpg: is there already" in fails(capsys, *arguments)
+    assert contents(project / "show/one") == {"000.jpg": before["one/000.jpg"]}
+    (project / "show/one/000.jpg").unlink()
+    for _ in range(2):  # its own pictures may be replaced
+        assert tool.main(arguments) == 0
+
+
+def test_a_dump_has_one_writer(project: Path, capsys: pytest.CaptureFixture) -> None:
+    with FolderLock(project / "dump", "another test"):
+        error = fails(capsys, "model.py", "none", "--datasets", "one", "--dump", "dump")
+    assert "dump: in use by process" in error and "(another test)" in error
 
 
 def test_the_log_does_not_repeat_another_set_s_numbers(project: Path) -> None:
