@@ -1,19 +1,20 @@
 """Text embeddings of names, remembered between calls and, on request, between runs."""
 
-import sqlite3
+import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from pathlib import Path
 
-import numpy as np
 import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from odise_mm.errors import ConfigError
 from odise_mm.models.clip import FrozenCLIP
+from odise_mm.models.text.text_cache import TextCache
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import build_part
 from odise_mm.utils.locks import Lock
+from odise_mm.utils.settings import check_whole
 
 
 @MODELS.register_module()
@@ -24,24 +25,33 @@ class TextEncoder(nn.Module):
 
     Args:
         clip: a :class:`~odise_mm.models.clip.FrozenCLIP` or its config.
-        cache_size: embeddings kept in memory (3 KB each at full size); the oldest go first.
+        cache_size: embeddings kept in memory (3 KB each at full size); the oldest go first. They
+            are those of prompts: a synonym in two templates counts twice.
         cache_file: an SQLite file that keeps embeddings between runs, keyed by CLIP's weights and
-            the text; None keeps none.
+            the text, see :class:`~odise_mm.models.text.text_cache.TextCache`; None keeps none.
+
+    Raises:
+        ConfigError: a ``cache_size`` that is no whole number, a ``cache_file`` that is no path.
     """
 
     def __init__(
         self,
         clip: FrozenCLIP | dict,
         cache_size: int = 20_000,
-        cache_file: str | None = None,
+        cache_file: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__()
+        check_whole("cache_size", cache_size, least=0)
+        if cache_file is not None and not (
+            isinstance(cache_file, str | os.PathLike) and cache_file
+        ):
+            raise ConfigError(f"cache_file={cache_file!r}: the path of a file, or None")
         self.clip = build_part(clip, MODELS)
         self.cache_size = cache_size
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = Lock()  # around the cache, and around tokenizers, which have state
         self.cache_file = cache_file
-        self._disk: _DiskCache | None = None
+        self._disk: TextCache | None = None
 
     @property
     def embed_dim(self) -> int:
@@ -67,16 +77,17 @@ class TextEncoder(nn.Module):
                 self._cache.move_to_end(text)
                 found[text] = self._cache[text]
         missing = [text for text in dict.fromkeys(texts) if text not in found]
-        if missing and self.cache_file and self._disk is None:
-            self._disk = _DiskCache(self.cache_file, self.clip.fingerprint())
-        if missing and self._disk:
-            found.update(self._disk.get(missing))
+        if missing and self.cache_file is not None and self._disk is None:
+            self._disk = TextCache(self.cache_file, self.clip.fingerprint(), self.embed_dim)
+        if missing and self._disk is not None:
+            known = self._disk.get(missing)
+            found.update((text, torch.from_numpy(value)) for text, value in known.items())
             missing = [text for text in missing if text not in found]
         if missing:
             self._warn_if_cut(missing)
             new = dict(zip(missing, self.clip.encode_text(missing).cpu(), strict=True))
-            if self._disk:
-                self._disk.put(new)
+            if self._disk is not None:
+                self._disk.put({text: value.numpy() for text, value in new.items()})
             found.update(new)
         for text, embedding in found.items():
             self._cache[text] = embedding
@@ -103,32 +114,3 @@ class TextEncoder(nn.Module):
                         logger="current",
                         level=30,
                     )
-
-
-class _DiskCache:
-    def __init__(self, file: str, model: str) -> None:
-        self.file, self.model = Path(file), model
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self._open() as database:
-            database.execute(
-                "CREATE TABLE IF NOT EXISTS embeddings"
-                " (model TEXT, text TEXT, value BLOB, PRIMARY KEY (model, text))"
-            )
-
-    def _open(self) -> sqlite3.Connection:
-        return sqlite3.connect(self.file, timeout=30)
-
-    def get(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        query = "SELECT value FROM embeddings WHERE model = ? AND text = ?"
-        found = {}
-        with self._open() as database:
-            for text in texts:
-                row = database.execute(query, (self.model, text)).fetchone()
-                if row:
-                    found[text] = torch.from_numpy(np.frombuffer(row[0], np.float32).copy())
-        return found
-
-    def put(self, embeddings: dict[str, Tensor]) -> None:
-        rows = [(self.model, text, value.numpy().tobytes()) for text, value in embeddings.items()]
-        with self._open() as database:
-            database.executemany("INSERT OR REPLACE INTO embeddings VALUES (?, ?, ?)", rows)
