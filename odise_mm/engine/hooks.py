@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from mmengine.runner import Runner
 from torch import Tensor
 
 from odise_mm.engine.checkpoints import LAST, remove_leftovers, replacing
+from odise_mm.engine.resuming import checkpoints_in, name_pattern, own_checkpoint
 from odise_mm.errors import ConfigError, TrainingError
 from odise_mm.registry import HOOKS
 
@@ -73,7 +75,7 @@ def stopped(runner: Runner, data_batch: Any, why: str) -> TrainingError:
         f"iteration {runner.iter + 1}: {why}",
         f"images: {', '.join(images)}" if images else "",
         last_checkpoint(runner),
-        "try a lower learning rate, or --precision bf16 or fp32 instead of fp16",
+        "go on with --precision bf16 or fp32 instead of fp16, or try a lower learning rate",
     ]
     return TrainingError("; ".join(part for part in parts if part))
 
@@ -141,10 +143,55 @@ class AtomicCheckpointHook(CheckpointHook):
         super()._init_rule(found, list(key_indicators))
 
     def before_train(self, runner: Runner) -> None:
+        """
+        Raises:
+            TrainingError: the folder has checkpoints of another training, which this one would
+                overwrite or remove.
+        """
+        self._take_over(runner)
         super().before_train(runner)
         if is_main_process():
             for path in remove_leftovers(self.out_dir):
                 runner.logger.info(f"removed {path}, left by a save that was interrupted")
+
+    def _take_over(self, runner: Runner) -> None:
+        """Of the paths in a resumed state those count that are checkpoints of this folder."""
+        folder = Path(runner.work_dir)
+        if self.out_dir is not None and self.out_dir != runner.work_dir:  # as mmengine joins them
+            folder = Path(self.out_dir) / Path(runner.work_dir.rstrip(os.sep)).name
+        plain, best = name_pattern(self.filename_tmpl), name_pattern(self.filename_tmpl, best=True)
+        resumed = getattr(runner, "resumed_from", None)
+        inside = resumed is not None and resumed.resolve().parent == folder.resolve()
+        there = checkpoints_in(folder, (plain, best))
+        if there and not inside:
+            raise TrainingError(
+                f"{folder} has checkpoints of another training ({there[0].name}"
+                + (f" and {len(there) - 1} more" if len(there) > 1 else "")
+                + "), which this one would overwrite or remove: go on with that one (--resume), "
+                "choose another --work-dir, or move them away"
+            )
+        hub = runner.message_hub
+        for key in [key for key in hub.runtime_info if key.split("_ckpt")[0] in ("last", "best")]:
+            pattern = plain if key == "last_ckpt" else best
+            own = own_checkpoint(hub.get_info(key), folder, pattern) if inside else None
+            hub.runtime_info.pop(key)
+            if own is not None:
+                hub.update_info(key, str(own))
+        for key in [key for key in hub.runtime_info if key.startswith("best_score")]:
+            if not isinstance(hub.get_info(key), (int, float)):
+                hub.runtime_info.pop(key)
+        if "keep_ckpt_ids" in hub.runtime_info:
+            given = hub.get_info("keep_ckpt_ids")
+            given = given if inside and isinstance(given, (list, tuple)) else []
+            kept = [step for step in given if type(step) is int and step >= 0]
+            while len(kept) > self.max_keep_ckpts > 0:
+                self._remove(folder / self.filename_tmpl.format(kept.pop(0)))
+            hub.update_info("keep_ckpt_ids", kept)
+
+    def _remove(self, path: Path) -> None:
+        # A folder of this name is none of ours, which are files.
+        if is_main_process() and not path.is_dir():
+            path.unlink(missing_ok=True)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
         """
@@ -189,9 +236,7 @@ class AtomicCheckpointHook(CheckpointHook):
         runner.message_hub.update_info("last_ckpt", self.last_ckpt)
         if self.max_keep_ckpts > 0:
             while len(kept) > self.max_keep_ckpts:
-                old = Path(self.out_dir) / self.filename_tmpl.format(kept.pop(0))
-                if is_main_process():
-                    old.unlink(missing_ok=True)
+                self._remove(Path(self.out_dir) / self.filename_tmpl.format(kept.pop(0)))
             self.keep_ckpt_ids.clear()
             self.keep_ckpt_ids.extend(kept)
             runner.message_hub.update_info("keep_ckpt_ids", kept)

@@ -18,6 +18,7 @@ from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.engine.checkpoints import latest_checkpoint, read_training_state, replacing
 from odise_mm.engine.config import check_config, complete_config
 from odise_mm.engine.loops import unwrapped
+from odise_mm.engine.resuming import ADVICE, RECORD, describe_training, differences_of_training
 from odise_mm.errors import CheckpointError, OdiseError
 from odise_mm.models.training_names import NOTE, note_of, train_vocabulary
 from odise_mm.models.weights import load_weights
@@ -39,6 +40,8 @@ class OpenVocabRunner(Runner):
     """
 
     _state: dict[str, Any] | None = None  # read by resume() for load_checkpoint()
+    resumed_from: Path | None = None
+    """The checkpoint that the training goes on from."""
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> OpenVocabRunner:
@@ -152,6 +155,7 @@ class OpenVocabRunner(Runner):
 
     def load_or_resume(self) -> None:
         """As mmengine; starts from the beginning where there is nothing to resume from."""
+        self.resumed_from = None
         if self._resume and self._load_from is None and not self._has_loaded:
             self._load_from = latest_checkpoint(self.work_dir)
             if self._load_from is None:
@@ -171,9 +175,11 @@ class OpenVocabRunner(Runner):
         """Go on with a training.
 
         Raises:
-            CheckpointError: not a training's checkpoint, or that of another config.
+            CheckpointError: not a training's checkpoint, or that of another config: images per
+                iteration, learning rate, data, ... The message says what differs.
         """
         self._state = read_training_state(filename)
+        self.resumed_from = Path(filename)
         try:
             super().resume(
                 os.fspath(filename), resume_optimizer, resume_param_scheduler, map_location
@@ -210,18 +216,22 @@ class OpenVocabRunner(Runner):
         return state
 
     def _check_state(self, filename: str | os.PathLike[str], state: dict[str, Any]) -> None:
-        advice = (
-            "resume with the config that it was trained with (a copy lies beside it), or start "
-            "from its weights with load_from"
-        )
         wrong = differences(state["state_dict"], unwrapped(self.model).state_dict())
         if wrong:
-            raise CheckpointError(f"{filename} was not made with this config: {wrong}; {advice}")
+            raise CheckpointError(f"{filename} was not made with this config: {wrong}; {ADVICE}")
         names = getattr(self.train_dataloader.dataset, "metainfo", None)
         if state["meta"].get("dataset_meta") != plain(names):
             raise CheckpointError(
-                f"{filename} was trained on other names than the training data set's: {advice}"
+                f"{filename} was trained on other names than the training data set's: {ADVICE}"
             )
+        forbidding, ignored = differences_of_training(state, self)
+        if forbidding:
+            raise CheckpointError(
+                f"{filename} cannot be gone on with by this config, as the result would be that of "
+                f"neither ({'; '.join(forbidding)}): {ADVICE}"
+            )
+        for text in ignored:
+            self.logger.warning(f"{filename}: {text}")
         state["meta"]["dataset_meta"] = names  # as mmengine compares it
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
@@ -242,6 +252,7 @@ class OpenVocabRunner(Runner):
             trained_with = train_vocabulary(unwrapped(self.model))
             if trained_with is not None:
                 checkpoint["meta"][NOTE] = note_of(trained_with)
+            checkpoint["meta"][RECORD] = describe_training(self)
             for holder in (checkpoint["meta"], checkpoint["message_hub"]["runtime_info"]):
                 if "dataset_meta" in holder:
                     holder["dataset_meta"] = plain(holder["dataset_meta"])
@@ -249,11 +260,21 @@ class OpenVocabRunner(Runner):
 
 
 def _take_over_seed(cfg: Config) -> None:
-    """A resumed training has the seed it began with: its sampler is built before it is loaded."""
+    """A resumed training has the seed it began with: its sampler is built before it is loaded.
+
+    Raises:
+        CheckpointError: the config names another seed.
+    """
     path = cfg.get("load_from") or latest_checkpoint(cfg.work_dir)
-    if path is not None:
-        seed = read_training_state(path)["meta"].get("seed")
-        cfg.randomness = {**cfg.get("randomness", {}), "seed": seed}
+    if path is None:
+        return
+    seed, given = read_training_state(path)["meta"].get("seed"), cfg.get("randomness") or {}
+    if seed is not None and given.get("seed") not in (None, seed):
+        raise CheckpointError(
+            f"{path} was trained with randomness.seed={seed}, this config says {given['seed']}: "
+            f"{ADVICE}"
+        )
+    cfg.randomness = {**given, "seed": seed}
 
 
 def plain(value: Any) -> Any:

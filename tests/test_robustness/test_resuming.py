@@ -1,0 +1,240 @@
+"""Training states that were received, copied or made by another config: nothing is lost by them."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from odise_mm.engine import OpenVocabRunner
+from odise_mm.engine.checkpoints import latest_checkpoint, read_training_state
+from odise_mm.errors import CheckpointError, TrainingError
+from tests.small_training import config
+
+BEST = dict(
+    default_hooks__checkpoint__save_best="count/images",
+    default_hooks__checkpoint__rule="greater",
+    default_hooks__checkpoint__max_keep_ckpts=2,
+    val_evaluator=[dict(type="CountImages", growing=True)],
+)
+
+
+def train(work_dir: Path, **changes: Any) -> OpenVocabRunner:
+    runner = OpenVocabRunner.from_cfg(config(work_dir, **changes))
+    runner.train()
+    return runner
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work directory with iter_5.pth, iter_6.pth and the best one, of 6 iterations."""
+    folder = tmp_path_factory.mktemp("finished") / "work"
+    train(folder, **BEST, train_cfg__max_iters=6)
+    assert names(folder) == {"iter_5.pth", "iter_6.pth", "best_count_images_iter_6.pth"}
+    return folder
+
+
+@pytest.fixture
+def work(finished: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(finished, tmp_path / "work"))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.pth")}
+
+
+def change(path: Path, edit: Callable[[dict], Any]) -> None:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    edit(state)
+    torch.save(state, path)
+
+
+# --------------------------------------------------------------------- another config than before
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(train_dataloader__batch_size=3), "images per iteration: 2 there, 3 here"),
+        (dict(optim_wrapper__optimizer__lr=0.02), "learning rate: 0.01 there, 0.02 here"),
+        (dict(train_dataloader__dataset__size=8), "images in the training data: 7 there, 8 here"),
+        (dict(train_dataloader__sampler__shuffle=False), "True there, False here"),
+        (dict(train_dataloader__sampler__type="InfiniteSampler"), "sampler: SeededSampler there"),
+        (dict(optim_wrapper__accumulative_counts=2), "iterations per update: 1 there, 2 here"),
+        (dict(randomness=dict(seed=5)), "seed=0, this config says 5"),
+        (dict(param_scheduler=[]), "schedules (param_scheduler): 2 there, 0 here"),
+        (dict(optim_wrapper__optimizer=dict(type="SGD", lr=0.01, momentum=0.9)),
+         "another optimizer"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_gone_on_with_is_named(work: Path, changes: dict, words: str) -> None:
+    before = names(work)
+    with pytest.raises(CheckpointError) as caught:
+        train(work, **BEST, resume=True, **changes)
+    message = str(caught.value)
+    assert words in message and "load_from" in message and "\n" not in message
+    assert str(work / "iter_6.pth") in message and names(work) == before
+
+
+def test_several_differences_are_told_at_once(work: Path) -> None:
+    changes = dict(train_dataloader__batch_size=1, optim_wrapper__optimizer__lr=1e-3)
+    with pytest.raises(CheckpointError, match=r"images per iteration: .*; learning rate: 0\.01"):
+        train(work, resume=True, **changes)
+
+
+def test_what_the_checkpoint_decides_is_told(work: Path, caplog: pytest.LogCaptureFixture) -> None:
+    longer = dict(param_scheduler__1__milestones=[11], optim_wrapper__optimizer__weight_decay=0.1)
+    cfg = config(work, **BEST, resume=True, **longer)
+    runner = OpenVocabRunner.from_cfg(cfg)
+    runner.logger.addHandler(caplog.handler)
+    with caplog.at_level(logging.WARNING):
+        runner.train()
+    assert "weight_decay: 0.05 there, 0.1 here: the checkpoint's counts" in caplog.text
+    assert "MultiStepLR.milestones: {9: 1} there, {11: 1} here: the checkpoint's" in caplog.text
+
+
+def test_the_same_images_in_other_processes(work: Path) -> None:
+    """Two processes of one image see what one process of two sees: told, not refused."""
+    change(work / "iter_6.pth", lambda state: state["meta"]["training"].update(processes=2))
+    assert train(work, **BEST, resume=True).iter == 12
+
+
+def test_a_longer_training_goes_on(work: Path) -> None:
+    assert train(work, **BEST, resume=True, train_cfg__max_iters=14).iter == 14
+
+
+# ------------------------------------------------------------------- which checkpoint, which files
+
+
+def test_the_newest_is_gone_on_with_where_the_note_is_missing(work: Path) -> None:
+    (work / "last_checkpoint").unlink()
+    (work / "iter_9000.pth").mkdir()  # somebody's folder
+    assert latest_checkpoint(work) == work / "iter_6.pth"
+    resumed = train(work, **BEST, resume=True, train_cfg__max_iters=9)
+    assert [s["mode"] for s in resumed.model.seen].count("loss") == 3
+    assert {"iter_6.pth", "iter_9.pth"} <= names(work) and (work / "iter_9000.pth").is_dir()
+
+
+def test_a_note_that_is_no_text(work: Path) -> None:
+    (work / "last_checkpoint").write_bytes(b"\xff\x00\x1b[2J")
+    with pytest.raises(CheckpointError, match=r"the newest there is iter_6\.pth") as caught:
+        latest_checkpoint(work)
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_new_training_removes_nothing_of_an_older_one(work: Path, finished: Path) -> None:
+    content = {path.name: path.read_bytes() for path in work.glob("*.pth")}
+    for changes in ({}, dict(load_from=str(work / "iter_6.pth"))):
+        with pytest.raises(TrainingError, match=r"of another training .* and 2 more.*--resume"):
+            train(work, **changes)
+    # resumed from elsewhere, it is a stranger here too
+    with pytest.raises(TrainingError, match="another --work-dir"):
+        train(work, **BEST, resume=True, load_from=str(finished / "iter_6.pth"))
+    assert {path.name: path.read_bytes() for path in work.glob("*.pth")} == content
+
+
+def test_a_copied_folder_leaves_the_original_alone(work: Path, finished: Path) -> None:
+    before = {path: path.read_bytes() for path in finished.glob("*.pth")}
+    train(work, **BEST, resume=True, train_cfg__max_iters=18)
+    assert {path: path.read_bytes() for path in finished.glob("*.pth")} == before
+    assert names(work) == {"iter_15.pth", "iter_18.pth", "best_count_images_iter_18.pth"}
+    assert latest_checkpoint(work) == work / "iter_18.pth"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_paths_in_a_received_state_lead_nowhere(work: Path, tmp_path: Path, kind: str) -> None:
+    outside, inside = tmp_path / "outside", work / "notes"
+    for path in (outside, inside):
+        if kind == "file":
+            path.write_text("precious")
+        else:
+            path.mkdir()
+            (path / "precious").touch()
+    (work / "iter_1.pth").mkdir()
+    victim = tmp_path / "iter_2.pth"
+    victim.write_text("precious")
+
+    def poison(state: dict) -> None:
+        info = state["message_hub"]["runtime_info"]
+        info.update(best_ckpt=str(outside), last_ckpt=str(inside), best_score=0)
+        info["best_ckpt_count/images"] = str(inside)
+        up = f"{outside}/iter", "../iter_2", -1, 2.0, True, None, [1]
+        info["keep_ckpt_ids"] = [*up, 1, 3, 6]
+        for key in info:
+            state["message_hub"]["resumed_keys"][key] = True
+
+    change(work / "iter_6.pth", poison)
+    train(work, **BEST, resume=True)
+    assert outside.exists() and inside.exists() and victim.read_text() == "precious"
+    assert (work / "iter_1.pth").is_dir()
+    assert latest_checkpoint(work) == work / "iter_12.pth"
+
+
+def test_a_state_runs_no_program(work: Path, tmp_path: Path) -> None:
+    """mmengine's runner would read meta['config'] as a config, which is a program."""
+    written = tmp_path / "written"
+    text = f"open({str(written)!r}, 'w').close()"
+    change(work / "iter_6.pth", lambda state: state["meta"].update(config=text, hook="x"))
+    train(work, **BEST, resume=True, train_cfg__max_iters=7)
+    assert not written.exists()
+
+
+# ----------------------------------------------------------------------------- of the wrong type
+
+
+def put(*keys: str, value: Any) -> Callable[[dict], None]:
+    def edit(state: dict) -> None:
+        for key in keys[:-1]:
+            state = state[key]
+        state[keys[-1]] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit, entry",
+    [
+        (put("meta", value=[1]), "meta"),
+        (put("meta", "iter", value="6"), "meta['iter']"),
+        (put("meta", "iter", value=-1), "meta['iter']"),
+        (put("meta", "iter", value=6.5), "meta['iter']"),
+        (put("meta", "iter", value=True), "meta['iter']"),
+        (put("meta", "epoch", value=None), "meta['epoch']"),
+        (put("meta", "seed", value="0\x1b[2J"), "meta['seed']"),
+        (put("meta", "training", value=3), "meta['training']"),
+        (put("message_hub", value=None), "message_hub"),
+        (put("message_hub", "runtime_info", value=[]), "message_hub['runtime_info']"),
+        (put("message_hub", "runtime_info", value={1: 2}), "message_hub['runtime_info']"),
+        (put("message_hub", "resumed_keys", value="x"), "message_hub['resumed_keys']"),
+        (put("message_hub", "log_scalars", value={"loss": 3}), "curve 'loss'"),
+        (put("optimizer", "param_groups", value={}), "optimizer['param_groups']"),
+        (put("optimizer", "state", value=[]), "optimizer['state']"),
+        (put("param_schedulers", value=[1]), "param_schedulers"),
+        (put("state_dict", value=[]), "state_dict"),
+        (put("state_dict", "layers.0.weight", value=1.0), "layers.0.weight"),
+    ],
+)
+def test_entries_of_the_wrong_type(finished: Path, tmp_path: Path, edit: Any, entry: str) -> None:
+    path = tmp_path / "iter_6.pth"
+    shutil.copy(finished / path.name, path)
+    change(path, edit)
+    with pytest.raises(CheckpointError, match="cannot be resumed from") as caught:
+        read_training_state(path)
+    message = str(caught.value)
+    assert entry in message and str(path) in message and message.isprintable()
+
+
+def test_the_other_runtime_info_may_be_anything(work: Path) -> None:
+    def poison(state: dict) -> None:
+        info = dict(best_score="high", best_ckpt=3, last_ckpt=None, keep_ckpt_ids="36")
+        state["message_hub"]["runtime_info"].update(info)
+
+    change(work / "iter_6.pth", poison)
+    assert train(work, **BEST, resume=True).iter == 12
+    assert "iter_12.pth" in names(work)
