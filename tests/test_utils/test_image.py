@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 from PIL import Image
 
@@ -284,6 +285,8 @@ def encoded(kind: str, **kwargs) -> bytes:
     image = Image.fromarray(RGB)
     if kind == "MPO":
         kwargs |= dict(save_all=True, append_images=[image])
+    if kind == "ICO":
+        kwargs |= dict(sizes=[image.size])  # Pillow before 13 writes no small picture otherwise
     image.save(buffer, kind, **kwargs)
     return buffer.getvalue()
 
@@ -491,6 +494,8 @@ def test_pixels_are_counted_by_our_own_limit(monkeypatch, kind):
 
 @pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
 def test_where_pillow_keeps_to_its_own_limit(monkeypatch, kind):
+    if kind == "WEBP" and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("Pillow before 13 has no limit of its own for WebP")
     content = encoded(kind)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3)
     with pytest.raises(

@@ -102,6 +102,7 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
         if weights is None or is_meta_context():
             with same_random_weights():
                 self.model = BlipForConditionalGeneration(BlipConfig(**fields))
+            self.model.tie_weights()  # which old versions leave out on the meta device
             if not is_meta_context():
                 self.tokenizer = _made_up_tokenizer(self.model.config.text_config)
         else:
@@ -112,9 +113,9 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
             self._load(folder)
             self.tokenizer = _read_tokenizer(folder)
         with torch.device("cpu"):
-            from transformers import BlipImageProcessor as Processor
+            from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-            mean, std = torch.tensor(Processor.image_mean), torch.tensor(Processor.image_std)
+            mean, std = torch.tensor(OPENAI_CLIP_MEAN), torch.tensor(OPENAI_CLIP_STD)
             self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
             self.register_buffer("std", std.view(3, 1, 1), persistent=False)
         self.freeze()
@@ -151,7 +152,9 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
         """As much arithmetic as the longest caption takes, where tokens have no values."""
         pixels = torch.empty(len(tiles), 3, self.image_size, self.image_size, device="meta")
         tokens = torch.empty(len(tiles), MAX_TOKENS, dtype=torch.long, device="meta")
-        self.model(pixel_values=pixels.to(self.dtype), input_ids=tokens)
+        # a mask, or else some versions look whether there is padding among the tokens
+        mask = torch.ones_like(tokens)
+        self.model(pixel_values=pixels.to(self.dtype), input_ids=tokens, attention_mask=mask)
 
     def compile_parts(self, **options: Any) -> None:
         """Run the vision tower through ``torch.compile``; sentences have many lengths."""
