@@ -96,7 +96,8 @@ def find_reports(places: Sequence[str | Path]) -> Iterator[tuple[Path, dict[str,
     for place in map(Path, places):
         if not place.exists():
             raise ReportError(f"there is no {place}: name work dirs, or files of tools/test.py")
-        for file in [place] if place.is_file() else sorted(place.rglob("*.json")):
+        found = [place] if place.is_file() else sorted(place.rglob("*.json"))
+        for file in filter(Path.is_file, found):  # a pipe would never end
             if file.resolve() in seen:
                 continue
             seen.add(file.resolve())

@@ -19,6 +19,7 @@ from torch import nn
 from odise_mm.datasets.wrappers import inner_configs
 from odise_mm.errors import ConfigError, DeviceError, OdiseError
 from odise_mm.registry import MODELS, TRANSFORMS
+from odise_mm.utils.files import regular_file
 from odise_mm.utils.frozen import build_part
 
 __all__ = [
@@ -73,8 +74,8 @@ def load_config(config: str | os.PathLike | Config) -> Config:
 
 def _find_config(name: str) -> Path:
     path = Path(name).expanduser()
-    if path.is_file():
-        return path
+    if os.path.exists(path) and not path.is_dir():
+        return regular_file(path, ConfigError, "config file")
     wanted = Path(name if name.endswith(".py") else name + ".py").parts
     known: dict[str, Path] = {}
     hits: list[Path] = []

@@ -213,7 +213,7 @@ class Vocabulary:
                 raise VocabularyError(f"the built-in vocabulary '{key}' has its own thing flags")
             return _load_builtin(key)
         path = Path(os.path.expanduser(name_or_path))
-        if not os.path.isfile(path):  # unlike Path.is_file, no OSError for a text too long
+        if not os.path.exists(path):  # unlike Path.exists, no OSError for a text too long
             raise VocabularyError(_not_found(str(name_or_path)))
         classes = read_classes(path)
         if things is not None:

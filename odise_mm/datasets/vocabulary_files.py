@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from odise_mm.errors import DatasetError, VocabularyError
 from odise_mm.utils.coco_json import check_categories, without_unused_roots
 from odise_mm.utils.display import printable
-from odise_mm.utils.files import read_json
+from odise_mm.utils.files import read_json, regular_file
 from odise_mm.utils.json_fields import shown
 
 
@@ -46,6 +46,7 @@ def read_classes(path: Path) -> list[RawClass]:
     Raises:
         VocabularyError: The file cannot be read, or holds something else; ``file:line`` is named.
     """
+    path = regular_file(path, VocabularyError, "vocabulary file")
     if path.suffix.lower() == ".json":
         classes = _read_json(path)
     else:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from odise_mm.errors import VocabularyError
+from odise_mm.utils.files import regular_file
 
 WORDS_FILE = "words.txt"
 """What a folder with a model calls its list of words."""
@@ -108,8 +109,9 @@ class WordTokenizer:
 
 
 def _read(path: str | os.PathLike[str]) -> list[str]:
+    path = regular_file(path, VocabularyError, "list of words")
     try:
-        lines = Path(path).expanduser().read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise VocabularyError(f"the list of words {path} cannot be read: {reason}") from error

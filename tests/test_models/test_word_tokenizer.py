@@ -66,7 +66,7 @@ def test_unknown_words_are_errors(text: str, message: str) -> None:
         (("a", "b", "a"), "has a more than once"),
         (("a", "Red"), "'Red' is not one word in lower case"),
         (("brick wall",), "'brick wall' is not one word"),
-        ("/nowhere/words.txt", "/nowhere/words.txt cannot be read: No such file"),
+        ("/nowhere/words.txt", "/nowhere/words.txt: no such list of words"),
     ],
 )
 def test_unusable_lists(words: str | tuple[str, ...], message: str) -> None:

@@ -38,7 +38,7 @@ from odise_mm.errors import DatasetError, OdiseError
 from odise_mm.utils import files
 from odise_mm.utils.coco_json import CocoFile, picture_name, read_coco, used_categories
 from odise_mm.utils.command_line import one_line_errors, positive_int
-from odise_mm.utils.files import atomic_writer, path_inside, write_json
+from odise_mm.utils.files import atomic_writer, path_inside, regular_file, write_json
 from odise_mm.utils.image import LABEL_FORMATS, MAX_LABEL_PIXELS, open_image, turned_hint
 from odise_mm.utils.journal import Journal
 from odise_mm.utils.json_fields import FLAG, fault, shown
@@ -338,8 +338,9 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     """A text file's lines.
 
     Raises:
-        DatasetError: not text in UTF-8.
+        DatasetError: missing, or not text in UTF-8.
     """
+    path = regular_file(path, DatasetError, "file")
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
