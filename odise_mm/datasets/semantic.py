@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from typing import Any
 
 import numpy as np
+from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 
 from odise_mm.datasets.base import (
@@ -20,6 +23,8 @@ from odise_mm.datasets.seeding import SeededItems
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS
+from odise_mm.utils.display import printable
+from odise_mm.utils.image import picture_suffixes
 
 
 @DATASETS.register_module()
@@ -69,6 +74,8 @@ class SemanticDataset(SeededItems, OrientedPictures, BaseSegDataset):
         check_folder(labels, "semantic label files")
         if self.ann_file and not os.path.isfile(self.ann_file):
             raise DatasetError(f"{self.ann_file}: no such list of images (`ann_file`)")
+        if not self.ann_file:
+            self._say_what_is_left_out(images, labels)
         return [
             dict(
                 img_path=info["img_path"],
@@ -78,6 +85,26 @@ class SemanticDataset(SeededItems, OrientedPictures, BaseSegDataset):
             )
             for info in super().load_data_list()
         ]
+
+    def _say_what_is_left_out(self, images: str, labels: str) -> None:
+        """One line of log on pictures that have a label file, and not the suffix."""
+        others: Counter[str] = Counter()
+        tail = self.img_suffix.rpartition(".")[0]  # of "_rgb.png"
+        for folder, _, names in os.walk(images):
+            for stem, suffix in map(os.path.splitext, names):
+                path = os.path.join(folder, stem.removesuffix(tail))
+                label = os.path.join(labels, os.path.relpath(path, images) + self.seg_map_suffix)
+                is_other = stem.endswith(tail) and suffix.lower() in picture_suffixes()
+                if is_other and stem + suffix != stem.removesuffix(tail) + self.img_suffix:
+                    others[suffix] += os.path.isfile(label) and label != path + suffix
+        if others.total():
+            kinds = ", ".join(f"{count} {printable(suffix)}" for suffix, count in (+others).items())
+            print_log(
+                f"{printable(images)}: pictures with label files are left out as they do not end "
+                f"in img_suffix={self.img_suffix!r}: {kinds}",
+                logger="current",
+                level=logging.WARNING,
+            )
 
     def filter_data(self) -> list[dict]:
         """All images; each must have its label file.

@@ -75,6 +75,7 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 _LONGEST_PATH = 4096
+_MOST_BYTES = 1 << 30  # of what cannot be rewound, and so must be kept
 # Floating point numbers this close to 0 and 1 are rounding: half a step of float16 at 1.
 _ROUNDING = 1e-3
 
@@ -173,7 +174,7 @@ def _binary_file(
 ) -> AbstractContextManager[IO[bytes]]:
     """The file to read from; closed at the end of the block if it was opened here."""
     if isinstance(source, (bytes, bytearray, memoryview)):
-        file = io.BytesIO(source)
+        file = io.BytesIO(bytes(source))
     elif hasattr(source, "read"):
         file = _rewound(source, error, name)
     else:
@@ -209,15 +210,28 @@ def _rewound(file: Any, error: type[OdiseError], name: str) -> IO[bytes]:
         raise error(f"{name}: cannot be read ({printable(err)}); give the bytes") from err
     if isinstance(content, str):
         raise error(f"{name}: is open as text; open it with mode 'rb'")
-    if not isinstance(content, bytes):
+    if not isinstance(content, (bytes, bytearray, memoryview)):
         if hasattr(content, "close"):  # a coroutine complains where nobody awaits or closes it
             content.close()
         raise error(f"{name}: its read() gives a {type(content).__name__}; give the bytes")
     try:
         file.seek(0)
     except (AttributeError, OSError):  # io.UnsupportedOperation is an OSError
-        return io.BytesIO(file.read())
+        return _all_that_is_left(file, error, name)
     return file
+
+
+def _all_that_is_left(file: Any, error: type[OdiseError], name: str) -> IO[bytes]:
+    content = io.BytesIO()
+    try:
+        while part := file.read(1 << 20):
+            content.write(part)
+            if content.tell() > _MOST_BYTES:
+                raise error(f"{name}: gives more than {_MOST_BYTES >> 20:,} MiB; is it endless?")
+    except OSError as err:
+        raise error(f"{name}: cannot be read ({printable(err)})") from err
+    content.seek(0)
+    return content
 
 
 def _identify(

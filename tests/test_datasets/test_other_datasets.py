@@ -54,6 +54,28 @@ def test_semantic(labels: Path) -> None:
     assert listed.get_data_info(0)["reduce_zero_label"] is False
 
 
+def test_pictures_of_another_suffix_are_said_to_be_left_out(labels: Path, monkeypatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("odise_mm.datasets.semantic.print_log", lambda text, **_: said.append(text))
+    for name in ("c_rgb.JPG", "city/d_rgb.webp", "city/e_rgb.webp", "notes_rgb.txt", "f.png"):
+        (labels / "images" / name).touch()
+    for name in ("c", "city/d", "city/e", "notes", "f_rgb"):
+        (labels / "labels" / f"{name}_ids.png").touch()
+    (labels / "images" / "g_rgb.webp").touch()  # without a label file
+    assert len(semantic(labels)) == 2
+    assert len(said) == 1 and said[0].startswith(f"{labels}/images: pictures with label files are")
+    assert "img_suffix='_rgb.png': " in said[0] and "2 .webp" in said[0] and "1 .JPG" in said[0]
+    (labels / "list.txt").write_text("city/a\n")
+    semantic(labels, ann_file="list.txt")
+    # Label files beside the pictures are no pictures.
+    both = dict(img_path="images", seg_map_path="images")
+    for name in ("b_rgb", "city/a_rgb"):
+        (labels / "images" / f"{name}.png").rename(labels / "images" / f"{name}.jpg")
+        (labels / "images" / f"{name}.png").touch()
+    semantic(labels, data_prefix=both, img_suffix=".jpg", seg_map_suffix=".png")
+    assert len(said) == 1
+
+
 def test_bad_semantic_data(labels: Path) -> None:
     with pytest.raises(DatasetError, match="nothing: no such folder of images"):
         semantic(labels, data_prefix=dict(img_path="nothing", seg_map_path="labels"))

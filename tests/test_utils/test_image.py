@@ -387,7 +387,12 @@ class Pipe(io.RawIOBase):
         return True
 
     def readinto(self, place) -> int:
-        return self.buffer.readinto(place)
+        return self.buffer.readinto(memoryview(place)[:100])  # as much as has arrived
+
+
+class Endless(Pipe):
+    def readinto(self, place) -> int:
+        return len(place)
 
 
 def test_bytes_and_file_objects_are_pictures(tmp_path):
@@ -398,7 +403,10 @@ def test_bytes_and_file_objects_are_pictures(tmp_path):
     at_its_end.write(content)
     (tmp_path / "a.gz").write_bytes(gzip.compress(content))
     with open(path, "rb") as file, gzip.open(tmp_path / "a.gz") as unpacked:
-        sources = [content, bytearray(content), memoryview(content), io.BytesIO(content)]
+        twice = bytes(2 * len(content))
+        spread = memoryview(bytearray(twice))[::2]
+        spread[:] = content
+        sources = [content, bytearray(content), memoryview(content), spread, io.BytesIO(content)]
         sources += [at_its_end, file, unpacked, Pipe(content)]
         for source in sources:
             assert np.array_equal(read_image(source), RGB[..., ::-1])
@@ -435,6 +443,15 @@ def test_what_is_no_picture(source, match):
         warnings.simplefilter("error")  # a coroutine that nobody awaits
         with pytest.raises(ImageError, match=match):
             read_image(source)
+
+
+def test_what_never_ends_is_given_up(monkeypatch):
+    monkeypatch.setattr("odise_mm.utils.image._MOST_BYTES", 8 << 20)
+    with pytest.raises(ImageError, match="Endless: gives more than 8 MiB"):
+        read_image(Endless(b""))
+    if os.path.exists("/dev/zero"):
+        with open("/dev/zero", "rb") as file, pytest.raises(ImageError, match="not a readable"):
+            read_image(file)
 
 
 def test_a_closed_file_object():
