@@ -31,6 +31,7 @@ __all__ = [
     "config_folders",
     "load_config",
     "make_test_pipeline",
+    "own_config_folders",
     "pick_device",
     "named_weights",
     "set_frozen_weights",
@@ -47,21 +48,35 @@ def config_folders() -> list[Path]:
 
     That is the repository's folder, or what was packed into a wheel.
     """
+    folders: dict[Path, Path] = {}
+    for folder in (Path.cwd() / "configs", *_came_with_the_package()):
+        folders.setdefault(folder.resolve(), folder)  # either may be a link to the other
+    return [folder for folder in folders.values() if folder.is_dir()]
+
+
+def own_config_folders() -> list[Path]:
+    """Those of :func:`config_folders` that came with the package."""
+    own = {folder.resolve() for folder in _came_with_the_package()}
+    return [folder for folder in config_folders() if folder.resolve() in own]
+
+
+def _came_with_the_package() -> tuple[Path, Path]:
     package = Path(__file__).resolve().parents[1]
-    packed = (package / ".mim" / "configs").resolve()  # of an editable installation: a link
-    folders = [Path.cwd() / "configs", packed, package.parent / "configs"]
-    return [f for f in dict.fromkeys(folders) if f.is_dir()]
+    return package / ".mim" / "configs", package.parent / "configs"
 
 
 def load_config(config: str | os.PathLike | Config) -> Config:
     """A config from a path, from a name under ``configs/``, or as it is (copied).
+
+    A config is a Python program, which runs when it is loaded.
 
     Args:
         config: e.g. ``configs/odise/odise_coco_label.py``, ``odise/odise_coco_label`` or
             ``odise_coco_label``.
 
     Raises:
-        ConfigError: no such file, a name that fits several, or a file that is not a valid config.
+        ConfigError: no such file, a name that fits several (of the working directory and of the
+            package, too), or a file that is not a valid config.
     """
     if isinstance(config, Config):
         return config.copy()
@@ -77,26 +92,36 @@ def _find_config(name: str) -> Path:
     if os.path.exists(path) and not path.is_dir():
         return regular_file(path, ConfigError, "config file")
     wanted = Path(name if name.endswith(".py") else name + ".py").parts
-    known: dict[str, Path] = {}
-    hits: list[Path] = []
+    own, known = own_config_folders(), set()
+    # Of the package's own folders, which hold the same, the first with a hit counts.
+    hits: dict[bool, list[Path]] = {}
     for folder in config_folders():
         files = [f for f in sorted(folder.rglob("*.py")) if "_base_" not in f.parts]
-        known |= {f.stem: f for f in files}
-        if folder.joinpath(*wanted) in files:
-            return folder.joinpath(*wanted)
-        hits += [f for f in files if f.parts[-len(wanted) :] == wanted]
-        if hits:
-            break
-    if len(hits) == 1:
-        return hits[0]
-    if hits:
-        raise ConfigError(f"config {name!r} fits several files: {', '.join(map(str, hits))}")
+        known |= {f.stem for f in files}
+        exact = folder.joinpath(*wanted)
+        found = [exact] if exact in files else [f for f in files if _ends_in(f, wanted)]
+        if found:
+            hits.setdefault(folder in own, found)
+    for found in hits.values():
+        if len(found) > 1:
+            raise ConfigError(f"config {name!r} fits several files: {', '.join(map(str, found))}")
+    if len(hits) == 2:
+        raise ConfigError(
+            f"config {name!r} is {hits[False][0]} as well as the package's own {hits[True][0]}: "
+            "write the path of the one that is meant"
+        )
+    for found in hits.values():
+        return found[0]
     close = difflib.get_close_matches(Path(name).stem, known, n=3, cutoff=0.5)
     mean = f" Did you mean {' or '.join(close)}?" if close else ""
     raise ConfigError(
         f"no config {name!r}: neither a file nor a name under configs/.{mean} "
         f"There are: {', '.join(sorted(known)) or 'none'}"
     )
+
+
+def _ends_in(path: Path, wanted: tuple[str, ...]) -> bool:
+    return path.parts[-len(wanted) :] == wanted
 
 
 def change_config(cfg: Config, changes: dict[str, Any]) -> None:

@@ -167,18 +167,45 @@ def make_test_sets(
     return sets
 
 
-def _configs() -> dict[str, Path]:
-    """Files by name; those of the working directory hide the repository's own."""
+def _configs() -> dict[str, list[Path]]:
+    """Files by name: the package's own, and one in the working directory's ``configs/``."""
     from odise_mm.apis.building import config_folders
 
-    folders = [folder / "_base_" / "datasets" for folder in reversed(config_folders())]
+    found: dict[str, list[Path]] = {}
+    for folder in config_folders():
+        for path in sorted((folder / "_base_" / "datasets").glob("*.py")):
+            found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def _own_configs() -> dict[str, Path]:
+    from odise_mm.apis.building import own_config_folders
+
+    folders = [folder / "_base_" / "datasets" for folder in reversed(own_config_folders())]
     return {path.stem: path for folder in folders for path in sorted(folder.glob("*.py"))}
 
 
+def _file_of(name: str) -> Path:
+    """The config of a test set that the user named."""
+    if name.endswith(".py") and os.path.isfile(name):
+        return Path(name)
+    own, found = _own_configs().get(name), _configs().get(name)
+    if found is None:
+        raise ConfigError(
+            f"no test set {name!r}; there are: {', '.join(known_sets())}; or write the path of a "
+            "config"
+        )
+    if own not in (None, found[0]):
+        raise ConfigError(
+            f"test set {name!r} is {found[0]} as well as the package's own {own}: write the path "
+            "of the one that is meant"
+        )
+    return found[0]
+
+
 def _from_name(cfg: Config, name: str) -> TestSet:
-    path = _configs().get(name)
-    if path is None:
-        raise ConfigError(f"no test set {name!r}; there are: {', '.join(known_sets())}")
+    path = _file_of(name)
+    name = path.stem
     data = Config.fromfile(path)
     cfg = cfg.copy()
     for key in _KEYS:
@@ -196,7 +223,8 @@ def _from_config(cfg: Config) -> TestSet:
             f"{', '.join(known_sets())}"
         )
     dataset = _images_and_names(cfg)
-    for name, path in _configs().items():
+    # Files of the working directory are programs that nobody has named here.
+    for name, path in _own_configs().items():
         if _images_and_names(Config.fromfile(path)) == dataset:
             return TestSet(name, cfg.copy())
     return TestSet(Path(cfg.filename or "test").stem, cfg.copy())

@@ -196,7 +196,7 @@ def test_rows_of_one_s_own(work: Path, capsys: pytest.CaptureFixture) -> None:
     write(work / "b.json", content)
     rows, _, text = make(work.parent, "--studies", "captioner")
     assert rows["my captioner"] == ["not run", "-", "9.0 / not run / not run *", "-"]
-    assert "CLIP (H)" not in rows and "another model" in text
+    assert "CLIP (H)" not in rows and "no config of this row is known" in text
     assert "odise_coco_label.py is no row of a study" in capsys.readouterr().err
 
 

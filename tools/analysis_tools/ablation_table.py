@@ -3,10 +3,11 @@
 
 Ours come from the JSON files that tools/test.py writes, wherever they lie below WORK_DIRS; a file
 belongs to the row whose config it was made with (configs/ablation/STUDY/ROW.py, or a config of
-that name elsewhere). The paper's numbers and the order of the rows come from
-configs/ablation/metafile.yml. What was not run is called so, and a number that cannot be compared
-with the paper's carries a mark that the notes explain. Results with numbers of subsets of classes
-get a column for every subset.
+that name elsewhere). A config is a program: only those of this repository are loaded, and those
+that --configs names, never one that a JSON file names. The paper's numbers and the order of the
+rows come from configs/ablation/metafile.yml. What was not run is called so, and a number that
+cannot be compared with the paper's carries a mark that the notes explain. Results with numbers of
+subsets of classes get a column for every subset.
 
 Writes ablations.md, ablations.csv and a picture for every study, STUDY.png.
 
@@ -73,7 +74,8 @@ class Row:
 
     Attributes:
         title: what it is called.
-        config: of the ablation, relative to the repository.
+        config: of the ablation, relative to the repository, or as a JSON file names it.
+        file: the config, if it may be loaded: it is the repository's, or the user named it.
         facts: further words, such as the pre-training.
         paper: the paper's name of a set -> metric -> percent.
         runs: name of a set -> ours.
@@ -84,6 +86,7 @@ class Row:
     title: str
     config: str
     facts: str = ""
+    file: Path | None = None
     paper: dict[str, dict[str, float]] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
 
@@ -116,6 +119,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--studies", nargs="+", choices=STUDIES, default=list(STUDIES), help="default: all"
     )
+    parser.add_argument(
+        "--configs",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="configs of rows of your own, to compare results with; they are programs and are run",
+    )
     parser.add_argument("--note", help="a sentence for below every table")
     parser.add_argument(
         "--format", choices=("table", "markdown"), default="table", help="default: %(default)s"
@@ -136,6 +146,7 @@ def read_rows(metafile: Path = METAFILE) -> list[Row]:
             title=told["Row"],
             config=model["Config"],
             facts=told.get("Pre-training", ""),
+            file=ROOT / model["Config"],
         )
         for result in model.get("Results", ()):
             row.paper.setdefault(result["Dataset"], {}).update(result["Metrics"])
@@ -151,11 +162,47 @@ def row_of(config: str, rows: list[Row]) -> Row | None:
             for row in rows:
                 if (row.study, row.name) == (study, path.stem):
                     return row
-            row = Row(study, path.stem, path.stem.replace("_", " "), config)
+            row = own_row(study, path.stem, config)
             rows.append(row)
             return row
     named = [row for row in rows if row.name == path.stem]
     return named[0] if len(named) == 1 else None
+
+
+def own_row(study: str, name: str, config: str, file: Path | None = None) -> Row:
+    """A row that the metafile does not list.
+
+    Args:
+        study, name: what it is called.
+        config: as a JSON file names it.
+        file: the config, if the user named it; else it is loaded only where the repository has one.
+    """
+    if file is None and re.fullmatch(r"\w[\w-]*", name):
+        file = ROOT / "configs" / "ablation" / study / f"{name}.py"
+    return Row(study, name, name.replace("_", " "), config, file=file)
+
+
+def add_named(rows: list[Row], configs: Sequence[str]) -> None:
+    """Rows of configs that the user named.
+
+    Raises:
+        ConfigError: no such file, or none of a study's folder.
+    """
+    from odise_mm.errors import ConfigError
+
+    for config in configs:
+        path = Path(config)
+        if not path.is_file() or path.absolute().parent.name not in STUDIES:
+            raise ConfigError(
+                f"--configs {config}: a config in a folder called like a study, such as "
+                f"configs/ablation/{STUDIES[0]}/mine.py"
+            )
+        study = path.absolute().parent.name
+        known = [row for row in rows if (row.study, row.name) == (study, path.stem)]
+        if known:
+            known[0].file = path.absolute()
+        else:
+            rows.append(own_row(study, path.stem, config, path.absolute()))
 
 
 def collect(places: Sequence[str], rows: list[Row]) -> list[str]:
@@ -202,7 +249,9 @@ def reasons_against(row: Row, name: str, content: dict[str, Any]) -> list[str]:
         reasons.append("not a set of the paper's table")
     elif found["images"] != PAPER_SETS[name][1]:
         reasons.append(f"{found['images']} images of {PAPER_SETS[name][1]:,}")
-    if not same_model(row, content["config"]):
+    if _ablation_config(row) is None:
+        reasons.append("no config of this row is known: name it with --configs")
+    elif not same_model(row, content["config"]):
         reasons.append("another model or image size than the row's config in configs/ablation")
     iteration = re.search(r"iter_(\d+)\.", (content["checkpoint"] or {}).get("file", ""))
     if iteration and int(iteration[1]) < full_schedule(row):
@@ -232,9 +281,9 @@ def full_schedule(row: Row) -> int:
 def _ablation_config(row: Row) -> Any:
     from mmengine.config import Config
 
-    path = ROOT / row.config
+    path = row.file
     known = _CONFIGS.get(path)
-    if known is None and path.is_file():
+    if known is None and path is not None and path.is_file():
         known = _CONFIGS[path] = Config.fromfile(path, import_custom_modules=False)
     return known
 
@@ -391,6 +440,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
         rows = read_rows()
+        add_named(rows, args.configs)
         remarks = collect(args.work_dirs, rows)
         rows = [row for row in rows if row.study in args.studies]
         out = Path(args.out)

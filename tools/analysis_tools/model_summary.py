@@ -53,11 +53,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def all_configs() -> list[str]:
-    """Every config of a model; those of the working directory hide the repository's own."""
+    """Every config of a model; of one name in the working directory and here, the one here."""
     from odise_mm.apis.building import config_folders
 
     found: dict[Path, Path] = {}
-    for folder in reversed(config_folders()):
+    for folder in config_folders():
         found |= {path.relative_to(folder): path for path in folder.rglob("*.py")}
     return [str(found[name]) for name in sorted(found) if "_base_" not in name.parts]
 

@@ -24,9 +24,11 @@ import argparse
 import csv
 import math
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from copy import deepcopy
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +86,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all"
     )
     parser.add_argument("--out", metavar="DIR", help="for the files (default: FOLDER)")
+    parser.add_argument(
+        "--custom-imports",
+        nargs="+",
+        default=[],
+        metavar="MODULE",
+        help="modules with parts of your own that the folder's config names; a file of results "
+        "does not choose what runs",
+    )
     parser.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
     return parser.parse_args(argv)
 
@@ -146,12 +156,25 @@ def plan_values(alphas: list[float], betas: list[float], own: tuple[float, float
     return list(values.values())
 
 
-def sweep(path: str, alphas: list[float], betas: list[float], tasks: list[str]) -> Sweep:
+def sweep(
+    path: str,
+    alphas: list[float],
+    betas: list[float],
+    tasks: list[str],
+    custom_imports: Sequence[str] = (),
+) -> Sweep:
     """Try all values on the predictions in a folder.
+
+    Args:
+        path: of the folder.
+        alphas, betas: to try.
+        tasks: to measure.
+        custom_imports: modules with parts of the user's own, which may be built.
 
     Raises:
         PredictionsError: the folder is incomplete, or has one opinion only.
-        ConfigError: the fusion has no such exponents, or none of the tasks is measured.
+        ConfigError: the fusion has no such exponents, none of the tasks is measured, or the folder
+            names parts that are neither this package's nor of ``custom_imports``.
         DatasetError: the set's ground truth is missing.
     """
     import odise_mm  # noqa: F401  (first of ours: it prepares mmcv)
@@ -163,7 +186,7 @@ def sweep(path: str, alphas: list[float], betas: list[float], tasks: list[str]) 
 
     folder = PredictionFolder(path)
     described = folder.describe()
-    cfg = read_config(folder)
+    cfg = read_config(folder, custom_imports)
     count = described["images"]
     missing = folder.missing(count)
     if missing:
@@ -217,29 +240,58 @@ def _notes(described: dict[str, Any]) -> list[str]:
     return notes
 
 
-def read_config(folder: PredictionFolder) -> Config:
-    """The test's config; nothing in it is run but the imports that it names."""
+def read_config(folder: PredictionFolder, custom_imports: Sequence[str] = ()) -> Config:
+    """The test's config, whose parts are those of this package and of ``custom_imports``.
+
+    Raises:
+        ConfigError: it names others; or a module of ``custom_imports`` cannot be imported.
+    """
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
-    from mmengine.utils import import_modules_from_strings
 
-    cfg = Config(folder.config(), filename=str(folder.path / "config.json"))
-    if cfg.get("custom_imports"):
-        import_modules_from_strings(**cfg.custom_imports)
-    init_default_scope(cfg.get("default_scope", "odise_mm"))
-    return cfg
+    import odise_mm.models  # noqa: F401  (the fusion is one of them)
+    from odise_mm.errors import ConfigError
+    from odise_mm.evaluation.base import DatasetMetric
+    from odise_mm.models import GeometricEnsemble
+    from odise_mm.registry import DATASETS, METRICS, MODELS
+    from odise_mm.utils.data_configs import check_imports, check_types
+
+    where = str(folder.path / "config.json")
+    content = folder.config()
+    for module in custom_imports:
+        try:
+            import_module(module)
+        except ImportError as err:
+            raise ConfigError(f"--custom-imports {module}: cannot be imported ({err})") from err
+    check_imports(content.get("custom_imports"), custom_imports, where)
+    try:
+        fusion, dataset = content["model"]["fusion"], content["test_dataloader"]["dataset"]
+        metrics = content["test_evaluator"]
+    except (KeyError, TypeError) as err:
+        raise ConfigError(f"{where}: not the config of a test ({err!r})") from err
+    check_types(fusion, MODELS, f"{where}: model.fusion", custom_imports, GeometricEnsemble)
+    check_types(without_pipelines(dataset), DATASETS, f"{where}: dataset", custom_imports)
+    check_types(metrics, METRICS, f"{where}: test_evaluator", custom_imports, DatasetMetric)
+    init_default_scope("odise_mm")
+    return Config(content, filename=where)
+
+
+def without_pipelines(dataset: Any) -> Any:
+    """A dataset's config whose pictures are not to be opened."""
+    from odise_mm.datasets.wrappers import inner_configs
+
+    dataset = deepcopy(dataset)
+    for _, each, wraps in inner_configs(dataset, ""):
+        if not wraps:
+            each["pipeline"] = []
+    return dataset
 
 
 def build_dataset(cfg: Config) -> Any:
     """The test set, for names and number of images: its pictures are not opened."""
     from odise_mm.datasets.seeding import build_seeded
-    from odise_mm.datasets.wrappers import inner_configs
 
-    dataset = deepcopy(cfg.test_dataloader["dataset"])
-    for _, each, wraps in inner_configs(dataset, ""):
-        if not wraps:
-            each["pipeline"] = []
-    return build_seeded(dataset)
+    return build_seeded(without_pipelines(cfg.test_dataloader["dataset"]))
 
 
 def build_evaluator(cfg: Config, dataset: Any, tasks: list[str]) -> Evaluator:
@@ -408,7 +460,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
         with redirect_stdout(sys.stderr):  # the log must not mix with the numbers
-            result = sweep(args.folder, args.alpha, args.beta, args.tasks)
+            result = sweep(args.folder, args.alpha, args.beta, args.tasks, args.custom_imports)
         table = make_table(result)
         out = Path(args.out or args.folder)
         out.mkdir(parents=True, exist_ok=True)
