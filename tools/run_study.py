@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -30,6 +29,7 @@ from rich.console import Console  # noqa: E402
 
 from odise_mm.errors import ConfigError  # noqa: E402
 from odise_mm.utils.command_line import one_line_errors  # noqa: E402
+from odise_mm.utils.processes import run_child  # noqa: E402
 
 LAST_LINES = 5
 OF_TESTS = ("test_", "val_")
@@ -192,8 +192,7 @@ class Study:
             for step in steps:
                 tool, *rest = step()
                 command = [sys.executable, ROOT / "tools" / tool, *rest, *shared]
-                ended = subprocess.run(map(str, command), stdout=stream, stderr=stream)
-                if ended.returncode:
+                if run_child([*map(str, command)], stream):
                     lines = log.read_text(errors="replace").strip().splitlines()
                     return "\n".join([*lines[-LAST_LINES:], f"(all of it: {log})"])
         return ""

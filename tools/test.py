@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.utils.command_line import ConfigOptions, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
+from odise_mm.utils.processes import follow_parent, is_first_process  # noqa: E402
 
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
 
@@ -105,6 +106,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command: 0; mistakes exit with 2, as argparse does."""
     args = parse_args(argv)
+    follow_parent(args.launcher)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     with one_line_errors():
         try:
@@ -184,10 +186,10 @@ def owned_folders(args: argparse.Namespace) -> Iterator[None]:
     from odise_mm.utils.files import FolderLock
     from odise_mm.utils.outputs import check_folder
 
-    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
-    folders = {os.path.realpath(folder) for folder in (args.dump, args.show_dir) if folder}
+    named = (args.dump, args.show_dir, args.work_dir)
+    folders = {os.path.realpath(folder) for folder in named if folder}
     with ExitStack() as stack:
-        for folder in sorted(folders if rank == "0" else ()):
+        for folder in sorted(folders if is_first_process() else ()):
             check_folder(folder)
             stack.enter_context(FolderLock(folder, "writing results of a test"))
         yield

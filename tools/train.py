@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.utils.command_line import ConfigOptions, one_line_errors  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
+from odise_mm.utils.processes import follow_parent, is_first_process  # noqa: E402
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -71,6 +73,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command: 0; mistakes exit with 2, as argparse does."""
     args = parse_args(argv)
+    follow_parent(args.launcher)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     with one_line_errors():
         try:
@@ -87,13 +90,16 @@ def run(args: argparse.Namespace) -> int:
     import odise_mm  # noqa: F401  (first of ours: it prepares mmcv)
     from odise_mm.engine import OpenVocabRunner
     from odise_mm.engine.checkpoints import latest_checkpoint
+    from odise_mm.utils.files import FolderLock
 
     cfg = plan(args)
-    runner = OpenVocabRunner.from_cfg(cfg)
-    console = Console(highlight=False, quiet=not is_main_process())
-    for line in summary(runner):
-        console.print(line, soft_wrap=True, markup=False)
-    runner.train()
+    lock = FolderLock(cfg.work_dir, "training") if is_first_process() else nullcontext()
+    with lock:
+        runner = OpenVocabRunner.from_cfg(cfg)
+        console = Console(highlight=False, quiet=not is_main_process())
+        for line in summary(runner):
+            console.print(line, soft_wrap=True, markup=False)
+        runner.train()
     last = latest_checkpoint(runner.work_dir)
     console.print(f"done; checkpoint: {last}", soft_wrap=True, markup=False)
     return 0
