@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from odise_mm.errors import OdiseError
+from odise_mm.utils import files
 
 FORMATS = ("table", "markdown", "json")
 
@@ -75,10 +76,18 @@ def show(tables: Sequence[Table], data: dict, form: str) -> None:
 
 
 def write_json(path: str, data: dict) -> None:
-    """Write ``data`` to a file, making its folder."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps(data, indent=1) + "\n")
+    """Write ``data`` to a JSON file, making its folder."""
+    files.write_json(path, data, indent=1)
+
+
+def write_figure(path: str | Path, figure: Any, **kwargs: Any) -> None:
+    """Write a figure of matplotlib, in the format that the file's extension names.
+
+    Args:
+        kwargs: of ``savefig``.
+    """
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:].lower(), **kwargs)
 
 
 class ReportError(OdiseError):

@@ -24,6 +24,7 @@ from odise_mm.datasets.vocabulary_files import (
     split_synonyms,
 )
 from odise_mm.errors import VocabularyError
+from odise_mm.utils.files import write_text
 
 __all__ = ["BUILTIN", "Vocabulary", "VocabularyError"]
 
@@ -303,7 +304,7 @@ class Vocabulary:
         """
         rows = zip(self.synonyms, self.is_thing, self.source_names, strict=True)
         classes = [RawClass(group, thing, source) for group, thing, source in rows]
-        Path(path).write_text(format_classes(classes, repr(self)), encoding="utf-8")
+        write_text(path, format_classes(classes, repr(self)))
 
     @classmethod
     def _build(cls, classes: Sequence[RawClass], name: str) -> "Vocabulary":

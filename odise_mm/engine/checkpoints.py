@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,32 +23,6 @@ LAST = "last_checkpoint"
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _NUMBERED = re.compile(r"(iter|epoch)_(\d{1,18})\.pth")
 _RESUMABLE = ("state_dict", "optimizer", "meta", "message_hub")
-
-
-@contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give the name of a temporary file, which takes the place of ``path`` when it is complete.
-
-    If anything fails, ``path`` stays as it was and the temporary file is removed. After a kill the
-    temporary file remains, see :func:`remove_leftovers`.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)  # the rename, too, survives a power cut
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:

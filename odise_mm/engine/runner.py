@@ -15,7 +15,7 @@ from torch import nn
 from odise_mm.apis.building import config_errors
 from odise_mm.datasets.seeding import build_seeded
 from odise_mm.datasets.vocabulary import Vocabulary
-from odise_mm.engine.checkpoints import latest_checkpoint, read_training_state, replacing
+from odise_mm.engine.checkpoints import latest_checkpoint, read_training_state
 from odise_mm.engine.config import check_config, complete_config
 from odise_mm.engine.loops import unwrapped
 from odise_mm.engine.resuming import ADVICE, RECORD, describe_training, differences_of_training
@@ -24,6 +24,7 @@ from odise_mm.models.training_names import NOTE, note_of, train_vocabulary
 from odise_mm.models.weights import load_weights
 from odise_mm.registry import RUNNERS
 from odise_mm.utils.checkpoint import differences
+from odise_mm.utils.files import replacing
 
 
 @RUNNERS.register_module()

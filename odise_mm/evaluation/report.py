@@ -8,11 +8,9 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 import math
 import os
 import platform
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.utils.files import write_json, write_text
 from odise_mm.version import __version__
 
 # Heading -> keys of the metrics that fill it (a data set has one of them at most).
@@ -131,18 +130,11 @@ class Report:
         """
         path = Path(path)
         if path.suffix == ".json":
-            text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+            write_json(path, self.to_dict(), indent=1)
         elif path.suffix == ".csv":
-            text = self._csv()
+            write_text(path, self._csv())
         else:
             raise ValueError(f"{path}: results are written as .json or .csv")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _csv(self) -> str:
         stream = io.StringIO()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from odise_mm.errors import VocabularyError
-from odise_mm.utils.files import regular_file
+from odise_mm.utils.files import regular_file, write_text
 
 WORDS_FILE = "words.txt"
 """What a folder with a model calls its list of words."""
@@ -98,7 +98,7 @@ class WordTokenizer:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the list, one word per line."""
-        Path(path).write_text("".join(f"{word}\n" for word in self.words), encoding="utf-8")
+        write_text(path, "".join(f"{word}\n" for word in self.words))
 
     def _hint(self, word: str) -> str:
         close = difflib.get_close_matches(word, self.words, n=3)

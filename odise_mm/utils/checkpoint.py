@@ -12,7 +12,6 @@ import logging
 import os
 import pickletools
 import re
-import secrets
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Set
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import printable
+from odise_mm.utils.files import replacing
 from odise_mm.utils.unwrapping import Fits, innermost, unwrap
 
 __all__ = ["CheckpointError", "load_meta", "load_state_dict", "save_state_dict"]
@@ -353,26 +353,20 @@ def save_state_dict(
     if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
         known = ", ".join((".safetensors", *TORCH_SUFFIXES))
         raise CheckpointError(f"cannot tell how to write {path}: the suffix must be of {known}")
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         # Own memory for each: safetensors has no shared storage, and torch.save would write a
         # whole storage for a slice of it.
         tensors = {
             k: v.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
             for k, v in state.items()
         }
-        if path.suffix == ".safetensors":
-            save_file(tensors, temporary, metadata=dict(meta) if meta else None)
-        else:
-            torch.save({"state_dict": tensors, "meta": dict(meta or {})}, temporary)
-        with temporary.open("rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            if path.suffix == ".safetensors":
+                save_file(tensors, temporary, metadata=dict(meta) if meta else None)
+            else:
+                torch.save({"state_dict": tensors, "meta": dict(meta or {})}, temporary)
     except (OSError, RuntimeError, SafetensorError) as error:
         before = "the file that was there is unchanged" if path.exists() else "nothing was left"
         raise CheckpointError(
             f"could not write {path} ({error}); {before}: is the disk full or write-protected?"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

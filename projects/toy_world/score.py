@@ -30,6 +30,7 @@ from transformers import CLIPTextModel  # noqa: E402
 
 from odise_mm.models import FrozenCLIP  # noqa: E402
 from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from projects.toy_world import generate  # noqa: E402
 from projects.toy_world.pretraining import clip, diffusion  # noqa: E402
 from projects.toy_world.pretraining.loop import write_json  # noqa: E402
@@ -103,8 +104,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
-        if args.out:
-            args.out.parent.mkdir(parents=True, exist_ok=True)
+        read = (path for path in args.weights.rglob("*") if path.parent != args.weights)
+        check_outputs([args.out], [*read, *args.weights.glob("*.safetensors")])
         scores = score(args.weights, args.scenes)
         table = Table("Scores of the weights", ["part", "number", "value"])
         table.rows = [

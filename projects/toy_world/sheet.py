@@ -32,8 +32,11 @@ import numpy as np  # noqa: E402
 
 from odise_mm.errors import ConfigError, DatasetError  # noqa: E402
 from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
+from odise_mm.utils.outputs import InputFiles, check_outputs  # noqa: E402
 from projects.toy_world.arguments import picture_file  # noqa: E402
 from projects.toy_world.names import names_of  # noqa: E402
+from tools.report import write_figure  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -338,14 +341,16 @@ def main(argv: list[str] | None = None) -> int:
     with one_line_errors():
         import odise_mm  # noqa: F401  (first: it prepares mmcv)
 
+        inputs = InputFiles(args.checkpoint, args.config, VOCABULARY)
+        inputs.add_below(args.data_root)
+        check_outputs([args.out], inputs)
         novel = {str(name) for name in names_of("novel")}
         rows = make_rows(args, novel)
         figure = draw(rows, novel)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out, dpi=150)
-    for kind, (right, there) in count(rows, novel).items():
-        print(f"{kind} things of the sheet: {right} of {there} found and rightly named")
-    print(f"wrote {args.out}")
+        write_figure(args.out, figure, dpi=150)
+        for kind, (right, there) in count(rows, novel).items():
+            print(f"{kind} things of the sheet: {right} of {there} found and rightly named")
+        print(f"wrote {printable(args.out)}")
     return 0
 
 

@@ -22,6 +22,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.utils.command_line import one_line_errors  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
+from odise_mm.utils.outputs import check_outputs  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,10 +109,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
+        check_outputs([args.out], [args.checkpoint, args.config])
         written = ship(args.checkpoint, args.out, args.config)
-    numbers = sum(value.numel() for value in written.values())
-    size = Path(args.out).stat().st_size / 1e6
-    print(f"wrote {args.out}: {numbers:,} numbers, {size:.1f} MB")
+        numbers = sum(value.numel() for value in written.values())
+        size = Path(args.out).stat().st_size / 1e6
+        print(f"wrote {printable(args.out)}: {numbers:,} numbers, {size:.1f} MB")
     return 0
 
 

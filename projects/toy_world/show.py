@@ -21,8 +21,11 @@ import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
 from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
+from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from projects.toy_world.arguments import picture_file  # noqa: E402
 from projects.toy_world.world import SPLITS, Scene, scene  # noqa: E402
+from tools.report import write_figure  # noqa: E402
 
 _COLUMNS = 4
 
@@ -76,10 +79,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
+        check_outputs([args.out])
         figure = sheet([scene((args.seed, i), args.split) for i in range(args.number)])
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out, dpi=100)
-        print(args.out)
+        write_figure(args.out, figure, dpi=100)
+        print(printable(args.out))
     return 0
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 from rich.console import Console
@@ -207,12 +208,11 @@ def test_a_failure_leaves_the_previous_file(
     Report({}, ["ade20k"]).write(path)
     before = path.read_text()
 
-    def full(self: Path, *args, **kwargs) -> None:
-        with self.open("w") as stream:
-            stream.write("{")
+    def full(content: object, stream: TextIO, **kwargs: object) -> None:
+        stream.write("{")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr(json, "dump", full)
     report = Report({}, ["ade20k"], results=[result()])
     with pytest.raises(OSError, match="No space"):
         report.write(path)

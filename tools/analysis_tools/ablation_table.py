@@ -31,7 +31,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.utils.command_line import one_line_errors  # noqa: E402
-from tools.report import Table, find_reports, show  # noqa: E402
+from odise_mm.utils.files import atomic_writer, write_text  # noqa: E402
+from odise_mm.utils.outputs import check_outputs  # noqa: E402
+from tools.report import Table, find_reports, show, write_figure  # noqa: E402
 
 METAFILE = ROOT / "configs" / "ablation" / "metafile.yml"
 STUDIES = ("representation", "captioner", "steps", "classification")
@@ -367,7 +369,7 @@ def notes_of(rows: list[Row], note: str | None) -> list[str]:
 
 def write_csv(rows: list[Row], path: Path) -> None:
     """One line per row, set, subset of classes and metric; ours unrounded."""
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with atomic_writer(path, "w") as stream:
         lines = csv.writer(stream, lineterminator="\n")
         lines.writerow(
             (
@@ -410,7 +412,7 @@ def draw(study: str, rows: list[Row], path: Path) -> None:
     if handles:
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
     figure.suptitle(f"Ablation of the {study} (rows without a dot: not run)", fontsize=11)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure, dpi=120)
 
 
 def _panel(axes: Any, rows: list[Row], dataset: str, metric: str) -> None:
@@ -439,19 +441,21 @@ def _panel(axes: Any, rows: list[Row], dataset: str, metric: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
+        out = Path(args.out)
+        names = ("ablations.md", "ablations.csv", *(f"{study}.png" for study in args.studies))
+        results = (file for file, _ in find_reports(args.work_dirs))
+        check_outputs([out / name for name in names], results)
         rows = read_rows()
         add_named(rows, args.configs)
         remarks = collect(args.work_dirs, rows)
         rows = [row for row in rows if row.study in args.studies]
-        out = Path(args.out)
-        out.mkdir(parents=True, exist_ok=True)
         tables = []
         for study in args.studies:
             members = [row for row in rows if row.study == study]
             tables.append(make_table(study, members, args.note))
             draw(study, members, out / f"{study}.png")
         text = "\n\n".join(table.markdown() for table in tables)
-        (out / "ablations.md").write_text(f"## Ablations\n\n{text}\n", encoding="utf-8")
+        write_text(out / "ablations.md", f"## Ablations\n\n{text}\n")
         write_csv(rows, out / "ablations.csv")
         show(tables, {}, args.format)
         for remark in remarks:

@@ -22,6 +22,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.utils.command_line import ConfigOptions, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.outputs import (  # noqa: E402
+    check_outputs,
+    picture_path,
+    stem_of,
+    write_picture,
+)
 from tools.report import Table, show  # noqa: E402
 
 if TYPE_CHECKING:
@@ -197,8 +203,6 @@ def draw(image: np.ndarray, result: SegmentationResult, words: list[str] | None)
 
 
 def browse(args: argparse.Namespace) -> Table:
-    import cv2
-
     from odise_mm.datasets import SeededSampler
     from odise_mm.engine.loops import vocabulary_of
 
@@ -208,17 +212,18 @@ def browse(args: argparse.Namespace) -> Table:
     if split == "train":
         indices = SeededSampler(dataset, seed=args.seed)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    chosen = [(index, dataset.get_data_info(int(index))) for index in islice(indices, args.number)]
+    stems = [f"{split}_{i:03d}_{stem_of(info['img_path'])}" for i, (_, info) in enumerate(chosen)]
+    inputs = (value for _, info in chosen for value in info.values())
+    check_outputs([picture_path(out, stem) for stem in stems], [args.config, *inputs])
     table = Table(f"{args.config}, {split}: {len(dataset):,} pictures", COLUMNS)
-    for number, index in enumerate(islice(indices, args.number)):
-        item, info = dataset[index], dataset.get_data_info(int(index))
+    for stem, (index, info) in zip(stems, chosen, strict=True):
+        item = dataset[index]
         image = item["inputs"].numpy().transpose(1, 2, 0)
         sample = item["data_samples"]
         result = ground_truth(item, info, vocabulary)
         words = sample.get("words")
-        path = out / f"{split}_{number:03d}_{Path(info['img_path']).stem}.jpg"
-        if not cv2.imwrite(str(path), draw(image, result, words)):
-            raise OSError(f"{path}: cannot be written")
+        path = write_picture(out, stem, draw(image, result, words))
         height, width = sample.ori_shape
         names = dict.fromkeys(segment.name for segment in result.segments)
         table.rows.append(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +25,8 @@ from torch import Tensor
 from odise_mm.errors import OdiseError
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.models.classifiers.base import Opinion
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import replacing, write_json
 
 FORMAT = 1
 MASK_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -109,9 +110,14 @@ class PredictionFolder:
                     f"{self.path} holds predictions of another run (other: {', '.join(other)}): "
                     "take another folder, or remove that one"
                 )
+        elif (self.path / "config.json").exists() or self.file(0).exists():
+            raise PredictionsError(
+                f"{printable(self.path)} has files of these names that are no predictions: take "
+                "another folder"
+            )
         self.path.mkdir(parents=True, exist_ok=True)
-        self._write_json("config.json", _as_json(config))
         self._write_json("set.json", described)
+        self._write_json("config.json", _as_json(config))
 
     def describe(self) -> dict[str, Any]:
         """What the predictions come from.
@@ -168,7 +174,7 @@ class PredictionFolder:
             if opinion.p_void is not None:
                 arrays[f"p_void_{i}"] = opinion.p_void[0].float().cpu().numpy()
         target = self.file(index)
-        with _appearing(target) as temporary:
+        with replacing(target, durable=False) as temporary:
             _write_npz(temporary, arrays)
         return target.stat().st_size
 
@@ -223,20 +229,7 @@ class PredictionFolder:
             ) from err
 
     def _write_json(self, name: str, content: Any) -> None:
-        with _appearing(self.path / name) as temporary:
-            text = json.dumps(content, indent=1, ensure_ascii=False)
-            temporary.write_text(text + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _appearing(path: Path) -> Iterator[Path]:
-    """A file that takes its place when it is complete."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        write_json(self.path / name, content, indent=1)
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -27,6 +27,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.utils.command_line import ConfigOptions, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
+from odise_mm.utils.files import FolderLock  # noqa: E402
+from odise_mm.utils.outputs import InputFiles, check_outputs  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 from tools import test as test_tool  # noqa: E402
 
@@ -81,12 +84,15 @@ def run(args: argparse.Namespace) -> None:
     test_tool.check_checkpoint(args.checkpoint, sets[0].cfg)
     for test_set in sets:
         test_set.check()
-    Path(args.out).mkdir(parents=True, exist_ok=True)
+    inputs = InputFiles(*test_tool.inputs_of(args, sets))
+    for test_set in sets:
+        folder = Path(args.out) / test_set.name
+        check_outputs([folder / "set.json", folder / "config.json"], inputs)
     runner = OpenVocabRunner.from_cfg(sets[0].cfg)
     test_tool.prepare_model(runner, args)
-    with test_tool.progress_bar() as bar:
+    with test_tool.progress_bar() as bar, FolderLock(args.out, "saving predictions"):
         for test_set in sets:
-            print(save_set(runner, test_set, args, bar))
+            print(printable(save_set(runner, test_set, args, bar)))
 
 
 def save_set(

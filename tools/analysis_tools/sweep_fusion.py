@@ -36,7 +36,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.utils.command_line import one_line_errors  # noqa: E402
-from tools.report import FORMATS, Table, show  # noqa: E402
+from odise_mm.utils.files import atomic_writer, write_text  # noqa: E402
+from odise_mm.utils.outputs import check_outputs  # noqa: E402
+from tools.report import FORMATS, Table, show, write_figure  # noqa: E402
 
 if TYPE_CHECKING:
     from mmengine.config import Config
@@ -394,7 +396,7 @@ def make_table(result: Sweep) -> Table:
 def write_csv(result: Sweep, path: Path) -> None:
     """All numbers, unrounded."""
     keys = list(result.values[0].numbers)
-    with path.open("w", newline="", encoding="utf-8") as stream:
+    with atomic_writer(path, "w") as stream:
         rows = csv.writer(stream, lineterminator="\n")
         rows.writerow(("set", "opinions", "alpha", "beta", "config's own", *keys))
         for value in result.values:
@@ -423,7 +425,7 @@ def draw(result: Sweep, path: Path) -> None:
     warnings = [note for note in result.notes if "no benchmark" in note or "mean nothing" in note]
     title = f"{result.name}: CLIP's exponents; * the config's own"
     figure.suptitle("\n".join([title, *warnings]), fontsize=10)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure, dpi=120)
 
 
 def _map(axes: Any, title: str, key: str, result: Sweep) -> None:
@@ -459,13 +461,14 @@ def _map(axes: Any, title: str, key: str, result: Sweep) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
+        out = Path(args.out or args.folder)
+        inputs = [path for path in Path(args.folder).glob("*") if path.suffix in (".npz", ".json")]
+        check_outputs([out / f"sweep.{kind}" for kind in ("csv", "md", "png")], inputs)
         with redirect_stdout(sys.stderr):  # the log must not mix with the numbers
             result = sweep(args.folder, args.alpha, args.beta, args.tasks, args.custom_imports)
         table = make_table(result)
-        out = Path(args.out or args.folder)
-        out.mkdir(parents=True, exist_ok=True)
         write_csv(result, out / "sweep.csv")
-        (out / "sweep.md").write_text(table.markdown() + "\n", encoding="utf-8")
+        write_text(out / "sweep.md", table.markdown() + "\n")
         draw(result, out / "sweep.png")
         numbers = [vars(value) for value in result.values]
         show([table], dict(set=result.name, values=numbers, notes=result.notes), args.format)

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from tools.report import FORMATS, Table, show, write_json  # noqa: E402
 
 if TYPE_CHECKING:
@@ -407,6 +408,7 @@ def _share(ways: dict[str, Numbers]) -> str:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
+        check_outputs([args.json], [args.config])
         with redirect_stdout(sys.stderr):  # the log must not mix with the numbers
             result = run(args)
         show(make_tables(result), result, args.format)

@@ -17,6 +17,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,9 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.errors import ConfigError, OdiseError  # noqa: E402
 from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
+from tools.report import write_figure  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
@@ -346,17 +349,19 @@ def draw(image: np.ndarray, panels: list[tuple[str, np.ndarray]], path: Path) ->
         place.set_title(title, fontsize=8)
     for place in axes:
         place.set_axis_off()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150, metadata={"Software": None})
+    write_figure(path, figure, dpi=150, metadata={"Software": None})
 
 
 def run(args: argparse.Namespace) -> None:
     """Make the picture."""
-    from odise_mm.apis.building import load_config
+    from odise_mm.apis.building import load_config, named_weights
     from odise_mm.utils.image import read_image
 
-    image = read_image(args.image)
     cfgs = [load_config(config) for config in args.configs]
+    named = [named_weights(cfg.get("model")) for cfg in cfgs]
+    files = [args.image, *(args.weights or ()), *(cfg.filename for cfg in cfgs), *chain(*named)]
+    check_outputs([args.out], files)
+    image = read_image(args.image)
     weights = [None if w == "none" else w for w in args.weights or ["none"] * len(cfgs)]
     panels: list[tuple[str, Any]] = []
     with progress_bar() as bar:

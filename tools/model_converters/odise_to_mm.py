@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.utils.command_line import one_line_errors  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -133,19 +134,20 @@ def make_tables(ours: Mapping[str, Tensor], unused: Mapping[str, str]) -> list[T
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    from odise_mm.utils.checkpoint import CheckpointError, save_state_dict
+    from odise_mm.utils.checkpoint import save_state_dict
+    from odise_mm.utils.outputs import check_outputs
     from tools.report import show
 
     with one_line_errors():
-        if Path(args.input).resolve() == Path(args.output).resolve():
-            raise CheckpointError(f"{args.output} is the input itself: name another output")
+        check_outputs([args.output], [args.input, args.config])
         ours, unused = convert(args.input)
         if args.config:
             check_against_config(ours, args.config, args.input)
         meta = {"format": "odise_mm trained parameters", "converted_from": Path(args.input).name}
         save_state_dict(args.output, ours, meta)
-    show(make_tables(ours, unused), {}, "table")
-    print(f"Written: {args.output} ({Path(args.output).stat().st_size / 1e6:.1f} MB)")
+        show(make_tables(ours, unused), {}, "table")
+        size = Path(args.output).stat().st_size / 1e6
+        print(f"Written: {printable(args.output)} ({size:.1f} MB)")
     return 0
 
 

@@ -24,9 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.utils.logging import disable_progress_bar
 
-from odise_mm.engine.checkpoints import replacing
 from odise_mm.errors import ConfigError
 from odise_mm.models.word_tokenizer import WORDS_FILE
+from odise_mm.utils.files import replacing
 from projects.toy_world.pretraining.loop import random_of, write_json
 from projects.toy_world.pretraining.text import CONTEXT_LENGTH, WORDS, tokenizer
 from projects.toy_world.world import SIZE, scene
