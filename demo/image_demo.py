@@ -180,7 +180,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def print_line(console: Console, text: str, style: str = "") -> None:
     """A line that is neither folded nor markup."""
-    console.print(text, style=style, markup=False, soft_wrap=True)
+    from rich.text import Text
+
+    console.print(Text(text, style=style), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from odise_mm.errors import OdiseError
 from odise_mm.utils import files
+from odise_mm.utils.display import markdown_cell, printable
 
 FORMATS = ("table", "markdown", "json")
 
@@ -33,28 +35,33 @@ class Table:
 
     def rich(self) -> RichTable:
         """For ``rich``."""
-        table = RichTable(title=self.title, title_justify="left")
+        table = RichTable(title=_text(self.title), title_justify="left")
         for index, name in enumerate(self.columns):
-            table.add_column(name, justify="right" if index else "left")
+            table.add_column(_text(name), justify="right" if index else "left")
         for row in self.rows:
             if row:
-                table.add_row(*row)
+                table.add_row(*map(_text, row))
             else:
                 table.add_section()
         return table
 
     def markdown(self) -> str:
-        """As markdown."""
-        lines = [f"### {self.title}", "", _line(self.columns)]
-        lines.append(_line([":--", *["--:"] * (len(self.columns) - 1)]))
+        """As markdown; nothing in titles, cells and notes is markup."""
+        rule = " | ".join([":--", *["--:"] * (len(self.columns) - 1)])
+        lines = [f"### {markdown_cell(self.title)}", "", _line(self.columns), f"| {rule} |"]
         lines += [_line(row) for row in self.rows if row]
         if self.notes:
-            lines += ["", *(f"- {note}" for note in self.notes)]
+            lines += ["", *(f"- {markdown_cell(note)}" for note in self.notes)]
         return "\n".join(lines)
 
 
+def _text(cell: str) -> Text:
+    """A text as it is: neither markup nor anything that steers a terminal."""
+    return Text(printable(cell))
+
+
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join(map(markdown_cell, cells)) + " |"
 
 
 def show(tables: Sequence[Table], data: dict, form: str) -> None:
@@ -71,7 +78,7 @@ def show(tables: Sequence[Table], data: dict, form: str) -> None:
         for table in tables:
             console.print(table.rich())
             for note in table.notes:
-                console.print(f"- {note}", soft_wrap=True, highlight=False, markup=False)
+                console.print(_text(f"- {note}"), soft_wrap=True)
             console.print()
 
 

@@ -26,9 +26,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from rich.console import Console  # noqa: E402
+from rich.text import Text  # noqa: E402
 
 from odise_mm.errors import ConfigError  # noqa: E402
-from odise_mm.utils.command_line import one_line_errors  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.processes import run_child  # noqa: E402
 
 LAST_LINES = 5
@@ -46,9 +48,7 @@ TRAINING = (
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("configs", nargs="+", type=Path, help="config files, or folders of them")
     parser.add_argument("--work-root", type=Path, default=Path("work_dirs"), metavar="DIR")
     parser.add_argument("--data-root", metavar="DIR", help="instead of data/ in the configs")
@@ -128,13 +128,13 @@ class Study:
         start, done = time.monotonic(), 0
         for number, config in enumerate(configs, 1):
             name = name_of(config)
-            head = f"[{number}/{len(configs)}] {name}"
+            head = f"[{number}/{len(configs)}] {printable(name)}"
             work = self.args.work_root / name
             trained_in = self.trained_in(config, work)
             if is_done(work / "result.json", self.args.datasets):
-                self.console.print(f"{head}: done before", markup=False, highlight=False)
+                self.console.print(Text(f"{head}: done before"))
                 continue
-            with self.console.status(f"\\{head}"):
+            with self.console.status(Text(head)):
                 complaint = self.run_one(config, work, trained_in)
             done += 1
             took = time.monotonic() - start
@@ -142,15 +142,13 @@ class Study:
             state = "FAILED" if complaint else f"results in {work / 'result.json'}"
             if trained_in != work:
                 state = f"trained as {trained_in}; {state}"
-            self.console.print(
-                f"{head}: {state}; {took / 60:.1f} min so far, about {left / 60:.1f} left",
-                markup=False,
-                highlight=False,
-            )
+            times = f"{took / 60:.1f} min so far, about {left / 60:.1f} left"
+            self.console.print(Text(f"{head}: {printable(state)}; {times}"))
             if complaint:
                 failed.append((name, complaint))
         for name, complaint in failed:
-            self.console.print(f"{name} failed:\n{complaint}", style="red", markup=False)
+            lines = [f"{name} failed:", *complaint.splitlines()]
+            self.console.print(Text("\n".join(map(printable, lines)), style="red"))
         return len(failed)
 
     def trained_in(self, config: Path, work: Path) -> Path:

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import ConfigOptions, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import ConfigOptions, Parser, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 from odise_mm.utils.processes import follow_parent, is_first_process  # noqa: E402
 
@@ -48,9 +49,7 @@ def result_file(text: str) -> Path:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
     parser.add_argument(
         "checkpoint",
@@ -122,6 +121,7 @@ def run(args: argparse.Namespace) -> int:
     from mmengine.device import get_device
     from mmengine.dist import is_main_process
     from rich.console import Console
+    from rich.text import Text
 
     import odise_mm  # noqa: F401  (first of ours: it prepares mmcv)
     from odise_mm.apis.inferencer import MADE_UP_NOTICE
@@ -168,9 +168,10 @@ def run(args: argparse.Namespace) -> int:
             tables += report.class_tables() if args.per_class else []
             for table in filter(None, tables):
                 console.print(table)
-            console.print(f"wrote {out}", soft_wrap=True, markup=False)
+            console.print(Text(f"wrote {printable(out)}"), soft_wrap=True)
         elif report.missing:
-            console.print(f"not done: {', '.join(report.missing)}", style="red", markup=False)
+            missing = printable(", ".join(report.missing))
+            console.print(Text(f"not done: {missing}", style="red"))
     if report.failures:
         raise EvaluationError(f"metrics failed, and give no numbers: {'; '.join(report.failures)}")
     return 0
@@ -331,7 +332,7 @@ def progress_bar() -> Iterator[Progress]:
 
     console = Console(stderr=True)
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

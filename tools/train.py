@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import ConfigOptions, one_line_errors  # noqa: E402
+from odise_mm.utils.command_line import ConfigOptions, Parser, one_line_errors  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 from odise_mm.utils.processes import follow_parent, is_first_process  # noqa: E402
 
@@ -35,9 +36,7 @@ INTERRUPTED = 130  # as shells report a process that Ctrl-C ended
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
     parser.add_argument("--work-dir", metavar="DIR", help="default: work_dirs/CONFIG")
     parser.add_argument(
@@ -86,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     from mmengine.dist import is_main_process
     from rich.console import Console
+    from rich.text import Text
 
     import odise_mm  # noqa: F401  (first of ours: it prepares mmcv)
     from odise_mm.engine import OpenVocabRunner
@@ -98,10 +98,10 @@ def run(args: argparse.Namespace) -> int:
         runner = OpenVocabRunner.from_cfg(cfg)
         console = Console(highlight=False, quiet=not is_main_process())
         for line in summary(runner):
-            console.print(line, soft_wrap=True, markup=False)
+            console.print(Text(printable(line)), soft_wrap=True)
         runner.train()
     last = latest_checkpoint(runner.work_dir)
-    console.print(f"done; checkpoint: {last}", soft_wrap=True, markup=False)
+    console.print(Text(f"done; checkpoint: {printable(last)}"), soft_wrap=True)
     return 0
 
 
@@ -134,7 +134,8 @@ def plan(args: argparse.Namespace) -> Config:
         if path is not None:
             cfg.load_from = os.path.expanduser(path)
         else:
-            print(f"{cfg.work_dir} has no checkpoint to resume from: starting at iteration 0")
+            folder = printable(cfg.work_dir)
+            print(f"{folder} has no checkpoint to resume from: starting at iteration 0")
     if not cfg.get("train_dataloader"):
         raise ConfigError(
             f"{cfg.filename}: has no `train_dataloader`, it is made for testing only; "

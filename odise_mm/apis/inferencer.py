@@ -17,6 +17,7 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.structures import BaseDataElement
 from rich.console import Console
+from rich.text import Text
 
 from odise_mm.apis.building import (
     BUILDING,
@@ -549,10 +550,8 @@ class OpenVocabInferencer:
 
     def _report(self, bad: list[SegmentationResult], done: int) -> None:
         lines = [f"{len(bad)} of {done} pictures could not be used:"]
-        lines += [f"  {result.error}" for result in bad]
-        self.console.print(
-            "\n".join(lines), style="bold red", markup=False, highlight=False, soft_wrap=True
-        )
+        lines += [f"  {printable(result.error)}" for result in bad]
+        self.console.print(Text("\n".join(lines), style="bold red"), soft_wrap=True)
 
 
 def _load_vocabularies(vocabulary: Texts) -> list[Vocabulary]:

@@ -52,7 +52,7 @@ class SharedProgress:
 
     def _start(self) -> Progress:
         progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

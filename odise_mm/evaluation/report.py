@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.utils.display import printable
 from odise_mm.utils.files import write_json, write_text
 from odise_mm.version import __version__
 
@@ -155,13 +156,13 @@ class Report:
         headings = [h for h in COLUMNS if any(_value(r, h) is not None for r in self.results)]
         table = _new_table("Results in percent")
         for heading in ("images", *headings):
-            table.add_column(heading, justify="right")
+            table.add_column(_text(heading), justify="right")
         for result in self.results:
             images = str(result.images)
             if result.limit is not None:
                 images = f"first {images}"
             cells = [_two_digits(_value(result, heading)) for heading in headings]
-            table.add_row(Text(result.name), images, *cells)
+            table.add_row(_text(result.name), images, *cells)
         notes = []
         if any(result.limit is not None for result in self.results):
             notes.append("limited to the first images of each set: these are no benchmark numbers")
@@ -171,7 +172,7 @@ class Report:
             notes.append(f"not done: {', '.join(self.missing)}")
         notes += [f"failed: {failure}" for failure in self.failures]
         if notes:
-            table.caption = Text("\n".join(notes), style="black on yellow")
+            table.caption = Text("\n".join(map(printable, notes)), style="black on yellow")
         return table
 
     def subset_table(self) -> Table | None:
@@ -184,10 +185,10 @@ class Report:
         table = _new_table("Subsets of classes, in percent")
         table.add_column("subset")
         for heading in ("classes", *numbers):
-            table.add_column(heading, justify="right")
+            table.add_column(_text(heading), justify="right")
         for (result, subset), *values in zip(rows, *numbers.values(), strict=True):
             count = str(len(result.subsets[subset]))
-            table.add_row(Text(result.name), subset, count, *map(_two_digits, values))
+            table.add_row(_text(result.name), _text(subset), count, *map(_two_digits, values))
         return table
 
     def class_tables(self) -> list[Table]:
@@ -242,8 +243,15 @@ def software_versions() -> dict[str, str]:
     return found
 
 
+def _text(name: str) -> Text:
+    """A text as it is: neither markup nor anything that steers a terminal."""
+    return Text(printable(name))
+
+
 def _new_table(title: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
+    table = Table(
+        title=_text(title), title_justify="left", title_style="bold", caption_justify="left"
+    )
     table.add_column("", no_wrap=True)
     return table
 
@@ -257,14 +265,14 @@ def _class_table(result: SetResult) -> Table:
         for key in dict.fromkeys(key for values in classes.values() for key in values)
     ]
     for _, key in columns:
-        table.add_column(key, justify="right")
+        table.add_column(_text(key), justify="right")
     absent = 0
     for name in dict.fromkeys([*result.is_thing, *_classes(result)]):
         values = [result.per_class[prefix].get(name, {}).get(key) for prefix, key in columns]
         if not any(map(_is_known, values)):
             absent += 1
             continue
-        table.add_row(Text(name), _kind(result, name), *map(_two_digits, values))
+        table.add_row(_text(name), _kind(result, name), *map(_two_digits, values))
     if absent:
         table.caption = f"{absent} more classes neither occur nor were found"
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 # Control characters, parts of names in no encoding, and line and paragraph separators.
@@ -43,7 +44,7 @@ def markdown_cell(text: object, limit: int | None = None) -> str:
     shown = printable(text, limit).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     for sign in "|`*[]":
         shown = shown.replace(sign, "\\" + sign)
-    return shown
+    return re.sub(r"(?<=\s)\\\*(?=\s|$)", "*", shown)  # a star of its own is no markup
 
 
 def _is_unsafe(sign: str) -> bool:

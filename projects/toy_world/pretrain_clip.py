@@ -26,7 +26,8 @@ import open_clip  # noqa: E402
 import torch  # noqa: E402
 
 from odise_mm.apis.building import pick_device  # noqa: E402
-from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
 from projects.toy_world.pretraining import clip, loop  # noqa: E402
 
 PANELS = {
@@ -82,13 +83,11 @@ def write_results(training: loop.Training, out: Path) -> None:
     clip.export(training.trained, out)
     loop.write_json(out / "metrics.json", loop.describe(training))
     loop.write_figure(out / "curves.png", loop.curves(training.log, PANELS))
-    print(f"{out}: {loop.size_of(out) / 1e6:.1f} MB of weights")
+    print(f"{printable(out)}: {loop.size_of(out) / 1e6:.1f} MB of weights")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path("work_dirs/toy_world/clip"), help="default: %(default)s")
     add("--steps", type=positive_int, default=3000, help="default: %(default)s")

@@ -28,7 +28,8 @@ import torch  # noqa: E402
 from diffusers import AutoencoderKL  # noqa: E402
 
 from odise_mm.apis.building import pick_device  # noqa: E402
-from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
 from projects.toy_world.pretraining import diffusion, loop  # noqa: E402
 
 _MOST_STEPS = 10**6
@@ -109,9 +110,7 @@ def finished_autoencoder(training: loop.Training) -> AutoencoderKL:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     default = "default: %(default)s"
     add("--out", type=Path, default=Path("work_dirs/toy_world/diffusion"), help=default)
@@ -156,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
         results = {name: loop.describe(part) for name, part in parts.items()}
         results["scaling_factor"] = vae.config.scaling_factor
         loop.write_json(args.out / "metrics.json", results)
-        print(f"{args.out}: {loop.size_of(args.out / 'model') / 1e6:.1f} MB of weights")
+        print(f"{printable(args.out)}: {loop.size_of(args.out / 'model') / 1e6:.1f} MB of weights")
     return 0
 
 

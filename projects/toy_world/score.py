@@ -29,7 +29,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
 from transformers import CLIPTextModel  # noqa: E402
 
 from odise_mm.models import FrozenCLIP  # noqa: E402
-from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from projects.toy_world import generate  # noqa: E402
 from projects.toy_world.pretraining import clip, diffusion  # noqa: E402
@@ -91,9 +92,7 @@ def score(weights: Path, scenes: int) -> Scores:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--weights", type=Path, default=WEIGHTS, help="folder (default: %(default)s)")
     add("--scenes", type=positive_int, default=SCENES, help="default: %(default)s")
@@ -116,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         show([table], scores, "table")
         if args.out:
             write_json(args.out, {"scenes": args.scenes, **scores})
-            print(f"wrote {args.out}")
+            print(f"wrote {printable(args.out)}")
     return 0
 
 

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 import numpy as np  # noqa: E402
 
 from odise_mm.errors import ConfigError, DatasetError  # noqa: E402
-from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.outputs import InputFiles, check_outputs  # noqa: E402
 from projects.toy_world.arguments import picture_file  # noqa: E402
@@ -302,9 +302,7 @@ def clip_features(inferencer: OpenVocabInferencer) -> nn.Module:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",

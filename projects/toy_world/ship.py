@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import one_line_errors  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.outputs import check_outputs  # noqa: E402
 
@@ -95,9 +95,7 @@ def safetensors(text: str) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="iter_*.pth of a training")
     parser.add_argument("out", metavar="OUT", type=safetensors, help=".safetensors")
     parser.add_argument(

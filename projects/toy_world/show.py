@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 import numpy as np  # noqa: E402
 from matplotlib.figure import Figure  # noqa: E402
 
-from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from projects.toy_world.arguments import picture_file  # noqa: E402
@@ -57,9 +57,7 @@ def coloured(made: Scene) -> np.ndarray:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--split", choices=SPLITS, default="val", help="default: val")
     parser.add_argument("--number", type=positive_int, default=12, help="scenes (default: 12)")
     parser.add_argument("--seed", type=int, default=0, help="as of generate.py (default: 0)")

@@ -30,7 +30,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import one_line_errors  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.files import atomic_writer, write_text  # noqa: E402
 from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from tools.report import Table, find_reports, show, write_figure  # noqa: E402
@@ -109,9 +110,7 @@ class Row:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument(
         "work_dirs", metavar="WORK_DIR", nargs="*", help="folders, or JSON files of tools/test.py"
     )
@@ -459,9 +458,9 @@ def main(argv: list[str] | None = None) -> int:
         write_csv(rows, out / "ablations.csv")
         show(tables, {}, args.format)
         for remark in remarks:
-            print(remark, file=sys.stderr)
+            print(printable(remark), file=sys.stderr)
         run = sum(bool(row.runs) for row in rows)
-        print(f"{run} of {len(rows)} rows were run; wrote {out}/", file=sys.stderr)
+        print(f"{run} of {len(rows)} rows were run; wrote {printable(out)}/", file=sys.stderr)
     return 0
 
 

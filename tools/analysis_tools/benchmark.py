@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 from tools.analysis_tools import published  # noqa: E402
@@ -41,9 +41,7 @@ Numbers = dict[str, Any]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
     parser.add_argument(
         "--size",

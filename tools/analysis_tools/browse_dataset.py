@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import ConfigOptions, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import ConfigOptions, Parser, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.outputs import (  # noqa: E402
     check_outputs,
     picture_path,
@@ -43,9 +43,7 @@ COLUMNS = ("file", "picture", "original", "drawn", "segments", "classes", "words
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
     parser.add_argument(
         "--split", choices=("train", "val", "test"), help="default: the first there is"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
 from tools.analysis_tools import published  # noqa: E402
 from tools.report import FORMATS, Table, show  # noqa: E402
 
@@ -32,9 +32,7 @@ if TYPE_CHECKING:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument(
         "configs", metavar="CONFIG", nargs="*", help="config files or their names under configs/"
     )

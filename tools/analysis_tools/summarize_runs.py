@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import one_line_errors  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors  # noqa: E402
 from tools.report import FORMATS, ReportError, Table, find_reports, show  # noqa: E402
 from tools.run_study import name_of  # noqa: E402
 
@@ -109,9 +109,7 @@ def mean_and_spread(mean: float | None, deviation: float | None) -> str:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument(
         "paths", metavar="PATH", nargs="+", type=Path, help="JSON files, or folders with some"
     )

@@ -35,7 +35,8 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import one_line_errors  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.files import atomic_writer, write_text  # noqa: E402
 from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from tools.report import FORMATS, Table, show, write_figure  # noqa: E402
@@ -69,9 +70,7 @@ def exponent(text: str) -> float:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("folder", metavar="FOLDER", help="of one test set's saved predictions")
     text = "CLIP's exponents on classes {} in training (default: {})"
     grid = " ".join(map(str, GRID))
@@ -473,7 +472,7 @@ def main(argv: list[str] | None = None) -> int:
         numbers = [vars(value) for value in result.values]
         show([table], dict(set=result.name, values=numbers, notes=result.notes), args.format)
         if args.format == "table":
-            print(f"wrote {out}/sweep.csv, sweep.md and sweep.png")
+            print(f"wrote {printable(out)}/sweep.csv, sweep.md and sweep.png")
     return 0
 
 

@@ -25,7 +25,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.errors import ConfigError, OdiseError  # noqa: E402
-from odise_mm.utils.command_line import one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
 from tools.report import write_figure  # noqa: E402
@@ -47,9 +48,7 @@ class FeatureError(OdiseError):
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     parser.add_argument("image", metavar="IMAGE", help="a picture")
     parser.add_argument(
         "configs", metavar="CONFIG", nargs="+", help="config files or their names under configs/"
@@ -346,10 +345,15 @@ def draw(image: np.ndarray, panels: list[tuple[str, np.ndarray]], path: Path) ->
     axes[0].set_title("picture", fontsize=8)
     for place, (title, labels) in zip(axes[1:], panels, strict=False):
         place.imshow(colours(labels % colours.N), interpolation="nearest")
-        place.set_title(title, fontsize=8)
+        place.set_title(printable_title(title), fontsize=8)
     for place in axes:
         place.set_axis_off()
     write_figure(path, figure, dpi=150, metadata={"Software": None})
+
+
+def printable_title(title: str) -> str:
+    """Lines of a title, in which matplotlib finds no formula."""
+    return "\n".join(printable(line) for line in title.split("\n")).replace("$", r"\$")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -369,7 +373,7 @@ def run(args: argparse.Namespace) -> None:
             title, labels = panel(config, cfg, file, image, args, bar)
             panels.append((title, alike(labels, panels[0][1]) if panels else labels))
     draw(image[..., ::-1], panels, Path(args.out))
-    print(f"wrote {args.out}: {args.clusters} clusters of {len(panels)} backbones")
+    print(f"wrote {printable(args.out)}: {args.clusters} clusters of {len(panels)} backbones")
 
 
 def panel(

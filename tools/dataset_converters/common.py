@@ -37,7 +37,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from odise_mm.errors import DatasetError, OdiseError
 from odise_mm.utils import files
 from odise_mm.utils.coco_json import CocoFile, picture_name, read_coco, used_categories
-from odise_mm.utils.command_line import one_line_errors, positive_int
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
 from odise_mm.utils.files import atomic_writer, path_inside, regular_file, write_json
 from odise_mm.utils.image import LABEL_FORMATS, MAX_LABEL_PIXELS, open_image, turned_hint
 from odise_mm.utils.journal import Journal
@@ -66,9 +66,7 @@ def converter_parser(
         splits: choices of ``--splits``.
         default: the splits that are prepared when none is asked for; "val" if none are named.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(description)
     parser.add_argument(
         "data_root",
         metavar="DATA_ROOT",
@@ -273,7 +271,7 @@ def progress_bar(description: str, total: int) -> Iterator[Callable[[], None]]:
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
