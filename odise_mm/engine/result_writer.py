@@ -202,7 +202,9 @@ class ResultWriterHook(Hook):
         barrier()  # nobody goes on to open parts that are being removed
 
     def _show(self, result: SegmentationResult) -> None:
-        image = read_image(result.image_path, exif=result.image_path not in self._as_stored)
+        turn = result.image_path not in self._as_stored
+        # No limit of its own: the pipeline, whose limit may be higher, has read it already.
+        image = read_image(result.image_path, exif=turn, max_pixels=None)
         picture = draw_panoptic(image, result, notice=self.notice)
         write_picture(self.show_dir / self.set_name, self._stems[result.image_path], picture)
 

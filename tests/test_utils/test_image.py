@@ -340,6 +340,16 @@ def test_postscript_is_never_run(tmp_path, monkeypatch):
         read_image(image)
 
 
+def test_a_decoder_that_pillow_was_built_without(monkeypatch):
+    reader, _ = Image.OPEN["AVIF"]
+    monkeypatch.setitem(Image.OPEN, "AVIF", (reader, lambda head: "AVIF support not installed"))
+    with pytest.raises(ImageError, match="not a readable picture, AVIF support not installed"):
+        read_image(encoded("AVIF"))
+    monkeypatch.delitem(Image.OPEN, "AVIF")  # an older Pillow
+    with pytest.raises(ImageError, match="in none of the formats JPEG, PNG, WEBP, JPEG2000"):
+        read_image(encoded("AVIF"))
+
+
 @pytest.mark.parametrize("kind", ["ICO", "DDS", "PCX"])
 def test_what_was_decoded_elsewhere_is_a_picture(kind):
     with Image.open(io.BytesIO(encoded(kind))) as image:
