@@ -13,6 +13,7 @@ from rich.text import Text
 from odise_mm.errors import OdiseError
 from odise_mm.utils import files
 from odise_mm.utils.display import markdown_cell, printable
+from odise_mm.utils.json_fields import is_number, is_text
 
 FORMATS = ("table", "markdown", "json")
 
@@ -118,14 +119,47 @@ def find_reports(places: Sequence[str | Path]) -> Iterator[tuple[Path, dict[str,
                 continue
             seen.add(file.resolve())
             try:
-                content = json.loads(file.read_text(encoding="utf-8"))
-            except ValueError as err:
+                content = files.read_json(file, ReportError, "file of results")
+            except ReportError as err:
                 if place.is_file() or file.name in ("result.json", "results.json"):
                     raise ReportError(
-                        f"{file} is damaged ({err}): run tools/test.py again"
+                        f"{printable(file)} is damaged ({err}): run tools/test.py again"
                     ) from err
                 continue
             if isinstance(content, dict) and {"sets", "config", "made_up_weights"} <= set(content):
+                _check_report(content, file)
                 yield file, content
             elif place.is_file():
-                raise ReportError(f"{file} was not written by tools/test.py --out FILE.json")
+                raise ReportError(
+                    f"{printable(file)} was not written by tools/test.py --out FILE.json"
+                )
+
+
+def _check_report(content: dict, file: Path) -> None:
+    """Types of what is shown; somebody else's file may have anything there."""
+    config, sets = content["config"], content["sets"]
+    right = (
+        isinstance(config, dict)
+        and is_text(config.get("file"))
+        and isinstance(config.get("options", {}), dict)
+        and isinstance(content.get("checkpoint"), dict | None)
+        and isinstance(sets, dict)
+        and all(map(_is_result, sets.values()))
+    )
+    if not right:
+        raise ReportError(
+            f"{printable(file)} is damaged (fields of other types than tools/test.py writes): run "
+            "tools/test.py again"
+        )
+
+
+def _is_result(found: Any) -> bool:
+    """Whether it is what is known about a test set."""
+    metrics = found.get("metrics") if isinstance(found, dict) else None
+    return (
+        isinstance(metrics, dict)
+        and all(value is None or is_number(value) for value in metrics.values())
+        and isinstance(found.get("images", 0), int)
+        and isinstance(found.get("limit"), int | None)
+        and isinstance(found.get("subsets", {}), dict)
+    )

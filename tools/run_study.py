@@ -16,7 +16,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from pathlib import Path
@@ -31,6 +30,7 @@ from rich.text import Text  # noqa: E402
 from odise_mm.errors import ConfigError  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
+from odise_mm.utils.files import read_json  # noqa: E402
 from odise_mm.utils.processes import run_child  # noqa: E402
 
 LAST_LINES = 5
@@ -97,10 +97,10 @@ def changes(options: list[str]) -> list[str]:
 def is_done(file: Path, datasets: list[str]) -> bool:
     """Whether a file of tools/test.py has all its sets; it writes one when the first is through."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        content = read_json(file, ConfigError)
+        return not content["not_done"] and content["sets"].keys() >= set(datasets)
+    except (ConfigError, KeyError, TypeError, AttributeError):  # the test is run again
         return False
-    return not content["not_done"] and content["sets"].keys() >= set(datasets)
 
 
 def training_of(config: Path) -> dict[str, Any] | None:

@@ -24,6 +24,7 @@ from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS
 from odise_mm.utils.display import printable
+from odise_mm.utils.files import path_inside
 from odise_mm.utils.image import picture_suffixes
 
 
@@ -76,6 +77,7 @@ class SemanticDataset(SeededItems, OrientedPictures, BaseSegDataset):
             raise DatasetError(f"{self.ann_file}: no such list of images (`ann_file`)")
         if not self.ann_file:
             self._say_what_is_left_out(images, labels)
+        found = self._read_list() if self.ann_file else super().load_data_list()
         return [
             dict(
                 img_path=info["img_path"],
@@ -83,7 +85,7 @@ class SemanticDataset(SeededItems, OrientedPictures, BaseSegDataset):
                 sem_seg_path=info["seg_map_path"],
                 reduce_zero_label=self.reduce_zero_label,
             )
-            for info in super().load_data_list()
+            for info in found
         ]
 
     def _say_what_is_left_out(self, images: str, labels: str) -> None:
@@ -105,6 +107,19 @@ class SemanticDataset(SeededItems, OrientedPictures, BaseSegDataset):
                 logger="current",
                 level=logging.WARNING,
             )
+
+    def _read_list(self) -> list[dict]:
+        """Images and label files that ``ann_file`` names; they stay below their folders."""
+        path = printable(self.ann_file)
+        try:
+            found = super().load_data_list()
+        except UnicodeDecodeError as err:
+            raise DatasetError(f"{path}: not a list of names in UTF-8 ({err})") from err
+        for info in found:
+            for key in ("img_path", "seg_map_path"):
+                name = os.path.relpath(info[key], self.data_prefix[key])
+                path_inside(self.data_prefix[key], name, DatasetError, path)
+        return found
 
     def filter_data(self) -> list[dict]:
         """All images; each must have its label file.

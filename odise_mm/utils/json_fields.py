@@ -12,6 +12,7 @@ from typing import Any
 
 from odise_mm.utils.display import printable
 
+WHOLE = "a whole number from 0"
 ID = "a whole number or text"
 FLAG = "0 or 1"
 TEXT = "text"
@@ -55,6 +56,7 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     ),
     TEXT: is_text,
     NAMES: lambda value: isinstance(value, list) and all(map(is_text, value)),
+    WHOLE: lambda value: is_whole(value) and value >= 0,
     ID: lambda value: is_whole(value) or is_text(value),
     LENGTH: lambda value: is_whole(value) and 1 <= value <= 1_000_000,
     AREA: lambda value: is_number(value) and value >= 0,

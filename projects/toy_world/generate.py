@@ -34,7 +34,8 @@ from PIL import Image  # noqa: E402
 
 from odise_mm.errors import DatasetError  # noqa: E402
 from odise_mm.utils.command_line import positive_int  # noqa: E402
-from odise_mm.utils.files import atomic_writer  # noqa: E402
+from odise_mm.utils.files import atomic_writer, path_inside  # noqa: E402
+from odise_mm.utils.json_fields import TEXT  # noqa: E402
 from odise_mm.utils.panoptic_io import ids_to_rgb  # noqa: E402
 from projects.toy_world.names import NAMES, names_of  # noqa: E402
 from projects.toy_world.world import SIZE, SPLITS, Scene, scene  # noqa: E402
@@ -47,6 +48,7 @@ from tools.dataset_converters.common import (  # noqa: E402
     parsing,
     program,
     read_json,
+    rows_of,
     show_written,
     verify_instances,
     verify_panoptic,
@@ -193,9 +195,11 @@ def check_split(root: Path, split: str, workers: int) -> list[Row]:
     if not path.is_file():
         raise DatasetError(f"{path}: no such file; run this program without --verify-only")
     content = read_json(path)
-    with parsing(path, "captions in COCO's format"):
-        files = [images / image["file_name"] for image in content["images"]]
-        count = len(content["annotations"])
+    files = [
+        path_inside(images, image["file_name"], DatasetError, str(path))
+        for image in rows_of(content, "images", path, file_name=TEXT)
+    ]
+    count = len(rows_of(content, "annotations", path))
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DatasetError(

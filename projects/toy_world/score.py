@@ -16,7 +16,6 @@ Example:
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,9 +27,11 @@ import torch  # noqa: E402
 from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
 from transformers import CLIPTextModel  # noqa: E402
 
+from odise_mm.errors import DatasetError  # noqa: E402
 from odise_mm.models import FrozenCLIP  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
+from odise_mm.utils.files import read_json  # noqa: E402
 from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from projects.toy_world import generate  # noqa: E402
 from projects.toy_world.pretraining import clip, diffusion  # noqa: E402
@@ -74,7 +75,7 @@ def score_odise(checkpoint: Path, data_root: Path) -> dict[str, float]:
     options = ["--out", str(out), "--work-dir", str(data_root / "log")]
     if test_program.main([*arguments, *options, "--cfg-options", "log_level=WARNING"]):
         raise RuntimeError(f"tools/test.py failed with {checkpoint}")
-    (found,) = json.loads(out.read_text(encoding="utf-8"))["sets"].values()
+    (found,) = read_json(out, DatasetError)["sets"].values()
     names = [metric.format(group) for group in ("", "base/", "novel/") for metric in _METRICS]
     return {name: found["metrics"][name] for name in [*names, "panoptic/PQ_st"]}
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mmengine.logging import MMLogger
 from PIL import Image
 
 from odise_mm.datasets import InstanceDataset, SemanticDataset, Vocabulary
@@ -92,6 +93,19 @@ def test_bad_semantic_data(labels: Path) -> None:
         semantic(labels)
 
 
+@pytest.mark.parametrize("name", ["../b", "city/../../b", "/etc/hosts"])
+def test_a_list_names_images_of_the_folder_alone(labels: Path, name: str) -> None:
+    (labels / "list.txt").write_text(f"city/a\n{name}\n")
+    with pytest.raises(DatasetError, match=r"list\.txt: .* leads outside its folder"):
+        semantic(labels, ann_file="list.txt")
+
+
+def test_a_list_that_is_no_text(labels: Path) -> None:
+    (labels / "list.txt").write_bytes(b"city/\xe9\n")
+    with pytest.raises(DatasetError, match=r"list\.txt: not a list of names in UTF-8"):
+        semantic(labels, ann_file="list.txt")
+
+
 SQUARE = [[2, 2, 8, 2, 8, 8, 2, 8]]
 
 
@@ -164,6 +178,23 @@ def test_class_agnostic_instances(instances: Path) -> None:
     dataset = instance(instances, vocabulary=None, class_agnostic=True)
     assert dataset.vocabulary.names == ("object",)
     assert [i["bbox_label"] for i in dataset.get_data_info(0)["instances"]] == [0, 0]
+
+
+def test_what_training_cannot_use_is_counted(
+    instances: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    MMLogger.get_current_instance().addHandler(caplog.handler)
+    whole = json.loads((instances / "instances.json").read_text())["annotations"]
+    more = [
+        dict(id=3, image_id=9, category_id=2, bbox=[2, 2, 6, 6], area=36, segmentation=[]),
+        dict(id=4, image_id=9, category_id=2, bbox=[2, 2, 0, 0], area=0, segmentation=SQUARE),
+    ]
+    change(instances, annotations=[*whole, *more])
+    assert len(instance(instances, test_mode=False).get_data_info(0)["instances"]) == 2
+    MMLogger.get_current_instance().removeHandler(caplog.handler)
+    assert "1 of 4 annotations left out, as their masks cannot be used: they have" in caplog.text
+    assert "1 of 3 annotations are left out: they are marked to be ignored, or have" in caplog.text
+    assert len(instance(instances).get_data_info(0)["instances"]) == 3
 
 
 def test_bad_instance_data(instances: Path) -> None:

@@ -152,7 +152,11 @@ def test_bad_files_are_named(archives: SmallCoco, capsys: pytest.CaptureFixture)
             lambda p: write_panoptic_png(p, archives.maps[25] * (archives.maps[25] != 95_004)),
             f"{png}: the PNG lacks segment 95004",
         ),
-        (archives.json, lambda p: p.write_text("{}"), f"{archives.json}: not panoptic annotations"),
+        (
+            archives.json,
+            lambda p: p.write_text("{}"),
+            f"{archives.json}: not COCO's panoptic",
+        ),
         (archives.json, lambda p: p.write_text("{"), f"{archives.json}: not JSON"),
         (archives.json, Path.unlink, "panoptic_annotations_trainval2017.zip"),
     ]:
@@ -168,16 +172,25 @@ def test_bad_captions_and_instances(archives: SmallCoco, capsys: pytest.CaptureF
     captions = archives.root / "annotations/captions_val2017.json"
     instances = archives.root / "annotations/instances_val2017.json"
     for path, change, message in [
-        (captions, lambda c: c["annotations"][1].update(image_id=8), "caption 1 is of image id 8"),
-        (captions, lambda c: c["annotations"][1].pop("caption"), "not captions in COCO's format"),
+        (
+            captions,
+            lambda c: c["annotations"][1].update(image_id=8),
+            "1 is of image id 8",
+        ),
+        (captions, lambda c: c["annotations"][1].pop("caption"), "annotation 1 has no `caption`"),
         (captions, lambda c: c.pop("images"), "not captions in COCO's format"),
         (
             captions,
             lambda c: (c["images"].pop(0), c["annotations"].__delitem__(slice(2))),
             "phrases_val2017.json: lacks 1 images of panoptic_val2017.json, the first is 7",
         ),
-        (instances, lambda c: c["images"].pop(0), f"{instances}: lacks image id 7"),
-        (instances, lambda c: c["annotations"][0].pop("bbox"), "not instance annotations"),
+        (instances, lambda c: c["images"].pop(0), f"{instances}: annotation 1 is of image id 7,"),
+        (
+            instances,
+            lambda c: (c["images"].pop(0), c["annotations"].clear()),
+            f"{instances}: lacks image id 7",
+        ),
+        (instances, lambda c: c["annotations"][0].pop("bbox"), "annotation 1 has no `bbox`"),
     ]:
         good = path.read_text()
         edit(path, change)

@@ -315,6 +315,19 @@ def unknown_category(content: dict) -> None:
     content["annotations"][0]["segments_info"][0]["category_id"] = 99
 
 
+def text_category(content: dict) -> None:
+    content["annotations"][0]["segments_info"][0]["category_id"] = "1"
+
+
+def crowd_of_text(content: dict) -> None:
+    content["annotations"][0]["segments_info"][0]["iscrowd"] = "0"
+
+
+def map_outside(content: dict) -> None:
+    name = content["annotations"][0]["file_name"]
+    content["annotations"][0]["file_name"] = f"../../../{name}"
+
+
 def forget_image(content: dict) -> None:
     content["annotations"].pop(0)
 
@@ -327,6 +340,9 @@ def forget_image(content: dict) -> None:
         (invent_segment, "has no pixel of segment 5"),
         (unknown_category, "has category 99, which 'categories' does not list"),
         (forget_image, "has no annotation of"),
+        (text_category, "has category \"1\", which 'categories' does not list (there is 1: one is"),
+        (crowd_of_text, 'has `iscrowd` "0", not 0 or 1'),
+        (map_outside, "leads outside its folder"),
     ],
 )
 def test_vistas_raw_annotations_that_are_wrong(
@@ -338,6 +354,13 @@ def test_vistas_raw_annotations_that_are_wrong(
     assert message in line and "val-Xy_2" in line
 
 
+def test_vistas_flags_of_text_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    root = raw.write_raw_mapillary(tmp_path).root
+    edit(root / "config.json", lambda content: content["labels"][3].update(evaluate="false"))
+    line = fails(mapillary.main, capsys, root)
+    assert 'config.json: number 4 of `labels` has `evaluate` "false", not 0 or 1' in line
+
+
 def test_vistas_config_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = raw.write_raw_mapillary(tmp_path).root
     edit(root / "config.json", lambda content: content["labels"][3].update(instances=True))
@@ -346,7 +369,7 @@ def test_vistas_config_of_another_version(tmp_path: Path, capsys: pytest.Capture
     edit(root / "config.json", lambda content: content["labels"].pop(2))
     assert "config.json: 64 evaluated classes" in fails(mapillary.main, capsys, root)
     (root / "config.json").write_text("{}")
-    assert "not Mapillary's list of labels" in fails(mapillary.main, capsys, root)
+    assert "there is no list `labels`" in fails(mapillary.main, capsys, root)
     (root / "config.json").unlink()
     assert "neither config.json nor config_v1.2.json" in fails(mapillary.main, capsys, root)
 

@@ -79,7 +79,18 @@ def test_a_checkpoint_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "there is no"), ("{", "is damaged"), ("{}", "was not written by")],
+    [
+        (None, "there is no"),
+        ("{", "is damaged"),
+        ("[" * 100_000, "nested too deeply"),
+        ("{}", "was not written by"),
+        ('{"sets": [], "config": 3, "made_up_weights": 0}', "is damaged (fields of other types"),
+        (
+            '{"sets": {"a": {"metrics": {"PQ": "50"}}}, "config": {"file": "a.py"},'
+            ' "made_up_weights": false}',
+            "is damaged (fields of other types",
+        ),
+    ],
 )
 def test_what_is_no_result_is_named(
     content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -26,7 +26,7 @@ from odise_mm.errors import OdiseError
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.models.classifiers.base import Opinion
 from odise_mm.utils.display import printable
-from odise_mm.utils.files import replacing, write_json
+from odise_mm.utils.files import read_json, replacing, write_json
 
 FORMAT = 1
 MASK_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -216,17 +216,20 @@ class PredictionFolder:
 
     def _read_json(self, name: str) -> dict[str, Any]:
         path = self.path / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as err:
+        if not path.exists():
             raise PredictionsError(
                 f"there is no {path}: name a folder that tools/analysis_tools/save_predictions.py "
                 "wrote, that of one test set"
-            ) from err
-        except ValueError as err:
+            )
+        try:
+            content = read_json(path, PredictionsError, "file of settings")
+        except PredictionsError as err:
             raise PredictionsError(
                 f"{path} is damaged ({err}): save the predictions again"
             ) from err
+        if not isinstance(content, dict):
+            raise PredictionsError(f"{path} is damaged (no object): save the predictions again")
+        return content
 
     def _write_json(self, name: str, content: Any) -> None:
         write_json(self.path / name, content, indent=1)

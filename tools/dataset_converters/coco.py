@@ -21,14 +21,17 @@ import argparse
 import os
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.errors import DatasetError  # noqa: E402
+from odise_mm.utils.coco_json import Id, picture_name, read_captions, read_coco  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.files import atomic_writer  # noqa: E402
+from odise_mm.utils.json_fields import shown  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
@@ -88,17 +91,16 @@ def check_files(root: Path, split: str, verify: str, workers: int) -> list[Row]:
     images = need_folder(root / f"{split}2017", f"{split}2017.zip")
     path = need_file(root / f"annotations/panoptic_{split}2017.json", PANOPTIC)
     folder = need_folder(path.with_suffix(""), f"{PANOPTIC}, panoptic_{split}2017.zip")
-    content = read_json(path)
-    with parsing(path, "panoptic annotations in COCO's format"):
-        pictures = [image["file_name"] for image in content["images"]]
-        maps = [annotation["file_name"] for annotation in content["annotations"]]
+    content = read_coco(path, "panoptic")
+    pictures = [picture_name(image) for image in content.images.values()]
+    maps = [annotation["file_name"] for annotation in content.annotations]
     for where, wanted in ((images, pictures), (folder, maps)):
         present = set(os.listdir(where))
         missing = [name for name in wanted if name not in present]
         if missing:
             raise DatasetError(
-                f"{where / missing[0]}: no such file, and {len(missing) - 1} more of the "
-                f"{len(wanted)} that {path.name} lists are missing"
+                f"{where / printable(missing[0])}: no such file, and {len(missing) - 1} more of "
+                f"the {len(wanted)} that {path.name} lists are missing"
             )
     every = 1 if verify == "all" else max(1, len(maps) // SAMPLE)
     found = verify_panoptic(
@@ -118,22 +120,17 @@ def check_files(root: Path, split: str, verify: str, workers: int) -> list[Row]:
     ]
     instances = root / f"annotations/instances_{split}2017.json"
     if split == "val":
-        rows.append(_check_instances(need_file(instances, ANNOTATIONS), content))
+        rows.append(_check_instances(need_file(instances, ANNOTATIONS), content.images))
     return rows
 
 
-def _check_instances(path: Path, panoptic: dict) -> Row:
+def _check_instances(path: Path, wanted: Collection[Id]) -> Row:
     """The instance annotations that AP is computed from are of the same pictures."""
-    content = read_json(path)
-    with parsing(path, "instance annotations in COCO's format"):
-        images = {image["id"] for image in content["images"]}
-        strange = [a for a in content["annotations"] if a["image_id"] not in images]
-        boxes = [annotation["bbox"] for annotation in content["annotations"]]
-    missing = {image["id"] for image in panoptic["images"]} - images
-    if missing or strange:
-        wrong = min(missing) if missing else strange[0]["image_id"]
-        raise DatasetError(f"{path}: lacks image id {wrong}")
-    return Row(path, "instances", len(boxes))
+    content = read_coco(path, "instance", masks=False)
+    missing = [id_ for id_ in wanted if id_ not in content.images]
+    if missing:
+        raise DatasetError(f"{path}: lacks image id {shown(missing[0])}")
+    return Row(path, "instances", len(content.annotations))
 
 
 def write_phrases(
@@ -153,7 +150,7 @@ def write_phrases(
     info = dict(captions=source.name, bytes=source.stat().st_size, tagger=tagger, grammar=grammar)
     done = read_json(target) if target.is_file() else {}
     if not isinstance(done, dict) or done.get("info") != info:
-        captions = _captions(source)
+        captions = read_captions(source, all_images=True)
         items = [Item(Path(f"{source}#{i}"), data=texts) for i, texts in captions.items()]
         journal = target.with_suffix(f".{grammar}.{tagger.split()[0]}.journal")
         found = convert_all(
@@ -164,21 +161,6 @@ def write_phrases(
         finish(target, dict(info=info, phrases=phrases), journal)
 
 
-def _captions(path: Path) -> dict[int, list[str]]:
-    """Captions by image id; images without one have an empty list."""
-    content = read_json(path)
-    with parsing(path, "captions in COCO's format"):
-        found: dict[int, list[str]] = {image["id"]: [] for image in content["images"]}
-        for annotation in content["annotations"]:
-            if annotation["image_id"] not in found:
-                raise DatasetError(
-                    f"{path}: caption {annotation.get('id')} is of image id "
-                    f"{annotation['image_id']}, which `images` does not list"
-                )
-            found[annotation["image_id"]].append(str(annotation["caption"]))
-    return found
-
-
 def check_phrases(root: Path, split: str) -> list[Row]:
     """Phrases must be of this split's pictures; what there is of them.
 
@@ -187,13 +169,13 @@ def check_phrases(root: Path, split: str) -> list[Row]:
     """
     path = need_file(root / f"annotations/phrases_{split}2017.json", "this program")
     content = read_json(path)
-    panoptic = read_json(root / f"annotations/panoptic_{split}2017.json")
+    images = read_coco(root / f"annotations/panoptic_{split}2017.json", "panoptic").images
     with parsing(path, "a file of noun phrases"):
         captions = [caption for image in content["phrases"].values() for caption in image]
         made_by = "tagger {tagger}, grammar {grammar}".format(**content["info"])
         counts = [len(caption) for caption in captions]
     known = content["phrases"]
-    missing = [image["id"] for image in panoptic["images"] if str(image["id"]) not in known]
+    missing = [id_ for id_ in images if str(id_) not in known]
     if missing:
         raise DatasetError(
             f"{path}: lacks {len(missing)} images of panoptic_{split}2017.json, the first is "

@@ -29,6 +29,9 @@ import numpy as np  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
 from odise_mm.errors import DatasetError  # noqa: E402
+from odise_mm.utils.display import printable  # noqa: E402
+from odise_mm.utils.files import path_inside  # noqa: E402
+from odise_mm.utils.json_fields import FLAG, ID, TEXT, WHOLE, fault, shown, twin  # noqa: E402
 from odise_mm.utils.label_maps import read_label_map  # noqa: E402
 from odise_mm.utils.panoptic_io import ids_to_rgb, read_panoptic_png  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
@@ -39,9 +42,9 @@ from tools.dataset_converters.common import (  # noqa: E402
     finish,
     is_complete,
     need_folder,
-    parsing,
     program,
     read_json,
+    rows_of,
     same_size,
     show_written,
     verify_panoptic,
@@ -103,13 +106,13 @@ def read_config(path: Path) -> list[Label]:
     Raises:
         DatasetError: the evaluated ones are not those of version 1.2.
     """
-    with parsing(path, "Mapillary's list of labels"):
-        labels, count = [], 0
-        for raw in read_json(path)["labels"]:
-            evaluated = bool(raw["evaluate"])
-            index = count if evaluated else None
-            labels.append(Label(raw["readable"], raw["name"], bool(raw["instances"]), index))
-            count += evaluated
+    kinds = dict(readable=TEXT, name=TEXT, evaluate=FLAG, instances=FLAG)
+    labels, count = [], 0
+    for raw in rows_of(read_json(path), "labels", path, **kinds):
+        evaluated = bool(raw["evaluate"])
+        index = count if evaluated else None
+        labels.append(Label(raw["readable"], raw["name"], bool(raw["instances"]), index))
+        count += evaluated
     from odise_mm.datasets.vocabulary import Vocabulary  # late: brings OpenMMLab's packages
 
     vocabulary = Vocabulary.load("mapillary")
@@ -183,27 +186,32 @@ def _provided_panoptic(
     place_of = {}
     for place, label in enumerate(labels):
         place_of[label.name] = place_of[label.long_name] = place
-    with parsing(path, "panoptic annotations"):
-        place_of_category = {}
-        for category in content["categories"]:
-            if category["name"] not in place_of:
-                raise DatasetError(
-                    f"{path}: category '{category['name']}' is not in {layout.config.name}"
-                )
-            place_of_category[category["id"]] = place_of[category["name"]]
-        found = {}
-        for annotation in content["annotations"]:
-            segments = []
-            for info in annotation["segments_info"]:
-                if info["category_id"] not in place_of_category:
-                    raise DatasetError(
-                        f"{path}: {annotation['file_name']} has category {info['category_id']}, "
-                        "which 'categories' does not list"
-                    )
-                place = place_of_category[info["category_id"]]
-                segments.append(Segment(info["id"], place, bool(info.get("iscrowd", 0))))
-            name = annotation["file_name"]
-            found[Path(name).stem] = (folder / name, segments)
+    place_of_category = {}
+    for category in rows_of(content, "categories", path, id=ID, name=TEXT):
+        if category["name"] not in place_of:
+            raise DatasetError(
+                f"{path}: category '{printable(category['name'])}' is not in {layout.config.name}"
+            )
+        place_of_category[category["id"]] = place_of[category["name"]]
+    found = {}
+    kinds = dict(file_name=TEXT, segments_info="a list")
+    for annotation in rows_of(content, "annotations", path, **kinds):
+        png = path_inside(folder, annotation["file_name"], DatasetError, str(path))
+        where = f"{path}: {printable(annotation['file_name'])}"
+        segments = []
+        for info in rows_of(annotation, "segments_info", where, id=WHOLE, category_id=ID):
+            problem = fault(info, "iscrowd", FLAG, required=False)
+            if info["category_id"] not in place_of_category:
+                hint = twin(info["category_id"], place_of_category)
+                problem = f"has category {shown(info['category_id'])}, which 'categories' does not "
+                problem += f"list{hint}"
+            if problem:
+                raise DatasetError(f"{where} {problem}")
+            place = place_of_category[info["category_id"]]
+            segments.append(Segment(info["id"], place, bool(info.get("iscrowd", 0))))
+        if png.stem in found:
+            raise DatasetError(f"{where} is annotated twice")
+        found[png.stem] = (png, segments)
     for image in images:
         if image.stem not in found:
             raise DatasetError(f"{path}: has no annotation of {image}")

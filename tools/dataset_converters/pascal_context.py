@@ -125,7 +125,7 @@ def split_names(root: Path, split: str) -> list[str]:
     listed = need_file(root / "ImageSets" / "Main" / f"{split}.txt", "VOCtrainval_03-May-2010.tar")
     folder = need_folder(root / "trainval", "Pascal Context's trainval.tar.gz")
     present = {path.stem for path in folder.glob("*.mat")}
-    names = [line.strip() for line in listed.read_text().splitlines()]
+    names = [line.strip() for line in read_lines(listed)]
     names = [name for name in names if name in present]
     if not names:
         raise DatasetError(f"{folder}: none of the pictures of {listed} has a .mat file here")
@@ -197,7 +197,7 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
         DatasetError: names the first bad file.
     """
     listed = need_file(root / f"pascal_context_{split}.txt", "this tool, without --verify-only")
-    names = listed.read_text().split()
+    names = [name for line in read_lines(listed) for name in line.split()]
     if names != split_names(root, split):
         raise DatasetError(f"{listed}: not the pictures with a .mat file; run this again")
     rows = [Row(listed, "pictures", len(names), EXPECTED[split])]

@@ -20,12 +20,14 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.errors import DatasetError  # noqa: E402
+from odise_mm.utils.files import path_inside  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Row,
     converter_parser,
     need_file,
     need_folder,
     program,
+    read_lines,
     show_written,
     verify_semantic,
 )
@@ -46,9 +48,11 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
     """
     listed = need_file(root / "ImageSets" / "Segmentation" / f"{split}.txt", ARCHIVE)
     need_folder(root / "SegmentationClass", ARCHIVE)
-    names = listed.read_text().split()
+    names = [name for line in read_lines(listed) for name in line.split()]
     if len(set(names)) != len(names):
         raise DatasetError(f"{listed}: a name is there twice")
+    for name in names:
+        path_inside(root / "JPEGImages", name, DatasetError, str(listed))
     pairs = [
         (root / "JPEGImages" / f"{name}.jpg", root / "SegmentationClass" / f"{name}.png")
         for name in names

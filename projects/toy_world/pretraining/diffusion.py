@@ -7,7 +7,6 @@ the text encoder that it listens to, as in Rombach et al., arXiv 2112.10752, sec
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from odise_mm.errors import ConfigError
 from odise_mm.models.word_tokenizer import WORDS_FILE
-from odise_mm.utils.files import replacing
+from odise_mm.utils.files import read_json, replacing
 from projects.toy_world.pretraining.loop import random_of, write_json
 from projects.toy_world.pretraining.text import CONTEXT_LENGTH, WORDS, tokenizer
 from projects.toy_world.world import SIZE, scene
@@ -229,11 +228,12 @@ class Latents:
         array, notes = file.with_suffix(".npy"), file.with_suffix(".json")
         shape = (scenes, 4, SIZE // STRIDE, SIZE // STRIDE)
         if notes.is_file():
-            known = json.loads(notes.read_text(encoding="utf-8"))
-            if known["made_from"] != made_from:
+            known = read_json(notes, ConfigError)
+            found = known.get("made_from") if isinstance(known, dict) else None
+            if found != made_from or not isinstance(known.get("captions"), list):
                 raise ConfigError(
-                    f"{notes} is of another autoencoder or other scenes ({known['made_from']}, "
-                    f"not {made_from}); remove it to have the latents computed anew"
+                    f"{notes} is of another autoencoder or other scenes ({found}, not "
+                    f"{made_from}), or damaged; remove it to have the latents computed anew"
                 )
         else:
             known = {"made_from": made_from, "captions": []}
