@@ -49,11 +49,11 @@ class OutputError(OdiseError, RuntimeError):
 
 
 class EvaluationError(OdiseError, RuntimeError):
-    """Metrics that failed while others did not.
+    """Metrics, or hooks after them, that failed while there are numbers of others.
 
     Attributes:
         numbers: what the others say.
-        failures: why a metric failed, by its name.
+        failures: why a metric or a hook failed, by its name.
     """
 
     def __init__(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from odise_mm.engine.runner import OpenVocabRunner
-    from odise_mm.evaluation.report import SetResult
+    from odise_mm.evaluation.report import Report, SetResult
     from odise_mm.evaluation.test_sets import TestSet
 
 
@@ -153,6 +153,7 @@ def run(args: argparse.Namespace) -> int:
     console = Console(highlight=False, quiet=not is_main_process())
     if not console.is_terminal:  # in a pipe rich assumes 80 columns, which would fold the cells
         console = Console(highlight=False, quiet=not is_main_process(), width=200)
+    unwritten = ""
     try:
         with progress_bar() as bar:
             progress = ProgressHook(bar)
@@ -161,20 +162,47 @@ def run(args: argparse.Namespace) -> int:
                 writer.set_name = progress.set_name = test_set.name
                 report.results.append(test_one(runner, test_set, args))
                 if is_main_process():
-                    report.write(out)
+                    unwritten = write_report(report, out, Path(runner.log_dir) / "results.json")
     finally:  # whatever ended it: what is done is shown, and what is not is said
         if report.results:
             tables = [report.table(), report.subset_table()]
             tables += report.class_tables() if args.per_class else []
             for table in filter(None, tables):
                 console.print(table)
-            console.print(Text(f"wrote {printable(out)}"), soft_wrap=True)
+            if not unwritten:
+                console.print(Text(f"wrote {printable(out)}"), soft_wrap=True)
         elif report.missing:
             missing = printable(", ".join(report.missing))
             console.print(Text(f"not done: {missing}", style="red"))
-    if report.failures:
-        raise EvaluationError(f"metrics failed, and give no numbers: {'; '.join(report.failures)}")
+    failures = [*report.failures, *([unwritten] if unwritten else [])]
+    if failures:
+        raise EvaluationError(f"not everything could be done: {'; '.join(failures)}")
     return 0
+
+
+def write_report(report: Report, out: Path, spare: Path) -> str:
+    """Write the results of the sets that are done.
+
+    Args:
+        report: the results.
+        out: the file.
+        spare: another one, which is written where that is not possible.
+
+    Returns:
+        Why ``out`` could not be written; nothing if it was.
+    """
+    try:
+        report.write(out)
+        return ""
+    except OSError as error:
+        why = f"{printable(out)}: the results could not be written ({error.strerror or error})"
+    try:
+        report.write(spare)
+        why += f"; they are in {printable(spare)}"
+    except OSError as error:
+        why += f", nor to {printable(spare)} ({error.strerror or error})"
+    print(why, file=sys.stderr)
+    return why
 
 
 @contextmanager

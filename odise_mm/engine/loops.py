@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from mmengine.dist import all_gather_object
 from mmengine.evaluator import Evaluator
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
@@ -17,7 +18,13 @@ from odise_mm.apis.memory import is_out_of_memory, memory_guard
 from odise_mm.datasets.base import OBJECT
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.engine.hooks import last_checkpoint, stopped
-from odise_mm.errors import ConfigError, DatasetError, DeviceMemoryError, OdiseError
+from odise_mm.errors import (
+    ConfigError,
+    DatasetError,
+    DeviceMemoryError,
+    EvaluationError,
+    OdiseError,
+)
 from odise_mm.evaluation.evaluator import OpenVocabEvaluator
 from odise_mm.registry import LOOPS
 
@@ -217,24 +224,40 @@ class _Evaluation(BaseLoop):
         """Evaluate: what the metrics say.
 
         Raises:
-            EvaluationError: some metrics failed. Hooks have seen the others' numbers by then, which
+            EvaluationError: some metrics failed, or, in testing, some hooks did when the numbers
+                were there. All other hooks have been called by then. The numbers that there are
                 are in the error, too.
+            Exception: in validation, of the first hook that failed.
             OdiseError: a file that a metric needs is missing or wrong, before the first image.
         """
         model, dataset = self.runner.model, self.dataloader.dataset
         evaluator = self.evaluator if isinstance(self.evaluator, OpenVocabEvaluator) else None
         with plain_worker_errors(), bound_to(model, dataset, self.evaluator):
-            if evaluator is None:
-                return super().run()
-            evaluator.prepare()
-            try:
+            if evaluator is not None:
+                evaluator.prepare()
+            with self._hooks_one_by_one() as failed:
                 numbers = super().run()
-            except Exception as err:
-                if evaluator.done:  # of a hook that misses a number, say
-                    evaluator.raise_failures(err)
-                raise
-            evaluator.raise_failures()
+            if evaluator is not None:
+                evaluator.raise_failures(failed, as_numbers=isinstance(self, TestLoop))
+            elif failed:
+                raise next(iter(failed.values()))
             return numbers
+
+    @contextmanager
+    def _hooks_one_by_one(self) -> Iterator[dict[str, Exception]]:
+        """A hook that fails when the numbers are there does not keep the others from them.
+
+        Gives the hooks that failed in any process, once the block has ended.
+        """
+        failed: dict[str, Exception] = {}
+        self.runner.failed_hooks = failed
+        try:
+            yield failed
+        finally:
+            self.runner.failed_hooks = None
+        for said in all_gather_object({name: str(err) for name, err in failed.items()}):
+            for name, text in said.items():
+                failed.setdefault(name, EvaluationError(text))
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
         """One batch.

@@ -6,14 +6,20 @@ import heapq
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from mmdet.structures import DetDataSample
-from mmengine.dist import barrier, get_rank, get_world_size
+from mmengine.dist import (
+    all_gather_object,
+    barrier,
+    broadcast_object_list,
+    get_rank,
+    get_world_size,
+)
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
@@ -68,6 +74,8 @@ class ResultWriterHook(Hook):
         notice: text for a banner above pictures, and for ``info`` in the JSON file.
     """
 
+    priority = "LOWEST"  # the numbers are in the log before a dump is finished
+
     def __init__(
         self,
         dump_dir: str | os.PathLike | None = None,
@@ -84,6 +92,8 @@ class ResultWriterHook(Hook):
         self.set_name = ""
         """Name of the set whose results come next: the folder that they go to."""
         self._open = ExitStack()
+        self._failure = ""
+        """Why no more is written of this set; a test goes on for its numbers."""
 
     def check(self, set_name: str) -> None:
         """Look before long work whether a set's results can be written.
@@ -113,6 +123,7 @@ class ResultWriterHook(Hook):
         Raises:
             ConfigError: the vocabulary has too many classes for label maps.
         """
+        self._failure = ""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         dataset = runner.test_loop.dataloader.dataset
         self._vocabulary = model.vocabulary
@@ -165,41 +176,69 @@ class ResultWriterHook(Hook):
         for sample in outputs or ():
             index = self._index[sample.img_path]
             draw = self.show_dir is not None and index % self.show_interval == 0
-            if not draw and self.dump_dir is None:
+            if self._failure or (not draw and self.dump_dir is None):
                 continue
             sample = sample.cpu()
             result = result_from_pixels(sample.pred_panoptic_seg, self._vocabulary.names)
             result.image_path = result.image_name = sample.img_path
-            if draw:
-                self._show(result)
-            if self.dump_dir is not None:
-                self._dump(index, sample, result)
+            try:
+                if draw:
+                    self._show(result)
+                if self.dump_dir is not None:
+                    self._dump(index, sample, result)
+            except (OSError, OutputError) as err:
+                if batch_idx == 0:  # where nothing is lost yet
+                    raise
+                self._failure = (
+                    f"results of {printable(sample.img_path)} could not be written ({err})"
+                )
+                runner.logger.error(f"{self._failure}; the test goes on without writing results")
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
-        if self.dump_dir is None:
-            return
-        self._open.close()
-        barrier()  # all parts are complete
-        if get_rank() == 0:
-            folder = self._unfinished(self.set_name)
-            info = dict(description=f"{_DESCRIPTION}{self.set_name}")
-            if self.notice:
-                info["notice"] = self.notice
-            with _lines(folder, "panoptic") as lines:
-                entries = list(lines)
-            write_json(
-                folder / "panoptic.json",
-                dict(
-                    info=info,
-                    images=[entry["image"] for entry in entries],
-                    annotations=[entry["annotation"] for entry in entries],
-                    categories=describe_categories(self._vocabulary, self._category_ids),
-                ),
-            )
-            with _lines(folder, "instances") as lines:
-                _write_json_list(folder / "instances.json", lines)
-            _take_place(folder, self.dump_dir / self.set_name)
-        barrier()  # nobody goes on to open parts that are being removed
+        """Finish a set's files.
+
+        Raises:
+            OutputError: not all could be written, in any process; on all processes.
+        """
+        failures = all_gather_object(self._failure or self._attempt(self._open.close))
+        if self.dump_dir is not None and not any(failures):  # all parts are complete
+            outcome = [self._attempt(self._finish) if get_rank() == 0 else ""]
+            broadcast_object_list(outcome)  # nobody goes on to open parts that are being removed
+            failures = outcome
+        self._attempt(self._open.close)
+        why = next(filter(None, failures), None)
+        if why is not None:
+            raise OutputError(why)
+
+    def _attempt(self, work: Callable[[], None]) -> str:
+        """Run it; what the file system refuses, as a sentence."""
+        try:
+            work()
+        except (OSError, ValueError) as err:
+            folder = printable((self.dump_dir or self.show_dir) / self.set_name)
+            return f"{folder}: the dump of {self.set_name} could not be finished ({err})"
+        return ""
+
+    def _finish(self) -> None:
+        """Join what all processes wrote."""
+        folder = self._unfinished(self.set_name)
+        info = dict(description=f"{_DESCRIPTION}{self.set_name}")
+        if self.notice:
+            info["notice"] = self.notice
+        with _lines(folder, "panoptic") as lines:
+            entries = list(lines)
+        write_json(
+            folder / "panoptic.json",
+            dict(
+                info=info,
+                images=[entry["image"] for entry in entries],
+                annotations=[entry["annotation"] for entry in entries],
+                categories=describe_categories(self._vocabulary, self._category_ids),
+            ),
+        )
+        with _lines(folder, "instances") as lines:
+            _write_json_list(folder / "instances.json", lines)
+        _take_place(folder, self.dump_dir / self.set_name)
 
     def _show(self, result: SegmentationResult) -> None:
         turn = result.image_path not in self._as_stored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,10 @@ class OpenVocabRunner(Runner):
             with replacing(Path(out_dir) / filename) as temporary:
                 super().save_checkpoint(str(temporary.parent), temporary.name, *args, **kwargs)
 
+    failed_hooks: dict[str, Exception] | None = None
+    """Our loops put a dictionary here while an evaluation ends: hooks that failed, by their class.
+    The others are called all the same, and the loop says what failed."""
+
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
         """As mmengine. What goes into a checkpoint is made plain first, so that it can be read
         without running code."""
@@ -257,7 +262,22 @@ class OpenVocabRunner(Runner):
             for holder in (checkpoint["meta"], checkpoint["message_hub"]["runtime_info"]):
                 if "dataset_meta" in holder:
                     holder["dataset_meta"] = plain(holder["dataset_meta"])
-        super().call_hook(fn_name, **kwargs)
+        if self.failed_hooks is None or fn_name not in _AFTER_EVALUATION:
+            super().call_hook(fn_name, **kwargs)
+            return
+        for hook in self._hooks:
+            try:
+                getattr(hook, fn_name, lambda runner, **_: None)(self, **kwargs)
+            except Exception as err:
+                name = type(hook).__name__
+                self.failed_hooks.setdefault(name, err)
+                # A bug has to be found; a mistake of the user's is told in one line.
+                plain_error = isinstance(err, (OdiseError, OSError))
+                self.logger.error(f"{name}: {err if plain_error else traceback.format_exc()}")
+
+
+# When the numbers are there, and must not be lost.
+_AFTER_EVALUATION = ("after_val_epoch", "after_val", "after_test_epoch", "after_test")
 
 
 def _take_over_seed(cfg: Config) -> None:

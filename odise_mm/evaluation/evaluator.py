@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmengine.dist import all_gather_object, broadcast_object_list, is_main_process
@@ -98,29 +98,35 @@ class OpenVocabEvaluator(Evaluator):
         self.done, self._numbers = True, numbers
         return dict(numbers)
 
-    def raise_failures(self, cause: Exception | None = None) -> None:
-        """Say which metrics failed.
+    def raise_failures(
+        self, hooks: Mapping[str, Exception] | None = None, as_numbers: bool = True
+    ) -> None:
+        """Say which metrics failed, and which hooks when the numbers were there.
 
         Args:
-            cause: an error that came later, perhaps as a number was missing.
+            hooks: those that failed, by name.
+            as_numbers: whether hooks alone that failed are an EvaluationError with the numbers in
+                it; else the first one's error is raised.
 
         Raises:
-            EvaluationError: some failed; the numbers of the others are in it.
-            Exception: all failed; the first one's error.
+            EvaluationError: some failed; the numbers that there are are in it.
+            Exception: all metrics failed; the first one's error.
         """
-        if not self.failures:
+        hooks = hooks or {}
+        causes = [*self.failures.values(), *hooks.values()]
+        if not causes:
             return
-        first = next(iter(self.failures.values()))
-        if not self._numbers:
-            raise first
-        said = {name: str(err) or repr(err) for name, err in self.failures.items()}
+        if not self._numbers or (not self.failures and not as_numbers):
+            raise causes[0]
+        failed = {**self.failures, **hooks}
+        said = {name: str(err) or repr(err) for name, err in failed.items()}
         text = "; ".join(f"{name}: {why}" for name, why in said.items())
-        raise EvaluationError(
-            f"{len(said)} of {len(self.metrics)} metrics failed, the others' numbers are kept: "
-            f"{text}",
-            numbers=self._numbers,
-            failures=said,
-        ) from (cause or first)
+        if self.failures:
+            text = (
+                f"{len(self.failures)} of {len(self.metrics)} metrics failed, the others' numbers "
+                f"are kept: {text}"
+            )
+        raise EvaluationError(text, numbers=self._numbers, failures=said) from causes[0]
 
     def _name(self, metric: BaseMetric) -> str:
         kind = type(metric).__name__

@@ -63,7 +63,7 @@ class SetResult:
         vocabulary: see :func:`describe_vocabulary`.
         seconds: of the whole run over the set, metrics included.
         subsets: name -> classes of which there are numbers, too, see :class:`DatasetMetric`.
-        failed: metric -> why it gives no numbers.
+        failed: metric -> why it gives no numbers; or hook -> what it could not do.
     """
 
     name: str
@@ -101,7 +101,7 @@ class Report:
 
     @property
     def failures(self) -> list[str]:
-        """Set, metric and reason of every metric that gives no numbers."""
+        """Set, name and reason of every metric that gives no numbers, and of failed hooks."""
         return [
             f"{result.name}, {metric}: {why}"
             for result in self.results

@@ -173,13 +173,14 @@ def test_what_is_wrong_with_a_wrapped_set_is_said_before_testing(
 
 
 @pytest.mark.parametrize("more", ["", "test_dataloader['dataset']['subsets'] = dict(a=['sky'])\n"])
-def test_the_config_s_own_set_is_known_by_name(project: Path, more: str) -> None:
+def test_the_config_s_own_set_is_called_like_the_config(project: Path, more: str) -> None:
     text = Path("model.py").read_text() + SET_CONFIG.format(name="one") + more
     Path("model_one.py").write_text(text)
     assert tool.main(["model_one.py", "none", "--out", "out.json"]) == 0
     found = json.loads(Path("out.json").read_text())
-    assert found["done"] == ["one"]
-    assert found["sets"]["one"]["subsets"] == (dict(a=["sky"]) if more else {})
+    # Sets of the working directory are programs that nobody named; ours are known by their names.
+    assert found["done"] == ["model_one"]
+    assert found["sets"]["model_one"]["subsets"] == (dict(a=["sky"]) if more else {})
 
 
 def test_subsets_of_classes_have_numbers_of_their_own(
