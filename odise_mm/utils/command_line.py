@@ -82,7 +82,7 @@ def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
         interrupted: what is said after Ctrl-C.
     """
     try:
-        with _broken_pipes_are_raised():
+        with _guarded_logging():
             yield
             sys.stdout.flush()
     except (OdiseError, OSError, FloatingPointError) as error:
@@ -125,20 +125,34 @@ def _end_quietly() -> NoReturn:
 
 
 @contextmanager
-def _broken_pipes_are_raised() -> Iterator[None]:
-    """Logging prints a traceback for every line that it cannot write; one is enough to end."""
-    complain = logging.Handler.handleError
+def _guarded_logging() -> Iterator[None]:
+    """What libraries log cannot steer a terminal, and ends the program where nobody reads it.
+
+    Without this, logging prints a traceback for every line that it cannot write.
+    """
+    complain, make = logging.Handler.handleError, logging.getLogRecordFactory()
 
     def handle(handler: logging.Handler, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], BrokenPipeError):
             raise
         complain(handler, record)
 
+    def make_safe(*args: Any, **kwargs: Any) -> logging.LogRecord:
+        record = make(*args, **kwargs)
+        if isinstance(record.msg, str):
+            text = record.getMessage()
+            lines = [printable(line) for line in text.split("\n")]  # configs have many
+            if lines != text.split("\n"):
+                record.msg, record.args = "\n".join(lines).replace("\\t", "\t"), ()
+        return record
+
     logging.Handler.handleError = handle
+    logging.setLogRecordFactory(make_safe)
     try:
         yield
     finally:
         logging.Handler.handleError = complain
+        logging.setLogRecordFactory(make)
 
 
 def positive_int(text: str) -> int:
