@@ -4,7 +4,7 @@ Types must be right as they stand: nothing is converted until it fits. What is w
 the file, the entry and the value named; masks that cannot be used are left out and counted.
 
 The checks are written out. On 211 MB of LVIS-like JSON, which take 8.4 s and 1.4 GB to parse, they
-take 3 s and no memory; pydantic 2 takes 3.9 s and 0.2 GB more and msgspec 3.5 s and 0.1 GB, and
+take 3.5 s and no memory; pydantic 2 takes 3.9 s and 0.2 GB more, msgspec 3.5 s and 0.1 GB, and
 neither would name an annotation's id, leave out a ring, or be shorter. Imports no torch.
 """
 

@@ -71,7 +71,10 @@ def to_rle(mask: Rle | list, size: tuple[int, int]) -> Rle:
 
 
 def _brief(value: Any) -> str:
-    return printable(json.dumps(value, ensure_ascii=False), limit=60)
+    try:
+        return printable(json.dumps(value, ensure_ascii=False), limit=60)
+    except RecursionError:
+        return "lists within lists"
 
 
 def _clean_rings(rings: list, size: tuple[int, int]) -> list | None:

@@ -114,6 +114,14 @@ def test_what_is_no_mask_of_the_picture_is_said(mask: Any, message: str) -> None
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
+def test_lists_within_lists_are_refused() -> None:
+    ring: list = []
+    for _ in range(100_000):
+        ring = [ring]
+    with pytest.raises(DatasetError, match="lists within lists"):
+        clean_mask([ring], SIZE)
+
+
 def test_every_cut_code_is_refused() -> None:
     for end in range(len(SQUARE_CODE["counts"])):
         with pytest.raises(DatasetError, match="damaged"):
