@@ -107,6 +107,8 @@ def _check_iterable(images: Any) -> None:
         raise TypeError(f"images is a {kind}, which has no order; give a list, e.g. sorted(images)")
     if isinstance(images, UserString):
         raise TypeError(f"images is a {kind}; give str(images)")
+    if hasattr(images, "read_bytes"):  # a path inside an archive
+        raise TypeError(f"images is a {kind}; {advice_on(images)}")
     if not isinstance(images, Iterable):
         raise TypeError(
             f"images is a {kind}; give a path, a folder, a glob pattern, a file's bytes, an array, "

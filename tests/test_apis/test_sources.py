@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import zipfile
 from collections import UserString
 from pathlib import Path
 
@@ -222,6 +223,10 @@ def test_file_objects_are_named(album):
         ([torch.zeros(3, 4, 4)], r"images\[0\] is a Tensor; .*permute"),
         (torch.zeros(2, 3, 4, 4), r"images is a torch tensor; .*permute"),
         (3, "images is a int; give a path"),
+        (
+            zipfile.Path(zipfile.ZipFile(io.BytesIO(), "w"), "a.png"),
+            r"images is a Path; give its read_bytes\(\)",
+        ),
         (None, "images is a NoneType"),
     ],
 )
