@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import resource
 import signal
@@ -138,3 +139,30 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(
     assert demo("trip/pictures") == 2
     assert "out/panoptic.json: is a folder" in last_error(capsys)
     assert not list(Path("out").rglob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("visualize_features", ["a.png", "fake.py", "--out", "a.png"]),
+        ("visualize_features", ["a.png", "fake.py", "--out", "link.png"]),
+        ("benchmark", ["fake.py", "--json", "fake.py"]),
+        ("training_step", ["fake.py", "--json", "hard.json"]),
+        ("sweep_fusion", ["saved", "--alpha", "0.1", "--beta", "0.2"]),
+    ],
+)
+def test_tools_do_not_write_onto_what_they_read(
+    program: str, arguments: list[str], workplace: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Image.new("RGB", (8, 8)).save("a.png")
+    Path("link.png").symlink_to("a.png")
+    os.link("fake.py", "hard.json")
+    Path("saved").mkdir()
+    Path("saved/0000000.npz").write_bytes(b"predictions")
+    os.link("saved/0000000.npz", "saved/sweep.csv")
+    before = contents(".")
+    module = importlib.import_module(f"tools.analysis_tools.{program}")
+    with pytest.raises(SystemExit) as end:
+        module.main(arguments)
+    assert end.value.code == 2 and "would replace an input" in last_error(capsys)
+    assert contents(".") == before
