@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 from odise_mm.utils import requirements as at_import
 
@@ -18,6 +20,7 @@ import environment  # noqa: E402
 
 FILES = ["mminstall", "runtime", "tests"]
 PYTHONS = ["3.10", "3.11", "3.12"]
+TABLE = ROOT / "requirements/README.md"
 LINES = [line for name in FILES for line in environment.parse(ROOT / f"requirements/{name}.txt")]
 
 
@@ -41,6 +44,41 @@ def test_every_requirement_has_one_tested_version_in_its_range(python: str) -> N
     for line in LINES:
         wanted = Requirement(line)
         assert wanted.specifier.contains(tested[canonicalize_name(wanted.name)]), line
+
+
+def lowest() -> dict[str, str]:
+    """Name -> version in lowest.txt."""
+    pins = [Requirement(line) for line in environment.parse(ROOT / "requirements/lowest.txt")]
+    assert all(len(pin.specifier) == 1 and str(pin.specifier).startswith("==") for pin in pins)
+    return {pin.name: next(iter(pin.specifier)).version for pin in pins}
+
+
+def test_every_requirement_has_a_lower_bound_and_the_scheduled_check_takes_it() -> None:
+    bounds = {}
+    for line in set(LINES) - {"ruff"}:  # which runs nothing of the product
+        wanted = Requirement(line)
+        (bound,) = [part.version for part in wanted.specifier if part.operator == ">="]
+        bounds[wanted.name] = bound
+        pin = lowest()[wanted.name]
+        # OpenCV's first build of 4.10 has a number of its own
+        assert Version(pin) == Version("4.10.0.84" if wanted.name == "opencv-python" else bound)
+        assert wanted.specifier.contains(pin), line
+    assert set(bounds) == set(lowest())
+
+
+def test_the_table_of_lower_bounds_names_each_with_its_version() -> None:
+    rows = re.findall(r"^\| `([\w.-]+)` \| ([\d.]+) \|", TABLE.read_text(), re.MULTILINE)
+    assert dict(rows) == lowest() and len(rows) == len(lowest())
+
+
+def test_the_scheduled_check_names_tests_that_exist() -> None:
+    script = (ROOT / ".ci/bounds").read_text()
+    named = re.findall(r"tests/[\w/]+(?:\.py)?", script)
+    assert len(named) > 10 and all((ROOT / name).exists() for name in named)
+    workflow = yaml.safe_load((ROOT / ".github/workflows/bounds.yml").read_text())
+    steps = workflow["jobs"]["bounds"]["steps"]
+    assert "bash .ci/bounds" in steps[-1]["run"]
+    assert "bounds" not in (ROOT / ".ci/run").read_text(), "a scheduled check, not every run's"
 
 
 def test_versions_checked_at_import_are_those_required() -> None:

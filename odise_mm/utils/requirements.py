@@ -9,7 +9,7 @@ from packaging.specifiers import SpecifierSet
 # What breaks in ways that are hard to read; everything else is pip's business (setup.py).
 SUPPORTED: dict[str, str] = {
     "torch": ">=2.6",
-    "mmengine": ">=0.10.5,<1.0",
+    "mmengine": ">=0.10.6,<1.0",
     "mmcv": ">=2.0.1,<2.2.0",
     "mmdet": ">=3.3.0,<3.4",
 }
