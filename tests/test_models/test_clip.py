@@ -168,7 +168,7 @@ def test_every_architecture_with_a_local_file(monkeypatch: pytest.MonkeyPatch) -
         assert not tags or (found.mean, found.std) in tags, name
         assert warned == (len(tags) != 1), name
         others += tags != {OPENAI} and len(tags) == 1
-    assert others >= 45
+    assert others >= 42  # in open_clip 3.0; newer ones have more
 
 
 def test_given_mean_and_deviation(tmp_path: Path) -> None:
