@@ -40,8 +40,10 @@ from odise_mm.utils.panoptic_io import ids_to_rgb  # noqa: E402
 from projects.toy_world.names import NAMES, names_of  # noqa: E402
 from projects.toy_world.world import SIZE, SPLITS, Scene, scene  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
+    MADE,
     Item,
     Row,
+    claim,
     convert_all,
     converter_parser,
     finish,
@@ -105,8 +107,14 @@ def write_split(root: Path, options: dict[str, Any], workers: int) -> None:
     # a journal knows nothing of the files that a run with other options has replaced since
     digest = hashlib.sha256(json.dumps(info).encode()).hexdigest()[:12]
     journal = annotations / f"toy_{split}.{digest}.journal"
-    for stale in (*annotations.glob(f"toy_{split}.*"), *annotations.glob(f"phrases_{split}2017*")):
-        if stale != journal:
+    journals = [*annotations.glob(f"toy_{split}.*.journal")]
+    kinds = ("captions",) if split == "web" else ("captions", "panoptic", "instances", "phrases")
+    files = [annotations / f"{kind}_{split}2017.json" for kind in kinds]
+    folders = [root / f"{split}2017"] + [annotations / f"panoptic_{split}2017"] * (split != "web")
+    claim(root, [*files, *folders], journals)
+    phrases = annotations / f"phrases_{split}2017.json"
+    for stale in (*journals, phrases, *annotations.glob(f"phrases_{split}2017.*.journal")):
+        if stale != journal and stale.is_file():
             stale.unlink()
     items = []
     for index in range(options["number"]):
@@ -161,6 +169,26 @@ def _write_masks(annotations: Path, info: dict, images: list[dict], known: list[
 
 def _stem(index: int) -> str:
     return f"{index + 1:012d}"
+
+
+def check_own(root: Path) -> None:
+    """Refuse a folder with anything in it that this program did not write.
+
+    Raises:
+        DatasetError: such a folder.
+    """
+    there = [path for path in root.iterdir() if path.name[0] != "."] if root.is_dir() else []
+    if not there or (root / MADE).is_file() or any(root.glob("annotations/toy_*.journal")):
+        return
+    for path in root.glob("annotations/captions_*2017.json"):  # of a version without that file
+        content = read_json(path)
+        info = content.get("info") if isinstance(content, dict) else None
+        if isinstance(info, dict) and info.get("description") == "toy world":
+            return
+    raise DatasetError(
+        f"{root}: has files that this program did not write ({there[0].name}, ...); name a new or "
+        "empty folder"
+    )
 
 
 def _info(options: dict[str, Any]) -> dict[str, Any]:
@@ -274,6 +302,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with program():
         rows = []
+        if not args.verify_only:
+            check_own(args.data_root)
         for split in args.splits:
             if not args.verify_only:
                 options = dict(split=split, number=args.number[split], seed=args.seed)

@@ -34,6 +34,7 @@ from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
     box_of,
+    claim,
     convert_all,
     converter_parser,
     finish,
@@ -118,6 +119,7 @@ def convert(root: Path, split: str, workers: int) -> str | None:
     if (panoptic.exists() and instances.exists()) and all(is_complete(i.output) for i in items):
         return None
     journal = root / f".panoptic_{split}.journal"
+    claim(root, [panoptic, instances, folder], [journal])
     found = convert_all(items, convert_image, f"ADE20K {split}", workers, journal=journal)
     disagreeing = _compare(items, found)
     images, segments, objects = [], [], []

@@ -34,6 +34,7 @@ from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
     box_of,
+    claim,
     convert_all,
     converter_parser,
     finish,
@@ -132,6 +133,7 @@ def prepare(root: Path, split: str, workers: int) -> None:
     if all(map(is_complete, written)):
         return
     journal = annotations / f".panoptic_{split}.journal"
+    claim(root, [*written[:2], annotations / f"panoptic_{split}"], [journal])
     facts = convert_all(items, _convert, f"cityscapes {split}", workers, journal=journal)
     entries, panoptic, instances = [], [], []
     for number, (image, item, fact) in enumerate(zip(images, items, facts, strict=True), start=1):

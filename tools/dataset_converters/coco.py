@@ -35,6 +35,7 @@ from odise_mm.utils.json_fields import shown  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
+    claim,
     convert_all,
     converter_parser,
     finish,
@@ -153,6 +154,10 @@ def write_phrases(
         captions = read_captions(source, all_images=True)
         items = [Item(Path(f"{source}#{i}"), data=texts) for i, texts in captions.items()]
         journal = target.with_suffix(f".{grammar}.{tagger.split()[0]}.journal")
+        there = done.get("info") if isinstance(done, dict) else None
+        ours = isinstance(there, dict) and there.keys() == info.keys()
+        if target.is_file() and not ours:  # written by hand, or by another program
+            claim(root, [target], [journal])
         found = convert_all(
             items, lambda item: [extract(text) for text in item.data], f"phrases {split}",
             journal=journal,

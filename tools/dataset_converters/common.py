@@ -38,6 +38,7 @@ from odise_mm.errors import DatasetError, OdiseError
 from odise_mm.utils import files
 from odise_mm.utils.coco_json import CocoFile, picture_name, read_coco, used_categories
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
+from odise_mm.utils.display import printable
 from odise_mm.utils.files import atomic_writer, path_inside, regular_file, write_json
 from odise_mm.utils.image import LABEL_FORMATS, MAX_LABEL_PIXELS, open_image, turned_hint
 from odise_mm.utils.journal import Journal
@@ -48,6 +49,8 @@ from odise_mm.utils.panoptic_io import read_panoptic_png
 from tools.report import Table, show
 
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
+MADE = ".odise_mm_made.json"
+"""File in the folder of a data set: names of what was written there by programs of ours."""
 _PNG_END = b"IEND\xaeB`\x82"
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 
@@ -202,6 +205,51 @@ def convert_all(
                     notes.add([str(items[index].source), outcome])
                 progress.advance(bar)
     return results
+
+
+def claim(root: Path, outputs: Sequence[Path], journals: Iterable[Path] = ()) -> None:
+    """Make sure that nothing is replaced that a program of ours has not written.
+
+    What ours have written stands in a file of the folder, :data:`MADE`. A journal that an
+    interrupted run has left says the same.
+
+    Args:
+        root: the folder of the data set.
+        outputs: files and folders below it that will be written.
+        journals: those of the work that writes them.
+
+    Raises:
+        DatasetError: one of them is there and somebody else's.
+    """
+    note = root / MADE
+    known = set(_names_made(note))
+    names = {os.path.relpath(path, root): path for path in outputs}
+    if not any(journal.is_file() for journal in journals):
+        for name, path in names.items():
+            if name not in known and _holds_something(path):
+                raise DatasetError(
+                    f"{printable(path)}: is there already, and was not written by this program, "
+                    "which would replace it: move it away, or name another folder"
+                )
+    if not names.keys() <= known:
+        write_json(note, sorted(known | names.keys()))
+
+
+def _names_made(note: Path) -> list[str]:
+    if not note.is_file():
+        return []
+    names = read_json(note)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DatasetError(
+            f"{printable(note)}: not a list of names; remove it, and what this program is to write"
+        )
+    return names
+
+
+def _holds_something(path: Path) -> bool:
+    if path.is_dir():
+        return next(os.scandir(path), None) is not None
+    return path.exists() or path.is_symlink()
 
 
 def finish(path: Path, content: Any, journal: Path) -> None:

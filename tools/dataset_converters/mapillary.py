@@ -37,6 +37,7 @@ from odise_mm.utils.panoptic_io import ids_to_rgb, read_panoptic_png  # noqa: E4
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
+    claim,
     convert_all,
     converter_parser,
     finish,
@@ -152,6 +153,7 @@ def prepare(root: Path, split: str, workers: int) -> None:
     if all(map(is_complete, [out.with_suffix(".json"), *(item.output for item in items)])):
         return
     journal = out.with_name(f".{out.name}.journal")
+    claim(root, [out.with_suffix(".json"), out], [journal])
     facts = convert_all(items, _convert, f"mapillary {split}", workers, journal=journal)
     entries, annotations = [], []
     for number, (image, fact) in enumerate(zip(images, facts, strict=True), start=1):

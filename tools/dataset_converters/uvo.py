@@ -40,6 +40,7 @@ from odise_mm.utils.json_fields import (  # noqa: E402
 )
 from tools.dataset_converters.common import (  # noqa: E402
     Row,
+    claim,
     converter_parser,
     measured_mask,
     need_file,
@@ -165,7 +166,9 @@ def prepare(root: Path, split: str) -> None:
                     annotations.append(first | dict(iscrowd=is_crowd) | annotation)
             advance()
     content = dict(images=images, annotations=annotations, categories=CATEGORIES)
-    write_json(root / "annotations" / f"{split}.json", content)
+    written = root / "annotations" / f"{split}.json"
+    claim(root, [written])
+    write_json(written, content)
 
 
 def check_frames(root: Path, split: str, frames: list[Frame]) -> None:

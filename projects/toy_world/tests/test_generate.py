@@ -21,14 +21,14 @@ from projects.toy_world.names import NAMES, NOVEL_THINGS, vocabulary, vocabulary
 from projects.toy_world.tests.conftest import TRAIN, VAL, WEB
 from projects.toy_world.world import scene
 from tools.dataset_converters import coco
-from tools.dataset_converters.common import verify_instances, verify_panoptic
+from tools.dataset_converters.common import MADE, verify_instances, verify_panoptic
 
 
 def content(root: Path) -> dict[str, str]:
     return {
         str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(root.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.name != MADE
     }
 
 
@@ -99,6 +99,62 @@ def test_other_options_do_not_mix_with_what_is_there(
     write(tmp_path / "fresh", *options, "--seed", "3")
     fresh = content(tmp_path / "fresh")
     assert {path: content(tmp_path)[path] for path in fresh} == fresh
+
+
+def somebody_s(root: Path, split: str = "val") -> None:
+    """Annotations and pictures in COCO's layout, without captions."""
+    for name in ("panoptic", "instances", "phrases"):
+        path = root / f"annotations/{name}_{split}2017.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"precious": true}')
+    for folder in (f"{split}2017", f"annotations/panoptic_{split}2017"):
+        (root / folder).mkdir()
+        (root / folder / "000000000001.jpg").write_text("precious")
+        (root / folder / "000000000001.png").write_text("precious")
+
+
+def refused(capsys: pytest.CaptureFixture, *arguments: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        generate.main([*arguments, "--number", "2", "--workers", "1"])
+    assert stopped.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_somebody_else_s_folder_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    somebody_s(tmp_path)
+    before = content(tmp_path)
+    for split in ("val", "train", "web"):
+        line = refused(capsys, str(tmp_path), "--splits", split)
+        assert "files that this program did not write" in line
+    assert content(tmp_path) == before and not (tmp_path / MADE).exists()
+
+
+@pytest.mark.parametrize("gone", [(), ("panoptic", "instances", "phrases")])
+def test_somebody_else_s_split_beside_ours_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture, gone: tuple[str, ...]
+) -> None:
+    """Also where only pictures are there."""
+    write(tmp_path, "--splits", "web", "--number", "2", "--workers", "1")
+    somebody_s(tmp_path)
+    for name in gone:
+        (tmp_path / f"annotations/{name}_val2017.json").unlink()
+    before = content(tmp_path)
+    line = refused(capsys, str(tmp_path), "--splits", "val")
+    assert "val2017" in line and "was not written by this program" in line
+    assert content(tmp_path) == before
+    # our own split may be drawn anew once its captions are removed
+    (tmp_path / "annotations/captions_web2017.json").unlink()
+    write(tmp_path, "--splits", "web", "--number", "2", "--workers", "1", "--seed", "4")
+
+
+def test_folders_of_before_there_was_a_note(tmp_path: Path) -> None:
+    options = ["--number", "2", "--workers", "1", "--splits"]
+    write(tmp_path, *options, "web")
+    (tmp_path / MADE).unlink()
+    write(tmp_path, *options, "web")
+    write(tmp_path, *options, "val")
 
 
 def test_unfinished_work_of_other_options_is_not_taken_over(

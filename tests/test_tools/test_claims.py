@@ -1,0 +1,60 @@
+"""Converters replace what programs of ours wrote, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from odise_mm.errors import DatasetError
+from tests.test_tools.test_convert_coco import convert, phrases_file, write_archives
+from tools.dataset_converters.common import MADE, claim
+
+
+def test_what_is_there_must_be_ours(tmp_path: Path) -> None:
+    file, folder = tmp_path / "annotations/a.json", tmp_path / "annotations/a"
+    claim(tmp_path, [file, folder])
+    folder.mkdir(parents=True)
+    file.write_text("1")
+    (folder / "1.png").touch()
+    claim(tmp_path, [file, folder])  # it is ours now
+    claim(tmp_path, [tmp_path / "b.json"])
+    assert json.loads((tmp_path / MADE).read_text()) == ["annotations/a", "annotations/a.json",
+                                                         "b.json"]  # fmt: skip
+    (tmp_path / MADE).unlink()
+    for output in (file, folder):
+        with pytest.raises(DatasetError, match="was not written by this program") as caught:
+            claim(tmp_path, [tmp_path / "new.json", output])
+        assert str(output) in str(caught.value)
+    assert not (tmp_path / MADE).exists()
+    journal = tmp_path / ".a.journal"
+    journal.touch()  # an interrupted run of ours
+    claim(tmp_path, [file, folder], [journal])
+    assert (tmp_path / MADE).exists()
+
+
+def test_an_empty_folder_is_nobody_s(tmp_path: Path) -> None:
+    (tmp_path / "maps").mkdir()
+    claim(tmp_path, [tmp_path / "maps"])
+
+
+@pytest.mark.parametrize("text", ["{}", "[1]", "[", ""])
+def test_a_note_that_is_something_else(tmp_path: Path, text: str) -> None:
+    (tmp_path / MADE).write_text(text)
+    with pytest.raises(DatasetError, match="odise_mm_made"):
+        claim(tmp_path, [tmp_path / "a.json"])
+
+
+def test_phrases_by_hand_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Docs say that this file may be written by hand."""
+    archives = write_archives(tmp_path / "coco", "val")
+    text = json.dumps(dict(info=dict(tagger="by hand"), phrases={"7": [["cat"]]}))
+    phrases_file(archives).write_text(text)
+    with pytest.raises(SystemExit):
+        convert(archives)
+    assert "phrases_val2017.json: is there already" in capsys.readouterr().err
+    assert phrases_file(archives).read_text() == text
+    phrases_file(archives).unlink()
+    assert convert(archives) == 0
+    assert convert(archives, "--grammar", "runs") == 0  # ours is replaced by ours
