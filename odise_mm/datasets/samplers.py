@@ -10,6 +10,7 @@ from torch.utils.data import Sampler
 
 from odise_mm.datasets.seeding import SeededIndex
 from odise_mm.registry import DATA_SAMPLERS
+from odise_mm.utils.settings import check_flag, check_whole
 
 
 @DATA_SAMPLERS.register_module()
@@ -30,6 +31,9 @@ class SeededSampler(Sampler):
     """
 
     def __init__(self, dataset: Sized, seed: int | None = None, shuffle: bool = True) -> None:
+        if seed is not None:
+            check_whole("seed", seed, least=-(2**63))
+        check_flag("shuffle", shuffle)
         self.size = len(dataset)
         self.seed = int(sync_random_seed() if seed is None else seed)
         self.shuffle = shuffle

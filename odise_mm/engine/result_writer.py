@@ -44,6 +44,7 @@ from odise_mm.utils.outputs import (
     write_picture,
 )
 from odise_mm.utils.panoptic_io import describe_categories, describe_result, write_panoptic_png
+from odise_mm.utils.settings import check_whole
 from odise_mm.visualization import draw_panoptic
 from odise_mm.visualization.visualizer import result_from_pixels
 
@@ -83,8 +84,7 @@ class ResultWriterHook(Hook):
         show_interval: int = 1,
         notice: str | None = None,
     ) -> None:
-        if show_interval < 1:
-            raise ValueError(f"show_interval={show_interval}: at least 1")
+        check_whole("show_interval", show_interval)
         self.dump_dir = None if dump_dir is None else Path(dump_dir)
         self.show_dir = None if show_dir is None else Path(show_dir)
         self.show_interval = show_interval

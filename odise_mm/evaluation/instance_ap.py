@@ -24,6 +24,7 @@ from odise_mm.registry import METRICS
 from odise_mm.utils.display import printable
 from odise_mm.utils.json_fields import fault, shown
 from odise_mm.utils.masks import to_rle
+from odise_mm.utils.settings import check_whole
 
 _LVIS = "LVISInstanceAP needs LVIS v1's own file; for others there is InstanceAP"
 
@@ -287,6 +288,7 @@ class AverageRecall(MaskMetric):
         self, ann_file: str | None = None, max_dets: int = 100, prefix: str | None = None
     ) -> None:
         super().__init__(ann_file=ann_file, prefix=prefix)
+        check_whole("max_dets", max_dets)
         self.max_dets = self.max_dets_of_image = max_dets
 
     def summarize(

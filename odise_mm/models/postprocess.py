@@ -36,8 +36,15 @@ TEST_CFG: dict[str, Any] = {
 """Settings of the results, see :class:`~odise_mm.models.OpenVocabSegmentor`, and the usual ones."""
 
 
-def check_test_cfg(test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
+def check_test_cfg(
+    test_cfg: Mapping[str, Any] | None, unknown: type[Exception] = ConfigError
+) -> dict[str, Any]:
     """Some of the settings of :data:`TEST_CFG`, if they can be used.
+
+    Args:
+        test_cfg: the settings; None: none.
+        unknown: error for a setting that there is not: parts of a config have TypeError, as for any
+            argument.
 
     Raises:
         ConfigError: names the setting, its value and what is allowed.
@@ -52,7 +59,7 @@ def check_test_cfg(test_cfg: Mapping[str, Any] | None) -> dict[str, Any]:
         elif name in TEST_CFG:
             check_flag(f"test_cfg.{name}", value)
         else:
-            raise ConfigError(f"test_cfg has no {name}; it has {', '.join(TEST_CFG)}")
+            raise unknown(f"test_cfg has no {name}; it has {', '.join(TEST_CFG)}")
     return dict(test_cfg or {})
 
 

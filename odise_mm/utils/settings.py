@@ -16,40 +16,35 @@ def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) 
     Raises:
         ConfigError: names the setting, its value and what is allowed.
     """
-    allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or value < least or (most is not None and value > most):
-        raise _refused(name, value, f"a whole number {allowed}")
+    bounds = f"at least {least}" if most is None else f"{least} to {most}"
+    if not is_whole(value) or value < least or (most is not None and value > most):
+        raise _refused(name, value, f"{bounds}, a whole number")
 
 
-def check_number(
-    name: str, value: Any, least: float = -math.inf, most: float = math.inf, above: bool = False
-) -> None:
+def check_number(name: str, value: Any, least: float = 0, most: float = math.inf) -> None:
     """Refuse what is no finite number from ``least`` to ``most``.
-
-    Args:
-        name: of the setting.
-        value: its value.
-        least, most: both included; infinite: no bound.
-        above: ``least`` itself is not allowed.
 
     Raises:
         ConfigError: names the setting, its value and what is allowed.
     """
-    number = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-    low = number and (value < least or (above and value == least))
-    if number and not low and value <= most:
-        return
-    bound = f"above {least:g}" if above else f"of at least {least:g}"
-    if least == -math.inf:
-        allowed = "a finite number" if most == math.inf else f"a number of at most {most:g}"
-    elif most == math.inf:
-        allowed = f"a finite number {bound}"
-    elif above:
-        allowed = f"a number {bound} and at most {most:g}"
-    else:
-        allowed = f"a number from {least:g} to {most:g}"
-    raise _refused(name, value, allowed)
+    if not (is_number(value) and least <= value <= most):
+        bounds = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        raise _refused(name, value, f"a number {bounds}")
+
+
+def check_weight(name: str, value: Any) -> None:
+    """Refuse what is no number from 0 to 1.
+
+    Raises:
+        ConfigError: names the setting, its value and what is allowed.
+    """
+    if not (is_number(value) and 0 <= value <= 1):
+        raise _refused(name, value, "a weight between 0 and 1")
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; True and False, and texts, are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_flag(name: str, value: Any) -> None:
@@ -89,10 +84,13 @@ def check_size(name: str, value: Any) -> None:
         ConfigError: names the setting and its value.
     """
     pair = isinstance(value, list | tuple) and len(value) == 2
-    for edge in value if pair else ():
-        pair = pair and isinstance(edge, Integral) and not isinstance(edge, bool) and edge >= 1
-    if not pair:
+    if not pair or not all(is_whole(edge) and edge >= 1 for edge in value):
         raise _refused(name, value, "two whole numbers of at least 1, such as (2560, 1024)")
+
+
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number; True, False and 1.0 are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _refused(name: str, value: Any, allowed: str) -> ConfigError:

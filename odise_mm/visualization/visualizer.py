@@ -11,6 +11,7 @@ from mmengine.structures import PixelData
 
 from odise_mm.registry import VISUALIZERS
 from odise_mm.structures import NamedSegment, SegmentationResult
+from odise_mm.utils.settings import check_flag, check_weight
 from odise_mm.visualization.panoptic import draw_panoptic
 
 
@@ -32,6 +33,9 @@ class OpenVocabVisualizer(DetLocalVisualizer):
         legend: bool | None = None,
         **kwargs,
     ) -> None:
+        check_weight("fill_alpha", fill_alpha)
+        if legend is not None:
+            check_flag("legend", legend)
         super().__init__(name, **kwargs)
         self.fill_alpha = fill_alpha
         self.legend = legend

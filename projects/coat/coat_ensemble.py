@@ -6,6 +6,7 @@ from torch import Tensor
 
 from odise_mm.models import GeometricEnsemble, Opinion
 from odise_mm.registry import MODELS
+from odise_mm.utils.settings import check_weight
 
 
 @MODELS.register_module()
@@ -28,8 +29,7 @@ class CoatEnsemble(GeometricEnsemble):
         train_vocabulary: str = "coco",
     ) -> None:
         super().__init__(alpha, beta, train_vocabulary)
-        if not 0 <= coat_lambda <= 1:
-            raise ValueError(f"coat_lambda={coat_lambda}: a weight between 0 and 1")
+        check_weight("coat_lambda", coat_lambda)
         self.coat_lambda = coat_lambda
 
     def void_probability(self, opinions: Sequence[Opinion]) -> Tensor:

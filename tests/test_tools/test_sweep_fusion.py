@@ -281,7 +281,7 @@ def test_no_mixing_of_runs(here: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["tiny.py", "tiny.pth", "--datasets", "three", "--out", "fp16"]
     error = fails(capsys, save_predictions, *arguments, "--masks", "fp32")
     assert "fp16/three holds predictions of another run (other: masks)" in error
-    error = fails(capsys, save_predictions, *arguments, "--cfg-options", "model.tile_size=32")
+    error = fails(capsys, save_predictions, *arguments, "--cfg-options", "model.tile_size=128")
     assert "another run (other: model)" in error
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import torch
-from mmcv.image.geometric import imresize, rescale_size
+from mmcv.image.geometric import (
+    cv2_interp_codes,
+    imresize,
+    pillow_interp_codes,
+    rescale_size,
+)
 from mmcv.transforms import BaseTransform, RandomResize
 from mmdet.datasets.transforms import Resize
 from mmengine.logging import print_log
 from PIL import Image
 
 from odise_mm.datasets.orientation import check_exif
-from odise_mm.errors import DatasetError
+from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import TRANSFORMS
 from odise_mm.utils.display import printable
 from odise_mm.utils.image import (
@@ -24,6 +30,7 @@ from odise_mm.utils.image import (
     read_image,
     turned_hint,
 )
+from odise_mm.utils.settings import check_choice, check_size, check_whole, is_number
 
 
 @TRANSFORMS.register_module()
@@ -131,6 +138,9 @@ class ResizeKeepRatio(Resize):
             the short edge at most ``min(scale)`` pixels.
         backend, interpolation: as in mmcv; the published test pipeline resizes with Pillow,
             bilinearly.
+
+    Raises:
+        ConfigError: a scale that is no size in pixels, an unknown backend or interpolation.
     """
 
     def __init__(
@@ -140,11 +150,18 @@ class ResizeKeepRatio(Resize):
         interpolation: str = "bilinear",
         **kwargs,
     ) -> None:
+        if type(scale) is not int or scale != 0:  # what mmcv's RandomResize begins with
+            _check_scale(scale)
+        scale = tuple(scale) if isinstance(scale, list) else scale
+        check_choice("backend", backend, ("pillow", "cv2"))
+        known = pillow_interp_codes if backend == "pillow" else cv2_interp_codes
+        check_choice("interpolation", interpolation, tuple(known))
         super().__init__(
             scale=scale, keep_ratio=True, backend=backend, interpolation=interpolation, **kwargs
         )
 
     def transform(self, results: dict) -> dict:
+        _check_scale(self.scale)
         height, width = results["img"].shape[:2]
         if min(rescale_size((width, height), self.scale)) > 0:
             return super().transform(results)
@@ -182,9 +199,29 @@ class LargeScaleJitter(RandomResize):
     Args:
         scale: (width, height) of the box that a picture fits into at ratio 1.
         ratio_range: the box is enlarged by a factor drawn uniformly from this range.
+
+    Raises:
+        ConfigError: no size in pixels, no range, or one that makes the box vanish.
     """
 
     def __init__(
         self, scale: tuple[int, int], ratio_range: tuple[float, float] = (0.1, 2.0)
     ) -> None:
-        super().__init__(scale=scale, ratio_range=ratio_range, resize_type=ResizeKeepRatio)
+        check_size("scale", scale)
+        pair = isinstance(ratio_range, list | tuple) and len(ratio_range) == 2
+        if not (pair and all(map(is_number, ratio_range)) and 0 < ratio_range[0] <= ratio_range[1]):
+            raise ConfigError(f"ratio_range={ratio_range!r}: two numbers above 0, the lower first")
+        if min(scale) * ratio_range[0] < 1:
+            raise ConfigError(
+                f"ratio_range={ratio_range!r} makes scale={scale!r} smaller than a pixel"
+            )
+        super().__init__(
+            scale=tuple(scale), ratio_range=tuple(ratio_range), resize_type=ResizeKeepRatio
+        )
+
+
+def _check_scale(scale: Any) -> None:
+    if isinstance(scale, list | tuple):
+        check_size("scale", scale)
+    else:
+        check_whole("scale", scale)

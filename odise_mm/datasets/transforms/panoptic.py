@@ -14,6 +14,7 @@ from odise_mm.errors import DatasetError, PanopticFileError
 from odise_mm.registry import TRANSFORMS
 from odise_mm.utils.image import turned_hint
 from odise_mm.utils.panoptic_io import read_panoptic_png
+from odise_mm.utils.settings import check_whole
 
 _FILL = 255
 """What mmdet's and mmseg's transforms fill maps with beyond an image's borders, unless told."""
@@ -123,8 +124,7 @@ class DrawWords(BaseTransform):
     """
 
     def __init__(self, num_words: int = 8) -> None:
-        if num_words < 1:
-            raise ValueError(f"num_words must be at least 1, not {num_words}")
+        check_whole("num_words", num_words)
         self.num_words = num_words
 
     def transform(self, results: dict) -> dict:

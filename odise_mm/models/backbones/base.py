@@ -18,10 +18,12 @@ class Backbone(FrozenModule):
         channels: channels of every feature map, in the order of ``forward``'s list; known before
             any weight is loaded.
         strides: pixels of the tile per step of the map, likewise.
+        tile_divisor: edges of the tiles that it gets have to be multiples of it.
     """
 
     channels: tuple[int, ...]
     strides: tuple[int, ...]
+    tile_divisor: int = 1
 
     def forward(self, tiles: Tensor, *condition: Any) -> list[Tensor]:
         """Feature maps of a batch of tiles.

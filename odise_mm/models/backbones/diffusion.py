@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from odise_mm.errors import ConfigError
 from odise_mm.models.backbones.base import Backbone
 from odise_mm.models.backbones.diffusion_arch import DiffusionArch, get_arch
 from odise_mm.models.backbones.diffusion_condition import (
@@ -25,6 +26,7 @@ from odise_mm.models.backbones.diffusion_condition import (
 from odise_mm.models.backbones.diffusion_weights import DiffusionWeights
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import is_meta_context, materialise
+from odise_mm.utils.settings import check_flag, check_whole, is_whole
 
 MAX_STRIDE = 32
 FIRST_STAGES = ("AutoencoderKL", "VQModel")
@@ -136,10 +138,10 @@ class DiffusionBackbone(Backbone):
         self.arch = get_arch(arch)
         kind = condition_kind(self.arch)
         self.taps = _as_taps(taps)
-        self.steps = tuple(operator.index(step) for step in steps)
+        self.steps = _as_steps(steps)
+        check_flag("use_checkpoint", use_checkpoint)
         self.use_checkpoint = use_checkpoint
-        if not self.steps or max(self.steps) > 999:
-            raise ValueError(f"steps={self.steps}: name at least one, each at most 999")
+        check_whole("noise_seed", noise_seed, least=0, most=2**63 - 1)
 
         if self.arch.first_stage not in FIRST_STAGES:
             raise ValueError(f"first_stage={self.arch.first_stage!r}: one of {FIRST_STAGES}")
@@ -153,6 +155,7 @@ class DiffusionBackbone(Backbone):
         self.channels, self.strides = self._describe(unet, vae)
         # Each level but the last halves the map, and what comes up must fit what went down.
         self.divisor = 2 ** (len(vae.encoder.down_blocks) + len(unet.down_blocks) - 2)
+        self.tile_divisor = self.divisor
         all_keys = {"unet": frozenset(unet.state_dict()), "vae": frozenset(vae.state_dict())}
         self._prune(unet, vae)
         self.unet = unet if self.taps.unet else None
@@ -433,6 +436,13 @@ def _keep_before(levels: nn.ModuleList, tap: int) -> nn.ModuleList:
     return nn.ModuleList(kept)
 
 
+def _as_steps(steps: Sequence[int]) -> tuple[int, ...]:
+    listed = isinstance(steps, Sequence) and not isinstance(steps, str) and len(steps) > 0
+    if not listed or not all(is_whole(step) and step <= 999 for step in steps):
+        raise ConfigError(f"steps={steps!r}: name at least one, each at most 999, in a list")
+    return tuple(operator.index(step) for step in steps)
+
+
 def _as_taps(taps: Taps | dict | Sequence[Sequence[int]]) -> Taps:
     if isinstance(taps, dict):
         unknown = set(taps) - set(Taps._fields)
@@ -441,6 +451,10 @@ def _as_taps(taps: Taps | dict | Sequence[Sequence[int]]) -> Taps:
                 f"taps of {', '.join(sorted(unknown))}: there are only {', '.join(Taps._fields)}"
             )
         taps = Taps(**taps)
+    for name, blocks in zip(Taps._fields, taps, strict=False):
+        listed = isinstance(blocks, Sequence) and not isinstance(blocks, str)
+        if not listed or not all(map(is_whole, blocks)):
+            raise ConfigError(f"taps.{name}={blocks!r}: a list of whole numbers")
     taps = Taps(*(tuple(sorted(blocks)) for blocks in taps))
     if not any(taps):
         raise ValueError("taps: name at least one residual block")

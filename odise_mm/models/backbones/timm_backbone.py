@@ -18,6 +18,7 @@ from odise_mm.models.backbones.base import Backbone
 from odise_mm.models.backbones.timm_weights import TimmWeights, find_model
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import is_meta_context, same_random_weights
+from odise_mm.utils.settings import check_flag
 
 PYRAMID = range(4, 33)  # strides that a feature pyramid has a use for
 
@@ -74,6 +75,7 @@ class TimmBackbone(Backbone):
         super().__init__()
         import timm
 
+        check_flag("frozen", frozen)
         name, path = find_model(model, weights)
         check_image_size(image_size)
         self.name = name

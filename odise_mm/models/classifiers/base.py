@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.errors import ConfigError
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.utils.precision import full_precision
 
@@ -64,8 +65,8 @@ def fill_template(template: str, names: Sequence[str]) -> list[str]:
     """Prompts from names; ``{}`` in the template stands for the name.
 
     Raises:
-        ValueError: the template has no ``{}``.
+        ConfigError: the template has no ``{}``.
     """
-    if "{}" not in template:
-        raise ValueError(f"the prompt template {template!r} needs a {{}} for the name")
+    if not isinstance(template, str) or "{}" not in template:
+        raise ConfigError(f"the prompt template {template!r} needs a {{}} for the name")
     return [template.replace("{}", name) for name in names]

@@ -13,6 +13,7 @@ from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.models.text.text_encoder import TextEncoder
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import build_part
+from odise_mm.utils.settings import check_flag, check_whole
 
 
 class _CLIPClassifier(Classifier):
@@ -25,6 +26,7 @@ class _CLIPClassifier(Classifier):
         template: str = "a photo of a {}.",
     ) -> None:
         super().__init__()
+        fill_template(template, [])
         self.clip = build_part(clip, MODELS)
         self.text_encoder = build_part(
             text_encoder or {"type": "TextEncoder"}, MODELS, clip=self.clip
@@ -80,6 +82,7 @@ class MaskCLIPClassifier(_CLIPClassifier):
         align: bool = False,
     ) -> None:
         super().__init__(clip, text_encoder, template)
+        check_flag("align", align)
         if not hasattr(self.clip.visual, "transformer"):
             raise ValueError(
                 f"MaskCLIPClassifier needs a CLIP whose image tower is a ViT, and CLIP "
@@ -139,6 +142,7 @@ class CropCLIPClassifier(_CLIPClassifier):
         crops_per_batch: int = 25,
     ) -> None:
         super().__init__(clip, text_encoder, template)
+        check_whole("crops_per_batch", crops_per_batch)
         self.crops_per_batch = crops_per_batch
 
     def embed_masks(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.models.classifiers.base import Opinion
 from odise_mm.registry import MODELS
+from odise_mm.utils.settings import check_weight
 
 
 @MODELS.register_module()
@@ -22,15 +23,18 @@ class GeometricEnsemble(nn.Module):
         alpha, beta: weights of the second opinion on seen and unseen classes; published: 0.3 / 0.7
             (trained with labels), 0.35 / 0.65 (captions).
         train_vocabulary: what the model was trained on: a vocabulary's name or file.
+
+    Raises:
+        ConfigError: a weight that is no number from 0 to 1.
+        VocabularyError: no vocabulary of that name.
     """
 
     def __init__(
         self, alpha: float = 0.3, beta: float = 0.7, train_vocabulary: str = "coco"
     ) -> None:
         super().__init__()
-        for name, weight in (("alpha", alpha), ("beta", beta)):
-            if not 0 <= weight <= 1:
-                raise ValueError(f"{name}={weight}: a weight between 0 and 1")
+        check_weight("alpha", alpha)
+        check_weight("beta", beta)
         self.alpha, self.beta = alpha, beta
         self.train_vocabulary = (
             train_vocabulary

@@ -13,6 +13,7 @@ from odise_mm.models.text.text_encoder import TextEncoder
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import build_part
 from odise_mm.utils.precision import full_precision
+from odise_mm.utils.settings import check_flag, check_whole
 
 
 @MODELS.register_module()
@@ -38,6 +39,9 @@ class OpenVocabClassifier(Classifier):
         template: str = "{}",
     ) -> None:
         super().__init__()
+        check_whole("embed_dim", embed_dim)
+        check_flag("null_class", null_class)
+        fill_template(template, [])
         self.text_encoder = build_part(text_encoder, MODELS)
         self.template = template
         self.text_proj = nn.Linear(self.text_encoder.embed_dim, embed_dim)

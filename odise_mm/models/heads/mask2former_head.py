@@ -16,6 +16,7 @@ from odise_mm.models.losses.class_loss import OpenVocabCrossEntropyLoss
 from odise_mm.registry import MODELS
 from odise_mm.utils.mmcv_ops import choose_ops_backend
 from odise_mm.utils.precision import full_precision
+from odise_mm.utils.settings import check_flag, check_whole
 
 # Arguments of mmdet's head that are not options of ours: set by it, or named in its signature.
 _OWN_ARGUMENTS = (
@@ -101,7 +102,8 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
 
     Raises:
         TypeError: an argument that neither has.
-        ConfigError: a ``loss_cls`` that is made for one number of classes.
+        ConfigError: a ``loss_cls`` that is made for one number of classes; a size that is no whole
+            number.
     """
 
     def __init__(
@@ -124,6 +126,11 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
                 f"OpenVocabMask2FormerHead has no argument {', '.join(unknown)}; it has: "
                 f"in_channels, objectness, feat_channels, out_channels, {', '.join(known)}"
             )
+        check_flag("objectness", objectness)
+        sizes = {"feat_channels": feat_channels, "out_channels": out_channels, **options}
+        for name in ("feat_channels", "out_channels", "num_queries", "num_transformer_feat_level"):
+            if name in sizes:
+                check_whole(name, sizes[name])
         # mmdet reads its nested options as attributes
         options = {k: ConfigDict(v) if isinstance(v, dict) else v for k, v in options.items()}
         options["loss_cls"] = _class_loss(options.get("loss_cls"))

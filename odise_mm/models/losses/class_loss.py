@@ -5,6 +5,7 @@ from mmdet.utils import reduce_mean
 from torch import Tensor
 
 from odise_mm.registry import MODELS
+from odise_mm.utils.settings import check_number
 
 
 @MODELS.register_module()
@@ -24,6 +25,8 @@ class OpenVocabCrossEntropyLoss(CrossEntropyLoss):
     def __init__(
         self, loss_weight: float = 2.0, void_weight: float = 0.1, class_weight: None = None
     ) -> None:
+        check_number("loss_weight", loss_weight)
+        check_number("void_weight", void_weight)
         super().__init__(loss_weight=loss_weight)
         self.void_weight = void_weight
 

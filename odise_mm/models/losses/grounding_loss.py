@@ -9,6 +9,7 @@ from torch.autograd.function import FunctionCtx
 from odise_mm.errors import ConfigError
 from odise_mm.registry import MODELS
 from odise_mm.utils.precision import full_precision
+from odise_mm.utils.settings import check_number
 
 
 @MODELS.register_module()
@@ -33,6 +34,7 @@ class GroundingLoss(nn.Module):
         super().__init__()
         if softmax not in ("masks", "words"):
             raise ConfigError(f"GroundingLoss(softmax={softmax!r}): it is 'masks' or 'words'")
+        check_number("loss_weight", loss_weight)
         self.loss_weight = loss_weight
         self.softmax = softmax
 

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from odise_mm.errors import ConfigError
 from odise_mm.models.backbones.diffusion import Condition
 from odise_mm.models.clip import FrozenCLIP
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import build_part
+from odise_mm.utils.settings import check_whole, is_number
 
 LAST_STEP = 999
 
@@ -80,8 +82,12 @@ class ImplicitCaptioner(nn.Module):
     ) -> None:
         super().__init__()
         check_lent(self, empty_context=empty_context, time_width=time_width)
-        if learned_step is not None and not 0 < learned_step < LAST_STEP:
-            raise ValueError(f"learned_step={learned_step}: begin inside (0, {LAST_STEP})")
+        if learned_step is not None and not (
+            is_number(learned_step) and 0 < learned_step < LAST_STEP
+        ):
+            raise ConfigError(f"learned_step={learned_step!r}: begin inside (0, {LAST_STEP})")
+        check_whole("num_steps", num_steps)
+        check_whole("time_width", time_width)
         if learned_step is not None and num_steps != 1:
             raise ValueError(
                 f"learned_step takes the place of the backbone's step, and it has {num_steps}: "

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from odise_mm.errors import ConfigError
 from odise_mm.registry import MODELS
+from odise_mm.utils.settings import check_whole
 
 STRIDES = (4, 8, 16, 32)
+GROUPS = 32
 
 
 class BottleneckBlock(nn.Module):
@@ -34,7 +37,7 @@ class BottleneckBlock(nn.Module):
 def _conv_norm(in_channels: int, out_channels: int, size: int) -> nn.Sequential:
     conv = nn.Conv2d(in_channels, out_channels, size, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(conv, nn.GroupNorm(32, out_channels))
+    return nn.Sequential(conv, nn.GroupNorm(GROUPS, out_channels))
 
 
 @MODELS.register_module()
@@ -63,6 +66,13 @@ class FeatureProjection(nn.Module):
         levels: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        for name, value in (
+            ("out_channels", out_channels),
+            ("bottleneck_channels", bottleneck_channels),
+        ):
+            check_whole(name, value)
+            if value % GROUPS:
+                raise ConfigError(f"{name}={value}: a multiple of {GROUPS}, for group norms")
         self.levels = tuple(in_strides if levels is None else levels)
         if set(self.levels) != set(STRIDES) or len(self.levels) != len(in_channels):
             given = "" if levels is None else f", levels={self.levels} was given"

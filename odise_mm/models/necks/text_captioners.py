@@ -21,6 +21,7 @@ from odise_mm.models.text.text_encoder import TextEncoder
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import build_part
 from odise_mm.utils.precision import full_precision
+from odise_mm.utils.settings import check_text
 
 PLACES = Path(__file__).parents[1] / "text" / "places.txt"
 PromptEncoder = Callable[[Sequence[str]], Tensor]
@@ -142,6 +143,7 @@ class HeuristicCaptioner(TextCaptioner):
         self.places = _names("places", places, num_places)
         self.objects = _names("objects", objects, num_objects)
         self.num_places, self.num_objects = num_places, num_objects
+        check_text("template", template)
         try:
             fields = {name for _, name, _, _ in Formatter().parse(template) if name is not None}
         except ValueError as err:

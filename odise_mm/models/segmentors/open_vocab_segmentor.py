@@ -5,6 +5,7 @@ image -> backbone (told by a captioner) -> neck -> head -> classifiers -> fusion
                             losses of every layer, in training
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -32,9 +33,11 @@ from odise_mm.models.postprocess import (
 from odise_mm.registry import MODELS
 from odise_mm.utils.frozen import FrozenModule, build_part
 from odise_mm.utils.precision import autocast, dtype_of
+from odise_mm.utils.settings import check_whole
 from odise_mm.utils.tiling import TileGrid
 
 Pyramid = tuple[Tensor, ...]
+MAX_STRIDE = 32  # of a pyramid
 
 
 @MODELS.register_module()
@@ -93,14 +96,19 @@ class OpenVocabSegmentor(BaseModel):
         data_preprocessor: dict | nn.Module | None = None,
     ) -> None:
         super().__init__(data_preprocessor=data_preprocessor)
-        if max_tiles_per_batch < 1:
-            raise ValueError(f"max_tiles_per_batch={max_tiles_per_batch}: at least 1")
+        check_whole("max_tiles_per_batch", max_tiles_per_batch)
+        if tile_size is not None:
+            check_whole("tile_size", tile_size)
+        if not classifiers or isinstance(classifiers, Mapping):
+            raise ConfigError(f"classifiers={classifiers!r}: a list of at least one")
+        self.test_cfg: dict[str, Any] = {**TEST_CFG, **check_test_cfg(test_cfg, TypeError)}
         shared: dict[str, Any] = {}
         if clip is not None:
             self.clip = shared["clip"] = build_part(clip, MODELS)
             text_encoder = text_encoder or {"type": "TextEncoder"}
             shared["text_encoder"] = build_part(text_encoder, MODELS, **shared)
         self.backbone = build_part(backbone, MODELS, **shared)
+        self._check_sizes(tile_size)
         shared.update(self.backbone.describe())
         self.captioner = captioner and build_part(captioner, MODELS, **shared)
         self.neck = build_part(neck, MODELS, **shared)
@@ -115,9 +123,23 @@ class OpenVocabSegmentor(BaseModel):
             )
         self.tile_size = tile_size
         self.max_tiles_per_batch = max_tiles_per_batch
-        self.test_cfg: dict[str, Any] = {**TEST_CFG, **check_test_cfg(test_cfg)}
         self.vocabulary = vocabulary
         self.precision = "fp32"
+
+    def _check_sizes(self, tile_size: int | None) -> None:
+        """Refuse tiles, and padding, that feature maps of whole steps cannot be made of."""
+        divisor = math.lcm(MAX_STRIDE, getattr(self.backbone, "tile_divisor", 1))
+        if tile_size is not None and tile_size % divisor:
+            raise ConfigError(
+                f"tile_size={tile_size}: a multiple of {divisor} pixels, or None for whole images"
+            )
+        needed = divisor if tile_size is None else MAX_STRIDE
+        padding = getattr(self.data_preprocessor, "pad_size_divisor", needed)
+        check_whole("data_preprocessor.pad_size_divisor", padding)
+        if padding % needed:
+            raise ConfigError(
+                f"data_preprocessor.pad_size_divisor={padding}: a multiple of {needed} pixels"
+            )
 
     @property
     def vocabulary(self) -> Vocabulary:

@@ -697,5 +697,5 @@ def test_learned_step_for_several() -> None:
     condition = Condition(backbone.empty_context, step=torch.tensor(3.0))
     with pytest.raises(ValueError, match=r"takes the place of one.*steps=\(0, 100\)"):
         backbone(tiles(64, 1), condition)
-    with pytest.raises(TypeError):
+    with pytest.raises(ValueError, match=r"steps=\(0\.5,\): name at least one"):
         DiffusionBackbone("tiny", None, UNET, steps=(0.5,))

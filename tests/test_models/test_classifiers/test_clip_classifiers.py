@@ -177,10 +177,8 @@ def test_logits_are_scaled_cosines_with_prompts() -> None:
 
 @pytest.mark.parametrize("kind", [MaskCLIPClassifier, CropCLIPClassifier])
 def test_template_without_a_place_for_the_name(kind: type) -> None:
-    classifier = kind(clip(), template="a photo")
-    prediction = MaskPrediction(random_masks(128, 128), torch.zeros(1))
     with pytest.raises(ValueError, match="the prompt template 'a photo' needs a {}"):
-        classifier(prediction, [image(128, 128)], VOCABULARY)
+        kind(clip(), template="a photo")
 
 
 def test_mask_tokens_need_a_vit() -> None:
