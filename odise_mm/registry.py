@@ -10,7 +10,7 @@ from mmdet import registry as mmdet
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import Registry
 
-from odise_mm.utils.resume import allow_training_state
+from odise_mm.utils.safe_pickle import allow_training_state
 
 allow_training_state()  # whoever resumes builds a model first
 

@@ -11,10 +11,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from odise_mm.engine.resuming import check_types
 from odise_mm.errors import CheckpointError
+from odise_mm.utils.checkpoint import load_training_state
 from odise_mm.utils.display import printable
 
 LAST = "last_checkpoint"
@@ -78,15 +77,12 @@ def read_training_state(path: str | os.PathLike[str]) -> dict[str, Any]:
         CheckpointError: missing, damaged, weights without the state of a training, or a state
             with something else than what a training puts there.
     """
+    if not os.path.lexists(path):
+        raise CheckpointError(f"there is no checkpoint {path} to resume from")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path} to resume from") from None
-    except Exception as err:  # whatever reading a damaged or foreign file can raise
-        first = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
-        raise CheckpointError(
-            f"{path} cannot be resumed from: it is damaged or no checkpoint of a training ({first})"
-        ) from err
+        state = load_training_state(path)
+    except CheckpointError as err:
+        raise CheckpointError(f"{path} cannot be resumed from: {err}") from err
     missing = [key for key in _RESUMABLE if not isinstance(state, dict) or key not in state]
     if missing:
         raise CheckpointError(

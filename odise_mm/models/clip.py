@@ -445,7 +445,7 @@ def _place(tag: dict) -> str:
 
 
 def _is_torchscript(path: str) -> bool:
-    if not zipfile.is_zipfile(path):
+    if not Path(path).is_file() or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return any(name.endswith("constants.pkl") for name in archive.namelist())

@@ -1,22 +1,17 @@
 """Reading and writing weights, without ever running code from a file.
 
-Files in torch's formats are read with ``weights_only=True``. Of what else such files carry
-(training state, callbacks), a few harmless classes are replaced by empty stand-ins; a file that
-asks for any other class or function is refused, and nothing of it is run.
+What files in torch's formats may build is told by :mod:`odise_mm.utils.safe_pickle`; their sizes
+and checksums are checked by :mod:`odise_mm.utils.torch_file`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import pickletools
-import re
-import threading
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Set
+import stat
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from mmengine.logging import print_log
@@ -26,68 +21,14 @@ from torch import Tensor
 
 from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import printable
-from odise_mm.utils.files import replacing
+from odise_mm.utils.files import regular_file, replacing
+from odise_mm.utils.safe_pickle import StoredTensor, UnusableTensor
+from odise_mm.utils.torch_file import TorchFile
 from odise_mm.utils.unwrapping import Fits, innermost, unwrap
 
 __all__ = ["CheckpointError", "load_meta", "load_state_dict", "save_state_dict"]
 
 TORCH_SUFFIXES = (".pth", ".pt", ".ckpt", ".bin")
-
-
-class _Inert:
-    """Takes any arguments and any state, and does nothing with them."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _stand_in(module: str, name: str) -> type[_Inert]:
-    return type(name, (_Inert,), {"__module__": module, "__qualname__": name})
-
-
-# What honest checkpoints carry beside weights. The real things are never imported or called: the
-# reader sees these empty classes in their place.
-_STAND_INS = [
-    # Original Stable Diffusion files.
-    _stand_in("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
-    # The loss history in OpenMMLab's training checkpoints, which names its own methods.
-    _stand_in("mmengine.logging.history_buffer", "HistoryBuffer"),
-    _stand_in("builtins", "getattr"),
-    # The settings of a training, in timm's and many others' files.
-    _stand_in("argparse", "Namespace"),
-    # Numbers and arrays of numpy, before and after its version 2.
-    _stand_in("numpy", "dtype"),
-    _stand_in("numpy", "ndarray"),
-    *(
-        _stand_in(module, name)
-        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-        for name in ("_reconstruct", "scalar")
-    ),
-]
-
-
-_READING = threading.Lock()
-
-
-@contextlib.contextmanager
-def _only_stand_ins() -> Iterator[None]:
-    # Other libraries register the real classes of some of these for the whole process (accelerate
-    # does for numpy). Real ones and stand-ins don't mix, so those wait outside meanwhile.
-    with _READING:
-        others = torch.serialization.get_safe_globals()
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(_STAND_INS)
-        try:
-            yield
-        finally:
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(others)
 
 
 def load_state_dict(
@@ -121,7 +62,10 @@ def load_state_dict(
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: give the weights file inside it")
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):  # opening it may never return
+            raise CheckpointError(f"{path} is a pipe, a device or a socket, not a weights file")
         with path.open("rb") as stream:
             start = stream.read(16)
     except FileNotFoundError:
@@ -137,11 +81,11 @@ def load_state_dict(
     # A safetensors file begins with the length of its JSON header, a zip archive with PK, a pickle
     # with the opcode for "protocol" and the protocol's number.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size:
-        return _load_safetensors(path, keep, fits)
+        return _checked(path, _load_safetensors(path, keep, fits))
     if start[:2] == b"PK":
-        return _load_torch(path, keep, fits, is_zip=True)
+        return _checked(path, _load_torch(path, keep, fits, is_zip=True))
     if start[:1] == b"\x80" and start[1:2] <= b"\x05":
-        return _load_torch(path, keep, fits, is_zip=False)
+        return _checked(path, _load_torch(path, keep, fits, is_zip=False))
     hint = ""
     if start.lstrip()[:1] == b"<":
         hint = " (it looks like a web page: the download failed)"
@@ -169,7 +113,8 @@ def load_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
     if start[8:9] == b"{":
         with safe_open(path, framework="pt", device="cpu") as file:
             return dict(file.metadata() or {})
-    content = _read_torch(path, is_zip=start[:2] == b"PK")
+    with TorchFile(path, is_zip=start[:2] == b"PK") as file:
+        content = file.content
     meta = content.get("meta") if isinstance(content, Mapping) else None
     return dict(meta) if isinstance(meta, Mapping) else {}
 
@@ -213,98 +158,60 @@ def _load_safetensors(
 def _load_torch(
     path: Path, keep: Callable[[str], bool] | None, fits: Fits | None, is_zip: bool
 ) -> dict[str, Tensor]:
-    if is_zip and not zipfile.is_zipfile(path):
-        raise CheckpointError(
-            f"{path} is cut off (the end of the archive is missing): download or copy it again"
-        )
-    if is_zip:
-        with zipfile.ZipFile(path) as archive:
-            names = {name.rpartition("/")[2] for name in archive.namelist()}
-        if "constants.pkl" in names:
+    with TorchFile(path, is_zip) as file:
+        if not isinstance(file.content, Mapping):
+            kind = type(file.content).__name__.replace("StoredTensor", "Tensor")
             raise CheckpointError(
-                f"{path} is a TorchScript program, not plain weights, and was not run: OpenAI "
-                "gave out CLIP like this; use an open_clip tag or a safetensors file instead"
+                f"{printable(path)} is not a checkpoint: it holds a {kind}, not weights by name"
             )
-        if "data.pkl" not in names:
-            raise CheckpointError(f"{path} is not a checkpoint but some other zip archive")
-    content = _read_torch(path, is_zip)
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path} is not a checkpoint: it holds a {type(content).__name__}, not weights by name"
+        tensors = _choose_set(path, file.content, _is_tensor, fits)
+        tensors = {k: v for k, v in tensors.items() if keep is None or keep(k)}
+        for key, value in tensors.items():
+            if isinstance(value, UnusableTensor):
+                raise CheckpointError(
+                    f"{printable(path)}: {printable(key)} is a tensor {value.kind}, which is not "
+                    "read as weights: save its plain numbers (to_dense(), dequantize(), ...)"
+                )
+        return {key: file.tensor(value) for key, value in tensors.items()}
+
+
+def _checked(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Warn of numbers that are none: a damaged file, or weights of a training that went wrong."""
+    odd = [key for key, value in state.items() if _has_odd_numbers(value)]
+    if odd:
+        print_log(
+            f"{printable(path)}: {len(odd)} of its tensors hold NaN or infinite numbers (first: "
+            f"{printable(odd[0])}): the file is damaged, or its training had failed",
+            logger="current",
+            level=logging.WARNING,
         )
-    tensors = _choose_set(path, content, lambda value: isinstance(value, Tensor), fits)
-    return {k: v.detach() for k, v in tensors.items() if keep is None or keep(k)}
+    return state
 
 
-def _read_torch(path: Path, is_zip: bool) -> Any:
-    """Content of a file of torch's formats."""
-    try:
-        with _only_stand_ins(), path.open("rb") as stream:
-            if is_zip and path.suffix != ".safetensors":
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            # As a stream: torch goes by the suffix where it is given a path.
-            return torch.load(stream, map_location="cpu", weights_only=True)
-    # Whatever a damaged or hostile pickle can make the reader stumble over.
-    except Exception as error:
-        _explain(path, is_zip, error)
+def _has_odd_numbers(value: Tensor) -> bool:
+    # A view may stand for any count of numbers; those of the file are what is worth a look.
+    if not value.is_floating_point() or value.nbytes > value.untyped_storage().nbytes():
+        return False
+    wide = value.float() if value.dtype.itemsize < 4 else value
+    # One sum is quicker than a look at each number; it may overflow.
+    return not bool(wide.sum().isfinite()) and not bool(wide.isfinite().all())
 
 
-def _explain(path: Path, is_zip: bool, error: Exception) -> NoReturn:
-    if isinstance(error, MemoryError):
-        raise error
-    text = str(error)
-    named = re.findall(r"GLOBAL (\S+)", text)
-    foreign = _foreign_globals(path, is_zip)
-    if named or foreign or "unrecognized function" in text:
-        # The reader names only the first, and drops "builtins." from it.
-        culprits = ", ".join(foreign or named) or "what it builds itself"
-        raise CheckpointError(
-            f"{path} was refused: it wants to run code ({culprits}), which weights have no need "
-            "of. Nothing in it was run. Get the weights as safetensors or from a trusted source"
-        ) from error
-    if "Unsupported operand" in text:
-        raise CheckpointError(
-            f"{path} is not a checkpoint, or was pickled with a protocol that cannot be read "
-            "safely: save it again with plain torch.save, or as safetensors"
-        ) from error
-    reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    raise CheckpointError(
-        f"{path} is cut off, damaged or not a checkpoint: download or copy it again "
-        f"({reason[:200]})"
-    ) from error
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, StoredTensor | UnusableTensor)
 
 
-def _foreign_globals(path: Path, is_zip: bool) -> list[str]:
-    """Classes and functions that a pickle names and weights have no need of, without running it."""
-    known = {f"{c.__module__}.{c.__qualname__}" for c in _STAND_INS}
-    known |= {"collections.OrderedDict", "_codecs.encode", "__builtin__.getattr"}
-    found = []
-    for name in _globals(path, is_zip):
-        if name not in known and not name.startswith("torch.") and name not in found:
-            found.append(name)
-    return found
+def load_training_state(path: str | os.PathLike[str]) -> Any:
+    """Everything in a file of ``torch.save``, on the CPU, by the same policy; no code in it is run.
 
-
-def _globals(path: Path, is_zip: bool) -> Iterator[str]:
-    # A damaged pickle ends the listing: what was found until there is what there is to say.
-    with contextlib.suppress(ValueError, IndexError, OSError, EOFError, zipfile.BadZipFile):
-        with contextlib.ExitStack() as stack:
-            if is_zip:
-                archive = stack.enter_context(zipfile.ZipFile(path))
-                name = next(n for n in archive.namelist() if n.rpartition("/")[2] == "data.pkl")
-                stream = stack.enter_context(archive.open(name))
-            else:
-                stream = stack.enter_context(path.open("rb"))
-            # The older format is a magic number, its version, the system and then the content.
-            for _ in range(1 if is_zip else 4):
-                strings: list[str] = []
-                for opcode, value, _ in pickletools.genops(stream):
-                    if opcode.name == "GLOBAL":
-                        yield value.replace(" ", ".")
-                    elif opcode.name == "STACK_GLOBAL" and len(strings) > 1:
-                        yield ".".join(strings[-2:])
-                    elif isinstance(value, str):
-                        strings.append(value)
+    Raises:
+        CheckpointError: see :func:`load_state_dict`.
+    """
+    path = regular_file(path, CheckpointError, "checkpoint")
+    with path.open("rb") as stream:
+        is_zip = stream.read(2) == b"PK"
+    with TorchFile(path, is_zip, in_memory=True) as file:
+        return file.whole()
 
 
 def differences(
@@ -322,12 +229,29 @@ def differences(
         for key in wanted
         if key in state and state[key].shape != wanted[key].shape
     ]
+    # An integer or complex number in place of a float is another thing, however it is rounded.
+    kinds = [
+        f"{key} is {_name(state[key])}, not {_name(wanted[key])}"
+        for key in wanted
+        if key in state and _kind(state[key]) != _kind(wanted[key])
+    ]
     found = {
         "missing": [key for key in wanted if key not in state],
         "unknown": [key for key in state if key not in wanted and key not in unused],
         "of another shape": misfits,
+        "of another type of numbers": kinds,
     }
-    return ", ".join(f"{len(k)} {kind} (first: {k[0]})" for kind, k in found.items() if k)
+    return ", ".join(
+        f"{len(k)} {kind} (first: {printable(k[0], 200)})" for kind, k in found.items() if k
+    )
+
+
+def _kind(value: Tensor) -> str:
+    return "complex" if value.is_complex() else "float" if value.is_floating_point() else "integer"
+
+
+def _name(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def save_state_dict(
