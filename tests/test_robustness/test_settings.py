@@ -161,8 +161,12 @@ PARTS: list[tuple[Callable[[Any], Any], str, tuple]] = [
 
 @pytest.mark.parametrize(
     ("build", "setting", "value"),
-    [(build, setting, value) for build, setting, values in PARTS for value in values],
-    ids=repr,
+    [
+        # The number tells apart settings of one name; processes that share tests need equal ids.
+        pytest.param(build, setting, value, id=f"{number}-{setting}={value!r}")
+        for number, (build, setting, values) in enumerate(PARTS)
+        for value in values
+    ],
 )
 def test_other_parts(build: Callable[[Any], Any], setting: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=setting) as caught:

@@ -211,3 +211,18 @@ def test_lock_ends_with_its_killed_owner(tmp_path: Path) -> None:
     assert names_in(tmp_path)  # what the killed owner left does not keep the next one out
     with FolderLock(tmp_path, "the next"):
         assert read_json(tmp_path / ".odise_mm.owner.json", OutputError)["pid"] == os.getpid()
+
+
+def test_lock_outlives_a_killed_owner_only_as_long_as_its_children(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys, time\n"
+        "from odise_mm.utils.files import FolderLock\n"
+        "FolderLock(sys.argv[1], 'x').acquire()\n"
+        "if os.fork() == 0:\n"
+        "    time.sleep(2)\n"
+        "    os._exit(0)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    with FolderLock(tmp_path, "the next"):
+        assert read_json(tmp_path / ".odise_mm.owner.json", OutputError)["pid"] == os.getpid()
