@@ -82,7 +82,9 @@ def read_training_state(path: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         state = load_training_state(path)
     except CheckpointError as err:
-        raise CheckpointError(f"{path} cannot be resumed from: {err}") from err
+        raise CheckpointError(
+            f"{path} cannot be resumed from: it is damaged or no checkpoint of a training ({err})"
+        ) from err
     missing = [key for key in _RESUMABLE if not isinstance(state, dict) or key not in state]
     if missing:
         raise CheckpointError(
