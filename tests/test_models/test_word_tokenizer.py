@@ -83,7 +83,8 @@ def test_clip_reads_words() -> None:
     texts = ["a red star", "star"]
     with torch.no_grad():
         wanted = clip.model.encode_text(WordTokenizer(WORDS, 8)(texts))
-    assert torch.equal(clip.encode_text(texts), wanted)
+    # small batches are filled up, which rounds otherwise
+    torch.testing.assert_close(clip.encode_text(texts), wanted)
     # the end token is found: what follows it, padding, changes nothing
     tokens = clip.tokenizer(texts)
     tokens[1, 3:] = 2

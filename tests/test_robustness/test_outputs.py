@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -64,8 +65,15 @@ def test_the_same_command_twice(workplace: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_that_a_signal_ends_goes_on(
-    number: int, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    number: int,
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    request: pytest.FixtureRequest,
 ) -> None:
+    # nohup, and shells in the background, start programs that ignore some; ours go along with it
+    usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    request.addfinalizer(partial(signal.signal, number, signal.signal(number, usual)))
     assert demo("trip/pictures", "--out", "whole") == 0
     with monkeypatch.context() as patch:
         patch.setattr(FakeSegmentor, "signal", number)
