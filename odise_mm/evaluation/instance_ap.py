@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 from pycocotools import mask as mask_utils
 
 from odise_mm.errors import DatasetError
@@ -150,11 +152,16 @@ class MaskMetric(DatasetMetric):
         truths = defaultdict(lambda: defaultdict(list))
         results = defaultdict(lambda: defaultdict(list))
         incomplete = defaultdict(set)
+        number, empty = 0, []
         for place, record in enumerate(records):
             annotated = record.truths if file is None else file.truths(record)
             labels = {self._label(truth.label) for truth in annotated}
             for truth in annotated:
-                truths[self._label(truth.label)][place].append(truth)
+                rle = to_rle(truth.segmentation, record.size)
+                truths[self._label(truth.label)][place].append(truth._replace(segmentation=rle))
+                number += 1
+                if not truth.is_crowd and not mask_utils.area(rle):
+                    empty.append(record.img_id)
             known = self.known_labels(record, file)
             for mask in record.results:
                 label = self._label(mask.label)
@@ -162,6 +169,7 @@ class MaskMetric(DatasetMetric):
                     results[label][place].append(mask)
             for label in self.incomplete_labels(record, file):
                 incomplete[label].add(place)
+        self._warn_of_empty(number, empty)
         for label in sorted(truths):
             yield (
                 label,
@@ -169,7 +177,7 @@ class MaskMetric(DatasetMetric):
                     {
                         place: [
                             dict(
-                                segmentation=to_rle(one.segmentation, records[place].size),
+                                segmentation=one.segmentation,
                                 area=one.area,
                                 iscrowd=int(one.is_crowd),
                             )
@@ -184,6 +192,18 @@ class MaskMetric(DatasetMetric):
                     self.max_dets,
                     incomplete[label],
                 ),
+            )
+
+    def _warn_of_empty(self, number: int, empty: list[int | str]) -> None:
+        """Say how many objects have no pixel, as where all points of a ring are on a line."""
+        if empty:
+            print_log(
+                f"{self.prefix}: {len(empty)} of {number} annotated objects have masks without a "
+                f"pixel (the first: in image {shown(empty[0])} of "
+                f"{printable(self.ann_file)}). They count as objects that were not found, as in "
+                "pycocotools; mend their masks, or remove them",
+                logger="current",
+                level=logging.WARNING,
             )
 
     def _label(self, label: int) -> int:

@@ -118,6 +118,29 @@ def test_unusable_masks_are_left_out_and_counted(
         score(write(tmp_path, [bad]))
 
 
+EMPTY = {
+    "points on a line": [[3, 3, 9, 3, 15, 3]],
+    "points on a slope": [[3, 3, 8, 8, 13, 13]],
+    "one point thrice": [[5, 5, 5, 5, 5, 5]],
+    "a code without a pixel": dict(size=[20, 30], counts=[600]),
+}
+
+
+@pytest.mark.parametrize("kind", EMPTY)
+def test_masks_without_a_pixel_count_as_in_pycocotools_and_are_named(
+    tmp_path: Path, kind: str, log: pytest.LogCaptureFixture
+) -> None:
+    empty = annotation(8, segmentation=EMPTY[kind])
+    # one of two objects is found: precision is 1 at the 51 of 101 recalls up to a half
+    assert score(write(tmp_path, [annotation(1), empty])) == pytest.approx(100 * 51 / 101)
+    assert "1 of 2 annotated objects have masks without a pixel (the first: in image 1" in log.text
+    assert "ann.json" in log.text
+    log.clear()
+    assert score(write(tmp_path, [annotation(1), {**empty, "iscrowd": 1}])) == pytest.approx(100)
+    assert score(write(tmp_path, [annotation(1)])) == pytest.approx(100)
+    assert "without a pixel" not in log.text
+
+
 def test_the_order_of_rings_does_not_decide(tmp_path: Path) -> None:
     for rings in ([[3, 3, 3, 9], SQUARE], [SQUARE, [3, 3, 3, 9]]):
         path = write(tmp_path, [annotation(1, segmentation=rings)])
