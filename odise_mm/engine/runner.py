@@ -67,6 +67,16 @@ class OpenVocabRunner(Runner):
             torch.distributed.init_process_group("gloo")
         super().setup_env(env_cfg)
 
+    def dump_config(self) -> None:
+        """As mmengine, but a config that is read from the work directory itself stays as it is.
+
+        What was changed in it for this run stands in the log and in ``vis_data/config.py``.
+        """
+        source = self.cfg.filename
+        target = Path(self.work_dir, Path(source).name) if source else None
+        if target is None or not (target.exists() and target.samefile(source)):
+            super().dump_config()
+
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """As mmengine, on CPUs too."""
         if self.distributed and not torch.cuda.is_available():

@@ -106,6 +106,16 @@ def test_a_real_model_resumed(
     assert not still, still
 
 
+def test_a_config_in_the_work_directory_stays_as_it_is(small: Path) -> None:
+    small.write_text(f"# notes on this experiment\n{CONFIG}")
+    before = small.read_bytes()
+    other = small.parent / "elsewhere"
+    assert train(small, "--work-dir", str(small.parent)) == 0
+    assert small.read_bytes() == before
+    assert train(small, "--work-dir", str(other)) == 0
+    assert "notes" not in (other / small.name).read_text(), "a copy, with all that it inherits"
+
+
 def test_options(small: Path, tmp_path: Path) -> None:
     args = tool.parse_args(
         [str(small), "--work-dir", str(tmp_path / "w"), "--precision", "bf16", "--auto-scale-lr"]
