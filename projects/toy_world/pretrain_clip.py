@@ -28,7 +28,12 @@ import torch  # noqa: E402
 from odise_mm.apis.building import pick_device  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
+from odise_mm.utils.files import FolderLock  # noqa: E402
 from projects.toy_world.pretraining import clip, loop  # noqa: E402
+from tools.dataset_converters.common import claim  # noqa: E402
+
+OUTPUTS = (clip.CONFIG_FILE, clip.WEIGHTS_FILE, clip.WORDS_FILE, "metrics.json", "curves.png")
+STATE = "training.pth"
 
 PANELS = {
     "loss": ["loss"],
@@ -59,7 +64,7 @@ def train(args: argparse.Namespace, until: int | None = None) -> loop.Training:
     }
     torch.manual_seed(args.seed)
     model = open_clip.CLIP(**clip.MODEL).to(device)
-    training = loop.Training(model, recipe, args.out / "training.pth", settings)
+    training = loop.Training(model, recipe, args.out / STATE, settings)
     vision = clip.MODEL["vision_cfg"]
     # longer than any training, so that the number of steps does not change what a step sees
     stream = clip.Web(
@@ -125,7 +130,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
-        write_results(train(args), args.out)
+        pick_device(args.device)  # a wrong one is noticed before a folder is made
+        with FolderLock(args.out, "pretraining"):
+            claim(args.out, [args.out / name for name in OUTPUTS], [args.out / STATE])
+            write_results(train(args), args.out)
     return 0
 
 

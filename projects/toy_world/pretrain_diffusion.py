@@ -30,7 +30,15 @@ from diffusers import AutoencoderKL  # noqa: E402
 from odise_mm.apis.building import pick_device  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
+from odise_mm.utils.files import FolderLock  # noqa: E402
 from projects.toy_world.pretraining import diffusion, loop  # noqa: E402
+from tools.dataset_converters.common import claim  # noqa: E402
+
+OUTPUTS = (
+    "model", "metrics.json", "reconstructions.png", "samples.png", "vae_curves.png",
+    "unet_curves.png", "latents.npy", "latents.json",
+)  # fmt: skip
+STATES = ("vae.pth", "unet.pth")
 
 _MOST_STEPS = 10**6
 
@@ -142,20 +150,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
-        first = train_autoencoder(args)
-        panels = {"losses": ["l1", "edges", "kl"], "PSNR (dB)": ["psnr"]}
-        loop.write_figure(args.out / "vae_curves.png", loop.curves(first.log, panels))
-        vae = finished_autoencoder(first)
-        second = train_unet(args, vae)
-        losses = ["loss", "val", "val_unconditional"]
-        panels = {"losses": losses, "loss, steps < 250": ["val_early"]}
-        loop.write_figure(args.out / "unet_curves.png", loop.curves(second.log, panels))
-        diffusion.export(args.out / "model", vae, second.trained)
-        parts = {"autoencoder": first, "unet": second}
-        results = {name: loop.describe(part) for name, part in parts.items()}
-        results["scaling_factor"] = vae.config.scaling_factor
-        loop.write_json(args.out / "metrics.json", results)
-        print(f"{printable(args.out)}: {loop.size_of(args.out / 'model') / 1e6:.1f} MB of weights")
+        pick_device(args.device)  # a wrong one is noticed before a folder is made
+        with FolderLock(args.out, "pretraining"):
+            states = [args.out / name for name in STATES]
+            claim(args.out, [args.out / name for name in OUTPUTS], states)
+            first = train_autoencoder(args)
+            panels = {"losses": ["l1", "edges", "kl"], "PSNR (dB)": ["psnr"]}
+            loop.write_figure(args.out / "vae_curves.png", loop.curves(first.log, panels))
+            vae = finished_autoencoder(first)
+            second = train_unet(args, vae)
+            losses = ["loss", "val", "val_unconditional"]
+            panels = {"losses": losses, "loss, steps < 250": ["val_early"]}
+            loop.write_figure(args.out / "unet_curves.png", loop.curves(second.log, panels))
+            diffusion.export(args.out / "model", vae, second.trained)
+            parts = {"autoencoder": first, "unet": second}
+            results = {name: loop.describe(part) for name, part in parts.items()}
+            results["scaling_factor"] = vae.config.scaling_factor
+            loop.write_json(args.out / "metrics.json", results)
+            print(
+                f"{printable(args.out)}: {loop.size_of(args.out / 'model') / 1e6:.1f} MB of weights"
+            )
     return 0
 
 

@@ -29,6 +29,7 @@ from odise_mm.utils.files import read_json, replacing
 from projects.toy_world.pretraining.loop import random_of, write_json
 from projects.toy_world.pretraining.text import CONTEXT_LENGTH, WORDS, tokenizer
 from projects.toy_world.world import SIZE, scene
+from tools.dataset_converters.common import claim
 
 STRIDE = 4
 VAE: dict[str, Any] = dict(
@@ -441,7 +442,12 @@ def write_sheet(path: Path, pictures: Sequence[Tensor], titles: Sequence[str]) -
 
 
 def export(folder: Path, vae: AutoencoderKL, model: TextToLatent) -> None:
-    """Write diffusers' folder of a model, float16: ``DiffusionBackbone(folder, folder)``."""
+    """Write diffusers' folder of a model, float16: ``DiffusionBackbone(folder, folder)``.
+
+    Raises:
+        DatasetError: there is a folder of that name that this function did not write.
+    """
+    claim(folder.parent, [folder])
     temporary = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     disable_progress_bar()

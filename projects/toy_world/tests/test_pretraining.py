@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from odise_mm.errors import CheckpointError, ConfigError, DeviceError
+from odise_mm.errors import CheckpointError, ConfigError, DatasetError, DeviceError
 from odise_mm.models import (
     Condition,
     DiffusionBackbone,
@@ -145,6 +145,41 @@ def test_wrong_options_are_one_message(
         program.main(["--out", str(tmp_path), *options])
     assert stop.value.code == 2 and message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("program", "name"),
+    [
+        (pretrain_clip, "open_clip_model.safetensors"),
+        (pretrain_clip, "curves.png"),
+        (pretrain_diffusion, "model/chapter.txt"),
+        (pretrain_diffusion, "latents.npy"),
+    ],
+)
+def test_what_others_wrote_stays(
+    program: ModuleType, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs = tmp_path / name
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("a year of work")
+    with pytest.raises(SystemExit) as stop:
+        program.main(["--out", str(tmp_path), "--device", "cpu"])
+    assert stop.value.code == 2
+    assert "was not written by this program" in capsys.readouterr().err
+    assert theirs.read_text() == "a year of work"
+
+
+def test_export_replaces_its_own_folder_only(tmp_path: Path) -> None:
+    theirs = tmp_path / "model/chapter.txt"
+    theirs.parent.mkdir()
+    theirs.write_text("a year of work")
+    parts = AutoencoderKL(**diffusion.VAE, scaling_factor=1.0), diffusion.TextToLatent()
+    with pytest.raises(DatasetError, match="was not written by this program"):
+        diffusion.export(theirs.parent, *parts)
+    assert theirs.read_text() == "a year of work"
+    for _ in range(2):
+        diffusion.export(tmp_path / "ours", *parts)
+    assert (tmp_path / "ours/unet/config.json").is_file()
 
 
 def test_bf16_is_for_devices_that_are_known_to_be_fast_in_it(
