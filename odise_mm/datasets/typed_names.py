@@ -31,6 +31,8 @@ _WORD = r"[^\W\d_]"
 # Signs that separate names elsewhere: full-width ones, a bar, and the ends of lines.
 _OTHER_SIGNS = re.compile(r"\s*[；，、|]\s*")
 _LINE_ENDS = re.compile(r"\s*[\r\n]\s*")
+# A list as Python, JSON or a shell's user writes it.
+_LIST = re.compile(r"\s*(?:\[([^][]+)\]|\((\s*['\"].*['\"][\s,]*)\))\s*", re.DOTALL)
 _SHOWN = 300  # characters of a text
 
 KnownGroups = Mapping[str, frozenset[tuple[str, int]]]
@@ -52,6 +54,12 @@ def warn_of_other_conventions(
     """
     for argument, classes in typed.items():
         for text, names in classes:
+            listed = _LIST.fullmatch(text)
+            if listed is not None:
+                pieces = _tidy(p.strip(" \t\r\n'\"") for p in (listed[1] or listed[2]).split(","))
+                reason = "brackets and quotation marks are read as parts of names"
+                _warn(argument, text, names, reason, pieces)
+                continue
             other = _other_signs(text, separated)
             if other is not None:
                 sign, pieces = other

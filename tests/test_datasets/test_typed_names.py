@@ -91,6 +91,30 @@ def test_honest_dots(warned, text):
 
 
 @pytest.mark.parametrize(
+    ("text", "better"),
+    [
+        ("['heron', 'coot']", "heron; coot"),
+        ('["red kite","barn owl"]', "red kite; barn owl"),
+        ("[okapi, tapir, gnu]", "okapi; tapir; gnu"),
+        ("('gnu', 'yak',)", "gnu; yak"),
+        ("['newt']", "newt"),
+    ],
+)
+def test_lists_as_programs_write_them(warned, text, better):
+    assert len(Vocabulary.parse(text)) == 1
+    assert len(warned) == 1 and "brackets and quotation marks" in warned[0]
+    assert warned[0].endswith(f"write '{better}'")
+    assert Vocabulary.parse(better).names == tuple(better.split("; "))
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize("text", ["a [big] cat", "[a] or [b]", "(a) cat (b)", "(red) kite", "[]"])
+def test_brackets_within_names(warned, text):
+    assert len(Vocabulary.parse(text)) == 1
+    assert warned == []
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "yellow heart, red ball",
