@@ -16,6 +16,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import nn
 
+from odise_mm.datasets.transforms import ResizeKeepRatio
 from odise_mm.datasets.wrappers import inner_configs
 from odise_mm.errors import ConfigError, DeviceError, OdiseError
 from odise_mm.registry import MODELS, TRANSFORMS
@@ -239,7 +240,8 @@ def make_test_pipeline(cfg: Config) -> Compose:
     by ``LoadImage``; what loads annotations is left out, as there are none.
 
     Raises:
-        ConfigError: the config has no test pipeline, or one with an unknown transform or argument.
+        ConfigError: the config has no test pipeline, or one with an unknown transform or argument,
+            or with a scale of 0.
     """
     steps = cfg.get("test_pipeline")
     if steps is None:
@@ -257,4 +259,8 @@ def make_test_pipeline(cfg: Config) -> Compose:
         if not kind.startswith("LoadImage") and "Annotations" not in kind:
             kept.append(step)
     with config_errors(cfg):
-        return Compose([TRANSFORMS.build(step) for step in kept])
+        built = [TRANSFORMS.build(step) for step in kept]
+        for step in built:
+            if isinstance(step, ResizeKeepRatio):
+                step.check_scale()
+        return Compose(built)

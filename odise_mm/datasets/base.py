@@ -25,6 +25,7 @@ from odise_mm.utils.display import printable
 from odise_mm.utils.files import read_json
 from odise_mm.utils.json_fields import shown, twin
 from odise_mm.utils.names import nearest
+from odise_mm.utils.settings import check_flag
 
 LAYOUT = "docs/datasets.md and docs/training_data.md say what belongs where"
 OBJECT = Vocabulary((("object",),), (True,), name="object")
@@ -50,9 +51,11 @@ def resolve_vocabulary(
         same unless ``class_agnostic``; None where any category will do.
 
     Raises:
+        ConfigError: ``class_agnostic`` is neither True nor False.
         DatasetError: no vocabulary, or a label file with another number of classes.
         VocabularyError: a file that cannot be read.
     """
+    check_flag("class_agnostic", class_agnostic)
     if vocabulary is None and not class_agnostic:
         raise DatasetError(
             f"a data set needs `vocabulary`: one of {', '.join(BUILTIN)}, or a file of names"

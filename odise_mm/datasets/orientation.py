@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from odise_mm.errors import ConfigError
+from odise_mm.utils.settings import check_flag
+
+# Of mmengine's datasets, which take any value for one or the other.
+_FLAGS = ("test_mode", "reduce_zero_label", "lazy_init", "serialize_data")
 
 
 def check_exif(exif: Any, where: str) -> bool | None:
@@ -33,11 +37,14 @@ class OrientedPictures:
         pipeline: steps, built already.
 
     Raises:
-        ConfigError: another value, or the pipeline says the contrary.
+        ConfigError: another value, the pipeline says the contrary, or a flag of mmengine's is
+            neither True nor False.
     """
 
     def __init__(self, *args: Any, exif: bool | None = None, **kwargs: Any) -> None:
         name = type(self).__name__
+        for flag in _FLAGS:
+            check_flag(flag, kwargs.get(flag, False))
         said = {check_exif(exif, name)} | {
             getattr(step, "exif", None) for step in kwargs.get("pipeline") or ()
         }

@@ -28,6 +28,7 @@ from odise_mm.utils.coco_json import CocoFile, Id
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import path_inside
 from odise_mm.utils.json_fields import shown
+from odise_mm.utils.settings import check_flag
 
 
 @DATASETS.register_module()
@@ -91,6 +92,7 @@ class PanopticDataset(SeededItems, OrientedPictures, CocoPanopticDataset):
             raise ConfigError(
                 "PanopticDataset leaves out images without segments by itself: remove filter_cfg"
             )
+        check_flag("reduce_zero_label", reduce_zero_label)
         root = kwargs.get("data_root")
         self.vocabulary, self._annotated = resolve_vocabulary(
             vocabulary, label_file, class_agnostic, root

@@ -11,6 +11,7 @@ import torch
 from mmengine.config import Config
 
 from odise_mm.apis.building import build_model, make_test_pipeline
+from odise_mm.datasets import InstanceDataset, PanopticDataset, SemanticDataset
 from odise_mm.datasets.samplers import SeededSampler
 from odise_mm.datasets.transforms import DrawWords, LargeScaleJitter, ResizeKeepRatio
 from odise_mm.engine.result_writer import ResultWriterHook
@@ -179,6 +180,32 @@ def test_the_pipeline_of_the_inferencer() -> None:
         steps = [dict(type="LoadImage"), dict(type="ResizeKeepRatio", scale=scale)]
         with pytest.raises(ConfigError, match="scale=.*two whole numbers"):
             make_test_pipeline(Config(dict(test_pipeline=steps)))
+
+
+def test_a_scale_of_plain_zero_in_a_test_pipeline() -> None:
+    steps = [dict(type="LoadImage"), dict(type="ResizeKeepRatio", scale=0)]
+    with pytest.raises(ConfigError, match=r"scale=\(0, 0\): two whole numbers"):
+        make_test_pipeline(Config(dict(test_pipeline=steps)))
+
+
+@pytest.mark.parametrize("value", ["yes", "no", 1, None, 0.0])
+@pytest.mark.parametrize(
+    ("kind", "flag"),
+    [
+        (PanopticDataset, "class_agnostic"),
+        (PanopticDataset, "reduce_zero_label"),
+        (PanopticDataset, "test_mode"),
+        (InstanceDataset, "class_agnostic"),
+        (InstanceDataset, "test_mode"),
+        (SemanticDataset, "reduce_zero_label"),
+        (SemanticDataset, "lazy_init"),
+        (SemanticDataset, "serialize_data"),
+    ],
+)
+def test_flags_of_datasets(kind: type, flag: str, value: Any) -> None:
+    """A text such as "no" would count as True."""
+    with pytest.raises(ConfigError, match=rf"{flag}={value!r}: True or False"):
+        kind("coco", ann_file="absent.json", **{flag: value})
 
 
 def test_a_scale_of_nothing_that_mmcv_begins_with() -> None:

@@ -160,8 +160,16 @@ class ResizeKeepRatio(Resize):
             scale=scale, keep_ratio=True, backend=backend, interpolation=interpolation, **kwargs
         )
 
-    def transform(self, results: dict) -> dict:
+    def check_scale(self) -> None:
+        """Refuse the scale 0, which is allowed only until mmcv's ``RandomResize`` sets another.
+
+        Raises:
+            ConfigError: the scale is no size in pixels.
+        """
         _check_scale(self.scale)
+
+    def transform(self, results: dict) -> dict:
+        self.check_scale()
         height, width = results["img"].shape[:2]
         if min(rescale_size((width, height), self.scale)) > 0:
             return super().transform(results)
