@@ -29,7 +29,7 @@ _ENDINGS = frozenset(
 )
 _WORD = r"[^\W\d_]"
 # Signs that separate names elsewhere: full-width ones, a bar, and the ends of lines.
-_OTHER_SIGNS = re.compile(r"\s*[；，、|]\s*")
+_OTHER_SIGNS = re.compile(r"\s*[；，、。|\t]\s*")
 _LINE_ENDS = re.compile(r"\s*[\r\n]\s*")
 # A list as Python, JSON or a shell's user writes it.
 _LIST = re.compile(r"\s*(?:\[([^][]+)\]|\((\s*['\"].*['\"][\s,]*)\))\s*", re.DOTALL)
@@ -98,7 +98,7 @@ def _other_signs(text: str, separated: bool) -> tuple[str, list[str]] | None:
         return "unlike in mmdet's open-vocabulary demos, '.'", pieces
     found = _OTHER_SIGNS.search(text)
     if found:
-        return f"'{found[0].strip()}'", _tidy(_OTHER_SIGNS.split(text))
+        return f"'{printable(found[0].strip(' '))}'", _tidy(_OTHER_SIGNS.split(text))
     if not separated and "," not in text and len(_tidy(_LINE_ENDS.split(text))) > 1:
         return "the end of a line", _tidy(_LINE_ENDS.split(text))
     return None

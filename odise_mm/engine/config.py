@@ -252,10 +252,11 @@ def _check_loading(loader: dict[str, Any], where: str) -> None:
         raise ConfigError(f"{where}.timeout={timeout!r}: seconds, 0 for no limit")
     beside = [key for key in _OF_WORKERS if loader.get(key)]
     if workers == 0 and beside:
+        off = " (persistent_workers=False)" if "persistent_workers" in beside else ""
         raise ConfigError(
             f"{where}.num_workers=0 beside {', '.join(f'{k}={loader[k]!r}' for k in beside)}: "
-            f"without worker processes remove {' and '.join(beside)} (persistent_workers=False), "
-            "or set num_workers to at least 1"
+            f"without worker processes remove {' and '.join(beside)}{off}, or set num_workers to "
+            "at least 1"
         )
 
 

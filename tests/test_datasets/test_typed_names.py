@@ -43,6 +43,8 @@ def warned(monkeypatch) -> list[str]:
         ("café.arbre", "café; arbre"),
         ("猫；狗", "猫; 狗"),
         ("猫，狗、鸟", "猫; 狗; 鸟"),
+        ("猫。狗。", "猫; 狗"),
+        ("cat\tdog", "cat; dog"),
         ("lamp | desk|chair", "lamp; desk; chair"),
         ("lamp\ndesk\r\nchair\n", "lamp; desk; chair"),
     ],

@@ -125,6 +125,7 @@ def test_what_is_missing_or_unknown(
         (dict(timeout=30), "num_workers=0 beside timeout=30"),
         (dict(multiprocessing_context="fork"), "num_workers=0 beside multiprocessing_context"),
         (dict(persistent_workers=True, timeout=5), "remove persistent_workers and timeout"),
+        (dict(prefetch_factor=2), "remove prefetch_factor, or"),
         (dict(num_workers=-1), "num_workers=-1"),
         (dict(num_workers="2"), "num_workers='2'"),
         (dict(num_workers=True), "num_workers=True"),
