@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from odise_mm.errors import DatasetError
+from tests import miniatures_ade_pascal as miniatures
 from tests.test_tools.test_convert_coco import convert, phrases_file, write_archives
+from tools.dataset_converters import ade20k_full, pascal_context
 from tools.dataset_converters.common import MADE, claim
 
 
@@ -58,3 +60,25 @@ def test_phrases_by_hand_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture)
     phrases_file(archives).unlink()
     assert convert(archives) == 0
     assert convert(archives, "--grammar", "runs") == 0  # ours is replaced by ours
+
+
+@pytest.mark.parametrize(
+    ("write", "main", "file"),
+    [
+        (miniatures.write_raw_pascal_context, pascal_context.main, "annotations_pc59/a.png"),
+        (miniatures.write_raw_pascal_context, pascal_context.main, "pc459.txt"),
+        (miniatures.write_raw_ade847, ade20k_full.main, "annotations_847/validation/a.png"),
+        (miniatures.write_raw_ade847, ade20k_full.main, "ade847.txt"),
+    ],
+)
+def test_label_maps_of_others_stay(tmp_path: Path, write, main, file: str) -> None:
+    root = write(tmp_path).root
+    foreign = root / file
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    foreign.write_text("somebody's own")
+    with pytest.raises(DatasetError, match="was not written by this program"):
+        main([str(root), "--workers", "1"])
+    assert foreign.read_text() == "somebody's own"
+    foreign.unlink()
+    for _ in range(2):  # the second time over what is ours
+        main([str(root), "--workers", "1"])

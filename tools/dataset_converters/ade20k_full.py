@@ -38,6 +38,7 @@ from odise_mm.utils.json_fields import LENGTH, TEXT  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
+    claim,
     convert_all,
     converter_parser,
     need_file,
@@ -258,6 +259,7 @@ def convert(root: Path, index: Index, numbers: Sequence[int], split: str, worker
         image = root / index.images[place]
         source = image.with_name(f"{image.stem}_seg.png")
         items.append(Item(source, label_path(root, index.images[place]), (image, table)))
+    claim(root, [root / "annotations_847" / FOLDERS[split]])
     convert_all(items, convert_image, f"ADE20K full {split}", workers)
 
 
@@ -324,6 +326,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     notes = []
     if not args.verify_only:
         numbers = choose_classes(index, args.classes)
+        claim(root, [root / "ade847.txt"])
         write_vocabulary(root / "ade847.txt", [index.names[n - 1] for n in numbers])
         if args.classes is None and len(numbers) != PUBLISHED_CLASSES:
             notes.append(

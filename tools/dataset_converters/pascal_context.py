@@ -32,6 +32,7 @@ from odise_mm.utils.files import write_text  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
+    claim,
     convert_all,
     converter_parser,
     is_complete,
@@ -172,11 +173,13 @@ def convert(root: Path, split: str, workers: int) -> None:
         # one file stands for both: the one that is missing, if one is
         output = large if is_complete(small) else small
         items.append(Item(root / "trainval" / f"{name}.mat", output, (image, table59, table459)))
+    texts = {
+        root / "pc459.txt": [f"{index}:{name}" for index, name in enumerate(names459)],
+        root / f"pascal_context_{split}.txt": names,
+    }
+    claim(root, [root / "annotations_pc59", root / "annotations_pc459", *texts])
     convert_all(items, convert_image, f"Pascal Context {split}", workers)
-    for path, lines in (
-        (root / "pc459.txt", [f"{index}:{name}" for index, name in enumerate(names459)]),
-        (root / f"pascal_context_{split}.txt", names),
-    ):
+    for path, lines in texts.items():
         write_text(path, "".join(f"{line}\n" for line in lines))
 
 
