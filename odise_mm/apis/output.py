@@ -19,7 +19,7 @@ from odise_mm.apis.sources import Source
 from odise_mm.errors import OutputError, PanopticFileError
 from odise_mm.structures import NamedSegment, SegmentationResult
 from odise_mm.utils.display import printable
-from odise_mm.utils.files import FolderLock, read_json
+from odise_mm.utils.files import FolderLock, read_json, remove_leftovers
 from odise_mm.utils.journal import Journal
 from odise_mm.utils.outputs import (
     InputFiles,
@@ -257,6 +257,8 @@ class ResultWriter:
         except BaseException:
             self._folder.lock.release()
             raise
+        for folder in (self.out_dir, self._folder.maps, self._folder.pictures):
+            remove_leftovers(folder)
         self._stale = head["replaces"]
         self._is_first = head["is_first"]
         return self

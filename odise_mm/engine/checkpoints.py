@@ -19,21 +19,8 @@ from odise_mm.utils.display import printable
 LAST = "last_checkpoint"
 """File in the work directory that holds the path of the newest checkpoint, as in mmengine."""
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _NUMBERED = re.compile(r"(iter|epoch)_(\d{1,18})\.pth")
 _RESUMABLE = ("state_dict", "optimizer", "meta", "message_hub")
-
-
-def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
-    """Remove what saves that were killed left in a folder.
-
-    Returns:
-        The files that were removed.
-    """
-    found = [path for path in Path(folder).glob(".*.tmp") if _TEMPORARY.fullmatch(path.name)]
-    for path in found:
-        path.unlink(missing_ok=True)
-    return found
 
 
 def latest_checkpoint(work_dir: str | os.PathLike[str]) -> Path | None:

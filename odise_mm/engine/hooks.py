@@ -17,11 +17,11 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from odise_mm.engine.checkpoints import LAST, remove_leftovers
+from odise_mm.engine.checkpoints import LAST
 from odise_mm.engine.resuming import checkpoints_in, name_pattern, own_checkpoint
 from odise_mm.errors import ConfigError, TrainingError
 from odise_mm.registry import HOOKS
-from odise_mm.utils.files import replacing
+from odise_mm.utils.files import remove_leftovers, replacing
 
 
 @HOOKS.register_module()

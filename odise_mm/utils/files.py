@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import ntpath
 import os
+import re
 import secrets
 import socket
 import stat
@@ -24,6 +25,7 @@ from odise_mm.utils.display import printable
 
 LOCK_NAME = ".odise_mm.lock"
 OWNER_NAME = ".odise_mm.owner.json"
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as of :func:`replacing`
 
 
 @contextmanager
@@ -106,6 +108,18 @@ def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 
     with atomic_writer(path, "w") as file:
         json.dump(content, file, indent=indent, ensure_ascii=False)
         file.write("\n")
+
+
+def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+    """Remove what programs that were killed while they wrote left in a folder of ours.
+
+    Returns:
+        The files that were removed.
+    """
+    found = [path for path in Path(folder).glob(".*.tmp") if _TEMPORARY.fullmatch(path.name)]
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
 
 
 def regular_file(path: str | os.PathLike[str], error: type[OdiseError], what: str) -> Path:

@@ -416,3 +416,13 @@ def test_any_name_of_a_picture_has_results(inferencer, tmp_path) -> None:
     written = {path for result in results for path in result.files.values()}
     assert len(written) == 2 * len(names) + 1
     assert all(os.path.isfile(path) for path in written)
+
+
+def test_what_a_killed_run_left_of_a_file_is_removed(inferencer, photos, tmp_path) -> None:
+    out = tmp_path / "out"
+    names = ["panoptic/.p0.png.0123abcd.tmp", "pictures/.p0.jpg.0123abcd.tmp", "panoptic/.mine.tmp"]
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+    inferencer(photos, out_dir=out)
+    assert [name for name in names if (out / name).exists()] == ["panoptic/.mine.tmp"]

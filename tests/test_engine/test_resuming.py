@@ -20,12 +20,11 @@ from odise_mm.engine import OpenVocabRunner
 from odise_mm.engine.checkpoints import (
     latest_checkpoint,
     read_training_state,
-    remove_leftovers,
 )
 from odise_mm.engine.config import set_precision
 from odise_mm.errors import CheckpointError, TrainingError
 from odise_mm.utils.checkpoint import save_state_dict
-from odise_mm.utils.files import replacing
+from odise_mm.utils.files import remove_leftovers, replacing
 from tests.small_training import CONFIG, config, weights
 
 ROOT = Path(__file__).resolve().parents[2]

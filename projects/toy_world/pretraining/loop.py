@@ -34,9 +34,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
-from odise_mm.engine.checkpoints import remove_leftovers
 from odise_mm.errors import CheckpointError, ConfigError
-from odise_mm.utils.files import replacing
+from odise_mm.utils.files import remove_leftovers, replacing
 from odise_mm.utils.precision import check_precision, dtype_of
 
 SAVE_SECONDS = 120.0
