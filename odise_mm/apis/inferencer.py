@@ -338,8 +338,8 @@ class OpenVocabInferencer:
                         if want_picture and result.panoptic is not None and not there:
                             picture = self._try_to_draw(image, result)
                         if writer is not None:
-                            writer.add(result, picture if draw else None)
-                        result.picture = picture if return_pictures else None
+                            self._try_to_write(writer, result, picture if draw else None)
+                        result.picture = picture if return_pictures and result.ok else None
                         done += 1
                         if not result.ok:
                             bad.append(result)
@@ -404,6 +404,17 @@ class OpenVocabInferencer:
             forget_frames(err)
             result.drop_maps().error = err
             return None
+
+    def _try_to_write(
+        self, writer: ResultWriter, result: SegmentationResult, picture: np.ndarray | None
+    ) -> None:
+        """Write a result; where that fails for want of memory, the result fails."""
+        try:
+            with picture_guard(result.image_name, (result.height, result.width)):
+                writer.add(result, picture)
+        except DeviceMemoryError as err:
+            forget_frames(err)
+            result.drop_maps().error = err
 
     def _inputs(self, *names: Texts | None) -> InputFiles:
         """Files that a call reads besides the pictures."""
@@ -477,8 +488,14 @@ class OpenVocabInferencer:
             output = next(outputs)
             if isinstance(output, Exception):
                 yield self._failed(item.source, request, output), None
+                continue
+            try:
+                with picture_guard(item.source.name, item.image.shape):
+                    result = self._to_result(output, item, request.vocabulary)
+            except DeviceMemoryError as err:
+                yield self._failed(item.source, request, err), None
             else:
-                yield self._to_result(output, item, request.vocabulary), item.image
+                yield result, item.image
 
     def _predict_each(
         self, batch: list[_Loaded], request: _Request

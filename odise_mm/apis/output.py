@@ -349,6 +349,7 @@ class ResultWriter:
         Raises:
             OutputError: a file would land on an input, or on a file of somebody else's.
             OSError: a file cannot be written.
+            MemoryError: nothing of this result is left; others can be added.
         """
         position = self._added
         self._added += 1
@@ -371,19 +372,13 @@ class ResultWriter:
         stem = stem_of(result.image_path or f"image_{self._written:04d}")
         stem = unused_stem(stem, self._stems)
         self._stems.add(spelling(stem))
-        if result.panoptic is not None:
-            self._folder.claim(self._folder.maps / f"{stem}.png")
-        drawn = None
-        if picture is not None:
-            self._folder.claim(picture_path(self._folder.pictures, stem, picture.shape))
-            drawn = write_picture(self._folder.pictures, stem, picture)
-            result.files["picture"] = str(drawn)
-            self._files.add(spelling(str(drawn)))
+        try:
+            drawn = self._write_files(stem, result, picture)
+        except MemoryError:
+            self._discard(result)
+            raise
         if result.panoptic is None:
             return
-        path = self._coco.add(result, stem)
-        result.files |= dict(panoptic=str(path), json=str(self._folder.json))
-        self._files.add(spelling(str(path)))
         image, annotation = self._coco.last()
         shown = {info["id"] for info in annotation["segments_info"]}
         entry = _Finished(
@@ -396,6 +391,35 @@ class ResultWriter:
             picture=None if drawn is None else drawn.name,
         )
         self._folder.journal.add(vars(entry))
+
+    def _write_files(
+        self, stem: str, result: SegmentationResult, picture: np.ndarray | None
+    ) -> Path | None:
+        """Write map and picture; the paths go to ``result.files`` and ``_files``.
+
+        Returns:
+            The picture's path.
+        """
+        if result.panoptic is not None:
+            self._folder.claim(self._folder.maps / f"{stem}.png")
+        drawn = None
+        if picture is not None:
+            self._folder.claim(picture_path(self._folder.pictures, stem, picture.shape))
+            drawn = write_picture(self._folder.pictures, stem, picture)
+            result.files["picture"] = str(drawn)
+            self._files.add(spelling(str(drawn)))
+        if result.panoptic is not None:
+            result.files["panoptic"] = str(self._folder.maps / f"{stem}.png")
+            path = self._coco.add(result, stem)
+            result.files["json"] = str(self._folder.json)
+            self._files.add(spelling(str(path)))
+        return drawn
+
+    def _discard(self, result: SegmentationResult) -> None:
+        """Remove what was written of a result that could not be finished."""
+        for path in map(result.files.pop, {"picture", "panoptic"} & result.files.keys()):
+            Path(path).unlink(missing_ok=True)
+            self._files.discard(spelling(path))
 
     def __exit__(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pkgutil
 from pathlib import Path
 
 import numpy as np
@@ -324,6 +325,41 @@ def test_memory_that_fails_for_one_picture_costs_that_picture(config, batch_size
     # Nothing holds the tensors of the failed call for as long as the result lives.
     error = results[1].error
     assert error.__traceback__ is error.__cause__ is error.__context__ is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "odise_mm.apis.inferencer.Instances.pack",
+        "odise_mm.apis.output.write_picture",
+        "odise_mm.utils.panoptic_io.write_marked_png",
+        "odise_mm.utils.panoptic_io.describe_result",
+    ],
+)
+def test_memory_for_results_costs_that_picture(
+    inferencer, pictures, tmp_path, monkeypatch, place, batch_size
+):
+    holder, _, name = place.rpartition(".")
+    holder = pkgutil.resolve_name(holder)
+    plain, calls = getattr(holder, name), []
+
+    def scarce(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            raise MemoryError("Unable to allocate 4 GiB")
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(holder, name, scarce)
+    out = tmp_path / "out"
+    results = inferencer(pictures, out_dir=out, batch_size=batch_size)
+    assert [r.ok for r in results] == [True, False, True]
+    assert "b.JPG: not enough memory for its 20 x 50 pixels" in str(results[1].error)
+    assert results[1].files == {} and results[1].panoptic is None
+    # Nothing is left of it, and the others are complete.
+    assert [r.image_name for r in read_coco_panoptic(out / "panoptic.json")] == ["a.png", "c.bmp"]
+    assert {path.stem for path in out.glob("p*/*")} == {"a", "c"}
+    assert not (out / "panoptic.journal").exists()
 
 
 def test_memory_for_reading_costs_that_picture(inferencer, pictures, monkeypatch):
