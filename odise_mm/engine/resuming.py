@@ -24,6 +24,8 @@ RECORD = "training"
 
 # Which of these the groups of an optimizer have tells what kind of optimizer it is.
 _OF_OPTIMIZERS = {"momentum", "betas", "alpha", "rho", "nesterov", "lambd", "etas"}
+# Entries of an optimizer's state with one number for each of a parameter's.
+_OF_SHAPE = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
 # What moves while a schedule runs.
 _OF_PROGRESS = {"last_step", "_global_step", "_last_value", "verbose", "base_values", "by_epoch"}
 
@@ -61,6 +63,13 @@ def check_types(state: Any, path: str) -> None:
         value = hub.get(key)
         fits = isinstance(value, dict) and all(isinstance(name, str) for name in value)
         check(f"message_hub[{key!r}]", value, fits, "a dictionary with names as keys")
+    for name, resumed in hub["resumed_keys"].items():
+        check(
+            f"message_hub['resumed_keys'][{name!r}]",
+            resumed,
+            resumed is True or resumed is False,
+            "True or False",
+        )
     for name, buffer in hub["log_scalars"].items():
         fits = isinstance(buffer, HistoryBuffer) and _is_history(buffer)
         check(f"message_hub: curve {name!r}", buffer, fits, "a curve of numbers")
@@ -68,8 +77,10 @@ def check_types(state: Any, path: str) -> None:
     groups = optimizer.get("param_groups")
     fits = isinstance(groups, list) and all(isinstance(group, dict) for group in groups)
     check("optimizer['param_groups']", groups, fits, "a list of dictionaries")
-    fits = isinstance(optimizer.get("state"), dict)
-    check("optimizer['state']", optimizer.get("state"), fits, "a dictionary")
+    moments = optimizer.get("state")
+    check("optimizer['state']", moments, isinstance(moments, dict), "a dictionary")
+    for key, moment in moments.items():
+        check(f"optimizer['state'][{key!r}]", moment, isinstance(moment, dict), "a dictionary")
     schedules = state.get("param_schedulers", [])
     fits = isinstance(schedules, list) and all(isinstance(one, dict) for one in schedules)
     check("param_schedulers", schedules, fits, "a list of dictionaries")
@@ -96,6 +107,7 @@ def describe_training(runner: Any) -> dict[str, Any]:
         images=len(loader.dataset),
         sampler=type(sampler).__name__,
         shuffled=getattr(sampler, "shuffle", None),
+        sampler_seed=getattr(sampler, "seed", None),
     )
 
 
@@ -105,6 +117,7 @@ _WORDS = {
     "images": "images in the training data",
     "sampler": "sampler",
     "shuffled": "shuffle of the sampler",
+    "sampler_seed": "seed of the sampler",
 }
 
 
@@ -134,6 +147,7 @@ def differences_of_training(state: Mapping[str, Any], runner: Any) -> tuple[list
         groups = state["optimizer"]["param_groups"], optimizer.param_groups
         for words, forbids in _differences_of_optimizers(*groups):
             (forbidding if forbids else ignored).append(words)
+        forbidding += _misshapen(state["optimizer"], optimizer.param_groups)
     _compare_schedules(state.get("param_schedulers", []), runner, forbidding, ignored)
     return list(dict.fromkeys(forbidding)), list(dict.fromkeys(ignored))
 
@@ -150,9 +164,28 @@ def _differences_of_optimizers(
         rates = [group.get("initial_lr", group.get("lr")) for group in (old, new)]
         if not _equal(*rates):
             yield _differ("learning rate", *rates), True
-        for key in sorted((old.keys() & new.keys()) - {"params", "lr", "initial_lr"}):
-            if not _equal(old[key], new[key]):
+        for key in sorted((old.keys() & new.keys()) - {"params"}):
+            if not _same_kind(old[key], new[key]):
+                yield _differ(key, old[key], new[key]), True
+            elif key not in ("lr", "initial_lr") and not _equal(old[key], new[key]):
                 yield f"{_differ(key, old[key], new[key])}: the checkpoint's counts", False
+
+
+def _misshapen(there: Mapping[str, Any], here: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Running means of an optimizer that are not of their parameter's shape."""
+    keys = [key for group in there["param_groups"] for key in _ids(group)]
+    parameters = [parameter for group in here for parameter in group["params"]]
+    for key, parameter in zip(keys, parameters, strict=False):  # torch compares how many
+        for name, value in there["state"].get(key, {}).items():
+            if name in _OF_SHAPE and value is not None:
+                shape = tuple(value.shape) if isinstance(value, Tensor) else value
+                if shape != tuple(parameter.shape):
+                    yield _differ(f"{name} of parameter {key}", shape, tuple(parameter.shape))
+
+
+def _ids(group: Mapping[str, Any]) -> list[int]:
+    ids = group.get("params")
+    return [key for key in ids if isinstance(key, int)] if isinstance(ids, list) else []
 
 
 def _compare_schedules(
@@ -166,8 +199,10 @@ def _compare_schedules(
         return
     for old, schedule in zip(there, built, strict=True):
         new, kind = schedule.state_dict(), type(schedule).__name__
-        for key in sorted((old.keys() & new.keys()) - _OF_PROGRESS):
-            if not _equal(old[key], new[key]):
+        for key in sorted(old.keys() & new.keys()):
+            if key != "verbose" and not _same_kind(old[key], new[key]):
+                forbidding.append(_differ(f"{kind}.{key}", old[key], new[key]))
+            elif key not in _OF_PROGRESS and not _equal(old[key], new[key]):
                 text = _differ(f"{kind}.{key}", old[key], new[key])
                 ignored.append(f"{text}: the checkpoint's counts")
 
@@ -179,6 +214,20 @@ def _equal(first: Any, second: Any) -> bool:
     if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
         return len(first) == len(second) and all(map(_equal, first, second))
     return type(first) is type(second) and bool(first == second)
+
+
+def _same_kind(first: Any, second: Any) -> bool:
+    """Whether what is made for one value can work with the other."""
+    numbers = (int, float)
+    if isinstance(first, numbers) and isinstance(second, numbers):
+        return True
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return len(first) == len(second) and all(map(_same_kind, first, second))
+    if first is None or second is None:  # a switch that may be left to the library
+        return all(value is None or isinstance(value, bool) for value in (first, second))
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return True
+    return type(first) is type(second)
 
 
 def _differ(what: str, there: Any, here: Any) -> str:

@@ -66,6 +66,7 @@ def change(path: Path, edit: Callable[[dict], Any]) -> None:
         (dict(train_dataloader__dataset__size=8), "images in the training data: 7 there, 8 here"),
         (dict(train_dataloader__sampler__shuffle=False), "True there, False here"),
         (dict(train_dataloader__sampler__type="InfiniteSampler"), "sampler: SeededSampler there"),
+        (dict(train_dataloader__sampler__seed=3), "seed of the sampler: 0 there, 3 here"),
         (dict(optim_wrapper__accumulative_counts=2), "iterations per update: 1 there, 2 here"),
         (dict(randomness=dict(seed=5)), "seed=0, this config says 5"),
         (dict(param_scheduler=[]), "schedules (param_scheduler): 2 there, 0 here"),
@@ -188,8 +189,8 @@ def test_a_state_runs_no_program(work: Path, tmp_path: Path) -> None:
 # ----------------------------------------------------------------------------- of the wrong type
 
 
-def put(*keys: str, value: Any) -> Callable[[dict], None]:
-    def edit(state: dict) -> None:
+def put(*keys: str | int, value: Any) -> Callable[[dict], None]:
+    def edit(state: Any) -> None:
         for key in keys[:-1]:
             state = state[key]
         state[keys[-1]] = value
@@ -215,6 +216,8 @@ def put(*keys: str, value: Any) -> Callable[[dict], None]:
         (put("message_hub", "log_scalars", value={"loss": 3}), "curve 'loss'"),
         (put("optimizer", "param_groups", value={}), "optimizer['param_groups']"),
         (put("optimizer", "state", value=[]), "optimizer['state']"),
+        (put("optimizer", "state", value={0: 5}), "optimizer['state'][0]"),
+        (put("message_hub", "resumed_keys", "iter", value="x"), "message_hub['resumed_keys']"),
         (put("param_schedulers", value=[1]), "param_schedulers"),
         (put("state_dict", value=[]), "state_dict"),
         (put("state_dict", "layers.0.weight", value=1.0), "layers.0.weight"),
@@ -228,6 +231,28 @@ def test_entries_of_the_wrong_type(finished: Path, tmp_path: Path, edit: Any, en
         read_training_state(path)
     message = str(caught.value)
     assert entry in message and str(path) in message and message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (put("optimizer", "param_groups", 0, "lr", value="0.01"), "lr: 0.01 there"),
+        (put("optimizer", "param_groups", 0, "eps", value=None), "eps: None there"),
+        (put("optimizer", "param_groups", 0, "betas", value=(0.9,)), "betas: (0.9,) there"),
+        (put("optimizer", "param_groups", 0, "betas", value=("a", 0.9)), "betas: "),
+        (put("optimizer", "state", 0, "exp_avg", value=torch.ones(7)), "exp_avg of parameter 0"),
+        (put("optimizer", "state", 0, "exp_avg_sq", value=[1.0]), "exp_avg_sq of parameter 0"),
+        (put("param_schedulers", 0, "end", value=None), "LinearLR.end: None there, 5 here"),
+        (put("param_schedulers", 0, "last_step", value="6"), "LinearLR.last_step"),
+        (put("param_schedulers", 1, "milestones", value=[9]), "MultiStepLR.milestones"),
+    ],
+)
+def test_numbers_that_no_optimizer_can_use(work: Path, edit: Any, words: str) -> None:
+    change(work / "iter_6.pth", edit)
+    with pytest.raises(CheckpointError) as caught:
+        train(work, **BEST, resume=True)
+    message = str(caught.value)
+    assert words in message and str(work / "iter_6.pth") in message and "\n" not in message
 
 
 def test_the_other_runtime_info_may_be_anything(work: Path) -> None:
