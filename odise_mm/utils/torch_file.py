@@ -30,6 +30,7 @@ _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's older format
 # Weights hardly become smaller when packed: an archive that unpacks to more than this many times
 # its size, and to more than a harmless amount of memory, was made to fill the memory.
 _MOST_RATIO, _HARMLESS = 100, 64 << 20
+_HARMLESS_PICKLE = 4 << 20  # a byte of a pickle may become a hundred bytes of objects
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
@@ -172,6 +173,12 @@ class _Zip:
             )
         # torch can be told to write no checksums; then all are zero.
         self._has_checksums = any(entry.CRC for entry in entries)
+        packed = self._entries[self._prefix + "data.pkl"]
+        if packed.file_size > max(_HARMLESS_PICKLE, _MOST_RATIO * self._size):
+            raise CheckpointError(
+                f"{printable(path)} was refused: its data.pkl unpacks to {packed.file_size:,} "
+                f"bytes, the whole archive has {self._size:,}, which weights never do"
+            )
         pickled = bytes(self._read("data.pkl"))
         unpickler = Unpickler(_Bounded(io.BytesIO(pickled), len(pickled)))
         order = self._prefix + "byteorder"

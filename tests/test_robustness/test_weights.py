@@ -131,6 +131,21 @@ def test_an_archive_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) ->
     refused(tmp_path / "clip.pt", "unpacks to 83,.*which weights never do")
 
 
+def test_a_pickle_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) -> None:
+    """Lists in each other: every byte becomes an object, within what is harmless for numbers."""
+    stream = io.BytesIO()
+    torch.save({"w": torch.zeros(1)}, stream)
+    with (
+        zipfile.ZipFile(stream) as source,
+        zipfile.ZipFile(tmp_path / "clip.pt", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            lists = b"\x80\x02" + b"]" * (5 << 20) + b"."
+            target.writestr(name, lists if name.endswith("data.pkl") else source.read(name))
+    assert (tmp_path / "clip.pt").stat().st_size < 5e4
+    refused(tmp_path / "clip.pt", r"data\.pkl unpacks to 5,.*which weights never do")
+
+
 def test_a_view_that_stands_for_more_numbers_than_memory_has(state: dict, tmp_path: Path) -> None:
     endless = torch.zeros(1).expand(1 << 50)
     torch.save({**state, "visual.proj": endless, "extra": endless}, tmp_path / "clip.pt")
