@@ -146,6 +146,8 @@ def read_index(path: Path) -> Index:
         ]
         counts, parts = (np.asarray(content[key]) for key in ("objectPresence", "objectIsPart"))
         presence = counts > parts
+    except DatasetError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise DatasetError(f"{path}: not the release's index ({error!r})") from error
     if not (counts.shape == parts.shape == (len(names), len(images))):
