@@ -67,7 +67,7 @@ def test_cut_off(filled: Path, warnings: list[str]) -> None:
     assert_steps_aside(filled, warnings, "malformed")
 
 
-@pytest.mark.parametrize("content", [b"no database " * 900, bytes(5000)])
+@pytest.mark.parametrize("content", [b"no database " * 900, bytes(5000), b"7"])
 def test_another_kind_of_file(content: bytes, tmp_path: Path, warnings: list[str]) -> None:
     file = tmp_path / "notes.txt"
     file.write_bytes(content)
@@ -82,6 +82,12 @@ def test_a_database_of_something_else(table: str, tmp_path: Path, warnings: list
     content = file.read_bytes()
     assert_steps_aside(file, warnings, "something else")
     assert file.read_bytes() == content
+
+
+def test_a_view_is_none_of_ours(filled: Path, warnings: list[str]) -> None:
+    change(filled, "ALTER TABLE embeddings RENAME TO source")
+    change(filled, "CREATE VIEW embeddings AS SELECT * FROM source")
+    assert_steps_aside(filled, warnings, "something else")
 
 
 def test_bytes_in_the_middle_that_differ(filled: Path, warnings: list[str]) -> None:

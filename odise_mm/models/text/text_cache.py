@@ -100,6 +100,8 @@ class TextCache:
         """The file with its table, within a transaction that ends with the block."""
         if self.file.exists() and not self.file.is_file():
             raise OSError("it is no file")  # SQLite could wait for ever
+        if self.file.exists() and self.file.stat().st_size == 1:  # SQLite takes it for an empty one
+            raise sqlite3.DatabaseError("file is not a database")
         self.file.parent.mkdir(parents=True, exist_ok=True)
         database = sqlite3.connect(self.file, timeout=_PATIENCE, isolation_level="IMMEDIATE")
         try:
@@ -110,7 +112,7 @@ class TextCache:
             database.close()
 
     def _prepare(self, database: sqlite3.Connection) -> None:
-        entries = [name for (name,) in database.execute("SELECT name FROM sqlite_master")]
+        entries = list(database.execute("SELECT name, type FROM sqlite_master"))
         if not entries:
             database.execute(
                 "CREATE TABLE IF NOT EXISTS embeddings"
@@ -118,7 +120,7 @@ class TextCache:
             )
             return
         columns = [row[1] for row in database.execute("PRAGMA table_info(embeddings)")]
-        if columns != _COLUMNS:
+        if columns != _COLUMNS or ("embeddings", "table") not in entries:  # a view may be endless
             raise sqlite3.DatabaseError("it is a database of something else, which is left alone")
 
 
