@@ -186,7 +186,7 @@ class ResultWriterHook(Hook):
                     self._show(result)
                 if self.dump_dir is not None:
                     self._dump(index, sample, result)
-            except (OSError, OutputError) as err:
+            except (OSError, OutputError, MemoryError) as err:
                 if batch_idx == 0:  # where nothing is lost yet
                     raise
                 self._failure = (
@@ -214,7 +214,7 @@ class ResultWriterHook(Hook):
         """Run it; what the file system refuses, as a sentence."""
         try:
             work()
-        except (OSError, ValueError) as err:
+        except (OSError, ValueError, MemoryError) as err:
             folder = printable((self.dump_dir or self.show_dir) / self.set_name)
             return f"{folder}: the dump of {self.set_name} could not be finished ({err})"
         return ""

@@ -295,7 +295,8 @@ class FolderLock:
     def release(self) -> None:
         """Give the folder back; does nothing where it is not held."""
         if self._lock.is_locked:
-            (self.folder / OWNER_NAME).unlink(missing_ok=True)
+            with suppress(OSError):  # a folder that is gone must not hide why its owner ends
+                (self.folder / OWNER_NAME).unlink()
             # The lock's own file stays: removing it would let two others hold "it" at once.
             self._lock.release()
 

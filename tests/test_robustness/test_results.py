@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,40 @@ def test_a_disk_that_is_full_in_between(
     check_numbers(project / "out.json")
     assert not (project / "dump/five/panoptic.json").exists()
     assert (project / "dump/one/panoptic.json").exists()
+
+
+def test_memory_that_fails_in_between(
+    project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = ResultWriterHook._dump, []
+
+    def scarce(self: ResultWriterHook, *arguments: Any) -> None:
+        calls.append(arguments)
+        if len(calls) == 3:
+            raise MemoryError("Unable to allocate 4 GiB")
+        write(self, *arguments)
+
+    monkeypatch.setattr(ResultWriterHook, "_dump", scarce)
+    line, _ = run(capsys, "--dump", "dump", "--out", "out.json")
+    assert "002.png could not be written (Unable to allocate 4 GiB)" in line
+    check_numbers(project / "out.json")
+
+
+def test_a_folder_for_dumps_that_became_a_file(
+    project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = ResultWriterHook._finish
+
+    def replaced(self: ResultWriterHook) -> None:
+        shutil.rmtree(self.dump_dir)
+        self.dump_dir.write_text("a file")
+        finish(self)
+
+    monkeypatch.setattr(ResultWriterHook, "_finish", replaced)
+    line, out = run(capsys, "--dump", "dump", "--out", "out.json")
+    assert "/dump is not a folder; choose another one" in line
+    found = json.loads((project / "out.json").read_text())
+    assert found["done"] == ["five"] and found["sets"]["five"]["metrics"]["panoptic/PQ"] > 0
 
 
 def test_at_the_first_image_nothing_is_lost_yet(
