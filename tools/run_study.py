@@ -192,7 +192,7 @@ class Study:
                 command = [sys.executable, ROOT / "tools" / tool, *rest, *shared]
                 if run_child([*map(str, command)], stream):
                     lines = log.read_text(errors="replace").strip().splitlines()
-                    return "\n".join([*lines[-LAST_LINES:], f"(all of it: {log})"])
+                    return "\n".join([*lines[-LAST_LINES:], f"(all of it: {printable(log)})"])
         return ""
 
 

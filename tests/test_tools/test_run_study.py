@@ -126,3 +126,15 @@ def test_a_folder_without_configs(tmp_path: Path, capsys: pytest.CaptureFixture[
     with pytest.raises(SystemExit):
         run_study.main([str(tmp_path)])
     assert "neither a config nor a folder with configs" in capsys.readouterr().err
+
+
+def test_names_of_others_stay_on_their_line(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = study.parent / "odd"
+    folder.mkdir()
+    (study / "broken.py").rename(folder / "broken.py")
+    root = Path("work\nnotice: forged")
+    assert run_study.main([str(folder), "--work-root", str(root)]) == 1
+    printed = capfd.readouterr()
+    for line in (printed.out + printed.err).splitlines():
+        assert not line.startswith("notice")
+    assert "notice: forged" in printed.out + printed.err
