@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import traceback
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from mmengine.config import Config
@@ -41,6 +42,7 @@ class OpenVocabRunner(Runner):
     * Iterations are reproducible, and losses are watched: see :mod:`odise_mm.engine.hooks`.
     """
 
+    _runners_of_second: ClassVar[Counter[str]] = Counter()
     _state: dict[str, Any] | None = None  # read by resume() for load_checkpoint()
     resumed_from: Path | None = None
     """The checkpoint that the training goes on from."""
@@ -62,10 +64,19 @@ class OpenVocabRunner(Runner):
             return super().from_cfg(cfg)
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        """As mmengine; processes without a GPU talk to each other through gloo."""
+        """As mmengine; processes without a GPU talk to each other through gloo.
+
+        mmengine names logger, message hub and visualizer after the second in which the runner is
+        built, and finds them again by that name. A second runner of the same second would write
+        its log into the first one's file, so it gets a name of its own.
+        """
         if self.distributed and not is_distributed() and not torch.cuda.is_available():
             torch.distributed.init_process_group("gloo")
         super().setup_env(env_cfg)
+        second = self._timestamp
+        self._runners_of_second[second] += 1
+        if self._runners_of_second[second] > 1:
+            self._timestamp = f"{second}_{self._runners_of_second[second]}"
 
     def dump_config(self) -> None:
         """As mmengine, but a config that is read from the work directory itself stays as it is.

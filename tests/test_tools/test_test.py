@@ -8,8 +8,11 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import mmengine.runner.runner
 import numpy as np
 import pytest
 import torch
@@ -405,6 +408,18 @@ def test_the_log_does_not_repeat_another_set_s_numbers(project: Path) -> None:
     five, one = (line for line in log.read_text().splitlines() if "semantic/mIoU" in line)
     assert "panoptic/PQ: 62.39" in five
     assert "panoptic/PQ" not in one and "semantic/mIoU: 100" in one
+
+
+def test_two_runs_of_one_second_have_logs_of_their_own(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(time=lambda: 1e9, localtime=time.localtime, strftime=time.strftime)
+    monkeypatch.setattr(mmengine.runner.runner, "time", clock)
+    for name in ("five", "one"):
+        run("--datasets", name, "--work-dir", name)
+    for name in ("five", "one"):
+        (log,) = (project / name).glob("*/*.log")
+        assert "semantic/mIoU" in log.read_text()
 
 
 def test_an_interruption_loses_no_finished_set(
