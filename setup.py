@@ -22,6 +22,9 @@ from environment import installed, parse, requirements  # noqa: E402
 
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "odise_mm/version.py").read_text()).group(1)
 README = ROOT / "README.md"
+# An editable installation is that of a clone, whose projects can be imported then, too: configs
+# name them in custom_imports. In a wheel "projects" would take a name that is not ours.
+PACKAGES = ["odise_mm", "odise_mm.*"] + ["projects", "projects.*"] * ("editable_wheel" in sys.argv)
 FOR_MIM = ("tools", "configs", "model-index.yml")
 
 
@@ -68,10 +71,11 @@ setup(
     license="Apache-2.0",
     keywords="segmentation, panoptic, open-vocabulary, diffusion, OpenMMLab",
     python_requires=">=3.10,<3.13",
-    packages=find_packages(include=["odise_mm", "odise_mm.*"]),
+    packages=find_packages(include=PACKAGES),
     package_data={
-        "odise_mm.datasets": ["vocabularies/*"],
-        "odise_mm.models.text": ["not_in_openseg.txt", "places.txt"],
+        "odise_mm.vocabulary": ["builtin/*"],
+        "odise_mm.checkpoints": ["not_in_openseg.txt"],
+        "odise_mm.models.necks.captioners": ["places.txt"],
     },
     install_requires=requirements(installed()),
     extras_require={"tests": parse(ROOT / "requirements/tests.txt")},

@@ -4,15 +4,12 @@
 """
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from mmdet import registry as mmdet
 from mmengine.registry import RUNNERS as MMENGINE_RUNNERS
 from mmengine.registry import Registry
-
-from odise_mm.utils.safe_pickle import allow_training_state
-
-allow_training_state()  # whoever resumes builds a model first
 
 
 def _child(parent: Registry, location: str, build: Callable | None = None) -> Registry:
@@ -22,9 +19,8 @@ def _child(parent: Registry, location: str, build: Callable | None = None) -> Re
 
 
 def _build_dataset(cfg: Any, **kwargs: Any) -> Any:
-    from odise_mm.datasets.wrappers import build_dataset
-
-    return build_dataset(cfg, **kwargs)
+    # Found when it is needed, like the locations below: registries stand below all that is in them.
+    return import_module("odise_mm.datasets.wrappers").build_dataset(cfg, **kwargs)
 
 
 MODELS = _child(mmdet.MODELS, "odise_mm.models")

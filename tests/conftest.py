@@ -11,7 +11,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tests import golden
+from tests.support import golden
 
 
 def pytest_configure() -> None:

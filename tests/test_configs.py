@@ -23,13 +23,14 @@ from mmengine.registry import Registry
 from torch import nn
 from torch.utils.data import DataLoader
 
-from odise_mm.apis.building import build_model
-from odise_mm.datasets.vocabulary import Vocabulary
-from odise_mm.engine import config as engine_config
-from odise_mm.engine.config import check_config, complete_config
+from odise_mm.config import checking as engine_config
+from odise_mm.config.building import build_model
+from odise_mm.config.changing import complete_config
+from odise_mm.config.checking import check_config
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.registry import MODELS, TRANSFORMS
-from tests.parts import config_files
+from odise_mm.vocabulary import Vocabulary
+from tests.support.parts import config_files
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = [f"configs/{file}" for file in config_files()]
@@ -112,7 +113,7 @@ def test_training_pipeline_builds(file: str) -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_every_part_is_known(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of data, metrics, loops, hooks, optimizer and schedules; with data and a GPU at hand."""
-    monkeypatch.setattr("odise_mm.engine.config.os.path.exists", lambda path: True)
+    monkeypatch.setattr("odise_mm.config.checking.os.path.exists", lambda path: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     cfg = complete_config(loaded(file))

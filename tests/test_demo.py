@@ -15,8 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from odise_mm.utils.panoptic_io import read_coco_panoptic
-from tests.fake_segmentor import CONFIG
+from odise_mm.annotations.panoptic_io import read_coco_panoptic
+from tests.support.fake_segmentor import CONFIG
 
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "demo" / "images" / "pagoda.jpg"
@@ -139,7 +139,7 @@ def test_make_demo_segments_tests_and_draws_in_a_folder_of_its_own():
 
 
 def test_the_names_typed_for_the_demo_are_those_of_its_scene_and_others():
-    from odise_mm.datasets.vocabulary import Vocabulary
+    from odise_mm.vocabulary import Vocabulary
     from projects.toy_world.names import names_of
 
     (words, *_) = make_demo()

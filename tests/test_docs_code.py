@@ -18,9 +18,9 @@ from mmengine.config import Config
 from PIL import Image
 from scipy.fft import dctn
 
-import odise_mm.apis.building
 import odise_mm.apis.inferencer
-from odise_mm.apis.building import build_model
+import odise_mm.config.building
+from odise_mm.config.building import build_model
 from odise_mm.errors import ConfigError
 from odise_mm.models import MaskPrediction
 from odise_mm.registry import DATASETS, MODELS
@@ -62,7 +62,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     (streets / "pairs.txt").write_text("\n".join(pairs))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    load = odise_mm.apis.building.load_config
+    load = odise_mm.config.finding.load_config
 
     def load_small(config: str | Config) -> Config:
         changed = load(config)
@@ -71,7 +71,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             changed.model.tile_size = 64
         return changed
 
-    monkeypatch.setattr(odise_mm.apis.building, "load_config", load_small)
+    monkeypatch.setattr(odise_mm.config.building, "load_config", load_small)
     monkeypatch.setattr(odise_mm.apis.inferencer, "load_config", load_small)
     before = set(MODELS.module_dict), set(DATASETS.module_dict)
     yield tmp_path
@@ -83,7 +83,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def load(name: str) -> Config:
-    return odise_mm.apis.building.load_config(name)
+    return odise_mm.config.finding.load_config(name)
 
 
 def test_the_page_has_files_and_commands_for_everything() -> None:

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from odise_mm.datasets.vocabulary import Vocabulary
-from odise_mm.evaluation.test_sets import CONVERTERS, LABEL_FILES, known_sets
-from odise_mm.utils.panoptic_io import write_panoptic_png
-from tests import miniatures_ade_pascal as miniatures
-from tests import miniatures_street_lvis_uvo as more_miniatures
+from odise_mm.annotations.panoptic_io import write_panoptic_png
+from odise_mm.benchmarks.test_sets import CONVERTERS, LABEL_FILES, known_sets
+from odise_mm.vocabulary import Vocabulary
+from tests.support import miniatures_ade_pascal as miniatures
+from tests.support import miniatures_street_lvis_uvo as more_miniatures
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "evaluation.md"
@@ -124,7 +124,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("odise_coco_label", "odise_coco_caption", "odise_label_ade20k"):
         (folder / "configs" / f"{name}.py").write_text(
             f'_base_ = ["{ROOT}/configs/odise/{name}.py"]\n'
-            'custom_imports = dict(imports=["tests.small_test_set"])\n'
+            'custom_imports = dict(imports=["tests.support.small_test_set"])\n'
             'fusion = dict(train_vocabulary="coco")\n'
             'model = dict(_delete_=True, type="HalvesSegmentor", fusion=fusion)\n'
         )
@@ -140,7 +140,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are loaded and converted in this process: there are three of each set."""
-    from odise_mm.evaluation import test_sets
+    from odise_mm.benchmarks import test_sets
 
     complete = test_sets._from_name
 

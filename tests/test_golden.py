@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import golden
+from tests.support import golden
 
 FILES = {"sd": "sd_v1", "clip": "clip", "odise_label": "odise_label"}
 

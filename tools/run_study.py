@@ -105,7 +105,7 @@ def is_done(file: Path, datasets: list[str]) -> bool:
 
 def training_of(config: Path) -> dict[str, Any] | None:
     """What a config says about the training; None if it cannot be read."""
-    from odise_mm.apis.building import load_config  # here, for a quick --help
+    from odise_mm.config.finding import load_config  # here, for a quick --help
 
     try:
         cfg = load_config(config)
@@ -163,7 +163,9 @@ class Study:
 
     def run_one(self, config: Path, work: Path, trained_in: Path) -> str:
         """Train, unless it was done, and test; what the log ends with if one of them failed."""
-        from odise_mm.engine.checkpoints import latest_checkpoint  # here, for a quick --help
+        from odise_mm.checkpoints.training_state import (
+            latest_checkpoint,  # here, for a quick --help
+        )
 
         work.mkdir(parents=True, exist_ok=True)
         if trained_in != work and latest_checkpoint(trained_in) is None:

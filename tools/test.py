@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from mmengine.config import Config
     from rich.progress import Progress
 
+    from odise_mm.benchmarks.report import Report, SetResult
+    from odise_mm.benchmarks.test_sets import TestSet
     from odise_mm.engine.runner import OpenVocabRunner
-    from odise_mm.evaluation.report import Report, SetResult
-    from odise_mm.evaluation.test_sets import TestSet
 
 
 def result_file(text: str) -> Path:
@@ -125,10 +125,10 @@ def run(args: argparse.Namespace) -> int:
 
     import odise_mm  # noqa: F401  (first of ours: it prepares mmcv)
     from odise_mm.apis.inferencer import MADE_UP_NOTICE
+    from odise_mm.benchmarks.report import Report
     from odise_mm.engine.result_writer import ProgressHook, ResultWriterHook
     from odise_mm.engine.runner import OpenVocabRunner
     from odise_mm.errors import EvaluationError
-    from odise_mm.evaluation.report import Report
     from odise_mm.utils.outputs import check_outputs
     from odise_mm.utils.precision import check_precision
 
@@ -226,7 +226,7 @@ def owned_folders(args: argparse.Namespace) -> Iterator[None]:
 
 def inputs_of(args: argparse.Namespace, sets: Sequence[TestSet]) -> list[str | None]:
     """Files that are read, as far as their names are known beforehand."""
-    from odise_mm.apis.building import named_weights
+    from odise_mm.config.walking import named_weights
 
     found = [args.checkpoint]
     for test_set in sets:
@@ -238,8 +238,9 @@ def inputs_of(args: argparse.Namespace, sets: Sequence[TestSet]) -> list[str | N
 
 def plan(args: argparse.Namespace) -> list[TestSet]:
     """The test sets in order, each with its complete config."""
-    from odise_mm.apis.building import change_config, load_config
-    from odise_mm.evaluation.test_sets import known_sets, make_test_sets
+    from odise_mm.benchmarks.test_sets import known_sets, make_test_sets
+    from odise_mm.config.changing import change_config
+    from odise_mm.config.finding import load_config
 
     cfg = load_config(args.config)
     names = args.datasets
@@ -267,7 +268,7 @@ def check_checkpoint(checkpoint: str, cfg: Config) -> None:
     Raises:
         CheckpointError: no such file, or none where the model is not a miniature.
     """
-    from odise_mm.apis.building import named_weights
+    from odise_mm.config.walking import named_weights
     from odise_mm.errors import CheckpointError
 
     if checkpoint != "none":
@@ -287,8 +288,8 @@ def prepare_model(runner: OpenVocabRunner, args: argparse.Namespace) -> None:
     """Trained weights, strictly; then the precision."""
     from mmengine.model import is_model_wrapper
 
-    from odise_mm.models.weights import load_weights
-    from odise_mm.utils.made_up import make_up_weights
+    from odise_mm.checkpoints.published import load_weights
+    from odise_mm.models.random_weights import make_up_weights
 
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     if args.checkpoint == "none":
@@ -300,10 +301,10 @@ def prepare_model(runner: OpenVocabRunner, args: argparse.Namespace) -> None:
 
 def test_one(runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespace) -> SetResult:
     """Walk one set."""
-    from odise_mm.datasets.base import find_file
+    from odise_mm.benchmarks.report import SetResult, describe_vocabulary
+    from odise_mm.datasets.class_names import find_file
     from odise_mm.engine.loops import vocabulary_of
     from odise_mm.errors import EvaluationError
-    from odise_mm.evaluation.report import SetResult, describe_vocabulary
 
     start = time.perf_counter()
     scalars = runner.message_hub.log_scalars
@@ -380,8 +381,8 @@ def describe_run(args: argparse.Namespace, runner: OpenVocabRunner) -> dict[str,
     from mmengine.dist import get_world_size
     from mmengine.model import is_model_wrapper
 
-    from odise_mm.datasets.vocabulary import Vocabulary
-    from odise_mm.evaluation.report import describe_vocabulary, sha256_of, software_versions
+    from odise_mm.benchmarks.report import describe_vocabulary, sha256_of, software_versions
+    from odise_mm.vocabulary import Vocabulary
 
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     device = next(model.parameters()).device

@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
     from rich.text import Text
 
     import odise_mm  # noqa: F401  (first of ours: it prepares mmcv)
+    from odise_mm.checkpoints.training_state import latest_checkpoint
     from odise_mm.engine import OpenVocabRunner
-    from odise_mm.engine.checkpoints import latest_checkpoint
     from odise_mm.utils.files import FolderLock
 
     cfg = plan(args)
@@ -107,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
 
 def plan(args: argparse.Namespace) -> Config:
     """The config with what the arguments change."""
-    from odise_mm.apis.building import change_config, load_config
-    from odise_mm.engine.checkpoints import latest_checkpoint
-    from odise_mm.engine.config import set_data_root, set_precision
+    from odise_mm.checkpoints.training_state import latest_checkpoint
+    from odise_mm.config.changing import change_config, set_data_root, set_precision
+    from odise_mm.config.finding import load_config
     from odise_mm.errors import ConfigError
 
     cfg = load_config(args.config)
@@ -146,7 +146,7 @@ def plan(args: argparse.Namespace) -> Config:
 
 def summary(runner: OpenVocabRunner) -> list[str]:
     """What will be trained on what, in a few lines."""
-    from odise_mm.engine.config import precision_of
+    from odise_mm.config.changing import precision_of
     from odise_mm.engine.loops import vocabulary_of
 
     loop = runner.train_loop

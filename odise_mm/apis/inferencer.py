@@ -19,25 +19,18 @@ from mmengine.structures import BaseDataElement
 from rich.console import Console
 from rich.text import Text
 
-from odise_mm.apis.building import (
-    BUILDING,
-    build_model,
-    change_config,
-    load_config,
-    make_test_pipeline,
-    named_weights,
-    pick_device,
-    set_frozen_weights,
-)
-from odise_mm.apis.memory import forget_frames, memory_guard, picture_guard
 from odise_mm.apis.output import ResultWriter, describe_settings
 from odise_mm.apis.progress import SharedProgress
 from odise_mm.apis.sources import Source, expand, is_single
-from odise_mm.datasets.vocabulary import Vocabulary, VocabularyError
-from odise_mm.errors import DeviceMemoryError
+from odise_mm.config.building import BUILDING, build_model, make_test_pipeline
+from odise_mm.config.changing import change_config, set_frozen_weights
+from odise_mm.config.finding import load_config
+from odise_mm.config.walking import named_weights
+from odise_mm.errors import DeviceMemoryError, VocabularyError
+from odise_mm.models.frozen import same_random_weights
 from odise_mm.structures import Instances, NamedSegment, SegmentationResult
+from odise_mm.utils.device import pick_device
 from odise_mm.utils.display import printable
-from odise_mm.utils.frozen import same_random_weights
 from odise_mm.utils.image import (
     MAX_PIXELS,
     ImageError,
@@ -45,8 +38,10 @@ from odise_mm.utils.image import (
     check_max_pixels,
     read_image,
 )
+from odise_mm.utils.memory import forget_frames, memory_guard, picture_guard
 from odise_mm.utils.outputs import InputFiles
 from odise_mm.utils.precision import check_precision
+from odise_mm.vocabulary import Vocabulary
 
 MADE_UP_NOTICE = (
     "Made-up weights: no trained weights were given, so these shapes and names mean nothing."
@@ -164,11 +159,11 @@ class OpenVocabInferencer:
         with same_random_weights():  # made-up weights are at least the same every time
             self.model = build_model(self.cfg)
         if weights is not None:
-            from odise_mm.models.weights import load_weights
+            from odise_mm.checkpoints.published import load_weights
 
             load_weights(self.model, os.fspath(weights))
             return
-        from odise_mm.utils.made_up import make_up_weights
+        from odise_mm.models.random_weights import make_up_weights
 
         clip = self.cfg.model.get("clip") or {}
         unknown = () if clip.get("weights") else ("clip",)

@@ -15,6 +15,12 @@ from typing import Any
 import numpy as np
 from mmengine.config import Config
 
+from odise_mm.annotations.panoptic_io import (
+    CocoPanopticWriter,
+    VocabularyLike,
+    digest_of,
+    read_panoptic_png,
+)
 from odise_mm.apis.sources import Source
 from odise_mm.errors import OutputError, PanopticFileError
 from odise_mm.structures import NamedSegment, SegmentationResult
@@ -32,12 +38,6 @@ from odise_mm.utils.outputs import (
     stem_of,
     unused_stem,
     write_picture,
-)
-from odise_mm.utils.panoptic_io import (
-    CocoPanopticWriter,
-    VocabularyLike,
-    digest_of,
-    read_panoptic_png,
 )
 from odise_mm.version import __version__
 

@@ -6,7 +6,6 @@ from odise_mm.datasets.panoptic import PanopticDataset
 from odise_mm.datasets.samplers import SeededSampler
 from odise_mm.datasets.seeding import SeededIndex
 from odise_mm.datasets.semantic import SemanticDataset
-from odise_mm.datasets.vocabulary import BUILTIN, Vocabulary, VocabularyError
 from odise_mm.datasets.wrappers import (
     ClassBalancedDataset,
     ConcatDataset,
@@ -14,6 +13,8 @@ from odise_mm.datasets.wrappers import (
     MultiImageMixDataset,
     RepeatDataset,
 )
+from odise_mm.errors import VocabularyError
+from odise_mm.vocabulary import BUILTIN, Vocabulary
 
 __all__ = [
     "BUILTIN",

@@ -8,23 +8,18 @@ from typing import Any
 from mmdet.datasets import CocoDataset
 from mmengine.logging import print_log
 
-from odise_mm.datasets.base import (
-    Subsets,
-    check_folder,
-    keep_usable,
-    label_of_category,
-    metainfo_of,
-    read_annotations,
-    resolve_vocabulary,
-)
+from odise_mm.annotations.coco_json import CocoFile, Id, picture_name
+from odise_mm.annotations.json_fields import shown
+from odise_mm.annotations.reading import read_annotations
+from odise_mm.datasets.class_names import Subsets, metainfo_of, resolve_vocabulary
+from odise_mm.datasets.images import check_folder, keep_usable
 from odise_mm.datasets.orientation import OrientedPictures
 from odise_mm.datasets.seeding import SeededItems
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS
-from odise_mm.utils.coco_json import CocoFile, Id, picture_name
 from odise_mm.utils.files import path_inside
-from odise_mm.utils.json_fields import shown
+from odise_mm.vocabulary import Vocabulary
+from odise_mm.vocabulary.categories import label_of_category
 
 
 @DATASETS.register_module()
@@ -33,7 +28,7 @@ class InstanceDataset(SeededItems, OrientedPictures, CocoDataset):
 
     Serves LVIS, too (its files name pictures by ``coco_url``). In training, instances without a
     mask and images without an instance are left out; in testing they stay. Masks that cannot be
-    used are left out always, see :mod:`odise_mm.utils.coco_json`.
+    used are left out always, see :mod:`odise_mm.annotations.coco_json`.
 
     An image's information: ``img_path``, ``img_id``, ``height``, ``width`` and mmdet's
     ``instances`` (bbox, bbox_label, mask, ignore_flag).

@@ -8,27 +8,21 @@ from typing import Any
 from mmdet.datasets import CocoPanopticDataset
 from mmengine.logging import print_log
 
-from odise_mm.datasets.base import (
-    Subsets,
-    add_captions,
-    add_phrases,
-    check_folder,
-    keep_usable,
-    label_of_category,
-    metainfo_of,
-    read_annotations,
-    resolve_vocabulary,
-)
+from odise_mm.annotations.coco_json import CocoFile, Id
+from odise_mm.annotations.json_fields import shown
+from odise_mm.annotations.reading import read_annotations
+from odise_mm.datasets.captions import add_captions, add_phrases
+from odise_mm.datasets.class_names import Subsets, metainfo_of, resolve_vocabulary
+from odise_mm.datasets.images import check_folder, keep_usable
 from odise_mm.datasets.orientation import OrientedPictures
 from odise_mm.datasets.seeding import SeededItems
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS
-from odise_mm.utils.coco_json import CocoFile, Id
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import path_inside
-from odise_mm.utils.json_fields import shown
 from odise_mm.utils.settings import check_flag
+from odise_mm.vocabulary import Vocabulary
+from odise_mm.vocabulary.categories import label_of_category
 
 
 @DATASETS.register_module()

@@ -11,21 +11,16 @@ import numpy as np
 from mmengine.logging import print_log
 from mmseg.datasets import BaseSegDataset
 
-from odise_mm.datasets.base import (
-    Subsets,
-    check_folder,
-    keep_usable,
-    metainfo_of,
-    resolve_vocabulary,
-)
+from odise_mm.datasets.class_names import Subsets, metainfo_of, resolve_vocabulary
+from odise_mm.datasets.images import check_folder, keep_usable
 from odise_mm.datasets.orientation import OrientedPictures
 from odise_mm.datasets.seeding import SeededItems
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import path_inside
 from odise_mm.utils.image import picture_suffixes
+from odise_mm.vocabulary import Vocabulary
 
 
 @DATASETS.register_module()
@@ -147,7 +142,7 @@ class SemanticDataset(SeededItems, OrientedPictures, BaseSegDataset):
         Raises:
             DatasetError: the label file cannot be read, or has a class beyond the vocabulary.
         """
-        from odise_mm.evaluation.ground_truth import read_semantic_truth
+        from odise_mm.annotations.ground_truth import read_semantic_truth
 
         classes, _ = read_semantic_truth(self.get_data_info(idx), len(self.vocabulary))
         return [int(label) for label in np.unique(classes) if label >= 0]

@@ -7,7 +7,7 @@ on mean these, too, where our registry builds them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,10 @@ from mmengine.dataset import dataset_wrapper as mmengine
 from mmengine.registry import Registry, build_from_cfg
 
 from odise_mm.datasets.seeding import TakesSeeds
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS, TRANSFORMS
 from odise_mm.utils.display import printable
+from odise_mm.vocabulary import Vocabulary
 
 # Of a vocabulary's metainfo; they follow from the vocabulary, or are names in one file only.
 _OF_VOCABULARY = ("vocabulary", "classes", "thing_classes", "stuff_classes")
@@ -36,27 +36,6 @@ def build_dataset(
         found = registry.get(kind) if "." in kind else None
     own = _REPLACED.get(found) if isinstance(found, type) else None
     return build_from_cfg({**cfg, "type": own} if own else cfg, registry, default_args)
-
-
-def inner_configs(dataset: Any, path: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """A dataset's config and those that it wraps, from the outermost to the innermost.
-
-    Args:
-        dataset: the config; what is not a dict, such as a built dataset, is passed over.
-        path: its place, for messages.
-
-    Returns:
-        Place, config, and whether it wraps others.
-    """
-    if not isinstance(dataset, dict):
-        return
-    one, several = dataset.get("dataset"), dataset.get("datasets")
-    wrapped = [(f"{path}.dataset", one)] if isinstance(one, dict) else []
-    if isinstance(several, (list, tuple)):
-        wrapped += [(f"{path}.datasets[{index}]", each) for index, each in enumerate(several)]
-    yield path, dataset, bool(wrapped)
-    for place, each in wrapped:
-        yield from inner_configs(each, place)
 
 
 class _Wrapper(TakesSeeds):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +16,9 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 from torch import Tensor
 
-from odise_mm.engine.checkpoints import LAST
-from odise_mm.engine.resuming import checkpoints_in, name_pattern, own_checkpoint
+from odise_mm.checkpoints.resuming import checkpoints_in, name_pattern, own_checkpoint
+from odise_mm.checkpoints.training_state import LAST
+from odise_mm.config.checking import better_when
 from odise_mm.errors import ConfigError, TrainingError
 from odise_mm.registry import HOOKS
 from odise_mm.utils.files import remove_leftovers, replacing
@@ -91,30 +91,6 @@ def _images(data_batch: Any) -> list[str]:
     samples = data_batch.get("data_samples", ()) if isinstance(data_batch, Mapping) else ()
     infos: Sequence[Mapping[str, Any]] = [getattr(s, "metainfo", {}) for s in samples]
     return [f"{i.get('img_path', '?')} (id {i.get('img_id', '?')})" for i in infos]
-
-
-# Numbers of this package's metrics, without what stands before them; more is better in all.
-_NUMBER = re.compile(r"(PQ|SQ|RQ)(_th|_st)?|mIoU|mAcc|aAcc|AP[a-z0-9]{0,2}|AR@\d+")
-
-
-def better_when(key: str, settings: Mapping[str, Any]) -> str | None:
-    """Whether ``greater`` or ``less`` of a number is better; None if that is not known.
-
-    Args:
-        key: the number's name, such as ``panoptic/PQ``.
-        settings: of the checkpoint hook, which may have ``greater_keys`` and ``less_keys``.
-    """
-    if _NUMBER.fullmatch(key.rpartition("/")[2]):
-        return "greater"
-    for rule, default in (
-        ("greater", CheckpointHook._default_greater_keys),
-        ("less", CheckpointHook._default_less_keys),
-    ):
-        known = settings.get(f"{rule}_keys") or default
-        known = [known] if isinstance(known, str) else known
-        if any(part.lower() in key.lower() for part in known):
-            return rule
-    return None
 
 
 # Under mmengine's name, too: configs that say CheckpointHook get the one that is safe.

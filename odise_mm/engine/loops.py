@@ -14,9 +14,7 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from torch import nn
 from torch.utils.data import Dataset
 
-from odise_mm.apis.memory import is_out_of_memory, memory_guard
-from odise_mm.datasets.base import OBJECT
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.datasets.class_names import OBJECT
 from odise_mm.engine.hooks import last_checkpoint, stopped
 from odise_mm.errors import (
     ConfigError,
@@ -27,6 +25,8 @@ from odise_mm.errors import (
 )
 from odise_mm.evaluation.evaluator import OpenVocabEvaluator
 from odise_mm.registry import LOOPS
+from odise_mm.utils.memory import is_out_of_memory, memory_guard
+from odise_mm.vocabulary import Vocabulary
 
 TASKS = ("panoptic", "semantic", "instance")
 

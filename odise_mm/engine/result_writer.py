@@ -27,13 +27,18 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from rich.progress import Progress, TaskID
 
+from odise_mm.annotations.label_maps import label_map_dtype
+from odise_mm.annotations.panoptic_io import (
+    describe_categories,
+    describe_result,
+    write_panoptic_png,
+)
 from odise_mm.errors import ConfigError, OutputError, PanopticFileError
 from odise_mm.registry import HOOKS
 from odise_mm.structures import SegmentationResult
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import atomic_writer, read_json, write_json
 from odise_mm.utils.image import read_image
-from odise_mm.utils.label_maps import label_map_dtype
 from odise_mm.utils.outputs import (
     InputFiles,
     check_folder,
@@ -43,7 +48,6 @@ from odise_mm.utils.outputs import (
     stem_of,
     write_picture,
 )
-from odise_mm.utils.panoptic_io import describe_categories, describe_result, write_panoptic_png
 from odise_mm.utils.settings import check_whole
 from odise_mm.visualization import draw_panoptic
 from odise_mm.visualization.visualizer import result_from_pixels

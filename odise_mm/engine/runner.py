@@ -14,19 +14,20 @@ from mmengine.dist import is_distributed, is_main_process
 from mmengine.runner import Runner
 from torch import nn
 
-from odise_mm.apis.building import config_errors
+from odise_mm.checkpoints.published import load_weights
+from odise_mm.checkpoints.resuming import ADVICE, RECORD, describe_training, differences_of_training
+from odise_mm.checkpoints.safe_loading import differences
+from odise_mm.checkpoints.training_names import NOTE, note_of, train_vocabulary
+from odise_mm.checkpoints.training_state import latest_checkpoint, read_training_state
+from odise_mm.config.building import config_errors
+from odise_mm.config.changing import complete_config
+from odise_mm.config.checking import check_config
 from odise_mm.datasets.seeding import build_seeded
-from odise_mm.datasets.vocabulary import Vocabulary
-from odise_mm.engine.checkpoints import latest_checkpoint, read_training_state
-from odise_mm.engine.config import check_config, complete_config
 from odise_mm.engine.loops import unwrapped
-from odise_mm.engine.resuming import ADVICE, RECORD, describe_training, differences_of_training
 from odise_mm.errors import CheckpointError, OdiseError
-from odise_mm.models.training_names import NOTE, note_of, train_vocabulary
-from odise_mm.models.weights import load_weights
 from odise_mm.registry import RUNNERS
-from odise_mm.utils.checkpoint import differences
 from odise_mm.utils.files import replacing
+from odise_mm.vocabulary import Vocabulary
 
 
 @RUNNERS.register_module()
@@ -34,7 +35,7 @@ class OpenVocabRunner(Runner):
     """mmengine's runner for this package's models and data sets.
 
     * Configs are completed and checked before anything is built, see
-      :mod:`odise_mm.engine.config`.
+      :mod:`odise_mm.config.checking`.
     * ``load_from`` takes our weights and published ODISE files, strictly. ``resume`` takes
       checkpoints of a training with the same config only.
     * Checkpoints hold the trained parameters, the state of optimizer and schedules, and the
@@ -52,8 +53,8 @@ class OpenVocabRunner(Runner):
         """A runner from a config.
 
         Raises:
-            ConfigError, DatasetError, DeviceError: see :func:`odise_mm.engine.config.check_config`;
-                a part that refuses its arguments.
+            ConfigError, DatasetError, DeviceError: see
+                :func:`odise_mm.config.checking.check_config`; a part that refuses its arguments.
             CheckpointError: there is no resuming from the file that the config names.
         """
         cfg = complete_config(cfg)

@@ -16,9 +16,9 @@ from mmengine.dist import (
 from mmengine.evaluator import BaseMetric
 from torch import Tensor
 
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.annotations.ground_truth import name_of
 from odise_mm.errors import ConfigError, DatasetError, EvaluationError, OdiseError
-from odise_mm.evaluation.ground_truth import name_of
+from odise_mm.vocabulary import Vocabulary
 
 Numbers = dict[str, float]
 GATHERED_AT_ONCE = 256

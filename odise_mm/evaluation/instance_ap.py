@@ -12,9 +12,11 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from pycocotools import mask as mask_utils
 
+from odise_mm.annotations.ground_truth import check_size, name_of, read_panoptic_truth
+from odise_mm.annotations.json_fields import fault, shown
+from odise_mm.annotations.masks import to_rle
 from odise_mm.errors import DatasetError
 from odise_mm.evaluation.base import DatasetMetric, Numbers, mean_of, result_of
-from odise_mm.evaluation.ground_truth import check_size, name_of, read_panoptic_truth
 from odise_mm.evaluation.mask_matching import ALL, ClassCurves, average_precision, match_class
 from odise_mm.evaluation.mask_records import (
     InstanceFile,
@@ -24,8 +26,6 @@ from odise_mm.evaluation.mask_records import (
 )
 from odise_mm.registry import METRICS
 from odise_mm.utils.display import printable
-from odise_mm.utils.json_fields import fault, shown
-from odise_mm.utils.masks import to_rle
 from odise_mm.utils.settings import check_whole
 
 _LVIS = "LVISInstanceAP needs LVIS v1's own file; for others there is InstanceAP"

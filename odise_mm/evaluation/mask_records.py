@@ -12,14 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from pycocotools import mask as mask_utils
 
-from odise_mm.datasets.base import label_of_category, read_annotations
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.annotations.coco_json import Id
+from odise_mm.annotations.ground_truth import PanopticTruth, check_size, name_of
+from odise_mm.annotations.json_fields import shown, twin
+from odise_mm.annotations.masks import Rle
+from odise_mm.annotations.reading import read_annotations
 from odise_mm.errors import DatasetError
 from odise_mm.evaluation.base import check_labels, to_numpy
-from odise_mm.evaluation.ground_truth import PanopticTruth, check_size, name_of
-from odise_mm.utils.coco_json import Id
-from odise_mm.utils.json_fields import shown, twin
-from odise_mm.utils.masks import Rle
+from odise_mm.vocabulary import Vocabulary
+from odise_mm.vocabulary.categories import label_of_category
 
 
 class TruthMask(NamedTuple):

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from mmengine.logging import print_log
 
-from odise_mm.evaluation.base import DatasetMetric, Numbers, check_labels, result_of, to_numpy
-from odise_mm.evaluation.ground_truth import (
+from odise_mm.annotations.ground_truth import (
     PanopticTruth,
     TruthSegment,
     check_size,
@@ -24,6 +23,7 @@ from odise_mm.evaluation.ground_truth import (
     name_of,
     read_panoptic_truth,
 )
+from odise_mm.evaluation.base import DatasetMetric, Numbers, check_labels, result_of, to_numpy
 from odise_mm.registry import METRICS
 from odise_mm.utils.display import printable
 

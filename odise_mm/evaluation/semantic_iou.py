@@ -11,10 +11,10 @@ import torch
 from mmengine.logging import print_log
 from mmseg.evaluation.metrics import IoUMetric
 
+from odise_mm.annotations.ground_truth import check_size, read_semantic_truth
+from odise_mm.annotations.label_maps import IGNORED
 from odise_mm.evaluation.base import DatasetMetric, Numbers, check_labels, result_of, to_numpy
-from odise_mm.evaluation.ground_truth import check_size, read_semantic_truth
 from odise_mm.registry import METRICS
-from odise_mm.utils.label_maps import IGNORED
 
 
 def count_areas(result: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:

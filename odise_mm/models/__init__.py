@@ -1,26 +1,31 @@
 """Backbones, captioners, necks, heads, classifiers and the segmentor that joins them."""
 
-from odise_mm.models.backbones.diffusion import Condition, DiffusionBackbone, Taps
+from odise_mm.checkpoints.safe_pickle import allow_training_state
+from odise_mm.models.backbones.diffusion.backbone import DiffusionBackbone
+from odise_mm.models.backbones.diffusion.condition import Condition
+from odise_mm.models.backbones.diffusion.taps import Taps
 from odise_mm.models.backbones.open_clip_backbone import OpenCLIPBackbone
 from odise_mm.models.backbones.timm_backbone import TimmBackbone
 from odise_mm.models.classifiers.base import Classifier, Opinion
 from odise_mm.models.classifiers.clip_classifiers import CropCLIPClassifier, MaskCLIPClassifier
 from odise_mm.models.classifiers.ensemble import GeometricEnsemble
 from odise_mm.models.classifiers.open_vocab_classifier import OpenVocabClassifier
-from odise_mm.models.clip import FrozenCLIP
+from odise_mm.models.clip.frozen_clip import FrozenCLIP
+from odise_mm.models.clip.text_encoder import TextEncoder
 from odise_mm.models.heads.mask2former_head import MaskPrediction, OpenVocabMask2FormerHead
 from odise_mm.models.losses.class_loss import OpenVocabCrossEntropyLoss
 from odise_mm.models.losses.grounding_loss import GroundingLoss
-from odise_mm.models.necks.blip_captioner import BLIPCaptioner
-from odise_mm.models.necks.captioner import EmptyCaptioner, ImplicitCaptioner
-from odise_mm.models.necks.feature_projection import FeatureProjection
-from odise_mm.models.necks.text_captioners import (
+from odise_mm.models.necks.captioners.blip import BLIPCaptioner
+from odise_mm.models.necks.captioners.implicit import EmptyCaptioner, ImplicitCaptioner
+from odise_mm.models.necks.captioners.text import (
     CaptionCaptioner,
     HeuristicCaptioner,
     TextCaptioner,
 )
+from odise_mm.models.necks.feature_projection import FeatureProjection
 from odise_mm.models.segmentors.open_vocab_segmentor import OpenVocabSegmentor
-from odise_mm.models.text.text_encoder import TextEncoder
+
+allow_training_state()
 
 __all__ = [
     "BLIPCaptioner",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 
 # Control characters, parts of names in no encoding, and line and paragraph separators.
 _ESCAPED_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
@@ -53,3 +54,8 @@ def _is_unsafe(sign: str) -> bool:
 
 def _escape(sign: str) -> str:
     return sign.encode("unicode_escape", "backslashreplace").decode("ascii")
+
+
+def some(texts: Iterable[str], limit: int = 5) -> str:
+    texts = list(texts)
+    return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" * (len(texts) > limit))

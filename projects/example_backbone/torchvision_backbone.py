@@ -12,8 +12,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 from odise_mm.errors import CheckpointError
 from odise_mm.models.backbones.base import Backbone
+from odise_mm.models.frozen import is_meta_context, same_random_weights
 from odise_mm.registry import MODELS
-from odise_mm.utils.frozen import is_meta_context, same_random_weights
 
 
 @MODELS.register_module()

@@ -32,11 +32,11 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from odise_mm.annotations.json_fields import TEXT  # noqa: E402
+from odise_mm.annotations.panoptic_io import ids_to_rgb  # noqa: E402
 from odise_mm.errors import DatasetError  # noqa: E402
 from odise_mm.utils.command_line import positive_int  # noqa: E402
 from odise_mm.utils.files import atomic_writer, path_inside  # noqa: E402
-from odise_mm.utils.json_fields import TEXT  # noqa: E402
-from odise_mm.utils.panoptic_io import ids_to_rgb  # noqa: E402
 from projects.toy_world.names import NAMES, names_of  # noqa: E402
 from projects.toy_world.world import SIZE, SPLITS, Scene, scene  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from odise_mm.datasets.vocabulary import Vocabulary
+    from odise_mm.vocabulary import Vocabulary
 
 # Word -> its synonyms. "striped", "polka-dot" and "plaid" are words that taggers take for
 # adjectives or nouns; "dotted" and "checkered" they take for verbs, and no phrase would have them.
@@ -146,7 +146,7 @@ def vocabulary_file(subset: Subset) -> Path:
 @cache
 def vocabulary(subset: Subset = "all") -> Vocabulary:
     """:func:`names_of` ``(subset)`` as a vocabulary of the package."""
-    from odise_mm.datasets.vocabulary import Vocabulary  # late: brings OpenMMLab's packages
+    from odise_mm.vocabulary import Vocabulary  # late: brings OpenMMLab's packages
 
     names = names_of(subset)
     return Vocabulary(

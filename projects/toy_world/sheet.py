@@ -30,13 +30,13 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 import numpy as np  # noqa: E402
 
+from odise_mm.benchmarks.tables import write_figure  # noqa: E402
 from odise_mm.errors import ConfigError, DatasetError  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.outputs import InputFiles, check_outputs  # noqa: E402
 from projects.toy_world.arguments import picture_file  # noqa: E402
 from projects.toy_world.names import names_of  # noqa: E402
-from tools.report import write_figure  # noqa: E402
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -247,10 +247,10 @@ def make_rows(args: argparse.Namespace, novel: Collection[str]) -> list[Row]:
     from rich.console import Console
     from rich.progress import track
 
+    from odise_mm.annotations.panoptic_io import read_coco_panoptic
     from odise_mm.apis import OpenVocabInferencer
-    from odise_mm.apis.building import load_config
+    from odise_mm.config.finding import load_config
     from odise_mm.utils.image import read_image
-    from odise_mm.utils.panoptic_io import read_coco_panoptic
     from tools.analysis_tools.visualize_features import alike, choose_maps, cluster_picture
 
     file = args.data_root / "annotations" / "panoptic_val2017.json"

@@ -63,15 +63,15 @@ def ship(source: str, out: str, config: str) -> dict[str, Tensor]:
         CheckpointError: see :func:`halved`; or the file is of another model.
     """
     import odise_mm  # noqa: F401  (first: it prepares mmcv)
-    from odise_mm.errors import CheckpointError
-    from odise_mm.models.training_names import NOTE, note_of, noted
-    from odise_mm.utils.checkpoint import (
+    from odise_mm.analysis.meta import build_on_meta, load_model_config
+    from odise_mm.checkpoints.safe_loading import (
         differences,
         load_meta,
         load_state_dict,
         save_state_dict,
     )
-    from tools.analysis_tools.meta import build_on_meta, load_model_config
+    from odise_mm.checkpoints.training_names import NOTE, note_of, noted
+    from odise_mm.errors import CheckpointError
 
     wanted = build_on_meta(load_model_config(config)).state_dict()
     state = load_state_dict(source, fits=wanted.__contains__)

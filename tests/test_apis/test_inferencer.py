@@ -13,13 +13,17 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from odise_mm.annotations.panoptic_io import read_coco_panoptic
 from odise_mm.apis import ConfigError, DeviceError, DeviceMemoryError, OpenVocabInferencer
-from odise_mm.apis.building import load_config, make_test_pipeline, pick_device, set_frozen_weights
-from odise_mm.apis.memory import memory_guard
-from odise_mm.datasets.vocabulary import Vocabulary, VocabularyError
+from odise_mm.config.building import make_test_pipeline
+from odise_mm.config.changing import set_frozen_weights
+from odise_mm.config.finding import load_config
+from odise_mm.errors import VocabularyError
+from odise_mm.utils.device import pick_device
 from odise_mm.utils.image import ImageError, read_image
-from odise_mm.utils.panoptic_io import read_coco_panoptic
-from tests.fake_segmentor import CONFIG
+from odise_mm.utils.memory import memory_guard
+from odise_mm.vocabulary import Vocabulary
+from tests.support.fake_segmentor import CONFIG
 
 
 @pytest.fixture(scope="module")
@@ -333,8 +337,8 @@ def test_memory_that_fails_for_one_picture_costs_that_picture(config, batch_size
     [
         "odise_mm.apis.inferencer.Instances.pack",
         "odise_mm.apis.output.write_picture",
-        "odise_mm.utils.panoptic_io.write_marked_png",
-        "odise_mm.utils.panoptic_io.describe_result",
+        "odise_mm.annotations.panoptic_io.write_marked_png",
+        "odise_mm.annotations.panoptic_io.describe_result",
     ],
 )
 def test_memory_for_results_costs_that_picture(

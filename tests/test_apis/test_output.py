@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from odise_mm.annotations.panoptic_io import ids_to_rgb, read_coco_panoptic
 from odise_mm.apis import OpenVocabInferencer
 from odise_mm.errors import OutputError, PanopticFileError
 from odise_mm.utils.files import FolderLock
-from odise_mm.utils.panoptic_io import ids_to_rgb, read_coco_panoptic
-from tests.fake_segmentor import CONFIG
+from tests.support.fake_segmentor import CONFIG
 
 ONLY_PANOPTIC = {"model.test_cfg.semantic": False, "model.test_cfg.instance": False}
 
@@ -117,7 +117,7 @@ def test_a_json_file_that_cannot_be_written_leaves_the_one_before(
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("odise_mm.utils.panoptic_io.write_json", full)
+    monkeypatch.setattr("odise_mm.annotations.panoptic_io.write_json", full)
     with pytest.raises(OSError, match="No space left"):
         inferencer(photos, texts="bird; fish", out_dir=out)
     monkeypatch.undo()

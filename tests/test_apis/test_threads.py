@@ -16,14 +16,14 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from odise_mm.annotations.panoptic_io import read_coco_panoptic
 from odise_mm.apis import ConfigError, OpenVocabInferencer
-from odise_mm.models.backbones.diffusion_condition import PromptEncoder
+from odise_mm.models.backbones.diffusion.condition import PromptEncoder
+from odise_mm.models.frozen import same_random_weights
 from odise_mm.structures import SegmentationResult
-from odise_mm.utils.frozen import same_random_weights
 from odise_mm.utils.locks import Lock
-from odise_mm.utils.panoptic_io import read_coco_panoptic
-from tests.fake_segmentor import CONFIG
-from tests.parts import picture, segmentor_config
+from tests.support.fake_segmentor import CONFIG
+from tests.support.parts import picture, segmentor_config
 
 THREADS = 8
 WORDS = [f"{kind} {i}" for kind in ("red", "old", "tiny") for i in range(12)]

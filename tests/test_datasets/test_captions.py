@@ -12,8 +12,8 @@ from odise_mm.datasets import PanopticDataset
 from odise_mm.datasets.seeding import SeededIndex
 from odise_mm.errors import DatasetError
 from odise_mm.registry import DATASETS
-from tests.parts import load_config
-from tests.test_datasets.small_coco import SmallCoco, write_small_coco
+from tests.support.parts import load_config
+from tests.support.small_coco import SmallCoco, write_small_coco
 
 CAPTIONS = {
     7: ["two cats", "a dog near two cats", "grass"],

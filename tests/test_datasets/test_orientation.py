@@ -17,12 +17,12 @@ from mmengine.logging import MMLogger
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from odise_mm.annotations.ground_truth import check_size
+from odise_mm.annotations.panoptic_io import write_panoptic_png
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.evaluation import SemanticIoU
-from odise_mm.evaluation.ground_truth import check_size
 from odise_mm.registry import DATASETS, TRANSFORMS
 from odise_mm.utils.image import exif_orientation, read_image, turned_hint
-from odise_mm.utils.panoptic_io import write_panoptic_png
 
 # How stored pixels become upright ones, from the EXIF standard (0th row, 0th column).
 UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {

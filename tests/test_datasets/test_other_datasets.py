@@ -11,10 +11,11 @@ import pytest
 from mmengine.logging import MMLogger
 from PIL import Image
 
-from odise_mm.datasets import InstanceDataset, SemanticDataset, Vocabulary
+from odise_mm.datasets import InstanceDataset, SemanticDataset
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS
-from tests.test_datasets.small_coco import VOCABULARY
+from odise_mm.vocabulary import Vocabulary
+from tests.support.small_coco import VOCABULARY
 
 
 @pytest.fixture

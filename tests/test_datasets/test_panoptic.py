@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from mmengine.logging import MMLogger
 
-from odise_mm.datasets import PanopticDataset, Vocabulary, VocabularyError
-from odise_mm.errors import ConfigError, DatasetError
+from odise_mm.annotations.panoptic_io import ids_to_rgb
+from odise_mm.datasets import PanopticDataset
+from odise_mm.errors import ConfigError, DatasetError, VocabularyError
 from odise_mm.registry import DATASETS
-from odise_mm.utils.panoptic_io import ids_to_rgb
-from tests.test_datasets.small_coco import CATEGORIES, VOCABULARY, SmallCoco, write_small_coco
+from odise_mm.vocabulary import Vocabulary
+from tests.support.small_coco import CATEGORIES, VOCABULARY, SmallCoco, write_small_coco
 
 
 @pytest.fixture

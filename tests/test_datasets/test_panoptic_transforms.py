@@ -13,12 +13,12 @@ from mmdet.structures.mask import BitmapMasks
 from mmengine.config import Config
 from PIL import Image
 
+from odise_mm.annotations.panoptic_io import write_panoptic_png
 from odise_mm.datasets import PanopticDataset
 from odise_mm.datasets.seeding import random_numbers_of
 from odise_mm.errors import DatasetError
 from odise_mm.registry import DATASETS, TRANSFORMS
-from odise_mm.utils.panoptic_io import write_panoptic_png
-from tests.test_datasets.small_coco import SmallCoco, write_small_coco
+from tests.support.small_coco import SmallCoco, write_small_coco
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,7 +14,7 @@ from mmengine.runner import Runner
 
 from odise_mm.datasets import PanopticDataset, SeededIndex, SeededSampler, samplers
 from odise_mm.registry import DATASETS
-from tests.test_datasets.small_coco import write_small_coco
+from tests.support.small_coco import write_small_coco
 
 
 def stream(size: int, count: int, start: int = 0, **kwargs) -> list[tuple[int, int]]:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from odise_mm.datasets import Vocabulary
-from odise_mm.datasets.base import resolve_subsets
+from odise_mm.datasets.class_names import resolve_subsets
 from odise_mm.errors import DatasetError
 from odise_mm.registry import DATASETS
-from tests.test_datasets.small_coco import VOCABULARY, write_small_coco
+from odise_mm.vocabulary import Vocabulary
+from tests.support.small_coco import VOCABULARY, write_small_coco
 
 PAGE = Path(__file__).parents[2] / "docs/evaluation.md"
 NAMES = VOCABULARY.source_names  # sky-other-merged, cat, grass-merged, dog

@@ -20,7 +20,9 @@ from mmengine.registry import DefaultScope, init_default_scope
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from odise_mm.apis.building import make_test_pipeline
+from odise_mm.config.building import make_test_pipeline
+from odise_mm.config.changing import complete_config
+from odise_mm.config.checking import check_config
 from odise_mm.datasets import (
     ClassBalancedDataset,
     ConcatDataset,
@@ -29,17 +31,16 @@ from odise_mm.datasets import (
     RepeatDataset,
     SeededIndex,
     SeededSampler,
-    Vocabulary,
     wrappers,
 )
 from odise_mm.datasets.seeding import build_seeded
 from odise_mm.engine import OpenVocabRunner
-from odise_mm.engine.config import check_config, complete_config
 from odise_mm.engine.loops import vocabulary_of
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS, TRANSFORMS
-from tests.small_training import config
-from tests.test_datasets.small_coco import VOCABULARY, write_small_coco
+from odise_mm.vocabulary import Vocabulary
+from tests.support.small_coco import VOCABULARY, write_small_coco
+from tests.support.small_training import config
 
 
 @TRANSFORMS.register_module()

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 import torch
 
-from odise_mm.models.weights import load_weights
+from odise_mm.checkpoints.published import load_weights
 from odise_mm.registry import MODELS
-from tests import distributed_worker as worker
-from tests.parts import load_config, segmentor_config
-from tests.small_training import weights
-from tests.test_datasets.small_coco import SIZES, VOCABULARY, write_small_coco
+from tests.support import distributed_worker as worker
+from tests.support.parts import load_config, segmentor_config
+from tests.support.small_coco import SIZES, VOCABULARY, write_small_coco
+from tests.support.small_training import weights
 from tools import train as tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,7 +39,7 @@ SECONDS = 300  # far more than any of these runs takes: one that hangs fails
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of two processes says of its half of every batch."""
     folder = tmp_path_factory.mktemp("two")
-    command = [sys.executable, "-m", "tests.distributed_worker", str(folder)]
+    command = [sys.executable, "-m", "tests.support.distributed_worker", str(folder)]
     done = subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT, timeout=SECONDS, capture_output=True, text=True
     )
@@ -120,7 +120,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     cfg.param_scheduler = []
     cfg.default_hooks.update(logger=dict(interval=1), checkpoint=dict(interval=1, max_keep_ckpts=9))
-    cfg.custom_imports = dict(imports=["odise_mm.models", "tests.distributed_worker"])
+    cfg.custom_imports = dict(imports=["odise_mm.models", "tests.support.distributed_worker"])
     cfg.dump(folder / "small.py")
     return folder
 

@@ -13,7 +13,7 @@ from mmengine.evaluator import BaseMetric, Evaluator
 from odise_mm.engine import OpenVocabRunner
 from odise_mm.engine.loops import bound_to, tasks_of, vocabulary_of
 from odise_mm.errors import ConfigError, DatasetError, DeviceMemoryError, TrainingError
-from tests.small_training import SmallDataset, SmallModel, config, weights
+from tests.support.small_training import SmallDataset, SmallModel, config, weights
 
 
 def runner(work_dir: Path, **changes: Any) -> OpenVocabRunner:

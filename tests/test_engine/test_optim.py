@@ -4,7 +4,7 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from odise_mm.engine.config import precision_of, set_precision
+from odise_mm.config.changing import precision_of, set_precision
 from odise_mm.registry import OPTIM_WRAPPERS
 
 

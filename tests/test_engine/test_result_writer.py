@@ -14,11 +14,11 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.annotations.ground_truth import read_semantic_truth
+from odise_mm.annotations.panoptic_io import read_coco_panoptic
 from odise_mm.engine.result_writer import ResultWriterHook
 from odise_mm.errors import ConfigError
-from odise_mm.evaluation.ground_truth import read_semantic_truth
-from odise_mm.utils.panoptic_io import read_coco_panoptic
+from odise_mm.vocabulary import Vocabulary
 
 
 def names(count: int) -> Vocabulary:

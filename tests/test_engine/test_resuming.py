@@ -16,16 +16,16 @@ import torch
 from mmengine.fileio import LocalBackend
 from torch import Tensor
 
-from odise_mm.engine import OpenVocabRunner
-from odise_mm.engine.checkpoints import (
+from odise_mm.checkpoints.safe_loading import save_state_dict
+from odise_mm.checkpoints.training_state import (
     latest_checkpoint,
     read_training_state,
 )
-from odise_mm.engine.config import set_precision
+from odise_mm.config.changing import set_precision
+from odise_mm.engine import OpenVocabRunner
 from odise_mm.errors import CheckpointError, TrainingError
-from odise_mm.utils.checkpoint import save_state_dict
 from odise_mm.utils.files import remove_leftovers, replacing
-from tests.small_training import CONFIG, config, weights
+from tests.support.small_training import CONFIG, config, weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -268,7 +268,7 @@ def test_mixed_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """bf16 by a CPU's autocast, which we leave to GPUs: what it saves can be resumed."""
     wrapper = "mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available"
     monkeypatch.setattr(wrapper, lambda: True)
-    monkeypatch.setattr("odise_mm.engine.config._check_devices", lambda cfg, world: None)
+    monkeypatch.setattr("odise_mm.config.checking._check_devices", lambda cfg, world: None)
 
     def run(folder: str, precision: str, **changes) -> Path:
         cfg = config(tmp_path / folder, **changes)

@@ -8,7 +8,7 @@ from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
 from odise_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
-from tests.parts import load_config, meta_model
+from tests.support.parts import load_config, meta_model
 
 LABEL, CAPTION = "odise/odise_coco_label.py", "odise/odise_coco_caption.py"
 

@@ -11,7 +11,7 @@ import pytest
 from odise_mm.errors import ConfigError, DatasetError, EvaluationError
 from odise_mm.evaluation.base import DatasetMetric
 from odise_mm.evaluation.evaluator import OpenVocabEvaluator
-from tests.test_evaluation import make
+from tests.support import make
 
 
 class Counting(DatasetMetric):

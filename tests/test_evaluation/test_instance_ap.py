@@ -16,13 +16,13 @@ from pycocotools import mask as mask_utils
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.annotations.masks import to_rle
+from odise_mm.annotations.panoptic_io import write_panoptic_png
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.evaluation.instance_ap import MaskMetric
 from odise_mm.registry import METRICS
-from odise_mm.utils.masks import to_rle
-from odise_mm.utils.panoptic_io import write_panoptic_png
-from tests.test_evaluation import make
+from odise_mm.vocabulary import Vocabulary
+from tests.support import make
 
 CLASSES = make.vocabulary(5)
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import DatasetError
 from odise_mm.evaluation import LVISInstanceAP
 from odise_mm.registry import METRICS
-from tests.test_evaluation import make
+from odise_mm.vocabulary import Vocabulary
+from tests.support import make
 
 SHAPE = (130, 140)
 NUM_CLASSES = 9

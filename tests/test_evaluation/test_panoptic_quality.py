@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.annotations.ground_truth import TruthSegment, count_values
+from odise_mm.annotations.panoptic_io import read_panoptic_png, write_panoptic_png
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.evaluation import PanopticQuality
-from odise_mm.evaluation.ground_truth import TruthSegment, count_values
 from odise_mm.evaluation.panoptic_quality import PanopticCounts, match_segments
 from odise_mm.registry import METRICS
-from odise_mm.utils.panoptic_io import read_panoptic_png, write_panoptic_png
-from tests.test_evaluation import make
+from odise_mm.vocabulary import Vocabulary
+from tests.support import make
 
 DATA = Path(__file__).parent.parent / "data/panoptic_quality"
 

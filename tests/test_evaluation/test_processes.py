@@ -14,11 +14,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from mmengine.evaluator import Evaluator
 
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.evaluation import base
 from odise_mm.registry import METRICS
-from tests.test_evaluation import make
+from odise_mm.vocabulary import Vocabulary
+from tests.support import make
 from tests.test_evaluation.test_evaluator import FOUND_IN_BOTH, failing_in_one_of_two
 
 CLASSES = make.vocabulary(5)

@@ -11,13 +11,13 @@ import torch
 from mmseg.evaluation.metrics import IoUMetric
 from PIL import Image
 
+from odise_mm.annotations.ground_truth import read_semantic_truth
+from odise_mm.annotations.label_maps import IGNORED
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.evaluation import SemanticIoU
-from odise_mm.evaluation.ground_truth import read_semantic_truth
 from odise_mm.evaluation.semantic_iou import count_areas
 from odise_mm.registry import METRICS
-from odise_mm.utils.label_maps import IGNORED
-from tests.test_evaluation import make
+from tests.support import make
 
 
 def metric_of(num_classes: int) -> SemanticIoU:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.evaluation.base import DatasetMetric
 from odise_mm.registry import METRICS
-from tests.test_evaluation import make
+from odise_mm.vocabulary import Vocabulary
+from tests.support import make
 from tests.test_evaluation.test_instance_ap import CLASSES, KEYS, samples, stock
 from tests.test_evaluation.test_panoptic_quality import DATA, coco_samples
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from odise_mm.checkpoints.published import from_published
 from odise_mm.models import OpenVocabSegmentor
-from odise_mm.models.weights import from_published
-from odise_mm.utils.frozen import FrozenModule
-from tests import golden
+from odise_mm.models.frozen import FrozenModule
+from tests.support import golden
 from tests.test_models.test_published_equality import build
 
 CHECKPOINTING = pytest.mark.parametrize("use_checkpoint", [False, True])

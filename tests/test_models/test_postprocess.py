@@ -21,7 +21,7 @@ from odise_mm.models.postprocess import (
     resize_masks,
     semantic_inference,
 )
-from tests import golden
+from tests.support import golden
 
 THINGS = [i in golden.vocabulary()["thing_ids"] for i in range(12)]
 

@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.checkpoints.published import load_weights
 from odise_mm.models import OpenVocabSegmentor
-from odise_mm.models.weights import load_weights
 from odise_mm.registry import MODELS
-from tests import golden
+from odise_mm.vocabulary import Vocabulary
+from tests.support import golden
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 OVERLAP = {"panoptic_seg": 0.8, "panoptic_seg_ot03": 0.3}

@@ -15,12 +15,12 @@ from mmengine.runner import load_checkpoint, save_checkpoint
 from mmengine.runner.checkpoint import get_state_dict
 from torch import Tensor
 
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DeviceError
 from odise_mm.models import FrozenCLIP, OpenVocabSegmentor
+from odise_mm.models.frozen import FrozenModule
 from odise_mm.registry import MODELS
-from odise_mm.utils.frozen import FrozenModule
-from tests.parts import picture, relative_error, segmentor, segmentor_config
+from odise_mm.vocabulary import Vocabulary
+from tests.support.parts import picture, relative_error, segmentor, segmentor_config
 
 VOCABULARY = Vocabulary(
     (("cat", "kitten"), ("brick wall",), ("sky",), ("person", "child")), (True, False, False, True)

@@ -15,14 +15,14 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError, DatasetError, TrainingError
 from odise_mm.models import GroundingLoss, OpenVocabSegmentor
+from odise_mm.models.frozen import FrozenModule
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.registry import MODELS
-from odise_mm.utils.frozen import FrozenModule
-from tests.parts import load_config, meta_model, segmentor_config
-from tests.test_models.training import (
+from odise_mm.vocabulary import Vocabulary
+from tests.support.parts import load_config, meta_model, segmentor_config
+from tests.support.training import (
     WORDS,
     make_batch,
     make_model,

@@ -13,13 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from odise_mm.checkpoints.published import load_weights
+from odise_mm.checkpoints.safe_loading import load_state_dict
+from odise_mm.errors import CheckpointError
 from odise_mm.models import FrozenCLIP, OpenCLIPBackbone, OpenVocabSegmentor, TimmBackbone
-from odise_mm.models.backbones.diffusion import DiffusionBackbone
-from odise_mm.models.necks.blip_captioner import BLIPCaptioner
-from odise_mm.models.weights import load_weights
+from odise_mm.models.backbones.diffusion.backbone import DiffusionBackbone
+from odise_mm.models.necks.captioners.blip import BLIPCaptioner
 from odise_mm.registry import MODELS
-from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
-from tests.parts import TINY_CLIP, clip, load_config, random_weights
+from tests.support.parts import TINY_CLIP, clip, load_config, random_weights
 from tests.test_models.test_backbones.conftest import folder, full  # noqa: F401 (fixtures)
 from tests.test_models.test_backbones.test_diffusion import PAPER
 from tests.test_models.test_necks.test_text_captioners import FakeEncoder

@@ -14,11 +14,13 @@ import torch
 from mmengine.logging import MMLogger
 from PIL import Image
 
-from odise_mm.datasets import InstanceDataset, PanopticDataset, Vocabulary
-from odise_mm.datasets.base import read_captions, read_phrases
+from odise_mm.annotations.coco_json import read_captions
+from odise_mm.annotations.panoptic_io import read_coco_panoptic
+from odise_mm.datasets import InstanceDataset, PanopticDataset
+from odise_mm.datasets.captions import read_phrases
 from odise_mm.errors import DatasetError, OdiseError, PanopticFileError, VocabularyError
 from odise_mm.registry import METRICS
-from odise_mm.utils.panoptic_io import read_coco_panoptic
+from odise_mm.vocabulary import Vocabulary
 
 PETS = Vocabulary((("cat",), ("dog",)), (True, True))
 SQUARE = [2, 2, 12, 2, 12, 12, 2, 12]

@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from odise_mm.apis.building import load_config, own_config_folders
+from odise_mm.analysis.predictions import PredictionFolder
+from odise_mm.benchmarks.test_sets import make_test_sets
+from odise_mm.config.finding import load_config, own_config_folders
+from odise_mm.config.untrusted import check_imports, check_types
 from odise_mm.datasets.wrappers import ConcatDataset  # noqa: F401  (is registered)
 from odise_mm.engine import OpenVocabRunner
 from odise_mm.errors import ConfigError
 from odise_mm.evaluation.base import DatasetMetric
-from odise_mm.evaluation.test_sets import make_test_sets
 from odise_mm.registry import DATASETS, METRICS
-from odise_mm.utils.data_configs import check_imports, check_types
-from tests.small_training import config
+from tests.support.small_training import config
 from tools.analysis_tools import ablation_table, sweep_fusion
-from tools.analysis_tools.predictions import PredictionFolder
 
 ROOT = Path(__file__).resolve().parents[2]
 

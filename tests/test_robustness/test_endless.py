@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from odise_mm.apis.building import load_config
+from odise_mm.annotations.panoptic_io import read_coco_panoptic
 from odise_mm.apis.sources import expand
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.config.finding import load_config
 from odise_mm.errors import ConfigError, DatasetError, PanopticFileError, VocabularyError
-from odise_mm.models.word_tokenizer import WordTokenizer
-from odise_mm.utils.panoptic_io import read_coco_panoptic
+from odise_mm.models.clip.word_tokenizer import WordTokenizer
+from odise_mm.vocabulary import Vocabulary
 from tools.dataset_converters.common import read_json, read_lines
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="there are no pipes with names")

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from demo import image_demo
+from odise_mm.annotations.panoptic_io import read_coco_panoptic
 from odise_mm.errors import PanopticFileError
-from odise_mm.utils.panoptic_io import read_coco_panoptic
-from tests.fake_segmentor import CONFIG, FakeSegmentor
+from tests.support.fake_segmentor import CONFIG, FakeSegmentor
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from odise_mm.annotations.label_maps import read_label_map
+from odise_mm.annotations.panoptic_io import read_panoptic_png
 from odise_mm.errors import DatasetError, ImageError, PanopticFileError
 from odise_mm.utils.image import read_image
-from odise_mm.utils.label_maps import read_label_map
-from odise_mm.utils.panoptic_io import read_panoptic_png
 
 READERS = [
     (read_image, ImageError),

@@ -13,7 +13,7 @@ import pytest
 
 from odise_mm.utils import processes
 from odise_mm.utils.files import FolderLock
-from tests.small_training import CONFIG
+from tests.support.small_training import CONFIG
 from tools import test as test_program
 from tools import train
 
@@ -117,7 +117,7 @@ def test_a_study_takes_its_training_with_it(tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
         f"from tools import run_study; run_study.ROOT = Path({str(tmp_path)!r})\n"
         "run_study.training_of = lambda config: None\n"
-        "import types; engine = types.ModuleType('odise_mm.engine.checkpoints')\n"
+        "import types; engine = types.ModuleType('odise_mm.checkpoints.training_state')\n"
         "engine.latest_checkpoint = lambda folder: None  # the real one imports torch\n"
         "sys.modules.update({'odise_mm.engine': engine, engine.__name__: engine})\n"
         f"run_study.main([{str(tmp_path / 'a.py')!r}, '--work-root', {str(tmp_path / 'w')!r}])"

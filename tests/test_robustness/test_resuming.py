@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from odise_mm.checkpoints.training_state import latest_checkpoint, read_training_state
 from odise_mm.engine import OpenVocabRunner
-from odise_mm.engine.checkpoints import latest_checkpoint, read_training_state
 from odise_mm.errors import CheckpointError, TrainingError
-from tests.small_training import config
+from tests.support.small_training import config
 
 BEST = dict(
     default_hooks__checkpoint__save_best="count/images",

@@ -10,7 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from odise_mm.apis.building import build_model, make_test_pipeline
+from odise_mm.config.building import build_model, build_part, make_test_pipeline
 from odise_mm.datasets import InstanceDataset, PanopticDataset, SemanticDataset
 from odise_mm.datasets.samplers import SeededSampler
 from odise_mm.datasets.transforms import DrawWords, LargeScaleJitter, ResizeKeepRatio
@@ -21,7 +21,6 @@ from odise_mm.models import GeometricEnsemble, TextEncoder
 from odise_mm.models.losses.class_loss import OpenVocabCrossEntropyLoss
 from odise_mm.models.losses.grounding_loss import GroundingLoss
 from odise_mm.registry import MODELS
-from odise_mm.utils.frozen import build_part
 from odise_mm.utils.settings import (
     check_choice,
     check_flag,
@@ -32,7 +31,7 @@ from odise_mm.utils.settings import (
     check_whole,
 )
 from odise_mm.visualization import OpenVocabVisualizer
-from tests.parts import clip, segmentor_config
+from tests.support.parts import clip, segmentor_config
 
 NAN, INF = float("nan"), float("inf")
 

@@ -19,9 +19,9 @@ import torch
 
 from odise_mm.errors import ConfigError
 from odise_mm.models import TextEncoder
-from odise_mm.models.text import text_cache
-from odise_mm.models.text.text_cache import TextCache
-from tests.parts import clip
+from odise_mm.models.clip import text_cache
+from odise_mm.models.clip.text_cache import TextCache
+from tests.support.parts import clip
 
 NAMES = ["cat", "a photo of a dog.", "street"]
 

@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from odise_mm.checkpoints import safe_loading as checkpoint
+from odise_mm.checkpoints.safe_loading import load_state_dict
+from odise_mm.checkpoints.weight_folders import read_weights
+from odise_mm.errors import CheckpointError
 from odise_mm.models import FrozenCLIP
-from odise_mm.utils import checkpoint
-from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
-from odise_mm.utils.weight_folders import read_weights
-from tests.parts import TINY_CLIP, clip
+from tests.support.parts import TINY_CLIP, clip
 
 
 def refused(path: Path, message: str) -> None:

@@ -13,7 +13,7 @@ import yaml
 from mmengine.config import Config
 from PIL import Image
 
-from tests.small_test_set import write_project
+from tests.support.small_test_set import write_project
 from tools import test as test_tool
 from tools.analysis_tools import ablation_table as tool
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from odise_mm.apis.building import build_model
+from odise_mm.analysis import published
+from odise_mm.analysis.meta import build_on_meta, flop_counter, load_model_config
+from odise_mm.analysis.parts import FlopProbe, PartMeter, TimeAndMemoryProbe
+from odise_mm.config.building import build_model
 from odise_mm.errors import ConfigError
-from tools.analysis_tools import benchmark, published
-from tools.analysis_tools.meta import build_on_meta, flop_counter, load_model_config
-from tools.analysis_tools.parts import FlopProbe, PartMeter, TimeAndMemoryProbe
+from tools.analysis_tools import benchmark
 
 # Of the published implementation's FLOPs at 1024 x 1024, ours may be this share at most.
 LARGEST_SHARE = 0.62
@@ -128,7 +129,7 @@ def test_peak_memory_is_that_of_the_part() -> None:
 
 
 def benchmark_can_reset() -> bool:
-    from tools.analysis_tools.parts import reset_process_peak
+    from odise_mm.analysis.parts import reset_process_peak
 
     return reset_process_peak()
 
@@ -172,7 +173,7 @@ def test_mistakes_end_in_one_line_before_anything_is_built(
     capsys: pytest.CaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tools.analysis_tools.meta.build_model", None)
+    monkeypatch.setattr("odise_mm.analysis.meta.build_model", None)
     with pytest.raises(SystemExit) as end:
         benchmark.main(["odise_tiny", *arguments])
     error = capsys.readouterr().err

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odise_mm.datasets import Vocabulary
-from tests.test_datasets.small_coco import VOCABULARY, write_small_coco
+from odise_mm.vocabulary import Vocabulary
+from tests.support.small_coco import VOCABULARY, write_small_coco
 from tools.analysis_tools import browse_dataset
 
 CONFIG = """
@@ -132,7 +132,7 @@ def test_test_data(
 
 
 def _map_of_7(data: Path) -> Path:
-    from odise_mm.utils.panoptic_io import read_panoptic_png
+    from odise_mm.annotations.panoptic_io import read_panoptic_png
 
     path = data / "coco/map.npy"
     np.save(path, read_panoptic_png(data / "coco/annotations/panoptic_train2017/000000000007.png"))

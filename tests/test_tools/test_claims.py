@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from odise_mm.errors import DatasetError
-from tests import miniatures_ade_pascal as miniatures
+from tests.support import miniatures_ade_pascal as miniatures
 from tests.test_tools.test_convert_coco import convert, phrases_file, write_archives
 from tools.dataset_converters import ade20k_full, pascal_context
 from tools.dataset_converters.common import MADE, claim

@@ -26,13 +26,13 @@ from PIL import Image
 from pycocotools import mask as run_lengths
 from scipy.io import savemat
 
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.annotations.ground_truth import read_semantic_truth
+from odise_mm.annotations.label_maps import IGNORED
 from odise_mm.errors import DatasetError
-from odise_mm.evaluation.ground_truth import read_semantic_truth
 from odise_mm.registry import DATASETS
-from odise_mm.utils.label_maps import IGNORED
-from tests import miniatures_ade_pascal as miniatures
-from tests.test_tools.converter_work import double, items_in
+from odise_mm.vocabulary import Vocabulary
+from tests.support import miniatures_ade_pascal as miniatures
+from tests.support.converter_work import double, items_in
 from tools.dataset_converters import ade20k, ade20k_full, common, pascal_context, voc
 from tools.dataset_converters.common import Item, convert_all
 
@@ -105,7 +105,7 @@ def test_stopped_runs_go_on_and_leave_no_process_behind(
         "import signal, sys; sys.path.insert(0, sys.argv[1])\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells' & ignores it
         "from pathlib import Path\n"
-        "from tests.test_tools.converter_work import double, items_in\n"
+        "from tests.support.converter_work import double, items_in\n"
         "from tools.dataset_converters.common import convert_all, program\n"
         "if __name__ == '__main__':\n"
         "    folder = Path(sys.argv[2])\n"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from odise_mm.annotations.panoptic_io import read_panoptic_png, write_panoptic_png
 from odise_mm.registry import DATASETS
-from odise_mm.utils.panoptic_io import read_panoptic_png, write_panoptic_png
-from tests.test_datasets.small_coco import SmallCoco, write_small_coco
+from tests.support.small_coco import SmallCoco, write_small_coco
 from tools.dataset_converters import coco as converter
 
 CAPTIONS = {

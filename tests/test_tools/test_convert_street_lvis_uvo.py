@@ -19,10 +19,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 import odise_mm.evaluation  # noqa: F401  (fills the registry)
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.annotations.panoptic_io import read_panoptic_png
 from odise_mm.registry import DATASETS, METRICS
-from odise_mm.utils.panoptic_io import read_panoptic_png
-from tests import miniatures_street_lvis_uvo as raw
+from odise_mm.vocabulary import Vocabulary
+from tests.support import miniatures_street_lvis_uvo as raw
 from tools.dataset_converters import cityscapes, lvis, mapillary, uvo
 from tools.dataset_converters.common import MADE
 

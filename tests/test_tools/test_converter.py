@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from odise_mm.models.weights import from_published, load_weights
-from odise_mm.utils.checkpoint import CheckpointError, load_state_dict, save_state_dict
-from tests import golden
-from tools.analysis_tools import published
-from tools.analysis_tools.meta import build_on_meta, load_model_config
+from odise_mm.analysis import published
+from odise_mm.analysis.meta import build_on_meta, load_model_config
+from odise_mm.checkpoints.published import from_published, load_weights
+from odise_mm.checkpoints.safe_loading import load_state_dict, save_state_dict
+from odise_mm.errors import CheckpointError
+from tests.support import golden
 from tools.model_converters import odise_to_mm
 
 
@@ -47,7 +48,7 @@ def test_model_loads_the_same_from_original_and_converted(
     source, target = tiny_weights / "odise_label.pth", tmp_path / "label.safetensors"
     assert odise_to_mm.main([str(source), str(target), "--config", "odise_tiny"]) == 0
     cfg = load_model_config("odise_tiny")
-    from odise_mm.apis.building import build_model
+    from odise_mm.config.building import build_model
 
     model = build_model(cfg)
     states = []

@@ -7,9 +7,10 @@ import torch
 import yaml
 from mmengine.config import Config
 
-from tests import golden, parts
-from tools.analysis_tools import benchmark, meta, model_summary, published
-from tools.analysis_tools.meta import build_on_meta, load_model_config, short_edge
+from odise_mm.analysis import meta, published
+from odise_mm.analysis.meta import build_on_meta, load_model_config, short_edge
+from tests.support import golden, parts
+from tools.analysis_tools import benchmark, model_summary
 
 METAFILE = yaml.safe_load((parts.CONFIGS / "ablation/metafile.yml").read_text(encoding="utf-8"))
 OWN_PARTS = ("captioner", "feature projection")

@@ -14,13 +14,13 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from odise_mm.analysis.predictions import Prediction, PredictionFolder
 from odise_mm.models import GeometricEnsemble, OpenVocabSegmentor
 from odise_mm.models.classifiers.base import Opinion
-from tests import parts
-from tests.small_test_set import write_project
+from tests.support import parts
+from tests.support.small_test_set import write_project
 from tools import test as test_tool
 from tools.analysis_tools import save_predictions, sweep_fusion
-from tools.analysis_tools.predictions import Prediction, PredictionFolder
 
 ALPHA, BETA = 0.4, 0.9
 

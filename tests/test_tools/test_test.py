@@ -21,13 +21,13 @@ from mmengine.logging import MessageHub
 from PIL import Image
 from pycocotools.coco import COCO
 
-from odise_mm.apis.building import load_config
-from odise_mm.evaluation.test_sets import make_test_sets
+from odise_mm.annotations.panoptic_io import read_coco_panoptic
+from odise_mm.benchmarks.test_sets import make_test_sets
+from odise_mm.config.finding import load_config
 from odise_mm.utils.files import FolderLock
-from odise_mm.utils.panoptic_io import read_coco_panoptic
-from tests import parts
-from tests.fake_segmentor import FakeSegmentor
-from tests.small_test_set import (
+from tests.support import parts
+from tests.support.fake_segmentor import FakeSegmentor
+from tests.support.small_test_set import (
     HEIGHT,
     SET_CONFIG,
     WIDTH,

@@ -9,12 +9,12 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from odise_mm.apis.building import build_model
-from tests.parts import segmentor_config
-from tests.test_models.training import make_batch, make_model
+from odise_mm.analysis.meta import build_on_meta, flop_counter, running_on_meta
+from odise_mm.analysis.parts import part_of
+from odise_mm.config.building import build_model
+from tests.support.parts import segmentor_config
+from tests.support.training import make_batch, make_model
 from tools.analysis_tools import training_step as tool
-from tools.analysis_tools.meta import build_on_meta, flop_counter, running_on_meta
-from tools.analysis_tools.parts import part_of
 
 TRAINED = {
     "captioner",
@@ -123,7 +123,7 @@ def test_program(
     cfg: Config,
     counts: dict,
 ) -> None:
-    import tools.analysis_tools.meta as meta
+    import odise_mm.analysis.meta as meta
 
     monkeypatch.setattr(meta, "load_model_config", lambda _: cfg)
     monkeypatch.setattr(tool, "count", lambda _, __, way, sixteen_bit: dict(counts[way]))

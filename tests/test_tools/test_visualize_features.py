@@ -15,7 +15,7 @@ from scipy.special import comb
 from odise_mm.models import DiffusionBackbone
 from odise_mm.models.backbones.base import Backbone
 from odise_mm.registry import MODELS
-from tests import parts
+from tests.support import parts
 from tools.analysis_tools import visualize_features as tool
 
 HEIGHT, WIDTH = 192, 320

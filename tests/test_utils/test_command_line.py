@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config, DictAction
 
-from odise_mm.apis.building import change_config
+from odise_mm.config.changing import change_config
 from odise_mm.utils.command_line import ConfigOptions
 from tools import test, train
 from tools.analysis_tools import browse_dataset, save_predictions

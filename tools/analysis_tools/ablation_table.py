@@ -30,11 +30,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.benchmarks.tables import Table, find_reports, show, write_figure  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.files import atomic_writer, write_text  # noqa: E402
 from odise_mm.utils.outputs import check_outputs  # noqa: E402
-from tools.report import Table, find_reports, show, write_figure  # noqa: E402
 
 METAFILE = ROOT / "configs" / "ablation" / "metafile.yml"
 STUDIES = ("representation", "captioner", "steps", "classification")

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.analysis import published  # noqa: E402
+from odise_mm.benchmarks.tables import FORMATS, Table, show, write_json  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
-from tools.analysis_tools import published  # noqa: E402
-from tools.report import FORMATS, Table, show, write_json  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
@@ -110,7 +110,7 @@ def describe_machine(device: torch.device) -> Numbers:
 
 def make_vocabulary(name: str | None) -> Any:
     """The vocabulary of that name, or made-up names as in the published count."""
-    from odise_mm.datasets.vocabulary import Vocabulary
+    from odise_mm.vocabulary import Vocabulary
 
     if name:
         return Vocabulary.load(name)
@@ -124,11 +124,11 @@ def count_flops(model: OpenVocabSegmentor, size: int) -> dict[str, int]:
     """FLOPs of one image by part.
 
     Args:
-        model: from :func:`tools.analysis_tools.meta.build_on_meta`.
+        model: from :func:`odise_mm.analysis.meta.build_on_meta`.
         size: edge of the image in pixels.
     """
-    from tools.analysis_tools.meta import flop_counter, run_on_meta
-    from tools.analysis_tools.parts import POST_PROCESSING, FlopProbe, PartMeter
+    from odise_mm.analysis.meta import flop_counter, run_on_meta
+    from odise_mm.analysis.parts import POST_PROCESSING, FlopProbe, PartMeter
 
     with flop_counter() as counter, PartMeter(model, FlopProbe(counter)) as meter:
         post_process = run_on_meta(model, size, size)
@@ -152,7 +152,7 @@ def measure(
     """
     import torch
 
-    from tools.analysis_tools.parts import (
+    from odise_mm.analysis.parts import (
         PartMeter,
         TimeAndMemoryProbe,
         process_memory,
@@ -210,9 +210,9 @@ def compare_crops(
     """
     import torch
 
+    from odise_mm.analysis.meta import flop_counter
     from odise_mm.errors import ConfigError
     from odise_mm.models import CropCLIPClassifier, MaskCLIPClassifier
-    from tools.analysis_tools.meta import flop_counter
 
     pooling = model.classifiers[1] if len(model.classifiers) > 1 else None
     if not isinstance(pooling, MaskCLIPClassifier):
@@ -275,10 +275,11 @@ def run(args: argparse.Namespace) -> Numbers:
 
     import torch
 
-    from odise_mm.apis.building import build_model, pick_device
-    from odise_mm.apis.memory import memory_guard
+    from odise_mm.analysis.meta import build_on_meta, load_model_config
+    from odise_mm.config.building import build_model
+    from odise_mm.utils.device import pick_device
+    from odise_mm.utils.memory import memory_guard
     from odise_mm.utils.precision import check_precision
-    from tools.analysis_tools.meta import build_on_meta, load_model_config
 
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # mmdet's, harmless
     if args.threads:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.benchmarks.tables import Table, show  # noqa: E402
 from odise_mm.utils.command_line import ConfigOptions, Parser, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.outputs import (  # noqa: E402
     check_outputs,
@@ -28,15 +29,14 @@ from odise_mm.utils.outputs import (  # noqa: E402
     stem_of,
     write_picture,
 )
-from tools.report import Table, show  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
     from mmengine.config import Config
     from mmengine.dataset import BaseDataset
 
-    from odise_mm.datasets import Vocabulary
     from odise_mm.structures import SegmentationResult
+    from odise_mm.vocabulary import Vocabulary
 
 PAPER, GAP = 255, 8
 COLUMNS = ("file", "picture", "original", "drawn", "segments", "classes", "words")
@@ -70,9 +70,9 @@ def load_dataset(args: argparse.Namespace) -> tuple[BaseDataset, str]:
     Raises:
         ConfigError: the config has no such data.
     """
-    from odise_mm.apis.building import change_config, load_config
+    from odise_mm.config.changing import change_config, complete_config, set_data_root
+    from odise_mm.config.finding import load_config
     from odise_mm.datasets.seeding import build_seeded
-    from odise_mm.engine.config import complete_config, set_data_root
     from odise_mm.errors import ConfigError
 
     cfg: Config = load_config(args.config)
@@ -136,7 +136,7 @@ def ground_truth(item: dict, info: dict[str, Any], vocabulary: Vocabulary) -> Se
     import numpy as np
     from mmcv.image import imresize
 
-    from odise_mm.evaluation.ground_truth import read_panoptic_truth, read_semantic_truth
+    from odise_mm.annotations.ground_truth import read_panoptic_truth, read_semantic_truth
 
     sample = item["data_samples"]
     shape = tuple(item["inputs"].shape[-2:])

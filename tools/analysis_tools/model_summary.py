@@ -23,9 +23,9 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.analysis import published  # noqa: E402
+from odise_mm.benchmarks.tables import FORMATS, Table, show  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
-from tools.analysis_tools import published  # noqa: E402
-from tools.report import FORMATS, Table, show  # noqa: E402
 
 if TYPE_CHECKING:
     from odise_mm.models import DiffusionBackbone, OpenVocabSegmentor
@@ -52,7 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def all_configs() -> list[str]:
     """Every config of a model; of one name in the working directory and here, the one here."""
-    from odise_mm.apis.building import config_folders
+    from odise_mm.config.finding import config_folders
 
     found: dict[Path, Path] = {}
     for folder in config_folders():
@@ -62,8 +62,8 @@ def all_configs() -> list[str]:
 
 def count_parameters(model: OpenVocabSegmentor) -> tuple[dict[str, int], dict[str, int]]:
     """Trained and frozen parameters by part; one that several parts share counts once."""
-    from odise_mm.utils.frozen import FrozenModule
-    from tools.analysis_tools.parts import part_of
+    from odise_mm.analysis.parts import part_of
+    from odise_mm.models.frozen import FrozenModule
 
     frozen_ids = {
         id(parameter)
@@ -141,9 +141,9 @@ def summarise(config: str, size: int | None = None) -> dict[str, Any]:
         config is the published architecture also ``variant``, ``published_trained``,
         ``published_frozen``; where the backbone is a diffusion model also ``not_built``.
     """
+    from odise_mm.analysis.meta import build_on_meta, load_model_config, short_edge
     from odise_mm.models import DiffusionBackbone
     from tools.analysis_tools.benchmark import count_flops, make_vocabulary
-    from tools.analysis_tools.meta import build_on_meta, load_model_config, short_edge
 
     cfg = load_model_config(config)
     size = size or short_edge(cfg)

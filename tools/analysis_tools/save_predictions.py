@@ -36,8 +36,8 @@ from tools import test as test_tool  # noqa: E402
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from odise_mm.benchmarks.test_sets import TestSet
     from odise_mm.engine.runner import OpenVocabRunner
-    from odise_mm.evaluation.test_sets import TestSet
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -103,9 +103,10 @@ def save_set(
     """
     from torch.utils.data import Subset
 
-    from odise_mm.engine.config import check_config, complete_config
+    from odise_mm.analysis.predictions import PredictionFolder, recording
+    from odise_mm.config.changing import complete_config
+    from odise_mm.config.checking import check_config
     from odise_mm.engine.loops import bound_to, plain_worker_errors
-    from tools.analysis_tools.predictions import PredictionFolder, recording
 
     cfg = complete_config(test_set.cfg)
     check_config(cfg)
@@ -142,7 +143,7 @@ def save_set(
 def _predict(model: Any, batch: Any) -> None:
     import torch
 
-    from odise_mm.apis.memory import memory_guard
+    from odise_mm.utils.memory import memory_guard
 
     seen = [sample.metainfo["img_shape"][:2] for sample in batch["data_samples"]]
     device = next(model.parameters()).device
@@ -160,8 +161,8 @@ def describe(
     runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespace, dataset: Any
 ) -> dict[str, Any]:
     """What the predictions come from and depend on."""
+    from odise_mm.benchmarks.report import describe_vocabulary
     from odise_mm.engine.loops import unwrapped, vocabulary_of
-    from odise_mm.evaluation.report import describe_vocabulary
 
     told = test_tool.describe_run(args, runner)
     model = unwrapped(runner.model)
@@ -205,7 +206,7 @@ def check_space(folder: Path, wanted: int) -> None:
     Raises:
         PredictionsError: the disk has less room than that.
     """
-    from tools.analysis_tools.predictions import PredictionsError
+    from odise_mm.analysis.predictions import PredictionsError
 
     free = shutil.disk_usage(folder).free
     if wanted > free:

@@ -35,19 +35,19 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.benchmarks.tables import FORMATS, Table, show, write_figure  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.files import atomic_writer, write_text  # noqa: E402
 from odise_mm.utils.outputs import check_outputs  # noqa: E402
-from tools.report import FORMATS, Table, show, write_figure  # noqa: E402
 
 if TYPE_CHECKING:
     from mmengine.config import Config
     from mmengine.evaluator import Evaluator
     from torch import Tensor, nn
 
-    from odise_mm.datasets.vocabulary import Vocabulary
-    from tools.analysis_tools.predictions import Prediction, PredictionFolder
+    from odise_mm.analysis.predictions import Prediction, PredictionFolder
+    from odise_mm.vocabulary import Vocabulary
 
 GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 TASKS = ("panoptic", "semantic", "instance")
@@ -179,11 +179,10 @@ def sweep(
         DatasetError: the set's ground truth is missing.
     """
     import odise_mm  # noqa: F401  (first of ours: it prepares mmcv)
-    from odise_mm.apis.building import config_errors
+    from odise_mm.analysis.predictions import PredictionFolder, PredictionsError
+    from odise_mm.config.building import build_part, config_errors
     from odise_mm.engine.loops import tasks_of, vocabulary_of
     from odise_mm.registry import MODELS
-    from odise_mm.utils.frozen import build_part
-    from tools.analysis_tools.predictions import PredictionFolder, PredictionsError
 
     folder = PredictionFolder(path)
     described = folder.describe()
@@ -251,11 +250,11 @@ def read_config(folder: PredictionFolder, custom_imports: Sequence[str] = ()) ->
     from mmengine.registry import init_default_scope
 
     import odise_mm.models  # noqa: F401  (the fusion is one of them)
+    from odise_mm.config.untrusted import check_imports, check_types
     from odise_mm.errors import ConfigError
     from odise_mm.evaluation.base import DatasetMetric
     from odise_mm.models import GeometricEnsemble
     from odise_mm.registry import DATASETS, METRICS, MODELS
-    from odise_mm.utils.data_configs import check_imports, check_types
 
     where = str(folder.path / "config.json")
     content = folder.config()
@@ -279,7 +278,7 @@ def read_config(folder: PredictionFolder, custom_imports: Sequence[str] = ()) ->
 
 def without_pipelines(dataset: Any) -> Any:
     """A dataset's config whose pictures are not to be opened."""
-    from odise_mm.datasets.wrappers import inner_configs
+    from odise_mm.config.walking import inner_configs
 
     dataset = deepcopy(dataset)
     for _, each, wraps in inner_configs(dataset, ""):

@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.benchmarks.tables import FORMATS, Table, show, write_json  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.outputs import check_outputs  # noqa: E402
-from tools.report import FORMATS, Table, show, write_json  # noqa: E402
 
 if TYPE_CHECKING:
     import torch
@@ -61,7 +61,7 @@ def trained_as(model: OpenVocabSegmentor, way: str) -> Iterator[None]:
     """Inside, the model is trained in one of the three ways."""
     import torch
 
-    from odise_mm.utils.frozen import FrozenModule
+    from odise_mm.models.frozen import FrozenModule
 
     backbone, clip = model.backbone, getattr(model, "clip", None)
     for parameter in model.parameters():
@@ -98,7 +98,7 @@ def trained_as(model: OpenVocabSegmentor, way: str) -> Iterator[None]:
 
 def gradient_nodes(model: OpenVocabSegmentor, loss: torch.Tensor) -> dict[str, Counter[str]]:
     """What the autograd graph of a loss ends in: ``AccumulateGrad`` nodes and numbers, by part."""
-    from tools.analysis_tools.parts import part_of
+    from odise_mm.analysis.parts import part_of
 
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     nodes: Counter[str] = Counter()
@@ -189,7 +189,7 @@ def count(cfg: Config, size: int, way: str, sixteen_bit: bool) -> Numbers:
     Matching depends on values: in place of the losses stands a sum over all that they read.
 
     Args:
-        cfg: from :func:`tools.analysis_tools.meta.load_model_config`.
+        cfg: from :func:`odise_mm.analysis.meta.load_model_config`.
         size: edge of the image in pixels, a multiple of 64.
         way: one of the three ways of training.
         sixteen_bit: whether the frozen parts are stored and run in 16 bit. The trained parts are
@@ -197,7 +197,7 @@ def count(cfg: Config, size: int, way: str, sixteen_bit: bool) -> Numbers:
     """
     import torch
 
-    from tools.analysis_tools.meta import build_on_meta, flop_counter, running_on_meta
+    from odise_mm.analysis.meta import build_on_meta, flop_counter, running_on_meta
 
     model = build_on_meta(cfg)
     if sixteen_bit:
@@ -272,8 +272,8 @@ def _measure(cfg: Config, size: int, way: str, repeats: int, threads: int) -> Nu
 
     import torch
 
-    from odise_mm.apis.building import build_model
-    from tools.analysis_tools.parts import process_memory, reset_process_peak
+    from odise_mm.analysis.parts import process_memory, reset_process_peak
+    from odise_mm.config.building import build_model
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -323,9 +323,9 @@ def run(args: argparse.Namespace) -> Numbers:
 
     import torch
 
+    from odise_mm.analysis.meta import load_model_config
     from odise_mm.errors import ConfigError
     from tools.analysis_tools.benchmark import describe_machine
-    from tools.analysis_tools.meta import load_model_config
 
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # mmdet's, harmless
     if args.threads:

@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.benchmarks.tables import write_figure  # noqa: E402
 from odise_mm.errors import ConfigError, OdiseError  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
-from tools.report import write_figure  # noqa: E402
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,9 +108,9 @@ def build_parts(cfg: Config, weights: str | None = None) -> tuple[nn.Module, boo
     from mmengine.registry import init_default_scope
     from torch import nn
 
-    from odise_mm.apis.building import config_errors, named_weights
+    from odise_mm.config.building import build_part, config_errors
+    from odise_mm.config.walking import named_weights
     from odise_mm.registry import MODELS
-    from odise_mm.utils.frozen import build_part
 
     init_default_scope(cfg.get("default_scope", "odise_mm"))
     model_cfg = cfg.get("model") or {}
@@ -140,9 +140,9 @@ def build_parts(cfg: Config, weights: str | None = None) -> tuple[nn.Module, boo
 
 
 def _load_trained(parts: nn.Module, file: str) -> None:
+    from odise_mm.checkpoints.published import from_published, is_published, known_names
+    from odise_mm.checkpoints.safe_loading import differences, load_state_dict
     from odise_mm.errors import CheckpointError
-    from odise_mm.models.weights import from_published, is_published, known_names
-    from odise_mm.utils.checkpoint import differences, load_state_dict
 
     state = load_state_dict(file, fits=known_names(parts))
     if is_published(state):
@@ -198,8 +198,8 @@ def extract(
     import torch.nn.functional as F
 
     from odise_mm.models.segmentors.open_vocab_segmentor import OpenVocabSegmentor
+    from odise_mm.models.segmentors.tiling import TileGrid
     from odise_mm.utils.precision import autocast
-    from odise_mm.utils.tiling import TileGrid
 
     defaults = _defaults(OpenVocabSegmentor)
     tile_size = cfg.model.get("tile_size", defaults["tile_size"])
@@ -358,7 +358,8 @@ def printable_title(title: str) -> str:
 
 def run(args: argparse.Namespace) -> None:
     """Make the picture."""
-    from odise_mm.apis.building import load_config, named_weights
+    from odise_mm.config.finding import load_config
+    from odise_mm.config.walking import named_weights
     from odise_mm.utils.image import read_image
 
     cfgs = [load_config(config) for config in args.configs]
@@ -385,9 +386,9 @@ def panel(
     bar: Progress,
 ) -> tuple[str, np.ndarray]:
     """Title and clusters, (H, W) at the picture's size, of one config."""
-    from odise_mm.apis.building import pick_device
-    from odise_mm.apis.memory import memory_guard
-    from odise_mm.utils.frozen import FrozenModule
+    from odise_mm.models.frozen import FrozenModule
+    from odise_mm.utils.device import pick_device
+    from odise_mm.utils.memory import memory_guard
     from odise_mm.utils.precision import check_precision, dtype_of
 
     name = Path(config).stem
@@ -468,7 +469,7 @@ def cluster_picture(
 
 def model_input(cfg: Config, image: np.ndarray) -> Tensor:
     """A picture as the config's test pipeline hands it to the model: (3, h, w) uint8 BGR."""
-    from odise_mm.apis.building import make_test_pipeline
+    from odise_mm.config.building import make_test_pipeline
 
     return make_test_pipeline(cfg)(dict(img=image, img_path=None))["inputs"]
 
@@ -477,7 +478,7 @@ def padded(inputs: Tensor, cfg: Config) -> Tensor:
     """What a model with the config's preprocessor sees of uint8 BGR (3, h, w)."""
     from mmdet.structures import DetDataSample
 
-    from odise_mm.apis.building import config_errors
+    from odise_mm.config.building import config_errors
     from odise_mm.registry import MODELS
 
     with config_errors(cfg):

@@ -27,9 +27,9 @@ from pycocotools import mask as run_lengths
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.annotations.label_maps import read_label_map  # noqa: E402
+from odise_mm.annotations.panoptic_io import ids_to_rgb  # noqa: E402
 from odise_mm.errors import DatasetError  # noqa: E402
-from odise_mm.utils.label_maps import read_label_map  # noqa: E402
-from odise_mm.utils.panoptic_io import ids_to_rgb  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
@@ -66,7 +66,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def categories() -> list[dict]:
     """SceneParsing's classes as COCO's ``categories``, id = index from 1."""
-    from odise_mm.datasets.vocabulary import Vocabulary  # late: imports torch, workers need not
+    from odise_mm.vocabulary import Vocabulary  # late: imports torch, workers need not
 
     vocabulary = Vocabulary.load("ade20k")
     return [

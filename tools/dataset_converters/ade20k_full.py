@@ -31,10 +31,10 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.annotations.json_fields import LENGTH, TEXT  # noqa: E402
 from odise_mm.errors import DatasetError  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.files import path_inside, write_text  # noqa: E402
-from odise_mm.utils.json_fields import LENGTH, TEXT  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,

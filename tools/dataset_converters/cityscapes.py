@@ -27,9 +27,9 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 import numpy as np  # noqa: E402
 
+from odise_mm.annotations.label_maps import read_label_map  # noqa: E402
+from odise_mm.annotations.panoptic_io import ids_to_rgb, read_panoptic_png  # noqa: E402
 from odise_mm.errors import DatasetError  # noqa: E402
-from odise_mm.utils.label_maps import read_label_map  # noqa: E402
-from odise_mm.utils.panoptic_io import ids_to_rgb, read_panoptic_png  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,

@@ -27,11 +27,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.annotations.coco_json import Id, picture_name, read_captions, read_coco  # noqa: E402
+from odise_mm.annotations.json_fields import shown  # noqa: E402
 from odise_mm.errors import DatasetError  # noqa: E402
-from odise_mm.utils.coco_json import Id, picture_name, read_captions, read_coco  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.files import atomic_writer  # noqa: E402
-from odise_mm.utils.json_fields import shown  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,

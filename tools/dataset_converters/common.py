@@ -34,19 +34,19 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from odise_mm.annotations.coco_json import CocoFile, picture_name, read_coco, used_categories
+from odise_mm.annotations.json_fields import FLAG, fault, shown
+from odise_mm.annotations.label_maps import IGNORED, class_indices, read_label_map
+from odise_mm.annotations.masks import clean_mask, to_rle
+from odise_mm.annotations.panoptic_io import read_panoptic_png
+from odise_mm.benchmarks.tables import Table, show
 from odise_mm.errors import DatasetError, OdiseError
 from odise_mm.utils import files
-from odise_mm.utils.coco_json import CocoFile, picture_name, read_coco, used_categories
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import atomic_writer, path_inside, regular_file, write_json
 from odise_mm.utils.image import LABEL_FORMATS, MAX_LABEL_PIXELS, open_image, turned_hint
 from odise_mm.utils.journal import Journal
-from odise_mm.utils.json_fields import FLAG, fault, shown
-from odise_mm.utils.label_maps import IGNORED, class_indices, read_label_map
-from odise_mm.utils.masks import clean_mask, to_rle
-from odise_mm.utils.panoptic_io import read_panoptic_png
-from tools.report import Table, show
 
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
 MADE = ".odise_mm_made.json"
@@ -363,7 +363,7 @@ def rows_of(content: Any, key: str, path: str | os.PathLike, **kinds: str) -> li
         content: of the file.
         key: of the list.
         path: of the file, for messages.
-        kinds: of fields that must be there, see :data:`odise_mm.utils.json_fields.KINDS`.
+        kinds: of fields that must be there, see :data:`odise_mm.annotations.json_fields.KINDS`.
 
     Raises:
         DatasetError: there is no such list, or an object is incomplete or of wrong types.

@@ -20,11 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
+from odise_mm.annotations.coco_json import picture_name as file_name  # noqa: E402
+from odise_mm.annotations.coco_json import read_coco  # noqa: E402
+from odise_mm.annotations.json_fields import fault, shown  # noqa: E402
 from odise_mm.errors import DatasetError  # noqa: E402
-from odise_mm.utils.coco_json import picture_name as file_name  # noqa: E402
-from odise_mm.utils.coco_json import read_coco  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
-from odise_mm.utils.json_fields import fault, shown  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Row,
     converter_parser,
@@ -87,7 +87,7 @@ def _check_images(images: list[dict], known: dict, path: Path) -> None:
 
 def _check_categories(categories: dict, path: Path) -> None:
     """Names, order and frequencies are those of LVIS v1."""
-    from odise_mm.datasets.vocabulary import Vocabulary  # late: brings OpenMMLab's packages
+    from odise_mm.vocabulary import Vocabulary  # late: brings OpenMMLab's packages
 
     wanted = Vocabulary.load("lvis").source_names
     if len(categories) != len(wanted):

@@ -28,12 +28,12 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 import numpy as np  # noqa: E402
 from scipy import ndimage  # noqa: E402
 
+from odise_mm.annotations.json_fields import FLAG, ID, TEXT, WHOLE, fault, shown, twin  # noqa: E402
+from odise_mm.annotations.label_maps import read_label_map  # noqa: E402
+from odise_mm.annotations.panoptic_io import ids_to_rgb, read_panoptic_png  # noqa: E402
 from odise_mm.errors import DatasetError  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.files import path_inside  # noqa: E402
-from odise_mm.utils.json_fields import FLAG, ID, TEXT, WHOLE, fault, shown, twin  # noqa: E402
-from odise_mm.utils.label_maps import read_label_map  # noqa: E402
-from odise_mm.utils.panoptic_io import ids_to_rgb, read_panoptic_png  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Item,
     Row,
@@ -114,7 +114,7 @@ def read_config(path: Path) -> list[Label]:
         index = count if evaluated else None
         labels.append(Label(raw["readable"], raw["name"], bool(raw["instances"]), index))
         count += evaluated
-    from odise_mm.datasets.vocabulary import Vocabulary  # late: brings OpenMMLab's packages
+    from odise_mm.vocabulary import Vocabulary  # late: brings OpenMMLab's packages
 
     vocabulary = Vocabulary.load("mapillary")
     wanted = list(zip(vocabulary.source_names, vocabulary.is_thing, strict=True))

@@ -100,7 +100,7 @@ def class_tables(root: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
         raise DatasetError(
             f"{root / 'labels.txt'}: {len(names)} classes where Pascal Context has 459"
         )
-    from odise_mm.datasets.vocabulary import Vocabulary  # late: imports torch, workers need not
+    from odise_mm.vocabulary import Vocabulary  # late: imports torch, workers need not
 
     number_of = {squeezed(name): number for number, name in names.items()}
     known = [squeezed(name) for name in Vocabulary.load("pascal_context59").source_names]

@@ -26,9 +26,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.errors import DatasetError  # noqa: E402
-from odise_mm.utils.files import path_inside  # noqa: E402
-from odise_mm.utils.json_fields import (  # noqa: E402
+from odise_mm.annotations.json_fields import (  # noqa: E402
     FLAG,
     ID,
     LENGTH,
@@ -38,6 +36,8 @@ from odise_mm.utils.json_fields import (  # noqa: E402
     shown,
     twin,
 )
+from odise_mm.errors import DatasetError  # noqa: E402
+from odise_mm.utils.files import path_inside  # noqa: E402
 from tools.dataset_converters.common import (  # noqa: E402
     Row,
     claim,

@@ -27,7 +27,7 @@ from odise_mm.utils.display import printable  # noqa: E402
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from tools.report import Table
+    from odise_mm.benchmarks.tables import Table
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -47,8 +47,9 @@ def convert(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: not a published ODISE file, an unknown key, or parameters missing.
     """
-    from odise_mm.models.weights import from_published, is_published, known_names
-    from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
+    from odise_mm.checkpoints.published import from_published, is_published, known_names
+    from odise_mm.checkpoints.safe_loading import load_state_dict
+    from odise_mm.errors import CheckpointError
 
     state = load_state_dict(source, fits=known_names())
     if not is_published(state):
@@ -75,7 +76,7 @@ def _absent(state: Mapping[str, Tensor]) -> list[str]:
     """Patterns of published names that no key matches and that every variant has."""
     import re
 
-    from odise_mm.models.weights import PUBLISHED_NAMES
+    from odise_mm.checkpoints.published import PUBLISHED_NAMES
 
     # a label-supervised model has the first and the others have not, and the other way round
     captions = any(key.startswith("word_head.") for key in state)
@@ -93,8 +94,8 @@ def check_against_config(ours: Mapping[str, Tensor], config: str, source: str | 
     Raises:
         CheckpointError: they differ; the message names the first differences.
     """
-    from odise_mm.utils.checkpoint import CheckpointError
-    from tools.analysis_tools.meta import build_on_meta, load_model_config
+    from odise_mm.analysis.meta import build_on_meta, load_model_config
+    from odise_mm.errors import CheckpointError
 
     model = build_on_meta(load_model_config(config))
     wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -115,8 +116,8 @@ def check_against_config(ours: Mapping[str, Tensor], config: str, source: str | 
 
 def make_tables(ours: Mapping[str, Tensor], unused: Mapping[str, str]) -> list[Table]:
     """What was converted, by part, and what was not, with the reason."""
-    from tools.analysis_tools.parts import part_of
-    from tools.report import Table
+    from odise_mm.analysis.parts import part_of
+    from odise_mm.benchmarks.tables import Table
 
     keys, numbers = Counter(), Counter()
     for key, value in ours.items():
@@ -132,9 +133,9 @@ def make_tables(ours: Mapping[str, Tensor], unused: Mapping[str, str]) -> list[T
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
-    from odise_mm.utils.checkpoint import save_state_dict
+    from odise_mm.benchmarks.tables import show
+    from odise_mm.checkpoints.safe_loading import save_state_dict
     from odise_mm.utils.outputs import check_outputs
-    from tools.report import show
 
     with one_line_errors():
         check_outputs([args.output], [args.input, args.config])

@@ -10,10 +10,10 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from mmdet.structures.mask import BitmapMasks
 
+from odise_mm.annotations.panoptic_io import read_panoptic_png
 from odise_mm.errors import DatasetError, PanopticFileError
 from odise_mm.registry import TRANSFORMS
 from odise_mm.utils.image import turned_hint
-from odise_mm.utils.panoptic_io import read_panoptic_png
 from odise_mm.utils.settings import check_whole
 
 _FILL = 255

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from odise_mm.utils.frozen import FrozenModule
+from odise_mm.models.frozen import FrozenModule
 
 
 class Backbone(FrozenModule):

@@ -13,6 +13,8 @@ import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from odise_mm.checkpoints.safe_loading import differences
+from odise_mm.errors import CheckpointError
 from odise_mm.models.backbones.base import Backbone
 from odise_mm.models.backbones.timm_backbone import (
     cast_buffers,
@@ -24,10 +26,10 @@ from odise_mm.models.backbones.timm_backbone import (
     register_normalisation,
 )
 from odise_mm.models.backbones.timm_weights import WithoutDrawing, find_model
-from odise_mm.models.clip import CLIPSource, FrozenCLIP, find_clip, read_clip
+from odise_mm.models.clip.frozen_clip import FrozenCLIP
+from odise_mm.models.clip.sources import CLIPSource, find_clip, read_clip
+from odise_mm.models.frozen import same_random_weights
 from odise_mm.registry import MODELS
-from odise_mm.utils.checkpoint import CheckpointError, differences
-from odise_mm.utils.frozen import same_random_weights
 
 PREFIX = "visual."  # of the image tower's weights in open_clip's and OpenAI's files
 
@@ -48,7 +50,8 @@ class OpenCLIPBackbone(Backbone):
         model: name of an open_clip architecture, or the content of such a config (``embed_dim``,
             ``vision_cfg``, ``quick_gelu``). Only the image tower is built. None uses the tower of
             ``clip``, which then exists once.
-        weights: open_clip's tag, or a local file: see :class:`~odise_mm.models.clip.FrozenCLIP`.
+        weights: open_clip's tag, or a local file: see
+            :class:`~odise_mm.models.FrozenCLIP`.
             Only the tower's part of it is kept. None leaves random weights, the same every time.
         clip: the model's CLIP; not used where ``model`` is named.
         out_indices: blocks (ViT) or levels (pyramids) to take, from the front to the back; negative
@@ -56,12 +59,12 @@ class OpenCLIPBackbone(Backbone):
             and of a pyramid the last level of each stride from 4 to 32.
         image_size: edge of the square that every tile is resized to, in pixels.
         mean, std: of the pictures that the weights were trained on, see
-            :class:`~odise_mm.models.clip.FrozenCLIP`; not taken without ``model``.
+            :class:`~odise_mm.models.FrozenCLIP`; not taken without ``model``.
 
     Raises:
         ValueError: no such architecture or tag, an index that does not exist, neither ``model``
             nor ``clip``, ``weights`` without ``model``.
-        odise_mm.utils.checkpoint.CheckpointError: weights missing, out of reach or of another
+        CheckpointError: weights missing, out of reach or of another
             model.
     """
 

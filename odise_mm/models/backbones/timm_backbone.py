@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from odise_mm.errors import ImageError
 from odise_mm.models.backbones.base import Backbone
 from odise_mm.models.backbones.timm_weights import TimmWeights, find_model
+from odise_mm.models.frozen import is_meta_context, same_random_weights
 from odise_mm.registry import MODELS
-from odise_mm.utils.frozen import is_meta_context, same_random_weights
 from odise_mm.utils.settings import check_flag
 
 PYRAMID = range(4, 33)  # strides that a feature pyramid has a use for
@@ -60,7 +60,7 @@ class TimmBackbone(Backbone):
     Raises:
         ValueError: no such model or tag (the nearest are named), an index or size that the model
             does not have.
-        odise_mm.utils.checkpoint.CheckpointError: weights missing, out of reach or of another
+        CheckpointError: weights missing, out of reach or of another
             model.
     """
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
-from odise_mm.utils.checkpoint import CheckpointError, differences, load_state_dict
+from odise_mm.checkpoints.safe_loading import differences, load_state_dict
+from odise_mm.errors import CheckpointError
+from odise_mm.models.frozen import same_random_weights
 from odise_mm.utils.display import first_line
-from odise_mm.utils.frozen import same_random_weights
-from odise_mm.utils.names import is_path, nearest
+from odise_mm.utils.spelling import is_path, nearest
 
 # The names of the files in timm's repositories on the hub, the first that is there.
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.errors import ConfigError
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.utils.precision import full_precision
+from odise_mm.vocabulary import Vocabulary
 
 
 class Opinion(NamedTuple):

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.config.building import build_part
 from odise_mm.models.classifiers.base import Classifier, Opinion, class_logits, fill_template
-from odise_mm.models.clip import FrozenCLIP
+from odise_mm.models.clip.frozen_clip import FrozenCLIP
+from odise_mm.models.clip.text_encoder import TextEncoder
 from odise_mm.models.heads.mask2former_head import MaskPrediction
-from odise_mm.models.text.text_encoder import TextEncoder
 from odise_mm.registry import MODELS
-from odise_mm.utils.frozen import build_part
 from odise_mm.utils.settings import check_flag, check_whole
+from odise_mm.vocabulary import Vocabulary
 
 
 class _CLIPClassifier(Classifier):

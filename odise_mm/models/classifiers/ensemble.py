@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.models.classifiers.base import Opinion
 from odise_mm.registry import MODELS
 from odise_mm.utils.settings import check_weight
+from odise_mm.vocabulary import Vocabulary
 
 
 @MODELS.register_module()

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.config.building import build_part
 from odise_mm.models.classifiers.base import Classifier, Opinion, class_logits, fill_template
+from odise_mm.models.clip.text_encoder import TextEncoder
 from odise_mm.models.heads.mask2former_head import MaskPrediction
-from odise_mm.models.text.text_encoder import TextEncoder
 from odise_mm.registry import MODELS
-from odise_mm.utils.frozen import build_part
 from odise_mm.utils.precision import full_precision
 from odise_mm.utils.settings import check_flag, check_whole
+from odise_mm.vocabulary import Vocabulary
 
 
 @MODELS.register_module()
@@ -24,7 +24,7 @@ class OpenVocabClassifier(Classifier):
     holds its logarithm; it starts at 1 / 0.07 and is at most 100).
 
     Args:
-        text_encoder: a :class:`~odise_mm.models.text.text_encoder.TextEncoder` or its config.
+        text_encoder: a :class:`~odise_mm.models.clip.text_encoder.TextEncoder` or its config.
         embed_dim: width of the mask embeddings.
         null_class: whether "none of the names" is a learned embedding, as in a model that is
             trained with labels; else p_void comes from the head's objectness (captions).

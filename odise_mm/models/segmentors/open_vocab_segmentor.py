@@ -19,8 +19,9 @@ from mmengine.model import BaseModel
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor, nn
 
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.config.building import build_part
 from odise_mm.errors import ConfigError, DatasetError, TrainingError
+from odise_mm.models.frozen import FrozenModule
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.models.postprocess import (
     TEST_CFG,
@@ -30,11 +31,11 @@ from odise_mm.models.postprocess import (
     resize_masks,
     semantic_inference,
 )
+from odise_mm.models.segmentors.tiling import TileGrid
 from odise_mm.registry import MODELS
-from odise_mm.utils.frozen import FrozenModule, build_part
 from odise_mm.utils.precision import autocast, dtype_of
 from odise_mm.utils.settings import check_whole
-from odise_mm.utils.tiling import TileGrid
+from odise_mm.vocabulary import Vocabulary
 
 Pyramid = tuple[Tensor, ...]
 MAX_STRIDE = 32  # of a pyramid

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from odise_mm.apis.building import build_model, load_config
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.config.building import build_model
+from odise_mm.config.finding import load_config
 from odise_mm.errors import ConfigError
 from odise_mm.models import GeometricEnsemble, Opinion
+from odise_mm.vocabulary import Vocabulary
 from projects.coat.coat_ensemble import CoatEnsemble
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -14,10 +14,11 @@ import torchvision
 from mmengine.config import Config
 
 from odise_mm.apis import OpenVocabInferencer
-from odise_mm.apis.building import build_model, load_config
+from odise_mm.config.building import build_model
+from odise_mm.config.finding import load_config
 from odise_mm.errors import CheckpointError, ConfigError
 from projects.example_backbone.torchvision_backbone import TorchvisionBackbone
-from tests.test_datasets.small_coco import VOCABULARY, write_small_coco
+from tests.support.small_coco import VOCABULARY, write_small_coco
 from tools import test as test_tool
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -22,8 +22,8 @@ from torch.utils.data import Dataset
 
 from odise_mm.models import FrozenCLIP, MaskCLIPClassifier
 from odise_mm.models.classifiers.base import class_logits, fill_template
-from odise_mm.models.clip import CONFIG_FILE, WEIGHTS_FILE
-from odise_mm.models.word_tokenizer import WORDS_FILE
+from odise_mm.models.clip.sources import CONFIG_FILE, WEIGHTS_FILE
+from odise_mm.models.clip.word_tokenizer import WORDS_FILE
 from odise_mm.utils.files import replacing
 from projects.toy_world import captions
 from projects.toy_world.names import NAMES, THINGS, Name, vocabulary

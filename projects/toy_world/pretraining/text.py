@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from odise_mm.models.word_tokenizer import WordTokenizer
+from odise_mm.models.clip.word_tokenizer import WordTokenizer
 from projects.toy_world import captions
 
 CONTEXT_LENGTH = 32

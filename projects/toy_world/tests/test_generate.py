@@ -12,9 +12,9 @@ from PIL import Image
 from pycocotools import mask as masks
 from pycocotools.coco import COCO
 
+from odise_mm.annotations.panoptic_io import read_panoptic_png
 from odise_mm.datasets import PanopticDataset
 from odise_mm.datasets.seeding import SeededIndex
-from odise_mm.utils.panoptic_io import read_panoptic_png
 from projects.toy_world import generate, show
 from projects.toy_world.captions import plural
 from projects.toy_world.names import NAMES, NOVEL_THINGS, vocabulary, vocabulary_file

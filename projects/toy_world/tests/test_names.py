@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.vocabulary import Vocabulary
 from projects.toy_world.captions import plural, split_words, words
 from projects.toy_world.names import (
     BASE_THINGS,

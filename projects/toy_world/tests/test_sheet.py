@@ -12,11 +12,11 @@ import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from odise_mm.annotations.panoptic_io import read_coco_panoptic
 from odise_mm.apis import OpenVocabInferencer
+from odise_mm.checkpoints.safe_loading import load_state_dict
 from odise_mm.errors import CheckpointError, DatasetError
 from odise_mm.structures import NamedSegment, SegmentationResult
-from odise_mm.utils.checkpoint import load_state_dict
-from odise_mm.utils.panoptic_io import read_coco_panoptic
 from projects.toy_world import sheet, ship
 from projects.toy_world.names import names_of
 from projects.toy_world.sheet import Row, Verdict
@@ -244,7 +244,7 @@ def test_pictures_are_png_or_jpg(capsys: pytest.CaptureFixture) -> None:
 
 def test_found_names_are_those_of_the_truth() -> None:
     """Verdicts compare names: the vocabulary and the annotations must call a class alike."""
-    from odise_mm.datasets.vocabulary import Vocabulary
+    from odise_mm.vocabulary import Vocabulary
 
     assert set(Vocabulary.load(str(sheet.VOCABULARY)).names) == {str(n) for n in names_of("all")}
     segment = NamedSegment(1, 0, "polka-dot green triangle", 0.5, 9, True)

@@ -15,8 +15,8 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import resize
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from odise_mm.models.backbones.diffusion_arch import ARCHITECTURES, DiffusionArch
-from tests import golden
+from odise_mm.models.backbones.diffusion.presets import ARCHITECTURES, DiffusionArch
+from tests.support import golden
 
 
 class Diffusion(NamedTuple):

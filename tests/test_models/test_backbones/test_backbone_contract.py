@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from odise_mm.config.building import build_part
 from odise_mm.models import FeatureProjection, FrozenCLIP
 from odise_mm.models.backbones.base import Backbone
 from odise_mm.registry import MODELS
-from odise_mm.utils.frozen import build_part
-from tests import tiny_timm  # noqa: F401 (registers models)
-from tests.parts import TINY_CLIP, relative_error
+from tests.support import tiny_timm  # noqa: F401 (registers models)
+from tests.support.parts import TINY_CLIP, relative_error
 
 VIT_LEVELS = (4, 8, 16, 32)
 

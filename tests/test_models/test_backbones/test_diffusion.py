@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from odise_mm.models.backbones.diffusion import Condition, DiffusionBackbone, Taps
-from odise_mm.models.backbones.diffusion_arch import ARCHITECTURES, DiffusionArch, get_arch
-from tests import golden
-from tests.parts import relative_error
+from odise_mm.models.backbones.diffusion.arch_from_files import get_arch
+from odise_mm.models.backbones.diffusion.backbone import DiffusionBackbone
+from odise_mm.models.backbones.diffusion.condition import Condition
+from odise_mm.models.backbones.diffusion.presets import ARCHITECTURES, DiffusionArch
+from odise_mm.models.backbones.diffusion.taps import Taps
+from tests.support import golden
+from tests.support.parts import relative_error
 from tests.test_models.test_backbones.conftest import Diffusion
 
 PAPER = dict(vae_encoder=(5, 7), unet=(2, 5, 8, 11), vae_decoder=(2, 5))

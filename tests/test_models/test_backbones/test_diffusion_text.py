@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from transformers import CLIPTokenizer
 
-from odise_mm.models.backbones import diffusion_condition
-from odise_mm.models.backbones.diffusion import DiffusionBackbone
-from odise_mm.models.backbones.diffusion_text import tokenize
+from odise_mm.models.backbones.diffusion import condition as diffusion_condition
+from odise_mm.models.backbones.diffusion.backbone import DiffusionBackbone
+from odise_mm.models.backbones.diffusion.text import tokenize
 from tests.test_models.test_backbones.conftest import Diffusion
 
 UNET = dict(unet=(0,))

@@ -19,19 +19,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from odise_mm.errors import ConfigError
-from odise_mm.models.backbones.diffusion import Condition, DiffusionBackbone, Taps
-from odise_mm.models.backbones.diffusion_arch import (
-    ARCHITECTURES,
-    DiffusionArch,
-    get_arch,
-    read_arch,
-)
-from odise_mm.models.backbones.diffusion_text import tokenize
-from odise_mm.models.clip import FrozenCLIP
-from odise_mm.models.necks.captioner import EmptyCaptioner, ImplicitCaptioner
-from odise_mm.utils.checkpoint import CheckpointError
-from tests.parts import relative_error
+from odise_mm.errors import CheckpointError, ConfigError
+from odise_mm.models.backbones.diffusion.arch_from_files import get_arch, read_arch
+from odise_mm.models.backbones.diffusion.backbone import DiffusionBackbone
+from odise_mm.models.backbones.diffusion.condition import Condition
+from odise_mm.models.backbones.diffusion.presets import ARCHITECTURES, DiffusionArch
+from odise_mm.models.backbones.diffusion.taps import Taps
+from odise_mm.models.backbones.diffusion.text import tokenize
+from odise_mm.models.clip.frozen_clip import FrozenCLIP
+from odise_mm.models.necks.captioners.implicit import EmptyCaptioner, ImplicitCaptioner
+from tests.support.parts import relative_error
 from tests.test_models.test_backbones.conftest import Diffusion, text_state
 from tests.test_models.test_backbones.test_diffusion import check, tiles
 from tests.test_models.test_backbones.test_diffusion_weights import (

@@ -13,12 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from odise_mm.models.backbones import diffusion_weights
-from odise_mm.models.backbones.diffusion import DiffusionBackbone
-from odise_mm.models.backbones.diffusion_arch import ARCHITECTURES, DiffusionArch
-from odise_mm.models.backbones.diffusion_weights import DiffusionWeights
-from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
-from tests.parts import relative_error
+from odise_mm.checkpoints.safe_loading import load_state_dict
+from odise_mm.errors import CheckpointError
+from odise_mm.models.backbones.diffusion import weights as diffusion_weights
+from odise_mm.models.backbones.diffusion.backbone import DiffusionBackbone
+from odise_mm.models.backbones.diffusion.presets import ARCHITECTURES, DiffusionArch
+from odise_mm.models.backbones.diffusion.weights import DiffusionWeights
+from tests.support.parts import relative_error
 from tests.test_models.test_backbones.conftest import Diffusion, text_state
 from tests.test_models.test_backbones.test_diffusion import PAPER, V2, tiles
 

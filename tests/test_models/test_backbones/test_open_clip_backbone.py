@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, Normalize
 from torchvision.transforms.functional import resize
 
-from odise_mm.errors import ImageError
+from odise_mm.errors import CheckpointError, ImageError
 from odise_mm.models import FrozenCLIP, OpenCLIPBackbone
-from odise_mm.utils.checkpoint import CheckpointError
-from tests import tiny_timm  # noqa: F401 (registers models)
-from tests.parts import TINY_CLIP, clip, relative_error
+from tests.support import tiny_timm  # noqa: F401 (registers models)
+from tests.support.parts import TINY_CLIP, clip, relative_error
 
 TEXT = dict(width=32, heads=2, layers=1)
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, Normalize
 from torchvision.transforms.functional import resize
 
-from odise_mm.errors import ImageError
+from odise_mm.checkpoints.safe_loading import load_state_dict
+from odise_mm.errors import CheckpointError, ImageError
 from odise_mm.models import FeatureProjection, TimmBackbone
 from odise_mm.models.backbones import timm_weights
 from odise_mm.models.backbones.timm_backbone import choose_levels
-from odise_mm.utils.checkpoint import CheckpointError, load_state_dict
-from tests import tiny_timm
-from tests.parts import relative_error
+from tests.support import tiny_timm
+from tests.support.parts import relative_error
 
 # name -> edge of the pictures that the model's own forward pass takes
 MODELS = {

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.models import (
     CropCLIPClassifier,
     FrozenCLIP,
     MaskCLIPClassifier,
     MaskPrediction,
 )
-from tests.parts import TINY_CLIP, clip, relative_error
+from odise_mm.vocabulary import Vocabulary
+from tests.support.parts import TINY_CLIP, clip, relative_error
 
 VOCABULARY = Vocabulary((("cat", "kitten"), ("brick wall",), ("dog",)), (True, False, True))
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.models import GeometricEnsemble, Opinion
+from odise_mm.vocabulary import Vocabulary
 
 TRAINED = Vocabulary((("cat", "kitten"), ("tree",), ("person",)), (True, False, True))
 # "Kitten" is spelled as a trained synonym but for its capital; "trees" is not.

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from odise_mm.datasets.vocabulary import Vocabulary
 from odise_mm.models import MaskPrediction, OpenVocabClassifier, TextEncoder
 from odise_mm.models.classifiers.base import class_logits, fill_template
-from tests.parts import clip
+from odise_mm.vocabulary import Vocabulary
+from tests.support.parts import clip
 
 VOCABULARY = Vocabulary(
     (("cat", "kitten", "puss"), ("brick wall",), ("dog", "hound")), (True, False, True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from odise_mm.models import OpenVocabMask2FormerHead
 from odise_mm.models.heads.mask2former_head import MaskEmbedding
 from odise_mm.registry import MODELS
-from tests.parts import head_config, random_weights, relative_error
+from tests.support.parts import head_config, random_weights, relative_error
 
 CHANNELS = [32] * 4
 

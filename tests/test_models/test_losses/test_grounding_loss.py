@@ -9,7 +9,7 @@ from torch import Tensor
 
 from odise_mm.errors import ConfigError
 from odise_mm.models import GroundingLoss
-from tests import golden
+from tests.support import golden
 
 
 @pytest.mark.parametrize("case", ["c0", "c1", "c2"])  # one image without words, none, all

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odise_mm.models import FeatureProjection
-from tests.parts import random_weights, relative_error
+from tests.support.parts import random_weights, relative_error
 
 CHANNELS = (40, 64, 96, 64, 32, 40)
 STRIDES = (4, 8, 32, 16, 8, 4)

@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import BlipForConditionalGeneration, BlipImageProcessor, BlipProcessor
 
-from odise_mm.apis.building import build_model
-from odise_mm.datasets.vocabulary import Vocabulary
+from odise_mm.analysis.meta import build_on_meta, flop_counter, load_model_config, run_on_meta
+from odise_mm.config.building import build_model
 from odise_mm.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
 from odise_mm.models import (
     BLIPCaptioner,
@@ -33,9 +33,9 @@ from odise_mm.models import (
     TextEncoder,
 )
 from odise_mm.models.backbones.base import Backbone
-from tests.parts import CONFIGS, clip, load_config, picture, random_weights
-from tests.test_models.training import make_model, make_sample
-from tools.analysis_tools.meta import build_on_meta, flop_counter, load_model_config, run_on_meta
+from odise_mm.vocabulary import Vocabulary
+from tests.support.parts import CONFIGS, clip, load_config, picture, random_weights
+from tests.support.training import make_model, make_sample
 
 PLACES = ["kitchen", "beach", "street", "forest", "office"]
 OBJECTS = ["cat", "dog", "table", "tree", "car", "sofa", "boat"]

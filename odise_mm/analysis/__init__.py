@@ -1,0 +1,1 @@
+"""What the tools of analysis share: models without memory, their parts, saved predictions."""

@@ -1,0 +1,173 @@
+"""Whole models without memory: built and run on torch's meta device, where only shapes exist."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from odise_mm.config.building import build_model
+from odise_mm.config.finding import load_config
+from odise_mm.models import OpenVocabSegmentor, TextEncoder
+from odise_mm.models.classifiers import clip_classifiers
+from odise_mm.models.postprocess import resize_masks, semantic_inference
+
+
+def load_model_config(config: str, weights: bool = False) -> Config:
+    """A config; unless ``weights``, no part of its model names pre-trained weights any more."""
+    cfg = load_config(config)
+    if not weights:
+        _drop_weights(cfg.model)
+    return cfg
+
+
+def short_edge(cfg: Config) -> int:
+    """Pixels of the short edge that a config's test pipeline resizes pictures to; 512 if none."""
+    scales = [step["scale"] for step in cfg.get("test_pipeline") or [] if "scale" in step]
+    return min(scales[-1]) if scales and isinstance(scales[-1], (tuple, list)) else 512
+
+
+def _drop_weights(node: Any) -> None:
+    if isinstance(node, dict):
+        if "weights" in node:
+            node["weights"] = None
+        for value in node.values():
+            _drop_weights(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _drop_weights(value)
+
+
+def build_on_meta(cfg: Config) -> OpenVocabSegmentor:
+    """The config's model with every tensor on the meta device: no weights, no memory."""
+    with torch.device("meta"):
+        model = build_model(cfg)
+    return model.to("meta").eval().requires_grad_(False)
+
+
+class _SizesStayReal(TorchFunctionMode):
+    """Lets code run on the meta device that reads sizes out of integer tensors.
+
+    mmdet's pixel decoder keeps the sizes of its feature maps in such tensors, moves them to the
+    features' device and reads them there, which the meta device cannot do. Here they stay on the
+    CPU, and operations that mix both devices give meta tensors.
+    """
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.to and not args[0].is_meta and not args[0].is_floating_point():
+            return args[0]
+        tensors = [a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)]
+        if any(t.is_meta for t in tensors):
+            args = tuple(_to_meta(a) for a in args)
+            kwargs = {key: _to_meta(a) for key, a in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def _to_meta(value: Any) -> Any:
+    # scalars on the CPU go with tensors of any device
+    if isinstance(value, Tensor) and not value.is_meta and value.ndim:
+        return torch.empty_like(value, device="meta")
+    return value
+
+
+@contextmanager
+def running_on_meta(model: nn.Module) -> Iterator[None]:
+    """Inside, a model from :func:`build_on_meta` can be called; names count as embedded."""
+    encoders = [m for m in model.modules() if isinstance(m, TextEncoder)]
+    for encoder in encoders:
+        encoder.forward = _embedded_already(encoder)
+    boxes = clip_classifiers._boxes
+    clip_classifiers._boxes = _whole_image
+    try:
+        with _SizesStayReal(), torch.no_grad():
+            yield
+    finally:
+        clip_classifiers._boxes = boxes
+        for encoder in encoders:
+            del encoder.forward
+
+
+def _whole_image(masks: Tensor, size: Sequence[int]) -> list[tuple[int, int, int, int]]:
+    """Boxes of masks, which have no values here; every crop is resized to one size anyway."""
+    return [(0, size[0], 0, size[1])] * len(masks)
+
+
+def _embedded_already(encoder: TextEncoder) -> Callable:
+    @wraps(encoder.forward)
+    def forward(texts: list[str]) -> Tensor:
+        return torch.empty(len(texts), encoder.embed_dim, device="meta")
+
+    return forward
+
+
+def run_on_meta(model: OpenVocabSegmentor, height: int, width: int) -> Callable[[], None]:
+    """The model's passes over one image, up to the masks' class probabilities.
+
+    Args:
+        model: from :func:`build_on_meta`.
+        height, width: of the image, in pixels.
+
+    Returns:
+        What does the post-processing when called; without its panoptic and instance results, which
+        depend on values and have no matrix product to count.
+    """
+    divisor = getattr(model.data_preprocessor, "pad_size_divisor", 1)
+    size = (height, width)
+    padded = tuple(-(-side // divisor) * divisor for side in size)
+    with running_on_meta(model):
+        image = torch.empty(3, *size, device="meta")
+        (pyramid,) = model.extract_pyramids([torch.empty(3, *padded, device="meta")])
+        prediction = model.head(tuple(level[None] for level in pyramid))[-1]
+        probabilities = model.classify(prediction, [image])
+
+    def post_process() -> None:
+        with running_on_meta(model):
+            masks = resize_masks(prediction.masks[0], padded, size, size)
+            if model.test_cfg["semantic"]:
+                semantic_inference(probabilities[0], masks)
+
+    return post_process
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter (2 FLOPs per multiply-add) that knows attention kernels of every device.
+
+    torch's own leaves out the one for CPUs. Multi-head attention's fused kernel for inference is
+    counted as well: it is one operator to torch, projections included.
+    """
+    aten = torch.ops.aten
+    return FlopCounterMode(
+        display=False,
+        custom_mapping={
+            aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+            aten._native_multi_head_attention: _multi_head_flops,
+        },
+    )
+
+
+def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any):
+    return sdpa_flop_count(query, key, value)
+
+
+def _attention_backward_flops(
+    gradient: Any, query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any
+):
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+def _multi_head_flops(
+    query: Any, key: Any, value: Any, width: int, heads: int, *_: Any, **__: Any
+) -> int:
+    batch, length, _ = query
+    source = key[1]
+    projections = 2 * batch * width * width * (2 * length + 2 * source)
+    return projections + 4 * batch * length * source * width

@@ -1,0 +1,1 @@
+"""File formats of annotations: COCO's JSON, panoptic and label maps, masks."""

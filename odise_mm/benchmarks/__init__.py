@@ -1,0 +1,1 @@
+"""Test sets, and reports and tables of what was measured on them."""

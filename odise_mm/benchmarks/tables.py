@@ -1,0 +1,165 @@
+"""Tables for the terminal, as markdown and as JSON; the JSON files of tools/test.py."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from odise_mm.annotations.json_fields import is_number, is_text
+from odise_mm.errors import OdiseError
+from odise_mm.utils import files
+from odise_mm.utils.display import markdown_cell, printable
+
+FORMATS = ("table", "markdown", "json")
+
+
+@dataclass
+class Table:
+    """A table; the first column is left-aligned, the others right.
+
+    Attributes:
+        title: what it is about.
+        columns: headings.
+        rows: cells as they are shown; an empty row is a line.
+        notes: sentences below it.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: list[Sequence[str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def rich(self) -> RichTable:
+        """For ``rich``."""
+        table = RichTable(title=_text(self.title), title_justify="left")
+        for index, name in enumerate(self.columns):
+            table.add_column(_text(name), justify="right" if index else "left")
+        for row in self.rows:
+            if row:
+                table.add_row(*map(_text, row))
+            else:
+                table.add_section()
+        return table
+
+    def markdown(self) -> str:
+        """As markdown; nothing in titles, cells and notes is markup."""
+        rule = " | ".join([":--", *["--:"] * (len(self.columns) - 1)])
+        lines = [f"### {markdown_cell(self.title)}", "", _line(self.columns), f"| {rule} |"]
+        lines += [_line(row) for row in self.rows if row]
+        if self.notes:
+            lines += ["", *(f"- {markdown_cell(note)}" for note in self.notes)]
+        return "\n".join(lines)
+
+
+def _text(cell: str) -> Text:
+    """A text as it is: neither markup nor anything that steers a terminal."""
+    return Text(printable(cell))
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(map(markdown_cell, cells)) + " |"
+
+
+def show(tables: Sequence[Table], data: dict, form: str) -> None:
+    """Print tables in one of :data:`FORMATS`; ``data`` is what JSON gets."""
+    if form == "json":
+        print(json.dumps(data, indent=1))
+    elif form == "markdown":
+        print("\n\n".join(table.markdown() for table in tables))
+    else:
+        console = Console()
+        # in a pipe rich assumes 80 columns, which would fold the cells
+        if not console.is_terminal:
+            console = Console(width=200)
+        for table in tables:
+            console.print(table.rich())
+            for note in table.notes:
+                console.print(_text(f"- {note}"), soft_wrap=True)
+            console.print()
+
+
+def write_json(path: str, data: dict) -> None:
+    """Write ``data`` to a JSON file, making its folder."""
+    files.write_json(path, data, indent=1)
+
+
+def write_figure(path: str | Path, figure: Any, **kwargs: Any) -> None:
+    """Write a figure of matplotlib, in the format that the file's extension names.
+
+    Args:
+        kwargs: of ``savefig``.
+    """
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format=Path(path).suffix[1:].lower(), **kwargs)
+
+
+class ReportError(OdiseError):
+    """A file that should be tools/test.py's and is not."""
+
+
+def find_reports(places: Sequence[str | Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """JSON files of tools/test.py below folders; other JSON files are passed over.
+
+    Raises:
+        ReportError: a place that does not exist; a file that was named is none of tools/test.py's,
+            or one is damaged.
+    """
+    seen = set()
+    for place in map(Path, places):
+        if not place.exists():
+            raise ReportError(f"there is no {place}: name work dirs, or files of tools/test.py")
+        found = [place] if place.is_file() else sorted(place.rglob("*.json"))
+        for file in filter(Path.is_file, found):  # a pipe would never end
+            if file.resolve() in seen:
+                continue
+            seen.add(file.resolve())
+            try:
+                content = files.read_json(file, ReportError, "file of results")
+            except ReportError as err:
+                if place.is_file() or file.name in ("result.json", "results.json"):
+                    raise ReportError(
+                        f"{printable(file)} is damaged ({err}): run tools/test.py again"
+                    ) from err
+                continue
+            if isinstance(content, dict) and {"sets", "config", "made_up_weights"} <= set(content):
+                _check_report(content, file)
+                yield file, content
+            elif place.is_file():
+                raise ReportError(
+                    f"{printable(file)} was not written by tools/test.py --out FILE.json"
+                )
+
+
+def _check_report(content: dict, file: Path) -> None:
+    """Types of what is shown; somebody else's file may have anything there."""
+    config, sets = content["config"], content["sets"]
+    right = (
+        isinstance(config, dict)
+        and is_text(config.get("file"))
+        and isinstance(config.get("options", {}), dict)
+        and isinstance(content.get("checkpoint"), dict | None)
+        and isinstance(sets, dict)
+        and all(map(_is_result, sets.values()))
+    )
+    if not right:
+        raise ReportError(
+            f"{printable(file)} is damaged (fields of other types than tools/test.py writes): run "
+            "tools/test.py again"
+        )
+
+
+def _is_result(found: Any) -> bool:
+    """Whether it is what is known about a test set."""
+    metrics = found.get("metrics") if isinstance(found, dict) else None
+    return (
+        isinstance(metrics, dict)
+        and all(value is None or is_number(value) for value in metrics.values())
+        and isinstance(found.get("images", 0), int)
+        and isinstance(found.get("limit"), int | None)
+        and isinstance(found.get("subsets", {}), dict)
+    )

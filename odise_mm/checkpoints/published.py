@@ -1,0 +1,209 @@
+"""Trained weights in and out: our own checkpoints and the published ODISE files.
+
+A checkpoint of ours holds the trained parameters only (28 M numbers, 112 MB in float32); the frozen
+parts come from their own files, named in the config.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from odise_mm.checkpoints.training_names import compare_names
+from odise_mm.errors import CheckpointError
+from odise_mm.checkpoints.safe_loading import differences, load_meta, load_state_dict
+from odise_mm.utils.display import printable
+
+# Published name (regular expression) -> our name. Every key must match exactly one line.
+PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
+    # implicit captioner
+    (r"backbone\.feature_extractor\.alpha_cond$", "captioner.context_gate"),
+    (r"backbone\.feature_extractor\.alpha_cond_time_embed$", "captioner.time_gate"),
+    (r"backbone\.feature_extractor\.clip_project\.", "captioner.context."),
+    (r"backbone\.feature_extractor\.time_embed_project\.", "captioner.time."),
+    # feature projection
+    (r"backbone\.feature_projections\.(\d+)\.0\.(\w+)\.weight$", r"neck.blocks.\1.\2.0.weight"),
+    (r"backbone\.feature_projections\.(\d+)\.0\.(\w+)\.norm\.", r"neck.blocks.\1.\2.1."),
+    # pixel decoder
+    (
+        r"sem_seg_head\.pixel_decoder\.input_proj\.(\d+)\.0\.",
+        r"head.pixel_decoder.input_convs.\1.conv.",
+    ),
+    (
+        r"sem_seg_head\.pixel_decoder\.input_proj\.(\d+)\.1\.",
+        r"head.pixel_decoder.input_convs.\1.gn.",
+    ),
+    (
+        r"sem_seg_head\.pixel_decoder\.transformer\.level_embed$",
+        "head.pixel_decoder.level_encoding.weight",
+    ),
+    (
+        r"sem_seg_head\.pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.self_attn\.",
+        r"head.pixel_decoder.encoder.layers.\1.self_attn.",
+    ),
+    (
+        r"sem_seg_head\.pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.norm1\.",
+        r"head.pixel_decoder.encoder.layers.\1.norms.0.",
+    ),
+    (
+        r"sem_seg_head\.pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.norm2\.",
+        r"head.pixel_decoder.encoder.layers.\1.norms.1.",
+    ),
+    (
+        r"sem_seg_head\.pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.linear1\.",
+        r"head.pixel_decoder.encoder.layers.\1.ffn.layers.0.0.",
+    ),
+    (
+        r"sem_seg_head\.pixel_decoder\.transformer\.encoder\.layers\.(\d+)\.linear2\.",
+        r"head.pixel_decoder.encoder.layers.\1.ffn.layers.1.",
+    ),
+    (
+        r"sem_seg_head\.pixel_decoder\.adapter_1\.norm\.",
+        "head.pixel_decoder.lateral_convs.0.gn.",
+    ),
+    (r"sem_seg_head\.pixel_decoder\.adapter_1\.", "head.pixel_decoder.lateral_convs.0.conv."),
+    (r"sem_seg_head\.pixel_decoder\.layer_1\.norm\.", "head.pixel_decoder.output_convs.0.gn."),
+    (r"sem_seg_head\.pixel_decoder\.layer_1\.", "head.pixel_decoder.output_convs.0.conv."),
+    (r"sem_seg_head\.pixel_decoder\.mask_features\.", "head.pixel_decoder.mask_feature."),
+    # transformer decoder
+    (
+        r"sem_seg_head\.predictor\.transformer_cross_attention_layers\.(\d+)\.multihead_attn\.",
+        r"head.transformer_decoder.layers.\1.cross_attn.attn.",
+    ),
+    (
+        r"sem_seg_head\.predictor\.transformer_cross_attention_layers\.(\d+)\.norm\.",
+        r"head.transformer_decoder.layers.\1.norms.0.",
+    ),
+    (
+        r"sem_seg_head\.predictor\.transformer_self_attention_layers\.(\d+)\.self_attn\.",
+        r"head.transformer_decoder.layers.\1.self_attn.attn.",
+    ),
+    (
+        r"sem_seg_head\.predictor\.transformer_self_attention_layers\.(\d+)\.norm\.",
+        r"head.transformer_decoder.layers.\1.norms.1.",
+    ),
+    (
+        r"sem_seg_head\.predictor\.transformer_ffn_layers\.(\d+)\.linear1\.",
+        r"head.transformer_decoder.layers.\1.ffn.layers.0.0.",
+    ),
+    (
+        r"sem_seg_head\.predictor\.transformer_ffn_layers\.(\d+)\.linear2\.",
+        r"head.transformer_decoder.layers.\1.ffn.layers.1.",
+    ),
+    (
+        r"sem_seg_head\.predictor\.transformer_ffn_layers\.(\d+)\.norm\.",
+        r"head.transformer_decoder.layers.\1.norms.2.",
+    ),
+    (r"sem_seg_head\.predictor\.decoder_norm\.", "head.transformer_decoder.post_norm."),
+    (r"sem_seg_head\.predictor\.(query_feat|query_embed|level_embed)\.", r"head.\1."),
+    (r"sem_seg_head\.predictor\.class_embed\.", "head.cls_embed."),
+    (r"sem_seg_head\.predictor\.mask_embed\.layers\.(\d+)\.", r"head.mask_embed.<\1>."),
+    # mask embeddings and names
+    (
+        r"sem_seg_head\.predictor\.post_mask_embed\.logit_scale$",
+        "classifiers.0.logit_scale",
+    ),
+    (
+        r"sem_seg_head\.predictor\.post_mask_embed\.pool_proj\.",
+        "head.mask_embedding.pool_proj.",
+    ),
+    (
+        r"sem_seg_head\.predictor\.post_mask_embed\.mask_embed\.0\.",
+        "head.mask_embedding.norm.",
+    ),
+    (
+        r"sem_seg_head\.predictor\.post_mask_embed\.mask_embed\.1\.layers\.(\d+)\.",
+        r"head.mask_embedding.mlp.<\1>.",
+    ),
+    (r"category_head\.null_embed$", "classifiers.0.null_embedding"),
+    (r"(category|word)_head\.text_proj\.", "classifiers.0.text_proj."),
+)
+
+# Published keys that are deliberately not loaded, and why.
+PUBLISHED_UNUSED: dict[str, str] = {
+    "criterion.empty_weight": "class weights of the training loss; the config states them",
+}
+
+
+def is_published(state: Mapping[str, Tensor]) -> bool:
+    """Whether a state dict has the names of the published ODISE code."""
+    return any(key.startswith(("sem_seg_head.", "backbone.feature_extractor.")) for key in state)
+
+
+def known_names(model: nn.Module | None = None) -> Callable[[str], bool]:
+    """Whether a name is one of a model's, or of the published ODISE code."""
+    ours = frozenset() if model is None else frozenset(model.state_dict())
+    return lambda key: key in ours or key in PUBLISHED_UNUSED or _rename(key) is not None
+
+
+def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Published names to ours.
+
+    Args:
+        state: what a released ``odise_*_coco_50e`` file holds under ``model``.
+
+    Returns:
+        The trained parameters under our names, and the unused keys with the reason for each.
+
+    Raises:
+        CheckpointError: a key that is neither known nor listed as unused.
+    """
+    ours: dict[str, Tensor] = {}
+    unused: dict[str, str] = {}
+    for key, value in state.items():
+        if key in PUBLISHED_UNUSED:
+            unused[key] = PUBLISHED_UNUSED[key]
+            continue
+        name = _rename(key)
+        if name is None:
+            raise CheckpointError(f"not a key of a published ODISE checkpoint: {printable(key)}")
+        ours[name] = value
+    return ours, unused
+
+
+def _rename(key: str) -> str | None:
+    """Our name of a published parameter; None if it is none."""
+    for pattern, name in PUBLISHED_NAMES:
+        match = re.match(pattern, key)
+        if match:
+            renamed = match.expand(name) + key[match.end() :]
+            # layers of an MLP: ours is a Sequential with an activation between two of them
+            return re.sub(r"<(\d+)>", lambda m: str(2 * int(m[1])), renamed)
+    return None
+
+
+def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
+    """Load trained parameters, strictly: every one is filled, every key is used.
+
+    A warning says so where the weights were trained with other names than the model's config has
+    for ``fusion.train_vocabulary``.
+
+    Args:
+        model: an :class:`~odise_mm.models.OpenVocabSegmentor`.
+        path: our checkpoint (``.safetensors``, ``.pth``) or a published ODISE file.
+
+    Returns:
+        Keys that were deliberately not used, with the reason.
+
+    Raises:
+        CheckpointError: the file is of another model; the message names the first differences.
+    """
+    state = load_state_dict(path, fits=known_names(model))
+    unused: dict[str, str] = {}
+    published = is_published(state)
+    if published:
+        state, unused = from_published(state)
+    wanted = model.state_dict()
+    wrong = differences(state, wanted)
+    if wrong:
+        advice = (
+            "A caption-supervised checkpoint wants odise_coco_caption.py, a label-supervised one "
+            "odise_coco_label.py."
+            if any(key in wanted for key in state)
+            else "It holds weights of another model: name a checkpoint of ODISE's."
+        )
+        raise CheckpointError(f"{path} was not made for this config: {wrong}. {advice}")
+    model.load_state_dict(state)
+    compare_names(model, path, {} if published else load_meta(path), published)
+    return unused

@@ -1,0 +1,1 @@
+"""A config's way: found, changed, checked, built."""

@@ -1,0 +1,93 @@
+"""Configs by path or by name."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from mmengine.config import Config
+
+from odise_mm.errors import ConfigError
+from odise_mm.utils.files import regular_file
+
+
+def config_folders() -> list[Path]:
+    """Where config names are looked up: the working directory, then what came with the package.
+
+    That is the repository's folder, or what was packed into a wheel.
+    """
+    folders: dict[Path, Path] = {}
+    for folder in (Path.cwd() / "configs", *_came_with_the_package()):
+        folders.setdefault(folder.resolve(), folder)  # either may be a link to the other
+    return [folder for folder in folders.values() if folder.is_dir()]
+
+
+def own_config_folders() -> list[Path]:
+    """Those of :func:`config_folders` that came with the package."""
+    own = {folder.resolve() for folder in _came_with_the_package()}
+    return [folder for folder in config_folders() if folder.resolve() in own]
+
+
+def _came_with_the_package() -> tuple[Path, Path]:
+    package = Path(__file__).resolve().parents[1]
+    return package / ".mim" / "configs", package.parent / "configs"
+
+
+def load_config(config: str | os.PathLike | Config) -> Config:
+    """A config from a path, from a name under ``configs/``, or as it is (copied).
+
+    A config is a Python program, which runs when it is loaded.
+
+    Args:
+        config: e.g. ``configs/odise/odise_coco_label.py``, ``odise/odise_coco_label`` or
+            ``odise_coco_label``.
+
+    Raises:
+        ConfigError: no such file, a name that fits several (of the working directory and of the
+            package, too), or a file that is not a valid config.
+    """
+    if isinstance(config, Config):
+        return config.copy()
+    path = _find_config(os.fspath(config))
+    try:
+        return Config.fromfile(path)
+    except Exception as err:  # whatever a Python file can raise
+        raise ConfigError(f"{path}: not a valid config: {type(err).__name__}: {err}") from err
+
+
+def _find_config(name: str) -> Path:
+    path = Path(name).expanduser()
+    if os.path.exists(path) and not path.is_dir():
+        return regular_file(path, ConfigError, "config file")
+    wanted = Path(name if name.endswith(".py") else name + ".py").parts
+    own, known = own_config_folders(), set()
+    # Of the package's own folders, which hold the same, the first with a hit counts.
+    hits: dict[bool, list[Path]] = {}
+    for folder in config_folders():
+        files = [f for f in sorted(folder.rglob("*.py")) if "_base_" not in f.parts]
+        known |= {f.stem for f in files}
+        exact = folder.joinpath(*wanted)
+        found = [exact] if exact in files else [f for f in files if _ends_in(f, wanted)]
+        if found:
+            hits.setdefault(folder in own, found)
+    for found in hits.values():
+        if len(found) > 1:
+            raise ConfigError(f"config {name!r} fits several files: {', '.join(map(str, found))}")
+    if len(hits) == 2:
+        raise ConfigError(
+            f"config {name!r} is {hits[False][0]} as well as the package's own {hits[True][0]}: "
+            "write the path of the one that is meant"
+        )
+    for found in hits.values():
+        return found[0]
+    close = difflib.get_close_matches(Path(name).stem, known, n=3, cutoff=0.5)
+    mean = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise ConfigError(
+        f"no config {name!r}: neither a file nor a name under configs/.{mean} "
+        f"There are: {', '.join(sorted(known)) or 'none'}"
+    )
+
+
+def _ends_in(path: Path, wanted: tuple[str, ...]) -> bool:
+    return path.parts[-len(wanted) :] == wanted

@@ -1,0 +1,405 @@
+"""Features of a frozen latent diffusion model (ODISE, arXiv 2303.04803, section 3.3).
+
+One forward pass at a small noise level; features are the inputs of chosen residual blocks of the
+VAE and of the UNet. Equations 2 and 3 are :meth:`DiffusionBackbone.forward`; its equation 1
+(adding noise) is :meth:`DiffusionBackbone.add_noise`.
+"""
+
+import operator
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from odise_mm.errors import ConfigError
+from odise_mm.models.backbones.base import Backbone
+from odise_mm.models.backbones.diffusion.arch_from_files import get_arch
+from odise_mm.models.backbones.diffusion.condition import (
+    Condition,
+    PromptEncoder,
+    condition_kind,
+)
+from odise_mm.models.backbones.diffusion.presets import DiffusionArch
+from odise_mm.models.backbones.diffusion.support import FIRST_STAGES, check_supported
+from odise_mm.models.backbones.diffusion.taps import PAPER_TAPS, Taps, as_taps, keep_before
+from odise_mm.models.backbones.diffusion.weights import DiffusionWeights
+from odise_mm.models.frozen import is_meta_context, materialise
+from odise_mm.registry import MODELS
+from odise_mm.utils.settings import check_flag, check_whole, is_whole
+
+MAX_STRIDE = 32
+
+
+@MODELS.register_module()
+class DiffusionBackbone(Backbone):
+    """Raw feature maps of image tiles from a frozen latent diffusion model.
+
+    Nothing behind the UNet's and the VAE decoder's last tap exists: those layers are neither built
+    nor loaded nor run. (The VAE's encoder is whole: it makes the latent.)
+
+    A first stage that quantises (``VQModel``, in LDM) does so before its decoder, as in its own
+    training; the UNet gets the codes before that.
+
+    Args:
+        arch: name of a preset (``sd_v1``, ``sd_v2``, ``sdxl``, ``ldm_cin256``, ``tiny``, ...), the
+            fields of a :class:`~odise_mm.models.backbones.diffusion.presets.DiffusionArch`, or a
+            diffusers folder or hub id whose config files say it.
+        weights: hub id, diffusers folder or original file; None leaves random weights.
+        taps: which features, see :class:`Taps`; the paper's eight by default.
+        steps: diffusion time steps t (paper's default (0,)). A negative one means the clean latent
+            at time step 0. The UNet's features of several steps are concatenated along channels.
+        noise_seed: seed of the one fixed noise that all images share (published: 42).
+        use_checkpoint: recompute the UNet's activations in the backward pass (training only).
+        unet: ``dict(weights=...)``: another UNet of the same architecture, such as CleanDIFT's
+            (arXiv 2412.03439): a file of diffusers' or of original names, a diffusers folder or hub
+            id, or ``hf://owner/name/file``. The rest comes from ``weights``.
+
+    Attributes:
+        channels: channels of every feature map, in the order of ``forward``'s list.
+        strides: its stride in pixels of the tile, at most 32: a coarser map is used as stride 32.
+        empty_context: the empty condition, (1, tokens, context width): the empty prompt's 77 tokens
+            in Stable Diffusion; zeros without weights.
+        context_width, time_width: widths that a :class:`Condition` has to have.
+        divisor: edges of a tile have to be multiples of it, 64 in Stable Diffusion.
+
+    Raises:
+        ValueError: unknown architecture, a tap or step that does not exist; a UNet that takes more
+            than a latent, a time step and what the architecture's ``condition`` says.
+        CheckpointError: weights missing or of another architecture.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict | DiffusionArch = "sd_v1",
+        weights: str | None = None,
+        taps: Taps | dict | Sequence[Sequence[int]] = PAPER_TAPS,
+        steps: Sequence[int] = (0,),
+        noise_seed: int = 42,
+        use_checkpoint: bool = False,
+        unet: dict | None = None,
+    ) -> None:
+        super().__init__()
+        import diffusers
+
+        unet_weights = _unet_weights(unet, weights)
+        self.arch = get_arch(arch)
+        kind = condition_kind(self.arch)
+        self.taps = as_taps(taps)
+        self.steps = _as_steps(steps)
+        check_flag("use_checkpoint", use_checkpoint)
+        self.use_checkpoint = use_checkpoint
+        check_whole("noise_seed", noise_seed, least=0, most=2**63 - 1)
+
+        if self.arch.first_stage not in FIRST_STAGES:
+            raise ValueError(f"first_stage={self.arch.first_stage!r}: one of {FIRST_STAGES}")
+        with torch.device("meta"):
+            vae = getattr(diffusers, self.arch.first_stage)(**self.arch.vae)
+            unet = diffusers.UNet2DConditionModel(**self.arch.unet)
+        self._latent_channels = vae.config.get("vq_embed_dim") or vae.config.latent_channels
+        check_supported(unet, vae, kind, self._latent_channels)
+        self.context_width = kind.shape[1]
+        self.time_width = unet.time_embedding.linear_2.out_features
+        self.channels, self.strides = self._describe(unet, vae)
+        # Each level but the last halves the map, and what comes up must fit what went down.
+        self.divisor = 2 ** (len(vae.encoder.down_blocks) + len(unet.down_blocks) - 2)
+        self.tile_divisor = self.divisor
+        all_keys = {"unet": frozenset(unet.state_dict()), "vae": frozenset(vae.state_dict())}
+        self._prune(unet, vae)
+        self.unet = unet if self.taps.unet else None
+        self.vae = vae
+
+        self._kind = kind
+        self._prompts = PromptEncoder(kind, weights)
+        empty = torch.zeros(1, *kind.shape)
+        if not is_meta_context():
+            if weights is None:
+                materialise(self)
+            else:
+                empty = self._load(weights, unet_weights, all_keys)
+        self.register_buffer("empty_context", empty, persistent=False)
+        with torch.device("cpu"):
+            generator = torch.Generator("cpu").manual_seed(noise_seed)
+            size = self.arch.latent_size
+            noise = torch.randn(1, self._latent_channels, size, size, generator=generator)
+        self.register_buffer("noise", noise, persistent=False)
+        self._signal_and_noise = _noise_schedule(self.arch)
+        levels = torch.tensor(self._signal_and_noise)
+        self.register_buffer("noise_levels", levels, persistent=False)
+        self.freeze()
+
+    def _load(
+        self, weights: str, unet_weights: str | None, keys: dict[str, frozenset[str]]
+    ) -> Tensor:
+        """Fill the layers that were kept; ``keys`` are those of all layers.
+
+        Returns:
+            The empty condition.
+        """
+        parts = ["vae"] + (["unet"] if self.unet is not None and not unet_weights else [])
+        source = DiffusionWeights(weights, self.arch, [*parts, *self._kind.parts])
+        source.fill(self.vae, "vae", keys["vae"] - frozenset(self.vae.state_dict()))
+        if self.unet is not None:
+            place = DiffusionWeights(unet_weights, self.arch, ["unet"]) if unet_weights else source
+            place.fill(self.unet, "unet", keys["unet"] - frozenset(self.unet.state_dict()))
+        return self._kind.empty(source)
+
+    def describe(self) -> dict:
+        """What other parts want to know of this one, by the names of their arguments."""
+        return super().describe() | {
+            "empty_context": self.empty_context,
+            "time_width": self.time_width,
+            "num_steps": len(self.steps),
+            "prompt_encoder": self.encode_prompts,
+        }
+
+    def encode_prompts(self, texts: Sequence[str]) -> Tensor:
+        """Conditions of texts, (len(texts), tokens, context width) float32 on this one's device.
+
+        The diffusion model's own text encoder is built and loaded at the first call, from where
+        the other weights are. It is no part of this module: neither counted nor in a state dict.
+
+        Raises:
+            ConfigError: the model has no text encoder.
+        """
+        if self.device.type == "meta" and self._kind.encoders:
+            return torch.empty(len(texts), *self._kind.shape, device="meta")
+        return self._prompts(texts, self.device)
+
+    def forward(self, tiles: Tensor, condition: Condition | None = None) -> list[Tensor]:
+        """Feature maps of a batch of tiles.
+
+        Args:
+            tiles: (N, 3, S, S) in [0, 1], RGB; S a multiple of 64.
+            condition: from a captioner; the empty prompt by default. Gradients reach it through the
+                UNet (and the noise level, if it has a step); nothing else here tracks any.
+
+        Returns:
+            One (N, channels[i], S / s, S / s) map for every tap: encoder, UNet, decoder. s is the
+            true stride, which may exceed ``strides[i]``, see there.
+
+        Raises:
+            ValueError: S is no multiple of what the UNet needs; a condition's step for a backbone
+                with several.
+        """
+        height, width = tiles.shape[-2:]
+        if height % self.divisor or width % self.divisor:
+            raise ValueError(
+                f"tiles of {height} x {width} pixels: the diffusion model needs multiples of "
+                f"{self.divisor}; check tile_size and the data preprocessor's pad_size_divisor"
+            )
+        condition = condition or Condition(self.empty_context.expand(len(tiles), -1, -1))
+        steps = self.steps if condition.step is None else (condition.step,)
+        if len(steps) != len(self.steps):
+            raise ValueError(
+                f"a learned step takes the place of one, but the backbone has steps={self.steps}"
+            )
+        with self.own_precision():
+            with torch.no_grad():
+                latent, encoder_taps = self.encode(tiles)
+                decoder_taps = self._decoder_taps(latent)
+            per_step = [
+                self._unet_taps(self.add_noise(latent, step), step, index, condition, tiles)
+                for index, step in enumerate(steps)
+            ]
+        unet_taps = [torch.cat(maps, dim=1) for maps in zip(*per_step, strict=True)]
+        return [*encoder_taps, *unet_taps, *decoder_taps]
+
+    def encode(self, tiles: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Latent of the tiles (mean of the posterior or code, scaled) and the encoder's taps.
+
+        Args:
+            tiles: (N, 3, S, S) in [0, 1].
+
+        Returns:
+            (N, C, s, s), where C and S / s are 4 and 8 in Stable Diffusion, 3 and 4 in LDM; and a
+            list of maps.
+        """
+        encoder = self.vae.encoder
+        taps: dict[int, Tensor] = {}
+        hidden = encoder.conv_in(tiles.to(self.dtype) * 2 - 1)
+        block = 0
+        for level in encoder.down_blocks:
+            for resnet in level.resnets:
+                if block in self.taps.vae_encoder:
+                    taps[block] = hidden
+                hidden = resnet(hidden, temb=None)
+                block += 1
+            for downsampler in level.downsamplers or ():
+                hidden = downsampler(hidden)
+        hidden = encoder.mid_block(hidden)
+        hidden = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(hidden)))
+        if self.vae.quant_conv is not None:
+            hidden = self.vae.quant_conv(hidden)
+        mean = hidden[:, : self._latent_channels]
+        return self.arch.scaling_factor * mean, [taps[block] for block in self.taps.vae_encoder]
+
+    def add_noise(self, latent: Tensor, step: int | Tensor) -> Tensor:
+        """x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps (paper, equation 1); z itself for t < 0.
+
+        A tensor as step, which lies in [0, 999], may be a fraction: both factors are interpolated
+        between the schedule's entries, and gradients reach it.
+        """
+        if isinstance(step, int) and step < 0:
+            return latent
+        noise = self.noise
+        if noise.shape[-2:] != latent.shape[-2:]:
+            noise = F.interpolate(
+                noise.float(), latent.shape[-2:], mode="bicubic", align_corners=False
+            )
+        if isinstance(step, int):
+            signal, sigma = self._signal_and_noise[step]
+            return signal * latent + sigma * noise.to(latent)
+        levels = self.noise_levels
+        below = step.detach().floor().long().clamp(0, len(levels) - 1).reshape(1)
+        above = (below + 1).clamp(max=len(levels) - 1)
+        ends = (levels.index_select(0, index)[0] for index in (below, above))
+        signal, sigma = torch.lerp(*ends, (step - below).to(levels)).unbind()
+        return (signal * latent.to(levels) + sigma * noise.to(levels)).to(latent)
+
+    def _unet_taps(
+        self, noisy: Tensor, step: int | Tensor, index: int, condition: Condition, tiles: Tensor
+    ) -> list[Tensor]:
+        if self.unet is None:
+            return []
+        unet = self.unet
+        if isinstance(step, int):
+            step = torch.full((), max(step, 0), device=noisy.device)
+        time = unet.time_embedding(unet.time_proj(step.expand(len(noisy))).to(noisy))
+        if condition.time is not None:
+            time = time + condition.time[:, index].to(noisy)
+        context = condition.context.to(noisy)
+        time, context = self._kind.enter(unet, time, context, tuple(tiles.shape[-2:]))
+
+        hidden = unet.conv_in(noisy)
+        skips = [hidden]
+        for block in unet.down_blocks:
+            if getattr(block, "has_cross_attention", False):
+                hidden, new = self._run(block, hidden, time, context)
+            else:
+                hidden, new = self._run(block, hidden, time)
+            skips.extend(new)
+        hidden = self._run(unet.mid_block, hidden, time, context)
+
+        taps: dict[int, Tensor] = {}
+        block = 0
+        for level in unet.up_blocks:
+            attentions = getattr(level, "attentions", [None] * len(level.resnets))
+            for resnet, attention in zip(level.resnets, attentions, strict=True):
+                hidden = torch.cat([hidden, skips.pop()], dim=1)
+                if block in self.taps.unet:
+                    taps[block] = hidden
+                block += 1
+                hidden = self._run(resnet, hidden, time)
+                if attention is not None:
+                    hidden = self._run(attention, hidden, context, return_dict=False)[0]
+            for upsampler in level.upsamplers or ():
+                hidden = upsampler(hidden)
+        if block == self.taps.unet[-1]:  # the last tap is the input of a block that is not built
+            taps[block] = torch.cat([hidden, skips.pop()], dim=1)
+        return [taps[block] for block in self.taps.unet]
+
+    def _decoder_taps(self, latent: Tensor) -> list[Tensor]:
+        if not self.taps.vae_decoder:
+            return []
+        decoder = self.vae.decoder
+        taps: dict[int, Tensor] = {}
+        hidden = latent / self.arch.scaling_factor
+        if self.arch.first_stage == "VQModel":
+            hidden = _nearest_codes(hidden, self.vae.quantize.embedding)
+        if self.vae.post_quant_conv is not None:
+            hidden = self.vae.post_quant_conv(hidden)
+        hidden = decoder.mid_block(decoder.conv_in(hidden))
+        block = 0
+        for level in decoder.up_blocks:
+            for resnet in level.resnets:
+                if block in self.taps.vae_decoder:
+                    taps[block] = hidden
+                block += 1
+                hidden = resnet(hidden, temb=None)
+            for upsampler in level.upsamplers or ():
+                hidden = upsampler(hidden)
+        taps[block] = hidden  # the last tap is the input of a block that is not built
+        return [taps[block] for block in self.taps.vae_decoder]
+
+    def _run(self, layer: nn.Module, *inputs: Tensor, **options: bool):
+        if self.use_checkpoint and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False, **options)
+        return layer(*inputs, **options)
+
+    def _describe(self, unet: nn.Module, vae: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Channels and strides of all taps, from the layers alone."""
+        encoder = [(r, 2**i) for i, b in enumerate(vae.encoder.down_blocks) for r in b.resnets]
+        top = 2 ** (len(vae.encoder.down_blocks) - 1)
+        depth = len(unet.up_blocks) - 1
+        ups = [(r, top * 2 ** (depth - i)) for i, b in enumerate(unet.up_blocks) for r in b.resnets]
+        decoder = [(r, top // 2**i) for i, b in enumerate(vae.decoder.up_blocks) for r in b.resnets]
+        channels: list[int] = []
+        strides: list[int] = []
+        for name, blocks in zip(Taps._fields, (encoder, ups, decoder), strict=True):
+            repeat = len(self.steps) if name == "unet" else 1
+            for tap in getattr(self.taps, name):
+                if not 0 <= tap < len(blocks):
+                    raise ValueError(
+                        f"taps.{name} names block {tap}, but this architecture's {name} has blocks "
+                        f"0 to {len(blocks) - 1}; (block, channels, stride): "
+                        f"{[(i, b.in_channels, s) for i, (b, s) in enumerate(blocks)]}"
+                    )
+                block, stride = blocks[tap]
+                channels.append(block.in_channels * repeat)
+                strides.append(min(stride, MAX_STRIDE))
+        return tuple(channels), tuple(strides)
+
+    def _prune(self, unet: nn.Module, vae: nn.Module) -> None:
+        """Remove what lies behind the last tap of the UNet and of the VAE's decoder."""
+        unet.conv_norm_out = unet.conv_act = unet.conv_out = None
+        if self.taps.unet:
+            unet.up_blocks = keep_before(unet.up_blocks, self.taps.unet[-1])
+        if not self.taps.vae_decoder:
+            vae.decoder = vae.post_quant_conv = None
+            vae.quantize = None
+            return
+        vae.decoder.up_blocks = keep_before(vae.decoder.up_blocks, self.taps.vae_decoder[-1])
+        vae.decoder.conv_norm_out = vae.decoder.conv_act = vae.decoder.conv_out = None
+
+
+def _as_steps(steps: Sequence[int]) -> tuple[int, ...]:
+    listed = isinstance(steps, Sequence) and not isinstance(steps, str) and len(steps) > 0
+    if not listed or not all(is_whole(step) and step <= 999 for step in steps):
+        raise ConfigError(f"steps={steps!r}: name at least one, each at most 999, in a list")
+    return tuple(operator.index(step) for step in steps)
+
+
+def _noise_schedule(arch: DiffusionArch) -> list[tuple[float, float]]:
+    """(sqrt(abar_t), sqrt(1 - abar_t)) of the architecture's schedule, float64 rounded to 32."""
+    if arch.beta_schedule not in ("scaled_linear", "linear"):
+        raise ValueError(f"beta_schedule={arch.beta_schedule!r}: one of scaled_linear, linear")
+    first, last = np.asarray(arch.betas, dtype=np.float64)
+    if arch.beta_schedule == "linear":
+        betas = np.linspace(first, last, 1000, dtype=np.float64)
+    else:
+        betas = np.linspace(np.sqrt(first), np.sqrt(last), 1000, dtype=np.float64) ** 2
+    kept = np.cumprod(1 - betas)
+    signal, noise = np.sqrt(kept).astype(np.float32), np.sqrt(1 - kept).astype(np.float32)
+    return list(zip(signal.tolist(), noise.tolist(), strict=True))
+
+
+def _nearest_codes(latent: Tensor, book: nn.Embedding) -> Tensor:
+    """Every position's nearest code of the book, for a latent (N, C, h, w)."""
+    # One image after another: all distances of a 128 x 128 latent to 8192 codes are half a GB.
+    codes = book.weight.float()
+    chosen = [torch.cdist(one.flatten(1).T.float(), codes).argmin(dim=1) for one in latent]
+    return book(torch.stack(chosen)).transpose(1, 2).reshape(latent.shape)
+
+
+def _unet_weights(unet: dict | None, weights: str | None) -> str | None:
+    """What ``unet=dict(weights=...)`` names."""
+    unknown = set(unet or {}) - {"weights"}
+    if unknown:
+        raise ValueError(f"unet has no {', '.join(sorted(unknown))}; it has: weights")
+    chosen = (unet or {}).get("weights")
+    if chosen is not None and weights is None:
+        raise ValueError(f"unet.weights={chosen!r} needs `weights` as well, for the other parts")
+    return chosen

@@ -1,0 +1,64 @@
+"""What a diffusion model may be made of for :class:`DiffusionBackbone` to run it rightly."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from odise_mm.models.backbones.diffusion.condition import ConditionKind
+
+FIRST_STAGES = ("AutoencoderKL", "VQModel")
+
+
+FIRST_STAGE_LEVELS = frozenset(("DownEncoderBlock2D", "UpDecoderBlock2D"))
+
+
+UNET_LEVELS = frozenset(
+    ("DownBlock2D", "CrossAttnDownBlock2D", "UNetMidBlock2DCrossAttn")
+    + ("UpBlock2D", "CrossAttnUpBlock2D")
+)
+
+
+# Options of diffusers' UNet that bring further inputs or change the order of its layers, and the
+# value that leaves them out.
+UNET_WITHOUT = {
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "encoder_hid_dim_type": None,
+    "encoder_hid_dim": None,
+    "time_embedding_type": "positional",
+    "time_embedding_act_fn": None,
+}
+
+
+def check_supported(
+    unet: nn.Module, vae: nn.Module, kind: ConditionKind, latent_channels: int
+) -> None:
+    """Refuse what would be run wrongly: inputs and layers that :class:`DiffusionBackbone` lacks."""
+    config = unet.config
+    needs = [
+        f"{name}={config[name]!r}"
+        for name, plain in UNET_WITHOUT.items()
+        if config.get(name, plain) != plain
+    ]
+    levels = [*config.down_block_types, config.mid_block_type, *config.up_block_types]
+    needs += [f"a {level}" for level in dict.fromkeys(levels) if level not in UNET_LEVELS]
+    stages = [*vae.config.down_block_types, *vae.config.up_block_types]
+    needs += [f"a {level}" for level in dict.fromkeys(stages) if level not in FIRST_STAGE_LEVELS]
+    if vae.config.get("norm_type", "group") != "group":
+        needs.append(f"norm_type={vae.config.norm_type!r}")
+    if config.in_channels != latent_channels:
+        needs.append(f"{config.in_channels} input channels beside a latent of {latent_channels}")
+    if config.cross_attention_dim != kind.shape[1]:
+        needs.append(
+            f"cross_attention_dim={config.cross_attention_dim} beside conditions of {kind.shape[1]}"
+        )
+    needs += kind.misfits(config)
+    if vae.config.get("latents_mean") is not None or vae.config.get("shift_factor") is not None:
+        needs.append("a first stage with a shift of its latents")
+    if needs:
+        raise ValueError(
+            f"this diffusion model has {', '.join(needs)}, which the diffusion backbone does not "
+            f"run; it runs UNets of {', '.join(sorted(UNET_LEVELS))} and first stages of "
+            f"{', '.join(sorted(FIRST_STAGE_LEVELS))}"
+        )

@@ -1,0 +1,253 @@
+"""Read a diffusion model's weights from wherever they lie, and only those that are needed.
+
+Three kinds of source, one result (diffusers' names):
+
+* a hub id, ``CompVis/stable-diffusion-v1-3``: downloaded once by ``huggingface_hub``;
+* a local diffusers folder with ``unet/``, ``vae/``, ``text_encoder/``;
+* one original file (``sd-v1-3.ckpt`` or ``.safetensors``, CompVis key names): no network access.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from odise_mm.checkpoints.hub import locate
+from odise_mm.checkpoints.safe_loading import differences, load_state_dict
+from odise_mm.checkpoints.weight_folders import download_weights, read_weights
+from odise_mm.errors import CheckpointError
+from odise_mm.models.backbones.diffusion.presets import DiffusionArch
+
+StateDict = dict[str, Tensor]
+
+# Prefixes in an original file, of Stable Diffusion and LDM, and of SDXL. The rest (EMA copies,
+# schedule buffers, optimizer, VAE's GAN loss) serves training or is computed from the config.
+_ORIGINAL_PREFIXES = {
+    "unet": ("model.diffusion_model.",),
+    "vae": ("first_stage_model.",),
+    "text_encoder": ("cond_stage_model.", "conditioner.embedders.0."),
+    "text_encoder_2": ("conditioner.embedders.1.",),
+    "class_embedding": ("cond_stage_model.",),
+}
+# Beginnings of the names of a part's files in a diffusers folder.
+_STEMS = {
+    "unet": ("diffusion_pytorch_model", "pytorch_model"),
+    "vae": ("diffusion_pytorch_model", "pytorch_model"),
+    "text_encoder": ("model", "pytorch_model"),
+    "text_encoder_2": ("model", "pytorch_model"),
+}
+
+
+class DiffusionWeights:
+    """The weights of one latent diffusion model.
+
+    Args:
+        source: hub id, folder or file, see the module's docstring.
+        arch: the architecture that they are meant for.
+        parts: those that will be read; nothing else is looked for or downloaded.
+
+    Raises:
+        CheckpointError: nothing usable is at ``source``; the message says what was looked for.
+    """
+
+    def __init__(self, source: str, arch: DiffusionArch, parts: Sequence[str]) -> None:
+        self.source = str(source)
+        self.arch = arch
+        self.parts = tuple(parts)
+        folders = ", ".join(f"{part}/" for part in self.parts)
+        path = locate(self.source, folders, self._download, arch.origin)
+        self._file = self._folder = self._original = None
+        if path.is_dir():
+            self._folder = path
+            self._check_folder()
+        elif self.parts == ("unet",):  # may come with diffusers' names, which fill() knows
+            self._file = path
+        else:
+            self._original = self._read_original(path)
+
+    def fill(self, module: nn.Module, part: str, unused: frozenset[str]) -> None:
+        """Load one part into a module built on the meta device; only its own tensors are read.
+
+        Args:
+            module: a (pruned) UNet or first stage.
+            part: ``"unet"`` or ``"vae"``.
+            unused: keys of the layers that were pruned away; any other key without a home, and any
+                home without a key, is an error.
+        """
+        wanted = module.state_dict()
+        known = unused.union(wanted)
+        state = self._read(part, known.__contains__, keep=lambda key: key not in unused)
+        wrong = differences(state, wanted, unused)
+        if wrong:
+            raise CheckpointError(
+                f"{self.source}: the {part} weights are not those of the architecture in the "
+                f"config: {wrong}. Set `arch` to the one these weights belong to."
+            )
+        floats = {key: state[key].to(torch.float32) for key in wanted}
+        module.load_state_dict(floats, assign=True)
+
+    def text_encoder(self, part: str = "text_encoder") -> nn.Module:
+        """A text encoder on the CPU in float32, see :func:`random_text_encoder`."""
+        encoder = random_text_encoder(self.arch, part)
+        names = {key.removeprefix("text_model.") for key in encoder.state_dict()}
+        state = self._read(
+            part, lambda key: key.removeprefix("text_model.") in names, encoder=encoder
+        )
+        if not hasattr(encoder, "text_projection"):
+            # the projection behind the last hidden state
+            state.pop("text_projection.weight", None)
+        wanted = encoder.state_dict()
+        # Without an integer buffer of old files, a counter 0..76 that the module makes itself.
+        state = {
+            _prefixed_as(wanted, key): value
+            for key, value in state.items()
+            if not key.endswith("embeddings.position_ids")
+        }
+        wrong = differences(state, wanted)
+        if wrong:
+            raise CheckpointError(
+                f"{self.source}: the text encoder's weights are not those of the architecture in "
+                f"the config ({part}): {wrong}"
+            )
+        encoder.load_state_dict({key: value.float() for key, value in state.items()})
+        return encoder
+
+    def class_embedding(self) -> Tensor:
+        """Table of a class-conditional model, (``arch.classes``, context width)."""
+        key = "cond_stage_model.embedding.weight"
+        wanted = {key: torch.empty(self.arch.classes, self.arch.unet["cross_attention_dim"])}
+        prefix = _ORIGINAL_PREFIXES["class_embedding"]
+        state = {k: v for k, v in self._original.items() if k.startswith(prefix)}
+        wrong = differences(state, wanted)
+        if wrong:
+            raise CheckpointError(
+                f"{self.source}: the class embeddings are not those of the architecture in the "
+                f"config: {wrong}. Set `arch` to the one these weights belong to."
+            )
+        return state[key].float()
+
+    def _read(
+        self,
+        part: str,
+        fits: Callable[[str], bool],
+        keep: Callable[[str], bool] | None = None,
+        encoder: nn.Module | None = None,
+    ) -> StateDict:
+        if self._folder is not None:
+            what = f"weights of the {part}"
+            state = read_weights(self._folder / part, _STEMS[part], what, keep, fits)
+            return _rename_old_attention(state) if part == "vae" else state
+        if self._original is None:  # a UNet alone
+            return self._read_unet(fits)
+        return self._convert(part, self._original, encoder)
+
+    def _read_unet(self, fits: Callable[[str], bool]) -> StateDict:
+        """The UNet of a file by original names, of which it may hold more, or by diffusers'."""
+        prefixes = _ORIGINAL_PREFIXES["unet"]
+        state = load_state_dict(self._file, fits=lambda key: key.startswith(prefixes) or fits(key))
+        original = {key: state[key] for key in state if key.startswith(prefixes)}
+        return self._convert("unet", original) if original else state
+
+    def _read_original(self, path: Path) -> StateDict:
+        prefixes = {part: _ORIGINAL_PREFIXES[part] for part in self.parts}
+        wanted = tuple(prefix for some in prefixes.values() for prefix in some)
+
+        def fits(key: str) -> bool:
+            return key.startswith(wanted)
+
+        state = load_state_dict(path, keep=fits, fits=fits)
+        for part, some in prefixes.items():
+            if not any(key.startswith(some) for key in state):
+                raise CheckpointError(
+                    f"{path} is not an original Stable Diffusion checkpoint, nor another one of "
+                    f"the architecture in the config: no key begins with {' or '.join(some)} "
+                    f"({part}). Name a file such as sd-v1-3.ckpt, a diffusers folder or a hub id, "
+                    "and the `arch` that belongs to it."
+                )
+        return state
+
+    def _convert(
+        self, part: str, original_state: StateDict, encoder: nn.Module | None = None
+    ) -> StateDict:
+        from diffusers.loaders import single_file_utils as original
+
+        prefixes = _ORIGINAL_PREFIXES[part]
+        state = {key: value for key, value in original_state.items() if key.startswith(prefixes)}
+        if part == "unet":
+            # diffusers' converter looks this up and has no default for it
+            config = {"layers_per_block": 2, **self.arch.unet}
+            return original.convert_ldm_unet_checkpoint(state, config)
+        if part == "vae":
+            converted = original.convert_ldm_vae_checkpoint(state, self.arch.vae)
+            # which the converter, made for other first stages, leaves out
+            codes = "quantize.embedding.weight"
+            if f"{prefixes[0]}{codes}" in state:
+                converted[codes] = state[f"{prefixes[0]}{codes}"]
+            return converted
+        for prefix in prefixes:
+            # Stable Diffusion v2's and SDXL's second: OpenCLIP's names
+            if any(key.startswith(f"{prefix}model.") for key in state):
+                return original.convert_open_clip_checkpoint(encoder, state, f"{prefix}model.")
+        return original.convert_ldm_clip_checkpoint(state)
+
+    def _download(self) -> Path:
+        self._check_parts()
+        return download_weights(self.source, {part: _STEMS[part] for part in self.parts})
+
+    def _check_parts(self) -> None:
+        if any(part not in _STEMS for part in self.parts):
+            raise CheckpointError(
+                f"{self.source}: class-conditional models are read from one original file, such "
+                "as model.ckpt of CompVis' cin256-v2; diffusers has no folder for them."
+            )
+
+    def _check_folder(self) -> None:
+        self._check_parts()
+        for part in self.parts:
+            if not (self._folder / part).is_dir():
+                raise CheckpointError(
+                    f"{self._folder} is not a diffusers folder: it has no {part}/ in it "
+                    f"(expected {', '.join(f'{p}/' for p in self.parts)})."
+                )
+
+
+def random_text_encoder(arch: DiffusionArch, part: str) -> nn.Module:
+    """A frozen text encoder on the CPU with whatever weights it was made with.
+
+    Args:
+        arch: its ``text`` or ``text_2`` is meant.
+        part: ``text_encoder``, a ``CLIPTextModel``; or ``text_encoder_2``, a
+            ``CLIPTextModelWithProjection``.
+    """
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    cls, fields = {
+        "text_encoder": (CLIPTextModel, arch.text),
+        "text_encoder_2": (CLIPTextModelWithProjection, arch.text_2),
+    }[part]
+    with torch.device("cpu"):
+        return cls(CLIPTextConfig(**fields)).eval().requires_grad_(False)
+
+
+def _prefixed_as(wanted: Collection[str], key: str) -> str:
+    """A text encoder's key, with or without ``text_model.`` as the module's own keys have it.
+
+    transformers 5.6 dropped the prefix from ``CLIPTextModel``; files have it or lack it.
+    """
+    prefix = "text_model."
+    other = key.removeprefix(prefix) if key.startswith(prefix) else prefix + key
+    return other if key not in wanted and other in wanted else key
+
+
+def _rename_old_attention(state: StateDict) -> StateDict:
+    """Diffusers folders from before 2023 name the VAE's attention layers otherwise."""
+    new = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+    renamed = {}
+    for key, value in state.items():
+        head, _, layer = key.rpartition(".")
+        stem, _, last = head.rpartition(".")
+        if "attentions" in key and last in new:
+            key = f"{stem}.{new[last]}.{layer}"
+        renamed[key] = value
+    return renamed

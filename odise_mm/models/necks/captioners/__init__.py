@@ -1,0 +1,1 @@
+"""Captioners: what a diffusion model is told about an image."""

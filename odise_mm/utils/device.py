@@ -1,0 +1,44 @@
+"""Which device to run on."""
+
+from __future__ import annotations
+
+import torch
+
+from odise_mm.errors import DeviceError
+
+_DEVICES = "'cpu', 'cuda', 'cuda:1' or 'mps'"
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for; for None a CUDA device where there is one, else the CPU.
+
+    Raises:
+        DeviceError: not a device's name, one of another kind than CPU, CUDA and MPS, or one that
+            this machine or this PyTorch does not have. Nothing falls back to the CPU by itself.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as err:
+        raise DeviceError(f"{device!r} is not a device; use {_DEVICES}") from err
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise DeviceError(f"device '{device}' is of a kind that is not supported; use {_DEVICES}")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            why = (
+                "PyTorch finds no usable CUDA device (driver, CUDA_VISIBLE_DEVICES?)"
+                if torch.version.cuda
+                else "this PyTorch was built without CUDA"
+            )
+            raise DeviceError(
+                f"device '{device}' was asked for, but {why}; use device='cpu' to run without"
+            )
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise DeviceError(
+                f"device '{device}' was asked for, but there are only "
+                f"{torch.cuda.device_count()} CUDA devices, numbered from 0"
+            )
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("device 'mps' was asked for, but PyTorch finds none; use device='cpu'")
+    return device

@@ -1,0 +1,10 @@
+"""Vocabularies: the names that a model may give, as data.
+
+Nothing here knows of models or data sets.
+"""
+
+from odise_mm.errors import VocabularyError
+from odise_mm.vocabulary.loading import BUILTIN
+from odise_mm.vocabulary.vocabulary import Vocabulary
+
+__all__ = ["BUILTIN", "Vocabulary", "VocabularyError"]

@@ -1,0 +1,224 @@
+"""Reading and writing of vocabulary files; see docs/vocabularies.md for the formats."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from odise_mm.annotations.coco_json import check_categories, without_unused_roots
+from odise_mm.annotations.json_fields import shown
+from odise_mm.errors import DatasetError, VocabularyError
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import read_json, regular_file
+
+
+class RawClass(NamedTuple):
+    """One class as read. ``source``: the data set's name, "" if the same; ``id``: if it has one."""
+
+    synonyms: tuple[str, ...]
+    is_thing: bool
+    source: str = ""
+    id: int | None = None
+
+
+_OWN_LINE = re.compile(r"(thing|stuff)\s*:\s*([^|]*)(?:\|\s*([^|]*))?")
+_ID_LINE = re.compile(r"(\d+)\s*:(.*)")
+# The name by which label files mark an id that stands for no class.
+_INVALID = "invalid_class_id"
+
+
+def clean(text: str) -> str:
+    """``text`` with every run of white space as one space, none at the ends."""
+    return " ".join(text.split())
+
+
+def split_synonyms(text: str) -> tuple[str, ...]:
+    """The names between commas; empty ones and repetitions (whatever their case) are dropped."""
+    names: dict[str, str] = {}
+    for name in filter(None, map(clean, text.split(","))):
+        names.setdefault(name.casefold(), name)
+    return tuple(names.values())
+
+
+def read_classes(path: Path) -> list[RawClass]:
+    """Reads any of the formats.
+
+    Raises:
+        VocabularyError: The file cannot be read, or holds something else; ``file:line`` is named.
+    """
+    path = regular_file(path, VocabularyError, "vocabulary file")
+    if path.suffix.lower() == ".json":
+        classes = _read_json(path)
+    else:
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise VocabularyError(f"cannot read vocabulary file {path}: {error}") from error
+        classes = _read_text(text, path)
+    if not classes:
+        raise VocabularyError(f"vocabulary file {path} holds no class")
+    return classes
+
+
+def format_classes(classes: Sequence[RawClass], title: str) -> str:
+    """Our text format.
+
+    Raises:
+        VocabularyError: A name holds a separator of the format or a line break.
+    """
+    lines = [f"# {clean(title)}"]
+    for item in classes:
+        for name, signs in [*((s, ",|\n\r") for s in item.synonyms), (item.source, "|\n\r")]:
+            if any(sign in name for sign in signs):
+                raise VocabularyError(
+                    f"{name!r} cannot be saved: ',', '|' and line breaks separate"
+                )
+        source = f" | {item.source}" if item.source not in ("", item.synonyms[0]) else ""
+        kind = "thing" if item.is_thing else "stuff"
+        lines.append(f"{kind}: {', '.join(item.synonyms)}{source}")
+    return "\n".join(lines) + "\n"
+
+
+def classes_of_metainfo(metainfo: Mapping[str, Any]) -> list[RawClass]:
+    """The classes of an mmdet or mmseg metainfo; see ``Vocabulary.from_metainfo``."""
+    lists: dict[str, list[str] | None] = {}
+    for key in ("classes", "thing_classes", "stuff_classes"):
+        given = metainfo.get(key)
+        if given is not None and (
+            not isinstance(given, list | tuple) or not all(isinstance(n, str) for n in given)
+        ):
+            raise VocabularyError(f"metainfo['{key}'] must be a list of names, not {given!r}")
+        lists[key] = None if given is None else list(given)
+    things, stuff = lists["thing_classes"], lists["stuff_classes"]
+    names = lists["classes"] or [*(things or []), *(stuff or [])]
+    if not names:
+        raise VocabularyError("metainfo has no class names under 'classes'")
+    known = set(names)
+    for key in ("thing_classes", "stuff_classes"):
+        for name in lists[key] or []:
+            if name not in known:
+                raise VocabularyError(f"'{name}' of metainfo['{key}'] is not in 'classes'")
+    if things is None:
+        things = known.difference(stuff or [])
+    if stuff is None:
+        stuff = known.difference(things)
+    things, stuff = set(things), set(stuff)
+    classes = []
+    for name in names:
+        if (name in things) == (name in stuff):
+            which = "both" if name in things else "neither"
+            raise VocabularyError(f"'{name}' is in {which} of 'thing_classes' and 'stuff_classes'")
+        group = split_synonyms(name)
+        if not group:
+            raise VocabularyError(f"metainfo['classes'] holds an empty name: {name!r}")
+        classes.append(RawClass(group, name in things, name))
+    return classes
+
+
+def _read_text(text: str, path: Path) -> list[RawClass]:
+    lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
+    lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
+    with_ids = bool(lines) and _ID_LINE.fullmatch(lines[0][1]) is not None
+    return _read_ids(lines, path) if with_ids else _read_own(lines, path)
+
+
+def _read_own(lines: Sequence[tuple[int, str]], path: Path) -> list[RawClass]:
+    classes = []
+    owner: dict[str, int] = {}
+    for number, line in lines:
+        match = _OWN_LINE.fullmatch(line)
+        if match is None:
+            raise VocabularyError(
+                f"{path}:{number}: expected 'thing: name, name' or 'stuff: name, name' (or "
+                f"'id:name,name' throughout the file), found {line[:80]!r}"
+            )
+        group = split_synonyms(match[2])
+        if not group:
+            raise VocabularyError(f"{path}:{number}: a class without a name")
+        for name in group:
+            other = owner.setdefault(name.casefold(), number)
+            if other != number:
+                raise VocabularyError(
+                    f"{path}:{number}: the name '{name}' is already in the class of line {other}"
+                )
+        classes.append(RawClass(group, match[1] == "thing", (match[3] or "").strip()))
+    return classes
+
+
+def _read_ids(lines: Sequence[tuple[int, str]], path: Path) -> list[RawClass]:
+    found: dict[int, tuple[int, tuple[str, ...]]] = {}
+    for number, line in lines:
+        match = _ID_LINE.fullmatch(line)
+        if match is None:
+            raise VocabularyError(f"{path}:{number}: expected 'id:name,name', found {line[:80]!r}")
+        index, group = int(match[1]), split_synonyms(match[2])
+        if not group:
+            raise VocabularyError(f"{path}:{number}: id {index} has no name")
+        if index in found:
+            raise VocabularyError(
+                f"{path}:{number}: id {index} is already in line {found[index][0]}"
+            )
+        found[index] = (number, group)
+    # Names shared by two classes stay: results published with such a file depend on them.
+    return [
+        RawClass(group, True, "", index)
+        for index, (_, group) in sorted(found.items())
+        if group != (_INVALID,)
+    ]
+
+
+def _read_json(path: Path) -> list[RawClass]:
+    content = read_json(path, VocabularyError, "vocabulary file")
+    where = printable(path)
+    if isinstance(content, dict) and "categories" not in content:
+        try:
+            return classes_of_metainfo(content)
+        except VocabularyError as error:
+            raise VocabularyError(f"{where}: {error}") from error
+    rows = content["categories"] if isinstance(content, dict) else content
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise VocabularyError(
+            f"{where}: expected mmdet's metainfo (a mapping with 'classes') or COCO's categories "
+            "(a list of mappings with 'id', 'name' and 'isthing')"
+        )
+    try:
+        categories = check_categories(rows, where)
+    except DatasetError as error:
+        raise VocabularyError(str(error)) from error
+    categories = without_unused_roots(categories, _used(content))
+    owner: dict[str, int | str] = {}
+    for id_, category in categories.items():
+        name = clean(category["name"])
+        if owner.setdefault(name, id_) != id_:
+            raise VocabularyError(
+                f"{where}: category name {printable(repr(name))} is there more than once, with the "
+                f"ids {shown(owner[name])} and {shown(id_)}; rename one of the categories"
+            )
+    if all(isinstance(id_, int) for id_ in categories):  # texts stay in the file's order
+        categories = {id_: categories[id_] for id_ in sorted(categories)}
+    return [_of_category(category, where) for category in categories.values()]
+
+
+def _of_category(category: dict, path: str) -> RawClass:
+    # COCO: detection files have no isthing, and all their categories are things.
+    group = split_synonyms(category["name"])
+    if not group:
+        raise VocabularyError(f"{path}: category {shown(category['id'])} has no name but commas")
+    return RawClass(group, bool(category.get("isthing", 1)), category["name"])
+
+
+def _used(content: Any) -> set[int | str]:
+    """Categories that the annotations have, where a whole annotation file is given."""
+    rows = content.get("annotations", ()) if isinstance(content, dict) else ()
+    found = set()
+    for row in rows if isinstance(rows, list) else ():
+        entries = row.get("segments_info", [row]) if isinstance(row, dict) else ()
+        for entry in entries if isinstance(entries, list) else ():
+            id_ = entry.get("category_id") if isinstance(entry, dict) else None
+            found.update([id_] if isinstance(id_, int | str) else [])
+    return found
+
+
+def key_of(text: str) -> str:
+    """What two names must have in common to count as spelled alike."""
+    return clean(text).casefold()

@@ -1,0 +1,117 @@
+"""Vocabularies from what a user typed."""
+
+from __future__ import annotations
+
+import os
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from odise_mm.errors import VocabularyError
+from odise_mm.vocabulary.conventions import warn_of_other_conventions
+from odise_mm.vocabulary.files import RawClass, key_of, split_synonyms
+from odise_mm.vocabulary.loading import BUILTIN, builtin_groups, builtin_key, looks_like_path
+from odise_mm.vocabulary.vocabulary import Vocabulary
+
+
+def _has_semicolon(given: Any) -> bool:
+    if isinstance(given, str):
+        return ";" in given
+    return isinstance(given, list | tuple) and any(map(_has_semicolon, given))
+
+
+def _segments(given: Any, argument: str) -> Iterator[str | Vocabulary]:
+    """What stands between semicolons: non-empty text, or a vocabulary as it is."""
+    if isinstance(given, Vocabulary):
+        yield given
+    elif isinstance(given, str):
+        yield from (part.strip() for part in given.split(";") if part.strip(" ,\t\r\n"))
+    elif isinstance(given, Sequence):
+        for index, item in enumerate(given):
+            if not isinstance(item, str | Vocabulary):
+                raise VocabularyError(
+                    f"{argument}[{index}] is {type(item).__name__}, not text or a Vocabulary"
+                )
+            found = list(_segments(item, argument))
+            if not found:  # dropping it would silently shift the indices of all that follow
+                raise VocabularyError(f"{argument}[{index}] holds no name: {item!r}")
+            yield from found
+    else:
+        raise VocabularyError(
+            f"{argument} is {type(given).__name__}; give text, a Vocabulary, or a list of them"
+        )
+
+
+def _vocabularies_in(segment: str) -> list[Vocabulary]:
+    """The vocabularies that a segment names; empty if it is a typed class."""
+    if looks_like_path(segment) and os.path.isfile(os.path.expanduser(segment)):
+        return [Vocabulary.load(segment)]  # before splitting: a path may hold a comma
+    pieces = split_synonyms(segment)
+    special = [p for p in pieces if builtin_key(p) is not None or looks_like_path(p)]
+    if not special:
+        return []
+    found = [Vocabulary.load(piece) for piece in special]
+    if len(found) < len(pieces):
+        plain = next(piece for piece in pieces if piece not in special)
+        raise VocabularyError(
+            f"'{special[0]}' is a vocabulary and '{plain}' the name of a class; a comma stands "
+            f"between synonyms: write '{special[0]}; {plain}' to have both"
+        )
+    return found
+
+
+def _claim(owner: dict[str, tuple[str, ...]], group: tuple[str, ...]) -> None:
+    """Notes whose the synonyms are; a name can mean only one typed class."""
+    for text in group:
+        other = owner.setdefault(key_of(text), group)
+        if other is not group:
+            one, two = (
+                textwrap.shorten(", ".join(g), 80, placeholder=" ...") for g in (other, group)
+            )
+            raise VocabularyError(
+                f"the name '{text}' is in two classes, '{one}' and '{two}'; keep it in one of them"
+            )
+
+
+def parse_names(
+    texts: str | Vocabulary | Sequence[str | Vocabulary] | None,
+    stuff_texts: str | Sequence[str] | None = None,
+) -> Vocabulary:
+    """See :meth:`Vocabulary.parse`."""
+    parts: list[Vocabulary] = []
+    typed: list[RawClass] = []
+    owner: dict[str, tuple[str, ...]] = {}
+    as_typed: dict[str, list[tuple[str, tuple[str, ...]]]] = {}
+
+    def flush() -> None:
+        if typed:
+            parts.append(Vocabulary.from_classes(typed, "texts"))
+            typed.clear()
+
+    for argument, given in (("texts", texts), ("stuff_texts", stuff_texts)):
+        thing = argument == "texts"
+        for segment in () if given is None else _segments(given, argument):
+            found = [segment] if isinstance(segment, Vocabulary) else _vocabularies_in(segment)
+            if found and not thing:
+                raise VocabularyError(
+                    f"stuff_texts takes names of classes; give the vocabulary {segment!r} "
+                    "in texts, it knows which of its classes are stuff"
+                )
+            if found:
+                flush()
+                parts.extend(found)
+            else:
+                group = split_synonyms(segment)
+                _claim(owner, group)
+                as_typed.setdefault(argument, []).append((segment, group))
+                typed.append(RawClass(group, thing))
+    flush()
+    if not parts:
+        raise VocabularyError(
+            "no names given; write classes between ';' and synonyms between ',', for example "
+            "'black pickup truck, pickup truck; blue sky, sky', or a built-in vocabulary: "
+            + ", ".join(BUILTIN)
+        )
+    separated = _has_semicolon(texts) or _has_semicolon(stuff_texts)
+    warn_of_other_conventions(as_typed, separated, builtin_groups)
+    return Vocabulary.join(parts)

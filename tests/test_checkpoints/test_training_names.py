@@ -1,0 +1,152 @@
+"""Whether a checkpoint's training names are those of the config, and what is said if not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from odise_mm.checkpoints import published as weights
+from odise_mm.checkpoints import training_names
+from odise_mm.checkpoints.published import load_weights
+from odise_mm.checkpoints.safe_loading import load_meta, save_state_dict
+from odise_mm.checkpoints.training_names import compare_names, note_of, noted, unsure_classes
+from odise_mm.models import GeometricEnsemble
+from odise_mm.vocabulary import Vocabulary
+from tests.support.parts import segmentor
+
+SMALL = Vocabulary((("cat", "Kitten"), ("road", "street")), (True, False), "small")
+
+
+class Model(nn.Module):
+    """What the comparison looks at."""
+
+    def __init__(self, trained: Vocabulary | str, current: Vocabulary | str) -> None:
+        super().__init__()
+        self.fusion = GeometricEnsemble(train_vocabulary=trained)
+        self.vocabulary = current if isinstance(current, Vocabulary) else Vocabulary.load(current)
+
+
+@pytest.fixture
+def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    messages: list[str] = []
+    monkeypatch.setattr(training_names, "print_log", lambda text, **_: messages.append(text))
+    return messages
+
+
+def test_classes_that_only_our_synonyms_make_seen() -> None:
+    typed = Vocabulary.parse("carpet; mud, Mud; dirt, soil; road; rug, mat; zeppelin; Automobile")
+    assert unsure_classes(typed) == ["carpet", "mud", "Automobile"]
+    # Compared with the real file of OpenSeg's.
+    for name, wanted in {
+        "coco": ["light", "net", "playing field"],
+        "ade20k": ["earth", "light"],
+        "pascal_context59": ["ground", "light"],
+        "cityscapes": [],
+        "voc20": [],
+        "mapillary": [],
+    }.items():
+        assert unsure_classes(Vocabulary.load(name)) == wanted
+
+
+def test_the_list_holds_our_synonyms_alone() -> None:
+    ours = {text.casefold() for group in Vocabulary.load("coco").synonyms for text in group}
+    assert training_names._lacking() < ours and len(training_names._lacking()) == 137
+    assert set(training_names._EXAMPLES) <= training_names._lacking()
+
+
+@pytest.mark.parametrize(
+    ("meta", "published"), [({}, True), ({"converted_from": "odise_label.pth"}, False)]
+)
+def test_published_weights_with_our_names(
+    meta: dict[str, Any], published: bool, warnings: list[str]
+) -> None:
+    compare_names(Model("coco", "ade20k"), "odise\x1b.pth", meta, published)
+    (text,) = warnings
+    for part in (
+        "odise\\x1b.pth",
+        "OpenSeg",
+        "137",
+        "carpet, mud",
+        "'ade20k': earth, light",
+        "coco_panoptic_with_prompt_eng.txt",
+        "--cfg-options model.fusion.train_vocabulary=PATH",
+    ):
+        assert part in text
+    compare_names(Model(SMALL, "ade20k"), "odise.pth", meta, published)  # a file of the user's
+    assert len(warnings) == 1
+
+
+def test_our_weights_with_other_names(warnings: list[str]) -> None:
+    other = Vocabulary((("cat",), ("lake", "road")), (True, False), "lakes")
+    model = Model(SMALL, Vocabulary.parse("street; dog; lake; cat"))
+    compare_names(model, "ours.pth", {"train_vocabulary": note_of(other)}, published=False)
+    (text,) = warnings
+    assert "'lakes' (2 classes)" in text and "'small' (2 classes)" in text
+    assert "street, lake" in text and "cat" not in text and "dog" not in text
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {},
+        {"train_vocabulary": None},
+        {"train_vocabulary": "no JSON"},
+        {"train_vocabulary": dict(synonyms=5)},
+        {"train_vocabulary": dict(synonyms=[["a", 3]])},
+        {"train_vocabulary": dict(name="x", synonyms=[["road", "STREET "], ["kitten", "cat"]])},
+        {"dataset_meta": None},
+        {"dataset_meta": dict(vocabulary=dict(synonyms=[["object"]]))},  # captions
+    ],
+)
+def test_no_names_or_the_same_ones_in_another_order(
+    meta: dict[str, Any], warnings: list[str]
+) -> None:
+    compare_names(Model(SMALL, "coco"), "ours.pth", meta, published=False)
+    assert warnings == []
+
+
+def test_names_of_older_checkpoints(warnings: list[str]) -> None:
+    meta = {"dataset_meta": dict(vocabulary=dict(synonyms=[["cat"], ["sky"]], is_thing=[True] * 2))}
+    compare_names(Model(SMALL, SMALL), "old.pth", meta, published=False)
+    assert len(warnings) == 1 and ": road)" in warnings[0]
+
+
+def test_a_model_without_training_names(warnings: list[str]) -> None:
+    compare_names(nn.Linear(1, 1), "ours.pth", {"train_vocabulary": note_of(SMALL)}, False)
+    assert warnings == []
+
+
+@pytest.mark.parametrize("ending", ["pth", "safetensors"])
+def test_files_bring_their_names(ending: str, tmp_path: Path, warnings: list[str]) -> None:
+    model = segmentor()  # trained with coco, it says
+    path = tmp_path / f"ours.{ending}"
+    note = json.dumps(note_of(SMALL))
+    save_state_dict(path, model.state_dict(), {"train_vocabulary": note})
+    assert noted(load_meta(path)).synonyms == SMALL.synonyms
+    load_weights(model, path)
+    assert len(warnings) == 1 and "'small'" in warnings[0]
+    save_state_dict(path, model.state_dict())
+    assert load_meta(path) == {}
+    load_weights(model, path)
+    assert len(warnings) == 1
+
+
+def test_published_keys_are_told_from_ours(
+    tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = segmentor()
+    own = {f"sem_seg_head.{key}": value for key, value in model.state_dict().items()}
+    monkeypatch.setattr(weights, "known_names", lambda _: own.__contains__)
+    monkeypatch.setattr(
+        weights,
+        "from_published",
+        lambda state: ({k.removeprefix("sem_seg_head."): v for k, v in state.items()}, {}),
+    )
+    torch.save({"model": own}, tmp_path / "odise.pth")
+    load_weights(model, tmp_path / "odise.pth")
+    assert len(warnings) == 1 and "'coco': light, net, playing field" in warnings[0]
