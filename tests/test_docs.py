@@ -17,7 +17,7 @@ import pytest
 from mmengine.config import Config
 
 import odise_mm.apis.inferencer
-import odise_mm.config.building
+import odise_mm.config.finding
 import odise_mm.models  # noqa: F401  (fills the registry)
 from odise_mm import errors
 from odise_mm.registry import MODELS
@@ -201,7 +201,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             changed.model.tile_size = 64
         return changed
 
-    monkeypatch.setattr(odise_mm.config.building, "load_config", load_small)
+    monkeypatch.setattr(odise_mm.config.finding, "load_config", load_small)
     monkeypatch.setattr(odise_mm.apis.inferencer, "load_config", load_small)
     return tmp_path
 

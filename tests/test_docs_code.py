@@ -19,7 +19,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 import odise_mm.apis.inferencer
-import odise_mm.config.building
+import odise_mm.config.finding
 from odise_mm.config.building import build_model
 from odise_mm.errors import ConfigError
 from odise_mm.models import MaskPrediction
@@ -71,7 +71,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             changed.model.tile_size = 64
         return changed
 
-    monkeypatch.setattr(odise_mm.config.building, "load_config", load_small)
+    monkeypatch.setattr(odise_mm.config.finding, "load_config", load_small)
     monkeypatch.setattr(odise_mm.apis.inferencer, "load_config", load_small)
     before = set(MODELS.module_dict), set(DATASETS.module_dict)
     yield tmp_path

@@ -6,8 +6,7 @@ import logging
 
 import pytest
 
-from odise_mm.vocabulary import Vocabulary
-from odise_mm.vocabulary import conventions
+from odise_mm.vocabulary import Vocabulary, conventions
 
 
 @pytest.fixture
