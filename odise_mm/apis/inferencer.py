@@ -155,7 +155,7 @@ class OpenVocabInferencer:
         weights = weights if weights is not None else self.cfg.get("load_from")
         self._weights = [weights, *named_weights(self.cfg.get("model"))]
         self.made_up_weights = weights is None
-        self.pipeline = make_test_pipeline(self.cfg)
+        self.pipeline = make_test_pipeline(self.cfg, already_read=True)
         with same_random_weights():  # made-up weights are at least the same every time
             self.model = build_model(self.cfg)
         if weights is not None:
@@ -467,8 +467,12 @@ class OpenVocabInferencer:
             name=source.name,
             max_pixels=self.max_pixels,
         )
+        size = image.shape[:2]
+        read = dict(
+            img=image, img_path=source.path, img_id=source.name, img_shape=size, ori_shape=size
+        )
         with picture_guard(source.name, image.shape), self._pipeline_lock:
-            data = self.pipeline(dict(img=image, img_path=source.path, img_id=source.name))
+            data = self.pipeline(read)
         return _Loaded(source, image, data["inputs"], data["data_samples"])
 
     def _finish(

@@ -49,11 +49,16 @@ def config_errors(cfg: Config) -> Iterator[None]:
         raise ConfigError(f"{name_of(cfg)}: wrong argument: {err}") from err
 
 
-def make_test_pipeline(cfg: Config) -> Compose:
+def make_test_pipeline(cfg: Config, *, already_read: bool = False) -> Compose:
     """The config's test pipeline, fit for pictures from anywhere.
 
     ``test_pipeline``, or else that of ``test_dataloader``. Whatever loads the picture is replaced
     by ``LoadImage``; what loads annotations is left out, as there are none.
+
+    Args:
+        cfg: the config.
+        already_read: leave ``LoadImage`` out too: the pipeline takes what that step gives, namely
+            ``img`` (uint8 (H, W, 3) BGR), ``img_path``, ``img_shape`` and ``ori_shape``.
 
     Raises:
         ConfigError: the config has no test pipeline, or one with an unknown transform or argument,
@@ -66,7 +71,7 @@ def make_test_pipeline(cfg: Config) -> Compose:
         steps = next((each["pipeline"] for _, each, _ in inside if "pipeline" in each), None)
     if not steps:
         raise ConfigError(f"{name_of(cfg)}: has no `test_pipeline`")
-    kept = [dict(type="LoadImage")]
+    kept = [] if already_read else [dict(type="LoadImage")]
     for step in steps:
         if not isinstance(step, dict) or "type" not in step:
             raise ConfigError(f"{name_of(cfg)}: a step of the test pipeline has no `type`: {step}")

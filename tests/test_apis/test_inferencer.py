@@ -523,6 +523,26 @@ def test_a_data_set_pipeline_becomes_one_for_bare_pictures():
     nested = dict(dataset=dict(dataset=dict(pipeline=steps)))
     pipeline = make_test_pipeline(Config(dict(test_dataloader=nested)))
     assert [type(t).__name__ for t in pipeline.transforms] == ["LoadImage", "Resize"]
+    pipeline = make_test_pipeline(Config(dict(test_dataloader=nested)), already_read=True)
+    assert [type(t).__name__ for t in pipeline.transforms] == ["Resize"]
+
+
+def test_a_picture_is_read_once(inferencer, pictures, monkeypatch):
+    """And what the model gets is what the whole pipeline makes of the file."""
+    calls = []
+
+    def counted(*args, **kwargs):
+        calls.append(args[0])
+        return read_image(*args, **kwargs)
+
+    monkeypatch.setattr("odise_mm.apis.inferencer.read_image", counted)
+    monkeypatch.setattr("odise_mm.datasets.transforms.loading.read_image", counted)
+    path = pictures / "a.png"
+    (result,) = inferencer(path)
+    assert [str(source) for source in calls] == [str(path)]
+    packed = make_test_pipeline(inferencer.cfg)(dict(img_path=str(path), img_id=str(path)))
+    assert torch.equal(inferencer.model.seen[-1], packed["inputs"])
+    assert (result.height, result.width) == packed["data_samples"].ori_shape
 
 
 def test_the_miniature_from_pictures_to_maps(tmp_path):

@@ -141,7 +141,9 @@ def test_the_model_itself_serves_many_threads() -> None:
         names = inferencer.make_vocabulary(call["texts"], call["stuff_texts"])
         made = []
         for image in call["images"]:
-            data = inferencer.pipeline(dict(img=image, img_path=None, img_id=0))
+            size = image.shape[:2]
+            read = dict(img=image, img_path=None, img_id=0, img_shape=size, ori_shape=size)
+            data = inferencer.pipeline(read)
             data = dict(inputs=[data["inputs"]], data_samples=[data["data_samples"]])
             (sample,) = inferencer.model.test_step(data, names, dict(overlap_threshold=0.0))
             found = sample.pred_panoptic_seg
