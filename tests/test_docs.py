@@ -123,20 +123,32 @@ def defined_names(file: Path) -> set[str]:
     return names
 
 
-def table_rows(heading: str) -> list[tuple[list[str], list[Path]]]:
-    """Code names and linked modules of each row of the tables under a heading of the README."""
-    section = README.read_text(encoding="utf-8").split(f"## {heading}\n")[1].split("\n## ")[0]
+def table(name: str) -> str:
+    """The Markdown table below the comment ``<!-- table: NAME -->``, on whichever page it is."""
+    found = [
+        match[1]
+        for path in DOCUMENTS
+        for match in re.finditer(
+            rf"<!-- table: {name} -->\n((?:\|.*\n)+)", path.read_text(encoding="utf-8")
+        )
+    ]
+    assert len(found) == 1, name
+    return found[0]
+
+
+def table_rows(name: str) -> list[tuple[list[str], list[Path]]]:
+    """Code names and linked modules of each row of a table."""
     rows = []
-    for line in section.splitlines():
-        files = [ROOT / path for path in re.findall(r"\]\((odise_mm/[^)]+\.py)\)", line)]
-        if line.startswith("|") and files:
+    for line in table(name).splitlines():
+        files = [ROOT / path for path in re.findall(r"\]\((?:\.\./)*(odise_mm/[^)]+\.py)\)", line)]
+        if files:
             cells = line.rsplit("|", 2)[0]
             rows.append((re.findall(r"`([A-Za-z_][\w.]*)`", cells), files))
     return rows
 
 
-def test_every_equation_is_where_the_readme_says() -> None:
-    rows = table_rows("From the paper to the code")
+def test_every_equation_is_where_the_table_says() -> None:
+    rows = table_rows("equations")
     assert len(rows) >= 9
     for names, files in rows:
         assert names and set(names) <= set().union(*map(defined_names, files)), names
@@ -149,9 +161,9 @@ def test_equation_10_is_the_last_line_of_its_function() -> None:
     assert "(1 - weight) * own + weight *" in last
 
 
-def test_the_table_of_parts_is_the_registry() -> None:
+def test_the_table_of_components_is_the_registry() -> None:
     listed = set()
-    for names, files in table_rows("The parts"):
+    for names, files in table_rows("components"):
         assert set(names) <= set().union(*map(defined_names, files)), names
         listed.update(names)
     ours = {
@@ -166,8 +178,8 @@ def test_the_table_of_parameters_is_counted() -> None:
     from tools.analysis_tools.model_summary import summarise
 
     summary = summarise("odise_coco_label")
-    section = README.read_text(encoding="utf-8").split("## Parameters\n")[1].split("\n## ")[0]
-    numbers = {int(n.replace(",", "")) for n in re.findall(r"\d[\d,]{5,}\d", section)}
+    page = (ROOT / "docs/components.md").read_text(encoding="utf-8").split("## Parameters\n")[1]
+    numbers = {int(n.replace(",", "")) for n in re.findall(r"\d[\d,]{5,}\d", page)}
     trained, frozen = summary["trained"], summary["frozen"]
     theirs = summary["published_frozen"]
     expected = {
