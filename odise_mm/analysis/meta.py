@@ -1,20 +1,19 @@
 """Whole models without memory: built and run on torch's meta device, where only shapes exist."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import wraps
 from typing import Any
 
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from odise_mm.config.building import build_model
 from odise_mm.config.finding import load_config
-from odise_mm.models import OpenVocabSegmentor, TextEncoder
-from odise_mm.models.classifiers import clip_classifiers
+from odise_mm.models import OpenVocabSegmentor
 from odise_mm.models.postprocess import resize_masks, semantic_inference
 
 
@@ -79,33 +78,10 @@ def _to_meta(value: Any) -> Any:
 
 
 @contextmanager
-def running_on_meta(model: nn.Module) -> Iterator[None]:
-    """Inside, a model from :func:`build_on_meta` can be called; names count as embedded."""
-    encoders = [m for m in model.modules() if isinstance(m, TextEncoder)]
-    for encoder in encoders:
-        encoder.forward = _embedded_already(encoder)
-    boxes = clip_classifiers._boxes
-    clip_classifiers._boxes = _whole_image
-    try:
-        with _SizesStayReal(), torch.no_grad():
-            yield
-    finally:
-        clip_classifiers._boxes = boxes
-        for encoder in encoders:
-            del encoder.forward
-
-
-def _whole_image(masks: Tensor, size: Sequence[int]) -> list[tuple[int, int, int, int]]:
-    """Boxes of masks, which have no values here; every crop is resized to one size anyway."""
-    return [(0, size[0], 0, size[1])] * len(masks)
-
-
-def _embedded_already(encoder: TextEncoder) -> Callable:
-    @wraps(encoder.forward)
-    def forward(texts: list[str]) -> Tensor:
-        return torch.empty(len(texts), encoder.embed_dim, device="meta")
-
-    return forward
+def running_on_meta() -> Iterator[None]:
+    """Inside, models from :func:`build_on_meta` can be called; names count as embedded by CLIP."""
+    with _SizesStayReal(), torch.no_grad():
+        yield
 
 
 def run_on_meta(model: OpenVocabSegmentor, height: int, width: int) -> Callable[[], None]:
@@ -122,15 +98,14 @@ def run_on_meta(model: OpenVocabSegmentor, height: int, width: int) -> Callable[
     divisor = getattr(model.data_preprocessor, "pad_size_divisor", 1)
     size = (height, width)
     padded = tuple(-(-side // divisor) * divisor for side in size)
-    with running_on_meta(model):
-        image = torch.empty(3, *size, device="meta")
-        (pyramid,) = model.extract_pyramids([torch.empty(3, *padded, device="meta")])
-        prediction = model.head(tuple(level[None] for level in pyramid))[-1]
-        probabilities = model.classify(prediction, [image])
+    with running_on_meta():
+        sample = DetDataSample(metainfo=dict(img_shape=size, pad_shape=padded))
+        (found,) = model.segment(torch.empty(1, 3, *padded, device="meta"), [sample])
+        probabilities = model.probabilities(found)
 
     def post_process() -> None:
-        with running_on_meta(model):
-            masks = resize_masks(prediction.masks[0], padded, size, size)
+        with running_on_meta():
+            masks = resize_masks(found.prediction.masks[0], padded, size, size)
             if model.test_cfg["semantic"]:
                 semantic_inference(probabilities[0], masks)
 

@@ -224,11 +224,12 @@ class PartMeter:
             self._wrap(clip, "encode_image", _who_uses_clip)
             self._wrap(clip, "encode_text", TEXT)
         self._wrap_head(model.head)
-        self._wrap(model, "classify", CAPTIONER_AND_NAMES)
+        for part in (model.classifiers[0], model.fusion):
+            self._wrap(part, "forward", CAPTIONER_AND_NAMES)
         for classifier in model.classifiers[1:]:
             name = type(classifier).__name__.removesuffix("Classifier")
             self._wrap(classifier, "forward", name)
-        self._wrap(model, "_add_results", POST_PROCESSING)
+        self._wrap(model, "results_from", POST_PROCESSING)
 
     def _wrap_backbone(self, backbone: nn.Module) -> None:
         if self.whole_backbone:

@@ -11,15 +11,13 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from mmdet.structures import DetDataSample
 from torch import Tensor
 
 from odise_mm.errors import OdiseError
@@ -54,31 +52,33 @@ class Prediction:
     opinions: list[Opinion]
 
 
-@contextmanager
-def recording(model: OpenVocabSegmentor) -> Iterator[list[Prediction]]:
-    """Inside, the model's ``predict`` makes no results: what they were made from is listed."""
-    found: list[Prediction] = []
-    waiting: list[list[Opinion]] = []  # of the images whose masks come next
+@torch.no_grad()
+def predict_opinions(model: OpenVocabSegmentor, batch: Mapping[str, Any]) -> list[Prediction]:
+    """What the model says of the images of a batch, in their order; no results are made.
 
-    def remember(_: Any, inputs: tuple, __: Any) -> None:
-        opinions: Sequence[Opinion] = inputs[0]
-        for i in range(len(opinions[0].logits)):
-            one = slice(i, i + 1)
-            waiting.append(
-                [Opinion(o.logits[one], None if o.p_void is None else o.p_void[one])
-                 for o in opinions]
-            )  # fmt: skip
+    Args:
+        model: in eval mode; the names are the model's.
+        batch: as a data loader gives it, ``inputs`` and ``data_samples``.
 
-    def keep(sample: DetDataSample, masks: Tensor, *_: Any) -> None:
-        found.append(Prediction(dict(sample.metainfo), masks, waiting.pop(0)))
+    Raises:
+        FloatingPointError: masks or probabilities are not finite.
+    """
+    data = model.data_preprocessor(batch, False)
+    samples = data["data_samples"]
+    predictions: dict[int, Prediction] = {}
+    for found in model.segment(data["inputs"], samples):
+        model.probabilities(found)  # which are checked
+        for i, place in enumerate(found.places):
+            opinions = [_of_image(opinion, i) for opinion in found.opinions]
+            metainfo = dict(samples[place].metainfo)
+            predictions[place] = Prediction(metainfo, found.prediction.masks[i], opinions)
+    return [predictions[place] for place in range(len(samples))]
 
-    hook = model.fusion.register_forward_hook(remember)
-    model._add_results = keep
-    try:
-        yield found
-    finally:
-        hook.remove()
-        del model._add_results
+
+def _of_image(opinion: Opinion, index: int) -> Opinion:
+    """On the masks of one image of a batch, as a batch of one."""
+    one = slice(index, index + 1)
+    return Opinion(opinion.logits[one], None if opinion.p_void is None else opinion.p_void[one])
 
 
 class PredictionFolder:

@@ -6,7 +6,7 @@ from odise_mm.models.backbones.diffusion.condition import Condition
 from odise_mm.models.backbones.diffusion.taps import Taps
 from odise_mm.models.backbones.open_clip_backbone import OpenCLIPBackbone
 from odise_mm.models.backbones.timm_backbone import TimmBackbone
-from odise_mm.models.classifiers.base import Classifier, Opinion
+from odise_mm.models.classifiers.base import Classifier, Opinion, TrainableClassifier
 from odise_mm.models.classifiers.clip_classifiers import CropCLIPClassifier, MaskCLIPClassifier
 from odise_mm.models.classifiers.ensemble import GeometricEnsemble
 from odise_mm.models.classifiers.open_vocab_classifier import OpenVocabClassifier
@@ -24,6 +24,7 @@ from odise_mm.models.necks.captioners.text import (
 )
 from odise_mm.models.necks.feature_projection import FeatureProjection
 from odise_mm.models.segmentors.open_vocab_segmentor import OpenVocabSegmentor
+from odise_mm.models.segmentors.results import SegmentedImages
 
 allow_training_state()
 
@@ -49,8 +50,10 @@ __all__ = [
     "OpenVocabMask2FormerHead",
     "OpenVocabSegmentor",
     "Opinion",
+    "SegmentedImages",
     "Taps",
     "TextCaptioner",
     "TextEncoder",
     "TimmBackbone",
+    "TrainableClassifier",
 ]

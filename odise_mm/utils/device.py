@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from odise_mm.errors import DeviceError
@@ -42,3 +44,8 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("device 'mps' was asked for, but PyTorch finds none; use device='cpu'")
     return device
+
+
+def current_device(device: torch.device) -> AbstractContextManager:
+    """Make a GPU the current one: compiled kernels like mmcv's run there, wherever tensors are."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

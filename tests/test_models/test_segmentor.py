@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.structures import DetDataSample
+from mmengine.analysis import get_model_complexity_info
 from mmengine.optim import build_optim_wrapper
 from mmengine.runner import load_checkpoint, save_checkpoint
 from mmengine.runner.checkpoint import get_state_dict
@@ -179,6 +180,64 @@ def test_small_images(size: tuple[int, int], model: OpenVocabSegmentor) -> None:
         wanted = model.neck(model.backbone(tile, model.captioner(tile)), (side, side))
     for level, reference in zip(pyramids[0], wanted, strict=True):
         assert relative_error(level, reference) < 1e-3
+
+
+# ---------------------------------------------------------------------- the steps, one by one
+
+
+def test_results_are_made_from_what_segment_gives(model: OpenVocabSegmentor) -> None:
+    images = [picture(100, 150), picture(64, 64, seed=1), picture(100, 150, seed=2)]
+    wanted = predict(model, images)
+    shapes = [dict(img_shape=tuple(i.shape[1:]), ori_shape=tuple(i.shape[1:])) for i in images]
+    samples = [DetDataSample(metainfo=shape) for shape in shapes]
+    data = model.data_preprocessor(dict(inputs=images, data_samples=samples), False)
+    samples = data["data_samples"]
+    with torch.no_grad():
+        found = list(model.segment(data["inputs"], samples))
+        assert [each.places for each in found] == [[0, 2], [1]]
+        for each, count, size in zip(found, (2, 1), ((32, 48), (16, 16)), strict=True):
+            assert each.prediction.masks.shape == (count, 12, *size)
+            assert each.prediction.embeddings.shape == (count, 12, 64)
+            assert [o.logits.shape for o in each.opinions] == [(count, 12, 4)] * 2
+            assert [o.p_void is None for o in each.opinions] == [False, True]
+            assert each.opinions[0].p_void.shape == (count, 12)
+            assert each.vocabulary is model.vocabulary
+            rows = model.probabilities(each)
+            assert rows.shape == (count, 12, 5)
+            torch.testing.assert_close(rows.sum(-1), torch.ones(count, 12))
+            model.results_from(each, samples)
+    for one, other in zip(wanted, samples, strict=True):
+        assert torch.equal(one.pred_panoptic_seg.sem_seg, other.pred_panoptic_seg.sem_seg)
+        assert one.pred_panoptic_seg.segments_info == other.pred_panoptic_seg.segments_info
+        assert torch.equal(one.pred_sem_seg.sem_seg, other.pred_sem_seg.sem_seg)
+        assert torch.equal(one.pred_instances.scores, other.pred_instances.scores)
+
+
+def test_names_of_a_call_go_with_what_was_segmented(model: OpenVocabSegmentor) -> None:
+    sample = DetDataSample(metainfo={k: (64, 64) for k in ("img_shape", "pad_shape", "ori_shape")})
+    with torch.no_grad():
+        (found,) = model.segment(picture(64, 64)[None] / 255, [sample], OTHER)
+        assert found.vocabulary is OTHER and found.opinions[0].logits.shape == (1, 12, 2)
+        model.results_from(found, [sample], dict(model.test_cfg, semantic=False, topk=3))
+    assert "pred_sem_seg" not in sample and len(sample.pred_instances) <= 3
+    assert {s["category_name"] for s in sample.pred_panoptic_seg.segments_info} <= set(OTHER.names)
+
+
+def test_raw_outputs_of_a_plain_batch(model: OpenVocabSegmentor) -> None:
+    batch = torch.stack([picture(64, 128), picture(64, 128, seed=1)]) / 255
+    with torch.no_grad():
+        masks, own, of_clip = model(batch)  # mmengine's default mode
+        (found,) = model.segment(batch)
+    assert masks.shape == (2, 12, 16, 32) and own.shape == of_clip.shape == (2, 12, 4)
+    assert torch.equal(masks, found.prediction.masks)
+    assert torch.equal(of_clip, found.opinions[1].logits)
+    assert model(batch, mode="tensor", vocabulary=OTHER)[1].shape == (2, 12, 2)
+
+
+def test_mmengine_counts_the_model(model: OpenVocabSegmentor) -> None:
+    found = get_model_complexity_info(model, (3, 64, 64), show_table=False, show_arch=False)
+    assert found["params"] == sum(p.numel() for p in model.parameters())
+    assert found["flops"] > 1e8
 
 
 # ----------------------------------------------------------------------------- parts of it

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import datetime
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from mmdet.structures import DetDataSample
 from mmdet.utils import reduce_mean
 from mmengine.dist import all_gather
 from scipy.optimize import linear_sum_assignment
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from odise_mm.errors import ConfigError, DatasetError, TrainingError
-from odise_mm.models import GroundingLoss, OpenVocabSegmentor
+from odise_mm.models import Classifier, GroundingLoss, OpenVocabSegmentor, Opinion
 from odise_mm.models.frozen import FrozenModule
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.registry import MODELS
@@ -488,6 +490,33 @@ def test_captions_without_grounding() -> None:
         model(**make_batch(model), mode="loss")
 
 
+class Undecided(Classifier):
+    """Keeps to the contract of inference alone."""
+
+    def forward(
+        self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
+    ) -> Opinion:
+        masks = prediction.masks
+        return Opinion(masks.new_zeros(*masks.shape[:2], len(vocabulary)), masks[..., 0, 0] * 0)
+
+
+@BOTH
+def test_a_first_classifier_that_cannot_be_trained(captions: bool) -> None:
+    model = model_of(captions)
+    model.classifiers[0] = Undecided()
+    batch = make_batch(model, words=[WORDS, WORDS] if captions else None)
+    message = (
+        "first classifier, Undecided, cannot be trained.*put an OpenVocabClassifier, or another"
+    )
+    with pytest.raises(ConfigError, match=message):
+        model(**batch, mode="loss")
+    samples = [
+        DetDataSample(metainfo=dict(s.metainfo, ori_shape=(50, 60))) for s in batch["data_samples"]
+    ]
+    results = model.eval()(batch["inputs"], samples, mode="predict")
+    assert all(result.pred_sem_seg.sem_seg.shape == (1, 50, 60) for result in results)
+
+
 def test_no_train_cfg() -> None:
     config = segmentor_config()
     config.head.train_cfg = None
@@ -504,5 +533,6 @@ def test_a_class_loss_for_one_number_of_classes() -> None:
 
 
 def test_modes(label_model: OpenVocabSegmentor) -> None:
-    with pytest.raises(ValueError, match="mode='tensor'.*mode='predict' and mode='loss'"):
-        label_model(torch.zeros(1, 3, 64, 64), [], mode="tensor")
+    known = "mode='predict', mode='loss' and mode='tensor'"
+    with pytest.raises(ValueError, match=f"mode='tensors'.*{known}"):
+        label_model(torch.zeros(1, 3, 64, 64), [], mode="tensors")

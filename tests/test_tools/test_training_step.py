@@ -83,7 +83,7 @@ def test_no_work_for_weight_gradients_of_the_unet(cfg: Config) -> None:
     costs = {}
     for weights in (False, True):
         model.backbone.unet.requires_grad_(weights)
-        with running_on_meta(model), torch.enable_grad(), tool.fused_attention():
+        with running_on_meta(), torch.enable_grad(), tool.fused_attention():
             tiles = torch.empty(1, 3, 64, 64, device="meta")
             condition = model.captioner(tiles)
             condition = condition._replace(

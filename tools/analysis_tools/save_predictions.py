@@ -36,6 +36,7 @@ from tools import test as test_tool  # noqa: E402
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from odise_mm.analysis.predictions import Prediction
     from odise_mm.benchmarks.test_sets import TestSet
     from odise_mm.engine.runner import OpenVocabRunner
 
@@ -103,7 +104,7 @@ def save_set(
     """
     from torch.utils.data import Subset
 
-    from odise_mm.analysis.predictions import PredictionFolder, recording
+    from odise_mm.analysis.predictions import PredictionFolder
     from odise_mm.config.changing import complete_config
     from odise_mm.config.checking import check_config
     from odise_mm.engine.loops import bound_to, plain_worker_errors
@@ -123,9 +124,7 @@ def save_set(
         sizes: list[int] = []
         with plain_worker_errors(), bound_to(model, dataset):
             for batch in rest:
-                with recording(model) as found:
-                    _predict(model, batch)
-                for prediction in _in_order(found, batch):
+                for prediction in _predict(model, batch):
                     sizes.append(folder.write(next(places), prediction, args.masks))
                     if len(sizes) == 1:
                         total = sizes[0] * len(missing)
@@ -140,21 +139,16 @@ def save_set(
     )
 
 
-def _predict(model: Any, batch: Any) -> None:
+def _predict(model: Any, batch: Any) -> list[Prediction]:
     import torch
 
+    from odise_mm.analysis.predictions import predict_opinions
     from odise_mm.utils.memory import memory_guard
 
     seen = [sample.metainfo["img_shape"][:2] for sample in batch["data_samples"]]
     device = next(model.parameters()).device
     with torch.no_grad(), memory_guard(device, model.precision, seen):
-        model.test_step(batch)
-
-
-def _in_order(found: list, batch: Any) -> list:
-    """The model answers by groups of one size; files go by the batch's order."""
-    by_path = {prediction.metainfo["img_path"]: prediction for prediction in found}
-    return [by_path[sample.metainfo["img_path"]] for sample in batch["data_samples"]]
+        return predict_opinions(model, batch)
 
 
 def describe(

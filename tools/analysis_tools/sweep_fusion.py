@@ -364,7 +364,7 @@ def make_results(
     """A sample with the results of one image, as the segmentor makes it."""
     from mmdet.structures import DetDataSample
 
-    from odise_mm.models.segmentors.open_vocab_segmentor import add_results
+    from odise_mm.models.segmentors.results import add_results
 
     sample = DetDataSample(metainfo=prediction.metainfo)
     add_results(sample, masks, scores, vocabulary, test_cfg)

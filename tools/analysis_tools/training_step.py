@@ -205,7 +205,7 @@ def count(cfg: Config, size: int, way: str, sixteen_bit: bool) -> Numbers:
         model.neck.register_forward_pre_hook(
             lambda _, inputs: ([level.float() for level in inputs[0]], *inputs[1:])
         )
-    contexts = (trained_as(model, way), running_on_meta(model), fused_attention())
+    contexts = (trained_as(model, way), running_on_meta(), fused_attention())
     with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)

@@ -26,7 +26,11 @@ class Opinion(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """Base of all classifiers: ``forward`` is the whole contract."""
+    """Base of all classifiers: ``forward`` is the whole contract of inference.
+
+    A model's first classifier is its own, which is trained, and does more: see
+    :class:`TrainableClassifier`.
+    """
 
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
@@ -39,6 +43,56 @@ class Classifier(nn.Module):
             vocabulary: the names; may differ from call to call.
         """
         raise NotImplementedError
+
+
+class TrainableClassifier(Classifier):
+    """What a model's first classifier must be where the model is trained.
+
+    With labels, ``supervised_logits`` are compared with the annotated classes. With captions,
+    ``word_embeddings`` and ``scale`` are compared with the mask embeddings.
+    """
+
+    @property
+    def has_null_class(self) -> bool:
+        """Whether it tells "none of the names" itself; else the head's objectness does."""
+        raise NotImplementedError
+
+    @property
+    def scale(self) -> Tensor:
+        """The factor on the cosine of masks and names, a scalar; with gradient if it is learned."""
+        raise NotImplementedError
+
+    def supervised_logits(
+        self, embeddings: Sequence[Tensor], vocabulary: Vocabulary
+    ) -> list[Tensor]:
+        """What label supervision compares with the annotated classes, for several layers.
+
+        Args:
+            embeddings: of the masks after every decoder layer, each (B, Q, C).
+            vocabulary: K classes.
+
+        Returns:
+            For every layer (B, Q, K + 1) float32, with gradient; the last column is void.
+        """
+        raise NotImplementedError
+
+    def word_embeddings(self, words: Sequence[Sequence[str]]) -> Tensor:
+        """Embeddings of the words of B captions, K of each: (B, K, C) float32, with gradient."""
+        raise NotImplementedError
+
+
+def require_trainable(classifier: nn.Module) -> TrainableClassifier:
+    """The classifier, if training can use it.
+
+    Raises:
+        ConfigError: it is no :class:`TrainableClassifier`.
+    """
+    if not isinstance(classifier, TrainableClassifier):
+        raise ConfigError(
+            f"the model's first classifier, {type(classifier).__name__}, cannot be trained: to "
+            "train the model put an OpenVocabClassifier, or another TrainableClassifier, first"
+        )
+    return classifier
 
 
 def class_logits(

@@ -165,6 +165,8 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 def _boxes(masks: Tensor, image_size: Sequence[int]) -> list[tuple[int, int, int, int]]:
     """(top, bottom, left, right) in pixels of masks (Q, h, w) at stride 4; of an empty one: all."""
     height, width = image_size
+    if masks.is_meta:  # no values there; every crop is resized to one size anyway
+        return [(0, height, 0, width)] * len(masks)
     boxes = []
     for rows, columns in zip(masks.any(2).cpu(), masks.any(1).cpu(), strict=True):
         ys, xs = rows.nonzero().flatten(), columns.nonzero().flatten()

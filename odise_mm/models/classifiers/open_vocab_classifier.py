@@ -7,7 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
-from odise_mm.models.classifiers.base import Classifier, Opinion, class_logits, fill_template
+from odise_mm.models.classifiers.base import (
+    Opinion,
+    TrainableClassifier,
+    class_logits,
+    fill_template,
+)
 from odise_mm.models.clip.text_encoder import TextEncoder
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.registry import MODELS
@@ -17,7 +22,7 @@ from odise_mm.vocabulary import Vocabulary
 
 
 @MODELS.register_module()
-class OpenVocabClassifier(Classifier):
+class OpenVocabClassifier(TrainableClassifier):
     """Compares mask embeddings with linearly mapped text embeddings of the names.
 
     ODISE, equation 6: ``softmax(z . T(names) / tau)``, with a learned 1 / tau (``logit_scale``
@@ -61,6 +66,11 @@ class OpenVocabClassifier(Classifier):
         return self.text_proj(self.text_encoder(texts).to(self.text_proj.weight))
 
     @property
+    def has_null_class(self) -> bool:
+        """See :class:`~odise_mm.models.classifiers.base.TrainableClassifier`."""
+        return self.null_embedding is not None
+
+    @property
     def scale(self) -> Tensor:
         """The learned factor on the cosine, a scalar."""
         return self.logit_scale.exp().clamp(max=100)
@@ -77,14 +87,9 @@ class OpenVocabClassifier(Classifier):
     def supervised_logits(
         self, embeddings: Sequence[Tensor], vocabulary: Vocabulary
     ) -> list[Tensor]:
-        """What label supervision compares with the annotated classes, for several layers.
+        """See :class:`~odise_mm.models.classifiers.base.TrainableClassifier`.
 
-        Args:
-            embeddings: of the masks after every decoder layer, each (B, Q, C).
-            vocabulary: K classes; their names are embedded once for all layers.
-
-        Returns:
-            For every layer (B, Q, K + 1) float32; the last column is void, the null embedding.
+        The names are embedded once for all layers; void is the null embedding.
         """
         with full_precision(embeddings[0]):
             text = self.text_embeddings(fill_template(self.template, vocabulary.flat[0]))

@@ -158,7 +158,7 @@ class FrozenCLIP(FrozenModule):
             (N, ``embed_dim``) float32
         """
         size = self.image_size
-        height, width = images.shape[-2:]
+        height, width = map(int, images.shape[-2:])  # plain numbers while traced, too
         short = min(height, width)
         target = (size * height // short, size * width // short)
         if target != (height, width):

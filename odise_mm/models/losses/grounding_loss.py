@@ -1,5 +1,7 @@
 """Masks and the words of captions, without knowing which belong together (ODISE, section 3.5)."""
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from mmengine.dist import all_gather, all_reduce, get_rank, get_world_size
@@ -71,6 +73,37 @@ class GroundingLoss(nn.Module):
             of_images = F.cross_entropy(similarity, targets, weights)
             of_captions = F.cross_entropy(similarity.T, targets, reduction="none")
             return self.loss_weight * (of_images + (of_captions * has_words).mean()) / 2
+
+    def of_layers(
+        self,
+        mask_embeddings: Sequence[Tensor],
+        words: Sequence[Sequence[str]],
+        embed: Callable[[Sequence[Sequence[str]]], Tensor],
+        scale: Tensor,
+    ) -> dict[str, Tensor]:
+        """:meth:`forward` after every decoder layer; the words are embedded once.
+
+        Args:
+            mask_embeddings: of every layer, (B, Q, C).
+            words: of one caption of every image, K or none.
+            embed: from B lists of K words to (B, K, C).
+            scale: factor on the cosine, a scalar.
+
+        Returns:
+            ``loss_grounding`` of the last layer, ``d0.loss_grounding`` and so on of the others.
+        """
+        device = mask_embeddings[0].device
+        longest = torch.tensor(max(map(len, words)), device=device)
+        all_reduce(longest, op="max")  # the embeddings of all processes are joined
+        count = max(int(longest), 1)
+        valid = torch.tensor([[bool(caption)] * count for caption in words], device=device)
+        text = embed([list(caption) or [""] * count for caption in words])
+        layers = len(mask_embeddings)
+        names = [f"d{i}.loss_grounding" for i in range(layers - 1)] + ["loss_grounding"]
+        return {
+            name: self(layer, text, valid, scale)
+            for name, layer in zip(names, mask_embeddings, strict=True)
+        }
 
     def similarity(self, masks: Tensor, words: Tensor, scale: Tensor | float) -> Tensor:
         """Equation 7: the mean over words of what the masks that answer to a word score with it.

@@ -1,0 +1,119 @@
+"""What a segmentor says of images, and the results in their samples."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.structures import InstanceData, PixelData
+from torch import Tensor
+
+from odise_mm.models.classifiers.base import Opinion
+from odise_mm.models.heads.mask2former_head import MaskPrediction
+from odise_mm.models.postprocess import (
+    instance_inference,
+    panoptic_inference,
+    resize_masks,
+    semantic_inference,
+)
+from odise_mm.vocabulary import Vocabulary
+
+
+class SegmentedImages(NamedTuple):
+    """What a model says of B images of one padded size, before the opinions are joined.
+
+    Attributes:
+        places: which images of the call's batch these are, B indices.
+        prediction: of the head: ``masks``, logits over the padded images, (B, Q, H / 4, W / 4), and
+            their ``embeddings`` (B, Q, C).
+        opinions: of every classifier on these masks: ``logits`` (B, Q, K) and perhaps ``p_void``
+            (B, Q).
+        vocabulary: the K classes.
+    """
+
+    places: list[int]
+    prediction: MaskPrediction
+    opinions: list[Opinion]
+    vocabulary: Vocabulary
+
+
+def write_results(
+    found: SegmentedImages,
+    probabilities: Tensor,
+    data_samples: Sequence[DetDataSample],
+    test_cfg: Mapping[str, Any],
+) -> None:
+    """:func:`add_results` of all images that were segmented together, at their ``ori_shape``.
+
+    Args:
+        found: the B images.
+        probabilities: of the K classes and of void, (B, Q, K + 1).
+        data_samples: of the whole batch.
+        test_cfg: as for :func:`add_results`.
+    """
+    for place, masks, scores in zip(
+        found.places, found.prediction.masks, probabilities, strict=True
+    ):
+        sample = data_samples[place]
+        sizes = (sample.pad_shape[:2], sample.img_shape[:2], sample.ori_shape[:2])
+        masks = resize_masks(masks.float(), *sizes)
+        add_results(sample, masks, scores, found.vocabulary, test_cfg)
+
+
+def add_results(
+    sample: DetDataSample,
+    masks: Tensor,
+    scores: Tensor,
+    vocabulary: Vocabulary,
+    test_cfg: Mapping[str, Any],
+) -> None:
+    """Write one image's results into its sample.
+
+    ``pred_panoptic_seg``: ``sem_seg``, (1, H, W) int32 of segment ids, 0 for none, and
+    ``segments_info`` in its metainfo. ``pred_sem_seg``: ``sem_seg``, (1, H, W) of class indices.
+    ``pred_instances``: ``masks``, ``labels``, ``scores`` and ``bboxes``.
+
+    Args:
+        sample: of the image.
+        masks: logits at the size of the result, (Q, H, W) float32.
+        scores: probabilities of the K classes and of void, (Q, K + 1).
+        vocabulary: the K classes.
+        test_cfg: all settings of the segmentor's ``test_cfg``.
+    """
+    names, is_thing = vocabulary.names, vocabulary.is_thing
+    if test_cfg["panoptic"]:
+        ids, segments = panoptic_inference(scores, masks, is_thing, test_cfg["overlap_threshold"])
+        info = [
+            dict(
+                id=segment.id,
+                category_id=segment.label,
+                category_name=names[segment.label],
+                isthing=segment.is_thing,
+                score=segment.score,
+                area=segment.area,
+            )
+            for segment in segments
+        ]
+        sample.pred_panoptic_seg = PixelData(sem_seg=ids[None], metainfo=dict(segments_info=info))
+    if test_cfg["semantic"]:
+        sample.pred_sem_seg = PixelData(sem_seg=semantic_inference(scores, masks)[None])
+    if test_cfg["instance"]:
+        values, labels, binary, boxes = instance_inference(
+            scores, masks, is_thing, test_cfg["topk"]
+        )
+        sample.pred_instances = InstanceData(
+            scores=values, labels=labels, masks=binary, bboxes=boxes
+        )
+
+
+def check_finite(tensors: Sequence[Tensor], precision: str) -> None:
+    """Refuse masks and probabilities that are no numbers.
+
+    Raises:
+        FloatingPointError: one of the tensors has such.
+    """
+    if not all(tensor.is_meta or torch.isfinite(tensor).all() for tensor in tensors):
+        raise FloatingPointError(
+            f"the model's masks are not finite numbers at precision {precision}: "
+            "the weights are broken, or float16 overflowed (take bf16 or fp32)"
+        )

@@ -1,0 +1,104 @@
+"""Feature pyramids of whole images, from batches of tiles that images share."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from odise_mm.errors import ConfigError
+from odise_mm.models.segmentors.tiling import TileGrid
+from odise_mm.utils.settings import check_whole
+
+Pyramid = tuple[Tensor, ...]
+"""Maps of strides 4, 8, 16, 32, (C, H / stride, W / stride); of a batch (B, ...)."""
+
+Captions = Sequence[str | None] | None
+"""What people wrote about each image or tile, where it is known."""
+
+MAX_STRIDE = 32  # of a pyramid
+
+TileFeatures = Callable[[Tensor, tuple[int, int], Captions], Pyramid]
+"""From tiles (N, 3, S, S), the size of a tile in the image and N captions to maps of N tiles."""
+
+
+def check_sizes(tile_size: int | None, tile_divisor: int, preprocessor: Any) -> None:
+    """Refuse tiles, and padding, that feature maps of whole steps cannot be made of.
+
+    Args:
+        tile_size: of the segmentor.
+        tile_divisor: what the backbone wants its tiles' edges to be a multiple of.
+        preprocessor: may have a ``pad_size_divisor``.
+
+    Raises:
+        ConfigError: sizes that do not fit.
+    """
+    divisor = math.lcm(MAX_STRIDE, tile_divisor)
+    if tile_size is not None and tile_size % divisor:
+        raise ConfigError(
+            f"tile_size={tile_size}: a multiple of {divisor} pixels, or None for whole images"
+        )
+    needed = divisor if tile_size is None else MAX_STRIDE
+    padding = getattr(preprocessor, "pad_size_divisor", needed)
+    check_whole("data_preprocessor.pad_size_divisor", padding)
+    if padding % needed:
+        raise ConfigError(
+            f"data_preprocessor.pad_size_divisor={padding}: a multiple of {needed} pixels"
+        )
+
+
+def tiled_pyramids(
+    images: Sequence[Tensor],
+    captions: Captions,
+    tile_features: TileFeatures,
+    tile_size: int | None,
+    max_tiles_per_batch: int,
+) -> list[Pyramid]:
+    """Cut padded images into tiles, run these in batches, and join the maps of every image.
+
+    Args:
+        images: each (3, H, W) in [0, 1].
+        captions: of the images; None: nothing is known.
+        tile_features: what runs on a batch of tiles.
+        tile_size: see :meth:`TileGrid.of`.
+        max_tiles_per_batch: tiles, of one image or several, that run together.
+
+    Returns:
+        The pyramid of every image.
+    """
+    grids = [TileGrid.of(tuple(image.shape[-2:]), tile_size) for image in images]
+    pyramids: list[Pyramid] = [()] * len(images)
+    for members in groups_of_equal([grid.tile for grid in grids]):
+        tiles = torch.cat([grids[i].cut(images[i]) for i in members])
+        known = [captions[i] if captions else None for i in members for _ in range(len(grids[i]))]
+        step = max_tiles_per_batch
+        batches = [
+            tile_features(
+                tiles[first : first + step],
+                grids[members[0]].tile,
+                known[first : first + step],
+            )
+            for first in range(0, len(tiles), step)
+        ]
+        levels = [torch.cat(level) for level in zip(*batches, strict=True)]
+        counts = [len(grids[i]) for i in members]
+        per_image = zip(*(level.split(counts) for level in levels), strict=True)
+        for i, maps in zip(members, per_image, strict=True):
+            pyramids[i] = tuple(grids[i].join(level) for level in maps)
+    return pyramids
+
+
+def stack_pyramids(pyramids: Sequence[Pyramid]) -> Pyramid:
+    """One pyramid with a batch axis from those of several images; of one image without copying."""
+    if len(pyramids) == 1:
+        return tuple(level[None] for level in pyramids[0])
+    return tuple(torch.stack(level) for level in zip(*pyramids, strict=True))
+
+
+def groups_of_equal(keys: Sequence[Any]) -> list[list[int]]:
+    """Indices of equal keys, in order of first occurrence."""
+    groups: dict[Any, list[int]] = {}
+    for index, key in enumerate(keys):
+        groups.setdefault(tuple(key), []).append(index)
+    return list(groups.values())
