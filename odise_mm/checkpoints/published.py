@@ -10,9 +10,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from odise_mm.checkpoints.safe_loading import differences, load_meta, load_state_dict
 from odise_mm.checkpoints.training_names import compare_names
 from odise_mm.errors import CheckpointError
-from odise_mm.checkpoints.safe_loading import differences, load_meta, load_state_dict
 from odise_mm.utils.display import printable
 
 # Published name (regular expression) -> our name. Every key must match exactly one line.

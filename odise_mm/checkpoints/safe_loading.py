@@ -1,7 +1,7 @@
 """Reading and writing weights, without ever running code from a file.
 
-What files in torch's formats may build is told by :mod:`odise_mm.checkpoints.safe_pickle`; their sizes
-and checksums are checked by :mod:`odise_mm.checkpoints.torch_file`.
+What files in torch's formats may build is told by :mod:`odise_mm.checkpoints.safe_pickle`; their
+sizes and checksums are checked by :mod:`odise_mm.checkpoints.torch_file`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from odise_mm.errors import CheckpointError
-from odise_mm.utils.display import printable
-from odise_mm.utils.files import regular_file, replacing
 from odise_mm.checkpoints.safe_pickle import StoredTensor, UnusableTensor
 from odise_mm.checkpoints.torch_file import TorchFile
 from odise_mm.checkpoints.unwrapping import Fits, innermost, unwrap
+from odise_mm.errors import CheckpointError
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import regular_file, replacing
 
 __all__ = ["CheckpointError", "load_meta", "load_state_dict", "save_state_dict"]
 

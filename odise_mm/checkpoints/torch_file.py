@@ -21,9 +21,9 @@ from typing import Any, BinaryIO, NoReturn
 import torch
 from torch import Tensor
 
+from odise_mm.checkpoints.safe_pickle import RefusedError, StoredNumbers, StoredTensor, Unpickler
 from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import first_line, printable
-from odise_mm.checkpoints.safe_pickle import RefusedError, StoredNumbers, StoredTensor, Unpickler
 
 _CHUNK = 1 << 20
 _MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's older format

@@ -15,9 +15,9 @@ from typing import Any
 from mmengine.logging import print_log
 from torch import nn
 
-from odise_mm.vocabulary import Vocabulary
 from odise_mm.errors import VocabularyError
 from odise_mm.utils.display import printable
+from odise_mm.vocabulary import Vocabulary
 
 NOTE = "train_vocabulary"
 """Where the ``meta`` of a checkpoint holds the names."""

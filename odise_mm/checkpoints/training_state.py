@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from odise_mm.checkpoints.resuming import check_types
-from odise_mm.errors import CheckpointError
 from odise_mm.checkpoints.safe_loading import load_training_state
+from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import printable
 
 LAST = "last_checkpoint"

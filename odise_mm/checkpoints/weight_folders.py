@@ -14,8 +14,8 @@ from pathlib import Path
 from mmengine.logging import print_log
 from torch import Tensor
 
-from odise_mm.errors import CheckpointError
 from odise_mm.checkpoints.safe_loading import load_state_dict
+from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import path_inside, read_json
 
