@@ -1,0 +1,311 @@
+"""Downloads: resumed, verified, and never half a file for whole, whatever the server does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from odise_mm.errors import CheckpointError
+from odise_mm.utils import download as module
+from odise_mm.utils.download import RemoteFile, download, is_offline
+from tests.support.file_server import FileServer, serving
+
+CONTENT = random.Random(0).randbytes(3_000_000)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PAUSE", 0.0)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def server() -> Iterator[FileServer]:
+    with serving(CONTENT) as running:
+        yield running
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "cache" / "weights.pth"
+
+
+def fetch(server: FileServer, path: Path, size: int | None = None, sha256: str | None = None):
+    file = RemoteFile(server.url, size, sha256)
+    return download(file, path, CheckpointError, "the checkpoint", instead="name a file")
+
+
+def refused(server: FileServer, path: Path, **known: object) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        fetch(server, path, **known)
+    assert not path.exists()
+    text = str(caught.value)
+    assert "\n" not in text and text.count("the checkpoint") >= 1
+    return text
+
+
+def left(path: Path) -> set[str]:
+    """Files beside the lock."""
+    return {file.name for file in path.parent.iterdir() if not file.name.endswith(".lock")}
+
+
+def test_a_file_comes_once(server: FileServer, path: Path) -> None:
+    for _ in range(2):
+        assert fetch(server, path, len(CONTENT), SHA256[:8]) == path
+    assert path.read_bytes() == CONTENT and len(server.requests) == 1
+    assert left(path) == {"weights.pth"}
+
+
+def test_a_name_is_that_of_the_address() -> None:
+    assert RemoteFile("https://host/a/b-1.pth?x=1").name == "b-1.pth"
+    assert RemoteFile("https://host/a", name="b").name == "b"
+
+
+@pytest.mark.parametrize("known", [{}, dict(size=len(CONTENT)), dict(sha256=SHA256)])
+def test_broken_connections_are_taken_up(server: FileServer, path: Path, known: dict) -> None:
+    server.cut_after = 1_100_000
+    assert fetch(server, path, **known).read_bytes() == CONTENT
+    starts = [asked for _, asked in server.requests]
+    assert starts == [None, "bytes=1100000-", "bytes=2200000-"]
+
+
+def test_a_broken_download_goes_on_in_the_next_call(server: FileServer, path: Path) -> None:
+    def stop(number: int) -> None:
+        server.cut_after = 1_000_000 if number == 1 else 0
+
+    server.before = stop
+    text = refused(server, path)
+    assert "1,000,000 of 3,000,000 bytes are kept" in text and "go on from there" in text
+    assert (path.parent / "weights.pth.part").stat().st_size == 1_000_000
+    server.before, server.cut_after = (lambda _: None), None
+    assert fetch(server, path).read_bytes() == CONTENT
+    assert server.requests[-1][1] == "bytes=1000000-" and left(path) == {"weights.pth"}
+
+
+def test_another_file_in_the_meantime_is_fetched_from_the_start(
+    server: FileServer, path: Path
+) -> None:
+    def change(number: int) -> None:
+        if number == 2:
+            server.content, server.etag, server.cut_after = CONTENT[::-1], '"two"', None
+
+    server.before, server.cut_after = change, 1_000_000
+    assert fetch(server, path).read_bytes() == CONTENT[::-1]
+
+
+def test_a_server_without_ranges(server: FileServer, path: Path) -> None:
+    def whole(number: int) -> None:
+        server.cut_after = 1_000_000 if number == 1 else None
+
+    server.before, server.ranges = whole, False
+    assert fetch(server, path, sha256=SHA256).read_bytes() == CONTENT
+    assert len(server.requests) == 2
+
+
+def test_without_a_mark_of_the_version_and_a_checksum_nothing_is_taken_up(
+    server: FileServer, path: Path
+) -> None:
+    def whole(number: int) -> None:
+        server.cut_after = 1_000_000 if number == 1 else None
+
+    server.before, server.etag = whole, ""
+    assert fetch(server, path).read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == [None, None]
+
+
+@pytest.mark.parametrize("etag", ["", '"one"'])
+def test_a_server_that_never_gets_further(server: FileServer, path: Path, etag: str) -> None:
+    server.cut_after, server.ranges, server.etag = 1_000_000, False, etag
+    assert "the connection broke after 1,000,000 of 3,000,000 bytes" in refused(server, path)
+    assert len(server.requests) == 4
+
+
+def test_a_part_of_another_address_is_dropped(server: FileServer, path: Path) -> None:
+    path.parent.mkdir()
+    (path.parent / "weights.pth.part").write_bytes(b"x" * 100)
+    note = dict(url="http://elsewhere/weights.pth", validator='"one"')
+    (path.parent / "weights.pth.part.json").write_text(json.dumps(note))
+    assert fetch(server, path).read_bytes() == CONTENT
+    assert server.requests == [("/weights.pth", None)]
+
+
+@pytest.mark.parametrize("known", [{}, dict(size=len(CONTENT), sha256=SHA256)])
+def test_a_complete_part_is_not_fetched_again(server: FileServer, path: Path, known: dict) -> None:
+    path.parent.mkdir()
+    (path.parent / "weights.pth.part").write_bytes(CONTENT)
+    note = dict(url=server.url, validator='"one"')
+    (path.parent / "weights.pth.part.json").write_text(json.dumps(note))
+    assert fetch(server, path, **known).read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == ([] if known else ["bytes=3000000-"])
+
+
+def test_a_wrong_checksum_is_not_kept(server: FileServer, path: Path) -> None:
+    text = refused(server, path, sha256="b67d2efc")
+    assert f"begins with {SHA256[:8]}, the published one with b67d2efc" in text
+    assert not left(path)
+
+
+@pytest.mark.parametrize("change", [-1, 1, 1000])
+def test_too_few_or_too_many_bytes(server: FileServer, path: Path, change: int) -> None:
+    server.content = CONTENT[:change] if change < 0 else CONTENT + b"x" * change
+    text = refused(server, path, size=len(CONTENT))
+    assert f"sends {len(server.content):,} bytes" in text and "has 3,000,000" in text
+    assert not left(path)
+
+
+def test_more_bytes_than_published_without_a_length(server: FileServer, path: Path) -> None:
+    server.content, server.chunked = CONTENT * 2, True
+    assert "sends more than 3,000,000 bytes" in refused(server, path, size=len(CONTENT))
+    assert not left(path)
+
+
+def test_more_bytes_than_announced_are_not_read(server: FileServer, path: Path) -> None:
+    server.declared = 2_000_000
+    assert "wrong checksum" in refused(server, path, sha256=SHA256)
+
+
+def test_fewer_bytes_than_announced(server: FileServer, path: Path) -> None:
+    server.declared = 3_000_100
+    assert "the server tells another length each time" in refused(server, path)
+    assert not left(path)
+
+
+def test_chunks(server: FileServer, path: Path) -> None:
+    server.chunked = True
+    assert fetch(server, path).read_bytes() == CONTENT
+    path.unlink()
+    server.cut_after = 1_000_000  # the end of the chunk never comes
+    server.ranges = False
+    assert "the connection broke" in refused(server, path)
+
+
+def test_an_end_that_nobody_announces(server: FileServer, path: Path) -> None:
+    server.declared = 0
+    assert "does not say how long" in refused(server, path)
+    assert fetch(server, path, sha256=SHA256).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
+def test_a_page_in_place_of_the_file(server: FileServer, path: Path, kind: str) -> None:
+    server.content, server.kind = b"\n<!DOCTYPE html><title>Login</title>", kind
+    text = refused(server, path)
+    assert "sent a web page in place of the checkpoint" in text and server.url in text
+    assert not left(path)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "requests"),
+    [
+        (404, "HTTP 404, Not Found: there is no such file any more", 1),
+        (403, "HTTP 403, Forbidden: the server refuses it", 1),
+        (407, "the proxy wants a login", 1),
+        (503, "HTTP 503, Service Unavailable", 3),
+    ],
+)
+def test_refusals(server: FileServer, path: Path, status: int, message: str, requests: int) -> None:
+    server.status = status
+    text = refused(server, path)
+    assert message in text and "or name a file" in text
+    assert len(server.requests) == requests
+
+
+def test_a_server_that_recovers(server: FileServer, path: Path) -> None:
+    def recover(number: int) -> None:
+        server.status = 503 if number < 3 else 200
+
+    server.before = recover
+    assert fetch(server, path).read_bytes() == CONTENT
+
+
+def test_no_network(path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        gone = FileServer(url=f"http://127.0.0.1:{taken.getsockname()[1]}/weights.pth")
+        text = refused(gone, path)
+    assert "refused" in text and f"fetch {gone.url} elsewhere and place it as {path}" in text
+
+
+def test_no_such_host(path: Path) -> None:
+    text = refused(FileServer(url="http://nowhere.invalid/weights.pth"), path)
+    assert "could not be downloaded from nowhere.invalid" in text
+
+
+def test_a_silent_server(server: FileServer, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waiting = threading.Event()
+    server.before = lambda _: waiting.wait(5)
+    monkeypatch.setattr(module, "TIMEOUT", 0.1)
+    try:
+        assert "timed out" in refused(server, path)
+    finally:
+        waiting.set()
+
+
+def test_only_the_web(path: Path) -> None:
+    assert "no address on the web" in refused(FileServer(url="file:///etc/passwd"), path)
+
+
+def test_offline(server: FileServer, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not is_offline()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert is_offline()
+    text = refused(server, path)
+    assert "HF_HUB_OFFLINE is set" in text and str(path) in text and not server.requests
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(CONTENT)
+    assert download(RemoteFile(server.url), path, CheckpointError, "the checkpoint") == path
+
+
+def test_a_disk_that_is_too_small(
+    server: FileServer, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(path.parent.parent)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    text = refused(server, path)
+    assert "the disk is full: the checkpoint needs 3,000,000 bytes more" in text
+    assert "1,000 are free" in text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_disk_that_fills_up(server: FileServer, path: Path) -> None:
+    path.parent.mkdir()
+    (path.parent / "weights.pth.part").symlink_to("/dev/full")
+    text = refused(server, path)
+    assert "the disk is full" in text and "goes on from there" in text
+
+
+def test_a_folder_that_cannot_be_written(server: FileServer, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    text = refused(server, tmp_path / "file" / "weights.pth")
+    assert "cannot write the checkpoint" in text
+
+
+def test_a_copy_that_is_another_file_is_left_alone(server: FileServer, path: Path) -> None:
+    path.parent.mkdir()
+    for content, known, message in (
+        (b"x" * 10, dict(size=11), "has 10 bytes, the published file 11"),
+        (b"x" * 10, dict(sha256=SHA256), "has another SHA-256"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"is not the checkpoint: it {message}.*Remove"):
+            fetch(server, path, **known)
+        assert path.read_bytes() == content and not server.requests
+
+
+def test_threads_that_ask_for_the_same_file(server: FileServer, path: Path) -> None:
+    threads = [threading.Thread(target=fetch, args=(server, path)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_bytes() == CONTENT and len(server.requests) == 1
