@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from odise_mm.annotations.panoptic_io import write_panoptic_png
-from odise_mm.benchmarks.test_sets import CONVERTERS, LABEL_FILES, known_sets
+from odise_mm.benchmarks.sets import CONVERTERS, LABEL_FILES, known_sets
 from odise_mm.vocabulary import Vocabulary
 from tests.support import miniatures_ade_pascal as miniatures
 from tests.support import miniatures_street_lvis_uvo as more_miniatures
@@ -140,16 +140,16 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are loaded and converted in this process: there are three of each set."""
-    from odise_mm.benchmarks import test_sets
+    from odise_mm.benchmarks import sets
 
-    complete = test_sets._from_name
+    complete = sets._from_name
 
     def quick(*args):
         test_set = complete(*args)
         test_set.cfg.test_dataloader.update(num_workers=0, persistent_workers=False)
         return test_set
 
-    monkeypatch.setattr(test_sets, "_from_name", quick)
+    monkeypatch.setattr(sets, "_from_name", quick)
 
 
 def run(words: list[str]) -> None:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from odise_mm.benchmarks.report import Report, SetResult
-    from odise_mm.benchmarks.test_sets import TestSet
+    from odise_mm.benchmarks.sets import BenchmarkSet
     from odise_mm.engine.runner import OpenVocabRunner
 
 
@@ -224,7 +224,7 @@ def owned_folders(args: argparse.Namespace) -> Iterator[None]:
         yield
 
 
-def inputs_of(args: argparse.Namespace, sets: Sequence[TestSet]) -> list[str | None]:
+def inputs_of(args: argparse.Namespace, sets: Sequence[BenchmarkSet]) -> list[str | None]:
     """Files that are read, as far as their names are known beforehand."""
     from odise_mm.config.walking import named_weights
 
@@ -236,9 +236,9 @@ def inputs_of(args: argparse.Namespace, sets: Sequence[TestSet]) -> list[str | N
     return found
 
 
-def plan(args: argparse.Namespace) -> list[TestSet]:
+def plan(args: argparse.Namespace) -> list[BenchmarkSet]:
     """The test sets in order, each with its complete config."""
-    from odise_mm.benchmarks.test_sets import known_sets, make_test_sets
+    from odise_mm.benchmarks.sets import known_sets, make_benchmark_sets
     from odise_mm.config.changing import change_config
     from odise_mm.config.finding import load_config
 
@@ -246,7 +246,7 @@ def plan(args: argparse.Namespace) -> list[TestSet]:
     names = args.datasets
     if names is not None:
         names = known_sets() if "all" in names else list(dict.fromkeys(names))
-    sets = make_test_sets(
+    sets = make_benchmark_sets(
         cfg, names, data_root=args.data_root, label_files=args.label_files, limit=args.limit
     )
     folder = args.work_dir or os.path.join("work_dirs", Path(cfg.filename).stem, "test")
@@ -299,7 +299,9 @@ def prepare_model(runner: OpenVocabRunner, args: argparse.Namespace) -> None:
     model.set_precision(args.precision)
 
 
-def test_one(runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespace) -> SetResult:
+def test_one(
+    runner: OpenVocabRunner, test_set: BenchmarkSet, args: argparse.Namespace
+) -> SetResult:
     """Walk one set."""
     from odise_mm.benchmarks.report import SetResult, describe_vocabulary
     from odise_mm.datasets.class_names import find_file

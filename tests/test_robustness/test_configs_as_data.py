@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from odise_mm.analysis.predictions import PredictionFolder
-from odise_mm.benchmarks.test_sets import make_test_sets
+from odise_mm.benchmarks.sets import make_benchmark_sets
 from odise_mm.config.finding import load_config, own_config_folders
 from odise_mm.config.untrusted import check_imports, check_types
 from odise_mm.datasets.wrappers import ConcatDataset  # noqa: F401  (is registered)
@@ -219,11 +219,11 @@ def test_test_sets_of_the_working_directory_do_not_replace_ours(
         )
     monkeypatch.chdir(tmp_path)
     cfg = load_config("odise_label_voc20")
-    (found,) = make_test_sets(cfg)
+    (found,) = make_benchmark_sets(cfg)
     assert found.name == "voc20"
     with pytest.raises(ConfigError, match="test set 'voc21' is .* as well as the package's own"):
-        make_test_sets(cfg, ["voc21"])
+        make_benchmark_sets(cfg, ["voc21"])
     assert not mark.exists()
-    assert make_test_sets(cfg, ["mine"])[0].name == "mine"
-    assert make_test_sets(cfg, [str(folder / "voc21.py")])[0].name == "voc21"
+    assert make_benchmark_sets(cfg, ["mine"])[0].name == "mine"
+    assert make_benchmark_sets(cfg, [str(folder / "voc21.py")])[0].name == "voc21"
     assert mark.exists()

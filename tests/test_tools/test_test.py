@@ -22,7 +22,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from odise_mm.annotations.panoptic_io import read_coco_panoptic
-from odise_mm.benchmarks.test_sets import make_test_sets
+from odise_mm.benchmarks.sets import make_benchmark_sets
 from odise_mm.config.finding import load_config
 from odise_mm.utils.files import FolderLock
 from tests.support import parts
@@ -479,7 +479,7 @@ def test_label_files_replace_the_names_of_test_and_training(project: Path) -> No
 
 def test_sets_without_classes_need_no_label_file(project: Path) -> None:
     label_files(project)
-    (uvo,) = make_test_sets(load_config("odise_tiny"), ["uvo"], label_files="labels")
+    (uvo,) = make_benchmark_sets(load_config("odise_tiny"), ["uvo"], label_files="labels")
     assert "label_file" not in uvo.dataset
     assert uvo.cfg.model.fusion.train_vocabulary == "labels/coco_panoptic_with_prompt_eng.txt"
 

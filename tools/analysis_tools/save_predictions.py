@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from odise_mm.analysis.predictions import Prediction
-    from odise_mm.benchmarks.test_sets import TestSet
+    from odise_mm.benchmarks.sets import BenchmarkSet
     from odise_mm.engine.runner import OpenVocabRunner
 
 
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def save_set(
-    runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespace, bar: Progress
+    runner: OpenVocabRunner, test_set: BenchmarkSet, args: argparse.Namespace, bar: Progress
 ) -> str:
     """Save those predictions of one set that are missing.
 
@@ -152,7 +152,7 @@ def _predict(model: Any, batch: Any) -> list[Prediction]:
 
 
 def describe(
-    runner: OpenVocabRunner, test_set: TestSet, args: argparse.Namespace, dataset: Any
+    runner: OpenVocabRunner, test_set: BenchmarkSet, args: argparse.Namespace, dataset: Any
 ) -> dict[str, Any]:
     """What the predictions come from and depend on."""
     from odise_mm.benchmarks.report import describe_vocabulary

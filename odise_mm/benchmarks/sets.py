@@ -53,10 +53,8 @@ _TRAINING_KEYS = (
 
 
 @dataclass(frozen=True)
-class TestSet:
+class BenchmarkSet:
     """One test set with the config that a runner tests it with."""
-
-    __test__ = False  # no test of pytest's
 
     name: str
     cfg: Config
@@ -132,14 +130,14 @@ def known_sets() -> list[str]:
     return [n for n in LABEL_FILES if n in found] + sorted(found.keys() - LABEL_FILES.keys())
 
 
-def make_test_sets(
+def make_benchmark_sets(
     cfg: Config,
     names: Sequence[str] | None = None,
     *,
     data_root: str | os.PathLike | None = None,
     label_files: str | os.PathLike | None = None,
     limit: int | None = None,
-) -> list[TestSet]:
+) -> list[BenchmarkSet]:
     """The sets to test a config's model on, one after another.
 
     Args:
@@ -205,7 +203,7 @@ def _file_of(name: str) -> Path:
     return found[0]
 
 
-def _from_name(cfg: Config, name: str) -> TestSet:
+def _from_name(cfg: Config, name: str) -> BenchmarkSet:
     path = _file_of(name)
     name = path.stem
     data = Config.fromfile(path)
@@ -215,10 +213,10 @@ def _from_name(cfg: Config, name: str) -> TestSet:
     # The pipeline is the model's where it has one: what it was trained for.
     if "test_pipeline" not in cfg and "test_pipeline" in data:
         cfg.test_pipeline = data.test_pipeline
-    return TestSet(name, cfg)
+    return BenchmarkSet(name, cfg)
 
 
-def _from_config(cfg: Config) -> TestSet:
+def _from_config(cfg: Config) -> BenchmarkSet:
     if not cfg.get("test_dataloader"):
         raise ConfigError(
             f"{cfg.filename or 'config'}: has no test set; name some with --datasets: "
@@ -228,8 +226,8 @@ def _from_config(cfg: Config) -> TestSet:
     # Files of the working directory are programs that nobody has named here.
     for name, path in _own_configs().items():
         if _images_and_names(Config.fromfile(path)) == dataset:
-            return TestSet(name, cfg.copy())
-    return TestSet(Path(cfg.filename or "test").stem, cfg.copy())
+            return BenchmarkSet(name, cfg.copy())
+    return BenchmarkSet(Path(cfg.filename or "test").stem, cfg.copy())
 
 
 def _images_and_names(cfg: Config) -> dict[str, Any]:
@@ -237,7 +235,7 @@ def _images_and_names(cfg: Config) -> dict[str, Any]:
     return {key: v for key, v in cfg.test_dataloader.dataset.items() if key != "subsets"}
 
 
-def _limit(test_set: TestSet, number: int) -> None:
+def _limit(test_set: BenchmarkSet, number: int) -> None:
     if test_set.datasets[0] is test_set.dataset:
         test_set.dataset["indices"] = number
     else:
@@ -251,7 +249,7 @@ def _name(dataset: dict[str, Any]) -> str:
     return os.path.join(dataset.get("data_root") or "", file)
 
 
-def _use_label_files(test_set: TestSet, folder: Path) -> None:
+def _use_label_files(test_set: BenchmarkSet, folder: Path) -> None:
     for dataset in test_set.datasets:
         if not dataset.get("class_agnostic"):  # else its one name is "object"
             dataset["label_file"] = str(_label_file(folder, test_set.name))
