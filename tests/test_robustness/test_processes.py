@@ -31,7 +31,8 @@ Path(sys.argv[-1]).write_text(str(os.getpid()))
 time.sleep(120)
 """
 PARENT = """
-import subprocess, sys
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
 sys.path.insert(0, {root!r})
 from odise_mm.utils.processes import run_child
 command = [sys.executable, {child!r}, {note!r}]
