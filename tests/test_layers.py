@@ -20,7 +20,7 @@ FLOORS = (
     {"checkpoints", "config"},
     {"datasets", "evaluation", "models", "visualization"},
     {"engine"},
-    {"analysis", "benchmarks"},
+    {"analysis", "benchmarks", "converters"},
     {"apis"},
 )
 FLOOR_OF = {package: index for index, floor in enumerate(FLOORS) for package in floor}

@@ -34,29 +34,16 @@ from PIL import Image  # noqa: E402
 
 from odise_mm.annotations.json_fields import TEXT  # noqa: E402
 from odise_mm.annotations.panoptic_io import ids_to_rgb  # noqa: E402
+from odise_mm.converters.claims import MADE, claim  # noqa: E402
+from odise_mm.converters.files import parsing, read_json, rows_of, write_png  # noqa: E402
+from odise_mm.converters.program import Row, converter_parser, program, show_written  # noqa: E402
+from odise_mm.converters.verification import verify_instances, verify_panoptic  # noqa: E402
+from odise_mm.converters.work import Item, convert_all, finish  # noqa: E402
 from odise_mm.errors import DatasetError  # noqa: E402
 from odise_mm.utils.command_line import positive_int  # noqa: E402
-from odise_mm.utils.files import atomic_writer, path_inside  # noqa: E402
+from odise_mm.utils.files import atomic_writer, path_inside, write_json  # noqa: E402
 from projects.toy_world.names import NAMES, names_of  # noqa: E402
 from projects.toy_world.world import SIZE, SPLITS, Scene, scene  # noqa: E402
-from tools.dataset_converters.common import (  # noqa: E402
-    MADE,
-    Item,
-    Row,
-    claim,
-    convert_all,
-    converter_parser,
-    finish,
-    parsing,
-    program,
-    read_json,
-    rows_of,
-    show_written,
-    verify_instances,
-    verify_panoptic,
-    write_json,
-    write_png,
-)
 
 DEFAULT_NUMBER = {"web": 8000, "train": 8000, "val": 500}
 QUALITY = 92  # of JPEG, with full colour resolution: sharp borders between colours stay sharp
@@ -253,8 +240,8 @@ def check_split(root: Path, split: str, workers: int) -> list[Row]:
 def write_phrases(root: Path, split: str) -> Row:
     """The noun phrases of a split's captions."""
     # late: brings OpenMMLab's packages
+    from odise_mm.converters import coco
     from odise_mm.datasets.noun_phrases import NounPhrases
-    from tools.dataset_converters import coco
 
     extract = NounPhrases()
     coco.write_phrases(root, split, extract, extract.tagger.name, extract.grammar)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from odise_mm.converters.files import write_png
+from odise_mm.converters.work import Item
 from odise_mm.errors import DatasetError
-from tools.dataset_converters.common import Item, write_png
 
 
 def double(item: Item) -> dict[str, int]:

@@ -254,7 +254,7 @@ def prepare(name: str, data: Path) -> Truth:
         name: of the test set: ade20k, ade847, pc59, pc459, voc20 or voc21.
         data: the folder that stands for ``data/``.
     """
-    from tools.dataset_converters import ade20k, ade20k_full, pascal_context, voc
+    from odise_mm.converters import ade20k, ade20k_full, pascal_context, voc
 
     made: dict[str, tuple[Callable[[Path], Truth], Callable]] = {
         "ade20k": (write_raw_ade20k, ade20k.main),

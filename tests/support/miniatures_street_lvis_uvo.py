@@ -302,7 +302,7 @@ def prepare(name: str, data: Path) -> Truth | Instances:
         name: of the test set: cityscapes, mapillary, lvis or uvo.
         data: the folder that stands for ``data/``.
     """
-    from tools.dataset_converters import cityscapes, lvis, mapillary, uvo
+    from odise_mm.converters import cityscapes, lvis, mapillary, uvo
 
     made: dict[str, tuple[Callable[[Path], Truth | Instances], Callable]] = {
         "cityscapes": (write_raw_cityscapes, cityscapes.main),

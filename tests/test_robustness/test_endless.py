@@ -11,10 +11,10 @@ import pytest
 from odise_mm.annotations.panoptic_io import read_coco_panoptic
 from odise_mm.apis.sources import expand
 from odise_mm.config.finding import load_config
+from odise_mm.converters.files import read_json, read_lines
 from odise_mm.errors import ConfigError, DatasetError, PanopticFileError, VocabularyError
 from odise_mm.models.clip.word_tokenizer import WordTokenizer
 from odise_mm.vocabulary import Vocabulary
-from tools.dataset_converters.common import read_json, read_lines
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="there are no pipes with names")
 

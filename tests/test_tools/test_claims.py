@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from odise_mm.converters import ade20k_full, pascal_context
+from odise_mm.converters.claims import MADE, claim
 from odise_mm.errors import DatasetError
 from tests.support import miniatures_ade_pascal as miniatures
 from tests.test_tools.test_convert_coco import convert, phrases_file, write_archives
-from tools.dataset_converters import ade20k_full, pascal_context
-from tools.dataset_converters.common import MADE, claim
 
 
 def test_what_is_there_must_be_ours(tmp_path: Path) -> None:

@@ -28,13 +28,17 @@ from scipy.io import savemat
 
 from odise_mm.annotations.ground_truth import read_semantic_truth
 from odise_mm.annotations.label_maps import IGNORED
+from odise_mm.converters import ade20k, ade20k_full, pascal_context, voc
+from odise_mm.converters.files import image_size, read_json
+from odise_mm.converters.program import INTERRUPTED
+from odise_mm.converters.verification import verify_semantic
+from odise_mm.converters.work import Item, convert_all
 from odise_mm.errors import DatasetError
 from odise_mm.registry import DATASETS
+from odise_mm.utils.files import atomic_writer, write_json
 from odise_mm.vocabulary import Vocabulary
 from tests.support import miniatures_ade_pascal as miniatures
 from tests.support.converter_work import double, items_in
-from tools.dataset_converters import ade20k, ade20k_full, common, pascal_context, voc
-from tools.dataset_converters.common import Item, convert_all
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,7 +110,8 @@ def test_stopped_runs_go_on_and_leave_no_process_behind(
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells' & ignores it
         "from pathlib import Path\n"
         "from tests.support.converter_work import double, items_in\n"
-        "from tools.dataset_converters.common import convert_all, program\n"
+        "from odise_mm.converters.program import program\n"
+        "from odise_mm.converters.work import convert_all\n"
         "if __name__ == '__main__':\n"
         "    folder = Path(sys.argv[2])\n"
         "    slow = {f'n{i}': 0.3 for i in range(4, 40)}\n"
@@ -129,7 +134,7 @@ def test_stopped_runs_go_on_and_leave_no_process_behind(
     _, messages = process.communicate(timeout=60)
     assert len(workers) >= 2 and "039.raw" not in journal.read_text()
     if stop is signal.SIGINT:
-        assert process.returncode == common.INTERRUPTED
+        assert process.returncode == INTERRUPTED
         assert "interrupted; the same command goes on" in messages
         assert "Traceback" not in messages
     while any(is_running(pid) for pid in workers):
@@ -151,11 +156,11 @@ def is_running(pid: int) -> bool:
 
 def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    common.write_json(path, dict(a=1))
-    with pytest.raises(RuntimeError), common.atomic_writer(path) as file:
+    write_json(path, dict(a=1))
+    with pytest.raises(RuntimeError), atomic_writer(path) as file:
         file.write(b"half of")
         raise RuntimeError
-    assert common.read_json(path) == dict(a=1)
+    assert read_json(path) == dict(a=1)
     assert os.listdir(tmp_path) == ["a.json"]
 
 
@@ -163,7 +168,7 @@ def test_sizes_are_those_of_the_upright_picture(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
-    assert common.image_size(tmp_path / "turned.jpg") == (30, 20)
+    assert image_size(tmp_path / "turned.jpg") == (30, 20)
 
 
 @pytest.mark.parametrize(
@@ -183,9 +188,7 @@ def test_labels_are_verified(
     label, image = tmp_path / "label.png", tmp_path / "image.jpg"
     Image.fromarray(numbers).save(label)
     Image.new("RGB", numbers.shape[::-1]).save(image)
-    check = partial(
-        common.verify_semantic, [(image, label)], num_classes, reduce_zero_label=from_one
-    )
+    check = partial(verify_semantic, [(image, label)], num_classes, reduce_zero_label=from_one)
     if isinstance(present, set):
         assert check().classes == len(present)
         return

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from odise_mm.annotations.panoptic_io import read_panoptic_png, write_panoptic_png
+from odise_mm.converters import coco as converter
 from odise_mm.registry import DATASETS
 from tests.support.small_coco import SmallCoco, write_small_coco
-from tools.dataset_converters import coco as converter
 
 CAPTIONS = {
     7: ["A cat on a big green lawn.", "Two dogs running"],

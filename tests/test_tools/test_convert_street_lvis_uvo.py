@@ -20,11 +20,11 @@ from pycocotools.coco import COCO
 
 import odise_mm.evaluation  # noqa: F401  (fills the registry)
 from odise_mm.annotations.panoptic_io import read_panoptic_png
+from odise_mm.converters import cityscapes, lvis, mapillary, uvo
+from odise_mm.converters.claims import MADE
 from odise_mm.registry import DATASETS, METRICS
 from odise_mm.vocabulary import Vocabulary
 from tests.support import miniatures_street_lvis_uvo as raw
-from tools.dataset_converters import cityscapes, lvis, mapillary, uvo
-from tools.dataset_converters.common import MADE
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "tests" / "data" / "cityscapes_panoptic.json"

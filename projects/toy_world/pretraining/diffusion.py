@@ -23,13 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import CLIPTextConfig, CLIPTextModel
 from transformers.utils.logging import disable_progress_bar
 
+from odise_mm.converters.claims import claim
 from odise_mm.errors import ConfigError
 from odise_mm.models.clip.word_tokenizer import WORDS_FILE
 from odise_mm.utils.files import read_json, replacing
 from projects.toy_world.pretraining.loop import random_of, write_json
 from projects.toy_world.pretraining.text import CONTEXT_LENGTH, WORDS, tokenizer
 from projects.toy_world.world import SIZE, scene
-from tools.dataset_converters.common import claim
 
 STRIDE = 4
 VAE: dict[str, Any] = dict(

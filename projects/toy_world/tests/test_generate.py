@@ -13,6 +13,9 @@ from pycocotools import mask as masks
 from pycocotools.coco import COCO
 
 from odise_mm.annotations.panoptic_io import read_panoptic_png
+from odise_mm.converters import coco
+from odise_mm.converters.claims import MADE
+from odise_mm.converters.verification import verify_instances, verify_panoptic
 from odise_mm.datasets import PanopticDataset
 from odise_mm.datasets.seeding import SeededIndex
 from projects.toy_world import generate, show
@@ -20,8 +23,6 @@ from projects.toy_world.captions import plural
 from projects.toy_world.names import NAMES, NOVEL_THINGS, vocabulary, vocabulary_file
 from projects.toy_world.tests.conftest import TRAIN, VAL, WEB
 from projects.toy_world.world import scene
-from tools.dataset_converters import coco
-from tools.dataset_converters.common import MADE, verify_instances, verify_panoptic
 
 
 def content(root: Path) -> dict[str, str]:

@@ -1,0 +1,331 @@
+"""ADE20K with 847 classes: semantic label maps from the full release (ADE20K_2021_17_01).
+
+Starts from the unpacked release (index_ade20k.pkl, images/ADE/{training,validation}/...). Writes
+annotations_847/validation/..., 16 bit PNG files of class indices with 65535 ignored, in folders
+like the pictures', and ade847.txt, the classes, one "index:name,synonym" per line.
+
+The classes are the index's object names that occur as objects (not only as parts of objects) in
+pictures of both the training and the validation part, in the index's order: the rule stated for
+the 847 classes of MaskFormer (arXiv 2107.06278, section 4). To have exactly a published list,
+give it with --classes: one class per line, "name, synonym" as in the index, or its number there,
+or "id:name,synonym" as in OpenSeg's ade20k_847.txt.
+
+Example:
+    python tools/dataset_converters/ade20k_full.py data/ADE20K_2021_17_01
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from odise_mm.annotations.json_fields import LENGTH, TEXT
+from odise_mm.converters.claims import claim
+from odise_mm.converters.files import (
+    need_file,
+    need_folder,
+    parsing,
+    read_json,
+    read_lines,
+    read_pixels,
+    rows_of,
+    write_png,
+)
+from odise_mm.converters.program import Row, converter_parser, show_written
+from odise_mm.converters.verification import same_size, verify_semantic
+from odise_mm.converters.work import Item, convert_all
+from odise_mm.errors import DatasetError
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import path_inside, write_text
+
+FOLDERS = {"train": "training", "val": "validation"}
+EXPECTED = {"train": 25574, "val": 2000}
+PUBLISHED_CLASSES = 847
+IGNORED = 65535
+RELEASE = "ADE20K_2021_17_01.zip"
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = converter_parser(__doc__, "data/ADE20K_2021_17_01", list(FOLDERS))
+    parser.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="the classes, one per line: a name of the index or its number there (from 1)",
+    )
+    return parser.parse_args(argv)
+
+
+# --- the release's index --------------------------------------------------------------------------
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Reads dicts, lists, text, numbers and numpy arrays; a pickle that asks for any other class
+    or function (and so could run code) is refused."""
+
+    _ALLOWED = {
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        *(
+            (f"numpy.{core}.{module}", name)
+            for core in ("core", "_core")
+            for module, name in (
+                ("multiarray", "_reconstruct"),
+                ("multiarray", "scalar"),
+                ("numeric", "_frombuffer"),
+            )
+        ),
+        ("_codecs", "encode"),  # bytes in pickles of protocol 2
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
+        # numpy 2 renamed the folder; pickles of either numpy are read by either
+        module = module.replace("numpy._core", "numpy.core")
+        if hasattr(np, "_core"):
+            module = module.replace("numpy.core", "numpy._core")
+        return super().find_class(module, name)
+
+
+@dataclass(frozen=True)
+class Index:
+    """What is needed of the release's index.
+
+    Attributes:
+        names: object names; a label map's number is the place here, from 1.
+        images: of every picture, its path below the release's folder.
+        presence: (names, images) whether a picture has the name as an object.
+    """
+
+    names: list[str]
+    images: list[PurePosixPath]
+    presence: np.ndarray
+
+    def of_split(self, split: str) -> list[int]:
+        """Places in ``images``."""
+        folder = PurePosixPath("images", "ADE", FOLDERS[split])
+        return [i for i, path in enumerate(self.images) if path.is_relative_to(folder)]
+
+
+def read_index(path: Path) -> Index:
+    """Read index_ade20k.pkl without running what a pickle could contain.
+
+    Raises:
+        DatasetError: missing, not such an index, or not data only.
+    """
+    need_file(path, RELEASE)
+    try:
+        with open(path, "rb") as file:
+            content = _DataUnpickler(file).load()
+    except Exception as error:  # whatever a damaged pickle makes the unpickler stumble over
+        raise DatasetError(f"{path}: not read, {error}; get the release again") from error
+    try:
+        names = [", ".join(pieces(str(name))) for name in content["objectnames"]]
+        # folders start with the release's own, which may have been renamed since
+        images = [
+            _inside(path, "/".join([*PurePosixPath(str(folder)).parts[1:], str(file)]))
+            for folder, file in zip(content["folder"], content["filename"], strict=True)
+        ]
+        counts, parts = (np.asarray(content[key]) for key in ("objectPresence", "objectIsPart"))
+        presence = counts > parts
+    except DatasetError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
+        raise DatasetError(f"{path}: not the release's index ({error!r})") from error
+    if not (counts.shape == parts.shape == (len(names), len(images))):
+        raise DatasetError(
+            f"{path}: objectPresence {counts.shape} and objectIsPart {parts.shape} do not fit "
+            f"{len(names)} names and {len(images)} pictures"
+        )
+    return Index(names, images, presence)
+
+
+def pieces(name: str) -> list[str]:
+    """The names between commas; blanks around them and double ones do not matter."""
+    return [piece for piece in (" ".join(text.split()) for text in name.split(",")) if piece]
+
+
+def _inside(index: Path, name: str) -> PurePosixPath:
+    """A picture's path, which must stay below the release's folder: labels are written by it."""
+    where = f"{index}: the path of a picture"
+    path_inside(index.parent, name, DatasetError, where)
+    path = PurePosixPath(name)
+    if ".." in path.parts:  # another start of the path would lead it elsewhere
+        raise DatasetError(f"{where} is '{printable(name)}'; there is no '..' in the release's")
+    return path
+
+
+def choose_classes(index: Index, classes_file: Path | None) -> list[int]:
+    """Numbers (from 1) of the names that are classes, in the order of the class indices.
+
+    Raises:
+        DatasetError: a line of ``classes_file`` that the index does not know, or twice.
+    """
+    if classes_file is None:
+        both = np.ones(len(index.names), bool)
+        for split in FOLDERS:
+            both &= index.presence[:, index.of_split(split)].any(axis=1)
+        if not both.any():
+            raise DatasetError("no object name occurs in both training and validation pictures")
+        return [int(i) + 1 for i in np.flatnonzero(both)]
+    numbers: dict[str, int] = {}
+    for number, name in enumerate(index.names, start=1):
+        numbers.setdefault(name, number)
+    chosen: list[int] = []
+    lines = read_lines(need_file(classes_file, "a published list"))
+    for place, line in enumerate(lines, start=1):
+        text = _listed_name(line)
+        if not text:
+            continue
+        number = int(text) if text.isdecimal() else numbers.get(text, 0)
+        if not 1 <= number <= len(index.names):
+            raise DatasetError(
+                f"{classes_file}:{place}: the index has no object {text!r}; write a name as it is "
+                f"spelled there or a number from 1 to {len(index.names)}"
+            )
+        if number in chosen:
+            raise DatasetError(f"{classes_file}:{place}: {text!r} is there twice")
+        chosen.append(number)
+    if not chosen:
+        raise DatasetError(f"{classes_file}: no class in it")
+    return chosen
+
+
+def _listed_name(line: str) -> str:
+    """A line of a list of classes as the index has it; label files' ``id:name,name``, too."""
+    label = re.fullmatch(r"\s*\d+\s*:(.*)", line)
+    names = pieces(line if label is None else label[1])
+    return "" if label and names == ["invalid_class_id"] else ", ".join(names)
+
+
+def write_vocabulary(path: Path, names: Sequence[str]) -> None:
+    """Write the classes, ``index:name,synonym``.
+
+    This format, not ours, because two classes of ADE20K may share a synonym.
+
+    Raises:
+        DatasetError: the file is there with other classes; label maps of both would mix.
+    """
+    text = "".join(f"{index}:{','.join(n.split(', '))}\n" for index, n in enumerate(names))
+    if path.exists():
+        if path.read_text(encoding="utf-8") != text:
+            raise DatasetError(
+                f"{path}: other classes than now asked for; remove it and "
+                f"{path.with_name('annotations_847')} to convert with the new ones"
+            )
+        return
+    write_text(path, text)
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+def label_path(root: Path, image: PurePosixPath) -> Path:
+    """Of images/ADE/validation/x/y.jpg: annotations_847/validation/x/y.png."""
+    return root.joinpath("annotations_847", *image.parts[2:]).with_suffix(".png")
+
+
+def convert(root: Path, index: Index, numbers: Sequence[int], split: str, workers: int) -> None:
+    """Write a split's label maps.
+
+    Raises:
+        DatasetError: names the first bad file.
+    """
+    need_folder(root / "images" / "ADE" / FOLDERS[split], RELEASE)
+    places = index.of_split(split)
+    if not places:
+        raise DatasetError(f"{root / 'index_ade20k.pkl'}: lists no {FOLDERS[split]} picture")
+    table = np.full(len(index.names) + 1, IGNORED, np.uint16)
+    table[list(numbers)] = np.arange(len(numbers))
+    check_names(root, index, index.images[places[0]])
+    items = []
+    for place in places:
+        image = root / index.images[place]
+        source = image.with_name(f"{image.stem}_seg.png")
+        items.append(Item(source, label_path(root, index.images[place]), (image, table)))
+    claim(root, [root / "annotations_847" / FOLDERS[split]])
+    convert_all(items, convert_image, f"ADE20K full {split}", workers)
+
+
+def check_names(root: Path, index: Index, image: PurePosixPath) -> None:
+    """Do names and numbers of the index agree with those of a picture's own annotation?
+
+    Raises:
+        DatasetError: they do not.
+    """
+    path = need_file((root / image).with_suffix(".json"), RELEASE)
+    with parsing(path, "an annotation of the release"):
+        objects = rows_of(read_json(path)["annotation"], "object", path, name_ndx=LENGTH, name=TEXT)
+    for item in objects:
+        number, name = item["name_ndx"], ", ".join(pieces(item["name"]))
+        if number > len(index.names) or index.names[number - 1] != name:
+            raise DatasetError(
+                f"{path}: object {number} is called {name!r}, but not so in index_ade20k.pkl; are "
+                "they of the same release?"
+            )
+
+
+def convert_image(item: Item) -> None:
+    """One label map: number = R / 10 * 256 + G, then the class's index."""
+    image, table = item.data
+    pixels = read_pixels(item.source, ("RGB", "RGBA"))
+    same_size(pixels, item.source, image)
+    numbers = pixels[..., 0].astype(np.int32) // 10 * 256 + pixels[..., 1]
+    if numbers.max(initial=0) >= len(table):
+        raise DatasetError(
+            f"{item.source}: object {numbers.max()}; the index has {len(table) - 1} names"
+        )
+    write_png(item.output, table[numbers])
+
+
+def verify(root: Path, index: Index, split: str, workers: int) -> list[Row]:
+    """Check what was written.
+
+    Raises:
+        DatasetError: names the first bad file.
+    """
+    vocabulary = need_file(root / "ade847.txt", "this tool, run without --verify-only")
+    classes = len(vocabulary.read_text(encoding="utf-8").splitlines())
+    images = [index.images[place] for place in index.of_split(split)]
+    pairs = [(root / image, label_path(root, image)) for image in images]
+    found = verify_semantic(pairs, classes, workers=workers)
+    folder = root / "images" / "ADE" / FOLDERS[split]
+    on_disk = sum(1 for _ in folder.rglob("*.jpg"))
+    if on_disk != len(pairs):
+        raise DatasetError(
+            f"{folder}: {on_disk} pictures, but index_ade20k.pkl lists {len(pairs)}; unpack the "
+            "release again"
+        )
+    return [
+        Row(vocabulary, "classes", classes, PUBLISHED_CLASSES),
+        Row(root / "annotations_847" / FOLDERS[split], "label maps", found.images, EXPECTED[split]),
+        Row(root / "annotations_847" / FOLDERS[split], "classes that occur", found.classes),
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    root = args.data_root
+    index = read_index(root / "index_ade20k.pkl")
+    notes = []
+    if not args.verify_only:
+        numbers = choose_classes(index, args.classes)
+        claim(root, [root / "ade847.txt"])
+        write_vocabulary(root / "ade847.txt", [index.names[n - 1] for n in numbers])
+        if args.classes is None and len(numbers) != PUBLISHED_CLASSES:
+            notes.append(
+                "the classes were derived from the index and are not the published 847; results "
+                "compare with published ones only with that list, given with --classes"
+            )
+        for split in args.splits:
+            convert(root, index, numbers, split, args.workers)
+    rows = [row for split in args.splits for row in verify(root, index, split, args.workers)]
+    show_written("ADE20K, full release", list(dict.fromkeys(rows)), notes)

@@ -1,0 +1,227 @@
+"""Prepare COCO 2017 panoptic: unpack the PNG files, check everything, find the captions' phrases.
+
+Unpack in DATA_ROOT: train2017.zip, val2017.zip, annotations_trainval2017.zip and
+panoptic_annotations_trainval2017.zip. The last one brings panoptic_train2017.zip and
+panoptic_val2017.zip, which this program unpacks. Written are
+
+    annotations/panoptic_{train,val}2017/     one PNG file per picture
+    annotations/phrases_{train,val}2017.json  noun phrases of the captions
+
+Checked are ids, counts, that every picture and PNG file is there, and, on a sample of them or on
+all, that they can be read, have the same size and hold the segments that the JSON file lists.
+
+Example:
+    python tools/dataset_converters/coco.py data/coco --splits train val
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import zipfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from odise_mm.annotations.coco_json import Id, picture_name, read_captions, read_coco
+from odise_mm.annotations.json_fields import shown
+from odise_mm.converters.claims import claim
+from odise_mm.converters.files import need_file, need_folder, parsing, read_json
+from odise_mm.converters.program import Row, converter_parser, program, show_written
+from odise_mm.converters.verification import verify_panoptic
+from odise_mm.converters.work import Item, convert_all, finish
+from odise_mm.errors import DatasetError
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import atomic_writer
+
+NUM_IMAGES = {"train": 118287, "val": 5000}  # of the complete data set
+SAMPLE = 1000
+ANNOTATIONS = "annotations_trainval2017.zip"
+PANOPTIC = "panoptic_annotations_trainval2017.zip"
+
+
+def unpack(archive: Path, folder: Path) -> int:
+    """Unpack an archive's PNG files into a folder; those that are there are skipped.
+
+    Returns:
+        How many there are.
+
+    Raises:
+        DatasetError: the archive is damaged; the message names it.
+    """
+    try:
+        with zipfile.ZipFile(archive) as source:
+            members = {Path(name).name: name for name in source.namelist() if name.endswith(".png")}
+            # __MACOSX/ holds shadows of the files, whose names start with "._"
+            members = {n: m for n, m in members.items() if not n.startswith("._")}
+
+            def work(item: Item) -> None:
+                with atomic_writer(item.output, durable=False) as file:
+                    file.write(source.read(item.data))
+
+            items = [Item(archive / n, folder / n, member) for n, member in members.items()]
+            convert_all(items, work, f"unpack {archive.name}")
+    except (zipfile.BadZipFile, EOFError) as err:
+        raise DatasetError(f"{archive}: damaged ({err}); get it again") from err
+    return len(members)
+
+
+def check_files(root: Path, split: str, verify: str, workers: int) -> list[Row]:
+    """Check pictures and panoptic annotations of a split.
+
+    Args:
+        verify: "all", or "sample" to read only some of the files (all must be there).
+
+    Raises:
+        DatasetError: what is wrong first, by name.
+    """
+    images = need_folder(root / f"{split}2017", f"{split}2017.zip")
+    path = need_file(root / f"annotations/panoptic_{split}2017.json", PANOPTIC)
+    folder = need_folder(path.with_suffix(""), f"{PANOPTIC}, panoptic_{split}2017.zip")
+    content = read_coco(path, "panoptic")
+    pictures = [picture_name(image) for image in content.images.values()]
+    maps = [annotation["file_name"] for annotation in content.annotations]
+    for where, wanted in ((images, pictures), (folder, maps)):
+        present = set(os.listdir(where))
+        missing = [name for name in wanted if name not in present]
+        if missing:
+            raise DatasetError(
+                f"{where / printable(missing[0])}: no such file, and {len(missing) - 1} more of "
+                f"the {len(wanted)} that {path.name} lists are missing"
+            )
+    every = 1 if verify == "all" else max(1, len(maps) // SAMPLE)
+    found = verify_panoptic(
+        path,
+        folder,
+        images,
+        check_areas=False,
+        every=every,
+        workers=workers,
+        description=f"verify {split}",
+    )
+    checked = "all" if every == 1 else f"one of {every}"
+    rows = [
+        Row(images, "pictures", found.images, NUM_IMAGES[split]),
+        Row(folder, f"PNG files ({checked} read)", len(maps), NUM_IMAGES[split]),
+        Row(path, "classes that occur", found.classes),
+    ]
+    instances = root / f"annotations/instances_{split}2017.json"
+    if split == "val":
+        rows.append(_check_instances(need_file(instances, ANNOTATIONS), content.images))
+    return rows
+
+
+def _check_instances(path: Path, wanted: Collection[Id]) -> Row:
+    """The instance annotations that AP is computed from are of the same pictures."""
+    content = read_coco(path, "instance", masks=False)
+    missing = [id_ for id_ in wanted if id_ not in content.images]
+    if missing:
+        raise DatasetError(f"{path}: lacks image id {shown(missing[0])}")
+    return Row(path, "instances", len(content.annotations))
+
+
+def write_phrases(
+    root: Path, split: str, extract: Callable[[str], list[str]], tagger: str, grammar: str
+) -> None:
+    """Write the noun phrases of a split's captions; skipped where they are there already.
+
+    Args:
+        extract: from a caption to its phrases.
+        tagger, grammar: what ``extract`` uses, noted in the file.
+
+    Raises:
+        DatasetError: the captions are missing or something else.
+    """
+    source = need_file(root / f"annotations/captions_{split}2017.json", ANNOTATIONS)
+    target = root / f"annotations/phrases_{split}2017.json"
+    info = dict(captions=source.name, bytes=source.stat().st_size, tagger=tagger, grammar=grammar)
+    done = read_json(target) if target.is_file() else {}
+    if not isinstance(done, dict) or done.get("info") != info:
+        captions = read_captions(source, all_images=True)
+        items = [Item(Path(f"{source}#{i}"), data=texts) for i, texts in captions.items()]
+        journal = target.with_suffix(f".{grammar}.{tagger.split()[0]}.journal")
+        there = done.get("info") if isinstance(done, dict) else None
+        ours = isinstance(there, dict) and there.keys() == info.keys()
+        if target.is_file() and not ours:  # written by hand, or by another program
+            claim(root, [target], [journal])
+        found = convert_all(
+            items, lambda item: [extract(text) for text in item.data], f"phrases {split}",
+            journal=journal,
+        )  # fmt: skip
+        phrases = {str(i): phrases for i, phrases in zip(captions, found, strict=True)}
+        finish(target, dict(info=info, phrases=phrases), journal)
+
+
+def check_phrases(root: Path, split: str) -> list[Row]:
+    """Phrases must be of this split's pictures; what there is of them.
+
+    Raises:
+        DatasetError: they are of others.
+    """
+    path = need_file(root / f"annotations/phrases_{split}2017.json", "this program")
+    content = read_json(path)
+    images = read_coco(root / f"annotations/panoptic_{split}2017.json", "panoptic").images
+    with parsing(path, "a file of noun phrases"):
+        captions = [caption for image in content["phrases"].values() for caption in image]
+        made_by = "tagger {tagger}, grammar {grammar}".format(**content["info"])
+        counts = [len(caption) for caption in captions]
+    known = content["phrases"]
+    missing = [id_ for id_ in images if str(id_) not in known]
+    if missing:
+        raise DatasetError(
+            f"{path}: lacks {len(missing)} images of panoptic_{split}2017.json, the first is "
+            f"{missing[0]}; remove it and run this program again"
+        )
+    return [
+        Row(path, f"images ({made_by})", len(known), NUM_IMAGES[split]),
+        Row(path, "captions", len(captions)),
+        Row(path, "captions without a noun phrase", counts.count(0)),
+        Row(path, "noun phrases", sum(counts)),
+    ]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = converter_parser(__doc__, "data/coco", list(NUM_IMAGES))
+    parser.add_argument(
+        "--verify",
+        choices=("sample", "all"),
+        default="sample",
+        help=f"read about {SAMPLE} of a split's files, spread evenly, or all (default: sample)",
+    )
+    parser.add_argument(
+        "--tagger",
+        choices=("nltk", "textblob"),
+        help="parts of speech by NLTK (its data must be installed) or TextBlob "
+        "(default: NLTK where its data is, else TextBlob)",
+    )
+    parser.add_argument(
+        "--grammar",
+        choices=("runs", "prepositions", "both"),
+        default="both",
+        help='runs: adjectives and nouns; prepositions: "slice of pizza" is one phrase '
+        "(default: both)",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_args(argv)
+    with program():
+        rows = []
+        root = need_folder(args.data_root, "COCO's archives (the program's --help lists them)")
+        for split in args.splits:
+            folder = root / f"annotations/panoptic_{split}2017"
+            archive = folder.with_suffix(".zip")
+            if archive.is_file() and not args.verify_only:
+                unpack(archive, folder)
+            rows += check_files(root, split, args.verify, args.workers)
+        if not args.verify_only:
+            # late: brings OpenMMLab's packages
+            from odise_mm.datasets.noun_phrases import NounPhrases, load_tagger
+
+            extract = NounPhrases(args.grammar, load_tagger(args.tagger))
+            for split in args.splits:
+                write_phrases(root, split, extract, extract.tagger.name, args.grammar)
+        for split in args.splits:
+            rows += check_phrases(root, split)
+        show_written("COCO 2017 panoptic", rows)
+    return 0

@@ -1,0 +1,262 @@
+"""Checks of prepared annotations against their images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odise_mm.annotations.coco_json import CocoFile, picture_name, read_coco, used_categories
+from odise_mm.annotations.json_fields import FLAG, fault, shown
+from odise_mm.annotations.label_maps import IGNORED, class_indices, read_label_map
+from odise_mm.annotations.panoptic_io import read_panoptic_png
+from odise_mm.converters.files import image_size, measured_mask, parsing
+from odise_mm.converters.work import Item, convert_all
+from odise_mm.errors import DatasetError
+from odise_mm.utils.files import path_inside
+from odise_mm.utils.image import turned_hint
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What a verification counted."""
+
+    images: int
+    classes: int  # that occur
+    segments: int = 0  # of panoptic and instance files
+    notes: tuple[str, ...] = ()  # on what cannot be used
+
+
+def same_size(labels: np.ndarray, path: Path, image: Path) -> None:
+    """Raises a DatasetError where a map and its picture differ in size."""
+    height, width = image_size(image)
+    if labels.shape[:2] != (height, width):
+        raise DatasetError(
+            f"{path}: {labels.shape[1]} x {labels.shape[0]} pixels, but its picture {image} has "
+            f"{width} x {height}" + turned_hint(labels.shape[:2], (height, width), image)
+        )
+
+
+def verify_semantic(
+    pairs: Sequence[tuple[Path, Path]],
+    num_classes: int,
+    *,
+    reduce_zero_label: bool = False,
+    workers: int = 1,
+    description: str = "verify labels",
+) -> Verified:
+    """Check label maps against their pictures: there, readable, of one size, known numbers.
+
+    Args:
+        pairs: (picture, label PNG).
+        num_classes: labels are 0 to this - 1, or ignored: 255 in 8 bits, 65535 in 16.
+        reduce_zero_label: labels are 1 to ``num_classes``, 0 ignored, as raw files have it.
+        workers: processes.
+        description: in front of the bar.
+
+    Raises:
+        DatasetError: no pair at all, or the first pair that is wrong, by name.
+    """
+    if not pairs:
+        raise DatasetError("nothing to verify: no pictures were found")
+    items = [Item(Path(label), data=Path(image)) for image, label in pairs]
+    work = partial(_check_labels, num_classes=num_classes, from_one=reduce_zero_label)
+    found = convert_all(items, work, description, workers)
+    return Verified(len(pairs), len(set().union(*found)))
+
+
+def _check_labels(item: Item, num_classes: int, from_one: bool) -> list[int]:
+    numbers = read_label_map(item.source)
+    same_size(numbers, item.source, item.data)
+    labels = class_indices(numbers, item.source, num_classes, from_one)
+    return [int(label) for label in np.unique(labels) if label != IGNORED]
+
+
+def verify_panoptic(
+    json_path: str | os.PathLike,
+    folder: str | os.PathLike,
+    images_folder: str | os.PathLike,
+    *,
+    check_areas: bool = True,
+    every: int = 1,
+    workers: int = 1,
+    description: str = "verify panoptic",
+) -> Verified:
+    """Check panoptic annotations in COCO's format against their PNG files and pictures.
+
+    Ids: unique over images and categories and within a picture; those of the JSON are in the PNG
+    and the reverse; categories are known; a picture has one segment at most of a stuff class.
+    Sizes: of JSON, PNG and picture alike; areas and boxes as in the PNG.
+
+    Args:
+        json_path: the JSON file.
+        folder: of the PNG files.
+        images_folder: of the pictures (``file_name`` of the JSON's images).
+        check_areas: False for files whose areas and boxes somebody else computed.
+        every: read every how-manieth PNG and picture only.
+        workers: processes.
+        description: in front of the bar.
+
+    Raises:
+        DatasetError: what is wrong first, by the file's name.
+    """
+    content = read_coco(json_path, "panoptic")
+    annotations, images = content.annotations, content.images
+    _not_empty(content)
+    if len(annotations) != len(images):  # an image has one at most, and only listed ones have
+        raise DatasetError(f"{json_path}: images and annotations are not one to one")
+    for id_, category in content.categories.items():
+        problem = fault(category, "isthing", FLAG)
+        if problem:
+            raise DatasetError(f"{json_path}: category {shown(id_)} {problem}")
+    things = {id_: bool(category["isthing"]) for id_, category in content.categories.items()}
+    items = []
+    for annotation in annotations:
+        image = images[annotation["image_id"]]
+        where = f"{json_path}: image {shown(image['id'])}"
+        picture = path_inside(images_folder, picture_name(image), DatasetError, where)
+        png = path_inside(folder, annotation["file_name"], DatasetError, where)
+        items.append(Item(png, data=(picture, image, annotation["segments_info"])))
+    classes = used_categories(annotations)
+    work = partial(_check_panoptic, things=things, check_areas=check_areas)
+    found = convert_all(items[::every], work, description, workers)
+    return Verified(len(images), len(classes), sum(found))
+
+
+def _not_empty(content: CocoFile) -> None:
+    for key in ("images", "categories"):
+        if not getattr(content, key):
+            raise DatasetError(f"{content.path}: '{key}' is empty")
+
+
+def _check_size(path: Path, image: dict, shape: Iterable[int]) -> None:
+    height, width = shape
+    if (height, width) != (image["height"], image["width"]):
+        raise DatasetError(
+            f"{path}: {width} x {height} pixels; the JSON says {image['width']} x {image['height']}"
+            + turned_hint((image["height"], image["width"]), (height, width), path)
+        )
+
+
+def _check_panoptic(item: Item, things: dict[int, bool], check_areas: bool) -> int:
+    image_path, image, infos = item.data
+    with parsing(item.source, "described completely by the JSON"):
+        return _compare_segments(item.source, image_path, image, infos, things, check_areas)
+
+
+def _compare_segments(
+    path: Path,
+    image_path: Path,
+    image: dict,
+    infos: list[dict],
+    things: dict[int, bool],
+    check_areas: bool,
+) -> int:
+    ids = read_panoptic_png(path)
+    _check_size(path, image, ids.shape)
+    _check_size(image_path, image, image_size(image_path))
+    said = [info["id"] for info in infos]
+    if len(set(said)) != len(said) or 0 in said:
+        raise DatasetError(f"{path}: its segments have an id twice, or the id 0")
+    drawn, areas = np.unique(ids, return_counts=True)
+    area_of = {int(i): int(a) for i, a in zip(drawn, areas, strict=True) if i}
+    for what, missing in (
+        ("the JSON lacks", set(area_of) - set(said)),
+        ("the PNG lacks", set(said) - set(area_of)),
+    ):
+        if missing:
+            raise DatasetError(f"{path}: {what} segment {min(missing)}")
+    stuff_seen = set()
+    for info in infos:
+        category = info["category_id"]
+        if category not in things:
+            raise DatasetError(f"{path}: segment {info['id']} has category {category}, "
+                               "which is not in 'categories'")  # fmt: skip
+        if not things[category] and category in stuff_seen:
+            raise DatasetError(f"{path}: two segments of stuff category {category}")
+        stuff_seen.add(category)
+        if check_areas and (
+            info["area"] != area_of[info["id"]] or info["bbox"] != box_of(ids == info["id"])
+        ):
+            raise DatasetError(f"{path}: segment {info['id']} has another area or box in "
+                               "the JSON than in the PNG")  # fmt: skip
+    return len(said)
+
+
+def box_of(mask: np.ndarray) -> list[int]:
+    """COCO's box x, y, width, height of a mask (H, W) with at least one pixel."""
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    return [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+
+
+def verify_instances(
+    json_path: str | os.PathLike,
+    images_folder: str | os.PathLike,
+    *,
+    workers: int = 1,
+    tolerant: bool = False,
+) -> Verified:
+    """Check instance annotations in COCO's format: ids, known images and categories, picture
+    sizes, and masks that fit their picture, area and box (run lengths; polygons: box inside).
+
+    Args:
+        json_path: the JSON file.
+        images_folder: of the pictures.
+        workers: processes.
+        tolerant: of somebody else's file: masks that cannot be used are noted, not refused.
+
+    Raises:
+        DatasetError: what is wrong first, by name.
+    """
+    content = read_coco(json_path, "instance")
+    _not_empty(content)
+    if content.notes and not tolerant:
+        raise DatasetError(content.notes[0])
+    of_image: dict[Any, list[dict]] = {id_: [] for id_ in content.images}
+    for annotation in content.annotations:
+        if annotation["category_id"] not in content.categories:
+            raise DatasetError(
+                f"{json_path}: annotation {shown(annotation.get('id'))}: no category "
+                f"{shown(annotation['category_id'])}"
+            )
+        of_image[annotation["image_id"]].append(annotation)
+    items = []
+    for id_, image in content.images.items():
+        where = f"{json_path}: image {shown(id_)}"
+        picture = path_inside(images_folder, picture_name(image), DatasetError, where)
+        items.append(Item(picture, data=(str(json_path), image, of_image[id_])))
+    convert_all(items, _check_instances, "verify instances", workers)
+    classes = used_categories(content.annotations)
+    notes = tuple(content.notes)
+    return Verified(len(content.images), len(classes), len(content.annotations), notes)
+
+
+def _check_instances(item: Item) -> None:
+    json_path, image, annotations = item.data
+    with parsing(f"{json_path}: an annotation of {item.source}", "complete"):
+        size = image["height"], image["width"]
+        _check_size(item.source, image, image_size(item.source))
+        for annotation in annotations:
+            try:
+                _check_instance(annotation, size)
+            except DatasetError as error:
+                name = f"{json_path}: annotation {annotation.get('id')} of {item.source}"
+                raise DatasetError(f"{name}: {error}") from error
+
+
+def _check_instance(annotation: dict, size: tuple[int, int]) -> None:
+    x, y, width, height = annotation["bbox"]
+    if x < 0 or y < 0 or x + width > size[1] + 1 or y + height > size[0] + 1:
+        raise DatasetError(f"its box {annotation['bbox']} leaves the picture")
+    _, area, box = measured_mask(annotation["segmentation"], size)
+    if isinstance(annotation["segmentation"], list):
+        return  # polygons: area and box are the provider's
+    if area != annotation["area"]:
+        raise DatasetError(f"its mask has {area} pixels, its area says {annotation['area']}")
+    if box != list(annotation["bbox"]):
+        raise DatasetError("its box is not that of its mask")
