@@ -9,8 +9,8 @@ import hashlib
 import os
 import stat
 import unicodedata
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,9 @@ from PIL import Image, PngImagePlugin
 
 from odise_mm.errors import ImageError, OutputError
 from odise_mm.utils.display import printable
-from odise_mm.utils.files import atomic_writer
+from odise_mm.utils.files import FolderLock, atomic_writer
 from odise_mm.utils.image import open_image
+from odise_mm.utils.processes import is_first_process
 
 MARK = "odise_mm"
 """The software that pictures and maps of ours name: these may be replaced by later ones."""
@@ -117,6 +118,25 @@ def check_folder(folder: str | os.PathLike) -> None:
         )
     if not os.access(there, os.W_OK | os.X_OK):
         raise OutputError(f"{printable(folder)}: no permission to write to {printable(there)}")
+
+
+@contextmanager
+def owned_folders(folders: Iterable[str | os.PathLike | None], doing: str) -> Iterator[None]:
+    """Folders that results are written to, held by the first of all processes.
+
+    Args:
+        folders: made where missing; None is passed over.
+        doing: what another program is told that wants one of them.
+
+    Raises:
+        OutputError: another program is writing there, or it cannot be written to.
+    """
+    paths = {os.path.realpath(folder) for folder in folders if folder}
+    with ExitStack() as stack:
+        for path in sorted(paths if is_first_process() else ()):
+            check_folder(path)
+            stack.enter_context(FolderLock(path, doing))
+        yield
 
 
 # --- pictures and their names -------------------------------------------------------------------

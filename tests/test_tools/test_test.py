@@ -22,6 +22,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from odise_mm.annotations.panoptic_io import read_coco_panoptic
+from odise_mm.benchmarks import running
 from odise_mm.benchmarks.sets import make_benchmark_sets
 from odise_mm.config.finding import load_config
 from odise_mm.utils.files import FolderLock
@@ -438,14 +439,14 @@ def test_an_interruption_loses_no_finished_set(
 def test_ctrl_c_says_what_is_done(
     project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    walk = tool.test_one
+    walk = running.run_set
 
-    def interrupted(runner, test_set, args):
+    def interrupted(runner, test_set, limit):
         if test_set.name == "one":
             raise KeyboardInterrupt
-        return walk(runner, test_set, args)
+        return walk(runner, test_set, limit)
 
-    monkeypatch.setattr(tool, "test_one", interrupted)
+    monkeypatch.setattr(running, "run_set", interrupted)
     arguments = ["model.py", "none", "--datasets", "five", "one", "--out", "out.csv"]
     assert tool.main(arguments) == tool.INTERRUPTED
     captured = capsys.readouterr()

@@ -26,12 +26,17 @@ from typing import TYPE_CHECKING, Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
-from odise_mm.utils.command_line import ConfigOptions, Parser, one_line_errors, positive_int  # noqa: E402
+from odise_mm.utils.command_line import (  # noqa: E402
+    INTERRUPTED,
+    ConfigOptions,
+    Parser,
+    one_line_errors,
+    positive_int,
+)
 from odise_mm.utils.display import printable  # noqa: E402
 from odise_mm.utils.files import FolderLock  # noqa: E402
 from odise_mm.utils.outputs import InputFiles, check_outputs  # noqa: E402
 from odise_mm.utils.precision import PRECISIONS  # noqa: E402
-from tools import test as test_tool  # noqa: E402
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -64,9 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     how.add_argument("--precision", choices=PRECISIONS, default="fp32")
     how.add_argument("--work-dir", metavar="DIR", help="logs; default: work_dirs/CONFIG/test")
     how.add_argument("--cfg-options", action=ConfigOptions)
-    args = parser.parse_args(argv)
-    args.launcher = "none"  # tools.test asks for it
-    return args
+    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -75,21 +78,30 @@ def run(args: argparse.Namespace) -> None:
     from mmengine.device import get_device
 
     import odise_mm  # noqa: F401  (first of ours: it prepares mmcv)
+    from odise_mm.benchmarks import planning, running
     from odise_mm.engine.runner import OpenVocabRunner
     from odise_mm.utils.precision import check_precision
 
     check_precision(args.precision, torch.device(get_device()))
-    sets = test_tool.plan(args)
-    test_tool.check_checkpoint(args.checkpoint, sets[0].cfg)
+    sets = planning.plan_sets(
+        args.config,
+        args.datasets,
+        data_root=args.data_root,
+        label_files=args.label_files,
+        limit=args.limit,
+        work_dir=args.work_dir,
+        changes=args.cfg_options,
+    )
+    planning.check_checkpoint(args.checkpoint, sets[0].cfg)
     for test_set in sets:
         test_set.check()
-    inputs = InputFiles(*test_tool.inputs_of(args, sets))
+    inputs = InputFiles(*planning.inputs_of(args.checkpoint, sets))
     for test_set in sets:
         folder = Path(args.out) / test_set.name
         check_outputs([folder / "set.json", folder / "config.json"], inputs)
     runner = OpenVocabRunner.from_cfg(sets[0].cfg)
-    test_tool.prepare_model(runner, args)
-    with test_tool.progress_bar() as bar, FolderLock(args.out, "saving predictions"):
+    running.prepare_model(runner, args.checkpoint, args.precision)
+    with running.progress_bar() as bar, FolderLock(args.out, "saving predictions"):
         for test_set in sets:
             print(printable(save_set(runner, test_set, args, bar)))
 
@@ -156,9 +168,10 @@ def describe(
 ) -> dict[str, Any]:
     """What the predictions come from and depend on."""
     from odise_mm.benchmarks.report import describe_vocabulary
+    from odise_mm.benchmarks.running import describe_run
     from odise_mm.engine.loops import unwrapped, vocabulary_of
 
-    told = test_tool.describe_run(args, runner)
+    told = describe_run(runner, args.checkpoint, args.precision, args.cfg_options)
     model = unwrapped(runner.model)
     vocabulary = vocabulary_of(dataset)
     return dict(
@@ -218,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
             run(args)
         except KeyboardInterrupt:
             print("interrupted: the same command goes on from here", file=sys.stderr)
-            return test_tool.INTERRUPTED
+            return INTERRUPTED
     return 0
 
 

@@ -1,0 +1,231 @@
+"""A model on one test set after the other."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size, is_main_process
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from odise_mm.benchmarks.planning import NO_CHECKPOINT
+from odise_mm.benchmarks.report import (
+    Report,
+    SetResult,
+    describe_vocabulary,
+    sha256_of,
+    software_versions,
+)
+from odise_mm.benchmarks.sets import BenchmarkSet
+from odise_mm.checkpoints.published import load_weights
+from odise_mm.datasets.class_names import find_file
+from odise_mm.engine.loops import unwrapped, vocabulary_of
+from odise_mm.engine.result_writer import ProgressHook, ResultWriterHook
+from odise_mm.engine.runner import OpenVocabRunner
+from odise_mm.errors import EvaluationError
+from odise_mm.models.random_weights import make_up_weights
+from odise_mm.utils.display import printable
+from odise_mm.vocabulary import Vocabulary
+
+
+def prepare_model(runner: OpenVocabRunner, checkpoint: str, precision: str) -> None:
+    """Trained weights, strictly; then the precision."""
+    model = unwrapped(runner.model)
+    if checkpoint == NO_CHECKPOINT:
+        make_up_weights(model, ("head", "classifiers", "clip"))
+    else:
+        load_weights(model, checkpoint)
+    model.set_precision(precision)
+
+
+def run_sets(
+    runner: OpenVocabRunner,
+    report: Report,
+    sets: Sequence[BenchmarkSet],
+    writer: ResultWriterHook,
+    out: str | os.PathLike | None = None,
+    *,
+    limit: int | None = None,
+    per_class: bool = False,
+) -> None:
+    """Walk all sets; write the report after each and print it in the end, however that comes.
+
+    Args:
+        runner: with a model that is ready, see :func:`prepare_model`.
+        report: to be filled.
+        sets: in order.
+        writer: of what is kept beside the numbers.
+        out: file of the report; by default ``results.json`` in the runner's folder of logs, which
+            is also where the report goes when ``out`` cannot be written.
+        limit: what each set was limited to, for the report.
+        per_class: whether a table of classes is printed, too.
+
+    Raises:
+        EvaluationError: something of it could not be done. All else was.
+    """
+    runner.register_hook(writer)
+    spare = Path(runner.log_dir) / "results.json"
+    out = Path(out or spare)
+    console = Console(highlight=False, quiet=not is_main_process())
+    if not console.is_terminal:  # in a pipe rich assumes 80 columns, which would fold the cells
+        console = Console(highlight=False, quiet=not is_main_process(), width=200)
+    unwritten = ""
+    try:
+        with progress_bar() as bar:
+            progress = ProgressHook(bar)
+            runner.register_hook(progress)
+            for test_set in sets:
+                writer.set_name = progress.set_name = test_set.name
+                report.results.append(run_set(runner, test_set, limit))
+                if is_main_process():
+                    unwritten = _write_report(report, out, spare)
+    finally:  # whatever ended it: what is done is shown, and what is not is said
+        if report.results:
+            tables = [report.table(), report.subset_table()]
+            tables += report.class_tables() if per_class else []
+            for table in filter(None, tables):
+                console.print(table)
+            if not unwritten:
+                console.print(Text(f"wrote {printable(out)}"), soft_wrap=True)
+        elif report.missing:
+            missing = printable(", ".join(report.missing))
+            console.print(Text(f"not done: {missing}", style="red"))
+    failures = [*report.failures, *([unwritten] if unwritten else [])]
+    if failures:
+        raise EvaluationError(f"not everything could be done: {'; '.join(failures)}")
+
+
+def run_set(runner: OpenVocabRunner, test_set: BenchmarkSet, limit: int | None) -> SetResult:
+    """Walk one set."""
+    start = time.perf_counter()
+    scalars = runner.message_hub.log_scalars
+    for key in [key for key in scalars if key.startswith("test/")]:
+        del scalars[key]  # the log would repeat the previous set's numbers as this one's
+    failed: dict[str, str] = {}
+    try:
+        metrics = runner.test_on(test_set.cfg)
+    except EvaluationError as error:
+        metrics, failed = error.numbers, error.failures
+    loop = runner.test_loop
+    dataset = loop.dataloader.dataset
+    vocabulary = vocabulary_of(dataset)
+    names = loop.evaluator.metrics[0].class_names
+    settings = test_set.datasets[0]  # others have the same names
+    return SetResult(
+        name=test_set.name,
+        metrics=metrics,
+        per_class={
+            metric.prefix: metric.per_class
+            for metric in loop.evaluator.metrics
+            if getattr(metric, "per_class", None)
+        },
+        is_thing=dict(zip(names, vocabulary.is_thing, strict=True)),
+        images=len(dataset),
+        limit=limit,
+        vocabulary=describe_vocabulary(
+            vocabulary,
+            find_file(settings.get("vocabulary") or vocabulary.name, settings.get("data_root")),
+            settings.get("label_file"),
+        ),
+        seconds=time.perf_counter() - start,
+        subsets={
+            subset: [names[label] for label in labels]
+            for subset, labels in dataset.metainfo.get("subsets", {}).items()
+        },
+        failed=failed,
+    )
+
+
+def _write_report(report: Report, out: Path, spare: Path) -> str:
+    """Write the results of the sets that are done.
+
+    Args:
+        report: the results.
+        out: the file.
+        spare: another one, which is written where that is not possible.
+
+    Returns:
+        Why ``out`` could not be written; nothing if it was.
+    """
+    try:
+        report.write(out)
+        return ""
+    except OSError as error:
+        why = f"{printable(out)}: the results could not be written ({error.strerror or error})"
+    try:
+        report.write(spare)
+        why += f"; they are in {printable(spare)}"
+    except OSError as error:
+        why += f", nor to {printable(spare)} ({error.strerror or error})"
+    print(why, file=sys.stderr)
+    return why
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar for terminals; in files the log's lines tell how far it is and how long it takes."""
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left:"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not (console.is_terminal and is_main_process()),
+    ) as bar:
+        yield bar
+
+
+def describe_run(
+    runner: OpenVocabRunner, checkpoint: str, precision: str, changes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the numbers depend on, and is the same for all sets.
+
+    Args:
+        runner: its config and where its model lies.
+        checkpoint: as the user named it.
+        precision: of the arithmetic.
+        changes: of the config, as the user gave them.
+    """
+    model = unwrapped(runner.model)
+    device = next(model.parameters()).device
+    cfg = runner.cfg
+    train = (cfg.model.get("fusion") or {}).get("train_vocabulary")
+    made_up = checkpoint == NO_CHECKPOINT
+    return dict(
+        config=dict(
+            file=cfg.filename,
+            options={key: str(value) for key, value in changes.items()},
+            model=cfg.model.to_dict(),
+            test_pipeline=[dict(step) for step in cfg.get("test_pipeline", [])],
+        ),
+        checkpoint=None
+        if made_up
+        else dict(file=checkpoint, sha256=sha256_of(os.path.expanduser(checkpoint))),
+        train_vocabulary=None
+        if train is None
+        else describe_vocabulary(Vocabulary.load(train), str(train)),
+        precision=precision,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        processes=get_world_size(),
+        started=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        versions=software_versions(),
+    )
