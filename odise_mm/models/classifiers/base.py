@@ -1,6 +1,7 @@
 """What every classifier takes and returns."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -110,17 +111,14 @@ def class_logits(
     """
     with full_precision(embeddings):
         similarity = F.normalize(embeddings.float(), dim=-1) @ F.normalize(text, dim=-1).T * scale
-    classes = torch.tensor(vocabulary.flat[1], device=similarity.device)
+    classes = _class_of_synonym(vocabulary.synonyms).to(similarity.device)
     best = similarity.new_full((*similarity.shape[:-1], len(vocabulary)), float("-inf"))
     return best.scatter_reduce(-1, classes.expand_as(similarity), similarity, reduce="amax")
 
 
-def fill_template(template: str, names: Sequence[str]) -> list[str]:
-    """Prompts from names; ``{}`` in the template stands for the name.
-
-    Raises:
-        ConfigError: the template has no ``{}``.
-    """
-    if not isinstance(template, str) or "{}" not in template:
-        raise ConfigError(f"the prompt template {template!r} needs a {{}} for the name")
-    return [template.replace("{}", name) for name in names]
+@lru_cache(maxsize=16)
+def _class_of_synonym(synonyms: tuple[tuple[str, ...], ...]) -> Tensor:
+    """The class index of every synonym, (S,), on the CPU; made once for many images."""
+    with torch.inference_mode(False):  # training keeps it for the backward pass
+        counts = torch.tensor([len(group) for group in synonyms], device="cpu")
+        return torch.arange(len(synonyms), device="cpu").repeat_interleave(counts)

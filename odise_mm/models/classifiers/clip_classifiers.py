@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odise_mm.config.building import build_part
-from odise_mm.models.classifiers.base import Classifier, Opinion, class_logits, fill_template
+from odise_mm.models.classifiers.base import Classifier, Opinion, class_logits
 from odise_mm.models.clip.frozen_clip import FrozenCLIP
+from odise_mm.models.clip.prompts import fill_template
 from odise_mm.models.clip.text_encoder import TextEncoder
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.registry import MODELS
@@ -38,8 +39,12 @@ class _CLIPClassifier(Classifier):
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
     ) -> Opinion:
         """See :class:`~odise_mm.models.classifiers.base.Classifier`; has no view on void."""
-        embeddings = self.embed_masks(prediction.masks, images)
-        text = self.text_encoder(fill_template(self.template, vocabulary.flat[0]))
+        return self.name_embeddings(self.embed_masks(prediction.masks, images), vocabulary)
+
+    @torch.no_grad()
+    def name_embeddings(self, embeddings: Tensor, vocabulary: Vocabulary) -> Opinion:
+        """The opinion on masks whose CLIP embeddings are known, (B, Q, C)."""
+        text = self.text_encoder.of_vocabulary(vocabulary, self.template)
         return Opinion(class_logits(embeddings, text, vocabulary, self.clip.logit_scale))
 
     def embed_masks(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """Several opinions on a mask become one (ODISE, section 3.6, equation 10)."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,12 @@ class GeometricEnsemble(nn.Module):
         own = opinions[0].logits.float().log_softmax(-1)
         if len(opinions) == 1:
             return own
-        seen = torch.tensor(vocabulary.overlap(self.train_vocabulary), device=own.device)
+        seen = torch.tensor(_seen(vocabulary, self.train_vocabulary), device=own.device)
         weight = torch.where(seen, self.alpha, self.beta)
         return (1 - weight) * own + weight * opinions[1].logits.float().log_softmax(-1)
+
+
+@lru_cache(maxsize=16)
+def _seen(vocabulary: Vocabulary, trained: Vocabulary) -> tuple[bool, ...]:
+    """Which classes were seen in training, found out once for many images."""
+    return vocabulary.overlap(trained)

@@ -7,12 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
-from odise_mm.models.classifiers.base import (
-    Opinion,
-    TrainableClassifier,
-    class_logits,
-    fill_template,
-)
+from odise_mm.models.classifiers.base import Opinion, TrainableClassifier, class_logits
+from odise_mm.models.classifiers.mapped_names import MappedNames
+from odise_mm.models.clip.prompts import fill_template
 from odise_mm.models.clip.text_encoder import TextEncoder
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.registry import MODELS
@@ -50,6 +47,7 @@ class OpenVocabClassifier(TrainableClassifier):
         self.text_encoder = build_part(text_encoder, MODELS)
         self.template = template
         self.text_proj = nn.Linear(self.text_encoder.embed_dim, embed_dim)
+        self._mapped = MappedNames(self.text_encoder.cache_size)
         self.logit_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
         self.null_embedding = None
         if null_class:
@@ -64,6 +62,18 @@ class OpenVocabClassifier(TrainableClassifier):
     def text_embeddings(self, texts: Sequence[str]) -> Tensor:
         """Mapped embeddings of prompts, (len(texts), embed_dim), float32."""
         return self.text_proj(self.text_encoder(texts).to(self.text_proj.weight))
+
+    def class_embeddings(self, vocabulary: Vocabulary) -> Tensor:
+        """Mapped embeddings of all S synonyms, (S, embed_dim), float32.
+
+        In inference they are kept until the map changes, and not to be written to.
+        """
+        embeddings = self.text_encoder.of_vocabulary(vocabulary, self.template)
+        return self._mapped.map(self.text_proj, vocabulary.synonyms, embeddings)
+
+    def forget_vocabularies(self) -> None:
+        """Map the names anew for the next image."""
+        self._mapped.forget()
 
     @property
     def has_null_class(self) -> bool:
@@ -80,7 +90,7 @@ class OpenVocabClassifier(TrainableClassifier):
     ) -> Opinion:
         """See :class:`~odise_mm.models.classifiers.base.Classifier`; the images are not used."""
         with full_precision(prediction.embeddings):
-            text = self.text_embeddings(fill_template(self.template, vocabulary.flat[0]))
+            text = self.class_embeddings(vocabulary)
             logits = class_logits(prediction.embeddings, text, vocabulary, self.scale)
             return Opinion(logits, self._p_void(prediction, logits))
 
@@ -92,7 +102,7 @@ class OpenVocabClassifier(TrainableClassifier):
         The names are embedded once for all layers; void is the null embedding.
         """
         with full_precision(embeddings[0]):
-            text = self.text_embeddings(fill_template(self.template, vocabulary.flat[0]))
+            text = self.class_embeddings(vocabulary)
             return [
                 torch.cat([class_logits(e, text, vocabulary, self.scale), self._void(e)], dim=-1)
                 for e in embeddings

@@ -94,6 +94,8 @@ class FrozenCLIP(FrozenModule):
         with torch.device("cpu"):
             self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
             self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self._loads = 0
+        self.register_load_state_dict_pre_hook(_count_loads)
         self.freeze()
 
     @property
@@ -121,6 +123,11 @@ class FrozenCLIP(FrozenModule):
     def logit_scale(self) -> Tensor:
         """Factor between cosine similarity and logits, at most 100; a scalar."""
         return self.model.logit_scale.float().exp().clamp(max=100)
+
+    @property
+    def text_version(self) -> tuple[int, torch.dtype]:
+        """Another one where embeddings of texts may differ: weights were loaded, or cast."""
+        return self._loads, self.model.logit_scale.dtype
 
     def fingerprint(self) -> str:
         """Name of architecture and weights; the key of stored text embeddings."""
@@ -210,3 +217,8 @@ class FrozenCLIP(FrozenModule):
         for owner in (self.model, getattr(self.model, "text", None)):
             if getattr(owner, "attn_mask", None) is not None:
                 owner.register_buffer("attn_mask", causal, persistent=False)
+
+
+def _count_loads(module: FrozenCLIP, state: dict, prefix: str, *_: Any) -> None:
+    """Checkpoints of whole models mostly hold none of CLIP's weights."""
+    module._loads += any(key.startswith(prefix) for key in state)

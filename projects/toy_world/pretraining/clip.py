@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from odise_mm.models import FrozenCLIP, MaskCLIPClassifier
-from odise_mm.models.classifiers.base import class_logits, fill_template
+from odise_mm.models.classifiers.base import class_logits
+from odise_mm.models.clip.prompts import fill_template
 from odise_mm.models.clip.sources import CONFIG_FILE, WEIGHTS_FILE
 from odise_mm.models.clip.word_tokenizer import WORDS_FILE
 from odise_mm.utils.files import replacing

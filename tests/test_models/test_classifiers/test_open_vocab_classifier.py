@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from odise_mm.models import MaskPrediction, OpenVocabClassifier, TextEncoder
-from odise_mm.models.classifiers.base import class_logits, fill_template
+from odise_mm.models.classifiers.base import class_logits
+from odise_mm.models.clip.prompts import fill_template
 from odise_mm.vocabulary import Vocabulary
 from tests.support.parts import clip
 

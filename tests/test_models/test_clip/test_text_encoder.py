@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,10 @@ from torch import Tensor
 
 from odise_mm.models import FrozenCLIP, TextEncoder
 from odise_mm.models.clip import text_encoder
+from odise_mm.vocabulary import Vocabulary
 from tests.support.parts import TINY_CLIP, clip, relative_error
+
+VOCABULARY = Vocabulary((("cat", "kitten"), ("sky",)), (True, False))
 
 
 class Counting:
@@ -127,6 +131,75 @@ def test_five_thousand_names(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = len(counting.calls)
     encoder(names)
     assert len(counting.calls) == calls
+
+
+def test_a_vocabulary_is_put_together_once(counting: Counting) -> None:
+    encoder = TextEncoder(clip())
+    first = encoder.of_vocabulary(VOCABULARY, "a {}.")
+    assert counting.calls == [["a cat.", "a kitten.", "a sky."]]
+    assert torch.equal(first, encoder(["a cat.", "a kitten.", "a sky."]))
+    alike = Vocabulary(VOCABULARY.synonyms, (False, False), "another label")
+    for again in (VOCABULARY, alike):
+        assert encoder.of_vocabulary(again, "a {}.") is first
+    other = encoder.of_vocabulary(VOCABULARY, "{}")
+    assert not torch.equal(other, first) and encoder.of_vocabulary(VOCABULARY, "{}") is other
+    encoder.forget_vocabularies()
+    anew = encoder.of_vocabulary(VOCABULARY, "a {}.")
+    assert anew is not first and torch.equal(anew, first)
+    assert len(counting.calls) == 2  # of names that CLIP has seen before
+
+
+def test_vocabularies_are_bounded() -> None:
+    encoder = TextEncoder(clip(), cache_size=4)
+    first = encoder.of_vocabulary(VOCABULARY, "{}")
+    assert encoder.of_vocabulary(VOCABULARY, "{}") is first
+    encoder.of_vocabulary(VOCABULARY, "a {}")  # three rows more
+    assert encoder.of_vocabulary(VOCABULARY, "{}") is not first
+    none = TextEncoder(clip(), cache_size=0)
+    assert none.of_vocabulary(VOCABULARY, "{}") is not none.of_vocabulary(VOCABULARY, "{}")
+
+
+def test_weights_that_are_loaded_are_noticed() -> None:
+    model = FrozenCLIP(TINY_CLIP)
+    encoder = TextEncoder(model)
+    parent = torch.nn.ModuleDict(dict(encoder=encoder, head=torch.nn.Linear(2, 2)))
+    first, name = encoder.of_vocabulary(VOCABULARY, "{}"), encoder(["dog"])
+    parent.load_state_dict(parent.state_dict())  # which has none of CLIP's weights
+    assert encoder.of_vocabulary(VOCABULARY, "{}") is first
+    weights = {f"model.{key}": value for key, value in clip().model.state_dict().items()}
+    model.load_state_dict(weights)
+    wanted = TextEncoder(clip())
+    found = encoder.of_vocabulary(VOCABULARY, "{}")
+    assert torch.equal(found, wanted.of_vocabulary(VOCABULARY, "{}"))
+    assert not torch.equal(found, first)
+    assert not torch.equal(encoder(["dog"]), name)
+    nested = {f"encoder.clip.{key}": value * 1.5 for key, value in weights.items()}
+    parent.load_state_dict(nested, strict=False)
+    assert not torch.equal(encoder.of_vocabulary(VOCABULARY, "{}"), found)
+
+
+def test_another_number_format_is_noticed() -> None:
+    encoder = TextEncoder(FrozenCLIP(TINY_CLIP))
+    first = encoder.of_vocabulary(VOCABULARY, "{}")
+    encoder.to(torch.bfloat16)
+    assert not torch.equal(encoder.of_vocabulary(VOCABULARY, "{}"), first)
+
+
+def test_what_inference_mode_made_can_be_trained_with() -> None:
+    encoder = TextEncoder(clip())
+    with torch.inference_mode():
+        matrix = encoder.of_vocabulary(VOCABULARY, "{}")
+    layer = torch.nn.Linear(64, 2)
+    layer(encoder.of_vocabulary(VOCABULARY, "{}")).sum().backward()
+    assert encoder.of_vocabulary(VOCABULARY, "{}") is matrix and layer.weight.grad is not None
+
+
+def test_copies_make_their_own() -> None:
+    encoder = TextEncoder(FrozenCLIP(TINY_CLIP))
+    first = encoder.of_vocabulary(VOCABULARY, "{}")
+    other = copy.deepcopy(encoder)
+    assert len(other._matrices) == 0
+    assert torch.equal(other.of_vocabulary(VOCABULARY, "{}"), first)
 
 
 def test_cache_is_no_weight() -> None:

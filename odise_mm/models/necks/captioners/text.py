@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from odise_mm.config.building import build_part
 from odise_mm.errors import DatasetError
 from odise_mm.models.backbones.diffusion.condition import Condition
-from odise_mm.models.classifiers.base import fill_template
+from odise_mm.models.clip.prompts import fill_template
 from odise_mm.models.clip.text_encoder import TextEncoder
 from odise_mm.models.necks.captioners.implicit import check_lent
 from odise_mm.registry import MODELS
