@@ -1,0 +1,94 @@
+"""What naming the masks of an image costs: from mask embeddings to class probabilities."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from odise_mm.models import MaskPrediction, OpenVocabSegmentor
+from odise_mm.vocabulary import Vocabulary
+
+
+@dataclass
+class NamesCost:
+    """Of one image after another.
+
+    Attributes:
+        rows_stacked: text embeddings that are put together into matrices, for the last image.
+        rows_mapped: text embeddings that pass the first classifier's map, for the last image.
+        cpu_seconds: of the process, for every image after the warm-up.
+    """
+
+    rows_stacked: int = 0
+    rows_mapped: int = 0
+    cpu_seconds: list[float] = field(default_factory=list)
+
+
+class _RowCounter(TorchFunctionMode):
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+        self.stacked = self.mapped = 0
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is torch.stack:
+            self.stacked += len(args[0])
+        elif func is torch.nn.functional.linear and args[1] is self.weight:
+            self.mapped += len(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def other_orders(vocabulary: Vocabulary, count: int) -> list[Vocabulary]:
+    """Vocabularies of the same classes, each beginning with another one: all differ."""
+    made = []
+    for start in range(1, count + 1):
+        places = [(start + i) % len(vocabulary) for i in range(len(vocabulary))]
+        fields = (vocabulary.synonyms, vocabulary.is_thing, vocabulary.source_names)
+        synonyms, flags, sources = (tuple(values[i] for i in places) for values in fields)
+        made.append(Vocabulary(synonyms, flags, vocabulary.name, sources))
+    return made
+
+
+@torch.no_grad()
+def measure_names(
+    model: OpenVocabSegmentor, vocabularies: Sequence[Vocabulary], masks: int, repeats: int
+) -> NamesCost:
+    """Name random mask embeddings, image after image; CLIP's image tower is left out.
+
+    Args:
+        model: whose second classifier, if there is one, compares with CLIP's embeddings.
+        vocabularies: taken in turns, one for an image; their names are embedded before.
+        masks: of an image.
+        repeats: images after the warm-up, which takes every vocabulary once.
+    """
+    own, others = model.classifiers[0], model.classifiers[1:]
+    device = own.text_proj.weight.device
+    draw = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(1, masks, own.text_proj.out_features, generator=draw).to(device)
+    of_clip = torch.randn(1, masks, own.text_encoder.embed_dim, generator=draw).to(device)
+    prediction = MaskPrediction(embeddings.new_zeros(1, masks, 4, 4), embeddings)
+
+    def name(vocabulary: Vocabulary) -> Tensor:
+        opinions = [own(prediction, [], vocabulary)]
+        opinions += [other.name_embeddings(of_clip, vocabulary) for other in others]
+        return model.fusion(opinions, vocabulary)
+
+    for vocabulary in vocabularies:
+        name(vocabulary)
+    cost = NamesCost()
+    for i in range(repeats):
+        start = time.process_time()
+        name(vocabularies[i % len(vocabularies)])
+        cost.cpu_seconds.append(time.process_time() - start)
+    with _RowCounter(own.text_proj.weight) as counter:
+        name(vocabularies[repeats % len(vocabularies)])
+    cost.rows_stacked, cost.rows_mapped = counter.stacked, counter.mapped
+    return cost
