@@ -21,7 +21,7 @@ OUT := demo_output
 demo: export PYTHONWARNINGS := ignore:torch.meshgrid
 QUIET := --cfg-options log_level=WARNING
 
-.PHONY: help venv test lint format demo toy-ablation clean
+.PHONY: help venv test lint format docs demo toy-ablation clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -44,6 +44,11 @@ lint: venv  ## ruff: rules and format
 format: venv  ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: venv  ## write the tables of configs, and build the documentation site into site/
+	$(BIN)/python docs/tables.py
+	$(BIN)/python -m mkdocs build --strict
 
 ifdef PHOTO
 demo: venv  ## names in pictures: all steps, or your own picture (PHOTO=, TEXTS=, STUFF=, CONFIG=, WEIGHTS=)
@@ -70,7 +75,7 @@ toy-ablation: venv  ## the paper's ablations in the toy world: many hours, goes 
 	$(BIN)/python tools/analysis_tools/ablation_table.py work_dirs/toy/ablation --out work_dirs/toy_ablation \
 	  && exit $$failed
 
-clean:  ## remove .venv, caches and demo_output
-	rm -rf .venv .pytest_cache .ruff_cache build demo_output odise_mm/.mim *.egg-info \
+clean:  ## remove .venv, caches, site and demo_output
+	rm -rf .venv .pytest_cache .ruff_cache build site demo_output odise_mm/.mim *.egg-info \
 	  requirements/opencv_headless/build requirements/opencv_headless/*.egg-info
 	find odise_mm tests tools projects demo requirements -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

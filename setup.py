@@ -78,7 +78,7 @@ setup(
         "odise_mm.models.necks.captioners": ["places.txt"],
     },
     install_requires=requirements(installed()),
-    extras_require={"tests": parse(ROOT / "requirements/tests.txt")},
+    extras_require={name: parse(ROOT / f"requirements/{name}.txt") for name in ("tests", "docs")},
     cmdclass={"build_py": BuildWithTools},
     zip_safe=False,
 )

@@ -82,7 +82,7 @@ def main() -> None:
         # First torch, which setup.py leaves as it finds it: here it follows constraints.txt. And
         # OpenCV without libGL, which servers and containers lack.
         pip("-r", "requirements/runtime.txt", *HEADLESS)
-        pip("-e", ".", "-r", "requirements/tests.txt")
+        pip("-e", ".", "-r", "requirements/tests.txt", "-r", "requirements/docs.txt")
     except subprocess.CalledProcessError as error:
         raise SystemExit(
             f"Installing into .venv failed (exit {error.returncode}); see above."

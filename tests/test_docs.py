@@ -25,7 +25,7 @@ from odise_mm.registry import MODELS
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCUMENTS = sorted([README, *ROOT.glob("docs/*.md"), *ROOT.glob("demo/**/*.md")])
-DOCUMENTS += sorted(ROOT.glob("projects/**/*.md"))
+DOCUMENTS += sorted([*ROOT.glob("projects/**/*.md"), *ROOT.glob("configs/*/README.md")])
 BLOCK = re.compile(
     r"(?:<!-- (?P<mark>[^>]+) -->\n)?^```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.M | re.S
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmdet.structures import DetDataSample
@@ -22,7 +24,7 @@ class OpenVocabVisualizer(DetLocalVisualizer):
     Args:
         fill_alpha: opacity of the fill, 0 to 1.
         legend: see :func:`draw_panoptic`.
-        kwargs: of ``DetLocalVisualizer``.
+        **kwargs: of ``DetLocalVisualizer``.
     """
 
     def __init__(
@@ -31,7 +33,7 @@ class OpenVocabVisualizer(DetLocalVisualizer):
         *,
         fill_alpha: float = 0.5,
         legend: bool | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         check_weight("fill_alpha", fill_alpha)
         if legend is not None:
@@ -48,7 +50,7 @@ class OpenVocabVisualizer(DetLocalVisualizer):
         data_sample: DetDataSample | None = None,
         draw_gt: bool = True,
         draw_pred: bool = True,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         """As in mmdet, but with a panoptic map the masks that overlap it are not drawn on top.
 
@@ -58,7 +60,7 @@ class OpenVocabVisualizer(DetLocalVisualizer):
             data_sample: with ``gt_panoptic_seg`` and / or ``pred_panoptic_seg``.
             draw_gt: whether to draw the ground truth, at the left.
             draw_pred: whether to draw the prediction.
-            kwargs: ``show``, ``out_file``, ``step``, ... of mmdet's method.
+            **kwargs: ``show``, ``out_file``, ``step``, ... of mmdet's method.
         """
         if data_sample is not None:
             data_sample = data_sample.cpu().clone()

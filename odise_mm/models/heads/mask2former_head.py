@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         in_channels: channels of every level of the pyramid, strides 4, 8, 16, 32.
         objectness: whether to predict "object" / "no object" (caption supervision).
         feat_channels, out_channels: channels inside and of the mask features (published: 256).
-        options: :class:`mmdet.models.Mask2FormerHead`'s other arguments: ``num_queries``,
+        **options: :class:`mmdet.models.Mask2FormerHead`'s other arguments: ``num_queries``,
             ``pixel_decoder``, ``transformer_decoder``, ``positional_encoding``; for training
             ``loss_cls`` (an :class:`~odise_mm.models.losses.class_loss.OpenVocabCrossEntropyLoss`),
             ``loss_mask``, ``loss_dice`` and ``train_cfg`` (points, assigner, sampler).
@@ -112,7 +112,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         objectness: bool = False,
         feat_channels: int = 256,
         out_channels: int = 256,
-        **options,
+        **options: Any,
     ) -> None:
         # mmdet would swallow misspelt ones
         known = [
