@@ -20,8 +20,8 @@ FLOORS = (
     {"checkpoints", "config"},
     {"datasets", "evaluation", "models", "visualization"},
     {"engine"},
-    {"analysis", "benchmarks"},
-    {"apis", "converters"},
+    {"benchmarks"},
+    {"analysis", "apis", "converters"},
 )
 FLOOR_OF = {package: index for index, floor in enumerate(FLOORS) for package in floor}
 

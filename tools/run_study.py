@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 from rich.console import Console  # noqa: E402
 from rich.text import Text  # noqa: E402
 
+from odise_mm.config.naming import name_of  # noqa: E402
 from odise_mm.errors import ConfigError  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors  # noqa: E402
 from odise_mm.utils.display import printable  # noqa: E402
@@ -80,13 +81,6 @@ def find_configs(paths: list[Path]) -> list[Path]:
             raise ConfigError(f"{path}: neither a config nor a folder with configs")
         found += [file for file in files if "_base_" not in file.parts]
     return list(dict.fromkeys(file.resolve() for file in found))
-
-
-def name_of(config: Path) -> str:
-    """Path below the nearest ``configs`` folder, without the ending."""
-    parts = config.with_suffix("").parts
-    last = max((i for i, part in enumerate(parts) if part == "configs"), default=len(parts) - 2)
-    return "/".join(parts[last + 1 :])
 
 
 def changes(options: list[str]) -> list[str]:

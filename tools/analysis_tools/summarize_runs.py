@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
 
 from odise_mm.benchmarks.tables import FORMATS, ReportError, Table, find_reports, show  # noqa: E402
+from odise_mm.config.naming import name_of  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors  # noqa: E402
-from tools.run_study import name_of  # noqa: E402
 
 # Heading -> metric, "" or "SUBSET/" in its place.
 METRICS = {

@@ -1,0 +1,12 @@
+"""What a config is called: its path below the nearest ``configs`` folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def name_of(config: Path) -> str:
+    """Path below the nearest ``configs`` folder, without the ending."""
+    parts = config.with_suffix("").parts
+    last = max((i for i, part in enumerate(parts) if part == "configs"), default=len(parts) - 2)
+    return "/".join(parts[last + 1 :])
