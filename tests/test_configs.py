@@ -66,6 +66,17 @@ def test_there_are_configs() -> None:
     assert "projects/coat/configs/odise_label_coat.py" in FILES
 
 
+def test_bases_inherit_from_bases_only() -> None:
+    """A change of a config that is run must not change others behind their backs."""
+    files = [*(ROOT / "configs").rglob("*.py"), *ROOT.glob("projects/*/configs/**/*.py")]
+    bases = [path for path in files if "_base_" in path.parts]
+    assert ROOT / "configs/_base_/ablation.py" in bases
+    for path in bases:
+        for inherited in Config._get_base_files(str(path)):
+            file = (path.parent / inherited).resolve()
+            assert file in bases, f"{path.relative_to(ROOT)} inherits from {inherited}"
+
+
 @pytest.mark.parametrize("file", FILES)
 def test_builds_on_the_meta_device(file: str) -> None:
     model = meta_model(file)

@@ -1,6 +1,11 @@
 # What all ablations have in common (ODISE, section 4.3): 512 x 512 pixels, caption supervision, the
 # head, schedule and data of configs/odise/odise_coco_caption.py. A row changes what it is about.
-_base_ = ["../odise/odise_coco_caption.py"]
+_base_ = [
+    "models/odise_caption.py",
+    "datasets/coco.py",
+    "schedules/coco_92k.py",
+    "default_runtime.py",
+]
 
 image_size = 512
 train_pipeline = [
@@ -19,3 +24,5 @@ test_pipeline = [
     dict(type="ResizeKeepRatio", scale=(1280, image_size)),  # the short edge, and at most the long
     dict(type="mmdet.PackDetInputs", meta_keys=_base_.test_pipeline[-1].meta_keys),
 ]
+# Made by tools/dataset_converters/coco.py.
+train_dataloader = dict(dataset=dict(phrases_file="annotations/phrases_train2017.json"))

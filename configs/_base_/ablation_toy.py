@@ -1,7 +1,7 @@
 # The ablations in the toy world: caption supervision and base names, as configs/_base_/ablation.py
 # for COCO. Of the frozen networks the diffusion model and CLIP are trained, as those of the real
 # world are; the others stand in with random weights, and their rows say how far such ones get.
-_base_ = ["../toy/odise_toy_caption.py"]
+_base_ = ["toy_world_caption.py"]
 
 max_iters = 1500
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
