@@ -18,4 +18,6 @@ default_hooks = dict(
     checkpoint=dict(type="AtomicCheckpointHook", by_epoch=False, interval=4500, max_keep_ckpts=2),
 )
 load_from = None
+# True in a config for tests and first steps: without weights its model runs on random numbers.
+random_weights = False
 resume = False

@@ -1,6 +1,8 @@
 # ODISE with a tiny diffusion model and a tiny CLIP: a check of the machinery without any download.
-# Without weights it runs on made-up ones, and its results mean nothing.
+# Its weights are random, and its results mean nothing.
 _base_ = ["../odise/odise_coco_label.py"]
+
+random_weights = True
 
 model = dict(
     clip=dict(

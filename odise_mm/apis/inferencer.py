@@ -24,9 +24,10 @@ from odise_mm.apis.progress import SharedProgress
 from odise_mm.apis.sources import Source, expand, is_single
 from odise_mm.config.building import BUILDING, build_model, make_test_pipeline
 from odise_mm.config.changing import change_config, set_frozen_weights
+from odise_mm.config.checking import runs_on_random_weights
 from odise_mm.config.finding import load_config
-from odise_mm.config.walking import named_weights
-from odise_mm.errors import DeviceMemoryError, VocabularyError
+from odise_mm.config.walking import name_of, named_weights
+from odise_mm.errors import CheckpointError, DeviceMemoryError, VocabularyError
 from odise_mm.models.frozen import same_random_weights
 from odise_mm.structures import Instances, NamedSegment, SegmentationResult
 from odise_mm.utils.device import pick_device
@@ -46,6 +47,8 @@ from odise_mm.vocabulary import Vocabulary
 MADE_UP_NOTICE = (
     "Made-up weights: no trained weights were given, so these shapes and names mean nothing."
 )
+PUBLISHED = "published"
+"""In place of a file of weights: those that the config's metafile names."""
 _LONG_LIST = 4  # from here on a progress bar is shown
 
 Texts = str | Vocabulary | Sequence[str | Vocabulary]
@@ -88,8 +91,10 @@ class OpenVocabInferencer:
     Args:
         config: path of a config file, its name under ``configs/``, or a loaded config.
         weights: our checkpoint (.pth or .safetensors, trained parameters) or a published ODISE
-            checkpoint as it is. None: the config's ``load_from``; without that the trained parts
-            keep made-up numbers, ``made_up_weights`` is True and every result says so.
+            checkpoint as it is. "published": what the config's metafile names, from torch's cache
+            or, after a notice of the licences in the log, from its publisher. None: the config's
+            ``load_from``, else as "published". A config with ``random_weights = True`` needs none:
+            it then runs on random numbers, ``made_up_weights`` is True and every result says so.
         device: e.g. "cuda:0" or "cpu". None: CUDA where there is a device, else the CPU; the log
             says which. A device that is asked for and missing is an error, never replaced.
         precision: "fp32", "bf16" or "fp16": see the model's ``set_precision``.
@@ -104,7 +109,8 @@ class OpenVocabInferencer:
         ConfigError: config not found, invalid, or with an unknown part or argument; an unknown
             precision.
         DeviceError: the device is not there, or is a CPU that is asked for fp16.
-        CheckpointError: weights that are missing, damaged or of another model.
+        CheckpointError: weights that are missing, damaged, of another model, or cannot be fetched;
+            no weights, for a config that needs some and for which none are published.
     """
 
     def __init__(
@@ -152,11 +158,11 @@ class OpenVocabInferencer:
         for part, source in (("backbone", diffusion_weights), ("clip", clip_weights)):
             if source is not None:
                 set_frozen_weights(self.cfg, part, os.fspath(source))
-        weights = weights if weights is not None else self.cfg.get("load_from")
+        weights = _choose_weights(self.cfg, weights)
         self._weights = [weights, *named_weights(self.cfg.get("model"))]
         self.made_up_weights = weights is None
         self.pipeline = make_test_pipeline(self.cfg, already_read=True)
-        with same_random_weights():  # made-up weights are at least the same every time
+        with same_random_weights():  # random weights are at least the same every time
             self.model = build_model(self.cfg)
         if weights is not None:
             from odise_mm.checkpoints.published import load_weights
@@ -165,9 +171,7 @@ class OpenVocabInferencer:
             return
         from odise_mm.models.random_weights import make_up_weights
 
-        clip = self.cfg.model.get("clip") or {}
-        unknown = () if clip.get("weights") else ("clip",)
-        make_up_weights(self.model, ("head", "classifiers", *unknown))
+        make_up_weights(self.model, ("head", "classifiers", "clip"))
         print_log(MADE_UP_NOTICE, logger="current", level=logging.WARNING)
 
     @property
@@ -568,6 +572,27 @@ class OpenVocabInferencer:
         lines = [f"{len(bad)} of {done} pictures could not be used:"]
         lines += [f"  {printable(result.error)}" for result in bad]
         self.console.print(Text("\n".join(lines), style="bold red"), soft_wrap=True)
+
+
+def _choose_weights(
+    cfg: Config, weights: str | os.PathLike | None
+) -> str | os.PathLike[str] | None:
+    """The file that the trained parameters come from; None: they are random, as the config says.
+
+    Raises:
+        ConfigError: a config that is to be random, but names weights of some parts.
+        CheckpointError: there are none, or they cannot be fetched.
+    """
+    from odise_mm.checkpoints.published_weights import fetch, find_published, without_weights
+
+    weights = weights if weights is not None else cfg.get("load_from")
+    if weights is not None and os.fspath(weights) != PUBLISHED:
+        return weights
+    if weights is None and runs_on_random_weights(cfg):
+        return None
+    if find_published(cfg) is None:
+        raise CheckpointError(f"{name_of(cfg)}: {without_weights(cfg)}")
+    return fetch(cfg, frozen=False)
 
 
 def _load_vocabularies(vocabulary: Texts) -> list[Vocabulary]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from mmengine.logging import print_log
 from torch import Tensor
 
+from odise_mm.checkpoints.hub import hub_files
 from odise_mm.checkpoints.safe_loading import load_state_dict
 from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import printable
@@ -208,7 +209,7 @@ def download_weights(
                 for part, stems in missing.items()
                 for name in _patterns(stems, variant, ending)
             ]
-            folder = download_files(repository, [*extra, *patterns])
+            folder = hub_files(repository, [*extra, *patterns])
             extra = []
             missing = {
                 part: stems
@@ -237,10 +238,3 @@ def _patterns(stems: Sequence[str], variant: str, ending: str) -> list[str]:
             f"{{s}}{number}.{{v}}.{{e}}",
         )
     return [name.format(s=stem, e=ending, v=variant) for stem in stems for name in names]
-
-
-def download_files(repository: str, patterns: Sequence[str]) -> Path:
-    """Folder with those files of a hub repository that fit the patterns; fetched once."""
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(repository, allow_patterns=list(patterns)))

@@ -29,6 +29,7 @@ from odise_mm.config.walking import (
     datasets_of,
     kind_of,
     name_of,
+    named_weights,
     with_pipeline,
 )
 from odise_mm.errors import ConfigError, DatasetError, DeviceError
@@ -57,6 +58,7 @@ def check_config(cfg: Config) -> None:
     """
     where = name_of(cfg)
     _check_names(cfg, where)
+    _check_random_weights(cfg)
     if not isinstance(cfg.get("model"), dict):
         raise ConfigError(f"{where}: has no `model`")
     world = world_size(cfg.get("launcher", "none"))
@@ -91,6 +93,33 @@ def check_config(cfg: Config) -> None:
             _check_files(dataset, f"{where}: {path}")
 
 
+def runs_on_random_weights(cfg: Config) -> bool:
+    """Whether a config says that without weights its model runs on random numbers.
+
+    ``random_weights = True`` says so; the base of all configs sets it to False.
+
+    Raises:
+        ConfigError: it is neither True nor False, or parts of the model name weights: with a half
+            random model, results would look real.
+    """
+    _check_random_weights(cfg)
+    if not cfg.get("random_weights"):
+        return False
+    named = named_weights(cfg.get("model"))
+    if named:
+        raise ConfigError(
+            f"{name_of(cfg)}: random_weights = True is for models that are random as a whole, but "
+            f"a part of this one has the weights {named[0]}: give it a checkpoint, too"
+        )
+    return True
+
+
+def _check_random_weights(cfg: Config) -> None:
+    value = cfg.get("random_weights", False)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name_of(cfg)}: random_weights={value!r} must be True or False")
+
+
 def world_size(launcher: str) -> int:
     """Number of processes that a launcher started.
 
@@ -113,6 +142,7 @@ def world_size(launcher: str) -> int:
 def _check_names(cfg: Config, where: str) -> None:
     known = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
     known |= {"train_pipeline", "test_pipeline", "custom_imports", "model_wrapper_cfg"}
+    known |= {"random_weights"}
     for key in cfg:
         if key in known:
             continue

@@ -41,6 +41,17 @@ class FrozenModule(nn.Module):
         """Stay in eval mode whatever ``mode`` says, once frozen."""
         return super().train(mode and not self.frozen)
 
+    @classmethod
+    def fetch_weights(cls, **settings: Any) -> None:
+        """Download what a part with these settings reads its weights from, without building it.
+
+        Args:
+            settings: arguments of ``__init__``, as in a config; of others nothing is made.
+
+        Raises:
+            CheckpointError: the weights cannot be had.
+        """
+
     def cast(self, dtype: torch.dtype) -> None:
         """Store frozen weights in another float type; trained ones stay as they are.
 

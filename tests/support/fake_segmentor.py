@@ -126,6 +126,7 @@ class FakeSegmentor(BaseModel):
 CONFIG = """
 custom_imports = dict(imports=["tests.support.fake_segmentor"])
 default_scope = "odise_mm"
+random_weights = True
 model = dict(type="FakeSegmentor")
 test_pipeline = [
     dict(type="LoadImage"),

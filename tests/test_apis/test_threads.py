@@ -48,7 +48,9 @@ def small_inferencer(**changes: Any) -> OpenVocabInferencer:
         dict(type="ResizeKeepRatio", scale=(64, 64)),  # one tile each
         dict(type="mmdet.PackDetInputs", meta_keys=keys),
     ]
-    return OpenVocabInferencer(Config(dict(model=model, test_pipeline=steps)), device="cpu")
+    return OpenVocabInferencer(
+        Config(dict(model=model, test_pipeline=steps, random_weights=True)), device="cpu"
+    )
 
 
 def requests(count: int, seed: int = 0) -> list[dict[str, Any]]:

@@ -68,6 +68,14 @@ class OpenCLIPBackbone(Backbone):
             model.
     """
 
+    @classmethod
+    def fetch_weights(
+        cls, model: str | dict | None = None, weights: str | None = None, **settings: Any
+    ) -> None:
+        """See :meth:`FrozenModule.fetch_weights`."""
+        if model is not None:
+            find_clip(model, weights, settings.get("mean"), settings.get("std"))
+
     def __init__(
         self,
         model: str | dict | None = None,

@@ -64,6 +64,13 @@ class TimmBackbone(Backbone):
             model.
     """
 
+    @classmethod
+    def fetch_weights(cls, model: str, weights: str | None = None, **_: Any) -> None:
+        """See :meth:`FrozenModule.fetch_weights`."""
+        name, path = find_model(model, weights)
+        if weights is not None:
+            TimmWeights(name, path).fetch()
+
     def __init__(
         self,
         model: str,

@@ -6,21 +6,19 @@ one. Here every number of the network is filled from the file, or the file is re
 
 import inspect
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
+from odise_mm.checkpoints.hub import hub_file, reaching, url_file
 from odise_mm.checkpoints.safe_loading import differences, load_state_dict
 from odise_mm.errors import CheckpointError
 from odise_mm.models.frozen import same_random_weights
-from odise_mm.utils.display import first_line
 from odise_mm.utils.spelling import is_path, nearest
 
 # The names of the files in timm's repositories on the hub, the first that is there.
@@ -182,45 +180,29 @@ class TimmWeights:
         }
         network.load_state_dict(floats, assign=True)
 
+    def fetch(self) -> None:
+        """Download what timm's config names; nothing for a local file."""
+        import timm
+
+        if self.path is None:
+            self._download(timm.get_pretrained_cfg(self.name).to_dict())
+
     def _download(self, cfg: dict[str, Any]) -> str:
         hub, url = cfg.get("hf_hub_id"), cfg.get("url")
         place = f"https://huggingface.co/{hub}" if hub else url
         files = (cfg["hf_hub_filename"],) if cfg.get("hf_hub_filename") else HUB_FILES
         print_log(f"looking for {self.name} at {place}", logger="current")
-        try:
-            return _from_hub(hub, files) if hub else _from_url(url)
-        except Exception as error:  # the hub client raises a dozen kinds, all meaning the same here
-            file = f"{files[0]} from {place}" if hub else place
-            raise CheckpointError(
-                f"timm's weights {self.name} are not on this machine and could not be downloaded "
-                f"({type(error).__name__}: {first_line(error)}). "
-                f"Check the network, or fetch {file} elsewhere and name the file as `weights`, "
-                f"with model={self.name!r}."
-            ) from error
-
-
-def _from_hub(repository: str, files: Iterable[str]) -> str:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
-
-    *earlier, last = files
-    for file in earlier:
-        try:
-            return hf_hub_download(repository, file)
-        except LocalEntryNotFoundError:  # no network, which says nothing about the repository
-            raise
-        except EntryNotFoundError:
-            continue
-    return hf_hub_download(repository, last)
-
-
-def _from_url(url: str) -> str:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / url.rpartition("/")[2]
-    if not path.is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path))
-    return str(path)
+        what = f"timm's weights {self.name}"
+        file = f"{files[0]} from {place}" if hub else place
+        way = (
+            f"Check the network, or fetch {file} elsewhere and name the file as `weights`, with "
+            f"model={self.name!r}."
+        )
+        with reaching(f"{what} are not on this machine and could not be downloaded", way):
+            if hub:
+                return str(hub_file(hub, *files))
+            instead = f"name the file as `weights`, with model={self.name!r}"
+            return str(url_file(url, what, instead))
 
 
 @contextmanager

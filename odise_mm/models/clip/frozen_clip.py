@@ -60,6 +60,16 @@ class FrozenCLIP(FrozenModule):
         CheckpointError: the file is missing or of another model.
     """
 
+    @classmethod
+    def fetch_weights(
+        cls,
+        model: str | dict = "ViT-L-14-336-quickgelu",
+        weights: str | None = None,
+        **settings: Any,
+    ) -> None:
+        """See :meth:`FrozenModule.fetch_weights`."""
+        find_clip(model, weights, settings.get("mean"), settings.get("std"))
+
     def __init__(
         self,
         model: str | dict = "ViT-L-14-336-quickgelu",

@@ -14,6 +14,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from odise_mm.checkpoints.hub import reaching
 from odise_mm.checkpoints.safe_loading import load_state_dict
 from odise_mm.checkpoints.weight_folders import choose_weights
 from odise_mm.errors import CheckpointError, ConfigError
@@ -235,14 +236,11 @@ def _use_gelu_of_weights(config: dict, quick: bool, weights: str) -> None:
 def _download(tag: dict, name: str) -> str:
     import open_clip
 
-    try:
+    way = (
+        f"Check the network, or fetch {_place(tag)} elsewhere and name the local file as `weights`."
+    )
+    with reaching(f"CLIP {name} is not on this machine and could not be downloaded", way):
         return open_clip.download_pretrained(tag)
-    except Exception as error:  # urllib's, the hub client's and open_clip's own, all meaning this
-        raise CheckpointError(
-            f"CLIP {name} is not on this machine and could not be downloaded "
-            f"({type(error).__name__}: {(str(error).splitlines() or [''])[0]}). Check the network, "
-            f"or fetch {_place(tag)} elsewhere and name the local file as `weights`."
-        ) from error
 
 
 def _place(tag: dict) -> str:

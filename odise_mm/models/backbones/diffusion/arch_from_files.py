@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from odise_mm.checkpoints.hub import locate
-from odise_mm.checkpoints.weight_folders import download_files
+from odise_mm.checkpoints.hub import hub_files, locate
 from odise_mm.errors import ConfigError
 from odise_mm.models.backbones.diffusion.presets import ARCHITECTURES, DiffusionArch
 from odise_mm.models.clip.word_tokenizer import WORDS_FILE, WordTokenizer
@@ -80,7 +79,7 @@ def read_arch(source: str) -> DiffusionArch:
         ConfigError: a file is missing, or names a class that is not supported.
         odise_mm.errors.CheckpointError: no such path, or the hub does not answer.
     """
-    folder = locate(source, ", ".join(_FILES), lambda: download_files(source, _FILES))
+    folder = locate(source, ", ".join(_FILES), lambda: hub_files(source, _FILES))
     files = _Configs(folder, source)
     unet = files.read("unet/config.json", ("UNet2DConditionModel",))
     vae = files.read("vae/config.json", ("AutoencoderKL", "VQModel"))

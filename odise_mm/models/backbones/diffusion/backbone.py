@@ -7,6 +7,7 @@ VAE and of the UNet. Equations 2 and 3 are :meth:`DiffusionBackbone.forward`; it
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -130,6 +131,25 @@ class DiffusionBackbone(Backbone):
         self.register_buffer("noise_levels", levels, persistent=False)
         self.freeze()
 
+    @classmethod
+    def fetch_weights(cls, **settings: Any) -> None:
+        """See :meth:`FrozenModule.fetch_weights`."""
+        weights = settings.get("weights")
+        if weights is not None:
+            with torch.device("meta"):
+                backbone = cls(**settings)
+            backbone._sources(weights, _unet_weights(settings.get("unet"), weights))
+
+    def _sources(
+        self, weights: str, unet_weights: str | None
+    ) -> tuple[DiffusionWeights, DiffusionWeights]:
+        """Where the weights are read from, and those of the UNet; downloaded if need be."""
+        parts = ["vae"] + (["unet"] if self.unet is not None and not unet_weights else [])
+        source = DiffusionWeights(weights, self.arch, [*parts, *self._kind.parts])
+        if self.unet is None or not unet_weights:
+            return source, source
+        return source, DiffusionWeights(unet_weights, self.arch, ["unet"])
+
     def _load(
         self, weights: str, unet_weights: str | None, keys: dict[str, frozenset[str]]
     ) -> Tensor:
@@ -138,11 +158,9 @@ class DiffusionBackbone(Backbone):
         Returns:
             The empty condition.
         """
-        parts = ["vae"] + (["unet"] if self.unet is not None and not unet_weights else [])
-        source = DiffusionWeights(weights, self.arch, [*parts, *self._kind.parts])
+        source, place = self._sources(weights, unet_weights)
         source.fill(self.vae, "vae", keys["vae"] - frozenset(self.vae.state_dict()))
         if self.unet is not None:
-            place = DiffusionWeights(unet_weights, self.arch, ["unet"]) if unet_weights else source
             place.fill(self.unet, "unet", keys["unet"] - frozenset(self.unet.state_dict()))
         return self._kind.empty(source)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
+from odise_mm.checkpoints.hub import reaching
 from odise_mm.checkpoints.safe_loading import differences
 from odise_mm.checkpoints.weight_folders import download_weights, read_weights
 from odise_mm.errors import CheckpointError
@@ -86,6 +87,12 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
         ValueError: an unknown architecture, or no ``prompt_encoder``.
         CheckpointError: weights missing, or of another architecture.
     """
+
+    @classmethod
+    def fetch_weights(cls, weights: str | None = None, **_: Any) -> None:
+        """See :meth:`FrozenModule.fetch_weights`."""
+        if weights is not None:
+            _folder(weights)
 
     def __init__(
         self,
@@ -219,16 +226,13 @@ def _folder(weights: str) -> Path:
             f"{weights}: no such folder of BLIP's weights. Name a folder with {files}, or a hub "
             "id such as Salesforce/blip-image-captioning-large"
         )
-    try:
-        small = ["config.json", *TOKENIZER_FILES, "tokenizer_config.json"]
+    small = ["config.json", *TOKENIZER_FILES, "tokenizer_config.json"]
+    way = (
+        f"Check the name and the network, or place {files} from https://huggingface.co/{weights} "
+        "in a folder and name that as `weights`"
+    )
+    with reaching(f"BLIP's weights {weights} are neither a folder nor to be had from the hub", way):
         return download_weights(weights, {"": WEIGHT_STEMS}, small)
-    except Exception as error:  # the hub client raises a dozen kinds, all meaning the same here
-        raise CheckpointError(
-            f"BLIP's weights {weights} are neither a folder nor to be had from the hub "
-            f"({type(error).__name__}: {first_line(error)}). Check the name and the "
-            f"network, or place {files} from https://huggingface.co/{weights} in a folder and name "
-            "that as `weights`"
-        ) from error
 
 
 def _read_config(folder: Path, fields: dict[str, Any]) -> Any:

@@ -1,0 +1,291 @@
+"""Weights by a config's name: found, or fetched from a server that stands for the publisher."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import open_clip
+import pytest
+import torch
+
+from odise_mm.apis import OpenVocabInferencer
+from odise_mm.checkpoints import hub, published_weights
+from odise_mm.checkpoints.published_weights import (
+    LICENCES,
+    fetch,
+    find_published,
+    licence_notice,
+    published_names,
+)
+from odise_mm.checkpoints.safe_loading import save_state_dict
+from odise_mm.config.finding import load_config
+from odise_mm.errors import CheckpointError, ConfigError
+from odise_mm.utils.download import RemoteFile
+from tests.support.fake_segmentor import CONFIG
+from tests.support.file_server import FileServer, serving
+
+ROOT = Path(__file__).parents[2]
+METAFILE = """
+Collections:
+  - Name: Fakes
+    Weights License: CC BY-NC-SA 4.0 (non-commercial)
+Models:
+  - Name: another
+    Config: configs/fakes/another.py
+    Weights: {url}
+  - Name: fake
+    In Collection: Fakes
+    Config: configs/fakes/fake.py
+    Weights: {url}
+  - Name: weightless
+    Config: configs/fakes/weightless.py
+"""
+
+
+@pytest.fixture(autouse=True)
+def caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "http_proxy", "HTTP_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path / "torch" / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("weights") / "fake.pth"
+    save_state_dict(path, {"scale": torch.full((1,), 3.0)})
+    return path.read_bytes()
+
+
+@pytest.fixture
+def server(content: bytes) -> Iterator[FileServer]:
+    with serving(content) as running:
+        yield running
+
+
+@pytest.fixture
+def config(server: FileServer, content: bytes, tmp_path: Path) -> str:
+    """A config whose metafile names a file of the server, with a part of its checksum."""
+    folder = tmp_path / "configs" / "fakes"
+    folder.mkdir(parents=True)
+    digits = hashlib.sha256(content).hexdigest()[:8]
+    server.url = server.url.replace("weights.pth", f"fake-{digits}.pth")
+    (folder / "metafile.yml").write_text(METAFILE.format(url=server.url))
+    text = CONFIG.replace("random_weights = True\n", "")
+    for name in ("fake", "weightless"):
+        (folder / f"{name}.py").write_text(text)
+    return str(folder / "fake.py")
+
+
+@pytest.mark.parametrize("weights", [None, "published"])
+def test_an_inferencer_fetches_what_the_metafile_names(
+    config: str, server: FileServer, caches: Path, weights: str | None
+) -> None:
+    for _ in range(2):  # the second time from the cache
+        inferencer = OpenVocabInferencer(config, weights, device="cpu")
+        assert inferencer.model.scale == 3 and not inferencer.made_up_weights
+    assert len(server.requests) == 1
+    assert [file.name for file in caches.glob("*.pth")] == [server.url.rpartition("/")[2]]
+
+
+def test_the_licence_is_shown_before_a_download(config: str, server: FileServer) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def ask(notice: str) -> bool:
+        seen.append((notice, len(server.requests)))
+        return len(seen) > 1
+
+    with pytest.raises(CheckpointError, match=r"fake\.py: nothing was downloaded, as you said no"):
+        fetch(config, ask=ask)
+    assert not server.requests
+    path = fetch(config, ask=ask)
+    assert path == fetch(config, ask=ask) and path.is_file()
+    assert len(seen) == 2 and seen[1][1] == 0  # it is not asked about what is there
+    assert f"{path.name}: CC BY-NC-SA 4.0 (non-commercial)" in seen[0][0]
+
+
+def test_a_file_of_another_checksum_is_refused(config: str, server: FileServer) -> None:
+    server.content = b"PK" + server.content
+    with pytest.raises(CheckpointError, match="the checkpoint of fake came with a wrong checksum"):
+        OpenVocabInferencer(config, device="cpu")
+
+
+def test_offline(config: str, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set.*name a local copy"):
+        OpenVocabInferencer(config, device="cpu")
+    assert not server.requests
+
+
+def test_a_config_without_weights_is_an_error(config: str) -> None:
+    path = config.replace("fake.py", "weightless.py")
+    for weights in (None, "published"):
+        with pytest.raises(CheckpointError) as caught:
+            OpenVocabInferencer(path, weights, device="cpu")
+        for part in ("weightless.py: it needs weights", "weights=PATH", "work_dirs/weightless/"):
+            assert part in str(caught.value)
+        for name in ("odise_coco_label", "odise_coco_caption", "odise_toy_label", "odise_tiny"):
+            assert name in str(caught.value)
+    with pytest.raises(CheckpointError, match="weightless.py: it needs weights"):
+        fetch(path)
+
+
+def test_a_derived_config_is_not_the_published_one(config: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"_base_ = [{config!r}]\nx = 1\n")
+    assert find_published(str(tmp_path / "mine.py")) is None
+    with pytest.raises(CheckpointError, match="mine.py: it needs weights"):
+        OpenVocabInferencer(str(tmp_path / "mine.py"), device="cpu")
+
+
+def test_random_weights_are_declared(tmp_path: Path) -> None:
+    path = tmp_path / "random.py"
+    path.write_text(CONFIG)
+    assert OpenVocabInferencer(path, device="cpu").made_up_weights
+    with pytest.raises(CheckpointError, match="runs on random numbers, without any weights"):
+        OpenVocabInferencer(path, "published", device="cpu")
+    with pytest.raises(CheckpointError, match="runs on random numbers, without any weights"):
+        fetch(path)
+    path.write_text(CONFIG.replace("random_weights = True", "random_weights = 1"))
+    with pytest.raises(ConfigError, match="random_weights=1 must be True or False"):
+        OpenVocabInferencer(path, device="cpu")
+
+
+def test_a_model_is_random_as_a_whole_or_not_at_all() -> None:
+    with pytest.raises(ConfigError, match="random as a whole, but a part .* weights openai"):
+        OpenVocabInferencer("odise_coco_label", cfg_options={"random_weights": True})
+
+
+def test_load_from_comes_before_the_metafile(
+    config: str, server: FileServer, tmp_path: Path
+) -> None:
+    save_state_dict(tmp_path / "mine.pth", {"scale": torch.full((1,), 5.0)})
+    options = {"load_from": str(tmp_path / "mine.pth")}
+    assert OpenVocabInferencer(config, device="cpu", cfg_options=options).model.scale == 5
+    assert not server.requests
+    published = OpenVocabInferencer(config, "published", device="cpu", cfg_options=options)
+    assert published.model.scale == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("Models: [1]", "lists of mappings"), ("a: [", "not a metafile"), ("- 1", "not a metafile")],
+)
+def test_a_broken_metafile(config: str, text: str, message: str) -> None:
+    path = Path(config).parent / "metafile.yml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        find_published(config)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "digits"),
+    [
+        ("odise_coco_label", "odise_label_coco_50e-b67d2efc.pth", "b67d2efc"),
+        ("odise_label_pc59", "odise_label_coco_50e-b67d2efc.pth", "b67d2efc"),
+        ("odise_coco_caption", "odise_caption_coco_50e-853cc971.pth", "853cc971"),
+    ],
+)
+def test_the_published_models(name: str, file: str, digits: str, caches: Path) -> None:
+    published = find_published(name)
+    place = f"https://github.com/NVlabs/ODISE/releases/download/v1.0.0/{file}"
+    assert published.source == RemoteFile(place, sha256=digits)
+    assert published.path == caches / file
+    notice = licence_notice(load_config(name))
+    for line in (
+        f"{file}: CC BY-NC-SA 4.0 (non-commercial)",
+        "CompVis/stable-diffusion-v1-3: CreativeML Open RAIL-M",
+        "openai: MIT",
+    ):
+        assert f"\n  {line}" in notice
+
+
+@pytest.mark.parametrize("kind", ["label", "caption"])
+def test_the_toy_world_s_models_come_with_the_repository(kind: str) -> None:
+    path = ROOT / f"projects/toy_world/weights/odise_{kind}.safetensors"
+    assert fetch(f"odise_toy_{kind}") == path
+    inferencer = OpenVocabInferencer(f"odise_toy_{kind}", device="cpu")
+    assert not inferencer.made_up_weights
+
+
+def test_the_names_of_published_models() -> None:
+    assert published_names() == [
+        "odise_coco_caption",
+        "odise_coco_label",
+        "odise_toy_caption",
+        "odise_toy_label",
+    ]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """What the hubs' clients are asked for; their files are empty, as nothing is to read them."""
+    asked: list[str] = []
+    for part, stem in (
+        ("unet", "diffusion_pytorch_model"),
+        ("vae", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ):
+        (tmp_path / "diffusion" / part).mkdir(parents=True)
+        (tmp_path / "diffusion" / part / f"{stem}.safetensors").touch()
+
+    def snapshot(repository: str, allow_patterns: list[str]) -> str:
+        asked.append(repository)
+        return str(tmp_path / "diffusion")
+
+    def file(repository: str, name: str) -> str:
+        asked.append(f"{repository}/{name}")
+        return name
+
+    def clip(tag: dict) -> str:
+        asked.append("clip")
+        return str(tmp_path / "clip.pt")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", file)
+    monkeypatch.setattr(open_clip, "download_pretrained", clip)
+    return asked
+
+
+def test_frozen_parts_are_fetched_by_their_own_loaders(asked: list[str]) -> None:
+    assert fetch("ablation/representation/mae_h") is None  # trained by nobody yet, but its parts are there to be had
+    assert sorted(asked) == ["clip", "timm/vit_huge_patch14_224.mae/model.safetensors"]
+    asked.clear()
+    assert fetch("ablation/representation/stable_diffusion") is None
+    assert sorted(asked) == ["CompVis/stable-diffusion-v1-3", "clip"]
+
+
+def test_a_wrong_copy_is_refused_before_anything_else_is_fetched(asked: list[str]) -> None:
+    path = find_published("odise_coco_label").path
+    path.parent.mkdir(parents=True)
+    path.touch()
+    with pytest.raises(CheckpointError, match="is not the checkpoint of odise_coco_label"):
+        fetch("odise_coco_label")
+    assert not asked and path.exists()
+
+
+def test_a_repository_in_the_cache(tmp_path: Path) -> None:
+    assert not hub.is_cached("owner/name")
+    (tmp_path / "hub" / "models--owner--name").mkdir(parents=True)
+    assert hub.is_cached("owner/name")
+
+
+def test_licences_are_those_of_the_documents() -> None:
+    page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
+    for source in LICENCES:
+        assert f"`{source}`" in page
+
+
+def test_the_notice_is_logged_where_nobody_asks(
+    config: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(published_weights, "print_log", lambda text, **_: logged.append(text))
+    for _ in range(2):
+        fetch(config)
+    (notice,) = logged
+    assert notice == licence_notice(load_config(config))
