@@ -56,7 +56,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=str(DEFAULT_CONFIG),
         help="config file or its name under configs/ (default: the miniature)",
     )
-    model.add_argument("--weights", help="our checkpoint or a published ODISE checkpoint")
+    model.add_argument(
+        "--weights",
+        help="our checkpoint or a published ODISE checkpoint (default: what is published for the config)",
+    )
     model.add_argument("--diffusion-weights", help="folder, single file or hub id")
     model.add_argument("--clip-weights", help="file or open_clip tag")
     model.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: cuda where there is one)")

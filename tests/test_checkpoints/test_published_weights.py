@@ -252,7 +252,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 def test_frozen_parts_are_fetched_by_their_own_loaders(asked: list[str]) -> None:
-    assert fetch("ablation/representation/mae_h") is None  # trained by nobody yet, but its parts are there to be had
+    assert (
+        fetch("ablation/representation/mae_h") is None
+    )  # trained by nobody yet, but its parts are there to be had
     assert sorted(asked) == ["clip", "timm/vit_huge_patch14_224.mae/model.safetensors"]
     asked.clear()
     assert fetch("ablation/representation/stable_diffusion") is None
