@@ -1,6 +1,6 @@
 # What all of ODISE in the toy world (projects/toy_world) has in common; who names the masks is not
-# among it. Frozen: a small latent diffusion model and a small CLIP, pre-trained there; they come with
-# the repository.
+# among it. Frozen: a small latent diffusion model and a small CLIP, pre-trained there; they come
+# with the repository.
 _base_ = [
     "models/odise.py",
     "datasets/coco.py",

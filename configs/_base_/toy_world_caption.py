@@ -1,4 +1,4 @@
-# Caption supervision in the toy world: class-agnostic masks, and captions that tell base names only.
+# Caption supervision in the toy world: class-agnostic masks, captions that tell base names only.
 _base_ = ["toy_world.py"]
 
 model = dict(
