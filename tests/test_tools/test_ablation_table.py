@@ -13,6 +13,7 @@ import yaml
 from mmengine.config import Config
 from PIL import Image
 
+from odise_mm.benchmarks.ablations import STUDIES
 from tests.support.small_test_set import write_project
 from tools import test as test_tool
 from tools.analysis_tools import ablation_table as tool
@@ -79,7 +80,7 @@ def test_nothing_run_is_nothing_invented(work: Path) -> None:
     assert "pipeline numbers" not in text
     configs = {str(p.relative_to(ROOT)) for p in (ROOT / "configs/ablation").glob("*/*.py")}
     assert {line["config"] for line in lines} == configs
-    for study in tool.STUDIES:
+    for study in STUDIES:
         with Image.open(work.parent / "out" / f"{study}.png") as picture:
             assert picture.width > 600
 
