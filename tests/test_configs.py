@@ -15,18 +15,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import mmdet.registry
+import mmengine.registry
 import pytest
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import Registry
+from mmengine.registry import Registry, init_default_scope
 from torch import nn
 from torch.utils.data import DataLoader
 
 from odise_mm.config import checking as engine_config
 from odise_mm.config.building import build_model
-from odise_mm.config.changing import complete_config
+from odise_mm.config.changing import change_config, complete_config, unused_pipelines
 from odise_mm.config.checking import check_config
+from odise_mm.config.walking import PIPELINES, pipeline_users
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.registry import MODELS, TRANSFORMS
 from odise_mm.vocabulary import Vocabulary
@@ -114,6 +117,24 @@ def test_what_trains_and_what_tests() -> None:
     assert set(FILES) - set(TESTED) <= {"configs/toy/odise_tiny.py"}
 
 
+@pytest.mark.parametrize("file", sorted({*TRAINED, *TESTED}))
+def test_data_sets_are_complete_without_our_runner(file: str, tmp_path: Path) -> None:
+    """Built as mmengine's runner and mmdet's tools do; where the data lie does not matter."""
+    cfg = fresh(file)
+    assert not unused_pipelines(cfg)
+    init_default_scope(cfg.default_scope)
+    for stage, key in PIPELINES.items():
+        for place, dataset in pipeline_users(cfg, stage):
+            assert dataset.pipeline == cfg[key], place
+            names = dataset.get("vocabulary")
+            if str(names).endswith(".txt") and not Path(names).is_file():
+                dataset.vocabulary = "voc20"  # the list comes with the data
+            for registry in (mmengine.registry.DATASETS, mmdet.registry.DATASETS):
+                built = registry.build({**dataset, "lazy_init": True})
+                steps = [type(step).__name__ for step in built.pipeline.transforms]
+                assert steps == [step.type.rpartition(".")[2] for step in cfg[key]], place
+
+
 @pytest.mark.parametrize("file", TRAINED)
 def test_training_pipeline_builds(file: str) -> None:
     cfg = complete_config(loaded(file))
@@ -185,7 +206,7 @@ def arguments(kind: str, registry: Registry) -> set[str]:
 def test_unknown_keys_are_found(changes: dict[str, Any], place: str | None) -> None:
     """The check above can fail."""
     cfg = fresh("configs/odise/odise_coco_label.py")
-    cfg.merge_from_dict(changes)
+    change_config(cfg, changes)
     assert place is None or place in list(unknown_keys(complete_config(cfg)))
     if place is None:
         assert not list(unknown_keys(complete_config(cfg)))

@@ -20,6 +20,7 @@ import odise_mm.apis.inferencer
 import odise_mm.config.finding
 import odise_mm.models  # noqa: F401  (fills the registry)
 from odise_mm import errors
+from odise_mm.config.changing import change_config
 from odise_mm.registry import MODELS
 
 ROOT = Path(__file__).parents[1]
@@ -208,7 +209,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def load_small(config: str | Config) -> Config:
         changed = load(config)
-        changed.test_pipeline[1].scale = (128, 64)
+        change_config(changed, {"test_pipeline.1.scale": (128, 64)})
         if changed.model.tile_size is not None:
             changed.model.tile_size = 64
         return changed

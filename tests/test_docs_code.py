@@ -21,6 +21,7 @@ from scipy.fft import dctn
 import odise_mm.apis.inferencer
 import odise_mm.config.finding
 from odise_mm.config.building import build_model
+from odise_mm.config.changing import change_config
 from odise_mm.errors import ConfigError
 from odise_mm.models import MaskPrediction
 from odise_mm.registry import DATASETS, MODELS
@@ -66,7 +67,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
     def load_small(config: str | Config) -> Config:
         changed = load(config)
-        changed.test_pipeline[1].scale = (128, 64)
+        change_config(changed, {"test_pipeline.1.scale": (128, 64)})
         if changed.model.tile_size is not None:
             changed.model.tile_size = 64
         return changed

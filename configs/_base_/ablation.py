@@ -25,4 +25,7 @@ test_pipeline = [
     dict(type="mmdet.PackDetInputs", meta_keys=_base_.test_pipeline[-1].meta_keys),
 ]
 # Made by tools/dataset_converters/coco.py.
-train_dataloader = dict(dataset=dict(phrases_file="annotations/phrases_train2017.json"))
+phrases = "annotations/phrases_train2017.json"
+train_dataloader = dict(dataset=dict(phrases_file=phrases, pipeline=train_pipeline))
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

@@ -76,11 +76,13 @@ loader = dict(num_workers=0, persistent_workers=False)  # decoding 128 x 128 pix
 train_dataloader = dict(
     batch_size=8,
     pin_memory=False,
-    dataset=dict(vocabulary=base_names, data_root=data_root),
+    dataset=dict(vocabulary=base_names, data_root=data_root, pipeline=train_pipeline),
     **loader,
 )
 val_dataloader = dict(
-    dataset=dict(vocabulary=all_names, subsets=subsets, data_root=data_root),
+    dataset=dict(
+        vocabulary=all_names, subsets=subsets, data_root=data_root, pipeline=test_pipeline
+    ),
     **loader,
 )
 test_dataloader = val_dataloader
@@ -96,6 +98,7 @@ train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
+    constructor="TrainedParametersConstructor",
     optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.05),
     paramwise_cfg=dict(
         norm_decay_mult=0.0,

@@ -26,3 +26,5 @@ test_pipeline = [
     dict(type="ResizeKeepRatio", scale=(1280, 512)),
     dict(type="mmdet.PackDetInputs", meta_keys=_base_.test_pipeline[-1].meta_keys),
 ]
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
+test_dataloader = val_dataloader

@@ -73,8 +73,10 @@ pictures = dict(
     data_prefix=dict(img="val2017/", seg="annotations/panoptic_val2017/"),
 )
 loader = dict(num_workers=0, persistent_workers=False)
-train_dataloader = dict(batch_size=2, pin_memory=False, dataset=pictures, **loader)
-val_dataloader = dict(dataset=pictures, **loader)
+train_dataloader = dict(
+    batch_size=2, pin_memory=False, dataset=dict(pipeline=train_pipeline, **pictures), **loader
+)
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **pictures), **loader)
 test_dataloader = val_dataloader
 val_evaluator = [
     dict(type="PanopticQuality"),
@@ -88,6 +90,7 @@ train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(
     _delete_=True,
     type="OptimWrapper",
+    constructor="TrainedParametersConstructor",
     optimizer=dict(type="AdamW", lr=1e-3, weight_decay=0.0),
     clip_grad=dict(max_norm=1.0, norm_type=2),
 )

@@ -14,7 +14,7 @@ from mmengine.logging import print_log
 
 from odise_mm.config.changing import complete_config, set_data_root
 from odise_mm.config.checking import check_config
-from odise_mm.config.walking import inner_configs
+from odise_mm.config.walking import inner_configs, pipeline_users
 from odise_mm.datasets.class_names import resolve_subsets, resolve_vocabulary
 from odise_mm.datasets.wrappers import check_same_classes
 from odise_mm.errors import ConfigError, DatasetError
@@ -210,7 +210,11 @@ def _from_name(cfg: Config, name: str) -> BenchmarkSet:
     cfg = cfg.copy()
     for key in _KEYS:
         cfg[key] = data[key]
-    # The pipeline is the model's where it has one: what it was trained for.
+    # The pipeline is the model's where it has one: what it was trained for. A pipeline that is the
+    # data set's alone stays.
+    for _, dataset in pipeline_users(cfg, "test"):
+        if "pipeline" in dataset and dataset["pipeline"] == data.get("test_pipeline"):
+            del dataset["pipeline"]
     if "test_pipeline" not in cfg and "test_pipeline" in data:
         cfg.test_pipeline = data.test_pipeline
     return BenchmarkSet(name, cfg)
@@ -231,8 +235,10 @@ def _from_config(cfg: Config) -> BenchmarkSet:
 
 
 def _images_and_names(cfg: Config) -> dict[str, Any]:
-    """What makes a test set; of which classes there are more numbers does not."""
-    return {key: v for key, v in cfg.test_dataloader.dataset.items() if key != "subsets"}
+    """What makes a test set; of which classes there are more numbers does not, and the pipeline is
+    the model's."""
+    ignored = ("subsets", "pipeline")
+    return {key: v for key, v in cfg.test_dataloader.dataset.items() if key not in ignored}
 
 
 def _limit(test_set: BenchmarkSet, number: int) -> None:

@@ -9,7 +9,14 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.optim.scheduler.param_scheduler import INF
 
-from odise_mm.config.walking import STAGES, kind_of, name_of, text_of, with_pipeline
+from odise_mm.config.walking import (
+    PIPELINES,
+    STAGES,
+    kind_of,
+    name_of,
+    pipeline_users,
+    text_of,
+)
 from odise_mm.errors import ConfigError
 
 
@@ -18,19 +25,17 @@ def complete_config(cfg: Config) -> Config:
 
     * A data set without ``pipeline`` gets ``train_pipeline`` or ``test_pipeline``, wrapped ones
       included. Of ``MultiImageMixDataset`` it is the wrapper that gets it: the dataset inside says
-      itself how a single image is loaded.
+      itself how a single image is loaded. A pipeline that is there stays, as in mmdet; see
+      :func:`unused_pipelines`.
     * ``optim_wrapper.constructor`` is the one that leaves frozen parameters out.
     * Schedules in steps have no ``end``. mmengine ends them with the training and saves that: a
       training that is resumed to go on for longer would miss its milestones.
     """
     cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(copy.deepcopy(cfg))
     for stage in STAGES:
-        steps = cfg.get("train_pipeline" if stage == "train" else "test_pipeline")
-        loader = cfg.get(f"{stage}_dataloader")
-        if steps is None or not isinstance(loader, dict):
-            continue
-        for _, dataset, mixed in with_pipeline(loader.get("dataset"), ""):
-            if not mixed:
+        steps = cfg.get(PIPELINES[stage])
+        if steps is not None:
+            for _, dataset in pipeline_users(cfg, stage):
                 dataset.setdefault("pipeline", steps)
     if isinstance(cfg.get("optim_wrapper"), dict):
         cfg.optim_wrapper.setdefault("constructor", "TrainedParametersConstructor")
@@ -41,18 +46,54 @@ def complete_config(cfg: Config) -> Config:
     return cfg
 
 
+def unused_pipelines(cfg: Config) -> list[str]:
+    """What to warn of: ``train_pipeline`` or ``test_pipeline`` that no data set of a stage uses.
+
+    A config that inherits and replaces ``train_pipeline`` alone changes a variable: the data set
+    of its base keeps the pipeline that it was given there. To change it in both places is mmdet's
+    way.
+    """
+    found = []
+    for stage, key in PIPELINES.items():
+        users = list(pipeline_users(cfg, stage))
+        if cfg.get(key) is None or not users:
+            continue
+        if all(dataset.get("pipeline", cfg[key]) != cfg[key] for _, dataset in users):
+            loader = f"{stage}_dataloader"
+            found.append(
+                f"`{key}` is not used by {loader}: {users[0][0]} has another pipeline. If "
+                f"`{key}` is meant, say so in the config: {loader} = dict(dataset=dict(pipeline="
+                f"{key})); if the data set's own is, {key} = None"
+            )
+    return found
+
+
 def change_config(cfg: Config, changes: dict[str, Any]) -> None:
     """Change settings by dotted keys, as mmengine's ``--cfg-options`` does.
+
+    A change of ``train_pipeline`` or ``test_pipeline`` reaches the data sets whose pipeline is the
+    same one.
 
     Raises:
         ConfigError: a key that leads through something without keys, or past a list's end.
     """
+    before = {stage: copy.deepcopy(cfg.get(key)) for stage, key in PIPELINES.items()}
+    same = {
+        place
+        for stage, steps in before.items()
+        for place, dataset in pipeline_users(cfg, stage)
+        if steps is not None and dataset.get("pipeline") == steps
+    }
     try:
         cfg.merge_from_dict(dict(changes))
     except (KeyError, TypeError, AssertionError, AttributeError) as err:
         raise ConfigError(
             f"{name_of(cfg)}: cannot set {', '.join(changes)}: {text_of(err)}"
         ) from err
+    for stage, steps in before.items():
+        for place, dataset in pipeline_users(cfg, stage):
+            if place in same and dataset.get("pipeline") == steps:
+                dataset["pipeline"] = copy.deepcopy(cfg[PIPELINES[stage]])
 
 
 def set_frozen_weights(cfg: Config, part: str, weights: str) -> None:

@@ -12,7 +12,8 @@ STAGES = {
     "val": ("val_dataloader", "val_cfg", "val_evaluator"),
     "test": ("test_dataloader", "test_cfg", "test_evaluator"),
 }
-
+PIPELINES = {"train": "train_pipeline", "val": "test_pipeline", "test": "test_pipeline"}
+"""The variable that holds the pipeline of a stage's data sets."""
 
 MIXER = "MultiImageMixDataset"
 
@@ -71,6 +72,20 @@ def with_pipeline(dataset: Any, path: str) -> Iterator[tuple[str, dict[str, Any]
             yield place, each, any(place.startswith(f"{mixer}.") for mixer in mixers)
         if mixes:
             mixers.append(place)
+
+
+def pipeline_users(cfg: Config, stage: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Datasets of a stage that have the stage's pipeline where they name none, with their places.
+
+    These are all with pipelines but those inside of a mixer, which load single images.
+    """
+    loader = cfg.get(f"{stage}_dataloader")
+    if isinstance(loader, dict):
+        for place, dataset, mixed in with_pipeline(
+            loader.get("dataset"), f"{stage}_dataloader.dataset"
+        ):
+            if not mixed:
+                yield place, dataset
 
 
 def all_datasets(cfg: Config, stage: str) -> Iterator[tuple[str, dict[str, Any], bool]]:

@@ -20,7 +20,7 @@ from odise_mm.checkpoints.safe_loading import differences
 from odise_mm.checkpoints.training_names import NOTE, note_of, train_vocabulary
 from odise_mm.checkpoints.training_state import latest_checkpoint, read_training_state
 from odise_mm.config.building import config_errors
-from odise_mm.config.changing import complete_config
+from odise_mm.config.changing import complete_config, unused_pipelines
 from odise_mm.config.checking import check_config
 from odise_mm.datasets.seeding import build_seeded
 from odise_mm.engine.loops import unwrapped
@@ -62,7 +62,13 @@ class OpenVocabRunner(Runner):
         if cfg.get("resume"):
             _take_over_seed(cfg)
         with config_errors(cfg):
-            return super().from_cfg(cfg)
+            runner = super().from_cfg(cfg)
+        runner._warn_of_pipelines(cfg)
+        return runner
+
+    def _warn_of_pipelines(self, cfg: Config) -> None:
+        for line in unused_pipelines(cfg):
+            self.logger.warning(line)
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
         """As mmengine; processes without a GPU talk to each other through gloo.
@@ -172,6 +178,7 @@ class OpenVocabRunner(Runner):
         """
         cfg = complete_config(cfg)
         check_config(cfg)
+        self._warn_of_pipelines(cfg)
         self._test_dataloader = cfg.test_dataloader
         self._test_evaluator = cfg.test_evaluator
         self._test_loop = cfg.test_cfg

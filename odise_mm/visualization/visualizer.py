@@ -42,6 +42,14 @@ class OpenVocabVisualizer(DetLocalVisualizer):
         self.fill_alpha = fill_alpha
         self.legend = legend
 
+    @classmethod
+    def get_instance(cls, name: str = "visualizer", **kwargs) -> OpenVocabVisualizer:
+        """As mmengine's; the name may be left out, as mmdet's tools leave it where a config does.
+
+        Configs of this package name none, so that every runner gets one of its own.
+        """
+        return super().get_instance(name, **kwargs)
+
     @master_only
     def add_datasample(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,19 +11,28 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from odise_mm.config.changing import complete_config, precision_of, set_data_root, set_precision
+from odise_mm.config.changing import (
+    change_config,
+    complete_config,
+    precision_of,
+    set_data_root,
+    set_precision,
+    unused_pipelines,
+)
 from odise_mm.config.checking import check_config
 from odise_mm.engine import OpenVocabRunner
 from odise_mm.engine.hooks import AtomicCheckpointHook
 from odise_mm.errors import ConfigError, DatasetError, DeviceError, OdiseError
-from tests.support.parts import load_config
-from tests.support.small_training import config
+from tests.support.parts import CONFIGS, load_config
+from tests.support.small_training import SmallDataset, config
 
 LABEL = "odise/odise_coco_label.py"
 
 
 def test_data_sets_get_the_pipelines() -> None:
     cfg = load_config(LABEL)
+    for stage in ("train", "test"):
+        del cfg[f"{stage}_dataloader"].dataset["pipeline"]
     own = [dict(type="LoadImage")]
     cfg.val_dataloader.dataset = dict(
         type="mmengine.ConcatDataset",
@@ -35,6 +45,73 @@ def test_data_sets_get_the_pipelines() -> None:
     assert done.val_dataloader.dataset.datasets[1].pipeline == own
     assert "pipeline" not in cfg.train_dataloader.dataset, "the given config stays as it is"
     assert "pipeline" not in done.val_dataloader.dataset
+
+
+CHILD = f"""
+_base_ = ["{CONFIGS / LABEL}"]
+train_pipeline = [dict(type="LoadImage")]
+test_pipeline = [dict(type="LoadImage", exif=False)]
+"""
+
+
+def test_a_pipeline_that_no_data_set_uses_is_warned_of(tmp_path: Path) -> None:
+    """A child that replaces a variable does not change the data sets of its base."""
+    assert not unused_pipelines(load_config(LABEL))
+    child = Config.fromstring(CHILD, ".py")
+    lines = unused_pipelines(complete_config(child))
+    assert [line.partition(":")[0] for line in lines] == [
+        "`train_pipeline` is not used by train_dataloader",
+        "`test_pipeline` is not used by val_dataloader",
+        "`test_pipeline` is not used by test_dataloader",
+    ]
+    assert "train_dataloader = dict(dataset=dict(pipeline=train_pipeline))" in lines[0]
+    said = CHILD + "train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n"
+    said += "val_dataloader = dict(dataset=dict(pipeline=test_pipeline))\n"
+    said += "test_dataloader = val_dataloader\n"
+    told = Config.fromstring(said, ".py")
+    assert not unused_pipelines(told)
+    assert told.train_dataloader.dataset.pipeline == [dict(type="LoadImage")]
+    meant = Config.fromstring(CHILD + "train_pipeline = None\ntest_pipeline = None\n", ".py")
+    assert not unused_pipelines(meant)
+    # One of several data sets is enough, and short configs have nothing to contradict.
+    child.train_dataloader.dataset = dict(
+        type="ConcatDataset", datasets=[child.train_dataloader.dataset, dict(type="X")]
+    )
+    for stage in ("val", "test"):
+        child[f"{stage}_dataloader"].dataset.pop("pipeline")
+    assert not unused_pipelines(complete_config(child))
+
+
+def test_the_log_of_a_run_has_that_warning(tmp_path: Path) -> None:
+    cfg = config(tmp_path, train_pipeline=[dict(type="LoadImage")])
+    cfg.train_dataloader.dataset.pipeline = "its own"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SmallDataset, "__init__", _with_pipeline(SmallDataset.__init__))
+        OpenVocabRunner.from_cfg(cfg)
+    (log,) = tmp_path.glob("*/*.log")
+    assert log.read_text().count("`train_pipeline` is not used by train_dataloader") == 1
+
+
+def _with_pipeline(init: Callable[..., None]) -> Callable[..., None]:
+    return lambda self, pipeline=None, **settings: init(self, **settings)
+
+
+def test_changes_of_a_pipeline_reach_the_data_sets_that_use_it() -> None:
+    cfg = load_config(LABEL)
+    own = [dict(type="LoadImage"), dict(type="ResizeKeepRatio", scale=(7, 7))]
+    cfg.test_dataloader.dataset.pipeline = own
+    crop = next(i for i, s in enumerate(cfg.train_pipeline) if s.type == "mmdet.RandomCrop")
+    change_config(
+        cfg, {"test_pipeline.1.scale": (64, 32), f"train_pipeline.{crop}.crop_size": (5, 5)}
+    )
+    assert cfg.train_dataloader.dataset.pipeline[crop].crop_size == (5, 5)
+    assert cfg.val_dataloader.dataset.pipeline[1].scale == (64, 32)
+    assert cfg.test_dataloader.dataset.pipeline == own, "it was another one"
+    # What is said of the data set itself wins, and changes nothing else.
+    both = {"test_pipeline.1.scale": (8, 8), "val_dataloader.dataset.pipeline.1.scale": (9, 9)}
+    change_config(cfg, both)
+    assert cfg.val_dataloader.dataset.pipeline[1].scale == (9, 9)
+    assert cfg.test_pipeline[1].scale == (8, 8)
 
 
 def test_frozen_parts_are_left_out_by_default(tmp_path: Path) -> None:

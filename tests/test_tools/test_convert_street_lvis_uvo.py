@@ -663,7 +663,9 @@ def test_configs_name_what_the_converters_make(tmp_path: Path, name: str, kind: 
     assert all((tmp_path / file.removeprefix("data/")).exists() for file in files)
     assert "train_dataloader" not in config
     published = Config.fromfile(ROOT / "configs" / "_base_" / "models" / f"odise_{kind}.py")
-    assert config.model == published.model and config.test_pipeline == published.test_pipeline
+    protocol = Config.fromfile(ROOT / "configs" / "_base_" / "test_pipeline.py")
+    assert config.model == published.model and config.test_pipeline == protocol.test_pipeline
+    assert settings.dataset.pipeline == protocol.test_pipeline
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -12,6 +12,7 @@ from mmengine.config import Config
 
 from odise_mm.checkpoints.published import load_weights
 from odise_mm.checkpoints.training_state import read_training_state
+from odise_mm.config.changing import change_config
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.registry import MODELS
 from tests.support.parts import CONFIGS, load_config, segmentor_config
@@ -51,11 +52,13 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cfg = load_config("odise/odise_coco_label.py")
     cfg.model = segmentor_config()
     cfg.model.head.train_cfg = {**cfg.model.head.get("train_cfg", {}), "num_points": 64}
-    for step in cfg.train_pipeline:
-        for key in ("scale", "crop_size", "size"):
-            if key in step:
-                step[key] = (64, 64)
-    cfg.test_pipeline[1].scale = (160, 64)
+    small = {
+        f"train_pipeline.{index}.{key}": (64, 64)
+        for index, step in enumerate(cfg.train_pipeline)
+        for key in ("scale", "crop_size", "size")
+        if key in step
+    }
+    change_config(cfg, {**small, "test_pipeline.1.scale": (160, 64)})
     for stage in ("train", "val"):
         loader = cfg[f"{stage}_dataloader"]
         loader.update(batch_size=2 if stage == "train" else 1, num_workers=0)

@@ -1,5 +1,7 @@
 # ADE20K, 150 classes: panoptic, instances and semantic; prepared by ade20k.py of
 # tools/dataset_converters, see docs/datasets.md. Semantic truth is the provider's own label maps.
+_base_ = ["../test_pipeline.py"]
+
 data_root = "data/ADEChallengeData2016/"
 
 test_dataloader = dict(
@@ -16,6 +18,7 @@ test_dataloader = dict(
             img="images/validation/", seg="panoptic_val/", sem_seg="annotations/validation/"
         ),
         reduce_zero_label=True,
+        pipeline=_base_.test_pipeline,
         test_mode=True,
     ),
 )

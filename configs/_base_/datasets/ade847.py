@@ -1,5 +1,7 @@
 # ADE20K, 847 classes of the full release; prepared by ade20k_full.py of tools/dataset_converters,
 # which also writes the vocabulary; see docs/datasets.md.
+_base_ = ["../test_pipeline.py"]
+
 test_dataloader = dict(
     batch_size=1,
     num_workers=2,
@@ -14,6 +16,7 @@ test_dataloader = dict(
         ),
         img_suffix=".jpg",
         seg_map_suffix=".png",
+        pipeline=_base_.test_pipeline,
         test_mode=True,
     ),
 )

@@ -1,5 +1,7 @@
 # Cityscapes, 19 classes: panoptic, instances (8 classes) and semantic; prepared by cityscapes.py of
 # tools/dataset_converters, see docs/datasets.md.
+_base_ = ["../test_pipeline.py"]
+
 data_root = "data/cityscapes/"
 
 test_dataloader = dict(
@@ -17,6 +19,7 @@ test_dataloader = dict(
         ),
         img_suffix="_leftImg8bit.png",
         sem_seg_suffix="_gtFine_labelTrainIds.png",
+        pipeline=_base_.test_pipeline,
         test_mode=True,
     ),
 )

@@ -1,4 +1,6 @@
 # COCO 2017 panoptic: 133 classes (80 things, 53 stuff). Layout: docs/training_data.md.
+_base_ = ["../test_pipeline.py"]
+
 data_root = "data/coco/"
 
 # Large-scale jitter: the picture fits a box of 1024 x 1024 times 0.1 to 2.0, and of the result
@@ -26,7 +28,6 @@ train_pipeline = [
         ),
     ),
 ]
-# A data set without a pipeline of its own gets `train_pipeline` or `test_pipeline` (of the model).
 train_dataloader = dict(
     batch_size=8,  # per GPU; 64 in all on 8 GPUs
     num_workers=8,
@@ -39,6 +40,7 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file="annotations/panoptic_train2017.json",
         data_prefix=dict(img="train2017/", seg="annotations/panoptic_train2017/"),
+        pipeline=train_pipeline,
     ),
 )
 val_dataloader = dict(
@@ -52,6 +54,7 @@ val_dataloader = dict(
         data_root=data_root,
         ann_file="annotations/panoptic_val2017.json",
         data_prefix=dict(img="val2017/", seg="annotations/panoptic_val2017/"),
+        pipeline=_base_.test_pipeline,
         test_mode=True,
     ),
 )

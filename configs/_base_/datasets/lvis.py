@@ -1,5 +1,7 @@
 # LVIS v1, 1203 classes: instances; the provider's annotations and COCO's pictures as they are, see
 # docs/datasets.md.
+_base_ = ["../test_pipeline.py"]
+
 data_root = "data/"
 
 test_dataloader = dict(
@@ -13,6 +15,7 @@ test_dataloader = dict(
         data_root=data_root,
         ann_file="lvis/lvis_v1_val.json",
         data_prefix=dict(img="coco/"),
+        pipeline=_base_.test_pipeline,
         test_mode=True,
     ),
 )

@@ -1,5 +1,7 @@
 # Mapillary Vistas 1.2, 65 classes: panoptic; prepared by mapillary.py of tools/dataset_converters,
 # see docs/datasets.md.
+_base_ = ["../test_pipeline.py"]
+
 test_dataloader = dict(
     batch_size=1,
     num_workers=2,
@@ -11,6 +13,7 @@ test_dataloader = dict(
         data_root="data/mapillary/",
         ann_file="annotations/panoptic_validation.json",
         data_prefix=dict(img="validation/images/", seg="annotations/panoptic_validation/"),
+        pipeline=_base_.test_pipeline,
         test_mode=True,
     ),
 )

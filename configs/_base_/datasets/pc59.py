@@ -1,5 +1,7 @@
 # Pascal Context, 59 classes; prepared by pascal_context.py of tools/dataset_converters, see
 # docs/datasets.md.
+_base_ = ["../test_pipeline.py"]
+
 test_dataloader = dict(
     batch_size=1,
     num_workers=2,
@@ -13,6 +15,7 @@ test_dataloader = dict(
         data_prefix=dict(img_path="JPEGImages/", seg_map_path="annotations_pc59/"),
         img_suffix=".jpg",
         seg_map_suffix=".png",
+        pipeline=_base_.test_pipeline,
         test_mode=True,
     ),
 )

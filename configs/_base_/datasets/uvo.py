@@ -1,5 +1,7 @@
 # UVO, frames of the validation split: class-agnostic instances; prepared by uvo.py of
 # tools/dataset_converters, see docs/datasets.md.
+_base_ = ["../test_pipeline.py"]
+
 data_root = "data/uvo/"
 
 test_dataloader = dict(
@@ -13,6 +15,7 @@ test_dataloader = dict(
         data_root=data_root,
         ann_file="annotations/frame_val.json",
         data_prefix=dict(img="uvo_videos_sparse_frames/"),
+        pipeline=_base_.test_pipeline,
         test_mode=True,
     ),
 )

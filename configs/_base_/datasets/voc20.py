@@ -1,4 +1,6 @@
 # Pascal VOC 2012, 20 classes: the archive as it is, background ignored; see docs/datasets.md.
+_base_ = ["../test_pipeline.py"]
+
 test_dataloader = dict(
     batch_size=1,
     num_workers=2,
@@ -13,6 +15,7 @@ test_dataloader = dict(
         img_suffix=".jpg",
         seg_map_suffix=".png",
         reduce_zero_label=True,  # 0 is background
+        pipeline=_base_.test_pipeline,
         test_mode=True,
     ),
 )

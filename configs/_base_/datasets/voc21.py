@@ -1,4 +1,6 @@
 # Pascal VOC 2012, 20 classes and the background: the archive as it is; see docs/datasets.md.
+_base_ = ["../test_pipeline.py"]
+
 test_dataloader = dict(
     batch_size=1,
     num_workers=2,
@@ -12,6 +14,7 @@ test_dataloader = dict(
         data_prefix=dict(img_path="JPEGImages/", seg_map_path="SegmentationClass/"),
         img_suffix=".jpg",
         seg_map_suffix=".png",
+        pipeline=_base_.test_pipeline,
         test_mode=True,
     ),
 )
