@@ -22,7 +22,11 @@ from odise_mm.utils.image import turned_hint
 
 
 class TruthSegment(NamedTuple):
-    """One annotated segment of a panoptic map."""
+    """One annotated segment of a panoptic map.
+
+    Unlike a :class:`~odise_mm.structures.Segment`, which was found, it may be a crowd region, and
+    its area is what a JSON file claims, if anything. It has neither a score nor a name.
+    """
 
     id: int
     label: int

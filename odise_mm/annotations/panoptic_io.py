@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from odise_mm.errors import PanopticFileError
-from odise_mm.structures import NamedSegment, SegmentationResult
+from odise_mm.structures import Segment, SegmentationResult
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import atomic_writer, path_inside, read_json, write_json
 from odise_mm.utils.image import MAX_LABEL_PIXELS, open_image
@@ -110,7 +110,7 @@ def _category_ids(n_classes: int, category_ids: Sequence[int] | None) -> list[in
 
 
 def describe_segments(
-    panoptic: np.ndarray, segments: Iterable[NamedSegment], category_ids: Sequence[int]
+    panoptic: np.ndarray, segments: Iterable[Segment], category_ids: Sequence[int]
 ) -> list[dict]:
     """COCO's ``segments_info``; area in pixels and bbox as x, y, width, height, from the map.
 
@@ -122,21 +122,8 @@ def describe_segments(
     infos = []
     for segment in segments:
         mask = panoptic == segment.id
-        rows = np.flatnonzero(mask.any(axis=1))
-        if not len(rows):
-            continue
-        columns = np.flatnonzero(mask.any(axis=0))
-        x, y = int(columns[0]), int(rows[0])
-        infos.append(
-            dict(
-                id=int(segment.id),
-                category_id=int(category_ids[segment.label]),
-                iscrowd=0,
-                bbox=[x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
-                area=int(mask.sum()),
-                score=round(float(segment.score), 5),
-            )
-        )
+        if mask.any():
+            infos.append(segment.to_coco(category_ids[segment.label], mask))
     return infos
 
 
@@ -418,7 +405,7 @@ class _Index:
             )
         _check_size(ids, image, path)
         found = _count(ids)
-        segments: dict[int, NamedSegment] = {}
+        segments: dict[int, Segment] = {}
         for info in annotation.items("segments_info"):
             segment = self._segment(info, found)
             if segment.id in segments:
@@ -443,7 +430,7 @@ class _Index:
         self._seen.add(image_id)
         return self.images[image_id]
 
-    def _segment(self, info: _Entry, found: dict[int, int]) -> NamedSegment:
+    def _segment(self, info: _Entry, found: dict[int, int]) -> Segment:
         id_ = info.get("id", f"a whole number from 1 to {MAX_SEGMENT_ID}")
         category = info.get("category_id", "a whole number or text")
         if category not in self.label_of:
@@ -456,7 +443,7 @@ class _Index:
         if said != found[id_]:
             self._other_areas.append(f"{info.place} has {found[id_]} pixels and `area` {said}")
         label = self.label_of[category]
-        return NamedSegment(
+        return Segment(
             id=id_,
             label=label,
             name=self.names[label],

@@ -29,7 +29,7 @@ from odise_mm.config.finding import load_config
 from odise_mm.config.walking import name_of, named_weights
 from odise_mm.errors import CheckpointError, DeviceMemoryError, VocabularyError
 from odise_mm.models.frozen import same_random_weights
-from odise_mm.structures import Instances, NamedSegment, SegmentationResult
+from odise_mm.structures import SegmentationResult
 from odise_mm.utils.device import pick_device
 from odise_mm.utils.display import printable
 from odise_mm.utils.image import (
@@ -529,40 +529,15 @@ class OpenVocabInferencer:
     def _to_result(
         self, sample: BaseDataElement, item: _Loaded, vocabulary: Vocabulary
     ) -> SegmentationResult:
-        result = SegmentationResult(
+        return SegmentationResult.from_sample(
+            sample,
+            vocabulary.names,
             image_path=item.source.path,
             image_name=item.source.name,
             height=item.image.shape[0],
             width=item.image.shape[1],
-            class_names=vocabulary.names,
             made_up_weights=self.made_up_weights,
         )
-        if "pred_panoptic_seg" in sample:
-            panoptic = sample.pred_panoptic_seg
-            result.panoptic = panoptic.sem_seg[0].numpy().astype(np.int32, copy=False)
-            result.segments = [
-                NamedSegment(
-                    id=int(info["id"]),
-                    label=int(info["category_id"]),
-                    name=vocabulary.names[info["category_id"]],
-                    score=float(info["score"]),
-                    area=int(info["area"]),
-                    is_thing=bool(info["isthing"]),
-                )
-                for info in panoptic.segments_info
-            ]
-        if "pred_sem_seg" in sample:
-            semantic = sample.pred_sem_seg.sem_seg[0]
-            result.semantic = semantic.numpy().astype(np.int32, copy=False)
-        if "pred_instances" in sample:
-            found = sample.pred_instances
-            result.instances = Instances.pack(
-                labels=found.labels.numpy(),
-                scores=found.scores.float().numpy(),
-                boxes=found.bboxes.float().numpy(),
-                masks=found.masks.numpy(),
-            )
-        return result
 
     def _bar(self, total: int | None, show: bool) -> AbstractContextManager[Callable[[], None]]:
         """What it gives is to be called after every picture."""

@@ -23,7 +23,7 @@ from odise_mm.annotations.panoptic_io import (
 )
 from odise_mm.apis.sources import Source
 from odise_mm.errors import OutputError, PanopticFileError
-from odise_mm.structures import NamedSegment, SegmentationResult
+from odise_mm.structures import Segment, SegmentationResult
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import FolderLock, read_json, remove_leftovers
 from odise_mm.utils.journal import Journal
@@ -311,14 +311,16 @@ class ResultWriter:
         if digest_of(ids) != entry.annotation["ids_sha256"]:
             return None
         names = tuple(synonyms[0] for synonyms in self._vocabulary.synonyms)
+        category_ids = self._coco.category_ids
         segments = [
-            NamedSegment(
-                id=info["id"],
-                label=(label := self._coco.category_ids.index(info["category_id"])),
-                name=names[label],
-                score=score,
-                area=info["area"],
-                is_thing=self._vocabulary.is_thing[label],
+            Segment.from_info(
+                {
+                    **info,
+                    "category_id": (label := category_ids.index(info["category_id"])),
+                    "isthing": self._vocabulary.is_thing[label],
+                    "score": score,
+                },
+                names,
             )
             for info, score in zip(entry.annotation["segments_info"], entry.scores, strict=True)
         ]

@@ -50,7 +50,6 @@ from odise_mm.utils.outputs import (
 )
 from odise_mm.utils.settings import check_whole
 from odise_mm.visualization import draw_panoptic
-from odise_mm.visualization.visualizer import result_from_pixels
 
 _TASKS = ("panoptic", "semantic", "instance")
 _DUMPED = ("panoptic", "semantic", "instances.json", "panoptic.json")
@@ -183,7 +182,9 @@ class ResultWriterHook(Hook):
             if self._failure or (not draw and self.dump_dir is None):
                 continue
             sample = sample.cpu()
-            result = result_from_pixels(sample.pred_panoptic_seg, self._vocabulary.names)
+            result = SegmentationResult.from_panoptic(
+                sample.pred_panoptic_seg, self._vocabulary.names
+            )
             result.image_path = result.image_name = sample.img_path
             try:
                 if draw:

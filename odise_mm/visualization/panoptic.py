@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from odise_mm.structures import NamedSegment, SegmentationResult
+from odise_mm.structures import Segment, SegmentationResult
 from odise_mm.visualization.colours import class_colours, is_light, shade
 from odise_mm.visualization.legend import LegendEntry, add_banner, add_legend
 from odise_mm.visualization.text import LINE_STEP, font_for, halve, text_size, tidy
@@ -31,7 +31,7 @@ _MAX_LABEL_CHARS = 28
 class _Drawn:
     """A segment on its way to the picture."""
 
-    segment: NamedSegment
+    segment: Segment
     colour: tuple[int, int, int]
     box: tuple[int, int, int, int] = (0, 0, 0, 0)  # x0, y0, x1, y1 on the canvas
     number: int | None = None

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from mmdet.evaluation.functional import INSTANCE_OFFSET
 from mmdet.structures import DetDataSample
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.dist import master_only
 from mmengine.structures import PixelData
 
 from odise_mm.registry import VISUALIZERS
-from odise_mm.structures import NamedSegment, SegmentationResult
+from odise_mm.structures import SegmentationResult
 from odise_mm.utils.settings import check_flag, check_weight
 from odise_mm.visualization.panoptic import draw_panoptic
 
@@ -86,54 +85,7 @@ class OpenVocabVisualizer(DetLocalVisualizer):
         classes: list[str] | None,
         palette: list | None = None,
     ) -> np.ndarray:
-        result = result_from_pixels(panoptic_seg, classes or ())
+        result = SegmentationResult.from_panoptic(panoptic_seg, classes or ())
         return draw_panoptic(
             image, result, alpha=self.fill_alpha, legend=self.legend, channel_order="rgb"
         )
-
-
-def result_from_pixels(panoptic_seg: PixelData, classes: tuple | list) -> SegmentationResult:
-    """A result from a panoptic map: ours (ids, ``segments_info``) or mmdet's (class + 1000 n).
-
-    Args:
-        panoptic_seg: ``sem_seg`` (1, H, W).
-        classes: names by class index. In mmdet's map a number of no class is void: mmdet's models
-            write ``len(classes)``.
-
-    Raises:
-        ValueError: mmdet's map of so many classes that the numbers of classes and of objects mix.
-    """
-    ids = np.asarray(panoptic_seg.sem_seg)[0]
-    infos = panoptic_seg.metainfo.get("segments_info")
-    if infos is None:
-        if len(classes) >= INSTANCE_OFFSET:
-            raise ValueError(
-                f"a panoptic map without segments_info holds class + {INSTANCE_OFFSET} x object, "
-                f"which cannot tell {len(classes)} classes and void apart; at most "
-                f"{INSTANCE_OFFSET - 1} classes"
-            )
-        labels = {int(i): int(i) % INSTANCE_OFFSET for i in np.unique(ids)}
-        infos = [
-            dict(id=i + 1, category_id=label, isthing=i >= INSTANCE_OFFSET)
-            for i, label in labels.items()
-            if label < len(classes)
-        ]
-        ids = ids + 1  # 0 is the first class there, and nothing here
-    segments = [
-        NamedSegment(
-            id=int(info["id"]),
-            label=int(info["category_id"]),
-            name=str(info.get("category_name") or classes[info["category_id"]]),
-            score=float(info.get("score", 1.0)),
-            area=int(info["area"] if "area" in info else (ids == info["id"]).sum()),
-            is_thing=bool(info["isthing"]),
-        )
-        for info in infos
-    ]
-    return SegmentationResult(
-        height=ids.shape[0],
-        width=ids.shape[1],
-        panoptic=ids.astype(np.int32),
-        segments=segments,
-        class_names=tuple(classes),
-    )

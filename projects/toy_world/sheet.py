@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from odise_mm.apis import OpenVocabInferencer
-    from odise_mm.structures import NamedSegment, SegmentationResult
+    from odise_mm.structures import Segment, SegmentationResult
 
 CONFIG = ROOT / "configs" / "toy" / "odise_toy_label.py"
 WEIGHTS = ROOT / "projects" / "toy_world" / "weights" / "odise_label.safetensors"
@@ -199,7 +199,7 @@ def draw_segments(
         )  # fmt: skip
 
 
-def label(segment: NamedSegment, is_novel: bool, verdict: Verdict = Verdict.RIGHT) -> str:
+def label(segment: Segment, is_novel: bool, verdict: Verdict = Verdict.RIGHT) -> str:
     """What is written on a segment: the name in short lines, a star if it is novel."""
     text = segment.name + "*" * is_novel
     if verdict is Verdict.LOOSE:

@@ -19,7 +19,7 @@ from odise_mm.annotations.panoptic_io import (
     rgb_to_ids,
     write_panoptic_png,
 )
-from odise_mm.structures import NamedSegment, SegmentationResult
+from odise_mm.structures import Segment, SegmentationResult
 from odise_mm.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary.parse("pickup truck, truck; cat", "blue sky, sky")
@@ -30,9 +30,9 @@ def result() -> SegmentationResult:
     panoptic[1:3, 2:5] = 300
     panoptic[0, 0] = panoptic[3, 5] = 70_000
     segments = [
-        NamedSegment(300, 0, "pickup truck", 0.87654321, 6, True),
-        NamedSegment(70_000, 2, "blue sky", 0.5, 2, False),
-        NamedSegment(9, 1, "cat", 0.4, 0, True),  # nothing left of it in the map
+        Segment(300, 0, "pickup truck", 0.87654321, 6, True),
+        Segment(70_000, 2, "blue sky", 0.5, 2, False),
+        Segment(9, 1, "cat", 0.4, 0, True),  # nothing left of it in the map
     ]
     return SegmentationResult("a/b.jpg", "b", 4, 6, panoptic, segments)
 
@@ -164,8 +164,8 @@ def read_street(folder: Path, content: dict) -> list[SegmentationResult]:
 def test_ground_truth_in_cocos_format_is_read(tmp_path):
     (street_scene,) = read_street(tmp_path, street(tmp_path))
     assert street_scene.segments == [
-        NamedSegment(3, 1, "road", 1.0, 10, False),
-        NamedSegment(900, 0, "bus", 0.25, 6, True),
+        Segment(3, 1, "road", 1.0, 10, False),
+        Segment(900, 0, "bus", 0.25, 6, True),
     ]
     assert (street_scene.image_name, street_scene.width, street_scene.height) == ("7.jpg", 6, 5)
 

@@ -335,7 +335,7 @@ def test_memory_that_fails_for_one_picture_costs_that_picture(config, batch_size
 @pytest.mark.parametrize(
     "place",
     [
-        "odise_mm.apis.inferencer.Instances.pack",
+        "odise_mm.structures.Instances.pack",
         "odise_mm.apis.output.write_picture",
         "odise_mm.annotations.panoptic_io.write_marked_png",
         "odise_mm.annotations.panoptic_io.describe_result",

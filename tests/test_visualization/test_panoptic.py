@@ -10,18 +10,17 @@ from mmengine.structures import InstanceData, PixelData
 from PIL import Image, ImageDraw
 
 from odise_mm.registry import VISUALIZERS
-from odise_mm.structures import NamedSegment, SegmentationResult
+from odise_mm.structures import Segment, SegmentationResult
 from odise_mm.visualization import class_colours, draw_panoptic
 from odise_mm.visualization.colours import is_light, shade
 from odise_mm.visualization.panoptic import deepest_box
 from odise_mm.visualization.text import font_for, halve, text_size, tidy, wrap
-from odise_mm.visualization.visualizer import result_from_pixels
 
 
 def make_result(ids: np.ndarray, names: list[str]) -> SegmentationResult:
     classes = list(dict.fromkeys(names))
     segments = [
-        NamedSegment(i, classes.index(n), n, 0.9, int((ids == i).sum()), True)
+        Segment(i, classes.index(n), n, 0.9, int((ids == i).sum()), True)
         for i, n in enumerate(names, start=1)
     ]
     return SegmentationResult(
@@ -262,10 +261,12 @@ def test_mmdets_maps_of_many_classes():
     """Class 255 is a class like the others; beyond 999 mmdet's numbers are ambiguous."""
     names = [f"class {i}" for i in range(300)]
     numbers = torch.tensor([[[255, 299, 300, 1255, 7000]]])
-    result = result_from_pixels(PixelData(sem_seg=numbers), names)
+    result = SegmentationResult.from_panoptic(PixelData(sem_seg=numbers), names)
     segments = {segment.id: segment for segment in result.segments}
     found = [segments.get(int(id_)) for id_ in result.panoptic[0]]
     assert [segment and segment.label for segment in found] == [255, 299, None, 255, 0]
     assert [segment and segment.is_thing for segment in found] == [False, False, None, True, True]
     with pytest.raises(ValueError, match="at most 999 classes"):
-        result_from_pixels(PixelData(sem_seg=numbers), [f"class {i}" for i in range(1000)])
+        SegmentationResult.from_panoptic(
+            PixelData(sem_seg=numbers), [f"class {i}" for i in range(1000)]
+        )

@@ -97,13 +97,13 @@ def result_of_masks(
     """What is drawn of masks (N, H, W) and their class indices; of overlaps the last one."""
     import numpy as np
 
-    from odise_mm.structures import NamedSegment, SegmentationResult
+    from odise_mm.structures import Segment, SegmentationResult
 
     panoptic = np.zeros(masks.shape[1:], dtype=np.int32)
     for number, mask in enumerate(masks, start=1):
         panoptic[mask.astype(bool)] = number
     segments = [
-        NamedSegment(
+        Segment(
             id=number,
             label=label,
             name=vocabulary.names[label],

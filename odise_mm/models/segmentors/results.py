@@ -16,6 +16,7 @@ from odise_mm.models.postprocess import (
     resize_masks,
     semantic_inference,
 )
+from odise_mm.structures import Segment
 from odise_mm.vocabulary import Vocabulary
 
 
@@ -84,14 +85,7 @@ def add_results(
     if test_cfg["panoptic"]:
         ids, segments = panoptic_inference(scores, masks, is_thing, test_cfg["overlap_threshold"])
         info = [
-            dict(
-                id=segment.id,
-                category_id=segment.label,
-                category_name=names[segment.label],
-                isthing=segment.is_thing,
-                score=segment.score,
-                area=segment.area,
-            )
+            Segment(name=names[segment.label], **segment._asdict()).to_info()
             for segment in segments
         ]
         sample.pred_panoptic_seg = PixelData(sem_seg=ids[None], metainfo=dict(segments_info=info))

@@ -16,7 +16,7 @@ from odise_mm.annotations.panoptic_io import read_coco_panoptic
 from odise_mm.apis import OpenVocabInferencer
 from odise_mm.checkpoints.safe_loading import load_state_dict
 from odise_mm.errors import CheckpointError, DatasetError
-from odise_mm.structures import NamedSegment, SegmentationResult
+from odise_mm.structures import Segment, SegmentationResult
 from projects.toy_world import sheet, ship
 from projects.toy_world.names import names_of
 from projects.toy_world.sheet import Row, Verdict
@@ -30,7 +30,7 @@ NOVEL_NAME = min(NOVEL)
 def result(ids: np.ndarray, *names: str) -> SegmentationResult:
     """Segments 1, 2, ... of a map, all of them things but one called "sky"."""
     segments = [
-        NamedSegment(i, i, name, 0.9, int((ids == i).sum()), name != "sky")
+        Segment(i, i, name, 0.9, int((ids == i).sum()), name != "sky")
         for i, name in enumerate(names, 1)
     ]
     return SegmentationResult(height=len(ids), width=len(ids[0]), panoptic=ids, segments=segments)
@@ -247,6 +247,6 @@ def test_found_names_are_those_of_the_truth() -> None:
     from odise_mm.vocabulary import Vocabulary
 
     assert set(Vocabulary.load(str(sheet.VOCABULARY)).names) == {str(n) for n in names_of("all")}
-    segment = NamedSegment(1, 0, "polka-dot green triangle", 0.5, 9, True)
+    segment = Segment(1, 0, "polka-dot green triangle", 0.5, 9, True)
     assert sheet.label(segment, True) == "polka-dot\ngreen\ntriangle*"
     assert sheet.label(replace(segment, name="sky"), False, Verdict.LOOSE) == "(sky)"
