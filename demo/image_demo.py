@@ -58,7 +58,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     model.add_argument(
         "--weights",
-        help="our checkpoint or a published ODISE checkpoint (default: what is published for the config)",
+        help="our checkpoint or a published ODISE checkpoint (default: what is published for the "
+        "config, which is downloaded on first use)",
     )
     model.add_argument("--diffusion-weights", help="folder, single file or hub id")
     model.add_argument("--clip-weights", help="file or open_clip tag")

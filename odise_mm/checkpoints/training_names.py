@@ -118,7 +118,8 @@ def _of_published(model: nn.Module, path: str | Path) -> str:
         "model's results get coco_panoptic_with_prompt_eng.txt from "
         "https://github.com/NVlabs/ODISE (odise/data/datasets/openseg_labels) and add "
         "--cfg-options model.fusion.train_vocabulary=PATH, or in Python "
-        "cfg_options={'model.fusion.train_vocabulary': PATH}; all synonyms are listed in "
+        "cfg_options={'model.fusion.train_vocabulary': PATH}; with openseg:coco_panoptic in place "
+        "of PATH the file is downloaded. All synonyms are listed in "
         "docs/vocabularies.md"
     )
 

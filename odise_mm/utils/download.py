@@ -88,6 +88,13 @@ def is_offline() -> bool:
     return constants.HF_HUB_OFFLINE or any(v.upper() in ("1", "ON", "YES", "TRUE") for v in now)
 
 
+def torch_cache() -> Path:
+    """The folder of ``torch.hub``, below ``TORCH_HOME``, without an import of torch."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    home = os.environ.get("TORCH_HOME") or os.path.join(cache, "torch")
+    return Path(home).expanduser() / "hub"
+
+
 def download(
     file: RemoteFile,
     path: str | os.PathLike[str],

@@ -11,6 +11,7 @@ from pathlib import Path
 from odise_mm.errors import VocabularyError
 from odise_mm.vocabulary.conventions import KnownGroups
 from odise_mm.vocabulary.files import RawClass, key_of, read_classes
+from odise_mm.vocabulary.label_files import PUBLISHERS, find_label_file, is_published
 from odise_mm.vocabulary.vocabulary import Vocabulary
 
 BUILTIN: tuple[str, ...] = (
@@ -72,7 +73,11 @@ def _not_found(text: str) -> str:
     spellings = [*BUILTIN, *_ALIASES]
     close = difflib.get_close_matches(text.casefold(), spellings, n=3)
     mean = f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
-    return f"no vocabulary '{text}'; {mean}Built in are {', '.join(BUILTIN)}; or give a file's path"
+    published = ", ".join(f"{publisher}:..." for publisher in PUBLISHERS)
+    return (
+        f"no vocabulary '{text}'; {mean}Built in are {', '.join(BUILTIN)}; or give a file's path, "
+        f"or the name of a published list ({published})"
+    )
 
 
 def _flagged(
@@ -121,6 +126,11 @@ def load_vocabulary(
             raise VocabularyError(f"the built-in vocabulary '{key}' has its own thing flags")
         return _load_builtin(key)
     path = Path(os.path.expanduser(name_or_path))
+    label = path.stem
+    if is_published(str(name_or_path)):
+        label = str(name_or_path)
+        path, flags = find_label_file(label)
+        things = flags if things is None else things
     if not os.path.exists(path):  # unlike Path.exists, no OSError for a text too long
         raise VocabularyError(_not_found(str(name_or_path)))
     classes = read_classes(path)
@@ -128,4 +138,4 @@ def load_vocabulary(
         if any(item.id is None for item in classes):
             raise VocabularyError(f"{path} has its own thing flags; load it without things=")
         classes = _flagged(classes, things, path)
-    return Vocabulary.from_classes(classes, path.stem)
+    return Vocabulary.from_classes(classes, label)

@@ -10,6 +10,7 @@ from typing import Any
 from odise_mm.errors import VocabularyError
 from odise_mm.vocabulary.conventions import warn_of_other_conventions
 from odise_mm.vocabulary.files import RawClass, key_of, split_synonyms
+from odise_mm.vocabulary.label_files import is_published
 from odise_mm.vocabulary.loading import BUILTIN, builtin_groups, builtin_key, looks_like_path
 from odise_mm.vocabulary.vocabulary import Vocabulary
 
@@ -42,12 +43,16 @@ def _segments(given: Any, argument: str) -> Iterator[str | Vocabulary]:
         )
 
 
+def _names_vocabulary(piece: str) -> bool:
+    return builtin_key(piece) is not None or is_published(piece) or looks_like_path(piece)
+
+
 def _vocabularies_in(segment: str) -> list[Vocabulary]:
     """The vocabularies that a segment names; empty if it is a typed class."""
     if looks_like_path(segment) and os.path.isfile(os.path.expanduser(segment)):
         return [Vocabulary.load(segment)]  # before splitting: a path may hold a comma
     pieces = split_synonyms(segment)
-    special = [p for p in pieces if builtin_key(p) is not None or looks_like_path(p)]
+    special = [p for p in pieces if _names_vocabulary(p)]
     if not special:
         return []
     found = [Vocabulary.load(piece) for piece in special]
