@@ -33,9 +33,9 @@ from odise_mm.converters.files import (
     read_pixels,
     write_png,
 )
+from odise_mm.converters.masks import box_of
 from odise_mm.converters.program import Row, converter_parser, show_written
 from odise_mm.converters.verification import (
-    box_of,
     same_size,
     verify_instances,
     verify_panoptic,

@@ -26,9 +26,9 @@ from odise_mm.annotations.label_maps import read_label_map
 from odise_mm.annotations.panoptic_io import ids_to_rgb, read_panoptic_png
 from odise_mm.converters.claims import claim
 from odise_mm.converters.files import need_folder, read_json, write_png
+from odise_mm.converters.masks import box_of
 from odise_mm.converters.program import Row, converter_parser, program, show_written
 from odise_mm.converters.verification import (
-    box_of,
     same_size,
     verify_instances,
     verify_panoptic,

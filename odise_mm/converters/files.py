@@ -12,16 +12,12 @@ import numpy as np
 from PIL import Image
 
 from odise_mm.annotations.json_fields import fault, shown
-from odise_mm.annotations.masks import clean_mask, to_rle
 from odise_mm.errors import DatasetError
 from odise_mm.utils import files
 from odise_mm.utils.files import atomic_writer, regular_file
 from odise_mm.utils.image import LABEL_FORMATS, MAX_LABEL_PIXELS, open_image
 
-_ORIENTATION = 0x0112
-
-
-_TURNED = (5, 6, 7, 8)
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 
 
 def write_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
@@ -85,27 +81,6 @@ def parsing(path: str | os.PathLike, what: str = "annotations in COCO's format")
         yield
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise DatasetError(f"{path}: not {what} ({error!r})") from error
-
-
-def measured_mask(mask: Any, size: tuple[int, int]) -> tuple[dict, int, list[int]]:
-    """Compressed run lengths, area and box of a mask in any of COCO's forms.
-
-    Args:
-        mask: polygons, or run lengths with counts as integers or as text; one of which nothing can
-            be used is empty.
-        size: the picture's height and width.
-
-    Raises:
-        DatasetError: it is none of these, or of another size; the file is not named.
-    """
-    from pycocotools import mask as masks
-
-    usable = clean_mask(mask, size)
-    if usable is None:
-        code = masks.encode(np.zeros(size, np.uint8, order="F"))
-    else:
-        code = to_rle(usable, size)
-    return code, int(masks.area(code)), [int(v) for v in masks.toBbox(code)]
 
 
 def read_pixels(path: str | os.PathLike, modes: Sequence[str] | None = None) -> np.ndarray:

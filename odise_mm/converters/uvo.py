@@ -32,7 +32,8 @@ from odise_mm.annotations.json_fields import (
     twin,
 )
 from odise_mm.converters.claims import claim
-from odise_mm.converters.files import measured_mask, need_file, need_folder, read_json, rows_of
+from odise_mm.converters.files import need_file, need_folder, read_json, rows_of
+from odise_mm.converters.masks import measured_mask
 from odise_mm.converters.program import Row, converter_parser, program, show_written
 from odise_mm.converters.verification import verify_instances
 from odise_mm.converters.work import progress_bar

@@ -15,7 +15,8 @@ from odise_mm.annotations.coco_json import CocoFile, picture_name, read_coco, us
 from odise_mm.annotations.json_fields import FLAG, fault, shown
 from odise_mm.annotations.label_maps import IGNORED, class_indices, read_label_map
 from odise_mm.annotations.panoptic_io import read_panoptic_png
-from odise_mm.converters.files import image_size, measured_mask, parsing
+from odise_mm.converters.files import image_size, parsing
+from odise_mm.converters.masks import box_of, measured_mask
 from odise_mm.converters.work import Item, convert_all
 from odise_mm.errors import DatasetError
 from odise_mm.utils.files import path_inside
@@ -186,12 +187,6 @@ def _compare_segments(
             raise DatasetError(f"{path}: segment {info['id']} has another area or box in "
                                "the JSON than in the PNG")  # fmt: skip
     return len(said)
-
-
-def box_of(mask: np.ndarray) -> list[int]:
-    """COCO's box x, y, width, height of a mask (H, W) with at least one pixel."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
 
 
 def verify_instances(
