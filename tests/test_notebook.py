@@ -1,0 +1,58 @@
+"""demo/odise_mm.ipynb runs from the first cell to the last, and is kept without outputs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "demo/odise_mm.ipynb"
+
+
+@pytest.fixture
+def notebook() -> nbformat.NotebookNode:
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+def test_it_is_valid_and_without_outputs(notebook: nbformat.NotebookNode) -> None:
+    nbformat.validate(notebook)
+    for cell in notebook.cells:
+        assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+def test_its_links_lead_somewhere(notebook: nbformat.NotebookNode) -> None:
+    prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    links = re.findall(r"\]\(([^)\s]+)\)", prose)
+    assert links
+    for link in links:
+        assert (NOTEBOOK.parent / link).is_file(), link
+
+
+def test_it_runs(
+    notebook: nbformat.NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # This environment's kernel, not one that the user installed; and nothing in the user's home.
+    for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
+        monkeypatch.setenv(name, str(tmp_path / name.lower()))
+    folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    NotebookClient(notebook, timeout=120, kernel_name="python3", resources=folder).execute()
+
+    outputs = {
+        cell.id: cell.outputs
+        for cell in notebook.cells
+        if cell.cell_type == "code" and cell.outputs
+    }
+    shown = [out.data for out in sum(outputs.values(), []) if "data" in out]
+    assert sum("image/png" in data for data in shown) == 4
+    printed = {
+        name: "".join(out.text for out in cell if out.output_type == "stream")
+        for name, cell in outputs.items()
+    }
+    assert "yellow heart" in printed["segment"] and "sand" in printed["segment"]
+    assert re.search(r"\(\d+, \d+\) bool \d+", printed["mask"])
+    assert "yellow heart" in printed["other"]
+    assert "bicycle" in printed["error"]
