@@ -72,10 +72,25 @@ def ablation(study: str, page: Path) -> str:
     return table(["row", "config", *columns], rows, len(columns))
 
 
+def toy(page: Path) -> str:
+    """Table of the shipped models; the paper has no numbers of them."""
+    rows = []
+    for entry in entries("toy"):
+        weights = relative(entry["Weights"], page)
+        shown = f"[{Path(weights).name}]({weights})"
+        rows.append([link(entry, page), entry["Metadata"]["Supervision"], shown])
+    return table(["config", "trained with", "weights"], rows, 0)
+
+
 def link(entry: dict[str, Any], page: Path) -> str:
     """Link from a page to a config."""
-    path = Path(os.path.relpath(ROOT / entry["Config"], page.parent)).as_posix()
+    path = relative(entry["Config"], page)
     return f"[{Path(path).stem}]({path})"
+
+
+def relative(file: str, page: Path) -> str:
+    """Path of a file of the repository, seen from a page."""
+    return Path(os.path.relpath(ROOT / file, page.parent)).as_posix()
 
 
 TABLES: dict[str, Callable[[Path], str]] = {
@@ -85,6 +100,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "captioner": lambda page: ablation("captioner", page),
     "steps": lambda page: ablation("steps", page),
     "classification": lambda page: ablation("classification", page),
+    "toy": toy,
 }
 
 
