@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.text import Text
 
 from odise_mm.apis.output import ResultWriter, describe_settings
+from odise_mm.apis.pretrained import load_pretrained, save_pretrained
 from odise_mm.apis.progress import SharedProgress
 from odise_mm.apis.sources import Source, expand, is_single
 from odise_mm.config.building import BUILDING, build_model, make_test_pipeline
@@ -173,6 +175,58 @@ class OpenVocabInferencer:
 
         make_up_weights(self.model, ("head", "classifiers", "clip"))
         print_log(MADE_UP_NOTICE, logger="current", level=logging.WARNING)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | os.PathLike,
+        device: str | torch.device | None = None,
+        precision: str = "fp32",
+        *,
+        custom_imports: Sequence[str] = (),
+        **options: Any,
+    ) -> OpenVocabInferencer:
+        """An inferencer from a folder that :meth:`save_pretrained` wrote.
+
+        Nothing in the folder chooses what code runs. The frozen parts come from where its config
+        says, unless ``diffusion_weights`` and ``clip_weights`` name another place.
+
+        Args:
+            source: the folder, or its id on the Hugging Face Hub, ``owner/name``.
+            device, precision: as for the class.
+            custom_imports: modules with parts of the model, which you trust and have installed.
+            options: other arguments of the class, by name.
+
+        Raises:
+            ConfigError: a damaged config, or one that asks for parts of other packages.
+            VocabularyError: damaged names.
+            CheckpointError: no such folder, a file is missing or damaged, the hub does not answer.
+        """
+        config, weights = load_pretrained(source, custom_imports)
+        return cls(config, weights, device, precision, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> Path:
+        """Write trained parameters, config and names into a folder for :meth:`from_pretrained`.
+
+        Three files: ``model.safetensors``, ``config.json`` and ``vocabulary.json``. Frozen weights
+        are not in it. ``huggingface_hub.upload_folder`` puts it on the hub.
+
+        Args:
+            folder: is made where it is missing; files of these names in it are replaced.
+
+        Returns:
+            The folder.
+
+        Raises:
+            CheckpointError: the model has random weights, or the weights cannot be written.
+            ConfigError: a config that cannot be written as JSON.
+            OutputError: the folder cannot be written to.
+        """
+        if self.made_up_weights:
+            raise CheckpointError(
+                f"{name_of(self.cfg)}: its weights are random, so there is nothing to save"
+            )
+        return save_pretrained(self.model, self.cfg, folder)
 
     @property
     def default_vocabulary(self) -> Vocabulary | None:

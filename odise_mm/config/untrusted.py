@@ -1,4 +1,4 @@
-"""Configs that lie in files of results: data, which must not choose what code runs.
+"""Configs in files of results and beside trained weights: data, which must not choose what runs.
 
 mmengine's registries import whatever a dotted ``type`` names, so that building from such a config
 could run anything. Only parts of this package are built from it, and of modules that the user
@@ -13,10 +13,19 @@ from typing import Any
 from mmengine.registry import Registry
 
 from odise_mm.errors import ConfigError
+from odise_mm.registry import MODELS, TASK_UTILS, TRANSFORMS
 from odise_mm.utils.display import printable
 
 # Prefixes under which configs name parts of ours, or what ours stands for.
 _SCOPES = ("", "odise_mm", "mmdet", "mmseg", "mmengine")
+# Parts of OpenMMLab's that models of this package are made of.
+OPENMMLAB_PARTS = frozenset(
+    """mmdet.ClassificationCost mmdet.CrossEntropyLoss mmdet.CrossEntropyLossCost
+    mmdet.DetDataPreprocessor mmdet.DiceCost mmdet.DiceLoss mmdet.HungarianAssigner
+    mmdet.MSDeformAttnPixelDecoder mmdet.MaskPseudoSampler mmdet.PackDetInputs GN ReLU""".split()
+)
+# Settings that would write where a stranger wants, or let other registries look types up.
+_REFUSED_SETTINGS = ("_base_", "_scope_", "cache_file", "init_cfg")
 
 
 def check_imports(custom_imports: Any, trusted: Sequence[str], where: str) -> None:
@@ -87,3 +96,40 @@ def _registered(name: Any, registry: Registry) -> Any:
 
 def _is_known(module: str, trusted: Sequence[str]) -> bool:
     return any(f"{module}.".startswith(f"{known}.") for known in ("odise_mm", *trusted))
+
+
+def check_model_config(node: Any, where: str, trusted: Sequence[str] = ()) -> None:
+    """Refuse what a model's config from elsewhere must not choose.
+
+    Every ``type`` must be a part of this package or of a trusted module, or one of the parts of
+    OpenMMLab's that models of this package are made of. Nothing is imported.
+
+    Args:
+        node: ``model`` and ``test_pipeline`` of the config.
+        where: the file, for messages.
+        trusted: modules that the user named, imported already.
+
+    Raises:
+        ConfigError: names the first part or setting that is refused.
+    """
+    if isinstance(node, (list, tuple)):
+        for item in node:
+            check_model_config(item, where, trusted)
+    if not isinstance(node, dict):
+        return
+    for key in _REFUSED_SETTINGS:
+        if node.get(key) is not None:
+            raise ConfigError(
+                f"{where}: sets {key}, which the config of a trained model must not choose"
+            )
+    kind = node.get("type")
+    if "type" in node and not (isinstance(kind, str) and kind in OPENMMLAB_PARTS):
+        parts = (_registered(kind, registry) for registry in (MODELS, TASK_UTILS, TRANSFORMS))
+        if not any(part is not None and _is_known(part.__module__, trusted) for part in parts):
+            raise ConfigError(
+                f"{where}: {printable(repr(kind))} is no part of this package, and a trained "
+                "model's config does not choose what runs: name its module yourself, with "
+                "custom_imports=[...], if you trust it"
+            )
+    for value in node.values():
+        check_model_config(value, where, trusted)

@@ -1,0 +1,176 @@
+"""Trained models as folders, on disk or on the Hugging Face Hub: weights, config and names.
+
+* ``model.safetensors``: the trained parameters (28 M numbers at full size);
+* ``config.json``: ``model`` and ``test_pipeline`` of the config, complete;
+* ``vocabulary.json``: the model's default names, and those that it was trained with.
+
+Frozen parts are not in it: they come from where the config says. A folder may be a stranger's, so
+everything in it is data: nothing in it chooses what code runs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from torch import nn
+
+from odise_mm.checkpoints.hub import hub_files, reaching
+from odise_mm.checkpoints.safe_loading import save_state_dict
+from odise_mm.checkpoints.training_names import NOTE, train_vocabulary
+from odise_mm.config.untrusted import check_model_config
+from odise_mm.config.walking import named_weights
+from odise_mm.errors import CheckpointError, ConfigError, OutputError, VocabularyError
+from odise_mm.utils.display import printable, some
+from odise_mm.utils.files import read_json, write_json
+from odise_mm.vocabulary import Vocabulary
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+VOCABULARY_FILE = "vocabulary.json"
+FILES = (WEIGHTS_FILE, CONFIG_FILE, VOCABULARY_FILE)
+
+_KEPT = ("model", "test_pipeline")
+
+
+def save_pretrained(model: nn.Module, cfg: Config, folder: str | os.PathLike[str]) -> Path:
+    """Write a model as a folder; files of these names that are there are replaced.
+
+    Args:
+        model: an :class:`~odise_mm.models.OpenVocabSegmentor`.
+        cfg: that it was built from.
+        folder: is made where it is missing.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ConfigError: the config holds something that is no text, number or list of these.
+        CheckpointError, OutputError: a file cannot be written.
+    """
+    folder = Path(folder).expanduser()
+    names = {"vocabulary": _as_json(model.vocabulary)}
+    trained = train_vocabulary(model)
+    if trained is not None:
+        names[NOTE] = _as_json(trained)
+    # The names have a file of their own: a path in the config would lead nowhere elsewhere.
+    content = Config({key: cfg[key] for key in _KEPT}).to_dict()
+    content["model"].pop("vocabulary", None)
+    if isinstance(content["model"].get("fusion"), dict):
+        content["model"]["fusion"].pop("train_vocabulary", None)
+    try:
+        json.dumps(content, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the config cannot be written as JSON: {error}") from error
+    note = {NOTE: json.dumps(names[NOTE])} if NOTE in names else {}
+    save_state_dict(folder / WEIGHTS_FILE, model.state_dict(), note)
+    try:
+        write_json(folder / VOCABULARY_FILE, names, indent=1)
+        write_json(folder / CONFIG_FILE, content, indent=1)
+    except OSError as error:
+        raise OutputError(f"cannot write to {printable(folder)}: {error.strerror}") from error
+    local = [source for source in named_weights(content) if Path(source).expanduser().exists()]
+    if local:
+        print_log(
+            f"{printable(folder)} is for this machine: its config names local files of frozen "
+            f"parts ({some(map(printable, local))}). For others, name hub ids in the config",
+            logger="current",
+        )
+    return folder
+
+
+def load_pretrained(
+    source: str | os.PathLike[str], custom_imports: Sequence[str] = ()
+) -> tuple[Config, Path]:
+    """Config and weights file of a folder that :func:`save_pretrained` wrote.
+
+    Args:
+        source: the folder, or a hub id ``owner/name``, from which the three files are downloaded.
+        custom_imports: modules with parts of the model that the user trusts.
+
+    Raises:
+        ConfigError: the config is damaged, or asks for parts that are not this package's and in
+            none of ``custom_imports``.
+        VocabularyError: the names are damaged.
+        CheckpointError: no such folder, a file is missing, or the hub does not answer.
+    """
+    folder = _folder(os.fspath(source))
+    missing = [name for name in FILES if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{printable(folder)} is no folder of save_pretrained: {', '.join(missing)} is missing"
+        )
+    path = folder / CONFIG_FILE
+    content = read_json(path, ConfigError, "config of a trained model")
+    if not isinstance(content, dict) or set(content) != set(_KEPT):
+        raise ConfigError(f"{printable(path)}: expected {' and '.join(_KEPT)}, and nothing else")
+    for module in ("odise_mm.models", "odise_mm.datasets.transforms", *custom_imports):
+        import_module(module)
+    check_model_config(content, printable(path), custom_imports)
+    names = _read_names(folder / VOCABULARY_FILE)
+    content["model"]["vocabulary"] = names["vocabulary"]
+    if NOTE in names and isinstance(content["model"].get("fusion"), dict):
+        content["model"]["fusion"]["train_vocabulary"] = names[NOTE]
+    return Config(content), folder / WEIGHTS_FILE
+
+
+def _folder(source: str) -> Path:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise CheckpointError(
+            f"{printable(source)}: no such folder. Name one that save_pretrained wrote, or a hub "
+            "id owner/name"
+        )
+    way = (
+        "Check the name, the network and `huggingface-cli login`, or fetch "
+        f"{', '.join(FILES)} from https://huggingface.co/{source} by hand into a folder, and name "
+        "that"
+    )
+    with reaching(f"{source}: neither a folder nor to be had from the hub", way):
+        return hub_files(source, FILES)
+
+
+def _as_json(vocabulary: Vocabulary) -> dict[str, Any]:
+    return dict(
+        name=vocabulary.name,
+        synonyms=[list(group) for group in vocabulary.synonyms],
+        is_thing=list(vocabulary.is_thing),
+        source_names=list(vocabulary.source_names),
+    )
+
+
+def _read_names(path: Path) -> dict[str, Vocabulary]:
+    content = read_json(path, VocabularyError, "names of a trained model")
+    if not isinstance(content, dict) or "vocabulary" not in content:
+        raise VocabularyError(f"{printable(path)}: expected a mapping with 'vocabulary'")
+    wanted = (key for key in ("vocabulary", NOTE) if key in content)
+    return {key: _of_json(content[key], f"{printable(path)}: {key}") for key in wanted}
+
+
+def _of_json(content: Any, where: str) -> Vocabulary:
+    try:
+        groups = tuple(tuple(_texts(group)) for group in content["synonyms"])
+        flags = tuple(flag is True for flag in content["is_thing"])
+        sources = tuple(_texts(content["source_names"]))
+        return Vocabulary(groups, flags, str(content["name"]), sources)
+    except VocabularyError as error:
+        raise VocabularyError(f"{where}: {error}") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise VocabularyError(
+            f"{where}: expected name, synonyms, is_thing and source_names ({error})"
+        ) from error
+
+
+def _texts(values: Any) -> Iterator[str]:
+    for value in values if isinstance(values, list) else (values,):
+        if not isinstance(value, str):
+            raise TypeError(f"{printable(repr(value), 60)} is no text")
+        yield value
