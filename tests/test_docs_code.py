@@ -19,6 +19,7 @@ from PIL import Image
 from scipy.fft import dctn
 
 import odise_mm.apis.inferencer
+import odise_mm.benchmarks.planning  # before load_config is replaced: it would keep that one
 import odise_mm.config.finding
 from odise_mm.config.building import build_model
 from odise_mm.config.changing import change_config

@@ -1,6 +1,5 @@
 # The ablations in the toy world: caption supervision and base names, as configs/_base_/ablation.py
-# for COCO. Of the frozen networks the diffusion model and CLIP are trained, as those of the real
-# world are; the others stand in with random weights, and their rows say how far such ones get.
+# for COCO. The frozen diffusion model and CLIP were trained in this world.
 _base_ = ["toy_world_caption.py"]
 
 max_iters = 1500

@@ -1,8 +1,0 @@
-# The row of configs/ablation/representation/mae_h.py in the toy world.
-_base_ = ["../../../_base_/ablation_toy.py"]
-
-model = dict(
-    captioner=None,
-    backbone=dict(_delete_=True, type="TimmBackbone", model="test_vit"),
-    neck=dict(levels=(4, 8, 16, 32)),
-)
