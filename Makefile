@@ -21,7 +21,7 @@ OUT := demo_output
 demo: export PYTHONWARNINGS := ignore:torch.meshgrid
 QUIET := --cfg-options log_level=WARNING
 
-.PHONY: help venv test lint format docs demo toy-ablation clean
+.PHONY: help venv test lint format coverage docs demo toy-ablation clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,16 +34,20 @@ venv:  ## make .venv with the tested versions; instant when it is up to date
 	  echo "Name one: make PYTHON=/path/to/python3.11 test" >&2; exit 1; }
 	@"$(PYTHON)" requirements/make_venv.py $(PIP_FLAGS)
 
-test: lint  ## ruff and the whole test suite
+test: lint  ## ruff, mypy and the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-lint: venv  ## ruff: rules and format
+lint: venv  ## ruff: rules and format; mypy: types of the public API
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 format: venv  ## let ruff rewrite the files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+coverage: venv  ## the test suite, and how much of the package it runs: a figure, and htmlcov/index.html
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) --cov --cov-report=term --cov-report=html
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: venv  ## write the tables of configs, and build the documentation site into site/
@@ -76,6 +80,6 @@ toy-ablation: venv  ## the paper's ablations in the toy world: many hours, goes 
 	  && exit $$failed
 
 clean:  ## remove .venv, caches, site and demo_output
-	rm -rf .venv .pytest_cache .ruff_cache build site demo_output odise_mm/.mim *.egg-info \
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .coverage* htmlcov build site demo_output odise_mm/.mim *.egg-info \
 	  requirements/opencv_headless/build requirements/opencv_headless/*.egg-info
 	find odise_mm tests tools projects demo requirements -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -296,6 +296,7 @@ def to_mmdet_panoptic(sample: DetDataSample, class_names: Sequence[str]) -> DetD
         )
     pixels = sample.pred_panoptic_seg
     result = SegmentationResult.from_panoptic(pixels.cpu(), class_names)
+    assert result.panoptic is not None
     numbers = np.full(int(result.panoptic.max(initial=0)) + 1, void, np.int32)
     counted, segments = [0] * void, []
     for segment in result.segments:

@@ -20,7 +20,15 @@ import environment  # noqa: E402
 
 FILES = ["mminstall", "runtime", "tests", "docs"]
 # They check or show the product and are no part of what runs, so that any version will do.
-TOOLS = {"ruff", "ipykernel", "nbclient", "mkdocs-material", "mkdocstrings[python]"}
+TOOLS = {
+    "ruff",
+    "mypy",
+    "pytest-cov",
+    "ipykernel",
+    "nbclient",
+    "mkdocs-material",
+    "mkdocstrings[python]",
+}
 PYTHONS = ["3.10", "3.11", "3.12"]
 TABLE = ROOT / "requirements/README.md"
 LINES = [line for name in FILES for line in environment.parse(ROOT / f"requirements/{name}.txt")]

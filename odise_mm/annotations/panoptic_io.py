@@ -34,8 +34,13 @@ MAX_SEGMENT_ID = 256**3 - 1
 class VocabularyLike(Protocol):
     """What is needed of a vocabulary to describe categories."""
 
-    synonyms: tuple[tuple[str, ...], ...]
-    is_thing: tuple[bool, ...]
+    @property
+    def synonyms(self) -> tuple[tuple[str, ...], ...]:
+        """The names of each class."""
+
+    @property
+    def is_thing(self) -> tuple[bool, ...]:
+        """Of each class."""
 
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:

@@ -448,9 +448,11 @@ class OpenVocabInferencer:
         self, image: np.ndarray | None, result: SegmentationResult
     ) -> np.ndarray | None:
         """The picture of a result; where that fails for want of memory, the result fails."""
+        assert result.panoptic is not None, "only results without an error are drawn"
         try:
             with picture_guard(result.image_name, result.panoptic.shape):
                 if image is None:
+                    assert result.image_path is not None, "what is in memory is not read again"
                     image = read_image(result.image_path, max_pixels=self.max_pixels)
                 return self.draw(image, result)
         except (ImageError, DeviceMemoryError) as err:

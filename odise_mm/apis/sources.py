@@ -83,21 +83,21 @@ def expand(
     expansion = _Expansion(log)
     if _may_be_picture(images):
         return list(expansion.of(images, "image"))
-    _check_iterable(images)
-    if isinstance(images, Iterator):
-        return expansion.of_all(images)
-    images = list(images)
-    if images and not any(map(_may_be_picture, images)):
-        raise TypeError(f"images[0] is a {type(images[0]).__name__}; {advice_on(images[0])}")
-    return list(expansion.of_all(images))
+    several = _iterable(images)
+    if isinstance(several, Iterator):
+        return expansion.of_all(several)
+    several = list(several)
+    if several and not any(map(_may_be_picture, several)):
+        raise TypeError(f"images[0] is a {type(several[0]).__name__}; {advice_on(several[0])}")
+    return list(expansion.of_all(several))
 
 
 def _may_be_picture(value: Any) -> bool:
     return isinstance(value, (str, os.PathLike, np.ndarray, Image.Image)) or is_encoded(value)
 
 
-def _check_iterable(images: Any) -> None:
-    """Refuse what is no list of pictures, though Python can iterate over it."""
+def _iterable(images: Any) -> Iterable[Any]:
+    """The argument; refuse what is no list of pictures, though Python can iterate over it."""
     kind = type(images).__name__
     if isinstance(images, torch.Tensor):  # row by row
         raise TypeError(f"images is a torch tensor; {advice_on(images)}")
@@ -114,6 +114,7 @@ def _check_iterable(images: Any) -> None:
             f"images is a {kind}; give a path, a folder, a glob pattern, a file's bytes, an array, "
             "a PIL image or a list of these"
         )
+    return images
 
 
 def _path_of(path: str | os.PathLike) -> str:
@@ -148,7 +149,7 @@ class _Expansion:
                 return
             yield from self.of(image, name)
 
-    def of(self, image: ImageSource, name: str) -> Iterator[Source]:
+    def of(self, image: Any, name: str) -> Iterator[Source]:
         if not isinstance(image, (str, os.PathLike)):
             filename = getattr(image, "filename" if isinstance(image, Image.Image) else "name", "")
             shown = isinstance(filename, str) and filename

@@ -165,7 +165,7 @@ def _check_dataloader(loader: Any, where: str, world: int, evaluates: bool) -> N
         raise ConfigError(
             f"{where}.drop_last=True would leave the last images out of the numbers: remove it"
         )
-    sampler = loader.sampler
+    sampler = loader["sampler"]
     rounds_up = kind_of(sampler.get("type")) == "DefaultSampler" and sampler.get("round_up", True)
     if evaluates and world > 1 and rounds_up:
         raise ConfigError(
@@ -230,9 +230,9 @@ def _check_steps(cfg: Config, where: str) -> None:
 def _check_best(cfg: Config, where: str) -> None:
     """``save_best`` of the checkpoint hook: numbers that validation has, and which is better."""
     hook = (cfg.get("default_hooks") or {}).get("checkpoint")
-    best = hook.get("save_best") if isinstance(hook, dict) else None
-    if best is None:
+    if not isinstance(hook, dict) or hook.get("save_best") is None:
         return
+    best = hook["save_best"]
     where = f"{where}: default_hooks.checkpoint"
     keys = [best] if isinstance(best, str) else best
     if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):
@@ -253,8 +253,7 @@ def _check_best(cfg: Config, where: str) -> None:
         )
     prefixes = _prefixes(cfg.get("val_evaluator"))
     for key, one in zip(keys, rules if len(rules) == len(keys) else rules * len(keys), strict=True):
-        unknown = prefixes is not None and key.partition("/")[0] not in prefixes
-        if unknown and key != "auto":
+        if prefixes is not None and key != "auto" and key.partition("/")[0] not in prefixes:
             known = " or ".join(f"{prefix}/..." for prefix in prefixes)
             raise ConfigError(
                 f"{where}.save_best={key!r}: the metrics of val_evaluator give {known}, not this"

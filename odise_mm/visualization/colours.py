@@ -81,15 +81,16 @@ def shade(colour: Sequence[int], index: int) -> tuple[int, int, int]:
         colour: RGB, 0 to 255.
     """
     if index == 0:
-        return tuple(int(c) for c in colour)
+        red, green, blue = (int(c) for c in colour)
+        return red, green, blue
     rgb = np.array(colour, dtype=np.float32).reshape(1, 1, 3) / 255
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0, 0]
     chroma, hue = np.hypot(lab[1], lab[2]), np.rad2deg(np.arctan2(lab[2], lab[1]))
     lightness = np.clip(lab[0] + _SHADES[index % len(_SHADES)], 25, 90)
     turn = 9.0 * ((index * 5) % 7 - 3) / 3
-    return tuple(
-        int(c) for c in _lab_to_rgb(_lch_to_lab(np.array([lightness, chroma, hue + turn])))
-    )
+    shaded = _lab_to_rgb(_lch_to_lab(np.array([lightness, chroma, hue + turn])))
+    red, green, blue = (int(c) for c in shaded)
+    return red, green, blue
 
 
 def is_light(colour: Sequence[float]) -> bool:

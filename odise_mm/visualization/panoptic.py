@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -87,7 +88,8 @@ def _draw(
 ) -> np.ndarray:
     zoom = max(1, math.ceil(_MIN_LONG_SIDE / max(rgb.shape[:2])))
     # Segments by rank in the list, from 1: small numbers for OpenCV and lookup tables.
-    ranks = _ranks(result)
+    assert result.panoptic is not None, "the caller has looked"
+    ranks = _ranks(result.panoptic, result.segments)
     if zoom > 1:
         height, width = ranks.shape
         size = (width * zoom, height * zoom)
@@ -109,12 +111,12 @@ def _draw(
     return np.asarray(pil)
 
 
-def _ranks(result: SegmentationResult) -> np.ndarray:
+def _ranks(panoptic: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
     """(H, W) int32: 1 + a pixel's place in the list of segments, 0 for void or unlisted ids."""
-    values, inverse = np.unique(result.panoptic, return_inverse=True)
-    rank_of = {segment.id: rank for rank, segment in enumerate(result.segments, start=1)}
+    values, inverse = np.unique(panoptic, return_inverse=True)
+    rank_of = {segment.id: rank for rank, segment in enumerate(segments, start=1)}
     table = np.array([rank_of.get(int(v), 0) for v in values], dtype=np.int32)
-    return table[inverse.reshape(result.panoptic.shape)]
+    return table[inverse.reshape(panoptic.shape)]
 
 
 def _colour_segments(result: SegmentationResult) -> list[_Drawn]:

@@ -7,6 +7,7 @@ import os
 
 from PIL import ImageDraw, ImageFont
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 LINE_STEP = 1.2
 """Distance of two lines of a label, in font sizes."""
 
@@ -27,7 +28,7 @@ _BROAD_FAMILIES = (
 
 
 @functools.lru_cache(maxsize=256)
-def _load(path: str | None, size: int) -> ImageFont.ImageFont:
+def _load(path: str | None, size: int) -> Font:
     return ImageFont.load_default(size) if path is None else ImageFont.truetype(path, size)
 
 
@@ -54,7 +55,7 @@ def _font_path(text: str) -> str | None:
     return min(fonts, key=lambda f: len(needed - f[1]))[0] if fonts else None
 
 
-def font_for(text: str, size: int) -> ImageFont.ImageFont:
+def font_for(text: str, size: int) -> Font:
     """A font of ``size`` pixels for a text.
 
     Pillow's bundled one for ASCII; otherwise matplotlib's DejaVu Sans (Latin, Greek, Cyrillic,

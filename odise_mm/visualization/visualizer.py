@@ -42,7 +42,7 @@ class OpenVocabVisualizer(DetLocalVisualizer):
         self.legend = legend
 
     @classmethod
-    def get_instance(cls, name: str = "visualizer", **kwargs) -> OpenVocabVisualizer:
+    def get_instance(cls, name: str = "visualizer", **kwargs: Any) -> OpenVocabVisualizer:
         """As mmengine's; the name may be left out, as mmdet's tools leave it where a config does.
 
         Configs of this package name none, so that every runner gets one of its own.

@@ -89,8 +89,8 @@ def classes_of_metainfo(metainfo: Mapping[str, Any]) -> list[RawClass]:
         ):
             raise VocabularyError(f"metainfo['{key}'] must be a list of names, not {given!r}")
         lists[key] = None if given is None else list(given)
-    things, stuff = lists["thing_classes"], lists["stuff_classes"]
-    names = lists["classes"] or [*(things or []), *(stuff or [])]
+    listed_things, listed_stuff = lists["thing_classes"], lists["stuff_classes"]
+    names = lists["classes"] or [*(listed_things or []), *(listed_stuff or [])]
     if not names:
         raise VocabularyError("metainfo has no class names under 'classes'")
     known = set(names)
@@ -98,11 +98,8 @@ def classes_of_metainfo(metainfo: Mapping[str, Any]) -> list[RawClass]:
         for name in lists[key] or []:
             if name not in known:
                 raise VocabularyError(f"'{name}' of metainfo['{key}'] is not in 'classes'")
-    if things is None:
-        things = known.difference(stuff or [])
-    if stuff is None:
-        stuff = known.difference(things)
-    things, stuff = set(things), set(stuff)
+    things = known.difference(listed_stuff or []) if listed_things is None else set(listed_things)
+    stuff = known.difference(things) if listed_stuff is None else set(listed_stuff)
     classes = []
     for name in names:
         if (name in things) == (name in stuff):

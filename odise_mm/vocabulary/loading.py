@@ -106,13 +106,13 @@ def _flagged(
             known.setdefault(key_of(text), flag)
     flagged = []
     for item in classes:
-        flag = next((known[k] for k in map(key_of, item.synonyms) if k in known), None)
-        if flag is None:
+        found = next((known[k] for k in map(key_of, item.synonyms) if k in known), None)
+        if found is None:
             raise VocabularyError(
                 f"things: vocabulary '{things.name}' has no class like "
                 f"'{item.synonyms[0]}' (id {item.id} of {path}); give the ids of things instead"
             )
-        flagged.append(item._replace(is_thing=flag))
+        flagged.append(item._replace(is_thing=found))
     return flagged
 
 

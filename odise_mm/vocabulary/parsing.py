@@ -102,7 +102,7 @@ def parse_names(
                     f"stuff_texts takes names of classes; give the vocabulary {segment!r} "
                     "in texts, it knows which of its classes are stuff"
                 )
-            if found:
+            if found or isinstance(segment, Vocabulary):
                 flush()
                 parts.extend(found)
             else:

@@ -197,17 +197,16 @@ class Vocabulary:
                 owner.setdefault(key_of(text), index)
         for part in others:
             claimed: dict[str, int] = {}
-            for group, flag, source in zip(
+            for other, flag, source in zip(
                 part.synonyms, part.is_thing, part.source_names, strict=True
             ):
-                index = next((owner[k] for k in map(key_of, group) if k in owner), None)
-                if index is None:
-                    index = len(groups)
+                index = next((owner[k] for k in map(key_of, other) if k in owner), len(groups))
+                if index == len(groups):
                     groups.append([])
                     flags.append(flag)
                     sources.append(source)
                 held = set(map(key_of, groups[index]))
-                for text in group:
+                for text in other:
                     if key_of(text) not in owner and key_of(text) not in held:
                         groups[index].append(text)
                         claimed.setdefault(key_of(text), index)
