@@ -176,7 +176,7 @@ def test_the_table_of_components_is_the_registry() -> None:
 
 
 def test_the_table_of_parameters_is_counted() -> None:
-    from tools.analysis_tools.model_summary import summarise
+    from odise_mm.analysis.model_summary import summarise
 
     summary = summarise("odise_coco_label")
     page = (ROOT / "docs/components.md").read_text(encoding="utf-8").split("## Parameters\n")[1]

@@ -10,6 +10,12 @@ import torch
 from torch import nn
 
 from odise_mm.analysis import published
+from odise_mm.analysis.inference_cost import (
+    compare_crops,
+    count_flops,
+    make_vocabulary,
+    random_image,
+)
 from odise_mm.analysis.meta import build_on_meta, flop_counter, load_model_config
 from odise_mm.analysis.parts import FlopProbe, PartMeter, TimeAndMemoryProbe
 from odise_mm.config.building import build_model
@@ -23,15 +29,15 @@ LARGEST_SHARE = 0.62
 @pytest.fixture(scope="module")
 def full_flops() -> dict[int, dict[str, int]]:
     model = build_on_meta(load_model_config("odise_coco_label"))
-    model.vocabulary = benchmark.make_vocabulary(None)
-    return {size: benchmark.count_flops(model, size) for size in (512, 1024)}
+    model.vocabulary = make_vocabulary(None)
+    return {size: count_flops(model, size) for size in (512, 1024)}
 
 
 @pytest.fixture(scope="module")
 def tiny_model() -> nn.Module:
     torch.manual_seed(0)
     model = build_model(load_model_config("odise_tiny")).eval().requires_grad_(False)
-    model.vocabulary = benchmark.make_vocabulary(None)
+    model.vocabulary = make_vocabulary(None)
     return model
 
 
@@ -74,14 +80,14 @@ def test_counted_by_shapes_as_in_a_real_run(tiny_model: nn.Module) -> None:
     size = 64
     on_meta = build_on_meta(load_model_config("odise_tiny"))
     on_meta.vocabulary = tiny_model.vocabulary
-    data = benchmark._random_image(size)
+    data = random_image(size)
     tiny_model.test_step(data())  # embeds the names
     tiny_model.classifiers[0].forget_vocabularies()  # mapping them is counted
     with flop_counter() as counter, PartMeter(tiny_model, FlopProbe(counter)) as meter:
         tiny_model.test_step(data())
     real = {part: sample.flops for part, sample in meter.samples.items()}
     assert {k: v for k, v in real.items() if v} == {
-        k: v for k, v in benchmark.count_flops(on_meta, size).items() if v
+        k: v for k, v in count_flops(on_meta, size).items() if v
     }
 
 
@@ -106,7 +112,7 @@ def test_attention_counts_whatever_computes_it(fused: bool) -> None:
 
 
 def test_parts_add_up_and_leave_no_trace(tiny_model: nn.Module) -> None:
-    data = benchmark._random_image(64)
+    data = random_image(64)
     before = dict(vars(tiny_model.head))
     with PartMeter(tiny_model, TimeAndMemoryProbe(torch.device("cpu"))) as meter:
         tiny_model.test_step(data())
@@ -203,7 +209,7 @@ def test_json_is_all_that_goes_to_stdout(command: list[str]) -> None:
 
 def test_crops_against_pooling(tiny_model: nn.Module) -> None:
     """Same masks for both, in turns; FLOPs as counted by hand for the crops' 100 images."""
-    found = benchmark.compare_crops(tiny_model, 64, torch.device("cpu"), repeats=2)
+    found = compare_crops(tiny_model, 64, torch.device("cpu"), repeats=2)
     clip = tiny_model.clip
     with flop_counter() as counter, torch.no_grad():
         clip.encode_image(torch.rand(1, 3, clip.image_size, clip.image_size))
@@ -223,7 +229,7 @@ def test_crops_need_something_to_compare_with(tiny_model: nn.Module) -> None:
     tiny_model.classifiers = classifiers[:1]
     try:
         with pytest.raises(ConfigError, match="classification/both"):
-            benchmark.compare_crops(tiny_model, 64, torch.device("cpu"), repeats=1)
+            compare_crops(tiny_model, 64, torch.device("cpu"), repeats=1)
     finally:
         tiny_model.classifiers = classifiers
     with pytest.raises(SystemExit):

@@ -7,10 +7,13 @@ import torch
 import yaml
 from mmengine.config import Config
 
-from odise_mm.analysis import meta, published
+from odise_mm.analysis import model_summary as summary_module
+from odise_mm.analysis import published
 from odise_mm.analysis.meta import build_on_meta, load_model_config, short_edge
+from odise_mm.analysis.model_summary import all_configs, summarise
+from odise_mm.analysis.summary_tables import make_comparison, make_tables
 from tests.support import golden, parts
-from tools.analysis_tools import benchmark, model_summary
+from tools.analysis_tools import model_summary
 
 METAFILE = yaml.safe_load((parts.CONFIGS / "ablation/metafile.yml").read_text(encoding="utf-8"))
 OWN_PARTS = ("captioner", "feature projection")
@@ -31,7 +34,7 @@ def distinct_ablations() -> list[str]:
 
 @pytest.fixture(scope="module")
 def label() -> dict:
-    return model_summary.summarise("odise_coco_label")
+    return summarise("odise_coco_label")
 
 
 def test_published_constants_are_those_of_the_published_code() -> None:
@@ -52,7 +55,7 @@ def test_published_constants_are_those_of_the_published_code() -> None:
 @pytest.mark.parametrize("variant", ["label", "caption"])
 def test_trained_parameters_are_the_published_part_by_part(variant: str, label: dict) -> None:
     config = f"odise_coco_{variant}"
-    summary = label if variant == "label" else model_summary.summarise(config)
+    summary = label if variant == "label" else summarise(config)
     assert summary["variant"] == variant
     assert summary["trained"] == published.PARAMETERS[variant].trained
 
@@ -95,7 +98,7 @@ def test_needs_no_memory() -> None:
 @pytest.fixture
 def made_up_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of how numbers are shown: counting takes seconds."""
-    monkeypatch.setattr(benchmark, "count_flops", lambda model, size: {"part": size * 10**9})
+    monkeypatch.setattr(summary_module, "count_flops", lambda model, size: {"part": size * 10**9})
 
 
 @pytest.mark.parametrize("form", ["table", "markdown", "json"])
@@ -104,7 +107,7 @@ def test_any_other_architecture_gets_the_counts_alone(
 ) -> None:
     assert model_summary.main(["odise_tiny", "--size", "64", "--format", form]) == 0
     output = capsys.readouterr().out
-    summary = json.loads(output) if form == "json" else model_summary.summarise("odise_tiny", 64)
+    summary = json.loads(output) if form == "json" else summarise("odise_tiny", 64)
     assert "published_frozen" not in summary
     assert sum(summary["trained"].values()) > 20_000_000
     if form != "json":
@@ -113,7 +116,7 @@ def test_any_other_architecture_gets_the_counts_alone(
 
 
 def test_says_in_words_that_nothing_is_unexplained(label: dict) -> None:
-    text = "\n".join(table.markdown() for table in model_summary.make_tables(label))
+    text = "\n".join(table.markdown() for table in make_tables(label))
     assert "unexplained: 0." in text
     assert "1,494,179,500" in text and "28,067,009" in text
 
@@ -141,9 +144,9 @@ def test_every_ablation_has_a_row(file: str, monkeypatch: pytest.MonkeyPatch) ->
         models.append(build_on_meta(cfg))
         return models[0]
 
-    monkeypatch.setattr(meta, "load_model_config", load_with_small_head)
-    monkeypatch.setattr(meta, "build_on_meta", build)
-    summary = model_summary.summarise(f"configs/{file}")
+    monkeypatch.setattr(summary_module, "load_model_config", load_with_small_head)
+    monkeypatch.setattr(summary_module, "build_on_meta", build)
+    summary = summarise(f"configs/{file}")
     (model,) = models
     trained = sum(tensor.numel() for tensor in model.state_dict().values())
     assert sum(summary["trained"].values()) == trained
@@ -162,7 +165,7 @@ def test_every_ablation_has_a_row(file: str, monkeypatch: pytest.MonkeyPatch) ->
     full = own + sum(count for part, count in theirs.items() if part not in OWN_PARTS)
     assert said["Frozen Parameters (M)"] == round(frozen / 1e6, 1)
     assert said["Trained Parameters (M)"] == round(full / 1e6, 1)
-    row = model_summary.make_comparison([summary]).rows[0]
+    row = make_comparison([summary]).rows[0]
     assert row[0] == file.removesuffix(".py") and f"{trained:,}" in row
 
 
@@ -180,7 +183,7 @@ def test_several_configs_make_one_table(capsys: pytest.CaptureFixture, made_up_f
 
 
 def test_all_configs_are_those_of_the_repository() -> None:
-    found = model_summary.all_configs()
+    found = all_configs()
     assert [file.partition("/configs/")[2] for file in found] == parts.config_files()
 
 

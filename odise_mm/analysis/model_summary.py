@@ -1,0 +1,154 @@
+"""What a config's model is made of: parameters by part, feature maps, FLOPs; without any memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from odise_mm.analysis import published
+from odise_mm.analysis.inference_cost import count_flops, make_vocabulary
+from odise_mm.analysis.meta import build_on_meta, load_model_config, short_edge
+from odise_mm.analysis.parts import part_of
+from odise_mm.config.finding import config_folders
+from odise_mm.models import DiffusionBackbone, OpenVocabSegmentor
+from odise_mm.models.frozen import FrozenModule
+
+
+def all_configs() -> list[str]:
+    """Every config of a model; of one name in the working directory and here, the one here."""
+    found: dict[Path, Path] = {}
+    for folder in config_folders():
+        found |= {path.relative_to(folder): path for path in folder.rglob("*.py")}
+    return [str(found[name]) for name in sorted(found) if "_base_" not in name.parts]
+
+
+def summarise(config: str, size: int | None = None) -> dict[str, Any]:
+    """Everything that the tables show, as plain numbers.
+
+    Args:
+        config: file, or name under ``configs/``.
+        size: edge of the image that FLOPs are counted for; None: what the config tests with.
+
+    Returns:
+        ``trained``, ``frozen`` (by part), ``taps``, ``size``, ``flops`` (of one image); where the
+        config is the published architecture also ``variant``, ``published_trained``,
+        ``published_frozen``; where the backbone is a diffusion model also ``not_built``.
+    """
+    cfg = load_model_config(config)
+    size = size or short_edge(cfg)
+    is_published = published.is_published_architecture(cfg.model)
+    model = build_on_meta(cfg)
+    trained, frozen = count_parameters(model)
+    summary: dict[str, Any] = {
+        "config": config,
+        "trained": trained,
+        "frozen": frozen,
+        "taps": list_taps(model.backbone),
+        "size": size,
+    }
+    if isinstance(model.backbone, DiffusionBackbone):
+        summary["not_built"] = count_not_built(model.backbone)
+    if is_published:
+        variant = "label" if model.classifiers[0].null_embedding is not None else "caption"
+        numbers = published.PARAMETERS[variant]
+        summary["variant"] = variant
+        summary["published_trained"] = dict(numbers.trained)
+        summary["published_frozen"] = dict(numbers.frozen)
+        summary["fewer_positions"] = _positions_of_larger_image(model)
+    model.vocabulary = make_vocabulary()
+    summary["flops"] = sum(count_flops(model, size).values())
+    return summary
+
+
+def count_parameters(model: OpenVocabSegmentor) -> tuple[dict[str, int], dict[str, int]]:
+    """Trained and frozen parameters by part; one that several parts share counts once."""
+    frozen_ids = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, FrozenModule)
+        for parameter in module.parameters()
+    }
+    trained: Counter[str] = Counter()
+    frozen: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        counts = frozen if id(parameter) in frozen_ids else trained
+        counts[part_of(name)] += parameter.numel()
+    return dict(trained), dict(frozen)
+
+
+def count_not_built(backbone: DiffusionBackbone) -> dict[str, dict[str, int]]:
+    """Parameters of the whole diffusion model that the backbone does without.
+
+    Compares the complete models of diffusers and transformers, on the meta device, with what the
+    backbone holds.
+
+    Returns:
+        By part, the parameters of every module that is missing as a whole, by its name.
+    """
+    arch = backbone.arch
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**arch.unet)
+        vae = getattr(diffusers, arch.first_stage)(**arch.vae)
+        kinds = ((CLIPTextModel, arch.text), (CLIPTextModelWithProjection, arch.text_2))
+        texts = [kind(CLIPTextConfig(**config)) for kind, config in kinds if config]
+    missing: dict[str, dict[str, int]] = {}
+    for prefix, whole, kept in (("unet", unet, backbone.unet), ("vae", vae, backbone.vae)):
+        held = {name for name, _ in kept.named_parameters()} if kept is not None else set()
+        for module, count in _missing_modules(whole, held).items():
+            part = "UNet" if prefix == "unet" else "VAE encoder"
+            if prefix == "vae" and module.startswith(("decoder", "post_quant_conv", "quantize")):
+                part = "VAE decoder"
+            missing.setdefault(part, {})[module or "all"] = count
+    for number, text in enumerate(texts, start=1):
+        part = "diffusion text encoder" + (f" {number}" if len(texts) > 1 else "")
+        missing[part] = {"all": sum(p.numel() for p in text.parameters())}
+    return missing
+
+
+def _missing_modules(whole: nn.Module, held: set[str]) -> dict[str, int]:
+    """Parameters that are not held, by the highest module that is missing entirely."""
+    prefixes = {""} if held else set()
+    for name in held:
+        pieces = name.split(".")
+        prefixes.update(".".join(pieces[:end]) for end in range(1, len(pieces)))
+    missing: Counter[str] = Counter()
+    for name, parameter in whole.named_parameters():
+        if name in held:
+            continue
+        pieces = name.split(".")
+        ancestors = (".".join(pieces[:end]) for end in range(len(pieces)))
+        missing[next((a for a in ancestors if a not in prefixes), name)] += parameter.numel()
+    return dict(missing)
+
+
+def _positions_of_larger_image(model: OpenVocabSegmentor) -> int:
+    """Parameters that CLIP's image tower has more than one for the paper's image size."""
+    visual = model.clip.visual
+    positions, width = visual.positional_embedding.shape
+    fewer = (published.PAPER_CLIP_IMAGE_SIZE // visual.patch_size[0]) ** 2 + 1
+    return (positions - fewer) * width
+
+
+def list_taps(backbone: nn.Module) -> list[dict[str, Any]]:
+    """Where every feature map comes from, its channels and its stride."""
+    described = backbone.describe()
+    channels, strides = described["in_channels"], described["in_strides"]
+    if isinstance(backbone, DiffusionBackbone):
+        names = [
+            f"input of {where.replace('_', ' ')}, block {block}"
+            for where, blocks in backbone.taps._asdict().items()
+            for block in blocks
+        ]
+    else:
+        names = [f"map {index}" for index in range(len(channels))]
+    return [
+        {"tap": name, "channels": width, "stride": stride}
+        for name, width, stride in zip(names, channels, strides, strict=True)
+    ]

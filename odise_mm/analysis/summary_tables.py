@@ -1,0 +1,104 @@
+"""What models are made of, as tables; the numbers are of :mod:`odise_mm.analysis.model_summary`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from odise_mm.analysis import published
+from odise_mm.benchmarks.tables import Table
+
+
+def make_tables(summary: dict[str, Any]) -> list[Table]:
+    """The summary for people."""
+    tables = [_counts(summary, "trained"), _counts(summary, "frozen")]
+    if "not_built" in summary:
+        tables.append(_not_built(summary))
+    taps = Table("Feature maps of the backbone", ("where", "channels", "stride"))
+    taps.rows = [(t["tap"], str(t["channels"]), str(t["stride"])) for t in summary["taps"]]
+    size = summary["size"]
+    taps.notes = [
+        f"{summary['flops'] / 1e12:.3f} TFLOP for an image of {size} x {size} "
+        f"({published.COUNTED_CLASSES} classes, {published.COUNTED_SYNONYMS} names, embedded "
+        "before); by part: tools/analysis_tools/benchmark.py CONFIG --flops-only"
+    ]
+    return [*tables, taps]
+
+
+def make_comparison(summaries: list[dict[str, Any]]) -> Table:
+    """One row for every config."""
+    columns = ("config", "trained", "frozen", "channels", "strides", "TFLOP per image")
+    table = Table("Models", columns)
+    for summary in summaries:
+        maps = summary["taps"]
+        table.rows.append(
+            (
+                _short_name(summary["config"]),
+                f"{sum(summary['trained'].values()):,}",
+                f"{sum(summary['frozen'].values()):,}",
+                " ".join(str(m["channels"]) for m in maps),
+                " ".join(str(m["stride"]) for m in maps),
+                f"{summary['flops'] / 1e12:.3f} ({summary['size']})",
+            )
+        )
+    table.notes = [
+        "Parameters: what is in memory; shared ones count once. Strides in pixels.",
+        "TFLOP: 10^12 operations, 2 per multiply-add, for a square image of the edge in brackets "
+        f"and {published.COUNTED_CLASSES} classes ({published.COUNTED_SYNONYMS} names), embedded "
+        "before.",
+    ]
+    return table
+
+
+def _short_name(config: str) -> str:
+    """What identifies a config: its path below ``configs/``."""
+    parts = Path(config).with_suffix("").parts
+    last = max((i for i, part in enumerate(parts) if part == "configs"), default=-1)
+    return "/".join(parts[last + 1 :]) if last >= 0 else str(Path(config).with_suffix(""))
+
+
+def _counts(summary: dict[str, Any], kind: str) -> Table:
+    ours, theirs = summary[kind], summary.get(f"published_{kind}")
+    table = Table(f"{kind.capitalize()} parameters", ["part", "ours"])
+    parts = list(dict.fromkeys([*(theirs or {}), *ours]))
+    if theirs is None:
+        table.rows = [(part, f"{ours[part]:,}") for part in parts]
+        table.rows += [(), ("total", f"{sum(ours.values()):,}")]
+        return table
+    table.columns += ["published", "difference"]
+    rows = [(part, ours.get(part, 0), theirs.get(part, 0)) for part in parts]
+    rows.append(("total", sum(ours.values()), sum(theirs.values())))
+    table.rows = [(n, f"{a:,}", f"{b:,}", f"{a - b:+,}" if a != b else "0") for n, a, b in rows]
+    table.rows.insert(-1, ())
+    if kind == "trained":
+        table.notes = [
+            f"The paper rounds the published total to {published.PAPER_TRAINED_MILLIONS} M. The "
+            "one logit scale is counted with the names here, in the head there."
+        ]
+    else:
+        paper = sum(theirs.values()) - summary["fewer_positions"]
+        table.notes = [
+            "CLIP counts once; the published code holds three copies of it.",
+            f"The paper states {published.PAPER_FROZEN_MILLIONS:,} M: this is {paper:,}, the total "
+            f"without the {summary['fewer_positions']:,} parameters that CLIP's positions for 336 "
+            f"pixels need more than those for {published.PAPER_CLIP_IMAGE_SIZE} (presumably).",
+        ]
+    return table
+
+
+def _not_built(summary: dict[str, Any]) -> Table:
+    missing = summary["not_built"]
+    table = Table("Of the diffusion model, not in memory", ("part: module", "parameters"))
+    for part, modules in missing.items():
+        table.rows += [(f"{part}: {name}", f"{count:,}") for name, count in modules.items()]
+    total = sum(sum(modules.values()) for modules in missing.values())
+    table.rows += [(), ("total", f"{total:,}")]
+    table.notes = ["The text encoder is run once, for the empty prompt, and then dropped."]
+    if "published_frozen" in summary:
+        ours, theirs = sum(summary["frozen"].values()), sum(summary["published_frozen"].values())
+        rest = theirs - ours - total
+        table.notes.append(
+            f"{ours:,} frozen + {total:,} not in memory = {ours + total:,}; published: {theirs:,}; "
+            f"unexplained: {rest:,}."
+        )
+    return table
