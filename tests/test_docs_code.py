@@ -99,7 +99,7 @@ def test_the_page_has_files_and_commands_for_everything() -> None:
 
 def test_a_section_is_a_page_at_most() -> None:
     sections = re.split(r"^## ", PAGE.read_text(encoding="utf-8"), flags=re.M)[1:]
-    assert [s.split()[2] for s in sections] == ["backbone", "captioner", "classifier", "data"]
+    assert [s.split()[2] for s in sections] == ["backbone", "captioner", "classifier", "dataset"]
     assert all(len(section.splitlines()) <= 85 for section in sections)
 
 
