@@ -4,10 +4,12 @@
 mmcv as they are (requirements/environment.py). ``python -m build`` makes wheels in an environment
 of its own, which is empty: their requirements are those of the files alone.
 
-Tools, configs and the model index are outside the package. MIM looks for them in ``odise_mm/.mim``:
-a wheel has copies there, an editable installation links.
+Tools, configs, the demo and the model index are outside the package. MIM looks for them in
+``odise_mm/.mim``: a wheel has copies there, an editable installation links. What the toy world's
+configs name lies there in the same place beside the configs as in the repository.
 """
 
+import os
 import re
 import shutil
 import sys
@@ -25,7 +27,14 @@ README = ROOT / "README.md"
 # An editable installation is that of a clone, whose projects can be imported then, too: configs
 # name them in custom_imports. In a wheel "projects" would take a name that is not ours.
 PACKAGES = ["odise_mm", "odise_mm.*"] + ["projects", "projects.*"] * ("editable_wheel" in sys.argv)
-FOR_MIM = ("tools", "configs", "model-index.yml")
+FOR_MIM = (
+    "tools",
+    "configs",
+    "demo",
+    "model-index.yml",
+    "projects/toy_world/vocabularies",
+    "projects/toy_world/weights",
+)
 
 
 class BuildWithTools(build_py):
@@ -50,13 +59,13 @@ def copy_for_mim(folder: Path) -> None:
 
 
 def link_for_mim(folder: Path) -> None:
-    folder.mkdir(exist_ok=True)
     for name in FOR_MIM:
         link = folder / name
+        link.parent.mkdir(parents=True, exist_ok=True)
         if link.is_symlink():
             link.unlink()
         try:
-            link.symlink_to(Path("..", "..", name))
+            link.symlink_to(os.path.relpath(ROOT / name, link.parent))
         except OSError as error:  # Windows without the right to
             print(f"{link} cannot be linked ({error}): MIM will not find {name}", file=sys.stderr)
 
@@ -73,6 +82,7 @@ setup(
     python_requires=">=3.10,<3.13",
     packages=find_packages(include=PACKAGES),
     package_data={
+        "odise_mm": ["py.typed"],
         "odise_mm.vocabulary": ["builtin/*"],
         "odise_mm.checkpoints": ["not_in_openseg.txt"],
         "odise_mm.models.necks.captioners": ["places.txt"],
@@ -80,5 +90,6 @@ setup(
     install_requires=requirements(installed()),
     extras_require={name: parse(ROOT / f"requirements/{name}.txt") for name in ("tests", "docs")},
     cmdclass={"build_py": BuildWithTools},
+    entry_points={"console_scripts": ["odise-mm = odise_mm.cli.main:main"]},
     zip_safe=False,
 )

@@ -2,14 +2,41 @@
 
 Importing the package checks the versions of what it stands on and makes mmcv-lite do where there is
 no compiled mmcv (:mod:`odise_mm.utils.mmcv_ops`). It imports neither torch nor any OpenMMLab
-package, so that it stays quick.
+package, so that it stays quick: :class:`OpenVocabInferencer`, :class:`Vocabulary` and
+:class:`SegmentationResult` are imported when they are first asked for.
 """
+
+from importlib import import_module as _import_module
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+from typing import Any as _Any
 
 from odise_mm.utils.mmcv_ops import offer_stand_in as _offer_stand_in
 from odise_mm.utils.requirements import check_requirements as _check_requirements
 from odise_mm.version import __version__
 
+if _TYPE_CHECKING:
+    from odise_mm.apis import OpenVocabInferencer
+    from odise_mm.structures import SegmentationResult
+    from odise_mm.vocabulary import Vocabulary
+
 _check_requirements()
 _offer_stand_in()
 
-__all__ = ["__version__"]
+__all__ = ["OpenVocabInferencer", "SegmentationResult", "Vocabulary", "__version__"]
+_HOMES = {
+    "OpenVocabInferencer": "odise_mm.apis",
+    "SegmentationResult": "odise_mm.structures",
+    "Vocabulary": "odise_mm.vocabulary",
+}
+
+
+def __getattr__(name: str) -> _Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(_import_module(_HOMES[name]), name)
+    globals()[name] = value  # the next time it is simply there
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""demo/image_demo.py, from the command line to the files."""
+"""demo/image_demo.py and `odise-mm segment`, from the command line to the files."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ SCRIPT = ROOT / "demo" / "image_demo.py"
 
 @pytest.fixture(scope="module")
 def demo():
-    spec = importlib.util.spec_from_file_location("image_demo", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    from odise_mm.cli import segment
+
+    return segment
 
 
 @pytest.fixture

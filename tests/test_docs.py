@@ -20,6 +20,7 @@ import odise_mm.apis.inferencer
 import odise_mm.config.finding
 import odise_mm.models  # noqa: F401  (fills the registry)
 from odise_mm import errors
+from odise_mm.cli.main import COMMANDS, NAME
 from odise_mm.config.changing import change_config
 from odise_mm.registry import MODELS
 
@@ -99,9 +100,19 @@ def test_commands_are_understood(document: Path) -> None:
             assert words[1] in targets
         elif words[0] == "python":
             assert isinstance(parse(words[1], words[2:]), argparse.Namespace), words
+        elif words[0] == NAME:
+            assert isinstance(parse_command(words[1], words[2:]), argparse.Namespace), words
     for command in re.findall(r"`python ([^\s`]+\.py[^`]*)`", prose(document)):
         script, *arguments = shlex.split(command)
         assert isinstance(parse(script, arguments), argparse.Namespace), command
+    for command in re.findall(rf"`{NAME} ([a-z]+ [^`]*)`", prose(document)):
+        name, *arguments = shlex.split(command)
+        assert isinstance(parse_command(name, arguments), argparse.Namespace), command
+
+
+def parse_command(name: str, arguments: list[str]) -> argparse.Namespace:
+    assert name in COMMANDS
+    return importlib.import_module(f"odise_mm.cli.{name}").parse_args(arguments)
 
 
 def parse(script: str, arguments: list[str]) -> argparse.Namespace:

@@ -216,7 +216,7 @@ def test_every_set_is_prepared_and_tested_on_the_page() -> None:
 def test_a_missing_set_is_named_with_its_converter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    from tools import test as tool
+    from odise_mm.cli import test as tool
 
     monkeypatch.chdir(tmp_path)
     for name, command in CONVERTERS.items():

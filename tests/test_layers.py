@@ -23,6 +23,7 @@ FLOORS = (
     {"engine"},
     {"benchmarks"},
     {"analysis", "apis", "converters"},
+    {"cli"},
 )
 FLOOR_OF = {package: index for index, floor in enumerate(FLOORS) for package in floor}
 

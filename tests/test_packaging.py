@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,8 +13,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from odise_mm.annotations.panoptic_io import read_coco_panoptic
+
 ROOT = Path(__file__).resolve().parents[1]
-FOR_MIM = ("tools", "configs", "model-index.yml")
+TOY = ("projects/toy_world/vocabularies", "projects/toy_world/weights")
+FOR_MIM = ("tools", "configs", "demo", "model-index.yml", *TOY)
+MEGABYTE = 2**20
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +32,20 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copytree(ROOT / name, folder / name, ignore=unwanted)
         else:
             shutil.copy(ROOT / name, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(clone, "wheel", tmp_path_factory.mktemp("wheels"))
+
+
+@pytest.fixture(scope="module")
+def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of packages with the wheel in it, and nothing of the clone."""
+    folder = tmp_path_factory.mktemp("site")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
     return folder
 
 
@@ -43,32 +63,83 @@ def listing(folder: Path) -> set[str]:
     return {p.as_posix() for p in found if "__pycache__" not in p.parts}
 
 
-def test_a_wheel_has_tools_configs_and_index(clone: Path, tmp_path: Path) -> None:
-    (tmp_path / "wheels").mkdir()
-    wheel = build(clone, "wheel", tmp_path / "wheels")
-    site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-    packed = site / "odise_mm/.mim"
-    assert {path.name for path in packed.iterdir()} == set(FOR_MIM)
-    for name in ("tools", "configs"):
-        assert listing(packed / name) == listing(clone / name)
-    for file in yaml.safe_load((packed / "model-index.yml").read_text())["Import"]:
-        assert (packed / file).is_file()
-
-    # The packed tool, started elsewhere, uses the packed package and finds a packed config by name.
-    (tmp_path / "elsewhere").mkdir()
-    command = [sys.executable, str(packed / "tools/train.py"), "odise_label_voc20"]
-    done = subprocess.run(
-        command,
-        cwd=tmp_path / "elsewhere",
+def run(site: Path, folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a folder, with the packages of ``site`` before all others."""
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
         env={"PYTHONPATH": str(site), "PATH": ""},
         capture_output=True,
         text=True,
     )
+
+
+def test_a_wheel_has_tools_configs_and_index(clone: Path, site: Path, tmp_path: Path) -> None:
+    packed = site / "odise_mm/.mim"
+    assert {path.name for path in packed.iterdir()} == {Path(name).parts[0] for name in FOR_MIM}
+    for name in FOR_MIM:
+        assert listing(packed / name) == listing(clone / name)
+    assert [path.name for path in (packed / "projects").iterdir()] == ["toy_world"]
+    for file in yaml.safe_load((packed / "model-index.yml").read_text())["Import"]:
+        assert (packed / file).is_file()
+    assert (site / "odise_mm/py.typed").is_file() and not (site / "projects").exists()
+
+    # The packed tool, started elsewhere, uses the packed package and finds a packed config by name.
+    done = run(site, tmp_path, str(packed / "tools/train.py"), "odise_label_voc20")
     config = packed / "configs/odise/odise_label_voc20.py"
     assert done.returncode == 2
     assert f"error: {config}: has no `train_dataloader`" in done.stderr
+
+
+def test_a_wheel_has_the_command(site: Path, tmp_path: Path) -> None:
+    (entry_points,) = site.glob("*.dist-info/entry_points.txt")
+    assert "odise-mm = odise_mm.cli.main:main" in entry_points.read_text()
+    done = run(site, tmp_path, "-m", "odise_mm.cli", "info", "--json")
+    found = json.loads(done.stdout)
+    packed = site / "odise_mm/.mim"
+    assert found["folders"]["configs"] == [str(packed / "configs")]
+    for path in (packed / "configs/toy").glob("*.py"):
+        assert found["configs"][path.stem] == str(path)
+
+
+def test_no_file_of_a_wheel_is_large(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        sizes = {item.filename: item.file_size for item in archive.infolist()}
+    assert max(sizes.values()) < 20 * MEGABYTE
+    assert sum(sizes.values()) < 30 * MEGABYTE
+
+
+def test_the_toy_model_works_from_a_wheel(site: Path, tmp_path: Path) -> None:
+    """With what was packed: its frozen models, vocabularies and weights."""
+    packed = site / "odise_mm/.mim"
+    picture = str(packed / "demo/images/toy_scene.jpg")
+    names = ["--texts", "yellow heart; red ball; black heart", "--stuff-texts", "wood; sand"]
+    weights = packed / "projects/toy_world/weights/odise_label.safetensors"
+    options = ["--config", "odise_toy_label", "--weights", str(weights), "--out", "out"]
+    done = run(site, tmp_path, "-m", "odise_mm.cli", "segment", picture, *names, *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    (result,) = read_coco_panoptic(tmp_path / "out/panoptic.json")
+    assert {"yellow heart", "black heart"} <= {segment.name for segment in result.segments}
+    assert "Made-up" not in done.stdout
+    assert str(ROOT) not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("config", ["odise_toy_label", "odise_toy_caption"])
+def test_files_that_toy_configs_name_are_in_a_wheel(
+    config: str, site: Path, tmp_path: Path
+) -> None:
+    code = (
+        "from odise_mm.config.finding import load_config\n"
+        f"cfg = load_config({config!r})\n"
+        "print(cfg.clip_folder, cfg.diffusion_folder, cfg.base_names, cfg.all_names)\n"
+        "print(*cfg.subsets.values())"
+    )
+    done = run(site, tmp_path, "-c", code)
+    assert done.returncode == 0, done.stderr[-2000:]
+    files = list(map(Path, done.stdout.split()))
+    assert len(files) == 6
+    for file in files:
+        assert file.resolve().is_relative_to(site) and file.exists()
 
 
 def test_an_editable_installation_has_links(clone: Path, tmp_path: Path) -> None:
@@ -76,6 +147,7 @@ def test_an_editable_installation_has_links(clone: Path, tmp_path: Path) -> None
     for name in FOR_MIM:
         link = clone / "odise_mm/.mim" / name
         assert link.is_symlink() and link.resolve() == clone / name
+        assert not Path(os.readlink(link)).is_absolute()
     assert "odise_mm/.mim" in (ROOT / ".gitignore").read_text().split()
 
 
@@ -83,7 +155,7 @@ def test_a_source_distribution_has_what_a_wheel_is_made_of(clone: Path, tmp_path
     archive = build(clone, "sdist", tmp_path)
     shutil.unpack_archive(archive, tmp_path / "unpacked", filter="data")
     (folder,) = (tmp_path / "unpacked").iterdir()
-    for name in ("tools", "configs", "odise_mm"):
+    for name in ("tools", "configs", "demo", "odise_mm", *TOY):
         wanted = {file for file in listing(clone / name) if not file.startswith(".mim/")}
         assert listing(folder / name) >= wanted
     assert (folder / "model-index.yml").is_file()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections import Counter
 from pathlib import Path
 
 from mmengine.config import Config
@@ -32,6 +33,26 @@ def own_config_folders() -> list[Path]:
 def _came_with_the_package() -> tuple[Path, Path]:
     package = Path(__file__).resolve().parents[1]
     return package / ".mim" / "configs", package.parent / "configs"
+
+
+def known_configs() -> dict[str, Path]:
+    """Files of all configs, by names under which :func:`load_config` finds them.
+
+    A name is the file's stem where that is unique, else its path below ``configs/``. Where the
+    working directory and the package both have that, it is the full path.
+    """
+    own = own_config_folders()
+    folders = [folder for folder in config_folders() if folder not in own[1:]]  # hold the same
+    paths = [
+        (file, file.relative_to(f).with_suffix("")) for f in folders for file in _configs_in(f)
+    ]
+    stems = Counter(path.name for _, path in paths)
+    places = Counter(path for _, path in paths)
+    named: dict[str, Path] = {}
+    for file, path in paths:
+        unique = path.name if stems[path.name] == 1 else path.as_posix()
+        named[unique if places[path] == 1 else str(file)] = file
+    return named
 
 
 def load_config(config: str | os.PathLike | Config) -> Config:
@@ -65,7 +86,7 @@ def _find_config(name: str) -> Path:
     # Of the package's own folders, which hold the same, the first with a hit counts.
     hits: dict[bool, list[Path]] = {}
     for folder in config_folders():
-        files = [f for f in sorted(folder.rglob("*.py")) if "_base_" not in f.parts]
+        files = _configs_in(folder)
         known |= {f.stem for f in files}
         exact = folder.joinpath(*wanted)
         found = [exact] if exact in files else [f for f in files if _ends_in(f, wanted)]
@@ -87,6 +108,10 @@ def _find_config(name: str) -> Path:
         f"no config {name!r}: neither a file nor a name under configs/.{mean} "
         f"There are: {', '.join(sorted(known)) or 'none'}"
     )
+
+
+def _configs_in(folder: Path) -> list[Path]:
+    return [f for f in sorted(folder.rglob("*.py")) if "_base_" not in f.parts]
 
 
 def _ends_in(path: Path, wanted: tuple[str, ...]) -> bool:

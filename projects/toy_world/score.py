@@ -28,6 +28,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
 from transformers import CLIPTextModel  # noqa: E402
 
 from odise_mm.benchmarks.tables import Table, show  # noqa: E402
+from odise_mm.cli import test as test_program  # noqa: E402
 from odise_mm.errors import DatasetError  # noqa: E402
 from odise_mm.models import FrozenCLIP  # noqa: E402
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
@@ -37,7 +38,6 @@ from odise_mm.utils.outputs import check_outputs  # noqa: E402
 from projects.toy_world import generate  # noqa: E402
 from projects.toy_world.pretraining import clip, diffusion  # noqa: E402
 from projects.toy_world.pretraining.loop import write_json  # noqa: E402
-from tools import test as test_program  # noqa: E402
 
 WEIGHTS = Path(__file__).parent / "weights"
 SCENES = 50

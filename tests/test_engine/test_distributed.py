@@ -20,12 +20,12 @@ import pytest
 import torch
 
 from odise_mm.checkpoints.published import load_weights
+from odise_mm.cli import train as tool
 from odise_mm.registry import MODELS
 from tests.support import distributed_worker as worker
 from tests.support.parts import load_config, segmentor_config
 from tests.support.small_coco import SIZES, VOCABULARY, write_small_coco
 from tests.support.small_training import weights
-from tools import train as tool
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = dict(os.environ, PYTHONPATH=str(ROOT), PYTHON=sys.executable, OMP_NUM_THREADS="1")

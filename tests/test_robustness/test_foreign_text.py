@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from demo import image_demo
 from odise_mm.benchmarks.tables import Table, show
+from odise_mm.cli import segment as image_demo
+from odise_mm.cli import test as test_tool
 from odise_mm.errors import ConfigError
 from odise_mm.utils.command_line import NOBODY_READS, Parser, one_line_errors
 from odise_mm.visualization.text import tidy
 from tests.support.fake_segmentor import CONFIG
 from tests.support.small_test_set import SET_CONFIG, write_project
-from tools import test as test_tool
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "a\x1b]0;title\x07\x1b[2J\nerror: all is lost\r\u202eb"

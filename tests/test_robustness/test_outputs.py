@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from demo import image_demo
 from odise_mm.annotations.panoptic_io import read_coco_panoptic
+from odise_mm.cli import segment as image_demo
 from odise_mm.errors import PanopticFileError
 from tests.support.fake_segmentor import CONFIG, FakeSegmentor
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from odise_mm.cli import test as test_program
+from odise_mm.cli import train
 from odise_mm.utils import processes
 from odise_mm.utils.files import FolderLock
 from tests.support.small_training import CONFIG
-from tools import test as test_program
-from tools import train
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS = 60  # what a busy machine may need for what takes an instant

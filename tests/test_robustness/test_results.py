@@ -13,13 +13,13 @@ import pytest
 from mmengine.hooks import Hook
 
 from odise_mm.benchmarks.report import Report
+from odise_mm.cli import test as tool
 from odise_mm.engine import OpenVocabRunner, result_writer
 from odise_mm.engine.result_writer import ResultWriterHook
 from odise_mm.errors import ConfigError, EvaluationError
 from odise_mm.registry import HOOKS
 from tests.support.small_test_set import write_project
 from tests.support.small_training import config
-from tools import test as tool
 
 SETS = {"five": (20, 16, 28, 8, 10), "one": (20,)}
 

@@ -14,8 +14,8 @@ from mmengine.config import Config
 from PIL import Image
 
 from odise_mm.benchmarks.ablations import STUDIES
+from odise_mm.cli import test as test_tool
 from tests.support.small_test_set import write_project
-from tools import test as test_tool
 from tools.analysis_tools import ablation_table as tool
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,11 +15,11 @@ from mmengine.config import Config
 from PIL import Image
 
 from odise_mm.analysis.predictions import Prediction, PredictionFolder
+from odise_mm.cli import test as test_tool
 from odise_mm.models import GeometricEnsemble, OpenVocabSegmentor
 from odise_mm.models.classifiers.base import Opinion
 from tests.support import parts
 from tests.support.small_test_set import write_project
-from tools import test as test_tool
 from tools.analysis_tools import save_predictions, sweep_fusion
 
 ALPHA, BETA = 0.4, 0.9

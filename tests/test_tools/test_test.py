@@ -24,6 +24,7 @@ from pycocotools.coco import COCO
 from odise_mm.annotations.panoptic_io import read_coco_panoptic
 from odise_mm.benchmarks import running
 from odise_mm.benchmarks.sets import make_benchmark_sets
+from odise_mm.cli import test as tool
 from odise_mm.config.finding import load_config
 from odise_mm.utils.files import FolderLock
 from tests.support import parts
@@ -36,7 +37,6 @@ from tests.support.small_test_set import (
     write_project,
     write_set,
 )
-from tools import test as tool
 
 ROOT = Path(__file__).resolve().parents[2]
 # The model's border is at 20: IoU of the cat is 1, .8, 20/28, .4, .5, of the sky likewise.

@@ -12,13 +12,13 @@ from mmengine.config import Config
 
 from odise_mm.checkpoints.published import load_weights
 from odise_mm.checkpoints.training_state import read_training_state
+from odise_mm.cli import train as tool
 from odise_mm.config.changing import change_config
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.registry import MODELS
 from tests.support.parts import CONFIGS, load_config, segmentor_config
 from tests.support.small_coco import VOCABULARY, write_small_coco
 from tests.support.small_training import CONFIG
-from tools import train as tool
 
 ROOT = Path(__file__).resolve().parents[2]
 

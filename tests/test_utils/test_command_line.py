@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config, DictAction
 
+from odise_mm.cli import test, train
 from odise_mm.config.changing import change_config
 from odise_mm.utils.command_line import ConfigOptions
-from tools import test, train
 from tools.analysis_tools import browse_dataset, save_predictions
 from tools.run_study import parse_args as parse_study
 

@@ -14,12 +14,12 @@ import torchvision
 from mmengine.config import Config
 
 from odise_mm.apis import OpenVocabInferencer
+from odise_mm.cli import test as test_tool
 from odise_mm.config.building import build_model
 from odise_mm.config.finding import load_config
 from odise_mm.errors import CheckpointError, ConfigError
 from projects.example_backbone.torchvision_backbone import TorchvisionBackbone
 from tests.support.small_coco import VOCABULARY, write_small_coco
-from tools import test as test_tool
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "projects/example_backbone/configs"

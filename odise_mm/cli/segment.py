@@ -1,0 +1,182 @@
+"""Segment images and name the segments with class names of your choice.
+
+Example:
+    odise-mm segment demo/images/pagoda.jpg \
+        --texts "pagoda, temple; tree" --stuff-texts "sky; lake, water" --out out
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from odise_mm.utils.command_line import (
+    Parser,
+    ended_by_signals,
+    one_line_errors,
+    positive_int,
+)
+from odise_mm.utils.display import printable
+from odise_mm.utils.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from odise_mm.structures import SegmentationResult
+
+GO_ON = "the same command goes on where this one stopped"
+DEFAULT_CONFIG = "odise_tiny"
+
+
+def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__, prog=prog)
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="pictures, folders or glob patterns"
+    )
+    names = parser.add_argument_group("names")
+    names.add_argument(
+        "--texts",
+        help="names of things, ';' between classes, ',' between synonyms; names of vocabularies "
+        "(coco, ade20k, lvis, ...) work as well",
+    )
+    names.add_argument("--stuff-texts", help="names of stuff (sky, grass, ...), written alike")
+    names.add_argument(
+        "--vocabulary", help="vocabularies, by name or file, joined to the typed names"
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--config",
+        default=DEFAULT_CONFIG,
+        help="config file or its name under configs/ (default: the miniature)",
+    )
+    model.add_argument(
+        "--weights",
+        help="our checkpoint or a published ODISE checkpoint (default: what is published for the "
+        "config, which is downloaded on first use)",
+    )
+    model.add_argument("--diffusion-weights", help="folder, single file or hub id")
+    model.add_argument("--clip-weights", help="file or open_clip tag")
+    model.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: cuda where there is one)")
+    model.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    model.add_argument(
+        "--batch-size", type=positive_int, default=1, help="pictures that run together"
+    )
+    model.add_argument(
+        "--max-pixels",
+        type=positive_int,
+        metavar="N",
+        help="refuse pictures of more pixels (default: 67,108,864, which is 8192 x 8192)",
+    )
+    out = parser.add_argument_group("output")
+    out.add_argument(
+        "--out",
+        default="out",
+        metavar="DIR",
+        help="default: %(default)s; results of an earlier run there are replaced, and a run that "
+        "was ended goes on when the same command is given again",
+    )
+    out.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace files in DIR that this program did not write (never its inputs), and drop "
+        "an unfinished run",
+    )
+    out.add_argument("--no-picture", action="store_true", help="write the maps alone")
+    out.add_argument("--no-progress", action="store_true", help="no progress bar")
+    return parser.parse_args(argv)
+
+
+def print_segments(console: Console, result: SegmentationResult) -> None:
+    """A table of one picture's segments, the largest first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    title = f"{printable(result.image_name)}  ({result.width} x {result.height})"
+    table = Table(title=Text(title), title_justify="left", title_style="bold")
+    table.add_column("segment")
+    table.add_column("kind")
+    table.add_column("score", justify="right")
+    table.add_column("area", justify="right")
+    for segment in sorted(result.segments, key=lambda s: -s.area):
+        table.add_row(
+            Text(printable(segment.name)),
+            "thing" if segment.is_thing else "stuff",
+            f"{segment.score:.2f}",
+            f"{100 * result.share(segment):.1f} %",
+        )
+    if result.made_up_weights:
+        table.caption = "made-up weights: meaningless"
+        table.caption_style = "black on yellow"
+    if not result.segments:
+        table.add_row(Text("nothing found", style="italic"), "", "", "")
+    console.print(table)
+
+
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    """Run the command: 0, or 1 when a picture was skipped; mistakes exit with 2, as argparse."""
+    args = parse_args(argv, prog)
+    # After the arguments: these imports take seconds, and --help should not.
+    from rich.console import Console
+
+    with one_line_errors(f"interrupted; {GO_ON}"), ended_by_signals():
+        return run(args, Console(highlight=False))
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    from odise_mm.apis import OpenVocabInferencer
+    from odise_mm.apis.inferencer import MADE_UP_NOTICE
+    from odise_mm.apis.output import OutputFolder
+    from odise_mm.apis.sources import expand
+    from odise_mm.utils.outputs import InputFiles
+
+    named = (args.config, args.weights, args.diffusion_weights, args.clip_weights, args.vocabulary)
+    # Before the model is built, which takes minutes.
+    folder = OutputFolder(args.out, InputFiles(*named), args.overwrite)
+    folder.check(list(expand(args.images, log=False)), not args.no_picture)
+    limit = {} if args.max_pixels is None else dict(max_pixels=args.max_pixels)
+    inferencer = OpenVocabInferencer(
+        args.config,
+        args.weights,
+        args.device,
+        args.precision,
+        diffusion_weights=args.diffusion_weights,
+        clip_weights=args.clip_weights,
+        **limit,
+        # Only the panoptic result is shown: don't compute the others.
+        cfg_options={"model.test_cfg.semantic": False, "model.test_cfg.instance": False},
+    )
+    results = inferencer.stream(
+        args.images,
+        args.texts,
+        args.stuff_texts,
+        args.vocabulary,
+        batch_size=args.batch_size,
+        out_dir=args.out,
+        draw=not args.no_picture,
+        progress=not args.no_progress,
+        resume=not args.overwrite,
+        overwrite=args.overwrite,
+    )
+    failed = 0
+    written: dict[str, None] = {}
+    with closing(results):
+        for result in results:
+            if result.ok:
+                print_segments(console, result)
+                written |= dict.fromkeys(result.files.values())
+            else:
+                failed += 1
+                print_line(console, f"skipped: {printable(result.error)}", "red")
+    if inferencer.made_up_weights:
+        print_line(console, MADE_UP_NOTICE, "black on yellow")
+    for path in written:
+        print_line(console, f"wrote {printable(path)}")
+    return 1 if failed else 0
+
+
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """A line that is neither folded nor markup."""
+    from rich.text import Text
+
+    console.print(Text(text, style=style), soft_wrap=True)

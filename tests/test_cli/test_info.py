@@ -1,0 +1,73 @@
+"""``odise-mm info``: what there is, for people and for programs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import odise_mm
+from odise_mm.cli import info
+from odise_mm.config.finding import known_configs, load_config
+from odise_mm.utils import mmcv_ops
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_everything_is_there_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert info.main(["--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["versions"]["odise_mm"] == odise_mm.__version__
+    assert torch.__version__.startswith(found["versions"]["torch"])
+    assert len(found["devices"]["cuda"]) == torch.cuda.device_count()
+    assert found["mmcv_operators"] in ("compiled", "pytorch")
+    assert Path(found["folders"]["package"]) == Path(odise_mm.__file__).parent
+    assert found["configs"]["odise_coco_label"].endswith("configs/odise/odise_coco_label.py")
+
+
+def test_the_tables_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    assert info.main([]) == 0
+    printed = capsys.readouterr().out
+    found = info.gather()
+    for value in (*found["versions"].values(), found["folders"]["torch_cache"]):
+        assert value in printed
+    for name, file in found["configs"].items():
+        assert Path(file).stem in printed, name
+    assert not any(line.endswith(" ") for line in printed.splitlines())
+
+
+def test_devices_and_operators_of_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = SimpleNamespace(name="A GPU\x1b", total_memory=8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: gpu)
+
+    def broken() -> str:
+        raise ImportError("mmcv does not load\nat all")
+
+    monkeypatch.setattr(mmcv_ops, "ops_backend", broken)
+    text = info.as_text(info.gather())
+    assert "cuda:0          A GPU\\x1b, 8.0 GiB" in text
+    assert "default         cuda" in text
+    assert "mmcv operators  error: mmcv does not load\n" in text
+
+
+def test_names_of_configs_lead_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the working directory has configs of its own, some with the same names."""
+    for name in ("odise/odise_coco_label.py", "mine/own.py", "mine/odise_tiny.py"):
+        path = tmp_path / "configs" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("model = dict()\n")
+    monkeypatch.chdir(tmp_path)
+    known = known_configs()
+    assert known["own"] == tmp_path / "configs/mine/own.py"
+    assert known["mine/odise_tiny"] == tmp_path / "configs/mine/odise_tiny.py"
+    assert "toy/odise_tiny" in known and "odise_tiny" not in known
+    assert str(tmp_path / "configs/odise/odise_coco_label.py") in known
+    for name in ("own", "mine/odise_tiny", "toy/odise_tiny", "ablation/steps/t0"):
+        assert Path(load_config(name).filename) == known[name]
+    text = info.as_text(info.gather())
+    assert f"{tmp_path}/configs/mine" in text

@@ -1,0 +1,51 @@
+"""``import odise_mm`` is quick, and its names come when they are asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import odise_mm
+from odise_mm.apis import OpenVocabInferencer
+from odise_mm.structures import SegmentationResult
+from odise_mm.vocabulary import Vocabulary
+
+
+def run(code: str) -> list[str]:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_importing_is_quick_and_imports_nothing_large() -> None:
+    code = (
+        "import sys, time; before = time.perf_counter()\n"
+        "import odise_mm; seconds = time.perf_counter() - before\n"
+        "assert 'Vocabulary' in dir(odise_mm)\n"
+        "names = 'torch', 'numpy', 'mmcv', 'mmengine', 'mmdet', 'odise_mm.apis'\n"
+        "print(seconds, *[name for name in names if name in sys.modules])"
+    )
+    seconds, *large = run(code)
+    assert large == []
+    assert float(seconds) < 1  # 0.06 on a quiet machine
+
+
+def test_names_of_classes_come_without_torch() -> None:
+    code = (
+        "import sys; from odise_mm import SegmentationResult, Vocabulary\n"
+        "print(len(Vocabulary.parse('cat; dog')), 'torch' in sys.modules)"
+    )
+    assert run(code) == ["2", "False"]
+
+
+def test_names_are_those_of_their_modules() -> None:
+    assert odise_mm.OpenVocabInferencer is OpenVocabInferencer
+    assert odise_mm.SegmentationResult is SegmentationResult
+    assert odise_mm.Vocabulary is Vocabulary
+    assert {*odise_mm.__all__, "__path__"} <= set(dir(odise_mm))
+
+
+def test_other_names_are_no_attributes() -> None:
+    with pytest.raises(AttributeError, match="module 'odise_mm' has no attribute 'Inferencer'"):
+        _ = odise_mm.Inferencer
