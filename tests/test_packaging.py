@@ -114,8 +114,7 @@ def test_the_toy_model_works_from_a_wheel(site: Path, tmp_path: Path) -> None:
     packed = site / "odise_mm/.mim"
     picture = str(packed / "demo/images/toy_scene.jpg")
     names = ["--texts", "yellow heart; red ball; black heart", "--stuff-texts", "wood; sand"]
-    weights = packed / "projects/toy_world/weights/odise_label.safetensors"
-    options = ["--config", "odise_toy_label", "--weights", str(weights), "--out", "out"]
+    options = ["--config", "odise_toy_label", "--out", "out"]
     done = run(site, tmp_path, "-m", "odise_mm.cli", "segment", picture, *names, *options)
     assert done.returncode == 0, done.stderr[-2000:]
     (result,) = read_coco_panoptic(tmp_path / "out/panoptic.json")
@@ -132,12 +131,14 @@ def test_files_that_toy_configs_name_are_in_a_wheel(
         "from odise_mm.config.finding import load_config\n"
         f"cfg = load_config({config!r})\n"
         "print(cfg.clip_folder, cfg.diffusion_folder, cfg.base_names, cfg.all_names)\n"
-        "print(*cfg.subsets.values())"
+        "print(*cfg.subsets.values())\n"
+        "from odise_mm.checkpoints.published_weights import find_published\n"
+        "print(find_published(cfg).path)"
     )
     done = run(site, tmp_path, "-c", code)
     assert done.returncode == 0, done.stderr[-2000:]
     files = list(map(Path, done.stdout.split()))
-    assert len(files) == 6
+    assert len(files) == 7
     for file in files:
         assert file.resolve().is_relative_to(site) and file.exists()
 
