@@ -21,6 +21,7 @@ from scipy.fft import dctn
 import odise_mm.apis.inferencer
 import odise_mm.benchmarks.planning  # before load_config is replaced: it would keep that one
 import odise_mm.config.finding
+import odise_mm.datasets  # noqa: F401  (so that its data sets are not among those of the page)
 from odise_mm.config.building import build_model
 from odise_mm.config.changing import change_config
 from odise_mm.errors import ConfigError
@@ -75,6 +76,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
     monkeypatch.setattr(odise_mm.config.finding, "load_config", load_small)
     monkeypatch.setattr(odise_mm.apis.inferencer, "load_config", load_small)
+    monkeypatch.setattr(odise_mm.benchmarks.planning, "load_config", load_small)
     before = set(MODELS.module_dict), set(DATASETS.module_dict)
     yield tmp_path
     for registry, known in zip((MODELS, DATASETS), before, strict=True):
