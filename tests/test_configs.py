@@ -88,6 +88,7 @@ def test_builds_on_the_meta_device(file: str) -> None:
     training = loaded(file).get("train_dataloader")
     names = training.dataset.vocabulary if training else "coco"
     assert model.vocabulary == Vocabulary.load(names)
+    assert model.fusion.train_vocabulary == Vocabulary.load(names)
     assert sum(p.requires_grad for p in model.parameters()) == len(model.state_dict())
 
 
@@ -221,7 +222,8 @@ def test_runner_and_samplers_are_ours(file: str) -> None:
         assert loader is None or loader.sampler.round_up is False
     if file in TRAINED:
         assert cfg.train_dataloader.sampler.type == "SeededSampler"
-        assert cfg.model.fusion.train_vocabulary == cfg.train_dataloader.dataset.vocabulary
+        assert cfg.model.vocabulary == cfg.train_dataloader.dataset.vocabulary
+        assert "train_vocabulary" not in cfg.model.fusion, "it stands in one place"
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -34,6 +34,7 @@ from odise_mm.benchmarks.report import (
 )
 from odise_mm.benchmarks.sets import BenchmarkSet
 from odise_mm.checkpoints.published import load_weights
+from odise_mm.checkpoints.training_names import train_vocabulary
 from odise_mm.datasets.class_names import find_file
 from odise_mm.engine.loops import unwrapped, vocabulary_of
 from odise_mm.engine.result_writer import ProgressHook, ResultWriterHook
@@ -208,7 +209,8 @@ def describe_run(
     model = unwrapped(runner.model)
     device = next(model.parameters()).device
     cfg = runner.cfg
-    train = (cfg.model.get("fusion") or {}).get("train_vocabulary")
+    said = (cfg.model.get("fusion") or {}).get("train_vocabulary")
+    trained = train_vocabulary(model) if said is None else Vocabulary.load(said)
     made_up = checkpoint == NO_CHECKPOINT
     return dict(
         config=dict(
@@ -221,8 +223,8 @@ def describe_run(
         if made_up
         else dict(file=checkpoint, sha256=sha256_of(os.path.expanduser(checkpoint))),
         train_vocabulary=None
-        if train is None
-        else describe_vocabulary(Vocabulary.load(train), str(train)),
+        if trained is None
+        else describe_vocabulary(trained, trained.name if said is None else str(said)),
         precision=precision,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         processes=get_world_size(),

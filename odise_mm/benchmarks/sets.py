@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from odise_mm.config.walking import inner_configs, pipeline_users
 from odise_mm.datasets.class_names import resolve_subsets, resolve_vocabulary
 from odise_mm.datasets.wrappers import check_same_classes
 from odise_mm.errors import ConfigError, DatasetError
+from odise_mm.registry import MODELS
 from odise_mm.vocabulary import Vocabulary
 
 # The published models were tested with these lists of names, by the built-in vocabulary's or the
@@ -259,9 +261,19 @@ def _use_label_files(test_set: BenchmarkSet, folder: Path) -> None:
     for dataset in test_set.datasets:
         if not dataset.get("class_agnostic"):  # else its one name is "object"
             dataset["label_file"] = str(_label_file(folder, test_set.name))
-    fusion = test_set.cfg.model.get("fusion") or {}
-    if "train_vocabulary" in fusion and not os.path.isfile(fusion["train_vocabulary"]):
-        fusion["train_vocabulary"] = str(_label_file(folder, fusion["train_vocabulary"]))
+    model = test_set.cfg.model
+    fusion = model.get("fusion") or {}
+    trained = fusion.get("train_vocabulary")
+    if trained is None and _takes_names(fusion):
+        trained = model.get("vocabulary")  # what segmentors fill in
+    if isinstance(trained, str) and not os.path.isfile(trained):
+        fusion["train_vocabulary"] = str(_label_file(folder, trained))
+
+
+def _takes_names(fusion: dict[str, Any]) -> bool:
+    kind = fusion.get("type")
+    cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    return cls is not None and "train_vocabulary" in inspect.signature(cls).parameters
 
 
 def _check_order(name: str, own: Vocabulary, renamed: Vocabulary, label_file: str) -> None:

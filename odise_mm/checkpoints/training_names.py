@@ -33,6 +33,18 @@ def train_vocabulary(model: nn.Module) -> Vocabulary | None:
     return names if isinstance(names, Vocabulary) else None
 
 
+def take_names(model: nn.Module, vocabulary: Vocabulary) -> bool:
+    """Let a model take these names for those it was trained with, unless its config said which.
+
+    Returns:
+        Whether it does.
+    """
+    if not getattr(model, "train_vocabulary_is_open", False) or train_vocabulary(model) is None:
+        return False
+    model.fusion.train_vocabulary = vocabulary
+    return True
+
+
 def note_of(vocabulary: Vocabulary) -> dict[str, Any]:
     """A vocabulary's names as lists and text, for the ``meta`` of a checkpoint."""
     return dict(name=vocabulary.name, synonyms=[list(group) for group in vocabulary.synonyms])
@@ -59,23 +71,28 @@ def compare_names(
 ) -> None:
     """Warn, once, where a checkpoint's training names are not those of the model's config.
 
+    A model whose config says none takes the checkpoint's.
+
     Args:
         model: that the checkpoint was loaded into.
         path: of the checkpoint.
         meta: the notes in it.
         published: whether it has the names of the published ODISE code.
     """
-    ours = train_vocabulary(model)
-    if ours is None:
+    if train_vocabulary(model) is None:
         return
     text = None
+    theirs = noted(meta)
+    if published or "converted_from" in meta:
+        theirs = Vocabulary.load("coco")  # as far as this package has them
+    if theirs is not None:
+        take_names(model, theirs)
+    ours = train_vocabulary(model)
     if published or "converted_from" in meta:
         if ours == Vocabulary.load("coco"):
             text = _of_published(model, path)
-    else:
-        theirs = noted(meta)
-        if theirs is not None and _keys(theirs) != _keys(ours):
-            text = _of_others(model, path, ours, theirs)
+    elif theirs is not None and _keys(theirs) != _keys(ours):
+        text = _of_others(model, path, ours, theirs)
     if text is not None:
         print_log(text, logger="current", level=30)
 

@@ -14,6 +14,7 @@ from mmengine.runner import BaseLoop, IterBasedTrainLoop, TestLoop, ValLoop
 from torch import nn
 from torch.utils.data import Dataset
 
+from odise_mm.checkpoints.training_names import take_names
 from odise_mm.datasets.class_names import OBJECT
 from odise_mm.engine.hooks import last_checkpoint, stopped
 from odise_mm.errors import (
@@ -110,7 +111,7 @@ class OpenVocabTrainLoop(IterBasedTrainLoop):
 
     Raises:
         ConfigError: the model takes other names for those it was trained with
-            (``model.fusion.train_vocabulary``).
+            (``model.fusion.train_vocabulary``, if the config says it).
         DatasetError: the data set is empty.
     """
 
@@ -118,7 +119,7 @@ class OpenVocabTrainLoop(IterBasedTrainLoop):
         super().__init__(runner, dataloader, **kwargs)
         if not len(self.dataloader.dataset):
             raise DatasetError("the training data set has no image")
-        _check_train_vocabulary(unwrapped(runner.model), vocabulary_of(self.dataloader.dataset))
+        _set_train_vocabulary(unwrapped(runner.model), vocabulary_of(self.dataloader.dataset))
 
     @property
     def total_batch(self) -> int:
@@ -191,9 +192,13 @@ class OpenVocabTrainLoop(IterBasedTrainLoop):
             raise stopped(self.runner, data_batch, f"numbers not finite ({err})") from err
 
 
-def _check_train_vocabulary(model: nn.Module, vocabulary: Vocabulary | None) -> None:
+def _set_train_vocabulary(model: nn.Module, vocabulary: Vocabulary | None) -> None:
+    """Names of the training data set are those that the model is trained with."""
     expected = getattr(getattr(model, "fusion", None), "train_vocabulary", None)
     if expected is None or vocabulary is None or vocabulary == OBJECT:
+        return
+    if take_names(model, vocabulary):
+        model.train_vocabulary_is_open = False  # a checkpoint to begin with has others, perhaps
         return
     if expected.synonyms != vocabulary.synonyms:
         raise ConfigError(

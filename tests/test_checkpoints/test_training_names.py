@@ -14,7 +14,13 @@ from odise_mm.checkpoints import published as weights
 from odise_mm.checkpoints import training_names
 from odise_mm.checkpoints.published import load_weights
 from odise_mm.checkpoints.safe_loading import load_meta, save_state_dict
-from odise_mm.checkpoints.training_names import compare_names, note_of, noted, unsure_classes
+from odise_mm.checkpoints.training_names import (
+    compare_names,
+    note_of,
+    noted,
+    take_names,
+    unsure_classes,
+)
 from odise_mm.models import GeometricEnsemble
 from odise_mm.vocabulary import Vocabulary
 from tests.support.parts import segmentor
@@ -121,9 +127,27 @@ def test_a_model_without_training_names(warnings: list[str]) -> None:
     assert warnings == []
 
 
+def test_a_config_without_names_takes_those_of_the_checkpoint(
+    tmp_path: Path, warnings: list[str]
+) -> None:
+    model = segmentor(fusion=dict(type="GeometricEnsemble"), vocabulary="voc20")
+    assert model.fusion.train_vocabulary == Vocabulary.load("voc20"), "of the model, by default"
+    save_state_dict(tmp_path / "unnamed.pth", model.state_dict())
+    load_weights(model, tmp_path / "unnamed.pth")
+    assert model.fusion.train_vocabulary == Vocabulary.load("voc20")
+    note = json.dumps(note_of(SMALL))
+    save_state_dict(tmp_path / "ours.pth", model.state_dict(), {"train_vocabulary": note})
+    load_weights(model, tmp_path / "ours.pth")
+    assert model.fusion.train_vocabulary.synonyms == SMALL.synonyms and warnings == []
+    compare_names(model, "odise.pth", {}, published=True)
+    assert model.fusion.train_vocabulary == Vocabulary.load("coco")
+    assert "published ODISE checkpoint" in warnings[0]
+    assert not take_names(Model(SMALL, "coco"), Vocabulary.load("voc20"))
+
+
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 def test_files_bring_their_names(ending: str, tmp_path: Path, warnings: list[str]) -> None:
-    model = segmentor()  # trained with coco, it says
+    model = segmentor(fusion=dict(type="GeometricEnsemble", train_vocabulary="coco"))
     path = tmp_path / f"ours.{ending}"
     note = json.dumps(note_of(SMALL))
     save_state_dict(path, model.state_dict(), {"train_vocabulary": note})

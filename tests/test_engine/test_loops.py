@@ -184,6 +184,14 @@ def test_other_names_than_those_trained_on(tmp_path: Path) -> None:
         runner(tmp_path, model__train_vocabulary="cat; zebra").train()
 
 
+def test_a_config_without_names_is_trained_on_those_of_the_data_set(tmp_path: Path) -> None:
+    run = runner(tmp_path, model__train_vocabulary="zebra")
+    run.model.train_vocabulary_is_open = True  # as of segmentors whose config says none
+    run.train()
+    assert run.model.fusion.train_vocabulary.synonyms == (("cat",), ("dog",))
+    assert not run.model.train_vocabulary_is_open, "a checkpoint to begin with changes nothing"
+
+
 def test_more_processes_than_images_to_evaluate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

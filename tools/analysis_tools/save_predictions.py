@@ -169,11 +169,12 @@ def describe(
     """What the predictions come from and depend on."""
     from odise_mm.benchmarks.report import describe_vocabulary
     from odise_mm.benchmarks.running import describe_run
+    from odise_mm.checkpoints.training_names import note_of, train_vocabulary
     from odise_mm.engine.loops import unwrapped, vocabulary_of
 
     told = describe_run(runner, args.checkpoint, args.precision, args.cfg_options)
     model = unwrapped(runner.model)
-    vocabulary = vocabulary_of(dataset)
+    vocabulary, trained = vocabulary_of(dataset), train_vocabulary(model)
     return dict(
         set=test_set.name,
         images=len(dataset),
@@ -190,6 +191,7 @@ def describe(
         test_cfg=model.test_cfg,
         opinions=[type(classifier).__name__ for classifier in model.classifiers],
         vocabulary=describe_vocabulary(vocabulary, vocabulary.name),
+        train_vocabulary=None if trained is None else note_of(trained),
         started=told["started"],
         versions=told["versions"],
     )

@@ -180,6 +180,7 @@ def sweep(
     """
     import odise_mm  # noqa: F401  (first of ours: it prepares mmcv)
     from odise_mm.analysis.predictions import PredictionFolder, PredictionsError
+    from odise_mm.checkpoints.training_names import noted
     from odise_mm.config.building import build_part, config_errors
     from odise_mm.engine.loops import tasks_of, vocabulary_of
     from odise_mm.registry import MODELS
@@ -200,6 +201,8 @@ def sweep(
             "save with a config that has both, such as ablation/classification/both"
         )
     fusion_cfg = cfg.model.fusion
+    if fusion_cfg.get("train_vocabulary") is None:  # then the model's was the checkpoint's
+        fusion_cfg = {**fusion_cfg, "train_vocabulary": noted(described)}
     with config_errors(cfg):
         default = build_part(fusion_cfg, MODELS)
         values = plan_values(alphas, betas, _exponents(default, fusion_cfg["type"]))

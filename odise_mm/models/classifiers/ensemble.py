@@ -23,7 +23,8 @@ class GeometricEnsemble(nn.Module):
     Args:
         alpha, beta: weights of the second opinion on seen and unseen classes; published: 0.3 / 0.7
             (trained with labels), 0.35 / 0.65 (captions).
-        train_vocabulary: what the model was trained on: a vocabulary's name or file.
+        train_vocabulary: what the model was trained on: a vocabulary's name or file. Segmentors
+            fill it in where a config leaves it out.
 
     Raises:
         ConfigError: a weight that is no number from 0 to 1.

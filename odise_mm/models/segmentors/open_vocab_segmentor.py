@@ -38,7 +38,9 @@ class OpenVocabSegmentor(BaseSegmentor):
     ODISE, arXiv 2303.04803, figure 2. Parts are configs or modules. A part whose ``__init__`` asks
     for ``clip``, ``text_encoder``, ``in_channels``, ``in_strides``, ``empty_context``,
     ``time_width``, ``num_steps`` or ``prompt_encoder`` gets what the other parts have, unless its
-    config says otherwise; so there is one CLIP, and channel counts stand nowhere twice.
+    config says otherwise; so there is one CLIP, and channel counts stand nowhere twice. A fusion
+    that asks for ``train_vocabulary`` gets the model's vocabulary; a checkpoint that is loaded, or
+    the data set of a training, replaces it by the names of the training, unless the config says it.
 
     A forward pass changes nothing that others can see: several threads may call one model at once,
     each with names and settings of its own. Caches that they share are locked.
@@ -105,7 +107,12 @@ class OpenVocabSegmentor(BaseSegmentor):
         self.neck = build_part(neck, MODELS, **shared)
         self.head = build_part(head, MODELS, in_channels=[self.neck.out_channels] * 4)
         self.classifiers = nn.ModuleList(build_part(c, MODELS, **shared) for c in classifiers)
-        self.fusion = build_part(fusion, MODELS)
+        # Names that the config does not say: the model's, until a checkpoint or the training data
+        # set say which they were.
+        self.train_vocabulary_is_open = (
+            isinstance(fusion, Mapping) and fusion.get("train_vocabulary") is None
+        )
+        self.fusion = build_part(fusion, MODELS, train_vocabulary=self.vocabulary)
         self.grounding = grounding and build_part(grounding, MODELS)
         if self.grounding is not None:
             check_grounding(self.head, self.classifiers[0])
