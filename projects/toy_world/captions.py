@@ -10,15 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from projects.toy_world.drawing import SIZE
 from projects.toy_world.names import NAMES, SHAPES, Name
-
-if TYPE_CHECKING:
-    from projects.toy_world.world import Plan, Thing
+from projects.toy_world.plan import Plan, Thing
 
 _NUMBERS = ("", "one", "two", "three", "four", "five")
 _PLURALS = {"box": "boxes"}

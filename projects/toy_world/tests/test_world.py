@@ -12,14 +12,15 @@ from odise_mm.datasets.noun_phrases import NounPhrases, load_tagger
 from projects.toy_world import drawing, world
 from projects.toy_world.captions import plural, split_words, words
 from projects.toy_world.names import BASE_THINGS, NAMES, NOVEL_THINGS, THINGS
+from projects.toy_world.plan import Plan, compose
 from projects.toy_world.world import NUM_CAPTIONS, SIZE, Scene, scene
 
 ERODED = np.ones((3, 3), bool)
 
 
 @pytest.fixture(scope="module")
-def plans() -> list[world.Plan]:
-    return [world.compose(np.random.default_rng(i)) for i in range(60)]
+def plans() -> list[Plan]:
+    return [compose(np.random.default_rng(i)) for i in range(60)]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def test_a_seed_makes_one_scene_and_another_seed_another() -> None:
     assert not any(same(first, other) for other in others)
 
 
-def test_a_scene_has_the_documented_parts(plans: list[world.Plan]) -> None:
+def test_a_scene_has_the_documented_parts(plans: list[Plan]) -> None:
     for plan in plans:
         assert 1 <= len(plan.regions) <= 3 and 1 <= len(plan.things) <= 5
         assert len({region.name for region in plan.regions}) == len(plan.regions)
@@ -67,7 +68,7 @@ def test_segments_describe_the_map() -> None:
             assert (x + width - 1, y + height - 1) == (columns.max(), rows.max())
 
 
-def test_masks_are_the_pixels_of_their_colour(plans: list[world.Plan]) -> None:
+def test_masks_are_the_pixels_of_their_colour(plans: list[Plan]) -> None:
     """Without effects a thing's pixels have its colours: inside its mask, and nowhere else."""
     white = np.round(drawing.unit(drawing.PATTERN_COLOUR) * 255)
     for plan in plans:
@@ -92,10 +93,10 @@ def test_masks_are_the_pixels_of_their_colour(plans: list[world.Plan]) -> None:
                 )
 
 
-def test_a_thing_changes_the_pixels_of_its_mask_and_no_others(plans: list[world.Plan]) -> None:
+def test_a_thing_changes_the_pixels_of_its_mask_and_no_others(plans: list[Plan]) -> None:
     """With all effects: the same scene without its front thing differs where that is seen."""
     for plan in plans[:40]:
-        without = world.Plan(plan.regions, plan.things[:-1])
+        without = Plan(plan.regions, plan.things[:-1])
         images = [world.render(p, np.random.default_rng(5)).astype(int) for p in (plan, without)]
         changed = np.abs(images[0] - images[1]).max(-1) > 0
         mask = world.draw_ids(plan) == len(plan.regions) + len(plan.things) - 1
@@ -105,7 +106,7 @@ def test_a_thing_changes_the_pixels_of_its_mask_and_no_others(plans: list[world.
         assert changed[mask].mean() > 0.97  # a pixel may have the very colour of what it hides
 
 
-def test_colours_are_told_apart_under_all_effects(plans: list[world.Plan]) -> None:
+def test_colours_are_told_apart_under_all_effects(plans: list[Plan]) -> None:
     """The middle colour of a plain thing is nearest to its own name's, whatever light and noise."""
     names = list(drawing.COLOURS)
     table = np.array([drawing.COLOURS[name] for name in names], float)
@@ -132,7 +133,7 @@ def test_a_stamp_covers_the_area_of_its_shape(shape: str) -> None:
         assert drawn.mask.sum() == pytest.approx(area * 25**2, rel=0.03)
 
 
-def test_things_are_seen_well_enough(plans: list[world.Plan]) -> None:
+def test_things_are_seen_well_enough(plans: list[Plan]) -> None:
     for plan in plans:
         ids = world.draw_ids(plan)
         for i, thing in enumerate(plan.things, len(plan.regions)):

@@ -1,0 +1,236 @@
+"""What is where in a scene: plans, and how they are composed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from projects.toy_world import drawing
+from projects.toy_world.drawing import SIZE
+from projects.toy_world.names import BASE_THINGS, NOVEL_THINGS, STUFFS, THINGS, Name
+
+_COUNTS = (0.18, 0.26, 0.26, 0.18, 0.12)  # how often 1 to 5 things
+_REPEAT = 0.15  # a thing has the name of the one before
+_RADII = (14.0, 30.0)  # of things, in pixels
+_THIN = ("star", "ring", "moon", "arrow")  # a sixth larger, to be known by their shapes
+_TRIES = 12
+_MIN_SEEN = 0.6  # of a thing's pixels that the picture could show
+_MIN_AREA = 90  # pixels of a segment
+_CONTRAST = 0.13  # between a thing and the stuff behind it, in the channel that differs most
+_GROUNDS = ("grass", "sand", "snow", "gravel", "wood", "water")
+_BACKS = ("sky", "sky", "sky", "brick wall", "wood")
+_STRAIGHT = ("brick wall", "wood")  # stuff that people build has straight borders
+
+
+@dataclass(frozen=True)
+class Region:
+    """Stuff and where it lies: ``cover`` (SIZE, SIZE) from 0 to 1, None for everywhere."""
+
+    name: Name
+    cover: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Thing:
+    """A thing in a plan: name, place and size in pixels, what it covers, and its colour (3,)."""
+
+    name: Name
+    x: float
+    y: float
+    radius: float
+    stamp: drawing.Stamp
+    colour: np.ndarray
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is where, from back to front: all regions, then all things."""
+
+    regions: tuple[Region, ...]
+    things: tuple[Thing, ...]
+
+
+def compose(rng: np.random.Generator, novel_share: float | None = None) -> Plan:
+    """Decide what is where.
+
+    Args:
+        novel_share: chance of a novel name for each thing but the first, which is always a base
+            one, before some things take the name of the one before. None: all names are alike.
+    """
+    regions = _lay_out(rng)
+    behind = np.zeros((SIZE, SIZE), np.int64)
+    for i, region in enumerate(regions):
+        if region.cover is not None:
+            behind[region.cover > 0.5] = i
+    spots: list[tuple[float, float, float]] = []  # x, y, radius
+    things: list[Thing] = []
+    seen: list[np.ndarray] = []  # visible pixels of every thing so far
+    ground = behind.copy()  # the region that is seen, -1 below things
+    wanted = 1 + rng.choice(len(_COUNTS), p=_COUNTS)
+    tried = 0
+    while tried < wanted or not things:  # where there is no place for one, there is one fewer
+        tried += 1
+        name = _draw_name(rng, novel_share if things else novel_share and 0.0)
+        if things and rng.random() < _REPEAT:
+            name = things[-1].name
+        colour = _draw_colour(rng, name)
+        scale = (1.0 if wanted < 4 else 0.85) * (1 + (name.shape in _THIN) / 6)
+        for _ in range(_TRIES):
+            x, y, radius = _spot(rng, scale)
+            if any(np.hypot(x - u, y - v) < 0.8 * max(radius, r) for u, v, r in spots):
+                continue
+            if not _stands_out(colour, regions[behind[int(y), int(x)]].name):
+                continue
+            thing = Thing(name, x, y, radius, _stamp(rng, name, x, y, radius), colour)
+            after = _cover_up(thing, things, seen, ground, len(regions))
+            if after is not None:
+                seen, ground = after
+                things.append(thing)
+                spots.append((x, y, radius))
+                break
+    return Plan(regions, tuple(things))
+
+
+def _lay_out(rng: np.random.Generator) -> tuple[Region, ...]:
+    """One to three regions: all of one kind, a horizon, two of them, or a horizon and a pond."""
+    kind = rng.random()
+    if kind < 0.2:
+        names = [_pick(rng, (*_GROUNDS, "brick wall"))]
+        covers: list[np.ndarray | None] = [None]
+        horizon = 0.0
+    else:
+        names = [_pick(rng, _BACKS)]
+        names.append(_pick(rng, [g for g in _GROUNDS if g not in names]))
+        horizon = float(rng.uniform(0.28, 0.62))
+        covers = [None, _below(rng, horizon, straight=_is_built(names))]
+    if 0.55 < kind < 0.8:  # a strip between back and ground
+        middle = _pick(rng, [n for n in (*_GROUNDS, "brick wall") if n not in names])
+        height = float(rng.uniform(0.16, 0.24))
+        names.append(names[1])
+        names[1] = middle
+        straight = _is_built(names[1:])
+        covers = [None, _below(rng, horizon - height / 2, straight=_is_built(names[:2]))]
+        covers.append(np.minimum(covers[1], _below(rng, horizon + height / 2, straight=straight)))
+    elif kind >= 0.8 or kind < 0.06:  # a pond, or a patch of another kind
+        others = [n for n in ("water", "sand", "gravel", "grass", "snow") if n not in names]
+        names.append(_pick(rng, others))
+        patch = _patch(rng, horizon)
+        covers.append(patch if horizon == 0 else np.minimum(covers[1], patch))
+    table = {str(name): name for name in STUFFS}
+    return tuple(Region(table[n], cover) for n, cover in zip(names, covers, strict=True))
+
+
+def _pick(rng: np.random.Generator, texts: Sequence[str]) -> str:
+    return texts[rng.integers(len(texts))]
+
+
+def _is_built(names: Sequence[str]) -> bool:
+    return any(name in _STRAIGHT for name in names)
+
+
+def _below(rng: np.random.Generator, height: float, *, straight: bool) -> np.ndarray:
+    """Cover of all that lies below a line across the picture, ``height`` of 1 from the top."""
+    x = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE
+    line = height + (0 if straight else rng.uniform(-0.07, 0.07)) * (x - 0.5)
+    waves = rng.uniform([0, 0, 0], [0.03, 0.015, 0.008]), rng.uniform(0, 2 * np.pi, 3)
+    if not straight:
+        for high, phase, turns in zip(*waves, (1, 2.6, 5.4), strict=True):
+            line = line + high * np.sin(2 * np.pi * turns * x + phase)
+    rows = np.arange(SIZE, dtype=np.float32)[:, None] + 0.5
+    return np.clip(rows - (line * SIZE).astype(np.float32) + 0.5, 0, 1)
+
+
+def _patch(rng: np.random.Generator, horizon: float) -> np.ndarray:
+    """Cover of a wobbly ellipse below the horizon."""
+    depth = 1 - horizon
+    cx, cy = rng.uniform(0.25, 0.75), horizon + depth * rng.uniform(0.45, 0.65)
+    rx, ry = rng.uniform(0.26, 0.42), depth * rng.uniform(0.24, 0.36)
+    rows, columns = np.mgrid[:SIZE, :SIZE].astype(np.float32) / SIZE
+    x, y = (columns - np.float32(cx)) / np.float32(rx), (rows - np.float32(cy)) / np.float32(ry)
+    angle = np.arctan2(y, x)
+    edge = np.float32(1)
+    for turns in (2, 3, 5):
+        edge = edge + np.float32(rng.uniform(0, 0.09)) * np.sin(
+            turns * angle + np.float32(rng.uniform(0, 2 * np.pi))
+        )
+    inside = (edge - np.hypot(x, y)) * np.float32(min(rx, ry) * SIZE)
+    return np.clip(inside + 0.5, 0, 1)
+
+
+def _draw_name(rng: np.random.Generator, novel_share: float | None) -> Name:
+    """Takes as many random numbers whatever the share, so that all else stays as it is."""
+    if novel_share is None:
+        return THINGS[rng.integers(len(THINGS))]
+    base = BASE_THINGS[rng.integers(len(BASE_THINGS))]
+    novel = NOVEL_THINGS[rng.integers(len(NOVEL_THINGS))]
+    return novel if rng.random() < novel_share else base
+
+
+def _draw_colour(rng: np.random.Generator, name: Name) -> np.ndarray:
+    """The name's colour, a little lighter or darker and a little off."""
+    shade, off = rng.normal(0, 0.02), rng.normal(0, 0.018, 3)
+    return np.clip(drawing.unit(drawing.COLOURS[name.colour]) + shade + off, 0, 1).astype(
+        np.float32
+    )
+
+
+def _spot(rng: np.random.Generator, scale: float) -> tuple[float, float, float]:
+    """x, y and radius in pixels."""
+    radius = float(np.clip(rng.uniform(*_RADII) * scale, *_RADII))
+    x, y = rng.uniform(0.1 * SIZE, 0.9 * SIZE, 2).tolist()
+    return x, y, radius
+
+
+def _stamp(
+    rng: np.random.Generator, name: Name, x: float, y: float, radius: float
+) -> drawing.Stamp:
+    # a heart that stands on its head is none; the rest are what they are from all sides
+    angle = rng.uniform(-0.6, 0.6) if name.shape == "heart" else rng.uniform(-np.pi, np.pi)
+    stretch = float(np.exp(rng.uniform(-0.1, 0.1)))
+    if name.shape in ("ball", "ring"):
+        stretch = 1.0
+    return drawing.stamp(name.shape, name.pattern, (x, y), radius, angle, stretch)
+
+
+def _stands_out(colour: np.ndarray, behind: Name) -> bool:
+    differs = np.abs(colour - drawing.unit(drawing.STUFF_COLOURS[str(behind)]))
+    return bool(differs.max() >= _CONTRAST)
+
+
+def _cover_up(
+    thing: Thing,
+    things: Sequence[Thing],
+    seen: list[np.ndarray],
+    ground: np.ndarray,
+    num_regions: int,
+) -> tuple[list[np.ndarray], np.ndarray] | None:
+    """What is seen of all things and of the ground with one more thing; None if too little."""
+    box = thing.stamp.rows, thing.stamp.columns
+    mask = np.zeros((SIZE, SIZE), bool)
+    mask[box] = thing.stamp.mask
+    # at the picture's border, too, enough of it must be there to know it by
+    if mask.sum() < 0.6 * _full_area(thing):
+        return None
+    after = []
+    for other, visible in zip(things, seen, strict=True):
+        left = visible & ~mask
+        if left.sum() < max(_MIN_AREA, _MIN_SEEN * other.stamp.mask.sum()):
+            return None
+        after.append(left)
+    ground = np.where(mask, -1, ground)
+    if np.bincount(ground[ground >= 0], minlength=num_regions).min() < 2 * _MIN_AREA:
+        return None
+    return [*after, mask], ground
+
+
+_UNIT_AREAS = {
+    shape: float((draw(*np.mgrid[-1.2:1.2:240j, -1.2:1.2:240j][::-1]) < 0).mean() * 2.4**2)
+    for shape, draw in drawing.SHAPES.items()
+}
+
+
+def _full_area(thing: Thing) -> float:
+    """Pixels it would have in a picture without borders."""
+    return _UNIT_AREAS[thing.name.shape] * thing.radius**2
