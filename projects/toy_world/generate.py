@@ -26,24 +26,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+import numpy as np
+from PIL import Image
 
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
-
-from odise_mm.annotations.json_fields import TEXT  # noqa: E402
-from odise_mm.annotations.panoptic_io import ids_to_rgb  # noqa: E402
-from odise_mm.converters.claims import MADE, claim  # noqa: E402
-from odise_mm.converters.files import parsing, read_json, rows_of, write_png  # noqa: E402
-from odise_mm.converters.program import Row, converter_parser, program, show_written  # noqa: E402
-from odise_mm.converters.verification import verify_instances, verify_panoptic  # noqa: E402
-from odise_mm.converters.work import Item, convert_all, finish  # noqa: E402
-from odise_mm.errors import DatasetError  # noqa: E402
-from odise_mm.utils.command_line import positive_int  # noqa: E402
-from odise_mm.utils.files import atomic_writer, path_inside, write_json  # noqa: E402
-from projects.toy_world.names import NAMES, names_of  # noqa: E402
-from projects.toy_world.world import SIZE, SPLITS, Scene, scene  # noqa: E402
+from odise_mm.annotations.json_fields import TEXT
+from odise_mm.annotations.panoptic_io import ids_to_rgb
+from odise_mm.converters.claims import MADE, claim
+from odise_mm.converters.files import parsing, read_json, rows_of, write_png
+from odise_mm.converters.program import Row, converter_parser, program, show_written
+from odise_mm.converters.verification import verify_instances, verify_panoptic
+from odise_mm.converters.work import Item, convert_all, finish
+from odise_mm.errors import DatasetError
+from odise_mm.utils.command_line import positive_int
+from odise_mm.utils.files import atomic_writer, path_inside, write_json
+from projects.toy_world.names import NAMES, names_of
+from projects.toy_world.world import SIZE, SPLITS, Scene, scene
 
 DEFAULT_NUMBER = {"web": 8000, "train": 8000, "val": 500}
 QUALITY = 92  # of JPEG, with full colour resolution: sharp borders between colours stay sharp

@@ -19,18 +19,15 @@ import argparse
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+import open_clip
+import torch
 
-import open_clip  # noqa: E402
-import torch  # noqa: E402
-
-from odise_mm.converters.claims import claim  # noqa: E402
-from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
-from odise_mm.utils.device import pick_device  # noqa: E402
-from odise_mm.utils.display import printable  # noqa: E402
-from odise_mm.utils.files import FolderLock  # noqa: E402
-from projects.toy_world.pretraining import clip, loop  # noqa: E402
+from odise_mm.converters.claims import claim
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
+from odise_mm.utils.device import pick_device
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import FolderLock
+from projects.toy_world.pretraining import clip, loop
 
 OUTPUTS = (clip.CONFIG_FILE, clip.WEIGHTS_FILE, clip.WORDS_FILE, "metrics.json", "curves.png")
 STATE = "training.pth"

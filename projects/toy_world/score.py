@@ -20,24 +20,21 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel
 
-import torch  # noqa: E402
-from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: E402
-from transformers import CLIPTextModel  # noqa: E402
-
-from odise_mm.benchmarks.tables import Table, show  # noqa: E402
-from odise_mm.cli import test as test_program  # noqa: E402
-from odise_mm.errors import DatasetError  # noqa: E402
-from odise_mm.models import FrozenCLIP  # noqa: E402
-from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
-from odise_mm.utils.display import printable  # noqa: E402
-from odise_mm.utils.files import read_json  # noqa: E402
-from odise_mm.utils.outputs import check_outputs  # noqa: E402
-from projects.toy_world import generate  # noqa: E402
-from projects.toy_world.pretraining import clip, diffusion  # noqa: E402
-from projects.toy_world.pretraining.loop import write_json  # noqa: E402
+from odise_mm.benchmarks.tables import Table, show
+from odise_mm.cli import test as test_program
+from odise_mm.errors import DatasetError
+from odise_mm.models import FrozenCLIP
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import read_json
+from odise_mm.utils.outputs import check_outputs
+from projects.toy_world import generate
+from projects.toy_world.pretraining import clip, diffusion
+from projects.toy_world.pretraining.loop import write_json
 
 WEIGHTS = Path(__file__).parent / "weights"
 SCENES = 50

@@ -25,18 +25,15 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+import numpy as np
 
-import numpy as np  # noqa: E402
-
-from odise_mm.benchmarks.tables import write_figure  # noqa: E402
-from odise_mm.errors import ConfigError, DatasetError  # noqa: E402
-from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
-from odise_mm.utils.display import printable  # noqa: E402
-from odise_mm.utils.outputs import InputFiles, check_outputs  # noqa: E402
-from projects.toy_world.arguments import picture_file  # noqa: E402
-from projects.toy_world.names import names_of  # noqa: E402
+from odise_mm.benchmarks.tables import write_figure
+from odise_mm.errors import ConfigError, DatasetError
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
+from odise_mm.utils.display import printable
+from odise_mm.utils.outputs import InputFiles, check_outputs
+from projects.toy_world.arguments import picture_file
+from projects.toy_world.names import names_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +43,7 @@ if TYPE_CHECKING:
     from odise_mm.apis import OpenVocabInferencer
     from odise_mm.structures import Segment, SegmentationResult
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "toy" / "odise_toy_label.py"
 WEIGHTS = ROOT / "projects" / "toy_world" / "weights" / "odise_label.safetensors"
 VOCABULARY = ROOT / "projects" / "toy_world" / "vocabularies" / "all.txt"
@@ -337,8 +335,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
-        import odise_mm  # noqa: F401  (first: it prepares mmcv)
-
         inputs = InputFiles(args.checkpoint, args.config, VOCABULARY)
         inputs.add_below(args.data_root)
         check_outputs([args.out], inputs)

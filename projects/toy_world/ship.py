@@ -18,16 +18,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
-
-from odise_mm.utils.command_line import Parser, one_line_errors  # noqa: E402
-from odise_mm.utils.display import printable  # noqa: E402
-from odise_mm.utils.outputs import check_outputs  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors
+from odise_mm.utils.display import printable
+from odise_mm.utils.outputs import check_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "toy" / "odise_toy_label.py"
 
 
@@ -62,7 +60,6 @@ def ship(source: str, out: str, config: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: see :func:`halved`; or the file is of another model.
     """
-    import odise_mm  # noqa: F401  (first: it prepares mmcv)
     from odise_mm.analysis.meta import build_on_meta, load_model_config
     from odise_mm.checkpoints.safe_loading import (
         differences,

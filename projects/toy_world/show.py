@@ -14,18 +14,15 @@ import sys
 import textwrap
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
+import numpy as np
+from matplotlib.figure import Figure
 
-import numpy as np  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
-
-from odise_mm.benchmarks.tables import write_figure  # noqa: E402
-from odise_mm.utils.command_line import Parser, one_line_errors, positive_int  # noqa: E402
-from odise_mm.utils.display import printable  # noqa: E402
-from odise_mm.utils.outputs import check_outputs  # noqa: E402
-from projects.toy_world.arguments import picture_file  # noqa: E402
-from projects.toy_world.world import SPLITS, Scene, scene  # noqa: E402
+from odise_mm.benchmarks.tables import write_figure
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
+from odise_mm.utils.display import printable
+from odise_mm.utils.outputs import check_outputs
+from projects.toy_world.arguments import picture_file
+from projects.toy_world.world import SPLITS, Scene, scene
 
 _COLUMNS = 4
 

@@ -116,8 +116,8 @@ def test_a_study_takes_its_training_with_it(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("x = 1\n")
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path\n"
-        f"from tools import run_study; run_study.ROOT = Path({str(tmp_path)!r})\n"
-        "run_study.training_of = lambda config: None\n"
+        f"from tools import run_study; run_study.TOOLS = Path({str(tools)!r})\n"
+        "from odise_mm.benchmarks import studies; studies.training_of = lambda config: None\n"
         "import types; engine = types.ModuleType('odise_mm.checkpoints.training_state')\n"
         "engine.latest_checkpoint = lambda folder: None  # the real one imports torch\n"
         "sys.modules.update({'odise_mm.engine': engine, engine.__name__: engine})\n"

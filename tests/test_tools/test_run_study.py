@@ -42,7 +42,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir(parents=True)
     for name in ("broken", "t0", "t100"):
         (folder / f"{name}.py").write_text(f"steps = {name!r}")
-    monkeypatch.setattr(run_study, "ROOT", tmp_path)
+    monkeypatch.setattr(run_study, "TOOLS", tmp_path / "tools")
     monkeypatch.chdir(tmp_path)
     return folder
 

@@ -18,11 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
-
-from odise_mm.utils.command_line import Parser, one_line_errors  # noqa: E402
-from odise_mm.utils.display import printable  # noqa: E402
+from odise_mm.utils.command_line import Parser, one_line_errors
+from odise_mm.utils.display import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
