@@ -10,6 +10,7 @@ from importlib import import_module as _import_module
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
+from odise_mm.moved import offer_old_names as _offer_old_names
 from odise_mm.utils.mmcv_ops import offer_stand_in as _offer_stand_in
 from odise_mm.utils.requirements import check_requirements as _check_requirements
 from odise_mm.version import __version__
@@ -21,6 +22,7 @@ if _TYPE_CHECKING:
 
 _check_requirements()
 _offer_stand_in()
+_offer_old_names()
 
 __all__ = ["OpenVocabInferencer", "SegmentationResult", "Vocabulary", "__version__"]
 _HOMES = {

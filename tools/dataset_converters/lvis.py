@@ -3,7 +3,9 @@
 
 import sys
 
-from odise_mm.converters.lvis import main
+from odise_mm.converters.lvis import file_name, main
+
+__all__ = ["file_name", "main"]
 
 if __name__ == "__main__":
     sys.exit(main())
