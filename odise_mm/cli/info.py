@@ -48,6 +48,7 @@ def gather() -> dict[str, Any]:
         mmcv_operators=_mmcv_operators(),
         folders=_folders(),
         configs=_configs(),
+        weights=_weights(),
     )
 
 
@@ -98,6 +99,38 @@ def _configs() -> dict[str, str]:
     return {name: str(file) for name, file in known_configs().items()}
 
 
+def _weights() -> list[dict[str, Any]]:
+    """Published checkpoints, then the frozen models that their configs name, each once.
+
+    Of files that only other libraries know where to find, nothing can be said here.
+    """
+    from odise_mm.checkpoints.hub import is_cached
+    from odise_mm.checkpoints.published_weights import find_published, published_names
+    from odise_mm.config.finding import load_config
+    from odise_mm.config.walking import named_weights
+    from odise_mm.errors import ConfigError
+
+    rows: list[dict[str, Any]] = []
+    frozen: dict[str, Path] = {}
+    for name in published_names():
+        try:
+            cfg = load_config(name)
+            published = find_published(cfg)
+        except ConfigError as error:  # such as a config of that name in the working directory
+            rows.append(dict(name=name, place=None, there=False, error=str(error)))
+            continue
+        if published is not None:
+            place = published.path
+            rows.append(dict(name=name, place=str(place), there=place.is_file()))
+        frozen |= {source: Path(source).expanduser() for source in named_weights(cfg.get("model"))}
+    for source, path in frozen.items():
+        if path.exists():
+            rows.append(dict(name=path.name, place=str(path.resolve()), there=True))
+        elif source.count("/") == 1:
+            rows.append(dict(name=source, place="Hugging Face cache", there=is_cached(source)))
+    return rows
+
+
 def as_text(found: dict[str, Any]) -> str:
     """What :func:`gather` found, as tables for people."""
     devices, folders = found["devices"], found["folders"]
@@ -128,10 +161,18 @@ def as_text(found: dict[str, Any]) -> str:
         _block("Devices", rows),
         _block("Folders", places),
     ]
+    if found["weights"]:
+        blocks.append(_block("Weights", [_weights_row(row) for row in found["weights"]]))
     if found["configs"]:
         title = f"Configs ({len(found['configs'])}), by name or FOLDER/NAME"
         blocks.append(_block(title, _by_folder(found["configs"], folders["configs"]), _WIDTH))
     return "\n\n".join(blocks)
+
+
+def _weights_row(row: dict[str, Any]) -> tuple[str, str]:
+    if row["place"] is None:
+        return row["name"], f"error: {row['error']}"
+    return row["name"], row["place"] if row["there"] else f"not here ({row['place']})"
 
 
 def _by_folder(configs: dict[str, str], folders: list[str]) -> list[tuple[str, str]]:

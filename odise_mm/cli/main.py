@@ -16,6 +16,7 @@ COMMANDS = {
     "segment": "segment images, with class names of your choice",
     "train": "train a model as its config says",
     "test": "measure PQ, mAP and mIoU on one or several test sets",
+    "download": "fetch published weights and files of class names beforehand",
     "info": "show versions, devices, folders, configs and weights",
 }
 NAME = "odise-mm"

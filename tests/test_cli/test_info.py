@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 import odise_mm
 from odise_mm.cli import info
@@ -37,6 +38,23 @@ def test_the_tables_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     for name, file in found["configs"].items():
         assert Path(file).stem in printed, name
     assert not any(line.endswith(" ") for line in printed.splitlines())
+
+
+def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    rows = {row["name"]: row for row in info.gather()["weights"]}
+    assert rows["odise_toy_label"]["there"] and rows["diffusion"]["there"]
+    published = Path(rows["odise_coco_label"]["place"])
+    assert published.is_relative_to(tmp_path) and not rows["odise_coco_label"]["there"]
+    assert not rows["CompVis/stable-diffusion-v1-3"]["there"]
+    assert f"not here ({published})" in info.as_text(info.gather())
+
+    published.parent.mkdir(parents=True)
+    published.touch()
+    (tmp_path / "hub/models--CompVis--stable-diffusion-v1-3").mkdir(parents=True)
+    rows = {row["name"]: row for row in info.gather()["weights"]}
+    assert rows["odise_coco_label"]["there"] and rows["CompVis/stable-diffusion-v1-3"]["there"]
 
 
 def test_devices_and_operators_of_other_machines(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,3 +89,4 @@ def test_names_of_configs_lead_to_them(tmp_path: Path, monkeypatch: pytest.Monke
         assert Path(load_config(name).filename) == known[name]
     text = info.as_text(info.gather())
     assert f"{tmp_path}/configs/mine" in text
+    assert "  odise_coco_label               error: config 'odise_coco_label' is " in text

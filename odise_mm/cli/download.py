@@ -1,0 +1,90 @@
+"""Download what published models run on, so that nothing has to be fetched later.
+
+For a config: the checkpoint that was published for it and the frozen models that it names. For a
+name such as openseg:coco_panoptic: that file of class names. All go into the usual caches, where
+they are found again (`odise-mm info` shows these). What is there already is left alone, and a
+download that was ended in any way goes on in the next run.
+
+Examples:
+    odise-mm download odise_coco_label
+    odise-mm download odise_coco_label odise_coco_caption openseg:coco_panoptic --yes
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from odise_mm.errors import CheckpointError
+from odise_mm.utils.command_line import Parser, ended_by_signals, one_line_errors
+from odise_mm.utils.display import printable
+
+GO_ON = "the same command goes on where this one stopped"
+
+
+def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    parser = Parser(__doc__, prog=prog)
+    parser.add_argument(
+        "names",
+        nargs="+",
+        metavar="NAME",
+        help="config file, its name under configs/, or a published file of class names",
+    )
+    parser.add_argument(
+        "--yes",
+        action="store_true",
+        help="agree to the licenses beforehand; they are shown all the same",
+    )
+    parser.add_argument(
+        "--no-frozen",
+        action="store_true",
+        help="only checkpoints, without the frozen models (diffusion model, CLIP)",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    """Run the command: 0; mistakes exit with 2, as argparse does."""
+    args = parse_args(argv, prog)
+    with one_line_errors(f"interrupted; {GO_ON}"), ended_by_signals():
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    from odise_mm.checkpoints.published_weights import fetch
+    from odise_mm.vocabulary.label_files import find_label_file, is_published
+
+    for name in args.names:
+        if is_published(name):
+            path, _ = find_label_file(name)
+        else:
+            path = fetch(
+                name, ask=lambda notice: agrees(notice, args.yes), frozen=not args.no_frozen
+            )
+        what = "frozen models are there, no checkpoint is published" if path is None else path
+        print(printable(f"{name}: {what}"))
+    return 0
+
+
+def agrees(notice: str, yes: bool) -> bool:
+    """Show a notice of licenses; ask, unless the user agreed beforehand.
+
+    Args:
+        notice: several lines.
+        yes: whether ``--yes`` was given.
+
+    Returns:
+        Whether to download.
+
+    Raises:
+        CheckpointError: nobody agreed beforehand, and there is no terminal to ask in.
+    """
+    print("\n".join(map(printable, notice.splitlines())), file=sys.stderr)
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        raise CheckpointError(
+            "nothing was downloaded: agree to these licenses with --yes, or run this in a terminal"
+        )
+    print("Download? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().casefold() in ("y", "yes")
