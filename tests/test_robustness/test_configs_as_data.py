@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from odise_mm.analysis.fusion_sweep import read_config
 from odise_mm.analysis.predictions import PredictionFolder
 from odise_mm.benchmarks.sets import make_benchmark_sets
 from odise_mm.config.finding import load_config, own_config_folders
@@ -20,7 +21,7 @@ from odise_mm.errors import ConfigError
 from odise_mm.evaluation.base import DatasetMetric
 from odise_mm.registry import DATASETS, METRICS
 from tests.support.small_training import config
-from tools.analysis_tools import ablation_table, sweep_fusion
+from tools.analysis_tools import ablation_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -122,14 +123,14 @@ CALLABLE = dict(type="pathlib.Path.touch")
 )
 def test_saved_predictions_choose_no_code(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json"):
-        sweep_fusion.read_config(predictions(tmp_path / "x", **changes))
+        read_config(predictions(tmp_path / "x", **changes))
 
 
 def test_saved_predictions_of_this_package_are_read(tmp_path: Path) -> None:
-    cfg = sweep_fusion.read_config(predictions(tmp_path / "x"))
+    cfg = read_config(predictions(tmp_path / "x"))
     assert cfg.model.fusion.type == "GeometricEnsemble"
     wrapped = dict(type="mmengine.ConcatDataset", datasets=[dict(type="PanopticDataset")] * 2)
-    sweep_fusion.read_config(predictions(tmp_path / "y", test_dataloader__dataset=wrapped))
+    read_config(predictions(tmp_path / "y", test_dataloader__dataset=wrapped))
 
 
 def test_parts_of_ones_own_are_named_by_the_user(tmp_path: Path) -> None:
@@ -137,10 +138,10 @@ def test_parts_of_ones_own_are_named_by_the_user(tmp_path: Path) -> None:
     changes = dict(custom_imports=dict(imports=[module]), model__fusion=dict(type="CoatEnsemble"))
     folder = predictions(tmp_path / "x", **changes)
     with pytest.raises(ConfigError, match=rf"asks for the module '{module}'.*--custom-imports"):
-        sweep_fusion.read_config(folder)
-    assert sweep_fusion.read_config(folder, [module]).model.fusion.type == "CoatEnsemble"
+        read_config(folder)
+    assert read_config(folder, [module]).model.fusion.type == "CoatEnsemble"
     with pytest.raises(ConfigError, match="--custom-imports gone_module: cannot be imported"):
-        sweep_fusion.read_config(folder, [module, "gone_module"])
+        read_config(folder, [module, "gone_module"])
 
 
 def test_what_is_known_is_known_by_its_whole_name() -> None:

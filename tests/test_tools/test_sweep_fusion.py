@@ -14,7 +14,9 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from odise_mm.analysis.fusion_sweep import sweep
 from odise_mm.analysis.predictions import Prediction, PredictionFolder
+from odise_mm.analysis.sweep_results import TASKS, Sweep, Value, draw, make_table
 from odise_mm.cli import test as test_tool
 from odise_mm.models import GeometricEnsemble, OpenVocabSegmentor
 from odise_mm.models.classifiers.base import Opinion
@@ -74,7 +76,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OpenVocabSegmentor, "__init__", refuse)
 
 
-def by_pair(result: sweep_fusion.Sweep) -> dict[tuple[float, float], sweep_fusion.Value]:
+def by_pair(result: Sweep) -> dict[tuple[float, float], Value]:
     return {(value.alpha, value.beta): value for value in result.values}
 
 
@@ -91,7 +93,7 @@ def test_swept_values_are_those_of_the_test_tool(here: Path, monkeypatch) -> Non
     assert test_tool.main(["one.py", "tiny.pth", "--datasets", "three", "--out", "one.json"]) == 0
     expected[0.0, 0.0] = json.loads(Path("one.json").read_text())["sets"]["three"]["metrics"]
     monkeypatch.setattr(OpenVocabSegmentor, "__init__", None)  # no model is built from here on
-    values = by_pair(sweep_fusion.sweep("fp32/three", [0.25], [0.5], list(sweep_fusion.TASKS)))
+    values = by_pair(sweep("fp32/three", [0.25], [0.5], list(TASKS)))
     assert set(values) == set(expected)
     for pair, numbers in expected.items():
         assert values[pair].numbers == numbers, pair
@@ -104,8 +106,7 @@ def test_swept_values_are_those_of_the_test_tool(here: Path, monkeypatch) -> Non
 
 def test_half_precision_masks_move_the_numbers_by_hardly_anything(here: Path, no_model) -> None:
     exact, rounded = (
-        by_pair(sweep_fusion.sweep(f"{masks}/three", [0.5], [0.5], list(sweep_fusion.TASKS)))
-        for masks in ("fp32", "fp16")
+        by_pair(sweep(f"{masks}/three", [0.5], [0.5], list(TASKS))) for masks in ("fp32", "fp16")
     )
     for pair, value in exact.items():
         for key, number in value.numbers.items():
@@ -140,7 +141,7 @@ def test_subsets_that_are_named_afterwards(here: Path, capsys: pytest.CaptureFix
     shutil.copytree("fp32", "subsets")
     assert save("--out", "subsets", "--masks", "fp32", "--cfg-options", *options) == 0
     assert "0 of them were run now" in capsys.readouterr().out
-    result = sweep_fusion.sweep("subsets/three", [0.25], [0.5], list(sweep_fusion.TASKS))
+    result = sweep("subsets/three", [0.25], [0.5], list(TASKS))
     expected = found_by_test(*options)
     assert by_pair(result)[ALPHA, BETA].numbers == expected
     assert expected["panoptic/new/PQ"] != expected["panoptic/seen/PQ"]
@@ -160,31 +161,31 @@ def test_subsets_that_are_named_afterwards(here: Path, capsys: pytest.CaptureFix
         assert picture.width == main.width and picture.height > 2 * main.height
 
 
-def draw_main(result: sweep_fusion.Sweep) -> Path:
+def draw_main(result: Sweep) -> Path:
     """The picture of the same sweep without the subsets."""
     path = Path("main.png")
-    sweep_fusion.draw(sweep_fusion.Sweep(result.name, result.values, result.notes), path)
+    draw(Sweep(result.name, result.values, result.notes), path)
     return path
 
 
 def test_a_subset_without_a_number_for_some_values(tmp_path: Path) -> None:
     """Where a class is found nowhere with one value, and wrongly with another."""
     values = [
-        sweep_fusion.Value(0.0, 0.0, numbers={"panoptic/PQ": 5.0, "panoptic/new/PQ": None}),
-        sweep_fusion.Value(1.0, 1.0, numbers={"panoptic/PQ": 4.0, "panoptic/new/PQ": 0.0}),
-        sweep_fusion.Value(0.5, 1.0, numbers={"panoptic/PQ": 3.0, "panoptic/new/PQ": 7.0}),
+        Value(0.0, 0.0, numbers={"panoptic/PQ": 5.0, "panoptic/new/PQ": None}),
+        Value(1.0, 1.0, numbers={"panoptic/PQ": 4.0, "panoptic/new/PQ": 0.0}),
+        Value(0.5, 1.0, numbers={"panoptic/PQ": 3.0, "panoptic/new/PQ": 7.0}),
     ]
-    result = sweep_fusion.Sweep("set", values, [], ("new",))
-    table = sweep_fusion.make_table(result)
+    result = Sweep("set", values, [], ("new",))
+    table = make_table(result)
     assert [row[3:] for row in table.rows] == [
         ["5.00 (best)", "-"], ["4.00", "0.00"], ["3.00", "7.00 (best)"],
     ]  # fmt: skip
-    sweep_fusion.draw(result, tmp_path / "sweep.png")
+    draw(result, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").stat().st_size > 1000
 
 
 def test_only_the_tasks_asked_for(here: Path, no_model) -> None:
-    result = sweep_fusion.sweep("fp16/three", [0.5], [0.5], ["semantic"])
+    result = sweep("fp16/three", [0.5], [0.5], ["semantic"])
     assert {key.split("/")[0] for key in result.values[0].numbers} == {"semantic"}
 
 
