@@ -9,8 +9,17 @@ import pytest
 import torch
 from mmengine.config import Config
 
+from odise_mm.analysis import training_cost
 from odise_mm.analysis.meta import build_on_meta, flop_counter, running_on_meta
 from odise_mm.analysis.parts import part_of
+from odise_mm.analysis.training_cost import Kept, count, fused_attention, surrogate_loss
+from odise_mm.analysis.training_ways import (
+    BASELINE,
+    CHECKPOINTED,
+    OURS,
+    gradient_nodes,
+    trained_as,
+)
 from odise_mm.config.building import build_model
 from tests.support.parts import segmentor_config
 from tests.support.training import make_batch, make_model
@@ -33,19 +42,19 @@ def cfg() -> Config:
 
 @pytest.fixture(scope="module")
 def counts(cfg: Config) -> dict[str, dict]:
-    ways = (tool.OURS, tool.CHECKPOINTED, tool.BASELINE)
-    return {way: tool.count(cfg, 128, way, sixteen_bit=False) for way in ways}
+    ways = (OURS, CHECKPOINTED, BASELINE)
+    return {way: count(cfg, 128, way, sixteen_bit=False) for way in ways}
 
 
-@pytest.mark.parametrize("way", [tool.OURS, tool.BASELINE])
+@pytest.mark.parametrize("way", [OURS, BASELINE])
 def test_counted_is_what_a_real_step_does(way: str, cfg: Config, counts: dict) -> None:
     torch.manual_seed(0)
     model = build_model(cfg).train()
     model.classifiers[0].text_encoder(model.vocabulary.flat[0])  # names are embedded before
-    with tool.trained_as(model, way), flop_counter() as flops:
-        kept = tool._Kept(model, False, flops)
+    with trained_as(model, way), flop_counter() as flops:
+        kept = Kept(model, False, flops)
         with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
-            loss = tool._surrogate_loss(model, torch.rand(3, 128, 128))
+            loss = surrogate_loss(model, torch.rand(3, 128, 128))
         forward = flops.get_total_flops()
         loss.backward()
         backward = flops.get_total_flops() - forward
@@ -59,10 +68,10 @@ def test_counted_is_what_a_real_step_does(way: str, cfg: Config, counts: dict) -
 
 
 def test_who_gets_gradients(counts: dict) -> None:
-    assert set(counts[tool.OURS]["gradient_nodes"]) == TRAINED
-    more = set(counts[tool.BASELINE]["gradient_nodes"]) - TRAINED
+    assert set(counts[OURS]["gradient_nodes"]) == TRAINED
+    more = set(counts[BASELINE]["gradient_nodes"]) - TRAINED
     assert more == {"UNet", "VAE encoder", "VAE decoder", "CLIP image tower"}
-    assert counts[tool.CHECKPOINTED]["gradient_nodes"] == counts[tool.OURS]["gradient_nodes"]
+    assert counts[CHECKPOINTED]["gradient_nodes"] == counts[OURS]["gradient_nodes"]
 
 
 @pytest.mark.parametrize("captions", [False, True])
@@ -70,7 +79,7 @@ def test_the_real_losses_end_in_the_trained_parts(captions: bool) -> None:
     model = make_model(captions)
     words = [["dog"] * 8] * 2 if captions else None
     losses = model(**make_batch(model, words=words), mode="loss")
-    found = tool.gradient_nodes(model, sum(losses.values()))
+    found = gradient_nodes(model, sum(losses.values()))
     assert set(found["nodes"]) == TRAINED
     trained = [p for p in model.parameters() if p.requires_grad]
     assert sum(found["nodes"].values()) == len(trained)
@@ -83,7 +92,7 @@ def test_no_work_for_weight_gradients_of_the_unet(cfg: Config) -> None:
     costs = {}
     for weights in (False, True):
         model.backbone.unet.requires_grad_(weights)
-        with running_on_meta(), torch.enable_grad(), tool.fused_attention():
+        with running_on_meta(), torch.enable_grad(), fused_attention():
             tiles = torch.empty(1, 3, 64, 64, device="meta")
             condition = model.captioner(tiles)
             condition = condition._replace(
@@ -110,7 +119,7 @@ def test_everything_is_as_before_afterwards() -> None:
     torch.manual_seed(0)
     model = build_model(Config(dict(model=segmentor_config())))
     before = {n: p.requires_grad for n, p in model.named_parameters()}
-    with tool.trained_as(model, tool.BASELINE):
+    with trained_as(model, BASELINE):
         assert model.backbone.unet.conv_in.weight.requires_grad
     assert {n: p.requires_grad for n, p in model.named_parameters()} == before
     assert "encode" not in vars(model.backbone) and "encode_image" not in vars(model.clip)
@@ -123,10 +132,8 @@ def test_program(
     cfg: Config,
     counts: dict,
 ) -> None:
-    import odise_mm.analysis.meta as meta
-
-    monkeypatch.setattr(meta, "load_model_config", lambda _: cfg)
-    monkeypatch.setattr(tool, "count", lambda _, __, way, sixteen_bit: dict(counts[way]))
+    monkeypatch.setattr(training_cost, "load_model_config", lambda _: cfg)
+    monkeypatch.setattr(training_cost, "count", lambda _, __, way, sixteen_bit: dict(counts[way]))
     out = tmp_path / "new" / "numbers.json"
     arguments = ["odise_tiny", "--size", "128", "--measure", "--repeats", "1", "--json", str(out)]
     assert tool.main(arguments) == 0

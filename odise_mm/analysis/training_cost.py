@@ -1,0 +1,254 @@
+"""What one step of training costs a model: FLOPs and memory by shapes alone, and measured."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from typing import Any
+
+import numpy as np
+import torch
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.config import Config
+from mmengine.structures import InstanceData
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from odise_mm.analysis.machine import describe_machine
+from odise_mm.analysis.meta import build_on_meta, flop_counter, load_model_config, running_on_meta
+from odise_mm.analysis.parts import process_memory, reset_process_peak
+from odise_mm.analysis.training_ways import (
+    BASELINE,
+    CHECKPOINTED,
+    OURS,
+    gradient_nodes,
+    trained_as,
+)
+from odise_mm.config.building import build_model
+from odise_mm.errors import ConfigError
+from odise_mm.models import OpenVocabSegmentor
+
+Numbers = dict[str, Any]
+
+
+def cost_of_ways(
+    config: str,
+    size: int,
+    *,
+    measured: bool = False,
+    repeats: int = 3,
+    threads: int | None = None,
+) -> Numbers:
+    """What a step costs in each of the three ways of training.
+
+    Args:
+        config: file, or name under ``configs/``.
+        size: edge of the image in pixels.
+        measured: whether steps are run on the CPU, too.
+        repeats: measured steps.
+        threads: of torch on the CPU.
+
+    Raises:
+        ConfigError: no such config, or a size that is no multiple of 64.
+    """
+    warnings.filterwarnings("ignore", message="torch.meshgrid")  # mmdet's, harmless
+    if threads:
+        torch.set_num_threads(threads)
+    if size % 64:
+        raise ConfigError(f"--size {size}: a multiple of 64")
+    cfg = load_model_config(config)
+    result: Numbers = {"config": config, "size": size, "ways": {}}
+    for way in (OURS, CHECKPOINTED, BASELINE):
+        numbers = count(cfg, size, way, sixteen_bit=False)
+        half = count(cfg, size, way, sixteen_bit=True)
+        numbers["kept_bytes_16_bit"] = half["kept_bytes"]
+        numbers["recomputed_bytes_16_bit"] = half["recomputed_bytes"]
+        result["ways"][way] = numbers
+    if measured:
+        result["machine"] = describe_machine(torch.device("cpu"))
+        for way, numbers in result["ways"].items():
+            numbers["measured"] = measure(cfg, size, way, repeats)
+    return result
+
+
+def count(cfg: Config, size: int, way: str, sixteen_bit: bool) -> Numbers:
+    """FLOPs, kept bytes and gradients of one step with one square image, by shapes alone.
+
+    Matching depends on values: in place of the losses stands a sum over all that they read.
+
+    Args:
+        cfg: from :func:`odise_mm.analysis.meta.load_model_config`.
+        size: edge of the image in pixels, a multiple of 64.
+        way: one of the three ways of training.
+        sixteen_bit: whether the frozen parts are stored and run in 16 bit. The trained parts are
+            counted in float32 all the same, so that their share is an upper bound.
+    """
+    model = build_on_meta(cfg)
+    if sixteen_bit:
+        model.set_precision("bf16")
+        model.neck.register_forward_pre_hook(
+            lambda _, inputs: ([level.float() for level in inputs[0]], *inputs[1:])
+        )
+    contexts = (trained_as(model, way), running_on_meta(), fused_attention())
+    with ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        stack.enter_context(torch.enable_grad())
+        f = stack.enter_context(flop_counter())
+        model.backbone.use_checkpoint = False
+        kept = Kept(model, way == CHECKPOINTED, f)
+        if hasattr(model.backbone, "_run"):
+            model.backbone._run = kept.wrap(model.backbone._run)
+        with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
+            loss = surrogate_loss(model, torch.empty(3, size, size, device="meta"))
+        gradients = gradient_nodes(model, loss)
+        forward = f.get_total_flops()
+        loss.backward()
+        backward = f.get_total_flops() - forward
+    return {
+        "forward_flops": forward,
+        "backward_flops": backward + kept.recomputed_flops,
+        "kept_bytes": sum(kept.storages.values()),
+        "recomputed_bytes": kept.largest_block,
+        "gradient_nodes": dict(gradients["nodes"]),
+        "gradient_numbers": dict(gradients["numbers"]),
+    }
+
+
+def surrogate_loss(model: OpenVocabSegmentor, image: torch.Tensor) -> torch.Tensor:
+    """Of an image, (3, H, W): a sum over all that the losses read."""
+    (pyramid,) = model.extract_pyramids([image])
+    predictions = model.head(tuple(level[None] for level in pyramid), all_layers=True)
+    embeddings = [prediction.embeddings for prediction in predictions]
+    own = model.classifiers[0]
+    if model.grounding is None:
+        read = own.supervised_logits(embeddings, model.vocabulary)
+    else:
+        words = own.word_embeddings([["word"] * 8])
+        valid = image.new_ones((1, 8)).bool()
+        read = [model.grounding(layer, words, valid, own.scale) for layer in embeddings]
+        read += [prediction.objectness for prediction in predictions]
+    return sum(x.float().mean() for x in [*read, *(p.masks for p in predictions)])
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """On the meta device torch takes attention apart, which keeps matrices that no device keeps."""
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    class Fused(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        ) -> Any:
+            kwargs = kwargs or {}
+            if func is torch.nn.functional.scaled_dot_product_attention:
+                plain = len(args) == 3 and not any(v for k, v in kwargs.items() if k != "scale")
+                if plain:
+                    return fused(*args, scale=kwargs.get("scale"))[0]
+            return func(*args, **kwargs)
+
+    with Fused():
+        yield
+
+
+class Kept:
+    """Counts what autograd keeps, each storage once, weights left out.
+
+    With checkpointing a block keeps its inputs; what it would keep itself is recomputed, one block
+    at a time. That is counted here rather than run, as torch's checkpointing needs a real device.
+    """
+
+    def __init__(
+        self, model: OpenVocabSegmentor, checkpointing: bool, flops: FlopCounterMode
+    ) -> None:
+        self.weights = {p.untyped_storage()._cdata for p in model.parameters()}
+        self.checkpointing = checkpointing
+        self.flops = flops
+        self.storages: dict[int, int] = {}
+        self.alive: list[torch.Tensor] = []  # so that no address is used twice
+        self.block: dict[int, int] | None = None
+        self.largest_block = 0
+        self.recomputed_flops = 0
+
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.weights:
+            into = self.storages if self.block is None else self.block
+            into[storage._cdata] = storage.nbytes()
+            self.alive.append(tensor)
+        return tensor
+
+    def wrap(self, run: Callable) -> Callable:
+        """Around the method that runs the UNet's blocks."""
+
+        def counted(layer: Any, *inputs: Any, **options: Any) -> Any:
+            if not self.checkpointing:
+                return run(layer, *inputs, **options)
+            for tensor in inputs:
+                self.add(tensor)
+            self.block, before = {}, self.flops.get_total_flops()
+            output = run(layer, *inputs, **options)
+            self.largest_block = max(self.largest_block, sum(self.block.values()))
+            self.recomputed_flops += self.flops.get_total_flops() - before
+            self.block = None
+            return output
+
+        return counted
+
+
+def measure(cfg: Config, size: int, way: str, repeats: int) -> Numbers:
+    """Time and memory of real steps (forward, losses, backward) on the CPU, after a warm-up.
+
+    In a process of its own: memory that one way has freed would hide what the next one needs.
+
+    Returns:
+        ``seconds`` and ``cpu_seconds`` (medians; the latter, of all threads, hardly depends on what
+        else the machine does) and ``peak_bytes``: how far the process grew above what it
+        used before the first step, gradients included.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(_measure, cfg, size, way, repeats, torch.get_num_threads()).result()
+
+
+def _measure(cfg: Config, size: int, way: str, repeats: int, threads: int) -> Numbers:
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    batch = _batch(model, size)
+    if model.grounding is None:
+        model.classifiers[0].text_encoder(model.vocabulary.flat[0])  # names are embedded before
+    seconds, cpu_seconds = [], []
+    gc.collect()
+    before = process_memory("VmRSS")
+    reset_process_peak()
+    with trained_as(model, way):
+        for _ in range(repeats + 1):
+            model.zero_grad()
+            start, cpu_start = time.perf_counter(), time.process_time()
+            sum(model(**batch, mode="loss").values()).backward()
+            seconds.append(time.perf_counter() - start)
+            cpu_seconds.append(time.process_time() - cpu_start)
+    return {
+        "seconds": statistics.median(seconds[1:]),
+        "cpu_seconds": statistics.median(cpu_seconds[1:]),
+        "peak_bytes": process_memory("VmHWM") - before,
+    }
+
+
+def _batch(model: OpenVocabSegmentor, size: int) -> Numbers:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
+    masks = np.zeros((8, size, size), np.uint8)
+    for i, rows in enumerate(np.array_split(np.arange(size), 8)):
+        masks[i, rows] = 1
+    sample = DetDataSample(metainfo=dict(img_shape=(size, size), words=["word"] * 8))
+    labels = torch.arange(8) % len(model.vocabulary)
+    sample.gt_instances = InstanceData(labels=labels, masks=BitmapMasks(masks, size, size))
+    return model.data_preprocessor(dict(inputs=[image], data_samples=[sample]), True)

@@ -1,0 +1,70 @@
+"""Three ways of training the same model, and who gets gradients."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from odise_mm.analysis.parts import part_of
+from odise_mm.models import OpenVocabSegmentor
+from odise_mm.models.frozen import FrozenModule
+
+OURS, CHECKPOINTED, BASELINE = "ours", "ours, use_checkpoint", "baseline"
+
+
+@contextmanager
+def trained_as(model: OpenVocabSegmentor, way: str) -> Iterator[None]:
+    """Inside, the model is trained in one of the three ways."""
+    backbone, clip = model.backbone, getattr(model, "clip", None)
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    for part in model.modules():
+        if isinstance(part, FrozenModule):
+            part.requires_grad_(False)
+    before = getattr(backbone, "use_checkpoint", False)
+    backbone.use_checkpoint = way == CHECKPOINTED
+    patched = []
+    if way == BASELINE:
+        backbone.requires_grad_(True)
+        tracked = torch.enable_grad()
+        for method in ("encode", "_decoder_taps"):
+            if hasattr(backbone, method):
+                setattr(backbone, method, tracked(getattr(backbone, method)))
+                patched.append((backbone, method))
+        if clip is not None:
+            clip.visual.requires_grad_(True)
+            untracked = type(clip).encode_image
+            original = getattr(untracked, "__wrapped__", untracked)
+            clip.encode_image = tracked(original.__get__(clip))
+            patched.append((clip, "encode_image"))
+    try:
+        yield
+    finally:
+        for owner, method in patched:
+            delattr(owner, method)
+        backbone.use_checkpoint = before
+        for part in model.modules():
+            if isinstance(part, FrozenModule):
+                part.requires_grad_(False)
+
+
+def gradient_nodes(model: OpenVocabSegmentor, loss: torch.Tensor) -> dict[str, Counter[str]]:
+    """What the autograd graph of a loss ends in: ``AccumulateGrad`` nodes and numbers, by part."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    nodes: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
+    seen, waiting = set(), [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            part = part_of(names[id(node.variable)])
+            nodes[part] += 1
+            numbers[part] += node.variable.numel()
+        waiting.extend(child for child, _ in node.next_functions)
+    return {"nodes": nodes, "numbers": numbers}
