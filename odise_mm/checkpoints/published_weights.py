@@ -202,7 +202,7 @@ def without_weights(cfg: Config) -> str:
     if cfg.get("random_weights"):
         return "it runs on random numbers, without any weights"
     name = Path(cfg.filename).stem if cfg.filename else None
-    where = f" (`python tools/train.py {name}` writes it to work_dirs/{name}/)" if name else ""
+    where = f" (`odise-mm train {name}` writes it to work_dirs/{name}/)" if name else ""
     return (
         "it needs weights, and none are published for it. Give weights=PATH (--weights PATH) of a "
         f"checkpoint that was trained with it{where}, or name one as load_from in the config. "
