@@ -14,6 +14,7 @@ import torch
 from mmengine.config import Config
 from PIL import Image
 
+from odise_mm.analysis import saving
 from odise_mm.analysis.fusion_sweep import sweep
 from odise_mm.analysis.predictions import Prediction, PredictionFolder
 from odise_mm.analysis.sweep_results import TASKS, Sweep, Value, draw, make_table
@@ -290,7 +291,7 @@ def test_a_full_disk_is_noticed_at_the_first_image(
     here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("usage", (), dict(free=1000))
-    monkeypatch.setattr(save_predictions.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(saving.shutil, "disk_usage", lambda path: usage)
     error = fails(
         capsys, save_predictions, "tiny.py", "tiny.pth", "--datasets", "three", "--out", "full"
     )

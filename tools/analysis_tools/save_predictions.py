@@ -18,32 +18,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # runs from a clone that is not installed, too
-
-from odise_mm.utils.command_line import (  # noqa: E402
+from odise_mm.utils.command_line import (
     INTERRUPTED,
     ConfigOptions,
     Parser,
     one_line_errors,
     positive_int,
 )
-from odise_mm.utils.display import printable  # noqa: E402
-from odise_mm.utils.files import FolderLock  # noqa: E402
-from odise_mm.utils.outputs import InputFiles, check_outputs  # noqa: E402
-from odise_mm.utils.precision import PRECISIONS  # noqa: E402
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
-
-    from odise_mm.analysis.predictions import Prediction
-    from odise_mm.benchmarks.sets import BenchmarkSet
-    from odise_mm.engine.runner import OpenVocabRunner
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import FolderLock
+from odise_mm.utils.outputs import InputFiles, check_outputs
+from odise_mm.utils.precision import PRECISIONS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -77,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     import torch
     from mmengine.device import get_device
 
-    import odise_mm  # noqa: F401  (first of ours: it prepares mmcv)
+    from odise_mm.analysis.saving import SavingJob, save_set
     from odise_mm.benchmarks import planning, running
     from odise_mm.engine.runner import OpenVocabRunner
     from odise_mm.utils.precision import check_precision
@@ -99,130 +87,14 @@ def run(args: argparse.Namespace) -> None:
     for test_set in sets:
         folder = Path(args.out) / test_set.name
         check_outputs([folder / "set.json", folder / "config.json"], inputs)
+    job = SavingJob(
+        args.out, args.checkpoint, args.precision, args.masks, args.limit, args.cfg_options
+    )
     runner = OpenVocabRunner.from_cfg(sets[0].cfg)
     running.prepare_model(runner, args.checkpoint, args.precision)
     with running.progress_bar() as bar, FolderLock(args.out, "saving predictions"):
         for test_set in sets:
-            print(printable(save_set(runner, test_set, args, bar)))
-
-
-def save_set(
-    runner: OpenVocabRunner, test_set: BenchmarkSet, args: argparse.Namespace, bar: Progress
-) -> str:
-    """Save those predictions of one set that are missing.
-
-    Returns:
-        What there is now, in a sentence.
-    """
-    from torch.utils.data import Subset
-
-    from odise_mm.analysis.predictions import PredictionFolder
-    from odise_mm.config.changing import complete_config
-    from odise_mm.config.checking import check_config
-    from odise_mm.engine.loops import bound_to, plain_worker_errors
-
-    cfg = complete_config(test_set.cfg)
-    check_config(cfg)
-    loader = dict(cfg.test_dataloader)
-    dataset = runner.build_dataloader(loader).dataset
-    folder = PredictionFolder(Path(args.out) / test_set.name)
-    folder.begin(describe(runner, test_set, args, dataset), cfg.to_dict())
-    missing = folder.missing(len(dataset))
-    task = bar.add_task(test_set.name, total=len(dataset), completed=len(dataset) - len(missing))
-    if missing:
-        rest = runner.build_dataloader({**loader, "dataset": Subset(dataset, missing)})
-        model = runner.model.eval()
-        places = iter(missing)
-        sizes: list[int] = []
-        with plain_worker_errors(), bound_to(model, dataset):
-            for batch in rest:
-                for prediction in _predict(model, batch):
-                    sizes.append(folder.write(next(places), prediction, args.masks))
-                    if len(sizes) == 1:
-                        total = sizes[0] * len(missing)
-                        check_space(folder.path, total)
-                        text = f"{test_set.name} (about {total / 1e9:.2f} GB)"
-                        bar.update(task, description=text)
-                    bar.advance(task)
-    used = sum(folder.file(index).stat().st_size for index in range(len(dataset)))
-    return (
-        f"{folder.path}: {len(dataset)} images, {used / 1e6:.1f} MB; "
-        f"{len(missing)} of them were run now"
-    )
-
-
-def _predict(model: Any, batch: Any) -> list[Prediction]:
-    import torch
-
-    from odise_mm.analysis.predictions import predict_opinions
-    from odise_mm.utils.memory import memory_guard
-
-    seen = [sample.metainfo["img_shape"][:2] for sample in batch["data_samples"]]
-    device = next(model.parameters()).device
-    with torch.no_grad(), memory_guard(device, model.precision, seen):
-        return predict_opinions(model, batch)
-
-
-def describe(
-    runner: OpenVocabRunner, test_set: BenchmarkSet, args: argparse.Namespace, dataset: Any
-) -> dict[str, Any]:
-    """What the predictions come from and depend on."""
-    from odise_mm.benchmarks.report import describe_vocabulary
-    from odise_mm.benchmarks.running import describe_run
-    from odise_mm.checkpoints.training_names import note_of, train_vocabulary
-    from odise_mm.engine.loops import unwrapped, vocabulary_of
-
-    told = describe_run(runner, args.checkpoint, args.precision, args.cfg_options)
-    model = unwrapped(runner.model)
-    vocabulary, trained = vocabulary_of(dataset), train_vocabulary(model)
-    return dict(
-        set=test_set.name,
-        images=len(dataset),
-        limit=args.limit,
-        config=told["config"]["file"],
-        options=told["config"]["options"],
-        model={k: v for k, v in told["config"]["model"].items() if k not in ("fusion", "test_cfg")},
-        pipeline=told["config"]["test_pipeline"],
-        dataset=_settings(test_set.dataset),
-        checkpoint=told["checkpoint"],
-        made_up_weights=args.checkpoint == "none",
-        precision=args.precision,
-        masks=args.masks,
-        test_cfg=model.test_cfg,
-        opinions=[type(classifier).__name__ for classifier in model.classifiers],
-        vocabulary=describe_vocabulary(vocabulary, vocabulary.name),
-        train_vocabulary=None if trained is None else note_of(trained),
-        started=told["started"],
-        versions=told["versions"],
-    )
-
-
-def _settings(dataset: Any) -> Any:
-    """A data set's config, without what does not change what is predicted for an image."""
-    if isinstance(dataset, (list, tuple)):
-        return [_settings(each) for each in dataset]
-    if not isinstance(dataset, dict):
-        return dataset
-    if dataset.get("type") == "FirstImages":
-        return _settings(dataset["dataset"])
-    left_out = ("indices", "subsets")
-    return {k: _settings(value) for k, value in dataset.items() if k not in left_out}
-
-
-def check_space(folder: Path, wanted: int) -> None:
-    """Refuse to begin what cannot be finished.
-
-    Raises:
-        PredictionsError: the disk has less room than that.
-    """
-    from odise_mm.analysis.predictions import PredictionsError
-
-    free = shutil.disk_usage(folder).free
-    if wanted > free:
-        raise PredictionsError(
-            f"{folder} would take about {wanted / 1e9:.1f} GB and its disk has {free / 1e9:.1f} "
-            "GB left: make room, take another --out, or fewer images (--limit)"
-        )
+            print(printable(save_set(runner, test_set, job, bar)))
 
 
 def main(argv: list[str] | None = None) -> int:
