@@ -1,1 +1,1 @@
-"""What the tools of analysis share: models without memory, their parts, saved predictions."""
+"""What models cost and are made of, what they see, and what comes of saved predictions."""

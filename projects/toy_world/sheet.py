@@ -245,11 +245,12 @@ def make_rows(args: argparse.Namespace, novel: Collection[str]) -> list[Row]:
     from rich.console import Console
     from rich.progress import track
 
+    from odise_mm.analysis.clustering import alike, choose_maps
+    from odise_mm.analysis.feature_maps import cluster_picture
     from odise_mm.annotations.panoptic_io import read_coco_panoptic
     from odise_mm.apis import OpenVocabInferencer
     from odise_mm.config.finding import load_config
     from odise_mm.utils.image import read_image
-    from tools.analysis_tools.visualize_features import alike, choose_maps, cluster_picture
 
     file = args.data_root / "annotations" / "panoptic_val2017.json"
     if not file.is_file():

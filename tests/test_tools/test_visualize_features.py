@@ -12,6 +12,7 @@ from mmengine.config import Config
 from PIL import Image
 from scipy.special import comb
 
+from odise_mm.analysis import clustering, feature_maps, feature_panels
 from odise_mm.models import DiffusionBackbone
 from odise_mm.models.backbones.base import Backbone
 from odise_mm.registry import MODELS
@@ -84,8 +85,19 @@ def clusters(config: str, *arguments: str) -> np.ndarray:
     """(H, W) of one config's panel."""
     args = tool.parse_args(["flat.png", config, *arguments])
     image = np.asarray(Image.open("flat.png"))[..., ::-1]
-    with tool.progress_bar() as bar:
-        return tool.panel(config, Config.fromfile(config), None, image, args, bar)[1]
+    with feature_panels.progress_bar() as bar:
+        return feature_panels.panel(
+            config,
+            Config.fromfile(config),
+            None,
+            image,
+            bar,
+            clusters=args.clusters,
+            maps=args.maps,
+            size=args.size,
+            device=args.device,
+            precision=args.precision,
+        )[1]
 
 
 @pytest.mark.parametrize("arguments", [(), ("--maps", "0"), ("--maps", "0", "1")])
@@ -111,10 +123,10 @@ def test_tiles_are_joined_as_the_segmentor_joins_them(place: Path) -> None:
     found = {}
     for config in ("flat.py", "whole.py"):
         cfg = Config.fromfile(config)
-        built, made_up = tool.build_parts(cfg)
+        built, made_up = feature_maps.build_parts(cfg)
         assert made_up
         steps = []
-        found[config] = tool.extract(
+        found[config] = feature_maps.extract(
             built, cfg, image, [0, 1], lambda done, all_, steps=steps: steps.append((done, all_))
         )
         shapes = built.backbone.seen
@@ -140,9 +152,9 @@ def test_the_same_picture_gives_the_same_file(place: Path, capsys: pytest.Captur
 
 def test_regions_keep_their_colour_in_all_panels() -> None:
     other = np.array([2, 0, 3, 1])[REGIONS]
-    assert np.array_equal(tool.alike(other, REGIONS), REGIONS)
+    assert np.array_equal(clustering.alike(other, REGIONS), REGIONS)
     fewer = np.minimum(REGIONS, 1)
-    renamed = tool.alike(fewer, REGIONS)
+    renamed = clustering.alike(fewer, REGIONS)
     assert set(np.unique(renamed)) <= {0, 1, 2, 3} and adjusted_rand(renamed, fewer) == 1
 
 
@@ -151,21 +163,21 @@ def test_k_means_minimises_what_it_should() -> None:
     random = np.random.RandomState(1)
     truth = random.randint(5, size=(30, 40))
     vectors = 10 * random.randn(5, 80)[truth] + random.randn(30, 40, 80)
-    assert adjusted_rand(tool.cluster(vectors, 5), truth) == 1
+    assert adjusted_rand(clustering.cluster(vectors, 5), truth) == 1
 
 
 def test_which_map_is_shown() -> None:
-    assert tool.choose_maps((4, 8, 32, 32, 16, 8, 8, 4), range(8), None) == [4]
-    assert tool.choose_maps((14, 14, 14, 14), range(4), None) == [3]
-    assert tool.choose_maps((4, 8), range(2), [1, 0, 1]) == [1, 0]
+    assert clustering.choose_maps((4, 8, 32, 32, 16, 8, 8, 4), range(8), None) == [4]
+    assert clustering.choose_maps((14, 14, 14, 14), range(4), None) == [3]
+    assert clustering.choose_maps((4, 8), range(2), [1, 0, 1]) == [1, 0]
 
 
 def test_a_trained_captioner_is_loaded(place: Path) -> None:
     cfg = Config.fromfile("diffusion.py")
-    state = {k: v + 1 for k, v in tool.build_parts(cfg)[0].state_dict().items()}
+    state = {k: v + 1 for k, v in feature_maps.build_parts(cfg)[0].state_dict().items()}
     assert state and all(key.startswith("captioner.") for key in state)
     torch.save(dict(state_dict={**state, "head.x": torch.ones(1)}), "trained.pth")
-    built, _ = tool.build_parts(cfg, "trained.pth")
+    built, _ = feature_maps.build_parts(cfg, "trained.pth")
     assert isinstance(built.backbone, DiffusionBackbone)
     for key, value in built.state_dict().items():
         assert torch.equal(value, state[key])

@@ -17,9 +17,6 @@ import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
 
-from rich.console import Console
-from rich.progress import track
-
 from odise_mm.analysis.summary_tables import make_comparison, make_tables
 from odise_mm.benchmarks.tables import FORMATS, show
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
@@ -46,6 +43,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def progress(configs: list[str]) -> Iterable[str]:
     """The configs, with a bar where there is somebody to look at it."""
+    from rich.console import Console
+    from rich.progress import track
+
     console = Console(stderr=True)
     quiet = len(configs) == 1 or not console.is_terminal
     return track(configs, "building models without memory", console=console, disable=quiet)

@@ -1,0 +1,128 @@
+"""Pictures of clustered feature maps, a panel for every backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from mmengine.config import Config
+from rich.console import Console
+from rich.progress import Progress
+
+from odise_mm.analysis.clustering import choose_maps
+from odise_mm.analysis.feature_maps import build_parts, cluster_picture, model_input
+from odise_mm.benchmarks.tables import write_figure
+from odise_mm.models.frozen import FrozenModule
+from odise_mm.utils.device import pick_device
+from odise_mm.utils.display import printable
+from odise_mm.utils.memory import memory_guard
+from odise_mm.utils.precision import check_precision, dtype_of
+
+
+def panel(
+    config: str,
+    cfg: Config,
+    weights: str | None,
+    image: np.ndarray,
+    bar: Progress,
+    *,
+    clusters: int = 6,
+    maps: list[int] | None = None,
+    size: int | None = None,
+    device: str | None = None,
+    precision: str = "fp32",
+) -> tuple[str, np.ndarray]:
+    """Title and clusters of one config.
+
+    Args:
+        config: as the user named it.
+        cfg: of the model; its test pipeline and precision are changed.
+        weights: of its trained part; None: as it begins its training.
+        image: (H, W, 3) uint8 BGR.
+        bar: shows how far it is.
+        clusters: how many.
+        maps: numbers of the maps; None: see :func:`choose_maps`.
+        size: short edge that the picture is resized to; None: what the config tests with.
+        device: to run on; None: a GPU where there is one.
+        precision: of the frozen parts.
+
+    Returns:
+        The title, and (H, W) int32, from 0.
+
+    Raises:
+        ConfigError, CheckpointError: see :func:`build_parts`.
+        FeatureError: a map that there is not, or fewer different vectors than clusters.
+    """
+    name = Path(config).stem
+    task = bar.add_task(f"{name}: building", total=None)
+    place = pick_device(device)
+    check_precision(precision, place)
+    if size is not None:
+        for resize in (step for step in cfg.test_pipeline if "scale" in step):
+            resize["scale"] = (5 * size, size)
+    seen = tuple(model_input(cfg, image).shape[-2:])
+    cfg.precision = precision
+    with memory_guard(place, precision):
+        parts, made_up = build_parts(cfg, weights)
+        for part in (m for m in parts.modules() if isinstance(m, FrozenModule)):
+            part.cast(dtype_of(precision))
+        parts.to(place)
+    channels, strides = parts.backbone.channels, parts.backbone.strides
+    indices = choose_maps(strides, channels, maps)
+
+    def step(done: int, total: int) -> None:
+        bar.update(task, description=f"{name}: tiles", completed=done, total=total)
+        if done == total:
+            bar.update(task, description=f"{name}: k-means")
+
+    with memory_guard(place, precision, [seen]):
+        labels = cluster_picture(parts, cfg, image, indices, clusters, name, place, step)
+    bar.update(task, description=name)
+    shown = ", ".join(f"{i} ({channels[i]} x 1/{strides[i]})" for i in indices)
+    title = f"{name}: map {shown}" + ("\nmade-up weights: this means nothing" if made_up else "")
+    return title, labels
+
+
+def draw(image: np.ndarray, panels: list[tuple[str, np.ndarray]], path: Path) -> None:
+    """The picture, then every panel's clusters.
+
+    Args:
+        image: (H, W, 3) uint8, RGB.
+        panels: title and (H, W) cluster numbers.
+        path: of the PNG file.
+    """
+    count = len(panels) + 1
+    columns = min(count, 4)
+    rows = -(-count // columns)
+    height, width = image.shape[:2]
+    figure = Figure(
+        figsize=(3.2 * columns, (3.2 * height / width + 0.6) * rows), layout="constrained"
+    )
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    clusters = max(int(labels.max()) for _, labels in panels) + 1
+    colours = colormaps["tab20" if clusters > 10 else "tab10"]
+    axes[0].imshow(image)
+    axes[0].set_title("picture", fontsize=8)
+    for place, (title, labels) in zip(axes[1:], panels, strict=False):
+        place.imshow(colours(labels % colours.N), interpolation="nearest")
+        place.set_title(printable_title(title), fontsize=8)
+    for place in axes:
+        place.set_axis_off()
+    write_figure(path, figure, dpi=150, metadata={"Software": None})
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar for terminals."""
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal) as bar:
+        yield bar
+
+
+def printable_title(title: str) -> str:
+    """Lines of a title, in which matplotlib finds no formula."""
+    return "\n".join(printable(line) for line in title.split("\n")).replace("$", r"\$")
