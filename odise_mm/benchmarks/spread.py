@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from odise_mm.benchmarks.tables import ReportError, Table, find_reports
-from odise_mm.config.naming import name_of
+from odise_mm.config.naming import path_below_configs
 
 # Heading -> metric, "" or "SUBSET/" in its place.
 METRICS = {
@@ -46,7 +46,7 @@ def group(paths: Sequence[Path]) -> Runs:
 
 def what_ran(content: dict[str, Any]) -> list[str]:
     """The config, by its path below configs/, with options, and a precision that is not fp32."""
-    name = name_of(Path(content["config"]["file"]))
+    name = path_below_configs(Path(content["config"]["file"]))
     options = [f"{key}={value}" for key, value in sorted(content["config"]["options"].items())]
     precision = content.get("precision", "fp32")
     return [" ".join([name, *options]), *([precision] if precision != "fp32" else [])]

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from odise_mm.config.naming import name_of
+from odise_mm.config.naming import path_below_configs
 from odise_mm.errors import ConfigError
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import read_json
@@ -96,7 +96,7 @@ class Study:
         failed = []
         start, done = time.monotonic(), 0
         for number, config in enumerate(configs, 1):
-            name = name_of(config)
+            name = path_below_configs(config)
             head = f"[{number}/{len(configs)}] {printable(name)}"
             work = self.work_root / name
             trained_in = self.trained_in(config, work)

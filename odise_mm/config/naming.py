@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 
-def name_of(config: Path) -> str:
+def path_below_configs(config: Path) -> str:
     """Path below the nearest ``configs`` folder, without the ending."""
     parts = config.with_suffix("").parts
     last = max((i for i, part in enumerate(parts) if part == "configs"), default=len(parts) - 2)
