@@ -1,9 +1,10 @@
 """The parts of a model, by name: whose parameters, and who works when."""
 
+import ctypes
 import gc
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -134,6 +135,13 @@ def process_memory(entry: str) -> int:
         if line.startswith(f"{entry}:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def release_freed_memory() -> None:
+    """Give freed memory back to the system, where the C library can; else it would hide growth."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_process_peak() -> bool:

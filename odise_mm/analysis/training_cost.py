@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from odise_mm.analysis.machine import describe_machine
 from odise_mm.analysis.meta import build_on_meta, flop_counter, load_model_config, running_on_meta
-from odise_mm.analysis.parts import process_memory, reset_process_peak
+from odise_mm.analysis.parts import process_memory, release_freed_memory, reset_process_peak
 from odise_mm.analysis.training_ways import (
     BASELINE,
     CHECKPOINTED,
@@ -226,6 +226,7 @@ def _measure(cfg: Config, size: int, way: str, repeats: int, threads: int) -> Nu
         model.classifiers[0].text_encoder(model.vocabulary.flat[0])  # names are embedded before
     seconds, cpu_seconds = [], []
     gc.collect()
+    release_freed_memory()
     before = process_memory("VmRSS")
     reset_process_peak()
     with trained_as(model, way):
