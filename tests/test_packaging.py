@@ -120,7 +120,8 @@ def test_the_toy_model_works_from_a_wheel(site: Path, tmp_path: Path) -> None:
     (result,) = read_coco_panoptic(tmp_path / "out/panoptic.json")
     assert {"yellow heart", "black heart"} <= {segment.name for segment in result.segments}
     assert "Made-up" not in done.stdout
-    assert str(ROOT) not in done.stdout + done.stderr
+    # The environment may lie in the clone, and warnings of its libraries name their files.
+    assert str(ROOT) not in (done.stdout + done.stderr).replace(sys.prefix, "")
 
 
 @pytest.mark.parametrize("config", ["odise_toy_label", "odise_toy_caption"])
