@@ -52,6 +52,6 @@ def test_old_places_of_the_vocabulary() -> None:
     assert odise_mm.datasets.Vocabulary is Vocabulary
 
 
-def test_the_changelog_lists_them() -> None:
+def test_the_changelog_says_how_long_they_work() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert "for one more release" in text
