@@ -55,7 +55,7 @@ docs: venv  ## write the tables of configs, and build the documentation site int
 	$(BIN)/python -m mkdocs build --strict
 
 ifdef PHOTO
-demo: venv  ## names in pictures: all steps, or your own picture (PHOTO=, TEXTS=, STUFF=, CONFIG=, WEIGHTS=)
+demo: venv  ## names in images: all steps, or your own image (PHOTO=, TEXTS=, STUFF=, CONFIG=, WEIGHTS=)
 	$(BIN)/python demo/image_demo.py $(PHOTO) --texts "$(TEXTS)" --stuff-texts "$(STUFF)" \
 	  --config $(CONFIG) --weights $(WEIGHTS) --out $(OUT)
 else
@@ -70,7 +70,7 @@ demo: venv
 	@printf '\n3 of 3: a sheet of some of them\n'
 	$(BIN)/python $(TOY)/sheet.py $(WEIGHTS) --config $(CONFIG) --data-root $(OUT)/data/toy_world \
 	  --out $(OUT)/sheet.png
-	@printf '\nSee $(OUT)/sheet.png, $(OUT)/pictures/toy_scene.jpg and $(OUT)/results.json\n'
+	@printf '\nSee $(OUT)/sheet.png, $(OUT)/vis/toy_scene.jpg and $(OUT)/results.json\n'
 endif
 
 toy-ablation: venv  ## the paper's ablations in the toy world: many hours, goes on where it was stopped

@@ -29,7 +29,7 @@ class VocabularyError(OdiseError, ValueError):
 
 
 class ImageError(OdiseError, ValueError):
-    """A picture that cannot be used. The message names it and says what to do."""
+    """An image that cannot be used. The message names it and says what to do."""
 
 
 class PanopticFileError(OdiseError, ValueError):
@@ -37,7 +37,7 @@ class PanopticFileError(OdiseError, ValueError):
 
 
 class DatasetError(OdiseError, ValueError):
-    """Annotations or pictures of a data set that are missing or contradict each other."""
+    """Annotations or images of a dataset that are missing or contradict each other."""
 
 
 class TrainingError(OdiseError, RuntimeError):

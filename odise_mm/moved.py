@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -16,6 +16,7 @@ _DIFFUSION = "models.backbones.diffusion"
 _BUILDING = ("config.finding", "config.building", "config.changing", "config.walking")
 # Below odise_mm: the old module, and where its contents are now.
 MOVED: dict[str, tuple[str, ...]] = {
+    "analysis.fusion_sweep": ("analysis.ensemble_sweep",),
     "apis.building": (*_BUILDING, "utils.device", "errors"),
     "apis.memory": ("utils.memory",),
     "datasets.base": (
@@ -64,6 +65,16 @@ MOVED: dict[str, tuple[str, ...]] = {
     "utils.torch_file": ("checkpoints.torch_file",),
     "utils.unwrapping": ("checkpoints.unwrapping",),
     "utils.weight_folders": ("checkpoints.weight_folders",),
+    "visualization.colours": ("visualization.colors",),
+}
+# The names that were renamed: in the old modules, and in the packages that export them.
+RENAMED = {
+    "MADE_UP_NOTICE": "RANDOM_WEIGHTS_NOTICE",
+    "Opinion": "ClassPrediction",
+    "class_colours": "class_colors",
+    "make_up_weights": "fill_with_random_weights",
+    "predict_opinions": "predict_each_classifier",
+    "write_picture": "write_image",
 }
 
 
@@ -87,14 +98,37 @@ class _OldNames(MetaPathFinder, Loader):
             stacklevel=2,
         )
 
-        def find(name: str) -> Any:
+        def find(old_name: str) -> Any:
+            name = RENAMED.get(old_name, old_name)
             for part in new:
                 found = import_module(part)
                 if not name.startswith("__") and hasattr(found, name):
                     return getattr(found, name)
-            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+            raise AttributeError(f"module {module.__name__!r} has no attribute {old_name!r}")
 
         module.__getattr__ = find  # type: ignore[method-assign]
+
+
+def renamed(module: str) -> Callable[[str], Any]:
+    """Make the ``__getattr__`` of a module that finds renamed contents by their old names.
+
+    Args:
+        module: its ``__name__``.
+    """
+
+    def find(name: str) -> Any:
+        new = getattr(sys.modules[module], RENAMED[name], None) if name in RENAMED else None
+        if new is None:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warnings.warn(
+            f"{module}.{name} is called {RENAMED[name]} now; the old name is there for one more "
+            "release (CHANGELOG.md lists all of them)",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return new
+
+    return find
 
 
 def offer_old_names() -> None:

@@ -1,4 +1,4 @@
-"""What the package hands to people: one picture's segments, with their names.
+"""What the package hands to people: one image's segments, with their names.
 
 The model writes the same into the fields of mmdet's ``DetDataSample``, where segments are
 dictionaries (``segments_info``); here is what turns one into the other, and both into mmdet's
@@ -129,9 +129,9 @@ class Instances:
 
 @dataclass
 class SegmentationResult:
-    """What was found in one picture of H x W pixels, or why it could not be read.
+    """What was found in one image of H x W pixels, or why it could not be read.
 
-    ``error`` is set when the picture was unusable; everything found is then empty or None.
+    ``error`` is set when the image was unusable; everything found is then empty or None.
     """
 
     image_path: str | None = None
@@ -148,12 +148,12 @@ class SegmentationResult:
     instances: Instances | None = None
     class_names: tuple[str, ...] = ()
     """Names of the vocabulary's classes, by index."""
-    made_up_weights: bool = False
+    random_weights: bool = False
     """True: the model had no trained weights, so that the result means nothing."""
-    picture: np.ndarray | None = None
+    visualization: np.ndarray | None = None
     """(H', W', 3) uint8 BGR with the segments drawn, when asked for."""
     files: dict[str, str] = field(default_factory=dict)
-    """What was written: "picture" and "panoptic" to the file's path."""
+    """What was written: "vis" and "panoptic" to the file's path."""
     error: Exception | None = None
 
     @classmethod
@@ -235,7 +235,7 @@ class SegmentationResult:
         return self.error is None
 
     def share(self, segment: Segment) -> float:
-        """Part of the picture that a segment covers, 0 to 1."""
+        """Part of the image that a segment covers, 0 to 1."""
         return segment.area / max(self.height * self.width, 1)
 
     def mask(self, segment: Segment) -> np.ndarray:
@@ -249,8 +249,8 @@ class SegmentationResult:
         return self.panoptic == segment.id
 
     def drop_maps(self) -> SegmentationResult:
-        """Let go of everything that grows with the picture; the list of segments stays."""
-        self.panoptic = self.semantic = self.instances = self.picture = None
+        """Let go of everything that grows with the image; the list of segments stays."""
+        self.panoptic = self.semantic = self.instances = self.visualization = None
         return self
 
     def to_dict(self) -> dict:
@@ -259,7 +259,7 @@ class SegmentationResult:
             image=self.image_name,
             height=self.height,
             width=self.width,
-            made_up_weights=self.made_up_weights,
+            random_weights=self.random_weights,
             error=None if self.error is None else str(self.error),
             files=dict(self.files),
             segments=[{**asdict(s), "share": self.share(s)} for s in self.segments],
@@ -282,7 +282,7 @@ def to_mmdet_panoptic(sample: DetDataSample, class_names: Sequence[str]) -> DetD
         class_names: by class index.
 
     Raises:
-        ValueError: more than 999 classes, or a picture with more objects of a class than COCO's
+        ValueError: more than 999 classes, or an image with more objects of a class than COCO's
             PNG files have numbers for.
     """
     import torch

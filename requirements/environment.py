@@ -26,7 +26,7 @@ def parse(path: Path) -> list[str]:
 
 
 def name_of(requirement: str) -> str:
-    """Normalised name of the distribution that a requirement line asks for."""
+    """Normalized name of the distribution that a requirement line asks for."""
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement).group()).lower()
 
 
@@ -44,7 +44,7 @@ def site_folders() -> list[str]:
 
 
 def installed(folders: list[str] | None = None) -> dict[str, str]:
-    """Normalised name -> version of what is installed in ``folders`` (the first one counts)."""
+    """Normalized name -> version of what is installed in ``folders`` (the first one counts)."""
     found: dict[str, str] = {}
     for folder in site_folders() if folders is None else folders:
         for dist in distributions(path=[folder]):
@@ -57,7 +57,7 @@ def requirements(present: dict[str, str]) -> list[str]:
     """The requirements of odise_mm, fitted to an environment.
 
     Args:
-        present: normalised name -> version of what the environment has.
+        present: normalized name -> version of what the environment has.
 
     Raises:
         SystemExit: the torch that is there is too old for odise_mm.

@@ -25,7 +25,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Folder with the tiny made-up weights in the published formats (265 MB, written once).
+    """Folder with the tiny random weights in the published formats (265 MB, written once).
 
     ``sd_v1.ckpt``, ``clip.pt``, ``odise_label.pth``, ``odise_caption.pth``. Processes of one
     pytest-xdist run share the folder.

@@ -1,4 +1,4 @@
-"""Every config builds, at full size and without memory, and a misspelt key is no secret.
+"""Every config builds, at full size and without memory, and a misspelled key is no secret.
 
 Every config is loaded once, and one model is built for all configs with the same.
 """
@@ -88,7 +88,7 @@ def test_builds_on_the_meta_device(file: str) -> None:
     training = loaded(file).get("train_dataloader")
     names = training.dataset.vocabulary if training else "coco"
     assert model.vocabulary == Vocabulary.load(names)
-    assert model.fusion.train_vocabulary == Vocabulary.load(names)
+    assert model.ensemble.train_vocabulary == Vocabulary.load(names)
     assert sum(p.requires_grad for p in model.parameters()) == len(model.state_dict())
 
 
@@ -119,7 +119,7 @@ def test_what_trains_and_what_tests() -> None:
 
 
 @pytest.mark.parametrize("file", sorted({*TRAINED, *TESTED}))
-def test_data_sets_are_complete_without_our_runner(file: str, tmp_path: Path) -> None:
+def test_datasets_are_complete_without_our_runner(file: str, tmp_path: Path) -> None:
     """Built as mmengine's runner and mmdet's tools do; where the data lie does not matter."""
     cfg = fresh(file)
     assert not unused_pipelines(cfg)
@@ -223,7 +223,7 @@ def test_runner_and_samplers_are_ours(file: str) -> None:
     if file in TRAINED:
         assert cfg.train_dataloader.sampler.type == "SeededSampler"
         assert cfg.model.vocabulary == cfg.train_dataloader.dataset.vocabulary
-        assert "train_vocabulary" not in cfg.model.fusion, "it stands in one place"
+        assert "train_vocabulary" not in cfg.model.ensemble, "it stands in one place"
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -236,7 +236,7 @@ def test_survives_being_written(file: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize(
-    "part", ["", "backbone", "captioner", "clip", "neck", "head", "fusion", "test_cfg"]
+    "part", ["", "backbone", "captioner", "clip", "neck", "head", "ensemble", "test_cfg"]
 )
 def test_unknown_keys_fail(part: str) -> None:
     model = fresh("configs/toy/odise_tiny.py").model
@@ -253,7 +253,7 @@ def test_unknown_keys_of_classifiers_fail(index: int) -> None:
         MODELS.build(model)
 
 
-@pytest.mark.parametrize("part", ["backbone", "captioner", "clip", "neck", "head", "fusion"])
+@pytest.mark.parametrize("part", ["backbone", "captioner", "clip", "neck", "head", "ensemble"])
 def test_unknown_parts_fail(part: str) -> None:
     model = fresh("configs/toy/odise_tiny.py").model
     model[part].type = "NoSuchPart"

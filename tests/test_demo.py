@@ -50,24 +50,24 @@ def test_a_real_photograph(demo, config, tmp_path, capsys):
     code = demo.main([*arguments, "--config", config, "--out", str(out), "--device", "cpu"])
     printed = capsys.readouterr().out
     assert code == 0
-    for text in ("pagoda", "thing", "lake", "stuff", "0.75", "50.0 %", "Made-up weights"):
+    for text in ("pagoda", "thing", "lake", "stuff", "0.75", "50.0 %", "Random weights"):
         assert text in printed
     (result,) = read_coco_panoptic(out / "panoptic.json")
     assert result.panoptic.shape == (427, 640)
     assert [s.name for s in result.segments] == ["pagoda", "lake"]
-    with Image.open(out / "pictures" / "pagoda.jpg") as picture:
-        assert picture.width == 640 and picture.height > 427  # the banner says "made-up weights"
+    with Image.open(out / "vis" / "pagoda.jpg") as picture:
+        assert picture.width == 640 and picture.height > 427  # the banner says "random weights"
     categories = json.loads((out / "panoptic.json").read_text())["categories"]
     assert categories[0]["synonyms"] == ["pagoda", "temple"]
 
 
-def test_one_bad_picture_finishes_the_others_and_fails(demo, config, tmp_path, capsys):
+def test_one_bad_image_finishes_the_others_and_fails(demo, config, tmp_path, capsys):
     arguments = ["missing.jpg", str(PHOTO), "--config", config, "--out", str(tmp_path / "out")]
     assert demo.main([*arguments, "--device", "cpu"]) == 1
     captured = capsys.readouterr()
     assert "skipped: missing.jpg: no such file" in captured.out
-    assert "1 of 2 pictures could not be used" in captured.err
-    assert (tmp_path / "out" / "pictures" / "pagoda.jpg").exists()
+    assert "1 of 2 images could not be used" in captured.err
+    assert (tmp_path / "out" / "vis" / "pagoda.jpg").exists()
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_batch_size_below_one_is_refused(demo, capsys):
     assert "at least 1" in capsys.readouterr().err
 
 
-def test_where_the_pictures_are_from_is_written_down():
+def test_where_the_images_are_from_is_written_down():
     text = (ROOT / "demo" / "images" / "README.md").read_text()
     for picture in PHOTO.parent.glob("*.jpg"):
         assert f"`{picture.name}`" in text
@@ -168,7 +168,7 @@ def drawn_scene(picture: str):
     return drawn
 
 
-def test_a_picture_of_the_users_own_is_segmented_and_nothing_else():
+def test_an_image_of_the_users_own_is_segmented_and_nothing_else():
     names = "bus; person, man"
     (words,) = make_demo(
         "PHOTO=street.jpg", f"TEXTS={names}", "STUFF=road", "CONFIG=odise_tiny", "WEIGHTS=a.pth"

@@ -169,7 +169,7 @@ def test_every_equation_is_where_the_table_says() -> None:
 def test_equation_10_is_the_last_line_of_its_function() -> None:
     tree = ast.parse((ROOT / "odise_mm/models/classifiers/ensemble.py").read_text())
     functions = {n.name: n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
-    last = ast.unparse(functions["fused_logits"].body[-1])
+    last = ast.unparse(functions["ensemble_logits"].body[-1])
     assert "(1 - weight) * own + weight *" in last
 
 
@@ -187,9 +187,9 @@ def test_the_table_of_components_is_the_registry() -> None:
 
 
 def test_the_table_of_parameters_is_counted() -> None:
-    from odise_mm.analysis.model_summary import summarise
+    from odise_mm.analysis.model_summary import summarize
 
-    summary = summarise("odise_coco_label")
+    summary = summarize("odise_coco_label")
     page = (ROOT / "docs/components.md").read_text(encoding="utf-8").split("## Parameters\n")[1]
     numbers = {int(n.replace(",", "")) for n in re.findall(r"\d[\d,]{5,}\d", page)}
     trained, frozen = summary["trained"], summary["frozen"]
@@ -211,7 +211,7 @@ def test_the_table_of_parameters_is_counted() -> None:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that looks like the repository, and configs with small pictures and tiles."""
+    """A folder that looks like the repository, and configs with small images and tiles."""
     for name in ("configs", "demo"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)

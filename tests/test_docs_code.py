@@ -21,7 +21,7 @@ from scipy.fft import dctn
 import odise_mm.apis.inferencer
 import odise_mm.benchmarks.planning  # before load_config is replaced: it would keep that one
 import odise_mm.config.finding
-import odise_mm.datasets  # noqa: F401  (so that its data sets are not among those of the page)
+import odise_mm.datasets  # noqa: F401  (so that its datasets are not among those of the page)
 from odise_mm.config.building import build_model
 from odise_mm.config.changing import change_config
 from odise_mm.errors import ConfigError
@@ -46,7 +46,7 @@ CONFIGS = [name for name, code in FILES.items() if "_base_" in code]
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder that looks like the repository, with the page's files and a data set in it."""
+    """A folder that looks like the repository, with the page's files and a dataset in it."""
     for name in ("configs", "demo", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name, code in FILES.items():
@@ -131,7 +131,7 @@ def test_commands_run(
     printed = capsys.readouterr().out
     if script == "tools/test.py":
         name = Path(arguments[0]).stem
-        assert re.search(rf"{name} .* 2 ", printed), printed  # both pictures
+        assert re.search(rf"{name} .* 2 ", printed), printed  # both images
         assert ("automobile" in printed or "road" in printed) == ("--per-class" in arguments)
     else:
         assert os.path.getsize("out/panoptic.json") > 0 and "pagoda.jpg" in printed
@@ -175,15 +175,19 @@ def test_the_captioner_sees_daylight(workplace: Path) -> None:
     assert set(read) == {"a photo taken by day", "a photo taken at night"}
 
 
-def test_the_classifier_asks_clip_about_the_picture(workplace: Path) -> None:
+def test_the_classifier_asks_clip_about_the_image(workplace: Path) -> None:
     model = build_model(load("scene.py")).eval()
     classifier = model.classifiers[1]
     assert classifier.clip is model.clip
     images = [torch.rand(3, 60, 80), torch.rand(3, 70, 64)]
     prediction = MaskPrediction(torch.zeros(2, 5, 16, 20), torch.zeros(2, 5, 8))
-    opinion = classifier(prediction, images, model.vocabulary)
-    assert opinion.p_void is None and opinion.logits.shape == (2, 5, len(model.vocabulary))
-    for image, row in zip(images, opinion.logits, strict=True):
+    class_prediction = classifier(prediction, images, model.vocabulary)
+    assert class_prediction.p_void is None and class_prediction.logits.shape == (
+        2,
+        5,
+        len(model.vocabulary),
+    )
+    for image, row in zip(images, class_prediction.logits, strict=True):
         embedding = model.clip.encode_image(image[None])[0]
         names = model.vocabulary.synonyms[3]
         text = classifier.text_encoder([f"a photo of a {name}." for name in names])
@@ -191,7 +195,7 @@ def test_the_classifier_asks_clip_about_the_picture(workplace: Path) -> None:
         torch.testing.assert_close(row[:, 3], best.expand(5), atol=1e-3, rtol=1e-4)
 
 
-def test_the_listed_data_set_pairs_files(workplace: Path) -> None:
+def test_the_listed_dataset_pairs_files(workplace: Path) -> None:
     config = load("listed.py")
     data = DATASETS.build({**config.test_dataloader.dataset, "pipeline": []})
     assert [(Path(d["img_path"]).name, Path(d["sem_seg_path"]).name) for d in data] == [

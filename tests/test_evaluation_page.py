@@ -1,4 +1,4 @@
-"""Every command of docs/evaluation.md runs as it stands there, on miniatures of all data sets.
+"""Every command of docs/evaluation.md runs as it stands there, on tiny models of all datasets.
 
 Configs, test sets and converters are the repository's. Only the model itself is a fake one, in
 configs of the real names, and its checkpoint has the names of the published files.
@@ -19,8 +19,8 @@ import torch
 from odise_mm.annotations.panoptic_io import write_panoptic_png
 from odise_mm.benchmarks.sets import CONVERTERS, LABEL_FILES, known_sets
 from odise_mm.vocabulary import Vocabulary
-from tests.support import miniatures_ade_pascal as miniatures
-from tests.support import miniatures_street_lvis_uvo as more_miniatures
+from tests.support import tiny_ade_pascal as tiny_archives
+from tests.support import tiny_street_lvis_uvo as more_tiny_archives
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "evaluation.md"
@@ -35,7 +35,7 @@ def commands() -> list[list[str]]:
 
 
 def write_raw_coco(data: Path) -> None:
-    """COCO's archives, unpacked: 3 validation pictures with things, stuff, crowd and void."""
+    """COCO's archives, unpacked: 3 validation images with things, stuff, crowd and void."""
     rng = np.random.default_rng(5)
     vocabulary = Vocabulary.load("coco")
     categories = [
@@ -47,11 +47,11 @@ def write_raw_coco(data: Path) -> None:
     images, panoptic, instances, captions = [], [], [], []
     root = data / "coco"
     raw = root / "annotations"
-    for number, size in enumerate(miniatures.SIZES):
+    for number, size in enumerate(tiny_archives.SIZES):
         image_id = 100 + number
-        ids = miniatures.patches(rng, size, [0, 10, 2000, 70000])
+        ids = tiny_archives.patches(rng, size, [0, 10, 2000, 70000])
         name = f"{image_id:012d}"
-        miniatures.write_picture(root / "val2017" / f"{name}.jpg", ids, rng)
+        tiny_archives.write_image(root / "val2017" / f"{name}.jpg", ids, rng)
         write_panoptic_png(raw / "panoptic_val2017" / f"{name}.png", ids)
         images.append(dict(id=image_id, file_name=f"{name}.jpg", height=size[0], width=size[1]))
         segments = []
@@ -62,7 +62,7 @@ def write_raw_coco(data: Path) -> None:
             common = dict(category_id=category, iscrowd=crowd, area=len(rows), bbox=box)
             segments.append(dict(id=id_, **common))
             if category < 81:
-                counts = more_miniatures.run_lengths(ids == id_, "plain")
+                counts = more_tiny_archives.run_lengths(ids == id_, "plain")
                 instances.append(
                     dict(id=len(instances) + 1, image_id=image_id, segmentation=counts, **common)
                 )
@@ -98,19 +98,19 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What a user has after unpacking everything, in small."""
     folder = tmp_path_factory.mktemp("evaluation")
     data = folder / "data"
-    miniatures.write_raw_ade20k(data)
-    miniatures.write_raw_ade847(data)
-    context = miniatures.write_raw_pascal_context(data)
-    miniatures.write_raw_voc(data)
-    more_miniatures.write_raw_cityscapes(data)
-    more_miniatures.write_raw_mapillary(data)
+    tiny_archives.write_raw_ade20k(data)
+    tiny_archives.write_raw_ade847(data)
+    context = tiny_archives.write_raw_pascal_context(data)
+    tiny_archives.write_raw_voc(data)
+    more_tiny_archives.write_raw_cityscapes(data)
+    more_tiny_archives.write_raw_mapillary(data)
     write_raw_coco(data)
-    more_miniatures.write_raw_lvis(data)
-    more_miniatures.write_raw_uvo(data)
+    more_tiny_archives.write_raw_lvis(data)
+    more_tiny_archives.write_raw_uvo(data)
 
     labels = data / "openseg_labels"
     labels.mkdir()
-    # Not in the index's order; "floor, flooring" has no picture.
+    # Not in the index's order; "floor, flooring" has no image.
     chosen = ("sky", "person, someone", "building, edifice", "floor, flooring", "wall")
     lines = [f"{i}:{name.replace(', ', ',')}\n" for i, name in enumerate(chosen, start=1)]
     (labels / "ade20k_847.txt").write_text("0:invalid_class_id\n" + "".join(lines))
@@ -125,8 +125,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "configs" / f"{name}.py").write_text(
             f'_base_ = ["{ROOT}/configs/odise/{name}.py"]\n'
             'custom_imports = dict(imports=["tests.support.small_test_set"])\n'
-            'fusion = dict(train_vocabulary="coco")\n'
-            'model = dict(_delete_=True, type="HalvesSegmentor", fusion=fusion)\n'
+            'ensemble = dict(train_vocabulary="coco")\n'
+            'model = dict(_delete_=True, type="HalvesSegmentor", ensemble=ensemble)\n'
         )
     checkpoint = dict(state_dict=dict(scale=torch.ones(1)))
     (folder / "checkpoints").mkdir()
@@ -139,7 +139,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are loaded and converted in this process: there are three of each set."""
+    """Images are loaded and converted in this process: there are three of each set."""
     from odise_mm.benchmarks import sets
 
     complete = sets._from_name
@@ -176,7 +176,7 @@ def test_the_page_s_commands_in_their_order(
     }
     for name, sets in expected.items():
         found = json.loads((workplace / "results" / f"{name}.json").read_text())
-        assert found["done"] == sets and not found["not_done"] and not found["made_up_weights"]
+        assert found["done"] == sets and not found["not_done"] and not found["random_weights"]
         for set_name, result in found["sets"].items():
             assert result["images"] == 3
             assert all(v is None or 0 <= v <= 100 for v in result["metrics"].values()), set_name
@@ -196,7 +196,7 @@ def test_the_page_s_commands_in_their_order(
     rows = (workplace / "results" / "two.csv").read_text().splitlines()
     assert {row.split(",")[0] for row in rows[1:]} == set(known_sets())
     assert (workplace / "results/files/cityscapes/panoptic.json").is_file()
-    assert len(list((workplace / "results/pictures/cityscapes").iterdir())) == 2
+    assert len(list((workplace / "results/images/cityscapes").iterdir())) == 2
 
 
 def test_every_set_is_prepared_and_tested_on_the_page() -> None:

@@ -1,4 +1,4 @@
-"""The made-up weights and recordings themselves: wrong ones would make every other test wrong."""
+"""The random weights and recordings themselves: wrong ones would make every other test wrong."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Training works: two real pictures are learned by heart, through the tools as users call them.
+"""Training works: two real images are learned by heart, through the tools as users call them.
 
 The full run is ``configs/toy/overfit_real_coco.py``; this one is smaller and shorter. It needs the
-pictures, images 142238 and 439180 of COCO val2017 in COCO's layout, in the folder that
+images, images 142238 and 439180 of COCO val2017 in COCO's layout, in the folder that
 ``ODISE_REAL_COCO`` names or in ``data/real_coco``.
 """
 
@@ -31,10 +31,10 @@ SHORTER = [
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """What stands for ``data/``, with the pictures in it."""
+    """What stands for ``data/``, with the images in it."""
     pictures = Path(os.environ.get("ODISE_REAL_COCO") or ROOT / "data/real_coco").resolve()
     if not (pictures / "annotations/panoptic_val2017.json").is_file():
-        pytest.skip(f"the two COCO pictures are not in {pictures}; see this file's first lines")
+        pytest.skip(f"the two COCO images are not in {pictures}; see this file's first lines")
     (tmp_path / "data").mkdir()
     (tmp_path / "data/real_coco").symlink_to(pictures)
     return tmp_path / "data"

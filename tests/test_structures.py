@@ -36,7 +36,7 @@ IDS = torch.tensor([[[4, 4, 7, 7], [2, 5, 0, 7]]], dtype=torch.int32)
 
 
 def sample(infos: list[dict] = INFOS, ids: torch.Tensor = IDS, **meta: Any) -> DetDataSample:
-    """What a segmentor gives for a picture."""
+    """What a segmentor gives for an image."""
     made = DetDataSample(metainfo=meta)
     made.pred_panoptic_seg = PixelData(sem_seg=ids, metainfo=dict(segments_info=infos))
     return made
@@ -234,7 +234,7 @@ def test_mmdets_metric_gives_our_panoptic_quality(panopticapi: None, which: str)
 
 
 def test_mmdets_visualizer_draws_the_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every segment in the colour of its class, with its name; void as it was."""
+    """Every segment in the color of its class, with its name; void as it was."""
     ids = IDS.repeat_interleave(16, 1).repeat_interleave(16, 2)
     image = np.full((*ids.shape[1:], 3), 200, np.uint8)
     visualizer = VISUALIZERS.build(

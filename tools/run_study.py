@@ -2,7 +2,7 @@
 """Train and test one config after the other: a study, or a whole folder of them.
 
 Every config gets a work directory below --work-root, named like the config, with the checkpoints,
-the log of both steps (study.log), the results (result.json) and pictures of them (shown/). Stopped
+the log of both steps (study.log), the results (result.json) and images of them (shown/). Stopped
 in any way and started again, it goes on where it was: results that are there are kept, a training
 is resumed. Where a config fails, the others are still run. Configs that say the same about the
 training, such as rows of several studies that are the paper's own model, share the first one's.

@@ -10,12 +10,12 @@ test_pipeline = [
             "ori_shape",
             "img_shape",
             "scale_factor",
-            # what metrics read ground truth from, where a data set has it
+            # what metrics read ground truth from, where a dataset has it
             "seg_map_path",
             "segments_info",
             "sem_seg_path",
             "reduce_zero_label",
-            "caption",  # for captioners that use it, where a data set has it
+            "caption",  # for captioners that use it, where a dataset has it
         ),
     ),
 ]

@@ -56,7 +56,7 @@ model = dict(
         ),
         train_cfg=dict(num_points=1024),
     ),
-    fusion=dict(type="GeometricEnsemble"),
+    ensemble=dict(type="GeometricEnsemble"),
 )
 
 train_pipeline = [

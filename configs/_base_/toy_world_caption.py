@@ -13,7 +13,7 @@ model = dict(
         dict(type="MaskCLIPClassifier", template="a photo of a {}."),
     ],
     grounding=dict(type="GroundingLoss", loss_weight=1.0, softmax="masks"),
-    fusion=dict(alpha=0.35, beta=0.65),
+    ensemble=dict(alpha=0.35, beta=0.65),
 )
 # Made by projects/toy_world/generate.py.
 train_dataloader = dict(dataset=dict(phrases_file="annotations/phrases_train2017.json"))

@@ -8,5 +8,5 @@ model = dict(
         dict(type="OpenVocabClassifier", embed_dim=_base_.width, null_class=True, template="{}"),
         dict(type="MaskCLIPClassifier", template="a photo of a {}."),
     ],
-    fusion=dict(alpha=0.3, beta=0.7),
+    ensemble=dict(alpha=0.3, beta=0.7),
 )

@@ -1,4 +1,4 @@
-# Two real pictures learned by heart in minutes on a CPU: does everything from the files to the
+# Two real images learned by heart in minutes on a CPU: does everything from the files to the
 # panoptic quality work? Label supervision; a tiny, random, frozen diffusion model and CLIP.
 # Layout: data/real_coco/{val2017,annotations/panoptic_val2017,annotations/panoptic_val2017.json}.
 _base_ = ["./odise_tiny.py"]
@@ -33,14 +33,14 @@ model = dict(
         ),
         train_cfg=dict(num_points=4096),
     ),
-    # A random CLIP's opinion of the masks is left out.
+    # A random CLIP's prediction of the masks is left out.
     classifiers=[
         dict(type="OpenVocabClassifier", embed_dim=width, null_class=True, template="{}"),
     ],
     test_cfg=dict(overlap_threshold=0.8),
 )
 
-# Fits the short edge to 192 pixels; no jitter, as these very pictures are to be learned.
+# Fits the short edge to 192 pixels; no jitter, as these very images are to be learned.
 resize = dict(type="ResizeKeepRatio", scale=(480, 192))
 train_pipeline = [
     dict(type="LoadImage"),
@@ -80,7 +80,7 @@ val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **pictures), **loader
 test_dataloader = val_dataloader
 val_evaluator = [
     dict(type="PanopticQuality"),
-    dict(type="InstanceAP"),  # of the panoptic annotations: these pictures come without others
+    dict(type="InstanceAP"),  # of the panoptic annotations: these images come without others
     dict(type="SemanticIoU"),
 ]
 test_evaluator = val_evaluator

@@ -1,4 +1,4 @@
-# The same two pictures, learned from class-agnostic masks and captions; scored class-agnostically.
+# The same two images, learned from class-agnostic masks and captions; scored class-agnostically.
 # The captions were written for this purpose: real_coco_phrases.json.
 _base_ = ["./overfit_real_coco.py"]
 

@@ -1,4 +1,4 @@
-"""What a model sees of a data set, as pictures: after the pipeline, with segments and words."""
+"""What a model sees of a dataset, as images: after the pipeline, with segments and words."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from odise_mm.engine.loops import vocabulary_of
 from odise_mm.errors import ConfigError
 from odise_mm.registry import TRANSFORMS
 from odise_mm.structures import Segment, SegmentationResult
-from odise_mm.utils.outputs import check_outputs, picture_path, stem_of, write_picture
+from odise_mm.utils.outputs import check_outputs, image_path, stem_of, write_image
 from odise_mm.visualization import draw_panoptic
 from odise_mm.visualization.legend import add_banner
 from odise_mm.vocabulary import Vocabulary
 
 PAPER, GAP = 255, 8
-COLUMNS = ("file", "picture", "original", "drawn", "segments", "classes", "words")
+COLUMNS = ("file", "image", "original", "drawn", "segments", "classes", "words")
 
 
 def browse(
@@ -43,24 +43,24 @@ def browse(
     data_root: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Table:
-    """Draw pictures of a data set.
+    """Draw images of a dataset.
 
     Args:
         config: file, or name under ``configs/``.
-        out: folder of the pictures.
+        out: folder of the images.
         split: "train", "val" or "test"; None: the first that there is.
-        number: of pictures.
+        number: of images.
         seed: of the training stream.
         data_root: instead of ``data/`` in the config.
         changes: of the config, by dotted keys.
 
     Returns:
-        What was drawn, a row for each picture.
+        What was drawn, a row for each image.
 
     Raises:
         ConfigError: the config has no such data.
-        DatasetError: files of the data set are missing or contradict each other.
-        OutputError: a picture would replace one of these files.
+        DatasetError: files of the dataset are missing or contradict each other.
+        OutputError: an image would replace one of these files.
     """
     dataset, split = load_dataset(config, split, data_root, changes)
     vocabulary = vocabulary_of(dataset)
@@ -71,15 +71,15 @@ def browse(
     chosen = [(index, dataset.get_data_info(int(index))) for index in islice(indices, number)]
     stems = [f"{split}_{i:03d}_{stem_of(info['img_path'])}" for i, (_, info) in enumerate(chosen)]
     inputs = (value for _, info in chosen for value in info.values())
-    check_outputs([picture_path(out, stem) for stem in stems], [config, *inputs])
-    table = Table(f"{config}, {split}: {len(dataset):,} pictures", COLUMNS)
+    check_outputs([image_path(out, stem) for stem in stems], [config, *inputs])
+    table = Table(f"{config}, {split}: {len(dataset):,} images", COLUMNS)
     for stem, (index, info) in zip(stems, chosen, strict=True):
         item = dataset[index]
         image = item["inputs"].numpy().transpose(1, 2, 0)
         sample = item["data_samples"]
         result = ground_truth(item, info, vocabulary)
         words = sample.get("words")
-        path = write_picture(out, stem, draw(image, result, words))
+        path = write_image(out, stem, draw(image, result, words))
         height, width = sample.ori_shape
         names = dict.fromkeys(segment.name for segment in result.segments)
         table.rows.append(
@@ -93,7 +93,7 @@ def browse(
                 "" if words is None else _short(words) or "none",
             )
         )
-    table.notes.append(f"pictures are in {out}/; sizes are width x height")
+    table.notes.append(f"images are in {out}/; sizes are width x height")
     return table
 
 
@@ -103,7 +103,7 @@ def load_dataset(
     data_root: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> tuple[BaseDataset, str]:
-    """The data set as the config says, and its split; see :func:`browse`.
+    """The dataset as the config says, and its split; see :func:`browse`.
 
     Raises:
         ConfigError: the config has no such data.
@@ -125,11 +125,11 @@ def load_dataset(
 
 
 def ground_truth(item: dict, info: dict[str, Any], vocabulary: Vocabulary) -> SegmentationResult:
-    """What is to be found in a picture: from the sample, or, in testing, from the files.
+    """What is to be found in an image: from the sample, or, in testing, from the files.
 
     Args:
         item: as the pipeline packs it.
-        info: what the data set says of the picture.
+        info: what the dataset says of the image.
 
     Raises:
         DatasetError: the files are missing or contradict each other.
@@ -158,7 +158,7 @@ def ground_truth(item: dict, info: dict[str, Any], vocabulary: Vocabulary) -> Se
 
 
 def _instance_masks(info: dict[str, Any]) -> tuple[list[np.ndarray], list[int]]:
-    """Masks of an ``InstanceDataset``'s picture, the largest first: small ones stay visible."""
+    """Masks of an ``InstanceDataset``'s image, the largest first: small ones stay visible."""
     load = TRANSFORMS.build(dict(type="mmdet.LoadAnnotations", with_mask=True, poly2mask=True))
     shape = info["height"], info["width"]
     done = load({**info, "img_shape": shape, "ori_shape": shape})
@@ -197,9 +197,9 @@ def result_of_masks(
 
 
 def draw(image: np.ndarray, result: SegmentationResult, words: list[str] | None) -> np.ndarray:
-    """The picture, beside it its segments with their names, above them the words (BGR)."""
+    """The image, beside it its segments with their names, above them the words (BGR)."""
     right = draw_panoptic(image, result)
-    zoom = max(1, right.shape[1] // image.shape[1])  # small pictures are enlarged there
+    zoom = max(1, right.shape[1] // image.shape[1])  # small images are enlarged there
     size = image.shape[1] * zoom, image.shape[0] * zoom
     left = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
     height, width = max(left.shape[0], right.shape[0]), left.shape[1] + right.shape[1] + GAP

@@ -1,4 +1,4 @@
-"""k-means of feature maps: which maps, their clusters, and numbers that agree between pictures."""
+"""k-means of feature maps: which maps, their clusters, and numbers that agree between images."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STARTS = 4  # of k-means, of which the best is kept
 
 
 class FeatureError(OdiseError):
-    """A map that a backbone does not have, or a picture with too little in it."""
+    """A map that a backbone does not have, or an image with too little in it."""
 
 
 def choose_maps(
@@ -70,21 +70,21 @@ def cluster(vectors: np.ndarray, count: int) -> np.ndarray:
     for _ in range(STARTS):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an empty cluster: another start has none
-            centres, labels = kmeans2(flat, _start(flat, count, random), iter=100, minit="matrix")
-        spread = ((flat - centres[labels]) ** 2).sum()
+            centers, labels = kmeans2(flat, _start(flat, count, random), iter=100, minit="matrix")
+        spread = ((flat - centers[labels]) ** 2).sum()
         if spread < least:
             best, least = labels, spread
     return best.reshape(vectors.shape[:2])
 
 
 def _start(vectors: np.ndarray, count: int, random: np.random.RandomState) -> np.ndarray:
-    """k-means++ (Arthur and Vassilvitskii, 2007): each centre far from those before."""
-    centres = [vectors[random.randint(len(vectors))]]
+    """k-means++ (Arthur and Vassilvitskii, 2007): each center far from those before."""
+    centers = [vectors[random.randint(len(vectors))]]
     distance = np.full(len(vectors), np.inf)
-    while len(centres) < count:
-        distance = np.minimum(distance, ((vectors - centres[-1]) ** 2).sum(1))
-        centres.append(vectors[random.choice(len(vectors), p=distance / distance.sum())])
-    return np.stack(centres)
+    while len(centers) < count:
+        distance = np.minimum(distance, ((vectors - centers[-1]) ** 2).sum(1))
+        centers.append(vectors[random.choice(len(vectors), p=distance / distance.sum())])
+    return np.stack(centers)
 
 
 def alike(labels: np.ndarray, reference: np.ndarray) -> np.ndarray:

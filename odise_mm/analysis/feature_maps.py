@@ -1,4 +1,4 @@
-"""Feature maps of a model's backbone of a whole picture, before the neck, and their clusters."""
+"""Feature maps of a model's backbone of a whole image, before the neck, and their clusters."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _load_trained(parts: nn.Module, file: str) -> None:
     parts.load_state_dict(state)
 
 
-def cluster_picture(
+def cluster_image(
     parts: nn.Module,
     cfg: Config,
     image: np.ndarray,
@@ -93,11 +93,11 @@ def cluster_picture(
     device: torch.device,
     step: Step = lambda done, total: None,
 ) -> np.ndarray:
-    """Clusters of the features that a model's backbone has of a picture.
+    """Clusters of the features that a model's backbone has of an image.
 
     Args:
         parts: from :func:`build_parts`, or a whole segmentor.
-        cfg: of the model; its test pipeline resizes the picture.
+        cfg: of the model; its test pipeline resizes the image.
         image: (H, W, 3) uint8 BGR.
         indices: of the maps.
         count: of the clusters.
@@ -127,7 +127,7 @@ def cluster_picture(
 
 
 def model_input(cfg: Config, image: np.ndarray) -> Tensor:
-    """A picture as the config's test pipeline hands it to the model: (3, h, w) uint8 BGR."""
+    """An image as the config's test pipeline hands it to the model: (3, h, w) uint8 BGR."""
     return make_test_pipeline(cfg)(dict(img=image, img_path=None))["inputs"]
 
 
@@ -143,7 +143,7 @@ def padded(inputs: Tensor, cfg: Config) -> Tensor:
 def extract(
     parts: nn.Module, cfg: Config, image: Tensor, indices: list[int], step: Step
 ) -> tuple[list[Tensor], list[int]]:
-    """Raw maps of a whole picture, through the same tiles as the segmentor's.
+    """Raw maps of a whole image, through the same tiles as the segmentor's.
 
     Args:
         parts: from :func:`build_parts`.
@@ -183,9 +183,9 @@ def to_vectors(maps: Sequence[Tensor], strides: Sequence[int], size: tuple[int, 
     """One vector for every place of the finest map, padding left out.
 
     Args:
-        maps: each (C, h, w) over the padded picture.
+        maps: each (C, h, w) over the padded image.
         strides: of the maps.
-        size: height and width of the picture without padding, in pixels.
+        size: height and width of the image without padding, in pixels.
 
     Returns:
         (rows, columns, all C) float32, every channel with mean 0 and variance 1.

@@ -1,4 +1,4 @@
-"""Pictures of clustered feature maps, a panel for every backbone."""
+"""Images of clustered feature maps, a panel for every backbone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from odise_mm.analysis.clustering import choose_maps
-from odise_mm.analysis.feature_maps import build_parts, cluster_picture, model_input
+from odise_mm.analysis.feature_maps import build_parts, cluster_image, model_input
 from odise_mm.benchmarks.tables import write_figure
 from odise_mm.models.frozen import FrozenModule
 from odise_mm.utils.device import pick_device
@@ -46,7 +46,7 @@ def panel(
         bar: shows how far it is.
         clusters: how many.
         maps: numbers of the maps; None: see :func:`choose_maps`.
-        size: short edge that the picture is resized to; None: what the config tests with.
+        size: short edge that the image is resized to; None: what the config tests with.
         device: to run on; None: a GPU where there is one.
         precision: of the frozen parts.
 
@@ -67,7 +67,7 @@ def panel(
     seen = tuple(model_input(cfg, image).shape[-2:])
     cfg.precision = precision
     with memory_guard(place, precision):
-        parts, made_up = build_parts(cfg, weights)
+        parts, random_weights = build_parts(cfg, weights)
         for part in (m for m in parts.modules() if isinstance(m, FrozenModule)):
             part.cast(dtype_of(precision))
         parts.to(place)
@@ -80,15 +80,17 @@ def panel(
             bar.update(task, description=f"{name}: k-means")
 
     with memory_guard(place, precision, [seen]):
-        labels = cluster_picture(parts, cfg, image, indices, clusters, name, place, step)
+        labels = cluster_image(parts, cfg, image, indices, clusters, name, place, step)
     bar.update(task, description=name)
     shown = ", ".join(f"{i} ({channels[i]} x 1/{strides[i]})" for i in indices)
-    title = f"{name}: map {shown}" + ("\nmade-up weights: this means nothing" if made_up else "")
+    title = f"{name}: map {shown}" + (
+        "\nrandom weights: this means nothing" if random_weights else ""
+    )
     return title, labels
 
 
 def draw(image: np.ndarray, panels: list[tuple[str, np.ndarray]], path: Path) -> None:
-    """The picture, then every panel's clusters.
+    """The image, then every panel's clusters.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -104,11 +106,11 @@ def draw(image: np.ndarray, panels: list[tuple[str, np.ndarray]], path: Path) ->
     )
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     clusters = max(int(labels.max()) for _, labels in panels) + 1
-    colours = colormaps["tab20" if clusters > 10 else "tab10"]
+    colors = colormaps["tab20" if clusters > 10 else "tab10"]
     axes[0].imshow(image)
-    axes[0].set_title("picture", fontsize=8)
+    axes[0].set_title("image", fontsize=8)
     for place, (title, labels) in zip(axes[1:], panels, strict=False):
-        place.imshow(colours(labels % colours.N), interpolation="nearest")
+        place.imshow(colors(labels % colors.N), interpolation="nearest")
         place.set_title(printable_title(title), fontsize=8)
     for place in axes:
         place.set_axis_off()

@@ -55,8 +55,8 @@ def examine(
         sizes: edges of the square images, in pixels.
         flops_only: nothing is measured.
         device, precision: to measure on and with.
-        weights: "config" for those that the config names, or "none" for made-up ones.
-        vocabulary: name or file; None: made-up names, as many as in the published count.
+        weights: "config" for those that the config names, or "none" for random ones.
+        vocabulary: name or file; None: invented names, as many as in the published count.
         max_tiles_per_batch: instead of the config's.
         compiled: whether the frozen parts are compiled.
         crops: whether CLIP's mask pooling is compared with crops, too.
@@ -117,7 +117,7 @@ def examine(
 
 
 def make_vocabulary(name: str | None = None) -> Vocabulary:
-    """The vocabulary of that name, or made-up names as in the published count."""
+    """The vocabulary of that name, or invented names as in the published count."""
     if name:
         return Vocabulary.load(name)
     classes = [[f"name {i}"] for i in range(published.COUNTED_CLASSES)]
@@ -187,7 +187,7 @@ def measure(
 def compare_crops(
     model: OpenVocabSegmentor, size: int, device: torch.device, repeats: int
 ) -> Numbers:
-    """Mask pooling against box crops: CLIP's opinion on the same masks of one image, in turns.
+    """Mask pooling against box crops: CLIP's prediction on the same masks of one image, in turns.
 
     Args:
         model: whose second classifier pools inside masks.
@@ -234,7 +234,7 @@ def compare_crops(
 
 
 def random_image(size: int) -> Callable[[], Numbers]:
-    """What makes a batch of one picture of noise, as a data loader would."""
+    """What makes a batch of one image of noise, as a data loader would."""
     image = torch.randint(
         0, 256, (3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )

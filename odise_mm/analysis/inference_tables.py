@@ -23,7 +23,7 @@ def make_tables(result: Numbers) -> list[Table]:
 
 def _crops_table(result: Numbers, size: int) -> Table:
     found = result["sizes"][size]["crops"]
-    title = f"CLIP's opinion on {found['masks']} masks: {_title(result, size)}"
+    title = f"CLIP's prediction on {found['masks']} masks: {_title(result, size)}"
     table = Table(title, ("way", "GFLOP", "seconds", "from", "to"))
     pooling, crops = found["mask pooling"], found["box crops"]
     for name in ("mask pooling", "box crops"):

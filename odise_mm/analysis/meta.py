@@ -26,7 +26,7 @@ def load_model_config(config: str, weights: bool = False) -> Config:
 
 
 def short_edge(cfg: Config) -> int:
-    """Pixels of the short edge that a config's test pipeline resizes pictures to; 512 if none."""
+    """Pixels of the short edge that a config's test pipeline resizes images to; 512 if none."""
     scales = [step["scale"] for step in cfg.get("test_pipeline") or [] if "scale" in step]
     return min(scales[-1]) if scales and isinstance(scales[-1], (tuple, list)) else 512
 

@@ -29,7 +29,7 @@ def all_configs() -> list[str]:
     return [str(found[name]) for name in sorted(found) if "_base_" not in name.parts]
 
 
-def summarise(config: str, size: int | None = None) -> dict[str, Any]:
+def summarize(config: str, size: int | None = None) -> dict[str, Any]:
     """Everything that the tables show, as plain numbers.
 
     Args:

@@ -77,9 +77,9 @@ def measure_names(
     prediction = MaskPrediction(embeddings.new_zeros(1, masks, 4, 4), embeddings)
 
     def name(vocabulary: Vocabulary) -> Tensor:
-        opinions = [own(prediction, [], vocabulary)]
-        opinions += [other.name_embeddings(of_clip, vocabulary) for other in others]
-        return model.fusion(opinions, vocabulary)
+        class_predictions = [own(prediction, [], vocabulary)]
+        class_predictions += [other.name_embeddings(of_clip, vocabulary) for other in others]
+        return model.ensemble(class_predictions, vocabulary)
 
     for vocabulary in vocabularies:
         name(vocabulary)

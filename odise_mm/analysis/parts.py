@@ -37,7 +37,7 @@ PARAMETER_PARTS = {
 TEXT = "text encoder"
 REST = "tiles, batches, noise and the rest"
 POST_PROCESSING = "post-processing"
-CAPTIONER_AND_NAMES = "captioner, names and fusion"
+CAPTIONER_AND_NAMES = "captioner, names and ensemble"
 
 
 def part_of(parameter: str) -> str:
@@ -232,7 +232,7 @@ class PartMeter:
             self._wrap(clip, "encode_image", _who_uses_clip)
             self._wrap(clip, "encode_text", TEXT)
         self._wrap_head(model.head)
-        for part in (model.classifiers[0], model.fusion):
+        for part in (model.classifiers[0], model.ensemble):
             self._wrap(part, "forward", CAPTIONER_AND_NAMES)
         for classifier in model.classifiers[1:]:
             name = type(classifier).__name__.removesuffix("Classifier")

@@ -1,7 +1,7 @@
-"""A folder of what a model said about the images of a test set, before its opinions were joined.
+"""A folder of what a model said about the images of a test set, before its predictions were joined.
 
 One ``.npz`` file per image (readable with numpy, nothing in it is run) holds the mask logits at
-stride 4, every classifier's opinion and the image's metainfo; ``set.json`` says what they come
+stride 4, every classifier's prediction and the image's metainfo; ``set.json`` says what they come
 from, ``config.json`` is the test's config.
 """
 
@@ -22,9 +22,10 @@ from torch import Tensor
 
 from odise_mm.errors import OdiseError
 from odise_mm.models import OpenVocabSegmentor
-from odise_mm.models.classifiers.base import Opinion
+from odise_mm.models.classifiers.base import ClassPrediction
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import read_json, replacing, write_json
+from odise_mm.utils.old_keys import rename_recorded_keys
 
 FORMAT = 1
 MASK_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
@@ -44,16 +45,18 @@ class Prediction:
     Attributes:
         metainfo: of the image's sample.
         masks: logits over the padded image at stride 4, (Q, h, w).
-        opinions: of every classifier, of a batch of this one image.
+        predictions: of every classifier, of a batch of this one image.
     """
 
     metainfo: dict[str, Any]
     masks: Tensor
-    opinions: list[Opinion]
+    class_predictions: list[ClassPrediction]
 
 
 @torch.no_grad()
-def predict_opinions(model: OpenVocabSegmentor, batch: Mapping[str, Any]) -> list[Prediction]:
+def predict_each_classifier(
+    model: OpenVocabSegmentor, batch: Mapping[str, Any]
+) -> list[Prediction]:
     """What the model says of the images of a batch, in their order; no results are made.
 
     Args:
@@ -69,16 +72,21 @@ def predict_opinions(model: OpenVocabSegmentor, batch: Mapping[str, Any]) -> lis
     for found in model.segment(data["inputs"], samples):
         model.probabilities(found)  # which are checked
         for i, place in enumerate(found.places):
-            opinions = [_of_image(opinion, i) for opinion in found.opinions]
+            class_predictions = [
+                _of_image(class_prediction, i) for class_prediction in found.class_predictions
+            ]
             metainfo = dict(samples[place].metainfo)
-            predictions[place] = Prediction(metainfo, found.prediction.masks[i], opinions)
+            predictions[place] = Prediction(metainfo, found.prediction.masks[i], class_predictions)
     return [predictions[place] for place in range(len(samples))]
 
 
-def _of_image(opinion: Opinion, index: int) -> Opinion:
+def _of_image(class_prediction: ClassPrediction, index: int) -> ClassPrediction:
     """On the masks of one image of a batch, as a batch of one."""
     one = slice(index, index + 1)
-    return Opinion(opinion.logits[one], None if opinion.p_void is None else opinion.p_void[one])
+    return ClassPrediction(
+        class_prediction.logits[one],
+        None if class_prediction.p_void is None else class_prediction.p_void[one],
+    )
 
 
 class PredictionFolder:
@@ -138,7 +146,7 @@ class PredictionFolder:
         return self._read_json("config.json")
 
     def file(self, index: int) -> Path:
-        """The file of the data set's image number ``index``."""
+        """The file of the dataset's image number ``index``."""
         return self.path / f"{index:07d}.npz"
 
     def missing(self, count: int) -> list[int]:
@@ -149,7 +157,7 @@ class PredictionFolder:
         """Write one image's file.
 
         Args:
-            index: the image's place in the data set.
+            index: the image's place in the dataset.
             prediction: what to write.
             masks: how mask logits are stored: "fp16" (clipped to its range) or "fp32". Everything
                 else is stored as it is, in float32.
@@ -169,10 +177,10 @@ class PredictionFolder:
             # bytes of equal weight side by side: they resemble each other and pack well
             "masks": logits.view(np.uint8).reshape(-1, logits.itemsize).T,
         }
-        for i, opinion in enumerate(prediction.opinions):
-            arrays[f"logits_{i}"] = opinion.logits[0].float().cpu().numpy()
-            if opinion.p_void is not None:
-                arrays[f"p_void_{i}"] = opinion.p_void[0].float().cpu().numpy()
+        for i, class_prediction in enumerate(prediction.class_predictions):
+            arrays[f"logits_{i}"] = class_prediction.logits[0].float().cpu().numpy()
+            if class_prediction.p_void is not None:
+                arrays[f"p_void_{i}"] = class_prediction.p_void[0].float().cpu().numpy()
         target = self.file(index)
         with replacing(target, durable=False) as temporary:
             _write_npz(temporary, arrays)
@@ -191,12 +199,12 @@ class PredictionFolder:
                 planes = arrays["masks"]
                 dtype = {2: np.float16, 4: np.float32}[len(planes)]
                 logits = np.ascontiguousarray(planes.T).view(dtype).reshape(arrays["shape"])
-                opinions = []
-                while f"logits_{len(opinions)}" in arrays:
-                    i = len(opinions)
+                class_predictions = []
+                while f"logits_{len(class_predictions)}" in arrays:
+                    i = len(class_predictions)
                     void = arrays[f"p_void_{i}"] if f"p_void_{i}" in arrays else None
-                    opinions.append(
-                        Opinion(
+                    class_predictions.append(
+                        ClassPrediction(
                             torch.from_numpy(arrays[f"logits_{i}"])[None],
                             None if void is None else torch.from_numpy(void)[None],
                         )
@@ -211,7 +219,7 @@ class PredictionFolder:
         return Prediction(
             {key: _tuple(value) for key, value in metainfo.items()},
             torch.from_numpy(logits.astype(np.float32)),
-            opinions,
+            class_predictions,
         )
 
     def _read_json(self, name: str) -> dict[str, Any]:
@@ -229,7 +237,7 @@ class PredictionFolder:
             ) from err
         if not isinstance(content, dict):
             raise PredictionsError(f"{path} is damaged (no object): save the predictions again")
-        return content
+        return rename_recorded_keys(content)
 
     def _write_json(self, name: str, content: Any) -> None:
         write_json(self.path / name, content, indent=1)

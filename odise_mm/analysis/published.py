@@ -92,7 +92,7 @@ FLOPS: dict[int, dict[str, PublishedFlops]] = {
         "mask embedding": PublishedFlops(17_301_504_000),
         "MaskCLIP": PublishedFlops(454_807_992_576),
         "post-processing": PublishedFlops(629_145_600),
-        "captioner, names and fusion": PublishedFlops(11_589_632),
+        "captioner, names and ensemble": PublishedFlops(11_589_632),
     },
     1024: {
         "captioner's CLIP": PublishedFlops(1_531_310_025_216),
@@ -107,7 +107,7 @@ FLOPS: dict[int, dict[str, PublishedFlops]] = {
         "mask embedding": PublishedFlops(67_633_152_000),
         "MaskCLIP": PublishedFlops(454_807_992_576),
         "post-processing": PublishedFlops(2_516_582_400),
-        "captioner, names and fusion": PublishedFlops(21_026_816),
+        "captioner, names and ensemble": PublishedFlops(21_026_816),
     },
 }
 

@@ -16,7 +16,7 @@ from odise_mm.analysis.predictions import (
     Prediction,
     PredictionFolder,
     PredictionsError,
-    predict_opinions,
+    predict_each_classifier,
 )
 from odise_mm.benchmarks.planning import NO_CHECKPOINT
 from odise_mm.benchmarks.report import describe_vocabulary
@@ -100,7 +100,7 @@ def _predict(model: Any, batch: Any) -> list[Prediction]:
     seen = [sample.metainfo["img_shape"][:2] for sample in batch["data_samples"]]
     device = next(model.parameters()).device
     with torch.no_grad(), memory_guard(device, model.precision, seen):
-        return predict_opinions(model, batch)
+        return predict_each_classifier(model, batch)
 
 
 def describe(
@@ -116,15 +116,17 @@ def describe(
         limit=job.limit,
         config=told["config"]["file"],
         options=told["config"]["options"],
-        model={k: v for k, v in told["config"]["model"].items() if k not in ("fusion", "test_cfg")},
+        model={
+            k: v for k, v in told["config"]["model"].items() if k not in ("ensemble", "test_cfg")
+        },
         pipeline=told["config"]["test_pipeline"],
         dataset=_settings(test_set.dataset),
         checkpoint=told["checkpoint"],
-        made_up_weights=job.checkpoint == NO_CHECKPOINT,
+        random_weights=job.checkpoint == NO_CHECKPOINT,
         precision=job.precision,
         masks=job.masks,
         test_cfg=model.test_cfg,
-        opinions=[type(classifier).__name__ for classifier in model.classifiers],
+        classifiers=[type(classifier).__name__ for classifier in model.classifiers],
         vocabulary=describe_vocabulary(vocabulary, vocabulary.name),
         train_vocabulary=None if trained is None else note_of(trained),
         started=told["started"],
@@ -133,7 +135,7 @@ def describe(
 
 
 def _settings(dataset: Any) -> Any:
-    """A data set's config, without what does not change what is predicted for an image."""
+    """A dataset's config, without what does not change what is predicted for an image."""
     if isinstance(dataset, (list, tuple)):
         return [_settings(each) for each in dataset]
     if not isinstance(dataset, dict):

@@ -1,4 +1,4 @@
-"""What came of a sweep over the exponents of joined opinions: as table, CSV file and picture."""
+"""What came of a sweep over the exponents of joined predictions: as table, CSV file and image."""
 
 from __future__ import annotations
 
@@ -71,9 +71,9 @@ class Sweep:
 def make_table(result: Sweep) -> Table:
     """The main numbers; the best of each column is marked."""
     columns = result.columns()
-    title = f"{result.name}: exponents of the joined opinions, results in percent"
+    title = f"{result.name}: exponents of the joined predictions, results in percent"
     headings = [f"{heading} {subset}".strip() for heading, subset in columns]
-    table = Table(title, ["opinions", "alpha", "beta", *headings], notes=list(result.notes))
+    table = Table(title, ["classifiers", "alpha", "beta", *headings], notes=list(result.notes))
     best = {}
     for key in columns.values():
         numbers = {value.numbers[key] for value in result.values} - {None}
@@ -93,7 +93,7 @@ def write_csv(result: Sweep, path: Path) -> None:
     keys = list(result.values[0].numbers)
     with atomic_writer(path, "w") as stream:
         rows = csv.writer(stream, lineterminator="\n")
-        rows.writerow(("set", "opinions", "alpha", "beta", "config's own", *keys))
+        rows.writerow(("set", "classifiers", "alpha", "beta", "config's own", *keys))
         for value in result.values:
             numbers = ["" if (n := value.numbers[key]) is None else repr(n) for key in keys]
             own = "yes" if value.own else "no"

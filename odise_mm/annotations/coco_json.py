@@ -25,7 +25,7 @@ from odise_mm.utils.files import read_json
 Id = int | str
 _NO_MASK = "they have none"
 _FEW_POINTS = f"their rings have fewer than {MIN_POINTS} points"
-_MISFIT = "their points lie far beyond the picture; are height and width those of the picture?"
+_MISFIT = "their points lie far beyond the image; are height and width those of the image?"
 
 
 class CocoFile(NamedTuple):
@@ -122,8 +122,8 @@ def _is_root(category: dict) -> bool:
     return above is None or str(above).strip().casefold() in ("", "none")
 
 
-def picture_name(image: dict) -> str:
-    """A picture's name below the folder of images, as an entry of ``images`` gives it.
+def image_name(image: dict) -> str:
+    """An image's name below the folder of images, as an entry of ``images`` gives it.
 
     LVIS's entries, which have lists of categories, mean COCO's folders and say so in ``coco_url``
     alone, whatever ``file_name`` another tool has added: ``val2017/000000397133.jpg``. All others
@@ -138,7 +138,7 @@ def picture_name(image: dict) -> str:
     if "file_name" not in image:
         raise DatasetError(
             f"image {shown(image['id'])} has neither `file_name` nor `coco_url`, which name its "
-            "picture"
+            "file"
         )
     return image["file_name"]
 

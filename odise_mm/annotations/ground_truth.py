@@ -1,7 +1,7 @@
 """Ground truth of one image, read from the files that a test sample's metainfo names.
 
 Metrics read it themselves, one image at a time, so that samples carry no label maps and an
-evaluation's memory does not grow with the data set.
+evaluation's memory does not grow with the dataset.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def check_size(
     Args:
         path: of the ground truth, for messages.
         truth, result: height and width.
-        picture: the image's file, where it is known.
+        image: the image's file, where it is known.
 
     Raises:
         DatasetError: they differ.
@@ -225,6 +225,6 @@ def _check_label(path: str, label: int, num_classes: int) -> None:
     if not label < num_classes:
         raise DatasetError(
             f"{path}: class index {label}, but the vocabulary has {num_classes} classes (from 0); "
-            "the data set needs its own vocabulary, and reduce_zero_label if its classes count "
+            "the dataset needs its own vocabulary, and reduce_zero_label if its classes count "
             "from 1"
         )

@@ -128,7 +128,7 @@ def class_indices(
     if highest >= num_classes:
         raise DatasetError(
             f"{printable(path)}: class index {highest}, number {highest + from_one} in the file, "
-            f"but the vocabulary has {num_classes} classes (from 0); the data set needs its own "
+            f"but the vocabulary has {num_classes} classes (from 0); the dataset needs its own "
             "vocabulary, and reduce_zero_label if its classes count from 1"
         )
     return labels

@@ -22,7 +22,7 @@ Rle = dict[str, Any]
 
 MIN_POINTS = 3
 MARGIN = 0.1
-"""How far a polygon may reach beyond its picture, in parts of the picture's height and width."""
+"""How far a polygon may reach beyond its image, in parts of the image's height and width."""
 _NUMBERS = frozenset((int, float))
 # Numbers in digits of five bits, "P" to "o" where more digits follow, "0" to "O" for the last.
 _COMPRESSED = re.compile(r"(?:[P-o]{0,6}[0-O])+")
@@ -36,11 +36,11 @@ def clean_mask(mask: Any, size: tuple[int, int]) -> list | Rle | None:
     Args:
         mask: as JSON has it: a list of rings ``[x1, y1, x2, y2, ...]``, or a run-length code with
             counts as integers or as text.
-        size: height and width of the picture.
+        size: height and width of the image.
 
     Returns:
         The mask; None where nothing of it can be used: no ring of three points, or one that
-        reaches far beyond the picture.
+        reaches far beyond the image.
 
     Raises:
         DatasetError: it is no mask, or a code of another size; neither file nor annotation is
@@ -61,7 +61,7 @@ def to_rle(mask: Rle | list, size: tuple[int, int]) -> Rle:
 
     Args:
         mask: see :func:`clean_mask`.
-        size: height and width of the picture.
+        size: height and width of the image.
     """
     if isinstance(mask, list):
         return mask_utils.merge(mask_utils.frPyObjects(mask, *size))
@@ -104,7 +104,7 @@ def _clean_rings(rings: list, size: tuple[int, int]) -> list | None:
 
 
 def _fits(ring: list, size: tuple[int, int]) -> bool:
-    """Whether all points are in the picture, or not far from it (infinity and NaN are far)."""
+    """Whether all points are in the image, or not far from it (infinity and NaN are far)."""
     if min(ring) >= 0 and max(ring) <= min(size):  # the quick answer for most
         return sum(ring) >= 0  # not so where min() and max() passed over a NaN
     for values, side in ((ring[0::2], size[1]), (ring[1::2], size[0])):
@@ -120,7 +120,7 @@ def _check_code(code: dict, size: tuple[int, int]) -> None:
             raise DatasetError(f"its run lengths lack `{key}`")
     if code["size"] != list(size) or not all(type(side) is int for side in code["size"]):
         raise DatasetError(
-            f"its run lengths are of size {_brief(code['size'])}, its picture is of {list(size)} "
+            f"its run lengths are of size {_brief(code['size'])}, its image is of {list(size)} "
             "(height, width)"
         )
     counts = code["counts"]
@@ -135,7 +135,7 @@ def _check_code(code: dict, size: tuple[int, int]) -> None:
     if runs is None or min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
         total = "cannot be read" if runs is None else f"sum to {sum(runs)}"
         raise DatasetError(
-            f"its run lengths are damaged: they {total}, its picture has "
+            f"its run lengths are damaged: they {total}, its image has "
             f"{size[0]} x {size[1]} = {size[0] * size[1]} pixels"
         )
 

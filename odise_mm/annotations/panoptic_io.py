@@ -1,7 +1,7 @@
 """Panoptic results in COCO's format: one JSON file and a folder of PNG files.
 
 A PNG pixel holds the segment's id as ``R + 256 G + 256^2 B``, 0 where there is none. In the JSON,
-``category_id`` is the class index + 1 unless other ids are given (those of a data set, so that its
+``category_id`` is the class index + 1 unless other ids are given (those of a dataset, so that its
 own tools can score the file): 0 means "nothing" to many readers. Beyond COCO's fields, segments
 carry ``score``, categories ``synonyms``, and annotations ``ids_sha256`` (:func:`digest_of` their
 map), so that maps of another run are noticed.
@@ -44,7 +44,7 @@ class VocabularyLike(Protocol):
 
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """Segment ids (H, W), integers in [0, 2^24), to colours (H, W, 3) uint8 in RGB order.
+    """Segment ids (H, W), integers in [0, 2^24), to colors (H, W, 3) uint8 in RGB order.
 
     Raises:
         ValueError: an id does not fit in three bytes.
@@ -58,7 +58,7 @@ def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
 
 
 def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
-    """Colours (H, W, 3) uint8 in RGB order to segment ids (H, W) int32."""
+    """Colors (H, W, 3) uint8 in RGB order to segment ids (H, W) int32."""
     rgb = rgb.astype(np.int32)
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
@@ -157,7 +157,7 @@ class CocoPanopticWriter:
     """Writes results one by one: a PNG file at once, the JSON file when closed.
 
     With ``with`` around it, the JSON file is also written when something fails in between, so that
-    the pictures done so far are not lost.
+    the images done so far are not lost.
 
     Args:
         json_path: the JSON file; the PNG files go to ``png_dir``, by default a folder of the JSON

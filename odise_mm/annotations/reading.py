@@ -1,4 +1,4 @@
-"""Annotation files of data sets: looked for, read, and what was left out of them logged."""
+"""Annotation files of datasets: looked for, read, and what was left out of them logged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From pictures and names to segments with names."""
+"""From images and names to segments with names."""
 
 from __future__ import annotations
 
@@ -41,14 +41,12 @@ from odise_mm.utils.image import (
     check_max_pixels,
     read_image,
 )
-from odise_mm.utils.memory import forget_frames, memory_guard, picture_guard
+from odise_mm.utils.memory import forget_frames, image_guard, memory_guard
+from odise_mm.utils.old_keys import renamed_arguments
 from odise_mm.utils.outputs import InputFiles
 from odise_mm.utils.precision import check_precision
 from odise_mm.vocabulary import Vocabulary
 
-MADE_UP_NOTICE = (
-    "Made-up weights: no trained weights were given, so these shapes and names mean nothing."
-)
 PUBLISHED = "published"
 """In place of a file of weights: those that the config's metafile names."""
 _LONG_LIST = 4  # from here on a progress bar is shown
@@ -58,7 +56,7 @@ Texts = str | Vocabulary | Sequence[str | Vocabulary]
 
 @dataclass
 class _Loaded:
-    """A picture that is ready for the model."""
+    """An image that is ready for the model."""
 
     source: Source
     image: np.ndarray  # as read, BGR
@@ -68,7 +66,7 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Request:
-    """What one call asks of every picture."""
+    """What one call asks of every image."""
 
     vocabulary: Vocabulary
     test_cfg: Mapping[str, Any] | None
@@ -76,7 +74,7 @@ class _Request:
 
 
 class OpenVocabInferencer:
-    """Segments pictures and names the segments with names that you choose.
+    """Segments images and names the segments with names that you choose.
 
     Example::
 
@@ -87,16 +85,16 @@ class OpenVocabInferencer:
             print(s.name, s.score, s.area)
 
     One inferencer serves many threads: each call, each iterator of :meth:`stream`, has names,
-    settings and files of its own. Pictures are read, drawn and written side by side; one batch at a
+    settings and files of its own. Images are read, drawn and written side by side; one batch at a
     time is in the model, so that memory is that of one call.
 
     Args:
         config: path of a config file, its name under ``configs/``, or a loaded config.
         weights: our checkpoint (.pth or .safetensors, trained parameters) or a published ODISE
             checkpoint as it is. "published": what the config's metafile names, from torch's cache
-            or, after a notice of the licences in the log, from its publisher. None: the config's
+            or, after a notice of the licenses in the log, from its publisher. None: the config's
             ``load_from``, else as "published". A config with ``random_weights = True`` needs none:
-            it then runs on random numbers, ``made_up_weights`` is True and every result says so.
+            it then runs on random numbers, ``random_weights`` is True and every result says so.
         device: e.g. "cuda:0" or "cpu". None: CUDA where there is a device, else the CPU; the log
             says which. A device that is asked for and missing is an error, never replaced.
         precision: "fp32", "bf16" or "fp16": see the model's ``set_precision``.
@@ -105,7 +103,7 @@ class OpenVocabInferencer:
         clip_weights: instead of the config's ``model.clip.weights``: an open_clip tag or a file.
         compile_frozen: ``torch.compile`` of the frozen parts; the first call then takes minutes.
         cfg_options: further config changes, dotted keys as in mmengine's ``--cfg-options``.
-        max_pixels: pictures with more are refused, files before they are decoded; None: none is.
+        max_pixels: images with more are refused, files before they are decoded; None: none is.
 
     Raises:
         ConfigError: config not found, invalid, or with an unknown part or argument; an unknown
@@ -162,7 +160,7 @@ class OpenVocabInferencer:
                 set_frozen_weights(self.cfg, part, os.fspath(source))
         weights = _choose_weights(self.cfg, weights)
         self._weights = [weights, *named_weights(self.cfg.get("model"))]
-        self.made_up_weights = weights is None
+        self.random_weights = weights is None
         self.pipeline = make_test_pipeline(self.cfg, already_read=True)
         with same_random_weights():  # random weights are at least the same every time
             self.model = build_model(self.cfg)
@@ -171,10 +169,10 @@ class OpenVocabInferencer:
 
             load_weights(self.model, os.fspath(weights))
             return
-        from odise_mm.models.random_weights import make_up_weights
+        from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE, fill_with_random_weights
 
-        make_up_weights(self.model, ("head", "classifiers", "clip"))
-        print_log(MADE_UP_NOTICE, logger="current", level=logging.WARNING)
+        fill_with_random_weights(self.model, ("head", "classifiers", "clip"))
+        print_log(RANDOM_WEIGHTS_NOTICE, logger="current", level=logging.WARNING)
 
     @classmethod
     def from_pretrained(
@@ -222,7 +220,7 @@ class OpenVocabInferencer:
             ConfigError: a config that cannot be written as JSON.
             OutputError: the folder cannot be written to.
         """
-        if self.made_up_weights:
+        if self.random_weights:
             raise CheckpointError(
                 f"{name_of(self.cfg)}: its weights are random, so there is nothing to save"
             )
@@ -233,6 +231,7 @@ class OpenVocabInferencer:
         """The names of calls that bring none: the model's."""
         return self.model.vocabulary
 
+    @renamed_arguments(return_pictures="return_vis")
     def __call__(
         self,
         images: ImageSource | Iterable[ImageSource],
@@ -243,7 +242,7 @@ class OpenVocabInferencer:
         batch_size: int = 1,
         out_dir: str | os.PathLike | None = None,
         draw: bool = True,
-        return_pictures: bool = False,
+        return_vis: bool = False,
         keep_maps: bool = True,
         channel_order: str = "bgr",
         progress: bool = True,
@@ -251,22 +250,22 @@ class OpenVocabInferencer:
         resume: bool = False,
         overwrite: bool = False,
     ) -> list[SegmentationResult]:
-        """Segment pictures and return all results; see :meth:`stream` for the arguments.
+        """Segment images and return all results; see :meth:`stream` for the arguments.
 
         Args:
-            keep_maps: False drops everything that grows with the pictures (maps, masks, drawn
-                pictures) as soon as it is written, so that a long list fits in memory.
+            keep_maps: False drops everything that grows with the images (maps, masks, drawn
+                images) as soon as it is written, so that a long list fits in memory.
 
         Returns:
-            One result per picture, in order. In a list, folder or pattern a picture that cannot be
+            One result per image, in order. In a list, folder or pattern an image that cannot be
             used, for which the memory does not suffice, or whose masks are not finite numbers,
             gives a result with ``error`` set and the others are finished; a summary of the bad ones
             is printed.
 
         Raises:
-            ImageError: a single picture that cannot be used.
-            DeviceMemoryError: out of memory with a single picture; the message says what to lower.
-            FloatingPointError: a single picture whose masks are not finite numbers.
+            ImageError: a single image that cannot be used.
+            DeviceMemoryError: out of memory with a single image; the message says what to lower.
+            FloatingPointError: a single image whose masks are not finite numbers.
         """
         single = is_single(images)
         results = []
@@ -278,7 +277,7 @@ class OpenVocabInferencer:
             batch_size=batch_size,
             out_dir=out_dir,
             draw=draw,
-            return_pictures=return_pictures,
+            return_vis=return_vis,
             channel_order=channel_order,
             progress=progress,
             test_cfg=test_cfg,
@@ -290,6 +289,7 @@ class OpenVocabInferencer:
             results.append(result if keep_maps else result.drop_maps())
         return results
 
+    @renamed_arguments(return_pictures="return_vis")
     def stream(
         self,
         images: ImageSource | Iterable[ImageSource],
@@ -300,43 +300,43 @@ class OpenVocabInferencer:
         batch_size: int = 1,
         out_dir: str | os.PathLike | None = None,
         draw: bool = True,
-        return_pictures: bool = False,
+        return_vis: bool = False,
         channel_order: str = "bgr",
         progress: bool = True,
         test_cfg: Mapping[str, Any] | None = None,
         resume: bool = False,
         overwrite: bool = False,
     ) -> Iterator[SegmentationResult]:
-        """Segment pictures one batch after another; only one batch is in memory.
+        """Segment images one batch after another; only one batch is in memory.
 
         Args:
             images: a path, a folder, a glob pattern, a file's bytes or a binary file object, an
                 array (H, W[, C]), a PIL image, or an iterable of these (a generator is consumed as
-                needed; what it raises comes after the results of the pictures before).
+                needed; what it raises comes after the results of the images before).
             texts: names of things, ``;`` between classes, ``,`` between the synonyms of a class; or
                 names of vocabularies ("coco", "ade20k", ...), or a list of both.
             stuff_texts: names of stuff classes, written alike.
             vocabulary: a :class:`Vocabulary`, a vocabulary's name or file, several between commas,
                 or a list; joined to what is typed, which comes first. With none of the three,
                 ``model.vocabulary``, which is the config's.
-            batch_size: pictures that run together; they may differ in size.
-            out_dir: where to write ``pictures/*.jpg``, ``panoptic/*.png`` and ``panoptic.json``,
+            batch_size: images that run together; they may differ in size.
+            out_dir: where to write ``vis/*.jpg``, ``panoptic/*.png`` and ``panoptic.json``,
                 see :class:`odise_mm.apis.output.ResultWriter`; results of an earlier run there are
                 replaced.
-            draw: whether to write pictures to ``out_dir``.
-            return_pictures: whether results carry the drawn ``picture``.
+            draw: whether to write images to ``out_dir``.
+            return_vis: whether results carry what was drawn (``visualization``).
             channel_order: of arrays: "bgr" (as OpenMMLab and OpenCV do) or "rgb".
-            progress: a progress bar for four pictures and more.
+            progress: a progress bar for four images and more.
             test_cfg: the model's settings ``overlap_threshold``, ``topk``, ``panoptic``,
                 ``semantic``, ``instance`` for this call; those left out are the config's.
-            resume: go on where an earlier run into ``out_dir`` with the same pictures, names and
-                settings was ended; of the pictures that it finished, results have no semantic map
+            resume: go on where an earlier run into ``out_dir`` with the same images, names and
+                settings was ended; of the images that it finished, results have no semantic map
                 and no instances.
             overwrite: replace files in ``out_dir`` that this package did not write (inputs never),
                 and drop a run there that did not end.
 
         Yields:
-            A result per picture, in order; with ``error`` set where it cannot be used.
+            A result per image, in order; with ``error`` set where it cannot be used.
 
         Raises:
             VocabularyError: names that cannot be used (empty, twice, unknown vocabulary).
@@ -359,7 +359,7 @@ class OpenVocabInferencer:
             writer = ResultWriter(
                 out_dir,
                 words,
-                made_up_weights=self.made_up_weights,
+                random_weights=self.random_weights,
                 sources=sources if isinstance(sources, Sized) else None,
                 inputs=self._inputs(texts, vocabulary),
                 settings=describe_settings(
@@ -374,7 +374,7 @@ class OpenVocabInferencer:
                 resume=resume,
                 overwrite=overwrite,
             )
-        want_picture = return_pictures or (draw and out_dir is not None)
+        want_vis = return_vis or (draw and out_dir is not None)
         total = len(sources) if isinstance(sources, Sized) else None
         show = progress and (total is None or total >= _LONG_LIST)
         runs = self._run(sources, request, batch_size, writer)
@@ -387,12 +387,12 @@ class OpenVocabInferencer:
                 with writer or nullcontext(), self._bar(total, show) as advance:
                     for result, image in runs:
                         picture = None
-                        there = image is None and not return_pictures
-                        if want_picture and result.panoptic is not None and not there:
+                        there = image is None and not return_vis
+                        if want_vis and result.panoptic is not None and not there:
                             picture = self._try_to_draw(image, result)
                         if writer is not None:
                             self._try_to_write(writer, result, picture if draw else None)
-                        result.picture = picture if return_pictures and result.ok else None
+                        result.visualization = picture if return_vis and result.ok else None
                         done += 1
                         if not result.ok:
                             bad.append(result)
@@ -429,7 +429,7 @@ class OpenVocabInferencer:
         return self.default_vocabulary
 
     def draw(self, image: np.ndarray, result: SegmentationResult, **kwargs: Any) -> np.ndarray:
-        """The picture of a result, with the notice on made-up weights where it is due.
+        """The image of a result, with the notice on random weights where it is due.
 
         Args:
             image: (H, W, 3) uint8 BGR.
@@ -440,17 +440,19 @@ class OpenVocabInferencer:
         """
         from odise_mm.visualization import draw_panoptic
 
-        if result.made_up_weights:
-            kwargs.setdefault("notice", MADE_UP_NOTICE)
+        if result.random_weights:
+            from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
+
+            kwargs.setdefault("notice", RANDOM_WEIGHTS_NOTICE)
         return draw_panoptic(image, result, **kwargs)
 
     def _try_to_draw(
         self, image: np.ndarray | None, result: SegmentationResult
     ) -> np.ndarray | None:
-        """The picture of a result; where that fails for want of memory, the result fails."""
+        """The image of a result; where that fails for want of memory, the result fails."""
         assert result.panoptic is not None, "only results without an error are drawn"
         try:
-            with picture_guard(result.image_name, result.panoptic.shape):
+            with image_guard(result.image_name, result.panoptic.shape):
                 if image is None:
                     assert result.image_path is not None, "what is in memory is not read again"
                     image = read_image(result.image_path, max_pixels=self.max_pixels)
@@ -465,14 +467,14 @@ class OpenVocabInferencer:
     ) -> None:
         """Write a result; where that fails for want of memory, the result fails."""
         try:
-            with picture_guard(result.image_name, (result.height, result.width)):
+            with image_guard(result.image_name, (result.height, result.width)):
                 writer.add(result, picture)
         except DeviceMemoryError as err:
             forget_frames(err)
             result.drop_maps().error = err
 
     def _inputs(self, *names: Texts | None) -> InputFiles:
-        """Files that a call reads besides the pictures."""
+        """Files that a call reads besides the images."""
         lists = [given if isinstance(given, (list, tuple)) else [given] for given in names]
         files = InputFiles(
             self.cfg.filename, *self._weights, *(n for given in lists for n in given)
@@ -489,7 +491,7 @@ class OpenVocabInferencer:
         batch_size: int,
         writer: ResultWriter | None,
     ) -> Iterator[tuple[SegmentationResult, np.ndarray | None]]:
-        """Results in order, each with its picture as read (None where it could not be, or where an
+        """Results in order, each with its image as read (None where it could not be, or where an
         earlier run had finished it)."""
         waiting: list[_Loaded | SegmentationResult] = []
         ready = 0
@@ -509,12 +511,12 @@ class OpenVocabInferencer:
         yield from self._finish(waiting, request)
 
     def _failed(self, source: Source, request: _Request, error: Exception) -> SegmentationResult:
-        forget_frames(error)  # they hold the picture, for as long as the result is kept
+        forget_frames(error)  # they hold the image, for as long as the result is kept
         return SegmentationResult(
             image_path=source.path,
             image_name=source.name,
             class_names=request.vocabulary.names,
-            made_up_weights=self.made_up_weights,
+            random_weights=self.random_weights,
             error=error,
         )
 
@@ -531,7 +533,7 @@ class OpenVocabInferencer:
         read = dict(
             img=image, img_path=source.path, img_id=source.name, img_shape=size, ori_shape=size
         )
-        with picture_guard(source.name, image.shape), self._pipeline_lock:
+        with image_guard(source.name, image.shape), self._pipeline_lock:
             data = self.pipeline(read)
         return _Loaded(source, image, data["inputs"], data["data_samples"])
 
@@ -549,7 +551,7 @@ class OpenVocabInferencer:
                 yield self._failed(item.source, request, output), None
                 continue
             try:
-                with picture_guard(item.source.name, item.image.shape):
+                with image_guard(item.source.name, item.image.shape):
                     result = self._to_result(output, item, request.vocabulary)
             except DeviceMemoryError as err:
                 yield self._failed(item.source, request, err), None
@@ -559,7 +561,7 @@ class OpenVocabInferencer:
     def _predict_each(
         self, batch: list[_Loaded], request: _Request
     ) -> list[BaseDataElement | FloatingPointError | DeviceMemoryError]:
-        """As :meth:`_predict`; a picture that fails does not take the others with it."""
+        """As :meth:`_predict`; an image that fails does not take the others with it."""
         try:
             return list(self._predict(batch, request))
         except (FloatingPointError, DeviceMemoryError) as err:
@@ -592,15 +594,15 @@ class OpenVocabInferencer:
             image_name=item.source.name,
             height=item.image.shape[0],
             width=item.image.shape[1],
-            made_up_weights=self.made_up_weights,
+            random_weights=self.random_weights,
         )
 
     def _bar(self, total: int | None, show: bool) -> AbstractContextManager[Callable[[], None]]:
-        """What it gives is to be called after every picture."""
-        return self._progress.bar("pictures", total) if show else nullcontext(lambda: None)
+        """What it gives is to be called after every image."""
+        return self._progress.bar("images", total) if show else nullcontext(lambda: None)
 
     def _report(self, bad: list[SegmentationResult], done: int) -> None:
-        lines = [f"{len(bad)} of {done} pictures could not be used:"]
+        lines = [f"{len(bad)} of {done} images could not be used:"]
         lines += [f"  {printable(result.error)}" for result in bad]
         self.console.print(Text("\n".join(lines), style="bold red"), soft_wrap=True)
 

@@ -1,4 +1,4 @@
-"""Files that the inferencer writes: pictures, and panoptic maps in COCO's format."""
+"""Files that the inferencer writes: images, and panoptic maps in COCO's format."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from odise_mm.utils.outputs import (
     InputFiles,
     check_folder,
     check_outputs,
+    image_path,
     is_ours,
-    picture_path,
     refuse_foreign,
     spelling,
     stem_of,
     unused_stem,
-    write_picture,
+    write_image,
 )
 from odise_mm.version import __version__
 
@@ -63,9 +63,9 @@ class OutputFolder:
         self.path = Path(path)
         self.json = self.path / "panoptic.json"
         self.maps = self.path / "panoptic"
-        self.pictures = self.path / "pictures"
+        self.images = self.path / "vis"
         self.journal = Journal(self.path / "panoptic.journal")
-        self.lock = FolderLock(self.path, "writing results of pictures")
+        self.lock = FolderLock(self.path, "writing results of images")
         self.inputs = inputs or InputFiles()
         self.overwrite = overwrite
 
@@ -73,14 +73,14 @@ class OutputFolder:
         """Refuse before long work what could not be written after it.
 
         Args:
-            sources: the pictures to come, as far as they are known.
-            draw: whether drawn pictures are written, too.
+            sources: the images to come, as far as they are known.
+            draw: whether drawn images are written, too.
 
         Raises:
             OutputError: an output would land on an input, on a folder, or on a file of somebody
                 else's, cannot be written, or another program is writing there.
         """
-        for folder in (self.path, self.maps, self.pictures):
+        for folder in (self.path, self.maps, self.images):
             check_folder(folder)
         for source in sources or ():
             self.inputs.add(source.path)
@@ -94,12 +94,12 @@ class OutputFolder:
         for stem in _stems(sources or ()):
             self.claim(self.maps / f"{stem}.png")
             if draw:
-                self.claim(picture_path(self.pictures, stem))
+                self.claim(image_path(self.images, stem))
         with self.lock:
             pass
 
     def claim(self, path: Path) -> None:
-        """Look whether a map or a picture may be written.
+        """Look whether a map or an image may be written.
 
         Raises:
             OutputError: it would replace an input, or a file of somebody else's.
@@ -125,14 +125,14 @@ class OutputFolder:
         return {Path(n).stem for n in names if isinstance(n, str) and n == os.path.basename(n)}
 
     def remove(self, stem: str, kept: Collection[str]) -> None:
-        """Remove what an earlier run wrote of a picture, but for files that this one wrote.
+        """Remove what an earlier run wrote of an image, but for files that this one wrote.
 
         Args:
-            stem: name of the picture's map without extension.
+            stem: name of the image's map without extension.
             kept: :func:`spelling` of this run's files.
         """
-        candidates = [self.maps / f"{stem}.png", picture_path(self.pictures, stem)]
-        for path in (*candidates, self.pictures / f"{stem}.png"):
+        candidates = [self.maps / f"{stem}.png", image_path(self.images, stem)]
+        for path in (*candidates, self.images / f"{stem}.png"):
             with suppress(OutputError, FileNotFoundError):
                 self.inputs.refuse(path)
                 if spelling(str(path)) not in kept and is_ours(path):
@@ -141,7 +141,7 @@ class OutputFolder:
 
 @dataclass
 class _Finished:
-    """A line of the journal: a picture whose files are written."""
+    """A line of the journal: an image whose files are written."""
 
     position: int
     source: list[Any] | None
@@ -149,15 +149,15 @@ class _Finished:
     image: dict[str, Any]
     annotation: dict[str, Any]
     scores: list[float]
-    picture: str | None
+    vis: str | None
 
 
 class ResultWriter:
     """Writes results of one run below a folder, which has one writer at a time.
 
-    ``pictures/NAME.jpg`` with the segments drawn, ``panoptic/NAME.png`` and ``panoptic.json`` in
-    COCO's panoptic format. NAME is the picture's file name without extension, numbered where two
-    pictures share it.
+    ``vis/NAME.jpg`` with the segments drawn, ``panoptic/NAME.png`` and ``panoptic.json`` in
+    COCO's panoptic format. NAME is the image's file name without extension, numbered where two
+    images share it.
 
     The JSON file is written when the ``with`` block ends. A run that did not come to its end, even
     if it was killed, leaves ``panoptic.journal``, from which the next one with the same settings
@@ -167,11 +167,11 @@ class ResultWriter:
     Args:
         out_dir: made where missing.
         vocabulary: describes the JSON file's categories.
-        made_up_weights: noted in the JSON file's ``info``.
-        sources: the pictures to come; None where they are not known beforehand.
+        random_weights: noted in the JSON file's ``info``.
+        sources: the images to come; None where they are not known beforehand.
         inputs: further files that are read: names, weights, ...
         settings: all that the results depend on, in words, by what it is called.
-        draw: whether pictures will be written.
+        draw: whether images will be written.
         resume: whether to go on where an earlier run with the same settings was ended.
         overwrite: whether files may be replaced that this package did not write, and an unfinished
             run be dropped.
@@ -186,7 +186,7 @@ class ResultWriter:
         out_dir: str | os.PathLike,
         vocabulary: VocabularyLike,
         *,
-        made_up_weights: bool = False,
+        random_weights: bool = False,
         sources: Sequence[Source] | None = None,
         inputs: InputFiles | None = None,
         settings: Mapping[str, str] | None = None,
@@ -197,9 +197,9 @@ class ResultWriter:
         self.out_dir = Path(out_dir)
         self._folder = OutputFolder(out_dir, inputs, overwrite)
         self._vocabulary = vocabulary
-        self._made_up_weights = made_up_weights
+        self._random_weights = random_weights
         self._total = None if sources is None else len(sources)
-        self._settings = dict(settings or {}, pictures=_describe(sources))
+        self._settings = dict(settings or {}, images=_describe(sources))
         self._resume = resume
         self._origins: list[list[Any] | None] = []
         self._added = 0
@@ -210,15 +210,15 @@ class ResultWriter:
         self._folder.check(sources, draw)
         self._unfinished()
         info = dict(description=DESCRIPTION)
-        if made_up_weights:
-            info["made_up_weights"] = "no trained weights were given: these results mean nothing"
+        if random_weights:
+            info["random_weights"] = "no trained weights were given: these results mean nothing"
         self._coco = CocoPanopticWriter(self._folder.json, vocabulary, info=info)
 
     # --- the run's journal ----------------------------------------------------------------------
 
     def _unfinished(self) -> tuple[dict[str, Any] | None, list[_Finished]]:
         """The head of an earlier run's journal that did not come to its end, None where there is
-        none, and the pictures that it finished.
+        none, and the images that it finished.
 
         Raises:
             OutputError: ``resume``, and it has other settings.
@@ -240,7 +240,7 @@ class ResultWriter:
         if other:
             lines = [f"{k} ({before.get(k)}; now {self._settings.get(k)})" for k in other]
             raise OutputError(
-                f"{printable(self.out_dir)}: a run that did not end finished {count} pictures "
+                f"{printable(self.out_dir)}: a run that did not end finished {count} images "
                 f"there, with other {printable(', '.join(lines), limit=600)}; give the same "
                 f"command to go on with it, {_START_OVER}"
             )
@@ -257,7 +257,7 @@ class ResultWriter:
         except BaseException:
             self._folder.lock.release()
             raise
-        for folder in (self.out_dir, self._folder.maps, self._folder.pictures):
+        for folder in (self.out_dir, self._folder.maps, self._folder.images):
             remove_leftovers(folder)
         self._stale = head["replaces"]
         self._is_first = head["is_first"]
@@ -280,7 +280,7 @@ class ResultWriter:
         return head
 
     def begin(self, source: Source) -> SegmentationResult | None:
-        """To be asked before a picture is segmented, for all of them in order.
+        """To be asked before an image is segmented, for all of them in order.
 
         Returns:
             The result where an earlier run finished it and its files are there: without semantic
@@ -301,7 +301,7 @@ class ResultWriter:
 
     def _restored(self, entry: _Finished, source: Source) -> SegmentationResult | None:
         path = self._folder.maps / f"{entry.stem}.png"
-        picture = None if entry.picture is None else self._folder.pictures / entry.picture
+        picture = None if entry.vis is None else self._folder.images / entry.vis
         if picture is not None and not is_ours(picture):
             return None
         try:
@@ -326,7 +326,7 @@ class ResultWriter:
         ]
         files = dict(panoptic=str(path), json=str(self._folder.json))
         if picture is not None:
-            files["picture"] = str(picture)
+            files["vis"] = str(picture)
         return SegmentationResult(
             image_path=source.path,
             image_name=source.name,
@@ -335,18 +335,18 @@ class ResultWriter:
             panoptic=ids,
             segments=segments,
             class_names=names,
-            made_up_weights=self._made_up_weights,
+            random_weights=self._random_weights,
             files=files,
         )
 
     # --- the results ----------------------------------------------------------------------------
 
     def add(self, result: SegmentationResult, picture: np.ndarray | None = None) -> None:
-        """Write one result, in the order of the pictures; the paths go to ``result.files``.
+        """Write one result, in the order of the images; the paths go to ``result.files``.
 
         Args:
             result: what could not be read is left out.
-            picture: (H, W, 3) uint8 BGR to write as well.
+            image: (H, W, 3) uint8 BGR to write as well.
 
         Raises:
             OutputError: a file would land on an input, or on a file of somebody else's.
@@ -367,8 +367,8 @@ class ResultWriter:
         """Take over what an earlier run finished."""
         self._coco.note(entry.image, entry.annotation)
         self._files.add(spelling(str(self._folder.maps / f"{entry.stem}.png")))
-        if entry.picture is not None:
-            self._files.add(spelling(str(self._folder.pictures / entry.picture)))
+        if entry.vis is not None:
+            self._files.add(spelling(str(self._folder.images / entry.vis)))
 
     def _write(self, position: int, result: SegmentationResult, picture: np.ndarray | None) -> None:
         stem = stem_of(result.image_path or f"image_{self._written:04d}")
@@ -390,25 +390,25 @@ class ResultWriter:
             image=image,
             annotation=annotation,
             scores=[float(s.score) for s in result.segments if s.id in shown],
-            picture=None if drawn is None else drawn.name,
+            vis=None if drawn is None else drawn.name,
         )
         self._folder.journal.add(vars(entry))
 
     def _write_files(
         self, stem: str, result: SegmentationResult, picture: np.ndarray | None
     ) -> Path | None:
-        """Write map and picture; the paths go to ``result.files`` and ``_files``.
+        """Write map and image; the paths go to ``result.files`` and ``_files``.
 
         Returns:
-            The picture's path.
+            The image's path.
         """
         if result.panoptic is not None:
             self._folder.claim(self._folder.maps / f"{stem}.png")
         drawn = None
         if picture is not None:
-            self._folder.claim(picture_path(self._folder.pictures, stem, picture.shape))
-            drawn = write_picture(self._folder.pictures, stem, picture)
-            result.files["picture"] = str(drawn)
+            self._folder.claim(image_path(self._folder.images, stem, picture.shape))
+            drawn = write_image(self._folder.images, stem, picture)
+            result.files["vis"] = str(drawn)
             self._files.add(spelling(str(drawn)))
         if result.panoptic is not None:
             result.files["panoptic"] = str(self._folder.maps / f"{stem}.png")
@@ -419,7 +419,7 @@ class ResultWriter:
 
     def _discard(self, result: SegmentationResult) -> None:
         """Remove what was written of a result that could not be finished."""
-        for path in map(result.files.pop, {"picture", "panoptic"} & result.files.keys()):
+        for path in map(result.files.pop, {"vis", "panoptic"} & result.files.keys()):
             Path(path).unlink(missing_ok=True)
             self._files.discard(spelling(path))
 
@@ -449,7 +449,7 @@ class ResultWriter:
 
 
 def _stems(sources: Sequence[Source]) -> Iterator[str]:
-    """Names of the outputs, provided that all pictures can be used."""
+    """Names of the outputs, provided that all images can be used."""
     used: set[str] = set()
     for count, source in enumerate(sources, start=1):
         stem = unused_stem(stem_of(source.path or f"image_{count:04d}"), used)
@@ -458,7 +458,7 @@ def _stems(sources: Sequence[Source]) -> Iterator[str]:
 
 
 def _origin(source: Source) -> list[Any] | None:
-    """What tells whether a picture is still the same: its path, size and time of change."""
+    """What tells whether an image is still the same: its path, size and time of change."""
     if source.path is None:
         return None
     with suppress(OSError, ValueError):
@@ -468,7 +468,7 @@ def _origin(source: Source) -> list[Any] | None:
 
 
 def _describe(sources: Sequence[Source] | None) -> str:
-    """All pictures of a run in one line."""
+    """All images of a run in one line."""
     if sources is None:
         return "not known beforehand"
     paths = [s.name if s.path is None else os.path.abspath(s.path) for s in sources]
@@ -490,14 +490,14 @@ def describe_settings(
     draw: bool,
     test_cfg: Mapping[str, Any],
 ) -> dict[str, str]:
-    """All that results depend on besides the pictures, in words, by what it is called.
+    """All that results depend on besides the images, in words, by what it is called.
 
     Args:
         cfg: of model and test pipeline.
         weights: files, folders and hub names.
         vocabulary: the names asked for.
         precision: of the frozen parts.
-        draw: whether pictures are drawn.
+        draw: whether images are drawn.
         test_cfg: the model's settings for results.
     """
     names = list(zip(vocabulary.synonyms, vocabulary.is_thing, strict=True))
@@ -508,7 +508,7 @@ def describe_settings(
         weights=f"{', '.join(files) or 'none'}, {digest(list(map(_state, files)))}",
         names=f"{printable(shown, limit=80)}, {digest(names)}",
         precision=precision,
-        pictures_drawn="yes" if draw else "no",
+        images_drawn="yes" if draw else "no",
         test_cfg=", ".join(f"{key}={value}" for key, value in sorted(test_cfg.items())),
         version=__version__,
     )

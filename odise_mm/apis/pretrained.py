@@ -29,6 +29,7 @@ from odise_mm.config.walking import named_weights
 from odise_mm.errors import CheckpointError, ConfigError, OutputError, VocabularyError
 from odise_mm.utils.display import printable, some
 from odise_mm.utils.files import read_json, write_json
+from odise_mm.utils.old_keys import rename_recorded_keys
 from odise_mm.vocabulary import Vocabulary
 
 WEIGHTS_FILE = "model.safetensors"
@@ -62,8 +63,8 @@ def save_pretrained(model: nn.Module, cfg: Config, folder: str | os.PathLike[str
     # The names have a file of their own: a path in the config would lead nowhere elsewhere.
     content = Config({key: cfg[key] for key in _KEPT}).to_dict()
     content["model"].pop("vocabulary", None)
-    if isinstance(content["model"].get("fusion"), dict):
-        content["model"]["fusion"].pop("train_vocabulary", None)
+    if isinstance(content["model"].get("ensemble"), dict):
+        content["model"]["ensemble"].pop("train_vocabulary", None)
     try:
         json.dumps(content, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -108,6 +109,7 @@ def load_pretrained(
         )
     path = folder / CONFIG_FILE
     content = read_json(path, ConfigError, "config of a trained model")
+    content = rename_recorded_keys(content)
     if not isinstance(content, dict) or set(content) != set(_KEPT):
         raise ConfigError(f"{printable(path)}: expected {' and '.join(_KEPT)}, and nothing else")
     for module in ("odise_mm.models", "odise_mm.datasets.transforms", *custom_imports):
@@ -115,8 +117,8 @@ def load_pretrained(
     check_model_config(content, printable(path), custom_imports)
     names = _read_names(folder / VOCABULARY_FILE)
     content["model"]["vocabulary"] = names["vocabulary"]
-    if NOTE in names and isinstance(content["model"].get("fusion"), dict):
-        content["model"]["fusion"]["train_vocabulary"] = names[NOTE]
+    if NOTE in names and isinstance(content["model"].get("ensemble"), dict):
+        content["model"]["ensemble"]["train_vocabulary"] = names[NOTE]
     return Config(content), folder / WEIGHTS_FILE
 
 

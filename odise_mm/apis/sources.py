@@ -1,4 +1,4 @@
-"""What people hand to the inferencer, turned into single pictures; nothing is decoded here."""
+"""What people hand to the inferencer, turned into single images; nothing is decoded here."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from odise_mm.utils.image import (
     ImageError,
     ImageSource,
     advice_on,
+    image_suffixes,
     is_encoded,
-    picture_suffixes,
 )
 
-# What operating systems put beside pictures, in lower case.
+# What operating systems put beside images, in lower case.
 _JUNK = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 # Two letters at least: one is a drive. pathlib makes one slash of two.
 _WEB_ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]+:/|data:image/)", re.IGNORECASE)
@@ -38,7 +38,7 @@ _ANY_DEPTH = re.compile(
 
 @dataclass(frozen=True)
 class Source:
-    """One picture to come."""
+    """One image to come."""
 
     name: str
     """For messages: the path, or "images[3]" for what is in memory."""
@@ -46,63 +46,63 @@ class Source:
     """A path, bytes, an array, a PIL image, or something that the reader will refuse."""
     path: str | None = None
     error: ImageError | None = None
-    """Why there is no picture at all: an empty folder, a pattern that matches nothing."""
+    """Why there is no image at all: an empty folder, a pattern that matches nothing."""
     failure: Exception | None = None
-    """What the iterable of the pictures raised: there are no more."""
+    """What the iterable of the images raised: there are no more."""
 
 
 def is_single(images: Any) -> bool:
-    """Whether the argument is one picture rather than a folder, a pattern or a list."""
+    """Whether the argument is one image rather than a folder, a pattern or a list."""
     if isinstance(images, (str, os.PathLike)):
         path = _path_of(images)
         return not os.path.isdir(path) and not _is_pattern(path)
-    return _may_be_picture(images)
+    return _may_be_image(images)
 
 
 def expand(
     images: ImageSource | Iterable[ImageSource], *, log: bool = True
 ) -> Sequence[Source] | Iterator[Source]:
-    """All pictures of an argument, in order; folders and patterns sorted by name.
+    """All images of an argument, in order; folders and patterns sorted by name.
 
     What a folder or a pattern gives that another one gave before is left out, so that no link
-    leads to a picture twice. What is left out is logged.
+    leads to an image twice. What is left out is logged.
 
     Args:
-        images: a path, a folder (its pictures, not those of folders in it), a glob pattern (``**``
+        images: a path, a folder (its images, not those of folders in it), a glob pattern (``**``
             for any depth), a file's bytes, a binary file object, an array, a PIL image, or an
             iterable of these.
         log: whether to say what is left out.
 
     Returns:
-        A list, or an iterator when ``images`` is one: it is then consumed as pictures are needed,
+        A list, or an iterator when ``images`` is one: it is then consumed as images are needed,
         and what it raises is the last source's ``failure``.
 
     Raises:
         TypeError: none of these.
     """
     expansion = _Expansion(log)
-    if _may_be_picture(images):
+    if _may_be_image(images):
         return list(expansion.of(images, "image"))
     several = _iterable(images)
     if isinstance(several, Iterator):
         return expansion.of_all(several)
     several = list(several)
-    if several and not any(map(_may_be_picture, several)):
+    if several and not any(map(_may_be_image, several)):
         raise TypeError(f"images[0] is a {type(several[0]).__name__}; {advice_on(several[0])}")
     return list(expansion.of_all(several))
 
 
-def _may_be_picture(value: Any) -> bool:
+def _may_be_image(value: Any) -> bool:
     return isinstance(value, (str, os.PathLike, np.ndarray, Image.Image)) or is_encoded(value)
 
 
 def _iterable(images: Any) -> Iterable[Any]:
-    """The argument; refuse what is no list of pictures, though Python can iterate over it."""
+    """The argument; refuse what is no list of images, though Python can iterate over it."""
     kind = type(images).__name__
     if isinstance(images, torch.Tensor):  # row by row
         raise TypeError(f"images is a torch tensor; {advice_on(images)}")
     if isinstance(images, Mapping):
-        raise TypeError(f"images is a {kind}; give a list of pictures, e.g. list(images.values())")
+        raise TypeError(f"images is a {kind}; give a list of images, e.g. list(images.values())")
     if isinstance(images, (set, frozenset)):
         raise TypeError(f"images is a {kind}, which has no order; give a list, e.g. sorted(images)")
     if isinstance(images, UserString):
@@ -163,7 +163,7 @@ class _Expansion:
         elif _WEB_ADDRESS.match(path) and not os.path.lexists(path):
             shown = printable(path, limit=200)
             error = ImageError(
-                f"{shown}: pictures are not fetched from addresses; give the path of a file, or "
+                f"{shown}: images are not fetched from addresses; give the path of a file, or "
                 "the bytes that you fetched"
             )
             yield Source(shown, None, None, error)
@@ -183,13 +183,13 @@ class _Expansion:
             suffix = _suffix(name)
             if _is_junk(name) or os.path.isdir(os.path.join(path, name)):
                 continue
-            if suffix in picture_suffixes():
+            if suffix in image_suffixes():
                 found.append(str(Path(path, name)))
             elif not name.startswith("."):
                 others[suffix] += 1
         if not found:
-            kinds = ", ".join(sorted(picture_suffixes()))
-            error = ImageError(f"{shown}: no pictures in this folder (looked for {kinds})")
+            kinds = ", ".join(sorted(image_suffixes()))
+            error = ImageError(f"{shown}: no images in this folder (looked for {kinds})")
             yield Source(path, None, path, error)
         yield from self._new_ones(found, shown, others)
 
@@ -228,7 +228,7 @@ def _left_out(others: Counter[str], again: int) -> str:
         )
         parts.append(f"{_counted(others.total(), 'file')} of kinds that are not read ({kinds})")
     if again:
-        parts.append(f"{_counted(again, 'picture')} that came before, by another name or twice")
+        parts.append(f"{_counted(again, 'image')} that came before, by another name or twice")
     return " and ".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""Our numbers of the ablations beside the paper's: a table and a picture per study."""
+"""Our numbers of the ablations beside the paper's: a table and an image per study."""
 
 from __future__ import annotations
 

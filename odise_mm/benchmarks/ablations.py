@@ -203,8 +203,8 @@ def reasons_against(row: Row, name: str, content: dict[str, Any]) -> list[str]:
     """Why a result on the set ``name`` cannot stand beside the paper's."""
     found = content["sets"][name]
     reasons = []
-    if content["made_up_weights"]:
-        reasons.append("made-up weights")
+    if content["random_weights"]:
+        reasons.append("random weights")
     if name not in PAPER_SETS:
         reasons.append("not a set of the paper's table")
     elif found["images"] != PAPER_SETS[name][1]:

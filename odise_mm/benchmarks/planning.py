@@ -17,7 +17,7 @@ from odise_mm.config.walking import named_weights
 from odise_mm.errors import CheckpointError
 
 NO_CHECKPOINT = "none"
-"""In the place of a checkpoint: all weights are made up."""
+"""In the place of a checkpoint: all weights are random."""
 
 
 def plan_sets(
@@ -78,7 +78,7 @@ def check_checkpoint(checkpoint: str, cfg: Config) -> None:
     """Refuse what cannot be loaded before the frozen parts are, which takes minutes.
 
     Raises:
-        CheckpointError: no such file, or none where the model is not a miniature.
+        CheckpointError: no such file, or none where the model is not a tiny model.
     """
     if checkpoint != NO_CHECKPOINT:
         if not os.path.isfile(os.path.expanduser(checkpoint)):
@@ -88,6 +88,6 @@ def check_checkpoint(checkpoint: str, cfg: Config) -> None:
     if named:
         raise CheckpointError(
             f"CHECKPOINT is `none`, but {cfg.filename} has real weights ({named[0]}): numbers of "
-            "a model whose trained part is made up would look real. Give its checkpoint; `none` "
-            "is for miniatures such as odise_tiny, which are made up as a whole"
+            "a model whose trained part is random would look real. Give its checkpoint; `none` "
+            "is for tiny models such as odise_tiny, whose weights are all random"
         )

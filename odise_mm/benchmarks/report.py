@@ -25,7 +25,7 @@ from odise_mm.utils.files import write_json, write_text
 from odise_mm.version import __version__
 from odise_mm.vocabulary import Vocabulary
 
-# Heading -> keys of the metrics that fill it (a data set has one of them at most).
+# Heading -> keys of the metrics that fill it (a dataset has one of them at most).
 COLUMNS: dict[str, tuple[str, ...]] = {
     "PQ": ("panoptic/PQ",),
     "SQ": ("panoptic/SQ",),
@@ -56,7 +56,7 @@ class SetResult:
     Args:
         name: of the set, e.g. "ade20k".
         metrics: in percent, by "prefix/name" as the metrics give them.
-        per_class: prefix -> class (the data set's own name) -> metric -> percent.
+        per_class: prefix -> class (the dataset's own name) -> metric -> percent.
         is_thing: of every class, in the vocabulary's order.
         images: how many were seen, over all processes.
         limit: the number that the run was limited to, None where it was not.
@@ -85,12 +85,12 @@ class Report:
     Args:
         run: what holds for all sets: config, checkpoint, precision, versions, ...
         planned: names of the sets that are to be walked, in order.
-        made_up_weights: whether the numbers mean nothing, as no trained weights were given.
+        random_weights: whether the numbers mean nothing, as no trained weights were given.
     """
 
     run: dict[str, Any]
     planned: Sequence[str]
-    made_up_weights: bool = False
+    random_weights: bool = False
     results: list[SetResult] = field(default_factory=list)
 
     @property
@@ -112,7 +112,7 @@ class Report:
         """For JSON: full precision; what does not exist (no such class, no such object) is None."""
         return _finite(
             dict(
-                made_up_weights=self.made_up_weights,
+                random_weights=self.random_weights,
                 **self.run,
                 done=[result.name for result in self.results],
                 not_done=self.missing,
@@ -166,8 +166,8 @@ class Report:
         notes = []
         if any(result.limit is not None for result in self.results):
             notes.append("limited to the first images of each set: these are no benchmark numbers")
-        if self.made_up_weights:
-            notes.append("made-up weights: these numbers mean nothing")
+        if self.random_weights:
+            notes.append("random weights: these numbers mean nothing")
         if self.missing:
             notes.append(f"not done: {', '.join(self.missing)}")
         notes += [f"failed: {failure}" for failure in self.failures]

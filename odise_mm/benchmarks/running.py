@@ -40,7 +40,7 @@ from odise_mm.engine.loops import unwrapped, vocabulary_of
 from odise_mm.engine.result_writer import ProgressHook, ResultWriterHook
 from odise_mm.engine.runner import OpenVocabRunner
 from odise_mm.errors import EvaluationError
-from odise_mm.models.random_weights import make_up_weights
+from odise_mm.models.random_weights import fill_with_random_weights
 from odise_mm.utils.display import printable
 from odise_mm.vocabulary import Vocabulary
 
@@ -49,7 +49,7 @@ def prepare_model(runner: OpenVocabRunner, checkpoint: str, precision: str) -> N
     """Trained weights, strictly; then the precision."""
     model = unwrapped(runner.model)
     if checkpoint == NO_CHECKPOINT:
-        make_up_weights(model, ("head", "classifiers", "clip"))
+        fill_with_random_weights(model, ("head", "classifiers", "clip"))
     else:
         load_weights(model, checkpoint)
     model.set_precision(precision)
@@ -209,9 +209,9 @@ def describe_run(
     model = unwrapped(runner.model)
     device = next(model.parameters()).device
     cfg = runner.cfg
-    said = (cfg.model.get("fusion") or {}).get("train_vocabulary")
+    said = (cfg.model.get("ensemble") or {}).get("train_vocabulary")
     trained = train_vocabulary(model) if said is None else Vocabulary.load(said)
-    made_up = checkpoint == NO_CHECKPOINT
+    random_weights = checkpoint == NO_CHECKPOINT
     return dict(
         config=dict(
             file=cfg.filename,
@@ -220,7 +220,7 @@ def describe_run(
             test_pipeline=[dict(step) for step in cfg.get("test_pipeline", [])],
         ),
         checkpoint=None
-        if made_up
+        if random_weights
         else dict(file=checkpoint, sha256=sha256_of(os.path.expanduser(checkpoint))),
         train_vocabulary=None
         if trained is None

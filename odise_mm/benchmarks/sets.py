@@ -65,12 +65,12 @@ class BenchmarkSet:
 
     @property
     def dataset(self) -> dict[str, Any]:
-        """The data set's config; of one made of others, the wrapper's."""
+        """The dataset's config; of one made of others, the wrapper's."""
         return self.cfg.test_dataloader.dataset
 
     @property
     def datasets(self) -> list[dict[str, Any]]:
-        """The config of the data set, or of each one that it is made of; no wrappers."""
+        """The config of the dataset, or of each one that it is made of; no wrappers."""
         return [each for _, each, wraps in inner_configs(self.dataset, "") if not wraps]
 
     def files(self) -> Iterator[str]:
@@ -213,7 +213,7 @@ def _from_name(cfg: Config, name: str) -> BenchmarkSet:
     for key in _KEYS:
         cfg[key] = data[key]
     # The pipeline is the model's where it has one: what it was trained for. A pipeline that is the
-    # data set's alone stays.
+    # dataset's alone stays.
     for _, dataset in pipeline_users(cfg, "test"):
         if "pipeline" in dataset and dataset["pipeline"] == data.get("test_pipeline"):
             del dataset["pipeline"]
@@ -252,7 +252,7 @@ def _limit(test_set: BenchmarkSet, number: int) -> None:
 
 
 def _name(dataset: dict[str, Any]) -> str:
-    """What tells a data set from others, for messages."""
+    """What tells a dataset from others, for messages."""
     file = dataset.get("ann_file") or next(iter((dataset.get("data_prefix") or {}).values()), "")
     return os.path.join(dataset.get("data_root") or "", file)
 
@@ -262,16 +262,16 @@ def _use_label_files(test_set: BenchmarkSet, folder: Path) -> None:
         if not dataset.get("class_agnostic"):  # else its one name is "object"
             dataset["label_file"] = str(_label_file(folder, test_set.name))
     model = test_set.cfg.model
-    fusion = model.get("fusion") or {}
-    trained = fusion.get("train_vocabulary")
-    if trained is None and _takes_names(fusion):
+    ensemble = model.get("ensemble") or {}
+    trained = ensemble.get("train_vocabulary")
+    if trained is None and _takes_names(ensemble):
         trained = model.get("vocabulary")  # what segmentors fill in
     if isinstance(trained, str) and not os.path.isfile(trained):
-        fusion["train_vocabulary"] = str(_label_file(folder, trained))
+        ensemble["train_vocabulary"] = str(_label_file(folder, trained))
 
 
-def _takes_names(fusion: dict[str, Any]) -> bool:
-    kind = fusion.get("type")
+def _takes_names(ensemble: dict[str, Any]) -> bool:
+    kind = ensemble.get("type")
     cls = MODELS.get(kind) if isinstance(kind, str) else kind
     return cls is not None and "train_vocabulary" in inspect.signature(cls).parameters
 

@@ -14,6 +14,7 @@ from odise_mm.annotations.json_fields import is_number, is_text
 from odise_mm.errors import OdiseError
 from odise_mm.utils import files
 from odise_mm.utils.display import markdown_cell, printable
+from odise_mm.utils.old_keys import rename_recorded_keys
 
 FORMATS = ("table", "markdown", "json")
 
@@ -126,7 +127,8 @@ def find_reports(places: Sequence[str | Path]) -> Iterator[tuple[Path, dict[str,
                         f"{printable(file)} is damaged ({err}): run tools/test.py again"
                     ) from err
                 continue
-            if isinstance(content, dict) and {"sets", "config", "made_up_weights"} <= set(content):
+            content = rename_recorded_keys(content)
+            if isinstance(content, dict) and {"sets", "config", "random_weights"} <= set(content):
                 _check_report(content, file)
                 yield file, content
             elif place.is_file():

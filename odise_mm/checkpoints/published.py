@@ -177,7 +177,7 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     """Load trained parameters, strictly: every one is filled, every key is used.
 
     A warning says so where the weights were trained with other names than the model's config has
-    for ``fusion.train_vocabulary``.
+    for ``ensemble.train_vocabulary``.
 
     Args:
         model: an :class:`~odise_mm.models.OpenVocabSegmentor`.

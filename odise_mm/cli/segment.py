@@ -32,7 +32,7 @@ DEFAULT_CONFIG = "odise_tiny"
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = Parser(__doc__, prog=prog)
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="pictures, folders or glob patterns"
+        "images", nargs="+", metavar="IMAGE", help="images, folders or glob patterns"
     )
     names = parser.add_argument_group("names")
     names.add_argument(
@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     model.add_argument(
         "--config",
         default=DEFAULT_CONFIG,
-        help="config file or its name under configs/ (default: the miniature)",
+        help="config file or its name under configs/ (default: the tiny model)",
     )
     model.add_argument(
         "--weights",
@@ -60,13 +60,13 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     model.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: cuda where there is one)")
     model.add_argument("--precision", choices=PRECISIONS, default="fp32")
     model.add_argument(
-        "--batch-size", type=positive_int, default=1, help="pictures that run together"
+        "--batch-size", type=positive_int, default=1, help="images that run together"
     )
     model.add_argument(
         "--max-pixels",
         type=positive_int,
         metavar="N",
-        help="refuse pictures of more pixels (default: 67,108,864, which is 8192 x 8192)",
+        help="refuse images of more pixels (default: 67,108,864, which is 8192 x 8192)",
     )
     out = parser.add_argument_group("output")
     out.add_argument(
@@ -82,13 +82,13 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         help="replace files in DIR that this program did not write (never its inputs), and drop "
         "an unfinished run",
     )
-    out.add_argument("--no-picture", action="store_true", help="write the maps alone")
+    out.add_argument("--no-vis", action="store_true", help="write the maps alone")
     out.add_argument("--no-progress", action="store_true", help="no progress bar")
     return parser.parse_args(argv)
 
 
 def print_segments(console: Console, result: SegmentationResult) -> None:
-    """A table of one picture's segments, the largest first."""
+    """A table of one image's segments, the largest first."""
     from rich.table import Table
     from rich.text import Text
 
@@ -105,8 +105,8 @@ def print_segments(console: Console, result: SegmentationResult) -> None:
             f"{segment.score:.2f}",
             f"{100 * result.share(segment):.1f} %",
         )
-    if result.made_up_weights:
-        table.caption = "made-up weights: meaningless"
+    if result.random_weights:
+        table.caption = "random weights: meaningless"
         table.caption_style = "black on yellow"
     if not result.segments:
         table.add_row(Text("nothing found", style="italic"), "", "", "")
@@ -114,7 +114,7 @@ def print_segments(console: Console, result: SegmentationResult) -> None:
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
-    """Run the command: 0, or 1 when a picture was skipped; mistakes exit with 2, as argparse."""
+    """Run the command: 0, or 1 when an image was skipped; mistakes exit with 2, as argparse."""
     args = parse_args(argv, prog)
     # After the arguments: these imports take seconds, and --help should not.
     from rich.console import Console
@@ -125,15 +125,15 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     from odise_mm.apis import OpenVocabInferencer
-    from odise_mm.apis.inferencer import MADE_UP_NOTICE
     from odise_mm.apis.output import OutputFolder
     from odise_mm.apis.sources import expand
+    from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
     from odise_mm.utils.outputs import InputFiles
 
     named = (args.config, args.weights, args.diffusion_weights, args.clip_weights, args.vocabulary)
     # Before the model is built, which takes minutes.
     folder = OutputFolder(args.out, InputFiles(*named), args.overwrite)
-    folder.check(list(expand(args.images, log=False)), not args.no_picture)
+    folder.check(list(expand(args.images, log=False)), not args.no_vis)
     limit = {} if args.max_pixels is None else dict(max_pixels=args.max_pixels)
     inferencer = OpenVocabInferencer(
         args.config,
@@ -153,7 +153,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         args.vocabulary,
         batch_size=args.batch_size,
         out_dir=args.out,
-        draw=not args.no_picture,
+        draw=not args.no_vis,
         progress=not args.no_progress,
         resume=not args.overwrite,
         overwrite=args.overwrite,
@@ -168,8 +168,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             else:
                 failed += 1
                 print_line(console, f"skipped: {printable(result.error)}", "red")
-    if inferencer.made_up_weights:
-        print_line(console, MADE_UP_NOTICE, "black on yellow")
+    if inferencer.random_weights:
+        print_line(console, RANDOM_WEIGHTS_NOTICE, "black on yellow")
     for path in written:
         print_line(console, f"wrote {printable(path)}")
     return 1 if failed else 0

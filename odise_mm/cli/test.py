@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         "checkpoint",
         metavar="CHECKPOINT",
         help="ours (.pth, .safetensors, iter_*.pth of a training), a published ODISE file, or "
-        "`none` for a miniature whose weights are all made up",
+        "`none` for a tiny model whose weights are all random",
     )
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -73,7 +73,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         metavar="DIR",
         help="write panoptic PNGs and COCO JSON, instances (COCO results), semantic PNGs",
     )
-    out.add_argument("--show-dir", metavar="DIR", help="write pictures")
+    out.add_argument("--show-dir", metavar="DIR", help="write images")
     out.add_argument(
         "--show-interval", type=positive_int, default=1, metavar="N", help="of every Nth image"
     )
@@ -109,11 +109,11 @@ def run(args: argparse.Namespace) -> int:
     import torch
     from mmengine.device import get_device
 
-    from odise_mm.apis.inferencer import MADE_UP_NOTICE
     from odise_mm.benchmarks import planning, running
     from odise_mm.benchmarks.report import Report
     from odise_mm.engine.result_writer import ResultWriterHook
     from odise_mm.engine.runner import OpenVocabRunner
+    from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
     from odise_mm.utils.precision import check_precision
 
     check_precision(args.precision, torch.device(get_device()))
@@ -127,11 +127,11 @@ def run(args: argparse.Namespace) -> int:
         launcher=args.launcher,
         changes=args.cfg_options,
     )
-    made_up = args.checkpoint == planning.NO_CHECKPOINT
+    random_weights = args.checkpoint == planning.NO_CHECKPOINT
     planning.check_checkpoint(args.checkpoint, sets[0].cfg)
     for test_set in sets:
         test_set.check()
-    notice = MADE_UP_NOTICE if made_up else None
+    notice = RANDOM_WEIGHTS_NOTICE if random_weights else None
     writer = ResultWriterHook(args.dump, args.show_dir, args.show_interval, notice)
     check_outputs([args.out], planning.inputs_of(args.checkpoint, sets))
     for test_set in sets:
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> int:
     runner = OpenVocabRunner.from_cfg(sets[0].cfg)
     running.prepare_model(runner, args.checkpoint, args.precision)
     described = running.describe_run(runner, args.checkpoint, args.precision, args.cfg_options)
-    report = Report(described, [test_set.name for test_set in sets], made_up)
+    report = Report(described, [test_set.name for test_set in sets], random_weights)
     running.run_sets(
         runner, report, sets, writer, args.out, limit=args.limit, per_class=args.per_class
     )

@@ -50,9 +50,9 @@ def config_errors(cfg: Config) -> Iterator[None]:
 
 
 def make_test_pipeline(cfg: Config, *, already_read: bool = False) -> Compose:
-    """The config's test pipeline, fit for pictures from anywhere.
+    """The config's test pipeline, fit for images from anywhere.
 
-    ``test_pipeline``, or else that of ``test_dataloader``. Whatever loads the picture is replaced
+    ``test_pipeline``, or else that of ``test_dataloader``. Whatever loads the image is replaced
     by ``LoadImage``; what loads annotations is left out, as there are none.
 
     Args:

@@ -18,12 +18,13 @@ from odise_mm.config.walking import (
     text_of,
 )
 from odise_mm.errors import ConfigError
+from odise_mm.utils.old_keys import rename_model_keys
 
 
 def complete_config(cfg: Config) -> Config:
     """A copy in which everything is said that a run needs and a short config leaves out.
 
-    * A data set without ``pipeline`` gets ``train_pipeline`` or ``test_pipeline``, wrapped ones
+    * A dataset without ``pipeline`` gets ``train_pipeline`` or ``test_pipeline``, wrapped ones
       included. Of ``MultiImageMixDataset`` it is the wrapper that gets it: the dataset inside says
       itself how a single image is loaded. A pipeline that is there stays, as in mmdet; see
       :func:`unused_pipelines`.
@@ -47,9 +48,9 @@ def complete_config(cfg: Config) -> Config:
 
 
 def unused_pipelines(cfg: Config) -> list[str]:
-    """What to warn of: ``train_pipeline`` or ``test_pipeline`` that no data set of a stage uses.
+    """What to warn of: ``train_pipeline`` or ``test_pipeline`` that no dataset of a stage uses.
 
-    A config that inherits and replaces ``train_pipeline`` alone changes a variable: the data set
+    A config that inherits and replaces ``train_pipeline`` alone changes a variable: the dataset
     of its base keeps the pipeline that it was given there. To change it in both places is mmdet's
     way.
     """
@@ -63,7 +64,7 @@ def unused_pipelines(cfg: Config) -> list[str]:
             found.append(
                 f"`{key}` is not used by {loader}: {users[0][0]} has another pipeline. If "
                 f"`{key}` is meant, say so in the config: {loader} = dict(dataset=dict(pipeline="
-                f"{key})); if the data set's own is, {key} = None"
+                f"{key})); if the dataset's own is, {key} = None"
             )
     return found
 
@@ -71,7 +72,7 @@ def unused_pipelines(cfg: Config) -> list[str]:
 def change_config(cfg: Config, changes: dict[str, Any]) -> None:
     """Change settings by dotted keys, as mmengine's ``--cfg-options`` does.
 
-    A change of ``train_pipeline`` or ``test_pipeline`` reaches the data sets whose pipeline is the
+    A change of ``train_pipeline`` or ``test_pipeline`` reaches the datasets whose pipeline is the
     same one.
 
     Raises:
@@ -90,6 +91,7 @@ def change_config(cfg: Config, changes: dict[str, Any]) -> None:
         raise ConfigError(
             f"{name_of(cfg)}: cannot set {', '.join(changes)}: {text_of(err)}"
         ) from err
+    rename_model_keys(cfg.get("model"))
     for stage, steps in before.items():
         for place, dataset in pipeline_users(cfg, stage):
             if place in same and dataset.get("pipeline") == steps:

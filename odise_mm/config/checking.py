@@ -46,15 +46,15 @@ LAUNCHERS = ("none", *_WORLD)
 def check_config(cfg: Config) -> None:
     """Refuse what cannot run, before anything is built. Meant for :func:`complete_config`'s result.
 
-    Files of data sets are looked for where training and validation need them; those for testing
+    Files of datasets are looked for where training and validation need them; those for testing
     only where there is no training.
 
     Raises:
-        ConfigError: a misspelt setting, parts that are missing or unknown, settings of loading or
+        ConfigError: a misspelled setting, parts that are missing or unknown, settings of loading or
             of the best checkpoint that contradict each other, a sampler that would count images
             twice, or a launcher that did not start this process.
         DeviceError: float16 without a GPU, or more processes than GPUs.
-        DatasetError: a file or folder of a data set is missing.
+        DatasetError: a file or folder of a dataset is missing.
     """
     where = name_of(cfg)
     _check_names(cfg, where)
@@ -331,7 +331,7 @@ def _check_files(dataset: dict[str, Any], where: str) -> None:
         path = os.path.join(root, name) if name else None
         if path and not os.path.exists(os.path.expanduser(path)):
             raise DatasetError(
-                f"{where}.{key}: there is no {path}; prepare the data set as docs/datasets.md "
+                f"{where}.{key}: there is no {path}; prepare the dataset as docs/datasets.md "
                 "says, or name the folder that stands for data/ with --data-root"
             )
 

@@ -11,6 +11,7 @@ from mmengine.config import Config
 
 from odise_mm.errors import ConfigError
 from odise_mm.utils.files import regular_file
+from odise_mm.utils.old_keys import rename_model_keys
 
 
 def config_folders() -> list[Path]:
@@ -69,12 +70,16 @@ def load_config(config: str | os.PathLike | Config) -> Config:
             package, too), or a file that is not a valid config.
     """
     if isinstance(config, Config):
-        return config.copy()
+        copied = config.copy()
+        rename_model_keys(copied.get("model"))
+        return copied
     path = _find_config(os.fspath(config))
     try:
-        return Config.fromfile(path)
+        loaded = Config.fromfile(path)
     except Exception as err:  # whatever a Python file can raise
         raise ConfigError(f"{path}: not a valid config: {type(err).__name__}: {err}") from err
+    rename_model_keys(loaded.get("model"))
+    return loaded
 
 
 def _find_config(name: str) -> Path:

@@ -13,7 +13,7 @@ STAGES = {
     "test": ("test_dataloader", "test_cfg", "test_evaluator"),
 }
 PIPELINES = {"train": "train_pipeline", "val": "test_pipeline", "test": "test_pipeline"}
-"""The variable that holds the pipeline of a stage's data sets."""
+"""The variable that holds the pipeline of a stage's datasets."""
 
 MIXER = "MultiImageMixDataset"
 
@@ -95,7 +95,7 @@ def all_datasets(cfg: Config, stage: str) -> Iterator[tuple[str, dict[str, Any],
 
 
 def datasets_of(cfg: Config, stage: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The data sets of a stage with their places, wrapped ones included, wrappers left out."""
+    """The datasets of a stage with their places, wrapped ones included, wrappers left out."""
     for path, dataset, wraps in all_datasets(cfg, stage):
         if not wraps:
             yield path, dataset

@@ -69,7 +69,7 @@ def categories() -> list[dict]:
 
 
 def image_paths(root: Path, split: str) -> list[Path]:
-    """The split's pictures, in the order of their names.
+    """The split's images, in the order of their names.
 
     Raises:
         DatasetError: the archive's folders are not there, or are empty.
@@ -79,7 +79,7 @@ def image_paths(root: Path, split: str) -> list[Path]:
     need_folder(root / "annotations_instance" / FOLDERS[split], "annotations_instance.tar")
     paths = sorted(folder.glob("*.jpg"))
     if not paths:
-        raise DatasetError(f"{folder}: no pictures (*.jpg); unpack ADEChallengeData2016.zip again")
+        raise DatasetError(f"{folder}: no images (*.jpg); unpack ADEChallengeData2016.zip again")
     return paths
 
 
@@ -142,7 +142,7 @@ def convert(root: Path, split: str, workers: int) -> str | None:
 
 
 def convert_image(item: Item) -> dict[str, Any]:
-    """Panoptic PNG file of one picture; what the JSON files need to know of it."""
+    """Panoptic PNG file of one image; what the JSON files need to know of it."""
     image, semantic_path, things = item.data
     semantic = read_label_map(semantic_path)
     same_size(semantic, semantic_path, image)

@@ -2,10 +2,10 @@
 
 Starts from the unpacked release (index_ade20k.pkl, images/ADE/{training,validation}/...). Writes
 annotations_847/validation/..., 16 bit PNG files of class indices with 65535 ignored, in folders
-like the pictures', and ade847.txt, the classes, one "index:name,synonym" per line.
+like the images', and ade847.txt, the classes, one "index:name,synonym" per line.
 
 The classes are the index's object names that occur as objects (not only as parts of objects) in
-pictures of both the training and the validation part, in the index's order: the rule stated for
+images of both the training and the validation part, in the index's order: the rule stated for
 the 847 classes of MaskFormer (arXiv 2107.06278, section 4). To have exactly a published list,
 give it with --classes: one class per line, "name, synonym" as in the index, or its number there,
 or "id:name,synonym" as in OpenSeg's ade20k_847.txt.
@@ -101,8 +101,8 @@ class Index:
 
     Attributes:
         names: object names; a label map's number is the place here, from 1.
-        images: of every picture, its path below the release's folder.
-        presence: (names, images) whether a picture has the name as an object.
+        images: of every image, its path below the release's folder.
+        presence: (names, images) whether an image has the name as an object.
     """
 
     names: list[str]
@@ -143,7 +143,7 @@ def read_index(path: Path) -> Index:
     if not (counts.shape == parts.shape == (len(names), len(images))):
         raise DatasetError(
             f"{path}: objectPresence {counts.shape} and objectIsPart {parts.shape} do not fit "
-            f"{len(names)} names and {len(images)} pictures"
+            f"{len(names)} names and {len(images)} images"
         )
     return Index(names, images, presence)
 
@@ -154,8 +154,8 @@ def pieces(name: str) -> list[str]:
 
 
 def _inside(index: Path, name: str) -> PurePosixPath:
-    """A picture's path, which must stay below the release's folder: labels are written by it."""
-    where = f"{index}: the path of a picture"
+    """An image's path, which must stay below the release's folder: labels are written by it."""
+    where = f"{index}: the path of an image"
     path_inside(index.parent, name, DatasetError, where)
     path = PurePosixPath(name)
     if ".." in path.parts:  # another start of the path would lead it elsewhere
@@ -174,7 +174,7 @@ def choose_classes(index: Index, classes_file: Path | None) -> list[int]:
         for split in FOLDERS:
             both &= index.presence[:, index.of_split(split)].any(axis=1)
         if not both.any():
-            raise DatasetError("no object name occurs in both training and validation pictures")
+            raise DatasetError("no object name occurs in both training and validation images")
         return [int(i) + 1 for i in np.flatnonzero(both)]
     numbers: dict[str, int] = {}
     for number, name in enumerate(index.names, start=1):
@@ -225,7 +225,7 @@ def write_vocabulary(path: Path, names: Sequence[str]) -> None:
     write_text(path, text)
 
 
-# --- pictures -------------------------------------------------------------------------------------
+# --- images -------------------------------------------------------------------------------------
 
 
 def label_path(root: Path, image: PurePosixPath) -> Path:
@@ -242,7 +242,7 @@ def convert(root: Path, index: Index, numbers: Sequence[int], split: str, worker
     need_folder(root / "images" / "ADE" / FOLDERS[split], RELEASE)
     places = index.of_split(split)
     if not places:
-        raise DatasetError(f"{root / 'index_ade20k.pkl'}: lists no {FOLDERS[split]} picture")
+        raise DatasetError(f"{root / 'index_ade20k.pkl'}: lists no {FOLDERS[split]} image")
     table = np.full(len(index.names) + 1, IGNORED, np.uint16)
     table[list(numbers)] = np.arange(len(numbers))
     check_names(root, index, index.images[places[0]])
@@ -256,7 +256,7 @@ def convert(root: Path, index: Index, numbers: Sequence[int], split: str, worker
 
 
 def check_names(root: Path, index: Index, image: PurePosixPath) -> None:
-    """Do names and numbers of the index agree with those of a picture's own annotation?
+    """Do names and numbers of the index agree with those of an image's own annotation?
 
     Raises:
         DatasetError: they do not.
@@ -301,7 +301,7 @@ def verify(root: Path, index: Index, split: str, workers: int) -> list[Row]:
     on_disk = sum(1 for _ in folder.rglob("*.jpg"))
     if on_disk != len(pairs):
         raise DatasetError(
-            f"{folder}: {on_disk} pictures, but index_ade20k.pkl lists {len(pairs)}; unpack the "
+            f"{folder}: {on_disk} images, but index_ade20k.pkl lists {len(pairs)}; unpack the "
             "release again"
         )
     return [

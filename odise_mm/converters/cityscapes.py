@@ -39,7 +39,7 @@ from odise_mm.errors import DatasetError
 from odise_mm.utils.files import write_json
 
 IMAGES_FROM, LABELS_FROM = "leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip"
-NUM_IMAGES = {"train": 2975, "val": 500}  # of the complete data set
+NUM_IMAGES = {"train": 2975, "val": 500}  # of the complete dataset
 IMAGE, INSTANCES, LABELS = "_leftImg8bit.png", "_gtFine_instanceIds.png", "_gtFine_labelIds.png"
 TRAIN_IDS, PANOPTIC = "_gtFine_labelTrainIds.png", "_gtFine_panoptic.png"
 IGNORED, INSTANCES_PER_LABEL, NUM_LABELS = 255, 1000, 34
@@ -83,10 +83,10 @@ _TO_INDEX[[label.id for label in CLASSES]] = np.arange(len(CLASSES))
 
 
 def find_images(root: Path, split: str) -> list[Path]:
-    """The split's pictures, by name.
+    """The split's images, by name.
 
     Raises:
-        DatasetError: a folder is missing, or there is no picture.
+        DatasetError: a folder is missing, or there is no image.
     """
     folder = need_folder(root / "leftImg8bit" / split, IMAGES_FROM)
     need_folder(root / "gtFine" / split, LABELS_FROM)

@@ -12,7 +12,7 @@ from odise_mm.utils.display import printable
 from odise_mm.utils.files import write_json
 
 MADE = ".odise_mm_made.json"
-"""File in the folder of a data set: names of what was written there by programs of ours."""
+"""File in the folder of a dataset: names of what was written there by programs of ours."""
 
 
 def claim(root: Path, outputs: Sequence[Path], journals: Iterable[Path] = ()) -> None:
@@ -22,7 +22,7 @@ def claim(root: Path, outputs: Sequence[Path], journals: Iterable[Path] = ()) ->
     interrupted run has left says the same.
 
     Args:
-        root: the folder of the data set.
+        root: the folder of the dataset.
         outputs: files and folders below it that will be written.
         journals: those of the work that writes them.
 

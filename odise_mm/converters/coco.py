@@ -4,10 +4,10 @@ Unpack in DATA_ROOT: train2017.zip, val2017.zip, annotations_trainval2017.zip an
 panoptic_annotations_trainval2017.zip. The last one brings panoptic_train2017.zip and
 panoptic_val2017.zip, which this program unpacks. Written are
 
-    annotations/panoptic_{train,val}2017/     one PNG file per picture
+    annotations/panoptic_{train,val}2017/     one PNG file per image
     annotations/phrases_{train,val}2017.json  noun phrases of the captions
 
-Checked are ids, counts, that every picture and PNG file is there, and, on a sample of them or on
+Checked are ids, counts, that every image and PNG file is there, and, on a sample of them or on
 all, that they can be read, have the same size and hold the segments that the JSON file lists.
 
 Example:
@@ -22,7 +22,7 @@ import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from odise_mm.annotations.coco_json import Id, picture_name, read_captions, read_coco
+from odise_mm.annotations.coco_json import Id, image_name, read_captions, read_coco
 from odise_mm.annotations.json_fields import shown
 from odise_mm.converters.claims import claim
 from odise_mm.converters.files import need_file, need_folder, parsing, read_json
@@ -33,7 +33,7 @@ from odise_mm.errors import DatasetError
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import atomic_writer
 
-NUM_IMAGES = {"train": 118287, "val": 5000}  # of the complete data set
+NUM_IMAGES = {"train": 118287, "val": 5000}  # of the complete dataset
 SAMPLE = 1000
 ANNOTATIONS = "annotations_trainval2017.zip"
 PANOPTIC = "panoptic_annotations_trainval2017.zip"
@@ -66,7 +66,7 @@ def unpack(archive: Path, folder: Path) -> int:
 
 
 def check_files(root: Path, split: str, verify: str, workers: int) -> list[Row]:
-    """Check pictures and panoptic annotations of a split.
+    """Check images and panoptic annotations of a split.
 
     Args:
         verify: "all", or "sample" to read only some of the files (all must be there).
@@ -78,7 +78,7 @@ def check_files(root: Path, split: str, verify: str, workers: int) -> list[Row]:
     path = need_file(root / f"annotations/panoptic_{split}2017.json", PANOPTIC)
     folder = need_folder(path.with_suffix(""), f"{PANOPTIC}, panoptic_{split}2017.zip")
     content = read_coco(path, "panoptic")
-    pictures = [picture_name(image) for image in content.images.values()]
+    pictures = [image_name(image) for image in content.images.values()]
     maps = [annotation["file_name"] for annotation in content.annotations]
     for where, wanted in ((images, pictures), (folder, maps)):
         present = set(os.listdir(where))
@@ -100,7 +100,7 @@ def check_files(root: Path, split: str, verify: str, workers: int) -> list[Row]:
     )
     checked = "all" if every == 1 else f"one of {every}"
     rows = [
-        Row(images, "pictures", found.images, NUM_IMAGES[split]),
+        Row(images, "images", found.images, NUM_IMAGES[split]),
         Row(folder, f"PNG files ({checked} read)", len(maps), NUM_IMAGES[split]),
         Row(path, "classes that occur", found.classes),
     ]
@@ -111,7 +111,7 @@ def check_files(root: Path, split: str, verify: str, workers: int) -> list[Row]:
 
 
 def _check_instances(path: Path, wanted: Collection[Id]) -> Row:
-    """The instance annotations that AP is computed from are of the same pictures."""
+    """The instance annotations that AP is computed from are of the same images."""
     content = read_coco(path, "instance", masks=False)
     missing = [id_ for id_ in wanted if id_ not in content.images]
     if missing:
@@ -152,7 +152,7 @@ def write_phrases(
 
 
 def check_phrases(root: Path, split: str) -> list[Row]:
-    """Phrases must be of this split's pictures; what there is of them.
+    """Phrases must be of this split's images; what there is of them.
 
     Raises:
         DatasetError: they are of others.

@@ -105,10 +105,10 @@ def read_pixels(path: str | os.PathLike, modes: Sequence[str] | None = None) -> 
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """Height and width of a picture as it is loaded (turned upright), from its header.
+    """Height and width of an image as it is loaded (turned upright), from its header.
 
     Raises:
-        DatasetError: missing or not a picture.
+        DatasetError: missing or not an image.
     """
     with open_image(path, max_pixels=None, error=DatasetError) as image:  # nothing is decoded
         width, height = image.size

@@ -1,10 +1,10 @@
-"""Check LVIS v1: its annotations are used as they are, with COCO's pictures.
+"""Check LVIS v1: its annotations are used as they are, with COCO's images.
 
 Unpack lvis_v1_val.json.zip (and lvis_v1_train.json.zip for `--splits train`) in DATA_ROOT. The
-pictures are COCO 2017's: val has 19,809, of which 15,000 lie in train2017/. Nothing is written.
+images are COCO 2017's: val has 19,809, of which 15,000 lie in train2017/. Nothing is written.
 Checked are the 1,203 categories against the vocabulary `lvis`, ids, boxes, the lists that the
 evaluation needs (rare, common or frequent; which classes are exhaustively annotated), and that
-every picture is there and has its size.
+every image is there and has its size.
 
 Example:
     python tools/dataset_converters/lvis.py data/lvis --coco data/coco
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from odise_mm.annotations.coco_json import picture_name as file_name
+from odise_mm.annotations.coco_json import image_name as file_name
 from odise_mm.annotations.coco_json import read_coco
 from odise_mm.annotations.json_fields import fault, shown
 from odise_mm.converters.files import need_file, need_folder
@@ -24,7 +24,7 @@ from odise_mm.converters.verification import verify_instances
 from odise_mm.errors import DatasetError
 from odise_mm.utils.display import printable
 
-NUM_IMAGES = {"train": 100170, "val": 19809}  # of the complete data set
+NUM_IMAGES = {"train": 100170, "val": 19809}  # of the complete dataset
 FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}
 _LISTS = ("neg_category_ids", "not_exhaustive_category_ids")
 
@@ -50,7 +50,7 @@ def verify(root: Path, coco: Path, split: str, workers: int) -> tuple[list[Row],
     classes = Counter(FREQUENCIES[category["frequency"]] for category in categories.values())
     rows = [
         Row(path, "images", found.images, NUM_IMAGES[split]),
-        *(Row(coco / name, "pictures of these", count) for name, count in sorted(parts.items())),
+        *(Row(coco / name, "images of these", count) for name, count in sorted(parts.items())),
         Row(path, "masks", found.segments),
         Row(path, "classes that occur", found.classes),
         *(Row(path, f"{name} classes", classes[name]) for name in FREQUENCIES.values()),

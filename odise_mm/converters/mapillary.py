@@ -36,7 +36,7 @@ from odise_mm.utils.display import printable
 from odise_mm.utils.files import path_inside
 
 ARCHIVE = "the archive of Mapillary Vistas"
-NUM_IMAGES = {"training": 18000, "validation": 2000}  # of the complete data set
+NUM_IMAGES = {"training": 18000, "validation": 2000}  # of the complete dataset
 INSTANCES_PER_LABEL = 256
 
 
@@ -208,7 +208,7 @@ def _convert(item: Item) -> dict:
     image, labels_path, segments, labels = item.data
     ids = read_label_map(item.source) if segments is None else read_panoptic_png(item.source)
     same_size(ids, item.source, image)
-    drawn, places = np.unique(ids, return_inverse=True)  # the pictures are large: one pass
+    drawn, places = np.unique(ids, return_inverse=True)  # the images are large: one pass
     if segments is None:
         segments = [_of_number(number, item, labels) for number in drawn.tolist()]
     else:
@@ -271,7 +271,7 @@ def _check_ids(ids: np.ndarray, drawn: set[int], item: Item) -> None:
 
 
 def verify(root: Path, split: str, workers: int) -> list[Row]:
-    """Check one split's annotation files: against themselves and the pictures.
+    """Check one split's annotation files: against themselves and the images.
 
     Raises:
         DatasetError: what is wrong first, by name.

@@ -21,7 +21,7 @@ def measured_mask(mask: Any, size: tuple[int, int]) -> tuple[dict, int, list[int
     Args:
         mask: polygons, or run lengths with counts as integers or as text; one of which nothing can
             be used is empty.
-        size: the picture's height and width.
+        size: the image's height and width.
 
     Raises:
         DatasetError: it is none of these, or of another size; the file is not named.

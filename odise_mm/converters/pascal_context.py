@@ -7,7 +7,7 @@ trainval/ of .mat files), labels.txt and 59_labels.txt unpacked into the same fo
                          the built-in vocabulary pascal_context59
     annotations_pc459/   16 bit PNG files, 65535 ignored
     pc459.txt            the 459 classes, one "index:name" per line, in the order of labels.txt
-    pascal_context_val.txt   names of the pictures: ImageSets/Main/val.txt, those with a .mat file
+    pascal_context_val.txt   names of the images: ImageSets/Main/val.txt, those with a .mat file
 
 Example:
     python tools/dataset_converters/pascal_context.py data/VOCdevkit/VOC2010
@@ -102,7 +102,7 @@ def class_tables(root: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
 
 
 def split_names(root: Path, split: str) -> list[str]:
-    """Names of a split's pictures: VOC2010's list, those with a .mat file.
+    """Names of a split's images: VOC2010's list, those with a .mat file.
 
     Raises:
         DatasetError: no list, no folder of .mat files, or none of the list's.
@@ -113,7 +113,7 @@ def split_names(root: Path, split: str) -> list[str]:
     names = [line.strip() for line in read_lines(listed)]
     names = [name for name in names if name in present]
     if not names:
-        raise DatasetError(f"{folder}: none of the pictures of {listed} has a .mat file here")
+        raise DatasetError(f"{folder}: none of the images of {listed} has a .mat file here")
     return names
 
 
@@ -168,7 +168,7 @@ def convert(root: Path, split: str, workers: int) -> None:
 
 
 def convert_image(item: Item) -> None:
-    """Both label maps of one picture."""
+    """Both label maps of one image."""
     image, table59, table459 = item.data
     labels = read_label_map(item.source)
     same_size(labels, item.source, image)
@@ -186,8 +186,8 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
     listed = need_file(root / f"pascal_context_{split}.txt", "this tool, without --verify-only")
     names = [name for line in read_lines(listed) for name in line.split()]
     if names != split_names(root, split):
-        raise DatasetError(f"{listed}: not the pictures with a .mat file; run this again")
-    rows = [Row(listed, "pictures", len(names), EXPECTED[split])]
+        raise DatasetError(f"{listed}: not the images with a .mat file; run this again")
+    rows = [Row(listed, "images", len(names), EXPECTED[split])]
     for name, classes in CLASSES.items():
         folder = root / f"annotations_{name}"
         pairs = [(root / "JPEGImages" / f"{n}.jpg", folder / f"{n}.png") for n in names]

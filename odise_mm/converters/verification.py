@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from odise_mm.annotations.coco_json import CocoFile, picture_name, read_coco, used_categories
+from odise_mm.annotations.coco_json import CocoFile, image_name, read_coco, used_categories
 from odise_mm.annotations.json_fields import FLAG, fault, shown
 from odise_mm.annotations.label_maps import IGNORED, class_indices, read_label_map
 from odise_mm.annotations.panoptic_io import read_panoptic_png
@@ -34,11 +34,11 @@ class Verified:
 
 
 def same_size(labels: np.ndarray, path: Path, image: Path) -> None:
-    """Raises a DatasetError where a map and its picture differ in size."""
+    """Raises a DatasetError where a map and its image differ in size."""
     height, width = image_size(image)
     if labels.shape[:2] != (height, width):
         raise DatasetError(
-            f"{path}: {labels.shape[1]} x {labels.shape[0]} pixels, but its picture {image} has "
+            f"{path}: {labels.shape[1]} x {labels.shape[0]} pixels, but its image {image} has "
             f"{width} x {height}" + turned_hint(labels.shape[:2], (height, width), image)
         )
 
@@ -51,10 +51,10 @@ def verify_semantic(
     workers: int = 1,
     description: str = "verify labels",
 ) -> Verified:
-    """Check label maps against their pictures: there, readable, of one size, known numbers.
+    """Check label maps against their images: there, readable, of one size, known numbers.
 
     Args:
-        pairs: (picture, label PNG).
+        pairs: (image, label PNG).
         num_classes: labels are 0 to this - 1, or ignored: 255 in 8 bits, 65535 in 16.
         reduce_zero_label: labels are 1 to ``num_classes``, 0 ignored, as raw files have it.
         workers: processes.
@@ -64,7 +64,7 @@ def verify_semantic(
         DatasetError: no pair at all, or the first pair that is wrong, by name.
     """
     if not pairs:
-        raise DatasetError("nothing to verify: no pictures were found")
+        raise DatasetError("nothing to verify: no images were found")
     items = [Item(Path(label), data=Path(image)) for image, label in pairs]
     work = partial(_check_labels, num_classes=num_classes, from_one=reduce_zero_label)
     found = convert_all(items, work, description, workers)
@@ -88,18 +88,18 @@ def verify_panoptic(
     workers: int = 1,
     description: str = "verify panoptic",
 ) -> Verified:
-    """Check panoptic annotations in COCO's format against their PNG files and pictures.
+    """Check panoptic annotations in COCO's format against their PNG files and images.
 
-    Ids: unique over images and categories and within a picture; those of the JSON are in the PNG
-    and the reverse; categories are known; a picture has one segment at most of a stuff class.
-    Sizes: of JSON, PNG and picture alike; areas and boxes as in the PNG.
+    Ids: unique over images and categories and within an image; those of the JSON are in the PNG
+    and the reverse; categories are known; an image has one segment at most of a stuff class.
+    Sizes: of JSON, PNG and image alike; areas and boxes as in the PNG.
 
     Args:
         json_path: the JSON file.
         folder: of the PNG files.
-        images_folder: of the pictures (``file_name`` of the JSON's images).
+        images_folder: of the images (``file_name`` of the JSON's images).
         check_areas: False for files whose areas and boxes somebody else computed.
-        every: read every how-manieth PNG and picture only.
+        every: read every how-manieth PNG and image only.
         workers: processes.
         description: in front of the bar.
 
@@ -120,7 +120,7 @@ def verify_panoptic(
     for annotation in annotations:
         image = images[annotation["image_id"]]
         where = f"{json_path}: image {shown(image['id'])}"
-        picture = path_inside(images_folder, picture_name(image), DatasetError, where)
+        picture = path_inside(images_folder, image_name(image), DatasetError, where)
         png = path_inside(folder, annotation["file_name"], DatasetError, where)
         items.append(Item(png, data=(picture, image, annotation["segments_info"])))
     classes = used_categories(annotations)
@@ -196,12 +196,12 @@ def verify_instances(
     workers: int = 1,
     tolerant: bool = False,
 ) -> Verified:
-    """Check instance annotations in COCO's format: ids, known images and categories, picture
-    sizes, and masks that fit their picture, area and box (run lengths; polygons: box inside).
+    """Check instance annotations in COCO's format: ids, known images and categories, image
+    sizes, and masks that fit their image, area and box (run lengths; polygons: box inside).
 
     Args:
         json_path: the JSON file.
-        images_folder: of the pictures.
+        images_folder: of the images.
         workers: processes.
         tolerant: of somebody else's file: masks that cannot be used are noted, not refused.
 
@@ -223,7 +223,7 @@ def verify_instances(
     items = []
     for id_, image in content.images.items():
         where = f"{json_path}: image {shown(id_)}"
-        picture = path_inside(images_folder, picture_name(image), DatasetError, where)
+        picture = path_inside(images_folder, image_name(image), DatasetError, where)
         items.append(Item(picture, data=(str(json_path), image, of_image[id_])))
     convert_all(items, _check_instances, "verify instances", workers)
     classes = used_categories(content.annotations)
@@ -247,7 +247,7 @@ def _check_instances(item: Item) -> None:
 def _check_instance(annotation: dict, size: tuple[int, int]) -> None:
     x, y, width, height = annotation["bbox"]
     if x < 0 or y < 0 or x + width > size[1] + 1 or y + height > size[0] + 1:
-        raise DatasetError(f"its box {annotation['bbox']} leaves the picture")
+        raise DatasetError(f"its box {annotation['bbox']} leaves the image")
     _, area, box = measured_mask(annotation["segmentation"], size)
     if isinstance(annotation["segmentation"], list):
         return  # polygons: area and box are the provider's

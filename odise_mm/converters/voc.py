@@ -47,7 +47,7 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
     ]
     found = verify_semantic(pairs, 21, workers=workers, description=f"verify VOC {split}")
     return [
-        Row(listed, "pictures", found.images, EXPECTED[split]),
+        Row(listed, "images", found.images, EXPECTED[split]),
         Row(root / "SegmentationClass", f"classes that occur ({split})", found.classes, 21),
     ]
 

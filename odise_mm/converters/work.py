@@ -1,7 +1,7 @@
 """Work on many files, over processes, that goes on where it was stopped.
 
 A converter is a list of :class:`Item` and a function ``work(item)`` that reads one raw file,
-writes one output and returns what the data set's JSON file needs of it::
+writes one output and returns what the dataset's JSON file needs of it::
 
     with program():
         args = converter_parser(__doc__, "data/thing", ["train", "val"]).parse_args()

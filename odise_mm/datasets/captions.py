@@ -55,7 +55,7 @@ def add_phrases(data: list[dict], path: str | os.PathLike) -> None:
         without += not any(info["captions_phrases"])
     if data and not any(str(info["img_id"]) in phrases for info in data):
         raise DatasetError(
-            f"{path}: has none of the {len(data)} images of this data set (the first image's id "
+            f"{path}: has none of the {len(data)} images of this dataset (the first image's id "
             f"is {shown(data[0]['img_id'])}); is it that of another split?"
         )
     if without:

@@ -1,4 +1,4 @@
-"""What the data sets share: which vocabulary, which annotations."""
+"""What the datasets share: which vocabulary, which annotations."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def resolve_vocabulary(
     class_agnostic: bool = False,
     data_root: str | None = None,
 ) -> tuple[Vocabulary, Vocabulary | None]:
-    """What a data set's classes are called.
+    """What a dataset's classes are called.
 
     Args:
         vocabulary: see :class:`odise_mm.datasets.PanopticDataset`.
@@ -45,13 +45,13 @@ def resolve_vocabulary(
     check_flag("class_agnostic", class_agnostic)
     if vocabulary is None and not class_agnostic:
         raise DatasetError(
-            f"a data set needs `vocabulary`: one of {', '.join(BUILTIN)}, or a file of names"
+            f"a dataset needs `vocabulary`: one of {', '.join(BUILTIN)}, or a file of names"
         )
     if isinstance(vocabulary, str):
         vocabulary = _load_names(vocabulary, data_root)
     elif not isinstance(vocabulary, Vocabulary | None):
         raise DatasetError(
-            f"`vocabulary` of a data set is a built-in name or a file, not {vocabulary!r}; "
+            f"`vocabulary` of a dataset is a built-in name or a file, not {vocabulary!r}; "
             "docs/vocabularies.md shows how to write a file of names"
         )
     if label_file is not None and vocabulary is not None:
@@ -83,11 +83,11 @@ def find_file(path: str, data_root: str | None) -> str:
 def resolve_subsets(
     subsets: Subsets | None, vocabulary: Vocabulary, data_root: str | None = None
 ) -> dict[str, tuple[int, ...]]:
-    """Which classes of a data set are in its subsets.
+    """Which classes of a dataset are in its subsets.
 
     Args:
         subsets: see :class:`odise_mm.datasets.PanopticDataset`.
-        vocabulary: of the data set, as the model sees it.
+        vocabulary: of the dataset, as the model sees it.
         data_root: relative paths are looked up here first.
 
     Returns:
@@ -95,7 +95,7 @@ def resolve_subsets(
 
     Raises:
         DatasetError: a subset's name is no plain word, its classes cannot be read, are none or
-            are not the data set's; or there are subsets of the single class "object".
+            are not the dataset's; or there are subsets of the single class "object".
     """
     if not isinstance(subsets, Mapping | None):
         raise DatasetError(f"`subsets` maps names of subsets to their classes, not {subsets!r}")

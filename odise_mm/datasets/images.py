@@ -1,4 +1,4 @@
-"""The images of a data set: where they lie, and which of them can be used."""
+"""The images of a dataset: where they lie, and which of them can be used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def keep_usable(data: list[dict], usable: Sequence[bool], path: str, reason: str
     kept = [info for info, use in zip(data, usable, strict=True) if use]
     if not kept:
         why = f"all {len(data)} images are {reason}" if data else "it lists no image"
-        raise DatasetError(f"{path}: the data set is empty, {why}")
+        raise DatasetError(f"{path}: the dataset is empty, {why}")
     if len(kept) < len(data):
         first = next(info for info, use in zip(data, usable, strict=True) if not use)
         print_log(

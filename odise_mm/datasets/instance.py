@@ -1,4 +1,4 @@
-"""Instance data sets in COCO's format: COCO, LVIS, UVO and alike."""
+"""Instance datasets in COCO's format: COCO, LVIS, UVO and alike."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from mmdet.datasets import CocoDataset
 from mmengine.logging import print_log
 
-from odise_mm.annotations.coco_json import CocoFile, Id, picture_name
+from odise_mm.annotations.coco_json import CocoFile, Id, image_name
 from odise_mm.annotations.json_fields import shown
 from odise_mm.annotations.reading import read_annotations
 from odise_mm.datasets.class_names import Subsets, metainfo_of, resolve_vocabulary
 from odise_mm.datasets.images import check_folder, keep_usable
-from odise_mm.datasets.orientation import OrientedPictures
+from odise_mm.datasets.orientation import OrientedImages
 from odise_mm.datasets.seeding import SeededItems
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS
@@ -23,10 +23,10 @@ from odise_mm.vocabulary.categories import label_of_category
 
 
 @DATASETS.register_module()
-class InstanceDataset(SeededItems, OrientedPictures, CocoDataset):
+class InstanceDataset(SeededItems, OrientedImages, CocoDataset):
     """mmdet's ``CocoDataset`` with the classes of a vocabulary, in its order.
 
-    Serves LVIS, too (its files name pictures by ``coco_url``). In training, instances without a
+    Serves LVIS, too (its files name images by ``coco_url``). In training, instances without a
     mask and images without an instance are left out; in testing they stay. Masks that cannot be
     used are left out always, see :mod:`odise_mm.annotations.coco_json`.
 
@@ -38,7 +38,7 @@ class InstanceDataset(SeededItems, OrientedPictures, CocoDataset):
             :class:`odise_mm.datasets.PanopticDataset`.
         kwargs: of ``CocoDataset``: ``ann_file``, ``data_root``, ``data_prefix`` with the folder
             'img', ``pipeline``, ``test_mode``, ``indices``; and ``exif``, see
-            :class:`odise_mm.datasets.orientation.OrientedPictures`.
+            :class:`odise_mm.datasets.orientation.OrientedImages`.
 
     Raises:
         DatasetError: files or folders are missing, are something else or contradict the
@@ -89,7 +89,7 @@ class InstanceDataset(SeededItems, OrientedPictures, CocoDataset):
     def _parse_image(self, image: dict, annotations: list[dict], content: CocoFile) -> dict:
         where = f"{content.path}: image {shown(image['id'])}"
         try:
-            name = picture_name(image)
+            name = image_name(image)
         except DatasetError as err:
             raise DatasetError(f"{content.path}: {err}") from err
         path_inside(self.data_prefix["img"], name, DatasetError, where)
@@ -105,7 +105,7 @@ class InstanceDataset(SeededItems, OrientedPictures, CocoDataset):
             print_log(
                 f"{content.path}: {missing} of {len(content.annotations)} annotations are left "
                 "out: they are marked to be ignored, or have no area, or a box of less than a "
-                "pixel in their picture",
+                "pixel in their image",
                 logger="current",
             )
 

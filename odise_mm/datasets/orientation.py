@@ -1,4 +1,4 @@
-"""Which way up a dataset's pictures are: turned by their EXIF orientation, or as stored."""
+"""Which way up a dataset's images are: turned by their EXIF orientation, or as stored."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def check_exif(exif: Any, where: str) -> bool | None:
     """
     if exif is not None and not isinstance(exif, bool):
         raise ConfigError(
-            f"{where}(exif={exif!r}): True turns pictures upright by their EXIF orientation, False "
+            f"{where}(exif={exif!r}): True turns images upright by their EXIF orientation, False "
             "takes their pixels as stored"
         )
     return exif
 
 
-class OrientedPictures:
+class OrientedImages:
     """Mixin of datasets: ``exif`` says whether pictures are turned by their EXIF orientation.
 
     It must be what the annotations were made on. By default pictures are turned upright, unless a

@@ -1,4 +1,4 @@
-"""Panoptic data sets in COCO's format: one JSON file, and a PNG file of segment ids per image."""
+"""Panoptic datasets in COCO's format: one JSON file, and a PNG file of segment ids per image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from odise_mm.annotations.reading import read_annotations
 from odise_mm.datasets.captions import add_captions, add_phrases
 from odise_mm.datasets.class_names import Subsets, metainfo_of, resolve_vocabulary
 from odise_mm.datasets.images import check_folder, keep_usable
-from odise_mm.datasets.orientation import OrientedPictures
+from odise_mm.datasets.orientation import OrientedImages
 from odise_mm.datasets.seeding import SeededItems
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS
@@ -26,10 +26,10 @@ from odise_mm.vocabulary.categories import label_of_category
 
 
 @DATASETS.register_module()
-class PanopticDataset(SeededItems, OrientedPictures, CocoPanopticDataset):
+class PanopticDataset(SeededItems, OrientedImages, CocoPanopticDataset):
     """mmdet's ``CocoPanopticDataset`` with the classes of a vocabulary, in its order.
 
-    Loading reads the JSON file alone: no picture is opened, and panopticapi is not needed. Class
+    Loading reads the JSON file alone: no image is opened, and panopticapi is not needed. Class
     indices are places in the vocabulary, not in the file. In training, images without a segment
     (other than crowd regions) are left out; in testing they stay. Images that the file has no
     annotation for are left out always, as panopticapi does.
@@ -48,7 +48,7 @@ class PanopticDataset(SeededItems, OrientedPictures, CocoPanopticDataset):
         class_agnostic: all classes become one, the thing "object".
         subsets: parts of the classes that metrics report numbers of, too, such as "base" and
             "novel": name -> a built-in vocabulary, a file, or a list of names. Their
-            ``source_names`` are among the data set's own, whatever their case; subsets may
+            ``source_names`` are among the dataset's own, whatever their case; subsets may
             overlap. Not with ``class_agnostic``.
         phrases_file: noun phrases of the captions, see docs/training_data.md.
         captions_file: the captions themselves (COCO's ``captions_*.json``), for models that are
@@ -59,7 +59,7 @@ class PanopticDataset(SeededItems, OrientedPictures, CocoPanopticDataset):
         kwargs: of ``CocoPanopticDataset``: ``ann_file``, ``data_root``, ``data_prefix`` with
             folders 'img', 'seg' and perhaps 'sem_seg', ``pipeline``, ``test_mode``, ``indices``.
             Relative paths (of the files above, too) are looked up below ``data_root``. And
-            ``exif``, see :class:`odise_mm.datasets.orientation.OrientedPictures`.
+            ``exif``, see :class:`odise_mm.datasets.orientation.OrientedImages`.
 
     Raises:
         DatasetError: files or folders are missing, are something else or contradict the
@@ -136,7 +136,7 @@ class PanopticDataset(SeededItems, OrientedPictures, CocoPanopticDataset):
         if "file_name" not in image:
             raise DatasetError(
                 f"{printable(self.ann_file)}: image {shown(image['id'])} has no `file_name`, which "
-                "names its picture"
+                "names its image"
             )
         is_thing = self.vocabulary.is_thing
         segments = [

@@ -27,7 +27,7 @@ class SeededSampler(Sampler):
     Args:
         dataset: what is sampled from.
         seed: by default one drawn by the first process.
-        shuffle: False keeps the order of the data set in every epoch.
+        shuffle: False keeps the order of the dataset in every epoch.
     """
 
     def __init__(self, dataset: Sized, seed: int | None = None, shuffle: bool = True) -> None:

@@ -14,7 +14,7 @@ from odise_mm.registry import DATASETS, TRANSFORMS
 
 
 class SeededIndex(int):
-    """An index of a data set that says which random numbers its pipeline sees: ``seed``."""
+    """An index of a dataset that says which random numbers its pipeline sees: ``seed``."""
 
     seed: int
 

@@ -1,4 +1,4 @@
-"""Semantic data sets: a folder of images and one of label files."""
+"""Semantic datasets: a folder of images and one of label files."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from mmseg.datasets import BaseSegDataset
 
 from odise_mm.datasets.class_names import Subsets, metainfo_of, resolve_vocabulary
 from odise_mm.datasets.images import check_folder, keep_usable
-from odise_mm.datasets.orientation import OrientedPictures
+from odise_mm.datasets.orientation import OrientedImages
 from odise_mm.datasets.seeding import SeededItems
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import path_inside
-from odise_mm.utils.image import picture_suffixes
+from odise_mm.utils.image import image_suffixes
 from odise_mm.vocabulary import Vocabulary
 
 
 @DATASETS.register_module()
-class SemanticDataset(SeededItems, OrientedPictures, BaseSegDataset):
+class SemanticDataset(SeededItems, OrientedImages, BaseSegDataset):
     """mmseg's ``BaseSegDataset`` with the classes of a vocabulary. Made for testing.
 
     Pixels of the label files are class indices, 255 (8 bit files) or 65535 (16 bit files) where
     nothing counts; from 256 classes on the files need 16 bits. No file is opened when loading, so
-    that sizes come with the picture (``ori_shape``).
+    that sizes come with the image (``ori_shape``).
 
     An image's information: ``img_path``, ``img_id`` (its path below the folder of images, without
     the suffix), ``sem_seg_path``, ``reduce_zero_label``.
@@ -40,7 +40,7 @@ class SemanticDataset(SeededItems, OrientedPictures, BaseSegDataset):
         kwargs: of ``BaseSegDataset``: ``data_root``, ``data_prefix`` with folders 'img_path' and
             'seg_map_path', ``ann_file`` (a list of names; empty: all images of the folder),
             ``img_suffix``, ``seg_map_suffix``, ``reduce_zero_label``, ``pipeline``, ``test_mode``;
-            and ``exif``, see :class:`odise_mm.datasets.orientation.OrientedPictures`.
+            and ``exif``, see :class:`odise_mm.datasets.orientation.OrientedImages`.
 
     Raises:
         ConfigError: ``ignore_index`` is something else than 255.
@@ -84,20 +84,20 @@ class SemanticDataset(SeededItems, OrientedPictures, BaseSegDataset):
         ]
 
     def _say_what_is_left_out(self, images: str, labels: str) -> None:
-        """One line of log on pictures that have a label file, and not the suffix."""
+        """One line of log on images that have a label file, and not the suffix."""
         others: Counter[str] = Counter()
         tail = self.img_suffix.rpartition(".")[0]  # of "_rgb.png"
         for folder, _, names in os.walk(images):
             for stem, suffix in map(os.path.splitext, names):
                 path = os.path.join(folder, stem.removesuffix(tail))
                 label = os.path.join(labels, os.path.relpath(path, images) + self.seg_map_suffix)
-                is_other = stem.endswith(tail) and suffix.lower() in picture_suffixes()
+                is_other = stem.endswith(tail) and suffix.lower() in image_suffixes()
                 if is_other and stem + suffix != stem.removesuffix(tail) + self.img_suffix:
                     others[suffix] += os.path.isfile(label) and label != path + suffix
         if others.total():
             kinds = ", ".join(f"{count} {printable(suffix)}" for suffix, count in (+others).items())
             print_log(
-                f"{printable(images)}: pictures with label files are left out as they do not end "
+                f"{printable(images)}: images with label files are left out as they do not end "
                 f"in img_suffix={self.img_suffix!r}: {kinds}",
                 logger="current",
                 level=logging.WARNING,
@@ -127,7 +127,7 @@ class SemanticDataset(SeededItems, OrientedPictures, BaseSegDataset):
             if not os.path.isfile(info["sem_seg_path"]):
                 raise DatasetError(
                     f"{info['sem_seg_path']}: no such label file for {info['img_path']}; check "
-                    "seg_map_suffix, or prepare the data set"
+                    "seg_map_suffix, or prepare the dataset"
                 )
         return keep_usable(
             self.data_list,

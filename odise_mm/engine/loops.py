@@ -1,4 +1,4 @@
-"""Loops that look for the names of the data set they run on, and make what its metrics need."""
+"""Loops that look for the names of the dataset they run on, and make what its metrics need."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def vocabulary_of(dataset: Dataset) -> Vocabulary | None:
-    """The names of a data set: its ``metainfo["vocabulary"]``, or the classes in its metainfo.
+    """The names of a dataset: its ``metainfo["vocabulary"]``, or the classes in its metainfo.
 
     Raises:
         DatasetError: datasets of different names were joined.
@@ -63,10 +63,10 @@ def tasks_of(evaluator: Evaluator) -> set[str]:
 
 @contextmanager
 def bound_to(model: nn.Module, dataset: Dataset, evaluator: Evaluator | None = None) -> Iterator:
-    """Inside, the model looks for a data set's names and makes what an evaluator needs.
+    """Inside, the model looks for a dataset's names and makes what an evaluator needs.
 
     Afterwards ``model.vocabulary`` and ``model.test_cfg`` are as they were. A model without them,
-    and a data set without names, are left alone.
+    and a dataset without names, are left alone.
     """
     model = unwrapped(model)
     vocabulary = vocabulary_of(dataset)
@@ -87,7 +87,7 @@ def bound_to(model: nn.Module, dataset: Dataset, evaluator: Evaluator | None = N
 
 @contextmanager
 def plain_worker_errors() -> Iterator[None]:
-    """What a data set refuses in a worker process is told as if there were none.
+    """What a dataset refuses in a worker process is told as if there were none.
 
     torch puts the worker's traceback into the message.
     """
@@ -103,7 +103,7 @@ def plain_worker_errors() -> Iterator[None]:
 
 @LOOPS.register_module()
 class OpenVocabTrainLoop(IterBasedTrainLoop):
-    """Training by iterations, on the names of the training data set.
+    """Training by iterations, on the names of the training dataset.
 
     A resumed training goes on with the image that would have been next: nothing is loaded to be
     thrown away, provided the sampler can ``start_at`` a position (as ``SeededSampler`` can).
@@ -111,14 +111,14 @@ class OpenVocabTrainLoop(IterBasedTrainLoop):
 
     Raises:
         ConfigError: the model takes other names for those it was trained with
-            (``model.fusion.train_vocabulary``, if the config says it).
-        DatasetError: the data set is empty.
+            (``model.ensemble.train_vocabulary``, if the config says it).
+        DatasetError: the dataset is empty.
     """
 
     def __init__(self, runner: Any, dataloader: Any, **kwargs: Any) -> None:
         super().__init__(runner, dataloader, **kwargs)
         if not len(self.dataloader.dataset):
-            raise DatasetError("the training data set has no image")
+            raise DatasetError("the training dataset has no image")
         _set_train_vocabulary(unwrapped(runner.model), vocabulary_of(self.dataloader.dataset))
 
     @property
@@ -193,8 +193,8 @@ class OpenVocabTrainLoop(IterBasedTrainLoop):
 
 
 def _set_train_vocabulary(model: nn.Module, vocabulary: Vocabulary | None) -> None:
-    """Names of the training data set are those that the model is trained with."""
-    expected = getattr(getattr(model, "fusion", None), "train_vocabulary", None)
+    """Names of the training dataset are those that the model is trained with."""
+    expected = getattr(getattr(model, "ensemble", None), "train_vocabulary", None)
     if expected is None or vocabulary is None or vocabulary == OBJECT:
         return
     if take_names(model, vocabulary):
@@ -202,9 +202,9 @@ def _set_train_vocabulary(model: nn.Module, vocabulary: Vocabulary | None) -> No
         return
     if expected.synonyms != vocabulary.synonyms:
         raise ConfigError(
-            f"model.fusion.train_vocabulary has the names of '{expected.name}' ({len(expected)} "
-            f"classes), the training data set those of '{vocabulary.name}' ({len(vocabulary)} "
-            "classes): set model.fusion.train_vocabulary to what "
+            f"model.ensemble.train_vocabulary has the names of '{expected.name}' ({len(expected)} "
+            f"classes), the training dataset those of '{vocabulary.name}' ({len(vocabulary)} "
+            "classes): set model.ensemble.train_vocabulary to what "
             "train_dataloader.dataset.vocabulary is, so that classes seen in training count as seen"
         )
 
@@ -268,7 +268,7 @@ class _Evaluation(BaseLoop):
         """One batch.
 
         Raises:
-            DeviceMemoryError: out of memory; says with which pictures and what to lower.
+            DeviceMemoryError: out of memory; says with which images and what to lower.
         """
         model = unwrapped(self.runner.model)
         device = next(model.parameters()).device
@@ -280,9 +280,9 @@ class _Evaluation(BaseLoop):
 
 @LOOPS.register_module()
 class OpenVocabValLoop(_Evaluation, ValLoop):
-    """Validation on the names of its data set; arguments as mmengine's ``ValLoop``."""
+    """Validation on the names of its dataset; arguments as mmengine's ``ValLoop``."""
 
 
 @LOOPS.register_module()
 class OpenVocabTestLoop(_Evaluation, TestLoop):
-    """Testing on the names of its data set; arguments as mmengine's ``TestLoop``."""
+    """Testing on the names of its dataset; arguments as mmengine's ``TestLoop``."""

@@ -1,4 +1,4 @@
-"""What a test run leaves behind beside its numbers: result files, pictures, a progress bar."""
+"""What a test run leaves behind beside its numbers: result files, images, a progress bar."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ from odise_mm.utils.image import read_image
 from odise_mm.utils.outputs import (
     InputFiles,
     check_folder,
-    picture_path,
+    image_path,
     refuse_foreign,
     spelling,
     stem_of,
-    write_picture,
+    write_image,
 )
 from odise_mm.utils.settings import check_whole
 from odise_mm.visualization import draw_panoptic
@@ -63,19 +63,19 @@ class ResultWriterHook(Hook):
     Below ``dump_dir/<set name>``: ``panoptic/*.png`` and ``panoptic.json`` (COCO's panoptic
     format), ``instances.json`` (COCO's results format), ``semantic/*.png`` (class indices; 16 bits
     for more than 255 classes, as the largest number means "ignored" to readers of label maps).
-    Category ids are the data set's own where it has them, else class index + 1; image ids likewise,
-    or places in the data set where two images share one. Everything appears when the set is
+    Category ids are the dataset's own where it has them, else class index + 1; image ids likewise,
+    or places in the dataset where two images share one. Everything appears when the set is
     finished, in the place of an earlier dump, which stays as it was if the run is ended before; it
     does not depend on the number of processes.
-    Below ``show_dir/<set name>``: pictures with the panoptic result drawn, one after the other.
+    Below ``show_dir/<set name>``: images with the panoptic result drawn, one after the other.
     No file is replaced that was not written by this hook.
 
     All three results are made while dumping, whatever the metrics need.
 
     Args:
         dump_dir, show_dir: made where missing; None: nothing is written.
-        show_interval: every how many images of the set a picture is drawn; the first one is.
-        notice: text for a banner above pictures, and for ``info`` in the JSON file.
+        show_interval: every how many images of the set an image is drawn; the first one is.
+        notice: text for a banner above images, and for ``info`` in the JSON file.
     """
 
     priority = "LOWEST"  # the numbers are in the log before a dump is finished
@@ -148,7 +148,7 @@ class ResultWriterHook(Hook):
         inputs = InputFiles(*(value for info in infos for value in info.values()))
         if self.show_dir is not None:
             for path in paths[:: self.show_interval]:
-                drawn = picture_path(self.show_dir / self.set_name, self._stems[path])
+                drawn = image_path(self.show_dir / self.set_name, self._stems[path])
                 inputs.refuse(drawn)
                 refuse_foreign(drawn)
         if self.show_dir is not None:
@@ -250,7 +250,7 @@ class ResultWriterHook(Hook):
         # No limit of its own: the pipeline, whose limit may be higher, has read it already.
         image = read_image(result.image_path, exif=turn, max_pixels=None)
         picture = draw_panoptic(image, result, notice=self.notice)
-        write_picture(self.show_dir / self.set_name, self._stems[result.image_path], picture)
+        write_image(self.show_dir / self.set_name, self._stems[result.image_path], picture)
 
     def _dump(self, index: int, sample: DetDataSample, result: SegmentationResult) -> None:
         folder = self._unfinished(self.set_name)
@@ -340,7 +340,7 @@ def unique_stems(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _category_ids(dataset: Any, num_classes: int) -> list[int]:
-    """The data set's category ids by class index; index + 1 for data sets that have none."""
+    """The dataset's category ids by class index; index + 1 for datasets that have none."""
     label_of: Mapping[int, int] = getattr(dataset, "cat2label", None) or {}
     ids = {label: category for category, label in label_of.items()}
     if len(label_of) != num_classes or sorted(ids) != list(range(num_classes)):
@@ -354,7 +354,7 @@ def _part(folder: Path, kind: str, rank: int) -> Path:
 
 @contextmanager
 def _lines(folder: Path, kind: str) -> Iterator[Iterator[dict]]:
-    """What all processes wrote of one kind, in the order of the data set."""
+    """What all processes wrote of one kind, in the order of the dataset."""
     with ExitStack() as stack:
         paths = [_part(folder, kind, rank) for rank in range(get_world_size())]
         parts = [stack.enter_context(path.open(encoding="utf-8")) for path in paths]

@@ -32,7 +32,7 @@ from odise_mm.vocabulary import Vocabulary
 
 @RUNNERS.register_module()
 class OpenVocabRunner(Runner):
-    """mmengine's runner for this package's models and data sets.
+    """mmengine's runner for this package's models and datasets.
 
     * Configs are completed and checked before anything is built, see
       :mod:`odise_mm.config.checking`.
@@ -156,7 +156,7 @@ class OpenVocabRunner(Runner):
         images = len(self.train_dataloader.dataset)
         if images < batch:
             self.logger.warning(
-                f"an iteration takes {batch} images and the data set has {images}: images repeat "
+                f"an iteration takes {batch} images and the dataset has {images}: images repeat "
                 "within an iteration"
             )
         base = (auto_scale_lr or {}).get("base_batch_size")
@@ -253,7 +253,7 @@ class OpenVocabRunner(Runner):
         names = getattr(self.train_dataloader.dataset, "metainfo", None)
         if state["meta"].get("dataset_meta") != plain(names):
             raise CheckpointError(
-                f"{filename} was trained on other names than the training data set's: {ADVICE}"
+                f"{filename} was trained on other names than the training dataset's: {ADVICE}"
             )
         forbidding, ignored = differences_of_training(state, self)
         if forbidding:
@@ -328,7 +328,7 @@ def _take_over_seed(cfg: Config) -> None:
 
 
 def plain(value: Any) -> Any:
-    """Metainfo of a data set as lists, numbers and text; what is none of these as its text."""
+    """Metainfo of a dataset as lists, numbers and text; what is none of these as its text."""
     if isinstance(value, Vocabulary):
         value = dict(synonyms=value.synonyms, is_thing=value.is_thing)
     if isinstance(value, dict):

@@ -25,14 +25,14 @@ GATHERED_AT_ONCE = 256
 
 
 class DatasetMetric(BaseMetric):
-    """Base of the metrics: an image comes, numbers of the whole data set go.
+    """Base of the metrics: an image comes, numbers of the whole dataset go.
 
     Subclasses say what an image adds to ``self.results`` (one running sum, or one record per
     image), and how the joined ``results`` of all processes become numbers. mmengine's way of
-    collecting is not used: it cuts the joined list to the data set's size, which hides images
+    collecting is not used: it cuts the joined list to the dataset's size, which hides images
     that a sampler repeated.
 
-    Where the data set has subsets of classes (``dataset_meta["subsets"]``), there are also the
+    Where the dataset has subsets of classes (``dataset_meta["subsets"]``), there are also the
     means over the classes of each: of ``panoptic/PQ`` and the subset "novel" it is
     ``panoptic/novel/PQ``. Results are the same, made with all names; classes without a number are
     left out, and the mean is NaN where none is left.
@@ -44,9 +44,9 @@ class DatasetMetric(BaseMetric):
         task: the result that the model has to make: panoptic, semantic or instance.
         class_means: number of a class, as in ``per_class`` -> name of its mean over classes; empty
             where classes have no numbers.
-        ids_repeat: whether images of the data set may share their ids, as those of joined data
+        ids_repeat: whether images of the dataset may share their ids, as those of joined data
             sets do; set by the loop.
-        per_class: after ``evaluate``, in percent: class (the data set's own name) -> number's
+        per_class: after ``evaluate``, in percent: class (the dataset's own name) -> number's
             name -> value. Classes that never occurred are left out. On all processes.
     """
 
@@ -68,12 +68,12 @@ class DatasetMetric(BaseMetric):
         """Numbers in percent of everything that all processes kept; runs on the main process.
 
         Returns:
-            Those of the whole data set, and those of every class, None where it never occurred.
+            Those of the whole dataset, and those of every class, None where it never occurred.
         """
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The data set's.
+        """The dataset's.
 
         Raises:
             ConfigError: ``dataset_meta`` does not hold one.
@@ -81,14 +81,14 @@ class DatasetMetric(BaseMetric):
         vocabulary = (self.dataset_meta or {}).get("vocabulary")
         if vocabulary is None:
             raise ConfigError(
-                f"{type(self).__name__}: the data set's metainfo has no vocabulary; take one of "
+                f"{type(self).__name__}: the dataset's metainfo has no vocabulary; take one of "
                 "PanopticDataset, SemanticDataset, InstanceDataset"
             )
         return vocabulary
 
     @property
     def class_names(self) -> list[str]:
-        """The data set's own names, told apart by their index where two are spelled alike."""
+        """The dataset's own names, told apart by their index where two are spelled alike."""
         names = self.vocabulary.source_names
         return [n if names.count(n) == 1 else f"{n} (class {i})" for i, n in enumerate(names)]
 
@@ -121,10 +121,10 @@ class DatasetMetric(BaseMetric):
         return numbers
 
     def evaluate(self, size: int) -> Numbers:
-        """Numbers of the whole data set, the same on all processes; then starts anew.
+        """Numbers of the whole dataset, the same on all processes; then starts anew.
 
         Args:
-            size: number of images in the data set.
+            size: number of images in the dataset.
 
         Raises:
             ConfigError: not every image came, or some came more than once.
@@ -163,10 +163,10 @@ class DatasetMetric(BaseMetric):
     def _check_count(self, images: int, size: int) -> None:
         name = type(self).__name__
         if images == 0:
-            raise DatasetError(f"{name}: no image was evaluated; the data set is empty")
+            raise DatasetError(f"{name}: no image was evaluated; the dataset is empty")
         if images != size:
             raise ConfigError(
-                f"{name}: {images} images were evaluated, but the data set has {size}; the test "
+                f"{name}: {images} images were evaluated, but the dataset has {size}; the test "
                 "sampler must give every image once: sampler=dict(type='DefaultSampler', "
                 "shuffle=False, round_up=False), drop_last=False"
             )
@@ -188,7 +188,7 @@ def result_of(sample: Mapping[str, Any], name: str, metric: DatasetMetric) -> Ma
 
 
 def check_labels(sample: Mapping[str, Any], labels: np.ndarray, num_classes: int) -> None:
-    """Refuse class indices that the data set's vocabulary does not have.
+    """Refuse class indices that the dataset's vocabulary does not have.
 
     Raises:
         ConfigError: there are some.
@@ -196,8 +196,8 @@ def check_labels(sample: Mapping[str, Any], labels: np.ndarray, num_classes: int
     if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
         bad = labels.max() if labels.min() >= 0 else labels.min()
         raise ConfigError(
-            f"{name_of(sample)}: the model answers with class index {bad}, but the data set's "
-            f"vocabulary has {num_classes} classes; set model.vocabulary to the data set's"
+            f"{name_of(sample)}: the model answers with class index {bad}, but the dataset's "
+            f"vocabulary has {num_classes} classes; set model.vocabulary to the dataset's"
         )
 
 

@@ -74,7 +74,7 @@ class OpenVocabEvaluator(Evaluator):
         """Numbers of the metrics that did not fail; see :meth:`raise_failures` for the others.
 
         Args:
-            size: number of images in the data set.
+            size: number of images in the dataset.
         """
         numbers: dict[str, float] = {}
         said = {name: str(err) for name, err in self.failures.items()}

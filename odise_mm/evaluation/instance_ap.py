@@ -119,7 +119,7 @@ class MaskMetric(DatasetMetric):
     def summarize(
         self, curves: dict[int, ClassCurves], file: InstanceFile | None
     ) -> tuple[Numbers, list[Numbers | None]]:
-        """Numbers of the data set and of its classes from the classes' curves."""
+        """Numbers of the dataset and of its classes from the classes' curves."""
         found = {label: average_precision(curve) for label, curve in curves.items()}
         found = {label: numbers for label, numbers in found.items() if numbers["AP"] >= 0}
         numbers = {
@@ -291,7 +291,7 @@ class AverageRecall(MaskMetric):
     """Class-agnostic average recall of the best masks of every image, IoU 0.5 to 0.95: ``AR@100``.
 
     Which class a mask or an object has does not matter. Objects: all of ``ann_file``, or the
-    things of the panoptic ground truth; a data set with ``class_agnostic=True`` makes stuff
+    things of the panoptic ground truth; a dataset with ``class_agnostic=True`` makes stuff
     segments things, too.
 
     Args:

@@ -48,7 +48,7 @@ class MaskRecord(NamedTuple):
 
     img_id: int | str
     path: str
-    """Of the picture; empty where it is not known."""
+    """Of the image; empty where it is not known."""
     size: tuple[int, int]
     """Height and width."""
     results: list[ResultMask]
@@ -142,7 +142,7 @@ class InstanceFile:
             raise DatasetError(
                 f"{self.path}: image id {shown(img_id)} was evaluated, but is not among the file's "
                 f"{len(self.images)} images{twin(img_id, self.images)}; ann_file must be of the "
-                "same data set"
+                "same dataset"
             )
 
     def check_size(self, img_id: Id, size: tuple[int, int]) -> None:

@@ -178,7 +178,7 @@ class _Walked:
 
 @METRICS.register_module()
 class PanopticQuality(DatasetMetric):
-    """PQ, SQ, RQ of all classes, things and stuff; memory does not grow with the data set.
+    """PQ, SQ, RQ of all classes, things and stuff; memory does not grow with the dataset.
 
     Ground truth: ``seg_map_path`` and ``segments_info`` of the samples. See
     :func:`match_segments` and :func:`panoptic_quality`. Areas are those of the maps; where the

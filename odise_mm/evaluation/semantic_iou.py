@@ -39,7 +39,7 @@ def count_areas(result: np.ndarray, truth: np.ndarray, num_classes: int) -> np.n
 
 @METRICS.register_module()
 class SemanticIoU(DatasetMetric):
-    """mIoU, mean class accuracy and pixel accuracy; memory does not grow with the data set.
+    """mIoU, mean class accuracy and pixel accuracy; memory does not grow with the dataset.
 
     Ground truth: ``sem_seg_path`` of the samples, or else their panoptic ground truth, see
     :func:`read_semantic_truth`. Classes that are neither in the ground truth nor in the results

@@ -6,7 +6,7 @@ from odise_mm.models.backbones.diffusion.condition import Condition
 from odise_mm.models.backbones.diffusion.taps import Taps
 from odise_mm.models.backbones.open_clip_backbone import OpenCLIPBackbone
 from odise_mm.models.backbones.timm_backbone import TimmBackbone
-from odise_mm.models.classifiers.base import Classifier, Opinion, TrainableClassifier
+from odise_mm.models.classifiers.base import Classifier, ClassPrediction, TrainableClassifier
 from odise_mm.models.classifiers.clip_classifiers import CropCLIPClassifier, MaskCLIPClassifier
 from odise_mm.models.classifiers.ensemble import GeometricEnsemble
 from odise_mm.models.classifiers.open_vocab_classifier import OpenVocabClassifier
@@ -25,8 +25,10 @@ from odise_mm.models.necks.captioners.text import (
 from odise_mm.models.necks.feature_projection import FeatureProjection
 from odise_mm.models.segmentors.open_vocab_segmentor import OpenVocabSegmentor
 from odise_mm.models.segmentors.results import SegmentedImages
+from odise_mm.moved import renamed
 
 allow_training_state()
+__getattr__ = renamed(__name__)
 
 __all__ = [
     "BLIPCaptioner",
@@ -49,7 +51,7 @@ __all__ = [
     "OpenVocabCrossEntropyLoss",
     "OpenVocabMask2FormerHead",
     "OpenVocabSegmentor",
-    "Opinion",
+    "ClassPrediction",
     "SegmentedImages",
     "Taps",
     "TextCaptioner",

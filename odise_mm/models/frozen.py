@@ -116,7 +116,7 @@ def _forgive_missing(module: nn.Module, incompatible: Any) -> None:
     missing[:] = [key for key in missing if not key.startswith(prefix)]
 
 
-def materialise(module: nn.Module) -> nn.Module:
+def materialize(module: nn.Module) -> nn.Module:
     """Give a module built on the meta device memory on the CPU and its layers' default weights.
 
     Used where no pre-trained weights were named; see :func:`same_random_weights`. Does nothing

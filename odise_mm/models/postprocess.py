@@ -294,7 +294,7 @@ def resize_masks(
 ) -> Tensor:
     """Bring mask logits to the size of the result, in the order of the published model.
 
-    Bilinear (half-pixel centres) to the padded image, crop of the padding, bilinear to the result.
+    Bilinear (half-pixel centers) to the padded image, crop of the padding, bilinear to the result.
 
     Args:
         mask_logits: (Q, h, w) logits, usually at a quarter of the padded size.

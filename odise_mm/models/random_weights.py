@@ -1,4 +1,4 @@
-"""Made-up weights to try the machinery with, where no trained ones are at hand."""
+"""Random weights to try the machinery with, where no trained ones are at hand."""
 
 import re
 
@@ -6,6 +6,10 @@ import torch
 from torch import nn
 
 from odise_mm.models.clip.text_encoder import TextEncoder
+
+RANDOM_WEIGHTS_NOTICE = (
+    "Random weights: no trained weights were given, so these shapes and names mean nothing."
+)
 
 # A network of untrained layers lets all queries collapse onto one mask and one name. Weak residual
 # branches, strong queries and wordy text embeddings keep them apart. First match wins: a factor on
@@ -30,7 +34,7 @@ _CONSTANTS: tuple[tuple[str, float], ...] = (
 
 
 @torch.no_grad()
-def make_up_weights(model: nn.Module, parts: tuple[str, ...], seed: int = 36) -> None:
+def fill_with_random_weights(model: nn.Module, parts: tuple[str, ...], seed: int = 36) -> None:
     """Fill parts of a model with numbers that mean nothing but keep its masks and names apart.
 
     Args:
@@ -42,13 +46,13 @@ def make_up_weights(model: nn.Module, parts: tuple[str, ...], seed: int = 36) ->
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if name.partition(".")[0] in parts:
-            parameter.copy_(_made_up(name, parameter, generator))
+            parameter.copy_(_random_weights(name, parameter, generator))
     for module in model.modules():
         if isinstance(module, TextEncoder):
             module.forget()
 
 
-def _made_up(
+def _random_weights(
     name: str, parameter: torch.Tensor, generator: torch.Generator
 ) -> torch.Tensor | float:
     for pattern, value in _CONSTANTS:

@@ -1,6 +1,6 @@
-"""Reading pictures: from a file, its bytes, a PIL image or an array to uint8 BGR.
+"""Reading images: from a file, its bytes, a PIL image or an array to uint8 BGR.
 
-Files are decoded by Pillow, as the published pipeline does (decoders differ by a grey level or two,
+Files are decoded by Pillow, as the published pipeline does (decoders differ by a gray level or two,
 which is enough to move a mask's border). Every file that holds pixels is opened by
 :func:`open_image`: in the formats named here alone, whatever its extension says, and with its
 pixels counted before they are decoded.
@@ -28,7 +28,7 @@ __all__ = [
     "LABEL_FORMATS",
     "MAX_LABEL_PIXELS",
     "MAX_PIXELS",
-    "PICTURE_FORMATS",
+    "IMAGE_FORMATS",
     "ImageError",
     "ImageSource",
     "advice_on",
@@ -36,7 +36,7 @@ __all__ = [
     "exif_orientation",
     "is_encoded",
     "open_image",
-    "picture_suffixes",
+    "image_suffixes",
     "read_image",
     "turned_hint",
 ]
@@ -46,8 +46,8 @@ ImageSource = (
 )
 
 # Pillow's names. Left out: what starts a program (EPS), holds drawing commands or files of another
-# format, or is no picture of something. TGA comes last, as its files have no signature.
-PICTURE_FORMATS = (
+# format, or is no image of something. TGA comes last, as its files have no signature.
+IMAGE_FORMATS = (
     "JPEG", "MPO", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "GIF", "BMP", "DIB", "PPM", "PSD",
     "QOI", "SGI", "PCX", "TGA",
 )  # fmt: skip
@@ -55,9 +55,9 @@ PICTURE_FORMATS = (
 LABEL_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
 
 MAX_PIXELS = 8192 * 8192
-"""Pixels of a picture by default: 100 masks of that size in float32 take 27 GB."""
+"""Pixels of an image by default: 100 masks of that size in float32 take 27 GB."""
 MAX_LABEL_PIXELS = 4 * MAX_PIXELS
-"""Pixels of a map: it takes a few bytes per pixel, and has the size of its picture."""
+"""Pixels of a map: it takes a few bytes per pixel, and has the size of its image."""
 
 _ORIENTATION = 0x0112  # EXIF's tag
 # What Pillow's decoders raise on damaged files; it has no common base class for them.
@@ -81,11 +81,11 @@ _ROUNDING = 1e-3
 
 
 @cache
-def picture_suffixes() -> frozenset[str]:
+def image_suffixes() -> frozenset[str]:
     """Extensions of the formats that are read, in lower case and with their dot."""
     Image.init()
     return frozenset(
-        suffix for suffix, name in Image.registered_extensions().items() if name in PICTURE_FORMATS
+        suffix for suffix, name in Image.registered_extensions().items() if name in IMAGE_FORMATS
     )
 
 
@@ -103,7 +103,7 @@ def check_max_pixels(value: Any) -> int | None:
 
 
 def is_encoded(source: Any) -> bool:
-    """Whether it is a picture's file in memory: bytes, or something to read them from."""
+    """Whether it is an image's file in memory: bytes, or something to read them from."""
     return isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read")
 
 
@@ -111,10 +111,10 @@ def is_encoded(source: Any) -> bool:
 def open_image(
     source: str | os.PathLike | bytes | bytearray | memoryview | IO[bytes],
     *,
-    formats: Sequence[str] = PICTURE_FORMATS,
+    formats: Sequence[str] = IMAGE_FORMATS,
     max_pixels: int | None = MAX_PIXELS,
     error: type[OdiseError] = ImageError,
-    what: str = "picture",
+    what: str = "image",
     name: str | None = None,
 ) -> Iterator[Image.Image]:
     """Open a file that holds pixels; what its decoder raises in the block becomes one error.
@@ -129,7 +129,7 @@ def open_image(
         formats: Pillow's names of the formats that may be opened, in the order they are tried.
         max_pixels: more are refused; None: any number is taken.
         error: what is raised.
-        what: for messages: "picture", "label map".
+        what: for messages: "image", "label map".
         name: for messages; by default the path.
 
     Raises:
@@ -187,7 +187,7 @@ def _binary_file(
                 "base64 text, give base64.b64decode(text)"
             )
         try:
-            path = regular_file(text, error, "file" if what == "picture" else what)
+            path = regular_file(text, error, "file" if what == "image" else what)
             return _not_empty(open(path, "rb"), error, name)
         except PermissionError as err:
             raise error(f"{name}: no permission to read it") from err
@@ -280,9 +280,9 @@ def read_image(
     max_pixels: int | None = MAX_PIXELS,
     exif: bool = True,
 ) -> np.ndarray:
-    """Read a picture as 8 bit BGR.
+    """Read an image as 8 bit BGR.
 
-    - Grey is repeated over the channels; palettes, CMYK and the other colour models become RGB.
+    - Gray is repeated over the channels; palettes, CMYK and the other color models become RGB.
     - Transparency is composited on white, as a page or a viewer shows it.
     - 16 bit values are scaled (65535 becomes 255), not clipped.
     - The EXIF orientation is applied, unless ``exif`` is False.
@@ -294,8 +294,8 @@ def read_image(
             Accepted: uint8, uint16 (scaled), bool, and floating point in [0, 1].
         channel_order: ``"bgr"`` or ``"rgb"``, the order of an *array's* channels. The result is
             always BGR.
-        name: what error messages call the picture; by default its path or its type.
-        max_pixels: pictures of more pixels are refused, files before they are decoded; None: none
+        name: what error messages call the image; by default its path or its type.
+        max_pixels: images of more pixels are refused, files before they are decoded; None: none
             is refused.
         exif: False: pixels are taken as they are stored, whatever the EXIF orientation says.
 
@@ -305,7 +305,7 @@ def read_image(
     Raises:
         ImageError: missing, a folder, unreadable or truncated, in a format that is not read,
             without pixels or with too many, or an array of a shape, type or value range that is
-            not a picture's.
+            not an image's.
     """
     if channel_order not in ("bgr", "rgb"):
         raise ValueError(f'channel_order must be "bgr" or "rgb", not {channel_order!r}')
@@ -314,7 +314,7 @@ def read_image(
         return _from_array(source, channel_order, printable(name or "array"), max_pixels)
     if isinstance(source, Image.Image):
         name = printable(name or getattr(source, "filename", "") or "PIL image")
-        with _decoding(name, "picture", ImageError):
+        with _decoding(name, "image", ImageError):
             _check_lazy(source, name)
             _count_pixels(source.size, max_pixels, ImageError, name)
             return _from_pil(source, name, exif)
@@ -322,13 +322,13 @@ def read_image(
         with open_image(source, max_pixels=max_pixels, name=name) as image:
             return _from_pil(image, _name_of(source, name), exif)
     raise ImageError(
-        f"{printable(name or 'image')}: cannot read a picture from a {type(source).__name__}; "
+        f"{printable(name or 'image')}: cannot read an image from a {type(source).__name__}; "
         + advice_on(source)
     )
 
 
 def exif_orientation(path: str | os.PathLike) -> int:
-    """How a picture is to be turned, 1 to 8 as EXIF counts; 1 where nothing is to be done.
+    """How an image is to be turned, 1 to 8 as EXIF counts; 1 where nothing is to be done.
 
     Read from the file's header; 1 for a file that cannot be read.
     """
@@ -347,29 +347,29 @@ def turned_hint(
 
     Args:
         annotated: height and width of the annotation.
-        picture: of the picture as it was read, or of its result.
-        path: the picture's file, where it is known.
+        image: of the image as it was read, or of its result.
+        path: the image's file, where it is known.
 
     Returns:
         Nothing unless height and width are swapped, and the file, if it is known, is to be turned.
     """
     if tuple(annotated) != tuple(picture)[::-1] or tuple(annotated) == tuple(picture):
         return ""
-    cause = "the picture's EXIF orientation is the probable cause"
+    cause = "the image's EXIF orientation is the probable cause"
     if path is not None and os.path.isfile(path):
         orientation = exif_orientation(path)
         if orientation == 1:
             return ""
-        cause = f"the picture's EXIF orientation ({orientation}) is the probable cause"
+        cause = f"the image's EXIF orientation ({orientation}) is the probable cause"
     return (
         f". Height and width are swapped, and {cause}: set the dataset's `exif` to True if its "
-        "annotations were made on pictures that are turned upright (the default), to False if on "
+        "annotations were made on images that are turned upright (the default), to False if on "
         "their pixels as stored"
     )
 
 
 def advice_on(value: Any) -> str:
-    """What to give instead of something that is no picture."""
+    """What to give instead of something that is no image."""
     if hasattr(value, "permute"):
         return (
             "give a numpy array (H, W, 3), e.g. tensor.permute(1, 2, 0).cpu().numpy() with "
@@ -377,7 +377,7 @@ def advice_on(value: Any) -> str:
         )
     if isinstance(value, (list, tuple)):
         return (
-            "pixels in lists are given as numpy.array(pixels, dtype=numpy.uint8), several pictures "
+            "pixels in lists are given as numpy.array(pixels, dtype=numpy.uint8), several images "
             "as one list without lists in it"
         )
     if hasattr(value, "read_bytes"):
@@ -387,7 +387,7 @@ def advice_on(value: Any) -> str:
 
 def _check_lazy(image: Image.Image, name: str) -> None:
     """Refuse what was opened elsewhere, is still to be decoded, and is in no format named here."""
-    if getattr(image, "tile", None) and image.format not in PICTURE_FORMATS:
+    if getattr(image, "tile", None) and image.format not in IMAGE_FORMATS:
         raise ImageError(
             f"{name}: {image.format} is not decoded here; call its load() first, or save it as PNG"
         )
@@ -432,7 +432,7 @@ def _transparent_color(image: Image.Image) -> Any:
 
 
 def _deep_values(image: Image.Image, name: str) -> np.ndarray:
-    """Pixels of a grey image with more than 8 bits: uint16, or float for mode F."""
+    """Pixels of a gray image with more than 8 bits: uint16, or float for mode F."""
     values = np.array(image)
     if image.mode == "F":
         return values
@@ -452,11 +452,11 @@ def _from_array(
         if array.ndim == 3 and array.shape[0] in (1, 3, 4):
             hint = "; channels come last: array.transpose(1, 2, 0)"
         elif array.ndim == 4:
-            hint = "; several pictures are given as a list of arrays"
+            hint = "; several images are given as a list of arrays"
         elif array.ndim == 1 and array.dtype == np.uint8:
             hint = "; the bytes of a file are given as array.tobytes()"
         raise ImageError(
-            f"{name}: shape {array.shape} is not a picture's, (H, W) or (H, W, channels)" + hint
+            f"{name}: shape {array.shape} is not an image's, (H, W) or (H, W, channels)" + hint
         )
     _count_pixels(array.shape[1::-1], max_pixels, ImageError, name)
     pixels = _to_uint8(array, name)
@@ -489,6 +489,6 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
             )
         return np.rint(np.clip(array.astype(np.float32), 0, 1) * 255).astype(np.uint8)
     raise ImageError(
-        f"{name}: {array.dtype} values are not a picture's; convert to uint8 (0 to 255), "
+        f"{name}: {array.dtype} values are not an image's; convert to uint8 (0 to 255), "
         "uint16 (0 to 65535) or floating point (0 to 1)"
     )

@@ -25,9 +25,9 @@ def memory_guard(
     Args:
         device: where the work runs.
         precision: "fp32", "bf16" or "fp16".
-        sizes: (height, width) of the pictures in the batch as the model sees them, in pixels; none
+        sizes: (height, width) of the images in the batch as the model sees them, in pixels; none
             while the model is loaded.
-        originals: (height, width) of the pictures themselves, where results are made at that size.
+        originals: (height, width) of the images themselves, where results are made at that size.
 
     Raises:
         DeviceMemoryError: when the work inside runs out of memory.
@@ -47,11 +47,11 @@ def memory_guard(
 
 
 @contextmanager
-def picture_guard(name: str, shape: tuple[int, ...]) -> Iterator[None]:
-    """Turn running out of the computer's memory over one picture into an error that names it.
+def image_guard(name: str, shape: tuple[int, ...]) -> Iterator[None]:
+    """Turn running out of the computer's memory over one image into an error that names it.
 
     Args:
-        name: the picture's.
+        name: the image's.
         shape: (height, width, ...).
 
     Raises:
@@ -95,7 +95,7 @@ def _doing(sizes: Sequence[tuple[int, int]]) -> str:
     if not sizes:
         return "while loading the model"
     shown = ", ".join(f"{width} x {height}" for height, width in sizes)
-    return f"with {len(sizes)} picture{'s' if len(sizes) > 1 else ''} of {shown} pixels"
+    return f"with {len(sizes)} image{'s' if len(sizes) > 1 else ''} of {shown} pixels"
 
 
 def _advice(
@@ -111,7 +111,7 @@ def _advice(
     if originals:
         height, width = max(originals, key=lambda hw: hw[0] * hw[1])
         lower.append(
-            f"the picture's own size (now {width} x {height}: results are made there, and 100 "
+            f"the image's own size (now {width} x {height}: results are made there, and 100 "
             f"masks in float32 take {400 * height * width / 1e9:.1f} GB)"
         )
     more = "use a device with more memory"

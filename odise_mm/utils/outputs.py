@@ -23,7 +23,7 @@ from odise_mm.utils.image import open_image
 from odise_mm.utils.processes import is_first_process
 
 MARK = "odise_mm"
-"""The software that pictures and maps of ours name: these may be replaced by later ones."""
+"""The software that images and maps of ours name: these may be replaced by later ones."""
 
 _LONGEST_JPEG_SIDE = 65_500
 _LONGEST_NAME = 255  # bytes, on all usual file systems
@@ -139,7 +139,7 @@ def owned_folders(folders: Iterable[str | os.PathLike | None], doing: str) -> It
         yield
 
 
-# --- pictures and their names -------------------------------------------------------------------
+# --- images and their names -------------------------------------------------------------------
 
 
 def write_marked_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
@@ -150,13 +150,13 @@ def write_marked_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
         Image.fromarray(pixels).save(file, format="PNG", pnginfo=info)
 
 
-def write_picture(folder: str | os.PathLike, stem: str, picture: np.ndarray) -> Path:
-    """Write a drawn picture (H, W, 3) uint8 BGR to ``folder/stem.jpg``, made where missing.
+def write_image(folder: str | os.PathLike, stem: str, picture: np.ndarray) -> Path:
+    """Write a drawn image (H, W, 3) uint8 BGR to ``folder/stem.jpg``, made where missing.
 
     Returns:
         Its path, which ends in .png where it is too long for a JPEG file.
     """
-    path = picture_path(folder, stem, picture.shape)
+    path = image_path(folder, stem, picture.shape)
     if path.suffix == ".png":
         write_marked_png(path, picture[..., ::-1])
     else:
@@ -167,14 +167,14 @@ def write_picture(folder: str | os.PathLike, stem: str, picture: np.ndarray) -> 
     return path
 
 
-def picture_path(folder: str | os.PathLike, stem: str, shape: tuple[int, ...] = (0,)) -> Path:
+def image_path(folder: str | os.PathLike, stem: str, shape: tuple[int, ...] = (0,)) -> Path:
     """Where :func:`write_picture` writes a picture of a shape."""
     suffix = ".png" if max(shape) > _LONGEST_JPEG_SIDE else ".jpg"
     return Path(folder) / f"{stem}{suffix}"
 
 
 def is_ours(path: str | os.PathLike) -> bool:
-    """Whether a picture says that this package wrote it."""
+    """Whether an image says that this package wrote it."""
     try:
         with open_image(path, formats=("PNG", "JPEG"), max_pixels=None) as image:
             said = image.info.get("Software") or image.info.get("comment") or ""
@@ -184,7 +184,7 @@ def is_ours(path: str | os.PathLike) -> bool:
 
 
 def refuse_foreign(path: str | os.PathLike) -> None:
-    """Look whether a picture that is about to be replaced is one of ours, or empty.
+    """Look whether an image that is about to be replaced is one of ours, or empty.
 
     Raises:
         OutputError: there is something else of that name.

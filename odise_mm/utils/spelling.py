@@ -1,4 +1,4 @@
-"""Names that people write into configs: files told from tags, and the nearest to a misspelt one."""
+"""Names that people write into configs: files or tags, and the nearest to a typo."""
 
 from __future__ import annotations
 

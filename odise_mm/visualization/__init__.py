@@ -1,7 +1,9 @@
-"""Pictures of results."""
+"""Images of results."""
 
-from odise_mm.visualization.colours import class_colours
+from odise_mm.moved import renamed
+from odise_mm.visualization.colors import class_colors
 from odise_mm.visualization.panoptic import draw_panoptic
 from odise_mm.visualization.visualizer import OpenVocabVisualizer
 
-__all__ = ["OpenVocabVisualizer", "class_colours", "draw_panoptic"]
+__getattr__ = renamed(__name__)
+__all__ = ["OpenVocabVisualizer", "class_colors", "draw_panoptic"]

@@ -1,4 +1,4 @@
-"""Legend below or beside a picture, and the banner above it."""
+"""Legend below or beside an image, and the banner above it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class LegendEntry:
     """A class in the legend."""
 
     name: str
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
     count: int
     share: float
-    """Of the picture, 0 to 1."""
+    """Of the image, 0 to 1."""
     numbers: tuple[int, ...]
     """Numbers written on segments that had no room for the name."""
 
@@ -39,7 +39,7 @@ class LegendEntry:
 
 
 def add_legend(picture: Image.Image, entries: Sequence[LegendEntry], size: int) -> Image.Image:
-    """The picture with a legend: below it, or at its right where it is much higher than wide.
+    """The image with a legend: below it, or at its right where it is much higher than wide.
 
     Args:
         entries: in the order to show them.
@@ -74,7 +74,7 @@ def add_legend(picture: Image.Image, entries: Sequence[LegendEntry], size: int) 
         x = left + sum(columns[: i // rows])
         middle = top + (i % rows) * row + row // 2
         box = (x, middle - swatch // 2, x + swatch, middle - swatch // 2 + swatch)
-        draw.rounded_rectangle(box, radius=max(2, swatch // 5), fill=entry.colour)
+        draw.rounded_rectangle(box, radius=max(2, swatch // 5), fill=entry.color)
         x += swatch + gap
         for text, ink in ((entry.name, _INK), (entry.remark, _FAINT)):
             draw.text((x, middle), text, font=font_for(text, size), anchor="lm", fill=ink)
@@ -91,9 +91,9 @@ def _fewest_rows(widths: Sequence[int], available: int) -> int:
 
 
 def add_banner(picture: Image.Image, text: str, size: int) -> Image.Image:
-    """The picture under a warning-coloured strip with a text, wrapped to the width.
+    """The image under a warning-colored strip with a text, wrapped to the width.
 
-    A picture narrower than 24 times the font's size is set on paper of that width.
+    An image narrower than 24 times the font's size is set on paper of that width.
     """
     width = max(picture.width, 24 * size)
     lines = wrap(ImageDraw.Draw(picture), text, size, width - 2 * size)

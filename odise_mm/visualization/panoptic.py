@@ -1,8 +1,8 @@
-"""Readable pictures of panoptic results.
+"""Readable images of panoptic results.
 
-Every segment is filled with its class's colour and outlined. Its name stands inside it where it
+Every segment is filled with its class's color and outlined. Its name stands inside it where it
 fits; where only a number fits, the number refers to the legend; what is too small even for that is
-found in the legend by its colour.
+found in the legend by its color.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from odise_mm.structures import Segment, SegmentationResult
-from odise_mm.visualization.colours import class_colours, is_light, shade
+from odise_mm.visualization.colors import class_colors, is_light, shade
 from odise_mm.visualization.legend import LegendEntry, add_banner, add_legend
 from odise_mm.visualization.text import LINE_STEP, font_for, halve, text_size, tidy
 
-_MIN_LONG_SIDE = 480  # smaller pictures are enlarged: text needs pixels
+_MIN_LONG_SIDE = 480  # smaller images are enlarged: text needs pixels
 _MIN_FONT = 12
 _MAX_LEGEND_FONT = 96
-_STABLE_VOCABULARY = 40  # up to here colours are settled for all names, not for one picture's
+_STABLE_VOCABULARY = 40  # up to here colors are settled for all names, not for one image's
 _MAX_LABEL_CHARS = 28
 
 
 @dataclass
 class _Drawn:
-    """A segment on its way to the picture."""
+    """A segment on its way to the image."""
 
     segment: Segment
-    colour: tuple[int, int, int]
+    color: tuple[int, int, int]
     box: tuple[int, int, int, int] = (0, 0, 0, 0)  # x0, y0, x1, y1 on the canvas
     number: int | None = None
     placed: bool = False
@@ -48,19 +48,19 @@ def draw_panoptic(
     notice: str | None = None,
     channel_order: str = "bgr",
 ) -> np.ndarray:
-    """Draw the segments of a result on its picture.
+    """Draw the segments of a result on its image.
 
     Args:
         image: (H, W, 3) uint8.
         result: with a panoptic map of the same size.
         alpha: opacity of the fill, 0 to 1.
         legend: True or False; None: when a segment has no room for its name.
-        notice: text for a banner above the picture.
+        notice: text for a banner above the image.
         channel_order: of ``image`` and of what is returned, "bgr" or "rgb".
 
     Returns:
         uint8 (H', W', 3). Without legend and banner H' x W' is H x W, or a whole multiple for
-        pictures too small to write on.
+        images too small to write on.
 
     Raises:
         ValueError: no panoptic map, or one of another size than the image's.
@@ -99,7 +99,7 @@ def _draw(
     label_size = max(_MIN_FONT, round(min(0.024 * max(height, width), 0.07 * min(height, width))))
     legend_size = min(max(_MIN_FONT, round(0.018 * max(height, width))), _MAX_LEGEND_FONT)
 
-    drawn = _colour_segments(result)
+    drawn = _color_segments(result)
     canvas = _fill(rgb, ranks, drawn, alpha, line=max(1, round(label_size / 9)))
     _find_boxes(ranks, drawn)
     pil = Image.fromarray(canvas)
@@ -119,20 +119,20 @@ def _ranks(panoptic: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
     return table[inverse.reshape(panoptic.shape)]
 
 
-def _colour_segments(result: SegmentationResult) -> list[_Drawn]:
+def _color_segments(result: SegmentationResult) -> list[_Drawn]:
     names = list(result.class_names)
     if not 0 < len(names) <= _STABLE_VOCABULARY:
-        # The largest first: it keeps the colour that its name asks for.
+        # The largest first: it keeps the color that its name asks for.
         area: dict[str, int] = defaultdict(int)
         for segment in result.segments:
             area[segment.name] += segment.area
         names = sorted(area, key=lambda name: (-area[name], name))
     names += [n for n in dict.fromkeys(s.name for s in result.segments) if n not in set(names)]
-    colours = dict(zip(names, class_colours(names), strict=True))
+    colors = dict(zip(names, class_colors(names), strict=True))
     seen: dict[str, int] = defaultdict(int)
     drawn = []
     for segment in result.segments:
-        drawn.append(_Drawn(segment, shade(colours[segment.name], seen[segment.name])))
+        drawn.append(_Drawn(segment, shade(colors[segment.name], seen[segment.name])))
         seen[segment.name] += 1
     return drawn
 
@@ -140,12 +140,12 @@ def _colour_segments(result: SegmentationResult) -> list[_Drawn]:
 def _fill(
     rgb: np.ndarray, ranks: np.ndarray, drawn: list[_Drawn], alpha: float, line: int
 ) -> np.ndarray:
-    """Fill and outline: a line in the segment's own colour, and a fine light one between two."""
-    table = np.array([(0, 0, 0), *(d.colour for d in drawn)], dtype=np.uint8)
-    colours = table[ranks]
+    """Fill and outline: a line in the segment's own color, and a fine light one between two."""
+    table = np.array([(0, 0, 0), *(d.color for d in drawn)], dtype=np.uint8)
+    colors = table[ranks]
     # Void stays as photographed, a little darker, so that it reads as "nothing found here".
     opacity = np.where(ranks > 0, np.float32(alpha), np.float32(0.25))[..., None]
-    filled = rgb + opacity * (colours.astype(np.float32) - rgb)
+    filled = rgb + opacity * (colors.astype(np.float32) - rgb)
     border = np.zeros(ranks.shape, dtype=np.uint8)
     across, down = ranks[:, 1:] != ranks[:, :-1], ranks[1:] != ranks[:-1]
     border[:, 1:] |= across
@@ -156,7 +156,7 @@ def _fill(
         # Distance to the nearest border gives lines of any width with smooth edges.
         distance = cv2.distanceTransform(1 - border, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         own = np.clip(2.2 * line + 0.5 - distance, 0, 1)[..., None] * (ranks > 0)[..., None]
-        vivid = np.clip(colours.astype(np.float32) * 0.92, 0, 255)
+        vivid = np.clip(colors.astype(np.float32) * 0.92, 0, 255)
         filled += own * 0.9 * (vivid - filled)
         light = np.clip(0.35 * line + 0.3 - distance, 0, 1)[..., None]
         filled += light * 0.9 * (np.float32(255) - filled)
@@ -211,7 +211,7 @@ def _place(
     spot = deepest_box(mask, width, height)
     if spot is None:
         return False
-    light = is_light(item.colour)
+    light = is_light(item.color)
     draw.text(
         (origin[0] + spot[0], origin[1] + spot[1]),
         text,
@@ -243,7 +243,7 @@ def deepest_box(mask: np.ndarray, width: int, height: int) -> tuple[int, int] | 
         mask: (h, w) uint8, 0 or 1.
 
     Returns:
-        x, y of the box's centre, or None when it does not fit anywhere.
+        x, y of the box's center, or None when it does not fit anywhere.
     """
     rows, columns = mask.shape
     if rows < height or columns < width:
@@ -260,8 +260,8 @@ def deepest_box(mask: np.ndarray, width: int, height: int) -> tuple[int, int] | 
     if 2 * best - 1 < side:  # a distance of 1 is the pixel itself
         return None
     ys, xs = np.nonzero(distance >= best - 0.5)
-    centre = np.argmin((xs - xs.mean()) ** 2 + (ys - ys.mean()) ** 2)
-    x, y = xs[centre], ys[centre]
+    center = np.argmin((xs - xs.mean()) ** 2 + (ys - ys.mean()) ** 2)
+    x, y = xs[center], ys[center]
     x, y = (x + 0.5) * columns / target[0], (y + 0.5) * rows / target[1]
     half_width, half_height = (width + 1) // 2, (height + 1) // 2
     return (
@@ -278,7 +278,7 @@ def _legend_entries(drawn: list[_Drawn], result: SegmentationResult) -> list[Leg
         share = result.share(segment)
         entry = entries.get(segment.name)
         if entry is None:
-            entry = LegendEntry(tidy(segment.name, 36), item.colour, 0, 0.0, ())
+            entry = LegendEntry(tidy(segment.name, 36), item.color, 0, 0.0, ())
         numbers = entry.numbers + ((item.number,) if item.number else ())
         entries[segment.name] = replace(
             entry, count=entry.count + 1, share=entry.share + share, numbers=numbers

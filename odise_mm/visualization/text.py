@@ -1,4 +1,4 @@
-"""Text on pictures, with the scalable fonts that Pillow and matplotlib bring along."""
+"""Text on images, with the scalable fonts that Pillow and matplotlib bring along."""
 
 from __future__ import annotations
 

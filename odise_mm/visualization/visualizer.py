@@ -1,4 +1,4 @@
-"""mmdet's visualizer with this package's pictures, for hooks and test loops."""
+"""mmdet's visualizer with this package's images, for hooks and test loops."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class OpenVocabVisualizer(DetLocalVisualizer):
         """As in mmdet, but with a panoptic map the masks that overlap it are not drawn on top.
 
         Args:
-            name: of the picture.
+            name: of the image.
             image: (H, W, 3) RGB.
             data_sample: with ``gt_panoptic_seg`` and / or ``pred_panoptic_seg``.
             draw_gt: whether to draw the ground truth, at the left.

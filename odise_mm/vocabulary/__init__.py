@@ -1,6 +1,6 @@
 """Vocabularies: the names that a model may give, as data.
 
-Nothing here knows of models or data sets.
+Nothing here knows of models or datasets.
 """
 
 from odise_mm.errors import VocabularyError

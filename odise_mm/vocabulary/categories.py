@@ -42,7 +42,7 @@ def label_of_category(
             raise DatasetError(
                 f"{path}: no category is called {some(map(_quoted, missing))} as the vocabulary "
                 f"'{wanted.name}' ({len(wanted)} classes) asks for; the file has {len(names)} "
-                f"categories: {some(map(_quoted, names))}. Choose the vocabulary of this data set"
+                f"categories: {some(map(_quoted, names))}. Choose the vocabulary of this dataset"
             )
     unknown = sorted(used - set(label_of), key=str)
     if unknown:

@@ -13,7 +13,7 @@ from odise_mm.utils.files import read_json, regular_file
 
 
 class RawClass(NamedTuple):
-    """One class as read. ``source``: the data set's name, "" if the same; ``id``: if it has one."""
+    """One class as read. ``source``: the dataset's name, "" if the same; ``id``: if it has one."""
 
     synonyms: tuple[str, ...]
     is_thing: bool

@@ -1,7 +1,7 @@
 """Vocabularies: the names that a model may give, as data.
 
 A vocabulary is a list of classes, a class a list of synonyms and a flag, thing or stuff. It comes
-from what a user typed, from a built-in list, from a file, or from a data set's metainfo, and knows
+from what a user typed, from a built-in list, from a file, or from a dataset's metainfo, and knows
 nothing of prompts or embeddings. See docs/vocabularies.md for the formats.
 """
 
@@ -24,14 +24,14 @@ from odise_mm.vocabulary.files import (
 class Vocabulary:
     """Classes, each with its synonyms and a thing or stuff flag. Immutable and hashable.
 
-    Two vocabularies are equal when their classes, flags and data set names are; ``name`` is a
+    Two vocabularies are equal when their classes, flags and dataset names are; ``name`` is a
     label for people.
 
     Args:
         synonyms: One tuple of names per class; the first is the one that is shown.
         is_thing: One flag per class.
         name: Where the classes come from, for logs and titles.
-        source_names: The data set's own class names, e.g. ``wall-other-merged`` where the first
+        source_names: The dataset's own class names, e.g. ``wall-other-merged`` where the first
             synonym is ``wall``. Empty: the first synonyms.
 
     Raises:
@@ -89,9 +89,9 @@ class Vocabulary:
 
     @property
     def metainfo(self) -> dict[str, tuple[str, ...]]:
-        """``classes``, ``thing_classes``, ``stuff_classes`` by the data set's own names.
+        """``classes``, ``thing_classes``, ``stuff_classes`` by the dataset's own names.
 
-        These are the names that mmdet's and mmseg's data sets look up in annotation files.
+        These are the names that mmdet's and mmseg's datasets look up in annotation files.
         """
         flagged = list(zip(self.source_names, self.is_thing, strict=True))
         return {
@@ -158,7 +158,7 @@ class Vocabulary:
 
     @classmethod
     def from_metainfo(cls, metainfo: Mapping[str, Any], name: str = "metainfo") -> "Vocabulary":
-        """Takes over a data set's metainfo, class names as they are spelled there.
+        """Takes over a dataset's metainfo, class names as they are spelled there.
 
         Args:
             metainfo: mmdet's or mmseg's metainfo with ``classes`` and optionally ``thing_classes``
@@ -178,7 +178,7 @@ class Vocabulary:
 
         The classes of the first part keep their indices. A later class that shares a synonym with
         one of an earlier part is merged into it (its first known synonym decides): the earlier
-        one's name, flag and data set name stay, and gain the synonyms that no earlier part has.
+        one's name, flag and dataset name stay, and gain the synonyms that no earlier part has.
         Classes of one part stay apart, even if a label file gives two of them the same name.
 
         Raises:

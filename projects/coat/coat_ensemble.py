@@ -1,10 +1,10 @@
-"""CLIP-conditioned objectness, COAT (arXiv 2603.21386), as a fusion plugin."""
+"""CLIP-conditioned objectness, COAT (arXiv 2603.21386), as an ensemble plugin."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from odise_mm.models import GeometricEnsemble, Opinion
+from odise_mm.models import ClassPrediction, GeometricEnsemble
 from odise_mm.registry import MODELS
 from odise_mm.utils.settings import check_weight
 
@@ -32,16 +32,16 @@ class CoatEnsemble(GeometricEnsemble):
         check_weight("coat_lambda", coat_lambda)
         self.coat_lambda = coat_lambda
 
-    def void_probability(self, opinions: Sequence[Opinion]) -> Tensor:
+    def void_probability(self, class_predictions: Sequence[ClassPrediction]) -> Tensor:
         """The model's p_void, lowered where CLIP is confident: (B, Q) float32.
 
         Raises:
-            ValueError: there is no second opinion, whose confidence is what this is about.
+            ValueError: there is no second prediction, whose confidence is what this is about.
         """
-        if len(opinions) != 2:
+        if len(class_predictions) != 2:
             raise ValueError(
-                "CoatEnsemble needs CLIP's opinion beside the model's own: give the model two "
+                "CoatEnsemble needs CLIP's prediction beside the model's own: give the model two "
                 "classifiers, such as OpenVocabClassifier and MaskCLIPClassifier"
             )
-        confidence = opinions[1].logits.float().softmax(-1).amax(-1)
-        return super().void_probability(opinions) * (1 - self.coat_lambda * confidence)
+        confidence = class_predictions[1].logits.float().softmax(-1).amax(-1)
+        return super().void_probability(class_predictions) * (1 - self.coat_lambda * confidence)

@@ -8,7 +8,7 @@ from pathlib import Path
 FORMATS = (".png", ".jpg")
 
 
-def picture_file(text: str) -> Path:
+def image_file(text: str) -> Path:
     """Argument type: a path that ends in .png or .jpg."""
     path = Path(text)
     if path.suffix not in FORMATS:

@@ -1,6 +1,6 @@
 """How the toy world looks: textures of stuff, shapes and patterns of things. numpy only.
 
-Colours are float32 from 0 to 1, pictures (3, height, width): numpy works fastest on whole planes.
+Colors are float32 from 0 to 1, images (3, height, width): numpy works fastest on whole planes.
 Shapes are functions of the place in the thing's own coordinates
 (its size is 1, y points down) that are negative inside and about the distance to the outline.
 """
@@ -16,7 +16,7 @@ import numpy as np
 SIZE = 128
 _SAMPLES = 3  # per pixel and direction
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 32, 38),
     "yellow": (250, 208, 24),
     "green": (16, 148, 60),
@@ -25,7 +25,7 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "white": (246, 246, 246),
     "black": (28, 28, 32),
 }
-STUFF_COLOURS: dict[str, tuple[int, int, int]] = {
+STUFF_COLORS: dict[str, tuple[int, int, int]] = {
     "sky": (160, 203, 238),
     "grass": (140, 168, 84),
     "water": (70, 136, 150),
@@ -35,16 +35,16 @@ STUFF_COLOURS: dict[str, tuple[int, int, int]] = {
     "wood": (156, 110, 70),
     "gravel": (138, 138, 136),
 }
-PATTERN_COLOUR = (246, 246, 246)
+PATTERN_COLOR = (246, 246, 246)
 RIM = 1.4  # width of the dark outline in pixels
 _RIM_SHADE = 0.45
 
-_PLACE = ((np.arange(SIZE) + 0.5) / SIZE).astype(np.float32)  # of pixels, across the picture
+_PLACE = ((np.arange(SIZE) + 0.5) / SIZE).astype(np.float32)  # of pixels, across the image
 
 
-def unit(colour: tuple[int, int, int]) -> np.ndarray:
-    """A colour of the tables as (3,) float32."""
-    return np.array(colour, np.float32) / 255
+def unit(color: tuple[int, int, int]) -> np.ndarray:
+    """A color of the tables as (3,) float32."""
+    return np.array(color, np.float32) / 255
 
 
 # --- textures -----------------------------------------------------------------------------------
@@ -154,7 +154,7 @@ _TEXTURES: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = 
 
 def texture(stuff: str, rng: np.random.Generator) -> np.ndarray:
     """(3, SIZE, SIZE) of a kind of stuff, other every time."""
-    base = unit(STUFF_COLOURS[stuff]) + rng.normal(0, 0.012, 3).astype(np.float32)
+    base = unit(STUFF_COLORS[stuff]) + rng.normal(0, 0.012, 3).astype(np.float32)
     return _TEXTURES[stuff](rng, base[:, None, None])
 
 
@@ -201,8 +201,8 @@ def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     x, y = np.abs(x), y - np.float32(0.06)
     half = np.float32(0.58)
     square = (x + np.abs(y)) * np.float32(0.70710678) - half
-    centre = half * np.float32(0.70710678)
-    lobe = np.hypot(x - centre, y + centre) - half
+    center = half * np.float32(0.70710678)
+    lobe = np.hypot(x - center, y + center) - half
     return np.minimum(square, lobe)
 
 
@@ -229,7 +229,7 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "moon": _moon,
     "arrow": _arrow,
 }
-_REACH = 1.2  # no shape goes further from its centre
+_REACH = 1.2  # no shape goes further from its center
 
 
 def _is_white(pattern: str, x: np.ndarray, y: np.ndarray, period: float) -> np.ndarray:
@@ -250,10 +250,10 @@ class Stamp:
     """A thing in pixels: what share of each pixel in a box it covers.
 
     Attributes:
-        rows, columns: the box, inside the picture.
+        rows, columns: the box, inside the image.
         cover: (h, w) share that is the thing.
         white: (h, w) share that is the pattern's white, part of ``cover``.
-        rim: (h, w) share that is the outline, part of ``cover``; white and colour alike.
+        rim: (h, w) share that is the outline, part of ``cover``; white and color alike.
     """
 
     rows: slice
@@ -271,30 +271,30 @@ class Stamp:
 def stamp(
     shape: str,
     pattern: str,
-    centre: tuple[float, float],
+    center: tuple[float, float],
     radius: float,
     angle: float,
     stretch: float = 1.0,
 ) -> Stamp:
-    """Draw a thing's outline, pattern and rim; nothing of its colours.
+    """Draw a thing's outline, pattern and rim; nothing of its colors.
 
     Args:
         shape: key of ``SHAPES``.
         pattern: "striped", "polka-dot", "plaid" or "" for none.
-        centre: x and y in pixels, in the picture.
+        center: x and y in pixels, in the image.
         radius: in pixels.
         angle: in radians, clockwise.
         stretch: along the thing's own x axis; the y axis shrinks by as much.
     """
     reach = _REACH * radius * max(stretch, 1 / stretch)
     (left, right), (top, bottom) = (
-        (max(0, int(np.floor(c - reach))), min(SIZE, int(np.ceil(c + reach)) + 1)) for c in centre
+        (max(0, int(np.floor(c - reach))), min(SIZE, int(np.ceil(c + reach)) + 1)) for c in center
     )
     n = _SAMPLES
     offsets = (np.arange(n, dtype=np.float32) + 0.5) / n - np.float32(0.5)
     xs, ys = (
         (np.arange(*span, dtype=np.float32)[:, None] + (offsets - np.float32(c))).ravel()
-        for span, c in zip(((left, right), (top, bottom)), centre, strict=True)
+        for span, c in zip(((left, right), (top, bottom)), center, strict=True)
     )
     cos, sin = np.float32(np.cos(angle) / radius), np.float32(np.sin(angle) / radius)
     x = (xs * cos + (ys * sin)[:, None]) / np.float32(stretch)
@@ -316,22 +316,22 @@ def _share(samples: np.ndarray) -> np.ndarray:
     return counts * np.float32(1 / _SAMPLES**2)
 
 
-def paint(image: np.ndarray, thing: Stamp, colour: np.ndarray, *, rim: bool = True) -> None:
-    """Lay a thing over a picture (3, SIZE, SIZE), in place.
+def paint(image: np.ndarray, thing: Stamp, color: np.ndarray, *, rim: bool = True) -> None:
+    """Lay a thing over an image (3, SIZE, SIZE), in place.
 
     Args:
-        colour: (3,).
+        color: (3,).
         rim: whether with its dark outline.
     """
     part = image[:, thing.rows, thing.columns]
-    own = colour[:, None, None]
+    own = color[:, None, None]
     cover, shade = thing.cover, thing.cover
     if rim:
         shade = cover - np.float32(1 - _RIM_SHADE) * thing.rim
     look = own * shade
     if thing.white is not None:
-        # of a pixel that is partly rim, colour and white are darkened alike
+        # of a pixel that is partly rim, color and white are darkened alike
         share = thing.white * shade / np.maximum(cover, np.float32(1e-6))
-        look += (unit(PATTERN_COLOUR)[:, None, None] - own) * share
+        look += (unit(PATTERN_COLOR)[:, None, None] - own) * share
     part *= 1 - cover
     part += look

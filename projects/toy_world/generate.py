@@ -1,15 +1,15 @@
 #!/usr/bin/env python
-"""Draw a data set of the toy world, in COCO's own layout and with COCO's names of files.
+"""Draw a dataset of the toy world, in COCO's own layout and with COCO's names of files.
 
-    train2017/, val2017/, web2017/             pictures, 128 x 128, JPEG
-    annotations/panoptic_{train,val}2017/      one PNG file of segment ids per picture
+    train2017/, val2017/, web2017/             images, 128 x 128, JPEG
+    annotations/panoptic_{train,val}2017/      one PNG file of segment ids per image
     annotations/panoptic_{train,val}2017.json
     annotations/instances_{train,val}2017.json things, as run lengths
-    annotations/captions_{split}2017.json      five captions per picture
+    annotations/captions_{split}2017.json      five captions per image
     annotations/phrases_{train,val}2017.json   noun phrases of the captions
 
 `train` is what segmentation is trained on: no mask, category, caption or phrase in it has a novel
-name. `val` has all names. `web` is what other models are pre-trained on: pictures and captions with
+name. `val` has all names. `web` is what other models are pre-trained on: images and captions with
 all names. The same options write the same bytes, whatever the number of processes; scene number n
 is the same in a small and in a large set.
 
@@ -43,7 +43,7 @@ from projects.toy_world.names import NAMES, names_of
 from projects.toy_world.world import SIZE, SPLITS, Scene, scene
 
 DEFAULT_NUMBER = {"web": 8000, "train": 8000, "val": 500}
-QUALITY = 92  # of JPEG, with full colour resolution: sharp borders between colours stay sharp
+QUALITY = 92  # of JPEG, with full color resolution: sharp borders between colors stay sharp
 LOOK = 1  # to be raised when the same seed draws something else than before
 _VERIFIED = 1000  # so many files of a split are read again, about
 
@@ -218,7 +218,7 @@ def check_split(root: Path, split: str, workers: int) -> list[Row]:
             f"{missing[0]}: no such file, and {len(missing) - 1} more are missing; remove {path} "
             "to have them drawn anew"
         )
-    rows = [Row(images, "pictures", len(files)), Row(path, "captions", count)]
+    rows = [Row(images, "images", len(files)), Row(path, "captions", count)]
     if split == "web":
         return rows
     every = max(1, len(files) // _VERIFIED)
@@ -270,7 +270,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--novel-in-train",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="training pictures show novel things, too, unlabelled (default: they do, as in COCO)",
+        help="training images show novel things, too, unlabeled (default: they do, as in COCO)",
     )
     args = parser.parse_args(argv)
     numbers = args.number or [DEFAULT_NUMBER[split] for split in args.splits]

@@ -1,13 +1,13 @@
 """The names of the toy world, and which of them are novel.
 
-A thing's name is ``[pattern] colour shape``: "red star", "striped green moon". Every shape has all
-plain colours, and each pattern in one colour. The split into base and novel names is a fixed rule
-on the places of shape, colour and pattern in the tables below, the same for everybody:
+A thing's name is ``[pattern] color shape``: "red star", "striped green moon". Every shape has all
+plain colors, and each pattern in one color. The split into base and novel names is a fixed rule
+on the places of shape, color and pattern in the tables below, the same for everybody:
 
-- plain: novel where ``(shape + colour) % 3 == 0``;
+- plain: novel where ``(shape + color) % 3 == 0``;
 - patterned: novel where ``(shape + pattern) % 3 == 0``.
 
-So every shape, colour and pattern of a novel name occurs among base names, only not together. And
+So every shape, color and pattern of a novel name occurs among base names, only not together. And
 "striped green heart" is a base name, so "green heart" is one: no base name holds a novel one.
 
 Imports nothing heavy: worker processes that only draw start at once.
@@ -36,7 +36,7 @@ SHAPES: dict[str, tuple[str, ...]] = {
     "moon": ("crescent",),
     "arrow": (),
 }
-COLOURS: dict[str, tuple[str, ...]] = {
+COLORS: dict[str, tuple[str, ...]] = {
     "red": ("crimson",),
     "yellow": ("golden",),
     "green": ("emerald",),
@@ -60,7 +60,7 @@ STUFF: dict[str, tuple[str, ...]] = {
     "wood": ("planks",),
     "gravel": ("pebbles",),
 }
-# Patterns are white on colour, so that the colour must be one on which white is seen.
+# Patterns are white on color, so that the color must be one on which white is seen.
 _PATTERNED = ("red", "green", "blue", "purple", "black")
 
 Subset = Literal["all", "base", "base_things", "novel"]
@@ -74,8 +74,8 @@ class Name:
         category: its id in annotation files, from 1; the same in all of them.
         synonyms: all ways to say it; the first is the name.
         is_thing: thing or stuff.
-        is_novel: never labelled and never mentioned in what segmentation is trained on.
-        shape, colour, pattern: keys of the tables above; stuff has none of them, plain things have
+        is_novel: never labeled and never mentioned in what segmentation is trained on.
+        shape, color, pattern: keys of the tables above; stuff has none of them, plain things have
             no pattern.
     """
 
@@ -84,7 +84,7 @@ class Name:
     is_thing: bool
     is_novel: bool = False
     shape: str = ""
-    colour: str = ""
+    color: str = ""
     pattern: str = ""
 
     def __str__(self) -> str:
@@ -94,16 +94,16 @@ class Name:
 def _things() -> list[Name]:
     found = []
     for s, shape in enumerate(SHAPES):
-        plain = {c: (s + i) % 3 == 0 for i, c in enumerate(COLOURS)}
-        specs = [("", colour, novel) for colour, novel in plain.items()]
-        base = [colour for colour in _PATTERNED if not plain[colour]]
+        plain = {c: (s + i) % 3 == 0 for i, c in enumerate(COLORS)}
+        specs = [("", color, novel) for color, novel in plain.items()]
+        base = [color for color in _PATTERNED if not plain[color]]
         for p, pattern in enumerate(PATTERNS):
             specs.append((pattern, base[(s // 3 + p) % len(base)], (s + p) % 3 == 0))
-        for pattern, colour, novel in specs:
-            words = [(SHAPES, shape), (COLOURS, colour)] + [(PATTERNS, pattern)] * bool(pattern)
+        for pattern, color, novel in specs:
+            words = [(SHAPES, shape), (COLORS, color)] + [(PATTERNS, pattern)] * bool(pattern)
             ways = product(*((word, *table[word]) for table, word in reversed(words)))
             texts = tuple(" ".join(way) for way in ways)
-            found.append(Name(len(found) + 1, texts, True, novel, shape, colour, pattern))
+            found.append(Name(len(found) + 1, texts, True, novel, shape, color, pattern))
     return found
 
 

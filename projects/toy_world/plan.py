@@ -16,7 +16,7 @@ _REPEAT = 0.15  # a thing has the name of the one before
 _RADII = (14.0, 30.0)  # of things, in pixels
 _THIN = ("star", "ring", "moon", "arrow")  # a sixth larger, to be known by their shapes
 _TRIES = 12
-_MIN_SEEN = 0.6  # of a thing's pixels that the picture could show
+_MIN_SEEN = 0.6  # of a thing's pixels that the image could show
 _MIN_AREA = 90  # pixels of a segment
 _CONTRAST = 0.13  # between a thing and the stuff behind it, in the channel that differs most
 _GROUNDS = ("grass", "sand", "snow", "gravel", "wood", "water")
@@ -34,14 +34,14 @@ class Region:
 
 @dataclass(frozen=True)
 class Thing:
-    """A thing in a plan: name, place and size in pixels, what it covers, and its colour (3,)."""
+    """A thing in a plan: name, place and size in pixels, what it covers, and its color (3,)."""
 
     name: Name
     x: float
     y: float
     radius: float
     stamp: drawing.Stamp
-    colour: np.ndarray
+    color: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ def compose(rng: np.random.Generator, novel_share: float | None = None) -> Plan:
         name = _draw_name(rng, novel_share if things else novel_share and 0.0)
         if things and rng.random() < _REPEAT:
             name = things[-1].name
-        colour = _draw_colour(rng, name)
+        color = _draw_color(rng, name)
         scale = (1.0 if wanted < 4 else 0.85) * (1 + (name.shape in _THIN) / 6)
         for _ in range(_TRIES):
             x, y, radius = _spot(rng, scale)
             if any(np.hypot(x - u, y - v) < 0.8 * max(radius, r) for u, v, r in spots):
                 continue
-            if not _stands_out(colour, regions[behind[int(y), int(x)]].name):
+            if not _stands_out(color, regions[behind[int(y), int(x)]].name):
                 continue
-            thing = Thing(name, x, y, radius, _stamp(rng, name, x, y, radius), colour)
+            thing = Thing(name, x, y, radius, _stamp(rng, name, x, y, radius), color)
             after = _cover_up(thing, things, seen, ground, len(regions))
             if after is not None:
                 seen, ground = after
@@ -131,7 +131,7 @@ def _is_built(names: Sequence[str]) -> bool:
 
 
 def _below(rng: np.random.Generator, height: float, *, straight: bool) -> np.ndarray:
-    """Cover of all that lies below a line across the picture, ``height`` of 1 from the top."""
+    """Cover of all that lies below a line across the image, ``height`` of 1 from the top."""
     x = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE
     line = height + (0 if straight else rng.uniform(-0.07, 0.07)) * (x - 0.5)
     waves = rng.uniform([0, 0, 0], [0.03, 0.015, 0.008]), rng.uniform(0, 2 * np.pi, 3)
@@ -168,12 +168,10 @@ def _draw_name(rng: np.random.Generator, novel_share: float | None) -> Name:
     return novel if rng.random() < novel_share else base
 
 
-def _draw_colour(rng: np.random.Generator, name: Name) -> np.ndarray:
-    """The name's colour, a little lighter or darker and a little off."""
+def _draw_color(rng: np.random.Generator, name: Name) -> np.ndarray:
+    """The name's color, a little lighter or darker and a little off."""
     shade, off = rng.normal(0, 0.02), rng.normal(0, 0.018, 3)
-    return np.clip(drawing.unit(drawing.COLOURS[name.colour]) + shade + off, 0, 1).astype(
-        np.float32
-    )
+    return np.clip(drawing.unit(drawing.COLORS[name.color]) + shade + off, 0, 1).astype(np.float32)
 
 
 def _spot(rng: np.random.Generator, scale: float) -> tuple[float, float, float]:
@@ -194,8 +192,8 @@ def _stamp(
     return drawing.stamp(name.shape, name.pattern, (x, y), radius, angle, stretch)
 
 
-def _stands_out(colour: np.ndarray, behind: Name) -> bool:
-    differs = np.abs(colour - drawing.unit(drawing.STUFF_COLOURS[str(behind)]))
+def _stands_out(color: np.ndarray, behind: Name) -> bool:
+    differs = np.abs(color - drawing.unit(drawing.STUFF_COLORS[str(behind)]))
     return bool(differs.max() >= _CONTRAST)
 
 
@@ -210,7 +208,7 @@ def _cover_up(
     box = thing.stamp.rows, thing.stamp.columns
     mask = np.zeros((SIZE, SIZE), bool)
     mask[box] = thing.stamp.mask
-    # at the picture's border, too, enough of it must be there to know it by
+    # at the image's border, too, enough of it must be there to know it by
     if mask.sum() < 0.6 * _full_area(thing):
         return None
     after = []
@@ -232,5 +230,5 @@ _UNIT_AREAS = {
 
 
 def _full_area(thing: Thing) -> float:
-    """Pixels it would have in a picture without borders."""
+    """Pixels it would have in an image without borders."""
     return _UNIT_AREAS[thing.name.shape] * thing.radius**2

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Train the toy world's CLIP: 1.5 million parameters, 64-pixel pictures, 85 words.
+"""Train the toy world's CLIP: 1.5 million parameters, 64-pixel images, 85 words.
 
     OUT/open_clip_config.json, open_clip_model.safetensors, words.txt
                       the model, for FrozenCLIP(model=OUT, weights=OUT)
     OUT/metrics.json  settings, minutes, machine, accuracy at every evaluation
-    OUT/curves.png    the same as a picture
+    OUT/curves.png    the same as an image
     OUT/training.pth  the state: the same command goes on where it was stopped
 
 The defaults are the recipe of the weights that ship.
@@ -34,8 +34,8 @@ STATE = "training.pth"
 
 PANELS = {
     "loss": ["loss"],
-    "things on crops": ["crop", "crop_novel", "crop_colour", "crop_shape", "crop_pattern"],
-    "mask tokens": ["mask_base", "mask_novel", "mask_stuff", "mask_colour", "mask_shape"],
+    "things on crops": ["crop", "crop_novel", "crop_color", "crop_shape", "crop_pattern"],
+    "mask tokens": ["mask_base", "mask_novel", "mask_stuff", "mask_color", "mask_shape"],
 }
 _MOST_STEPS = 10**6
 
@@ -98,13 +98,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--regions",
         type=positive_int,
         default=3,
-        help="of a scene as pictures, and as many as mask tokens (default: %(default)s)",
+        help="of a scene as images, and as many as mask tokens (default: %(default)s)",
     )
     add(
         "--mask-tokens",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="learn masked regions as tokens of the whole picture, too, as they are asked for "
+        help="learn masked regions as tokens of the whole image, too, as they are asked for "
         "later (default: yes)",
     )
     add("--lr", type=float, default=1e-3, help="highest learning rate (default: %(default)s)")

@@ -3,7 +3,7 @@
 
     OUT/model/             the model in diffusers' layout: DiffusionBackbone's `arch` and `weights`
     OUT/metrics.json       settings, minutes, machine, losses and PSNR at every evaluation
-    OUT/reconstructions.png, samples.png   pictures while it trains
+    OUT/reconstructions.png, samples.png   images while it trains
     OUT/vae_curves.png, unet_curves.png
     OUT/vae.pth, latents.npy, latents.json, unet.pth   the state: the same command goes on where it
                            was stopped; they can be removed at the end

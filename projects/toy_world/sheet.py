@@ -1,9 +1,9 @@
 #!/usr/bin/env python
-"""A sheet of held-out scenes: picture, truth, what a model finds, and k-means of two features.
+"""A sheet of held-out scenes: image, truth, what a model finds, and k-means of two features.
 
 The scenes are the first of split `val` that have three things or more, a novel one among them.
-Segments are shown in the mean colour of their pixels. Names that no mask of the training had are
-marked with a star. In the prediction a name on red is wrong, and one in brackets on grey belongs to
+Segments are shown in the mean color of their pixels. Names that no mask of the training had are
+marked with a star. In the prediction a name on red is wrong, and one in brackets on gray belongs to
 a region that fits no true one (IoU of at most 0.5). The model chooses among all names of the world.
 
 The k-means (k: the number of true segments) are those of the diffusion features that the model has
@@ -32,7 +32,7 @@ from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
 from odise_mm.utils.display import printable
 from odise_mm.utils.outputs import InputFiles, check_outputs
-from projects.toy_world.arguments import picture_file
+from projects.toy_world.arguments import image_file
 from projects.toy_world.names import names_of
 
 if TYPE_CHECKING:
@@ -50,11 +50,11 @@ VOCABULARY = ROOT / "projects" / "toy_world" / "vocabularies" / "all.txt"
 THINGS = 3  # at least so many in a scene of the sheet
 STRIDE = 8  # of the features: the finest that CLIP has
 
-_TITLES = ("picture", "truth", "found", "k-means: diffusion", "k-means: CLIP")
+_TITLES = ("image", "truth", "found", "k-means: diffusion", "k-means: CLIP")
 _INK, _FAINT, _GREEN, _RED = "#1c1c1e", "#77777c", "#0b6e2d", "#b3141d"
 _NOTE = (
     "Green*: novel, no mask of this name was seen in training.  Red: wrong name.  "
-    "(Grey): fits no true region, IoU of at most 0.5.  k: number of true segments."
+    "(Gray): fits no true region, IoU of at most 0.5.  k: number of true segments."
 )
 
 
@@ -221,7 +221,7 @@ class _Places:
         lines = text.split("\n")
         half_x = scale * (self._CHARACTER * max(map(len, lines)) / 2 + 1)
         half_y = scale * (self._LINE * len(lines) / 2 + 1)
-        # the picture's border is one, too
+        # the image's border is one, too
         padded = np.pad(mask.astype(np.uint8), 1)
         inside = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
         ys, xs = np.nonzero(mask)
@@ -246,7 +246,7 @@ def make_rows(args: argparse.Namespace, novel: Collection[str]) -> list[Row]:
     from rich.progress import track
 
     from odise_mm.analysis.clustering import alike, choose_maps
-    from odise_mm.analysis.feature_maps import cluster_picture
+    from odise_mm.analysis.feature_maps import cluster_image
     from odise_mm.annotations.panoptic_io import read_coco_panoptic
     from odise_mm.apis import OpenVocabInferencer
     from odise_mm.config.finding import load_config
@@ -274,7 +274,7 @@ def make_rows(args: argparse.Namespace, novel: Collection[str]) -> list[Row]:
         for parts in features:
             backbone = parts.backbone
             maps = choose_maps(backbone.strides, backbone.channels, wanted=STRIDE)
-            labels = cluster_picture(
+            labels = cluster_image(
                 parts, inferencer.cfg, image, maps, k, type(backbone).__name__, inferencer.device
             )
             clusters.append(alike(labels, clusters[0]) if clusters else labels)
@@ -325,7 +325,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
     parser.add_argument(
         "--out",
-        type=picture_file,
+        type=image_file,
         default=Path("work_dirs/toy_world_sheet.png"),
         metavar="FILE",
         help=".png or .jpg (default: %(default)s)",

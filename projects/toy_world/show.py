@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""A sheet of scenes as they are drawn: picture, labelled segments, names and a caption of each.
+"""A sheet of scenes as they are drawn: image, labeled segments, names and a caption of each.
 
-Novel names are marked with a star. Grey is not labelled.
+Novel names are marked with a star. Gray is not labeled.
 
 Example:
     python projects/toy_world/show.py --split train --number 12 --out work_dirs/toy_world.png
@@ -21,7 +21,7 @@ from odise_mm.benchmarks.tables import write_figure
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
 from odise_mm.utils.display import printable
 from odise_mm.utils.outputs import check_outputs
-from projects.toy_world.arguments import picture_file
+from projects.toy_world.arguments import image_file
 from projects.toy_world.world import SPLITS, Scene, scene
 
 _COLUMNS = 4
@@ -37,15 +37,15 @@ def sheet(scenes: list[Scene]) -> Figure:
         axis.axis("off")
     for axis, made in zip(axes, scenes, strict=False):
         gap = np.full((len(made.image), 4, 3), 255, np.uint8)
-        axis.imshow(np.concatenate([made.image, gap, coloured(made)], axis=1))
+        axis.imshow(np.concatenate([made.image, gap, colored(made)], axis=1))
         names = ", ".join(f"{s.name}{'*' * s.name.is_novel}" for s in made.segments)
         lines = textwrap.wrap(f'"{made.captions[0]}"', 60) + textwrap.wrap(names, 60)
         axis.set_title("\n".join(lines), fontsize=7, loc="left")
     return figure
 
 
-def coloured(made: Scene) -> np.ndarray:
-    """The labelled segments (H, W, 3) uint8, each in the mean colour of its pixels."""
+def colored(made: Scene) -> np.ndarray:
+    """The labeled segments (H, W, 3) uint8, each in the mean color of its pixels."""
     picture = np.full_like(made.image, 128)
     for segment in made.segments:
         mask = made.panoptic == segment.id
@@ -60,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="as of generate.py (default: 0)")
     parser.add_argument(
         "--out",
-        type=picture_file,
+        type=image_file,
         default=Path("work_dirs/toy_world.png"),
         metavar="FILE",
         help=".png or .jpg (default: %(default)s)",

@@ -1,6 +1,6 @@
-"""Scenes of the toy world: composed, drawn, labelled and told in captions.
+"""Scenes of the toy world: composed, drawn, labeled and told in captions.
 
-:func:`scene` is the door: a number in, a picture with all that is known of it out. The same number
+:func:`scene` is the door: a number in, an image with all that is known of it out. The same number
 makes the same scene, to the byte, in whatever process or order.
 
 A scene is first composed (:mod:`projects.toy_world.plan`), then drawn (:func:`render`), then told
@@ -24,7 +24,7 @@ Split = Literal["web", "train", "val"]
 SPLITS: tuple[str, ...] = get_args(Split)
 NUM_CAPTIONS = 5
 NOVEL_SHARE = 0.15
-"""Chance that a thing of a training picture is drawn from the novel names; the first never is."""
+"""Chance that a thing of a training image is drawn from the novel names; the first never is."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is known of it.
+    """An image and what is known of it.
 
     Attributes:
         image: (SIZE, SIZE, 3) uint8, RGB.
-        panoptic: (SIZE, SIZE) int32 ids of segments; 0 where nothing is labelled.
+        panoptic: (SIZE, SIZE) int32 ids of segments; 0 where nothing is labeled.
         segments: those of the map, stuff first, things from back to front.
         captions: ``NUM_CAPTIONS`` sentences.
     """
@@ -66,9 +66,9 @@ def scene(seed: int | Sequence[int], split: Split = "web", *, novel_in_train: bo
 
     Args:
         seed: one number or several, none negative; another scene for each.
-        split: "web", for pre-training: all names, all labelled and told. "val": the same, other
-            scenes. "train", for segmentation: no novel name is labelled or told.
-        novel_in_train: whether training pictures show novel things all the same, unlabelled: each
+        split: "web", for pre-training: all names, all labeled and told. "val": the same, other
+            scenes. "train", for segmentation: no novel name is labeled or told.
+        novel_in_train: whether training images show novel things all the same, unlabeled: each
             thing but the first with a chance of ``NOVEL_SHARE``. Without, base things stand in
             their places.
 
@@ -100,19 +100,19 @@ def render(plan: Plan, rng: np.random.Generator, *, effects: bool = True) -> np.
 
     Args:
         rng: of textures, light and noise.
-        effects: False: every region and thing in its colours alone, without texture, outline, light
+        effects: False: every region and thing in its colors alone, without texture, outline, light
             and noise.
     """
     image = np.empty((3, SIZE, SIZE), np.float32)
     for region in plan.regions:
-        flat = drawing.unit(drawing.STUFF_COLOURS[str(region.name)])[:, None, None]
+        flat = drawing.unit(drawing.STUFF_COLORS[str(region.name)])[:, None, None]
         look = drawing.texture(str(region.name), rng) if effects else flat
         if region.cover is None:
             image[:] = look
         else:
             image += (look - image) * region.cover
     for thing in plan.things:
-        drawing.paint(image, thing.stamp, thing.colour, rim=effects)
+        drawing.paint(image, thing.stamp, thing.color, rim=effects)
     if effects:
         image *= _light(rng)
         image += drawing.grain(rng, (SIZE, SIZE)) * np.float32(rng.uniform(0.008, 0.025))

@@ -23,7 +23,7 @@ MMLogger.get_current_instance()
 
 @MODELS.register_module()
 class FakeSegmentor(BaseModel):
-    """Left half: class 0, right half: the last class; one pixel wide pictures have one segment."""
+    """Left half: class 0, right half: the last class; one pixel wide images have one segment."""
 
     signal: int | None = None
     """Sent to its own process when as many batches as ``signal_at`` says are done."""
@@ -69,10 +69,10 @@ class FakeSegmentor(BaseModel):
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
             if self.fail == "cpu":
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-            if self.fail == "huge":  # the same, for a picture with a white corner
+            if self.fail == "huge":  # the same, for an image with a white corner
                 if any(int(image[0, 0, 0]) == 255 for image in data["inputs"]):
                     raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-            elif self.fail == "overflow":  # in a picture with a white corner
+            elif self.fail == "overflow":  # in an image with a white corner
                 if any(int(image[0, 0, 0]) == 255 for image in data["inputs"]):
                     raise FloatingPointError("not finite")
             else:

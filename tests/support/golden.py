@@ -1,8 +1,8 @@
-"""Reference numbers of the published model, and the made-up weights they were made with.
+"""Reference numbers of the published model, and the random weights they were made with.
 
 Three things for the tests:
 
-* the made-up weights, written in the *published* file formats (:func:`write_sd`,
+* the random weights, written in the *published* file formats (:func:`write_sd`,
   :func:`write_clip`, :func:`write_odise`): every parameter is drawn from a generator seeded with
   its own key;
 * recorded stages and results of the published implementation run with these weights

@@ -1,4 +1,4 @@
-"""Miniature samples: random maps, their files, and results in the model's form."""
+"""Tiny model samples: random maps, their files, and results in the model's form."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from PIL import Image
 from tests.support import golden
 
 # Strides on top of those of the recordings, from the first axis on. Channel strides are odd so
-# that they fall on every position within a normalisation group.
+# that they fall on every position within a normalization group.
 EXTRA: dict[str, list[int]] = {
     "crop_img": [1, 1, 2, 2],
     "latent": [1, 1, 2, 2],

@@ -1,4 +1,4 @@
-"""A miniature of COCO panoptic, laid out as COCO is when it is unpacked."""
+"""A tiny model of COCO panoptic, laid out as COCO is when it is unpacked."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class SmallCoco:
         return self.root / f"{self.split}2017/{image_id:012}.jpg"
 
     def config(self, **changes: Any) -> dict:
-        """Of a data set that reads it."""
+        """Of a dataset that reads it."""
         return {
             "type": "PanopticDataset",
             "vocabulary": VOCABULARY,
@@ -74,7 +74,7 @@ class SmallCoco:
 
 
 def write_small_coco(root: Path, split: str = "train") -> SmallCoco:
-    """Pictures 7, 3 and 25: sky above grass with two cats and a dog; in 25 a crowd of dogs."""
+    """Images 7, 3 and 25: sky above grass with two cats and a dog; in 25 a crowd of dogs."""
     maps, images, annotations = {}, [], []
     rng = np.random.default_rng(5)
     made = SmallCoco(root, maps, split)

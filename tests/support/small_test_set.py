@@ -59,9 +59,9 @@ test_cfg = dict(type="OpenVocabTestLoop")
 class HalvesSegmentor(FakeSegmentor):
     """FakeSegmentor that runs in several processes, too; class 0 is left, the last one right."""
 
-    def __init__(self, fusion: dict | None = None, **kwargs) -> None:
+    def __init__(self, ensemble: dict | None = None, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.fusion = fusion
+        self.ensemble = ensemble
 
     def forward(self, inputs, data_samples=None, mode="predict"):
         found = [self._predict(sample) for sample in data_samples]
@@ -87,8 +87,8 @@ def write_set(folder: Path, borders: Sequence[int]) -> None:
     for index, border in enumerate(borders):
         ids = np.full((HEIGHT, WIDTH), 7)
         ids[:, border:] = 300
-        colours = np.where(ids[..., None] == 7, (200, 120, 40), (90, 140, 250)).astype(np.uint8)
-        Image.fromarray(colours).save(folder / "images" / f"{index:03d}.png")
+        colors = np.where(ids[..., None] == 7, (200, 120, 40), (90, 140, 250)).astype(np.uint8)
+        Image.fromarray(colors).save(folder / "images" / f"{index:03d}.png")
         write_panoptic_png(folder / "panoptic" / f"{index:03d}.png", ids)
         name, id_ = f"{index:03d}.png", 10 + index
         images.append(dict(id=id_, file_name=name, height=HEIGHT, width=WIDTH))

@@ -43,7 +43,7 @@ class Frozen(FrozenModule):
         return self.net(x)
 
 
-class Fusion(nn.Module):
+class Ensemble(nn.Module):
     def __init__(self, train_vocabulary: str) -> None:
         super().__init__()
         self.train_vocabulary = Vocabulary.parse(train_vocabulary)
@@ -59,7 +59,7 @@ class SmallModel(BaseModel):
         super().__init__()
         self.frozen = Frozen()
         self.layers = nn.Sequential(nn.Linear(2, width), nn.LayerNorm(width), nn.Linear(width, 1))
-        self.fusion = Fusion(train_vocabulary)
+        self.ensemble = Ensemble(train_vocabulary)
         self.vocabulary = Vocabulary.parse("zebra")
         self.test_cfg = dict(panoptic=True, semantic=True, instance=True, topk=5)
         self.broken_at, self.calls = broken_at, 0

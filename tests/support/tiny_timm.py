@@ -26,12 +26,12 @@ FIXED = dict(CFG, fixed_input_size=True, hf_hub_id="timm/")
 
 default_cfgs = generate_default_cfgs(
     {
-        "tiny_swin.made_up": dict(FIXED, classifier="head.fc"),
-        "tiny_mvit.made_up": dict(FIXED, classifier="head.fc"),
-        "tiny_beit.made_up": dict(FIXED, classifier="head"),
-        "tiny_relpos.made_up": dict(FIXED, classifier="head"),
-        "tiny_sam.made_up": FIXED,
-        "tiny_hiera.made_up": dict(FIXED, classifier="head.fc"),
+        "tiny_swin.random_weights": dict(FIXED, classifier="head.fc"),
+        "tiny_mvit.random_weights": dict(FIXED, classifier="head.fc"),
+        "tiny_beit.random_weights": dict(FIXED, classifier="head"),
+        "tiny_relpos.random_weights": dict(FIXED, classifier="head"),
+        "tiny_sam.random_weights": FIXED,
+        "tiny_hiera.random_weights": dict(FIXED, classifier="head.fc"),
         "tiny_beit.elsewhere": dict(FIXED, hf_hub_id=None, url="https://nowhere.invalid/b.pth"),
     }
 )

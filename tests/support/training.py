@@ -59,7 +59,7 @@ def make_sample(
     blocks = rng.randint(0, count + 1, (-(-size[0] // 16), -(-size[1] // 16)))
     owner = blocks.repeat(16, 0).repeat(16, 1)[: size[0], : size[1]]
     masks = np.array([owner == i for i in range(count)], np.uint8).reshape(count, *size)
-    meta = dict(img_shape=size, ori_shape=size, img_path=f"picture_{seed}.jpg")
+    meta = dict(img_shape=size, ori_shape=size, img_path=f"image_{seed}.jpg")
     if words is not None:
         meta["words"] = list(words)
     sample = DetDataSample(metainfo=meta)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from odise_mm.annotations.coco_json import (
-    picture_name,
+    image_name,
     read_captions,
     read_coco,
     without_unused_roots,
@@ -113,7 +113,7 @@ def test_what_is_right_comes_as_it_is(write: Callable) -> None:
         ("annotations", dict(segmentation="x"), 'annotation 0 of image 5: its mask is "x"'),
         ("annotations", dict(segmentation=0), "annotation 0 of image 5: its mask is 0"),
         ("annotations", dict(segmentation=dict(size=[30, 20], counts=[600])),
-         r"annotation 0 of image 5: .* size \[30, 20\], its picture is of \[20, 30\]"),
+         r"annotation 0 of image 5: .* size \[30, 20\], its image is of \[20, 30\]"),
     ],
 )  # fmt: skip
 def test_fields_of_wrong_types_are_refused_by_name(
@@ -157,7 +157,7 @@ def test_masks_that_cannot_be_used_are_left_out_and_counted(write: Callable) -> 
     assert len(found.notes) == 3
     few, far, rings = found.notes
     assert "1 of 6 annotations left out" in few and "(the first: annotation 1 of image 2)" in few
-    assert "fewer than 3 points" in few and "far beyond the picture" in far
+    assert "fewer than 3 points" in few and "far beyond the image" in far
     assert "masks of 1 of 6 annotations (the first: annotation 0 of image 5)" in rings
 
 
@@ -224,13 +224,13 @@ def test_segments_of_wrong_types_are_refused_by_name(
         (dict(file_name="val2017/7.jpg", neg_category_ids=[]), "val2017/7.jpg"),
     ],
 )
-def test_names_of_pictures(fields: dict, name: str) -> None:
-    assert picture_name(dict(id=7, **fields)) == name
+def test_names_of_images(fields: dict, name: str) -> None:
+    assert image_name(dict(id=7, **fields)) == name
 
 
-def test_a_picture_without_a_name() -> None:
+def test_an_image_without_a_name() -> None:
     with pytest.raises(DatasetError, match="image 7 has neither `file_name` nor `coco_url`"):
-        picture_name(dict(id=7))
+        image_name(dict(id=7))
 
 
 def test_roots_above_classes() -> None:

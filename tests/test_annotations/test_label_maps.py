@@ -102,13 +102,13 @@ def test_a_transparent_palette_entry_keeps_its_number(tmp_path: Path) -> None:
 
 
 def test_what_is_no_label_map(tmp_path: Path) -> None:
-    grey = np.zeros((4, 4), np.uint8)
-    Image.fromarray(grey).save(tmp_path / "a.jpg")
-    Image.fromarray(grey).save(tmp_path / "named.png", format="JPEG")
+    gray = np.zeros((4, 4), np.uint8)
+    Image.fromarray(gray).save(tmp_path / "a.jpg")
+    Image.fromarray(gray).save(tmp_path / "named.png", format="JPEG")
     for name in ("a.jpg", "named.png"):
         with pytest.raises(DatasetError, match=rf"{name}: not a readable label map, .* PNG"):
             read_label_map(tmp_path / name)
-    Image.fromarray(grey.astype(np.float32)).save(tmp_path / "f.tif")
+    Image.fromarray(gray.astype(np.float32)).save(tmp_path / "f.tif")
     with pytest.raises(DatasetError, match=r"f\.tif: .* this is F: floating point numbers"):
         read_label_map(tmp_path / "f.tif")
     for low in (-1, 70_000):

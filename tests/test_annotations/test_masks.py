@@ -42,7 +42,7 @@ def test_a_ring_may_touch_and_pass_the_border() -> None:
 @pytest.mark.parametrize(
     "ring",
     [
-        [0, 0, 80, 0, 80, 60, 0, 60],  # of a picture that is twice as large
+        [0, 0, 80, 0, 80, 60, 0, 60],  # of an image that is twice as large
         [0, 0, 10, 0, 10, 1e9],  # pycocotools would ask for gigabytes
         [0, 0, 10, 0, 10, -1e9],
         [0, 0, 10, 0, math.inf, 5],
@@ -51,7 +51,7 @@ def test_a_ring_may_touch_and_pass_the_border() -> None:
         [0, 0, 10, 0, 10**400, 5],
     ],
 )
-def test_rings_far_beyond_the_picture_are_not_used(ring: list) -> None:
+def test_rings_far_beyond_the_image_are_not_used(ring: list) -> None:
     assert clean_mask([ring], SIZE) is None
     assert clean_mask([SQUARE, ring], SIZE) is None  # half a mask would be a wrong one
 
@@ -89,8 +89,8 @@ SQUARE_CODE = code(drawn([SQUARE]))
         ([dict(SOLID)], 'has {"size": .* where a ring belongs'),
         ({}, "lack `size`"),
         ({"size": [30, 40]}, "lack `counts`"),
-        ({**SOLID, "size": [40, 30]}, r"of size \[40, 30\], its picture is of \[30, 40\]"),
-        ({**SOLID, "size": [60, 80]}, r"of size \[60, 80\], its picture is of \[30, 40\]"),
+        ({**SOLID, "size": [40, 30]}, r"of size \[40, 30\], its image is of \[30, 40\]"),
+        ({**SOLID, "size": [60, 80]}, r"of size \[60, 80\], its image is of \[30, 40\]"),
         ({**SOLID, "size": "30x40"}, 'of size "30x40"'),
         ({**SOLID, "size": [30.0, 40]}, r"of size \[30.0, 40\]"),
         ({**SOLID, "counts": [100, 200]}, "damaged: they sum to 300, .* 30 x 40 = 1200 pixels"),
@@ -108,7 +108,7 @@ SQUARE_CODE = code(drawn([SQUARE]))
         ({**SOLID, "counts": "o" * 40 + "0"}, "cannot be read"),  # a number of 200 bits
     ],
 )
-def test_what_is_no_mask_of_the_picture_is_said(mask: Any, message: str) -> None:
+def test_what_is_no_mask_of_the_image_is_said(mask: Any, message: str) -> None:
     with pytest.raises(DatasetError, match=message) as caught:
         clean_mask(mask, SIZE)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 300

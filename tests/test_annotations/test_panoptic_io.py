@@ -37,7 +37,7 @@ def result() -> SegmentationResult:
     return SegmentationResult("a/b.jpg", "b", 4, 6, panoptic, segments)
 
 
-def test_colours_are_ids_by_the_formats_formula():
+def test_colors_are_ids_by_the_formats_formula():
     ids = np.random.default_rng(0).integers(0, 256**3, (50, 40))
     rgb = ids_to_rgb(ids)
     assert rgb.dtype == np.uint8
@@ -57,10 +57,10 @@ def test_png_round_trip(tmp_path):
     assert np.array_equal(read_panoptic_png(path), result().panoptic)
     with Image.open(path) as image:
         assert image.mode == "RGB" and image.getpixel((2, 1)) == (300 - 256, 1, 0)
-    grey = tmp_path / "grey.png"
-    Image.new("L", (3, 3)).save(grey)
+    gray = tmp_path / "gray.png"
+    Image.new("L", (3, 3)).save(gray)
     with pytest.raises(PanopticFileError, match="is RGB"):
-        read_panoptic_png(grey)
+        read_panoptic_png(gray)
     with pytest.raises(PanopticFileError, match="no such panoptic PNG"):
         read_panoptic_png(tmp_path / "missing.png")
     write_panoptic_png(path, np.random.default_rng(0).integers(256**3, size=(400, 400)))

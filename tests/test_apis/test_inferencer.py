@@ -40,14 +40,14 @@ def inferencer(config: Path) -> OpenVocabInferencer:
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder with three pictures of different sizes, and a file that is none."""
+    """A folder with three images of different sizes, and a file that is none."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name, (height, width) in {"a.png": (30, 40), "b.JPG": (50, 20), "c.bmp": (8, 8)}.items():
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / name)
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -85,7 +85,7 @@ def test_every_kind_of_input_reaches_the_model_alike(inferencer, pictures):
     assert all(torch.equal(first, other) for other in others)
 
 
-def test_folder_and_glob_are_sorted_and_only_pictures(inferencer, pictures):
+def test_folder_and_glob_are_sorted_and_only_images(inferencer, pictures):
     names = [Path(r.image_path).name for r in inferencer(pictures)]
     assert names == ["a.png", "b.JPG", "c.bmp"]
     assert [Path(r.image_path).name for r in inferencer(str(pictures / "[bc].*"))] == names[1:]
@@ -101,7 +101,7 @@ def test_a_file_whose_name_looks_like_a_pattern_is_a_file(inferencer, pictures):
     assert result.image_path == str(odd)
 
 
-def test_batches_hold_pictures_of_different_size(inferencer, pictures):
+def test_batches_hold_images_of_different_size(inferencer, pictures):
     inferencer(pictures, batch_size=2)
     assert inferencer.model.batches == [[(3, 64, 85), (3, 160, 64)], [(3, 64, 64)]]
     one, two = inferencer(pictures), inferencer(pictures, batch_size=3)
@@ -121,10 +121,10 @@ def test_one_bad_file_does_not_stop_the_others(inferencer, pictures, batch_size,
     assert "images[4]" in str(results[4].error)
     assert results[1].panoptic is None and results[1].segments == []
     summary = " ".join(capsys.readouterr().err.split())
-    assert "3 of 6 pictures could not be used" in summary and "nowhere.png" in summary
+    assert "3 of 6 images could not be used" in summary and "nowhere.png" in summary
 
 
-def test_a_single_bad_picture_is_an_exception(inferencer, pictures):
+def test_a_single_bad_image_is_an_exception(inferencer, pictures):
     with pytest.raises(ImageError, match=r"nowhere\.png: no such file"):
         inferencer(pictures / "nowhere.png")
     with pytest.raises(ImageError, match="NaN"):
@@ -137,7 +137,7 @@ def test_a_single_bad_picture_is_an_exception(inferencer, pictures):
 
 def test_an_empty_folder_or_pattern_is_reported(inferencer, tmp_path):
     (empty,) = inferencer(tmp_path)
-    assert "no pictures in this folder" in str(empty.error)
+    assert "no images in this folder" in str(empty.error)
     (none,) = inferencer(str(tmp_path / "*.png"))
     assert "no file matches" in str(none.error)
     assert inferencer([]) == []
@@ -145,13 +145,13 @@ def test_an_empty_folder_or_pattern_is_reported(inferencer, tmp_path):
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 4000), (4000, 3), (1, 20_000), (20_000, 1)])
 def test_extreme_shapes_pass_through(inferencer, shape):
-    (result,) = inferencer(np.full((*shape, 3), 90, np.uint8), return_pictures=True)
+    (result,) = inferencer(np.full((*shape, 3), 90, np.uint8), return_vis=True)
     assert result.panoptic.shape == shape
     assert min(inferencer.model.seen[0].shape) >= 1
-    assert result.picture.dtype == np.uint8
+    assert result.visualization.dtype == np.uint8
 
 
-def test_pictures_are_read_only_when_needed(inferencer, pictures):
+def test_images_are_read_only_when_needed(inferencer, pictures):
     taken = []
 
     def images():
@@ -208,7 +208,7 @@ def test_output_files(inferencer, pictures, tmp_path):
     out = tmp_path / "out"
     images = [pictures / "a.png", "missing.png", pictures / "more" / "A.png", np.zeros((6, 7))]
     results = inferencer(images, texts="cat", stuff_texts="sky", out_dir=out)
-    assert [Path(r.files["picture"]).name for r in results if r.ok] == [
+    assert [Path(r.files["vis"]).name for r in results if r.ok] == [
         "a.jpg",
         "A_2.jpg",
         "image_0003.jpg",
@@ -218,8 +218,8 @@ def test_output_files(inferencer, pictures, tmp_path):
         assert np.array_equal(result.panoptic, read.panoptic)
         assert result.segments == read.segments
     info = json.loads((out / "panoptic.json").read_text())["info"]
-    assert "made_up_weights" in info
-    with Image.open(results[0].files["picture"]) as picture:
+    assert "random_weights" in info
+    with Image.open(results[0].files["vis"]) as picture:
         assert picture.width >= 480
 
 
@@ -231,12 +231,12 @@ def test_results_so_far_are_kept_when_a_later_batch_fails(config, pictures, tmp_
     assert len(read_coco_panoptic(tmp_path / "out" / "panoptic.json")) == 2
 
 
-def test_made_up_weights_are_said(inferencer, pictures):
-    assert inferencer.made_up_weights
-    plain, noticed = inferencer(pictures / "a.png", return_pictures=True)[0], None
-    noticed = plain.picture
-    assert plain.made_up_weights
-    plain.made_up_weights = False
+def test_random_weights_are_said(inferencer, pictures):
+    assert inferencer.random_weights
+    plain, noticed = inferencer(pictures / "a.png", return_vis=True)[0], None
+    noticed = plain.visualization
+    assert plain.random_weights
+    plain.random_weights = False
     without = inferencer.draw(read_image(pictures / "a.png"), plain)
     assert noticed.shape[0] > without.shape[0]
     assert noticed[2, 2].tolist() == [61, 196, 255]  # amber, BGR
@@ -301,28 +301,28 @@ def test_words_of_cuda_for_out_of_memory(text):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
-def test_memory_advice_names_the_pictures_own_size(config):
+def test_memory_advice_names_the_images_own_size(config):
     failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": "cpu"})
     with pytest.raises(DeviceMemoryError, match=r"own size \(now 2000 x 1000.* 0\.8 GB"):
         failing(np.zeros((1000, 2000, 3), np.uint8))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_masks_that_are_not_finite_cost_one_picture_of_a_list(config, batch_size, capsys):
+def test_masks_that_are_not_finite_cost_one_image_of_a_list(config, batch_size, capsys):
     failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": "overflow"})
-    images = [np.full((20, 20, 3), grey, np.uint8) for grey in (0, 255, 90, 30)]
+    images = [np.full((20, 20, 3), gray, np.uint8) for gray in (0, 255, 90, 30)]
     results = failing(images, batch_size=batch_size)
     assert [r.ok for r in results] == [True, False, True, True]
     assert str(results[1].error) == "images[1]: not finite"
-    assert "1 of 4 pictures" in capsys.readouterr().err
+    assert "1 of 4 images" in capsys.readouterr().err
     with pytest.raises(FloatingPointError, match="not finite"):
         failing(images[1])
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_memory_that_fails_for_one_picture_costs_that_picture(config, batch_size):
+def test_memory_that_fails_for_one_image_costs_that_image(config, batch_size):
     failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": "huge"})
-    images = [np.full((20, 20, 3), grey, np.uint8) for grey in (0, 255, 90, 30)]
+    images = [np.full((20, 20, 3), gray, np.uint8) for gray in (0, 255, 90, 30)]
     results = failing(images, batch_size=batch_size)
     assert [r.ok for r in results] == [True, False, True, True]
     assert str(results[1].error).startswith("images[1]: out of memory on cpu")
@@ -336,12 +336,12 @@ def test_memory_that_fails_for_one_picture_costs_that_picture(config, batch_size
     "place",
     [
         "odise_mm.structures.Instances.pack",
-        "odise_mm.apis.output.write_picture",
+        "odise_mm.apis.output.write_image",
         "odise_mm.annotations.panoptic_io.write_marked_png",
         "odise_mm.annotations.panoptic_io.describe_result",
     ],
 )
-def test_memory_for_results_costs_that_picture(
+def test_memory_for_results_costs_that_image(
     inferencer, pictures, tmp_path, monkeypatch, place, batch_size
 ):
     holder, _, name = place.rpartition(".")
@@ -366,7 +366,7 @@ def test_memory_for_results_costs_that_picture(
     assert not (out / "panoptic.journal").exists()
 
 
-def test_memory_for_reading_costs_that_picture(inferencer, pictures, monkeypatch):
+def test_memory_for_reading_costs_that_image(inferencer, pictures, monkeypatch):
     sizes = []
     pipeline = inferencer.pipeline
 
@@ -399,9 +399,7 @@ def test_the_limit_on_pixels(config, pictures, tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_what_a_generator_raises_comes_after_its_pictures(
-    inferencer, pictures, batch_size, tmp_path
-):
+def test_what_a_generator_raises_comes_after_its_images(inferencer, pictures, batch_size, tmp_path):
     class Gone(Exception):
         pass
 
@@ -427,15 +425,15 @@ def test_bytes_and_file_objects(inferencer, pictures):
             (result,) = inferencer(one)
             assert np.array_equal(result.panoptic, expected) and result.image_path is None
             assert len(inferencer([one, one])) == 2
-    with pytest.raises(ImageError, match="^image: not a readable picture"):
-        inferencer(b"not a picture" * 30_000)
+    with pytest.raises(ImageError, match="^image: not a readable image"):
+        inferencer(b"not an image" * 30_000)
     with pytest.raises(TypeError, match=r"numpy\.array\(pixels"):
         inferencer(np.zeros((300, 4, 3), np.uint8).tolist())
     with pytest.raises(ImageError, match="not fetched from addresses"):
         inferencer("https://example.com/a.jpg")
 
 
-def test_a_picture_called_dots(inferencer, pictures, tmp_path):
+def test_an_image_called_dots(inferencer, pictures, tmp_path):
     (pictures / "a.png").rename(pictures / "..png")
     results = inferencer([pictures / "..png", f"{pictures}/c.bmp/"], out_dir=tmp_path / "o")
     assert all(r.ok for r in results)
@@ -516,7 +514,7 @@ def test_where_the_frozen_weights_are_can_be_said():
             set_frozen_weights(cfg, part, "b")
 
 
-def test_a_data_set_pipeline_becomes_one_for_bare_pictures():
+def test_a_dataset_pipeline_becomes_one_for_bare_images():
     steps = [
         dict(type="LoadImageFromFile", backend_args=None),
         dict(type="mmdet.LoadPanopticAnnotations"),
@@ -529,7 +527,7 @@ def test_a_data_set_pipeline_becomes_one_for_bare_pictures():
     assert [type(t).__name__ for t in pipeline.transforms] == ["Resize"]
 
 
-def test_a_picture_is_read_once(inferencer, pictures, monkeypatch):
+def test_an_image_is_read_once(inferencer, pictures, monkeypatch):
     """And what the model gets is what the whole pipeline makes of the file."""
     calls = []
 
@@ -547,11 +545,11 @@ def test_a_picture_is_read_once(inferencer, pictures, monkeypatch):
     assert (result.height, result.width) == packed["data_samples"].ori_shape
 
 
-def test_the_miniature_from_pictures_to_maps(tmp_path):
+def test_the_tiny_model_from_images_to_maps(tmp_path):
     # Panoptic segments need most of their mask; random masks overlap, so ask for little.
     options = {"test_pipeline.1.scale": (96, 64), "model.test_cfg.overlap_threshold": 0.02}
     inferencer = OpenVocabInferencer("odise_tiny", device="cpu", cfg_options=options)
-    assert inferencer.made_up_weights
+    assert inferencer.random_weights
     rng = np.random.default_rng(0)
     shapes = [(64, 96), (80, 50)]
     images = [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in shapes]
@@ -572,7 +570,7 @@ def test_the_miniature_from_pictures_to_maps(tmp_path):
 
 def test_a_progress_bar_for_long_lists_only(inferencer, pictures, capsys):
     inferencer(pictures)
-    assert "pictures" not in capsys.readouterr().err
+    assert "images" not in capsys.readouterr().err
     inferencer([*pictures.iterdir()])
     assert "4/4" in capsys.readouterr().err
     inferencer([*pictures.iterdir()], progress=False)

@@ -73,7 +73,7 @@ def test_another_run_replaces_all_and_leaves_what_is_not_ours(inferencer, photos
     out = tmp_path / "out"
     inferencer([photos / "p0.png", photos / "p1.png"], out_dir=out)
     (out / "notes.txt").write_text("mine")
-    (out / "pictures" / "mine.jpg").write_bytes(b"mine")
+    (out / "vis" / "mine.jpg").write_bytes(b"mine")
     shutil.copy(photos / "p0.png", out / "panoptic" / "mine.png")
     inferencer([photos / "p1.png", photos / "p2.png"], texts="bird; fish", out_dir=out)
     assert sorted(contents(out)) == [
@@ -82,9 +82,9 @@ def test_another_run_replaces_all_and_leaves_what_is_not_ours(inferencer, photos
         "panoptic/mine.png",
         "panoptic/p1.png",
         "panoptic/p2.png",
-        "pictures/mine.jpg",
-        "pictures/p1.jpg",
-        "pictures/p2.jpg",
+        "vis/mine.jpg",
+        "vis/p1.jpg",
+        "vis/p2.jpg",
     ]
     assert {s.name for r in read_coco_panoptic(out / "panoptic.json") for s in r.segments} == {
         "bird",
@@ -122,7 +122,7 @@ def test_a_json_file_that_cannot_be_written_leaves_the_one_before(
         inferencer(photos, texts="bird; fish", out_dir=out)
     monkeypatch.undo()
     assert (out / "panoptic.json").read_bytes() == before
-    # nothing is lost: the same goes on, without running a picture again
+    # nothing is lost: the same goes on, without running an image again
     inferencer.model.batches.clear()
     inferencer(photos, texts="bird; fish", out_dir=out, resume=True)
     assert not inferencer.model.batches
@@ -144,7 +144,7 @@ def test_earlier_results_stay_until_a_run_comes_to_its_end(inferencer, photos, t
         assert set(after) - set(before) == {
             "panoptic.journal",
             "panoptic/p1.png",
-            "pictures/p1.jpg",
+            "vis/p1.jpg",
         }
     inferencer(images, out_dir=out, resume=True)
     assert {Path(name).stem for name in contents(out)} == {"p1", "p2", "panoptic"}
@@ -153,7 +153,7 @@ def test_earlier_results_stay_until_a_run_comes_to_its_end(inferencer, photos, t
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_a_run_goes_on_where_it_was_ended(inferencer, photos, tmp_path, batch_size) -> None:
-    whole = inferencer(photos, out_dir=tmp_path / "whole", return_pictures=True)
+    whole = inferencer(photos, out_dir=tmp_path / "whole", return_vis=True)
     part_of_a_run(inferencer, photos, tmp_path / "out", 2)
     assert len(read_coco_panoptic(tmp_path / "out" / "panoptic.json")) == 2
     inferencer.model.batches.clear()
@@ -162,20 +162,20 @@ def test_a_run_goes_on_where_it_was_ended(inferencer, photos, tmp_path, batch_si
         out_dir=tmp_path / "out",
         resume=True,
         batch_size=batch_size,
-        return_pictures=True,
+        return_vis=True,
     )
     assert sum(map(len, inferencer.model.batches)) == 3
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     for one, other in zip(whole, again, strict=True):
         assert one.segments == other.segments and one.class_names == other.class_names
         assert np.array_equal(one.panoptic, other.panoptic)
-        assert np.array_equal(one.picture, other.picture)
+        assert np.array_equal(one.visualization, other.visualization)
         assert (one.image_path, one.width, one.height) == (
             other.image_path,
             other.width,
             other.height,
         )
-        assert other.made_up_weights and set(one.files) == set(other.files)
+        assert other.random_weights and set(one.files) == set(other.files)
 
 
 def test_after_a_kill_the_next_run_writes_the_json_file(inferencer, photos, tmp_path) -> None:
@@ -203,7 +203,7 @@ def test_what_is_damaged_or_changed_is_done_again(inferencer, photos, tmp_path) 
     out = tmp_path / "out"
     part_of_a_run(inferencer, photos, out, 4)
     (out / "panoptic" / "p0.png").unlink()
-    (out / "pictures" / "p1.jpg").write_bytes(b"")
+    (out / "vis" / "p1.jpg").write_bytes(b"")
     other = np.full((16, 22), 2, np.int32)
     Image.fromarray(ids_to_rgb(other)).save(out / "panoptic" / "p2.png")
     Image.new("RGB", (9, 9)).save(photos / "p3.png")
@@ -221,8 +221,8 @@ def test_what_is_damaged_or_changed_is_done_again(inferencer, photos, tmp_path) 
     ("change", "message"),
     [
         (dict(texts="bird"), r"other names \(cat; dog, \w+; now bird, \w+\)"),
-        (dict(draw=False), r"other pictures_drawn \(yes; now no\)"),
-        (dict(images="p0.png"), r"other pictures \(5 from .*p0.png, \w+; now 1 from"),
+        (dict(draw=False), r"other images_drawn \(yes; now no\)"),
+        (dict(images="p0.png"), r"other images \(5 from .*p0.png, \w+; now 1 from"),
     ],
 )
 def test_a_run_with_other_settings_is_not_gone_on_with(
@@ -249,7 +249,7 @@ def test_other_weights_or_settings_of_the_model_are_noticed(photos, config, tmp_
         other.stream(photos, out_dir=out, resume=True)
 
 
-def test_bad_pictures_keep_their_place_when_a_run_goes_on(inferencer, photos, tmp_path) -> None:
+def test_bad_images_keep_their_place_when_a_run_goes_on(inferencer, photos, tmp_path) -> None:
     images = [photos / "p0.png", photos / "none.png", photos / "p1.png", photos / "p2.png"]
     inferencer(images, out_dir=tmp_path / "whole")
     part_of_a_run(inferencer, images, tmp_path / "out", 3)
@@ -307,8 +307,8 @@ def test_one_run_at_a_time(inferencer, photos, tmp_path) -> None:
     assert len(read_coco_panoptic(out / "panoptic.json")) == 5
 
 
-@pytest.mark.parametrize("part", ["pictures", "panoptic"])
-def test_pictures_are_not_replaced_by_their_results(inferencer, tmp_path, part) -> None:
+@pytest.mark.parametrize("part", ["vis", "panoptic"])
+def test_images_are_not_replaced_by_their_results(inferencer, tmp_path, part) -> None:
     folder = tmp_path / "trip" / part
     folder.mkdir(parents=True)
     Image.new("RGB", (8, 8), "red").save(folder / "a.jpg")
@@ -325,7 +325,7 @@ def test_pictures_are_not_replaced_by_their_results(inferencer, tmp_path, part) 
 
 
 @pytest.mark.parametrize("kind", ["symlink", "hard link", "folder"])
-def test_links_to_pictures_are_not_replaced_either(inferencer, photos, tmp_path, kind) -> None:
+def test_links_to_images_are_not_replaced_either(inferencer, photos, tmp_path, kind) -> None:
     out = tmp_path / "out"
     out.mkdir()
     if kind == "folder":
@@ -358,7 +358,7 @@ def test_the_other_files_of_a_call_are_not_replaced(config, photos, tmp_path) ->
 def test_files_of_somebody_elses_are_replaced_only_when_asked_for(
     inferencer, photos, tmp_path
 ) -> None:
-    for name in ("panoptic.json", "panoptic/p1.png", "pictures/p2.jpg"):
+    for name in ("panoptic.json", "panoptic/p1.png", "vis/p2.jpg"):
         out = tmp_path / name.replace("/", "_")
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_text('{"annotations": [], "images": []}')
@@ -378,7 +378,7 @@ def test_folders_where_files_belong_are_found_before_the_work(
         inferencer.stream(photos, out_dir=tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", [".", "panoptic", "pictures"])
+@pytest.mark.parametrize("name", [".", "panoptic", "vis"])
 def test_files_where_folders_belong_are_found_before_the_work(
     inferencer, photos, tmp_path, name
 ) -> None:
@@ -392,7 +392,7 @@ def test_files_where_folders_belong_are_found_before_the_work(
 # --- names --------------------------------------------------------------------------------------
 
 
-def test_any_name_of_a_picture_has_results(inferencer, tmp_path) -> None:
+def test_any_name_of_an_image_has_results(inferencer, tmp_path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     names = [
@@ -420,7 +420,7 @@ def test_any_name_of_a_picture_has_results(inferencer, tmp_path) -> None:
 
 def test_what_a_killed_run_left_of_a_file_is_removed(inferencer, photos, tmp_path) -> None:
     out = tmp_path / "out"
-    names = ["panoptic/.p0.png.0123abcd.tmp", "pictures/.p0.jpg.0123abcd.tmp", "panoptic/.mine.tmp"]
+    names = ["panoptic/.p0.png.0123abcd.tmp", "vis/.p0.jpg.0123abcd.tmp", "panoptic/.mine.tmp"]
     for name in names:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).touch()

@@ -43,12 +43,12 @@ def folder(saved: Path, tmp_path: Path) -> Path:
 
 def test_a_saved_model_comes_back(trained: OpenVocabInferencer, saved: Path) -> None:
     again = OpenVocabInferencer.from_pretrained(saved, "cpu")
-    assert not again.made_up_weights
+    assert not again.random_weights
     state = trained.model.state_dict()
     assert all(torch.equal(value, state[key]) for key, value in again.model.state_dict().items())
     assert again.default_vocabulary == trained.default_vocabulary
-    fusion = trained.model.fusion.train_vocabulary
-    assert again.model.fusion.train_vocabulary == fusion
+    ensemble = trained.model.ensemble.train_vocabulary
+    assert again.model.ensemble.train_vocabulary == ensemble
     for options in ({}, dict(texts="yellow heart; red ball", stuff_texts="sand; sky")):
         (one,), (other,) = trained(IMAGE, **options), again(IMAGE, **options)
         assert one.segments and one.segments == other.segments

@@ -1,4 +1,4 @@
-"""Folders, patterns and lists become pictures; what is left out is said."""
+"""Folders, patterns and lists become images; what is left out is said."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmengine.logging import MMLogger
 from PIL import Image
 
 from odise_mm.apis.sources import expand, is_single
-from odise_mm.utils.image import ImageError, picture_suffixes, read_image
+from odise_mm.utils.image import ImageError, image_suffixes, read_image
 
 needs_links = pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 
@@ -39,7 +39,7 @@ def said(monkeypatch):
 
 @pytest.fixture
 def album(tmp_path: Path, monkeypatch) -> Path:
-    """The working directory: three pictures in folders, and links that lead back."""
+    """The working directory: three images in folders, and links that lead back."""
     for name in ("top.png", "summer/lake.jpg", "summer/july/boat.PNG"):
         path = tmp_path / "album" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,14 +57,14 @@ def names(images) -> list[str]:
 
 def test_every_format_that_is_read_is_taken(tmp_path, said):
     pixels = Image.new("RGB", (6, 4), (10, 20, 30))
-    for suffix in picture_suffixes():
+    for suffix in image_suffixes():
         kind = Image.registered_extensions()[suffix]
         if kind in Image.SAVE:
             file = io.BytesIO()
             pixels.convert("F" if suffix == ".pfm" else "RGB").point(lambda v: v).save(file, kind)
             (tmp_path / f"a{suffix.upper()}").write_bytes(file.getvalue())
     sources = expand(tmp_path)
-    assert len(sources) == len(picture_suffixes()) - 1  # Pillow does not write PSD
+    assert len(sources) == len(image_suffixes()) - 1  # Pillow does not write PSD
     for source in sources:
         if not source.path.endswith(".PFM"):  # floating point numbers up to 255
             assert read_image(source.value).shape == (4, 6, 3)
@@ -87,7 +87,7 @@ def test_what_is_left_out_of_a_folder_is_said(album, said):
     assert said == []
 
 
-def test_pictures_with_odd_names(album):
+def test_images_with_odd_names(album):
     for name in ("..jpg", ".secret.png", "two.dots.webp", "d[1].bmp"):
         Image.new("RGB", (4, 4)).save(album / name, "png")
     found = ["..jpg", ".secret.png", "d[1].bmp", "top.png", "two.dots.webp"]
@@ -96,7 +96,7 @@ def test_pictures_with_odd_names(album):
         assert names(f"album/{name}") == [f"album/{name}"] and is_single(album / name)
 
 
-def test_a_folder_without_pictures(tmp_path, said):
+def test_a_folder_without_images(tmp_path, said):
     (tmp_path / "notes.txt").touch()
     (source,) = expand(tmp_path)
     assert isinstance(source.error, ImageError) and ".jfif" in str(source.error)
@@ -149,7 +149,7 @@ def test_links_to_other_places_are_followed_once(album, said):
         (album / name).symlink_to(elsewhere)
     (album / "copy.png").symlink_to("top.png")
     assert names("album/**/*.png") == ["album/copy.png", "album/one/far.png"]
-    assert said == ["album/**/*.png: left out 1 picture that came before, by another name or twice"]
+    assert said == ["album/**/*.png: left out 1 image that came before, by another name or twice"]
 
 
 def test_hidden_folders_are_no_part_of_a_pattern(album):
@@ -161,7 +161,7 @@ def test_hidden_folders_are_no_part_of_a_pattern(album):
 
 def test_folders_and_patterns_give_a_file_once_and_paths_always(album, said):
     assert names(["album", "album/*.png", album]) == ["album/top.png"]
-    assert len(said) == 2 and said[0].startswith("album/*.png: left out 1 picture that came before")
+    assert len(said) == 2 and said[0].startswith("album/*.png: left out 1 image that came before")
     one = "album/top.png"
     assert names([one, "album", one]) == [one] * 3
     assert list(names(iter([one, "album"]))) == [one] * 2
@@ -191,7 +191,7 @@ def test_a_path_that_looks_like_an_address_is_a_path(tmp_path, monkeypatch):
     assert names("s3://a.png") == ["s3://a.png"]
 
 
-def test_what_is_one_picture():
+def test_what_is_one_image():
     array = np.zeros((4, 4, 3), np.uint8)
     for one in (array, Image.new("L", (4, 4)), b"GIF89a", bytearray(b"x"), io.BytesIO(b"x")):
         assert is_single(one)
@@ -230,7 +230,7 @@ def test_file_objects_are_named(album):
         (None, "images is a NoneType"),
     ],
 )
-def test_what_is_no_list_of_pictures(images, match):
+def test_what_is_no_list_of_images(images, match):
     with pytest.raises(TypeError, match=match):
         expand(images)
     assert not is_single(images)

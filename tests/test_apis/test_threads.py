@@ -189,18 +189,18 @@ def test_output_folders_of_calls_at_once(fake: OpenVocabInferencer, tmp_path: Pa
 
     def work(numbered: tuple[int, dict[str, Any]]) -> list[SegmentationResult]:
         number, call = numbered
-        return fake(**call, out_dir=tmp_path / f"out{number}", return_pictures=True)
+        return fake(**call, out_dir=tmp_path / f"out{number}", return_vis=True)
 
     for number, results in enumerate(in_threads(work, list(enumerate(calls)))):
         read = read_coco_panoptic(tmp_path / f"out{number}" / "panoptic.json")
         for one, other in zip(results, read, strict=True):
             assert np.array_equal(one.panoptic, other.panoptic)
-            assert one.segments == other.segments and one.picture is not None
+            assert one.segments == other.segments and one.visualization is not None
 
 
 def test_bars_of_calls_at_once(fake: OpenVocabInferencer, capsys: pytest.CaptureFixture) -> None:
     fake.console._force_terminal = True  # where rich allows one live display
-    images = [np.full((20, 30, 3), grey, np.uint8) for grey in range(6)]
+    images = [np.full((20, 30, 3), gray, np.uint8) for gray in range(6)]
     results = in_threads(lambda names: fake(images, texts=names), ["a; b", "c", "d; e"] * 4)
     assert [len(r) for r in results] == [6] * 12
     assert [r[0].segments[0].name for r in results[:3]] == ["a", "c", "d"]

@@ -77,7 +77,7 @@ def test_lvis_and_instance_ap_share_a_column() -> None:
 
 
 def test_what_the_numbers_are_worth_is_said_below_the_table() -> None:
-    report = Report({}, ["ade20k", "pc59"], made_up_weights=True)
+    report = Report({}, ["ade20k", "pc59"], random_weights=True)
     report.results = [result(limit=5, images=5)]
     text = shown(report.table())
     assert "first 5" in text and "no benchmark numbers" in text
@@ -174,7 +174,7 @@ def test_json_has_every_digit_and_no_nan(tmp_path: Path) -> None:
 
     text = (tmp_path / "sub" / "out.json").read_text()
     read = json.loads(text, parse_constant=refuse)
-    assert read["precision"] == "bf16" and not read["made_up_weights"]
+    assert read["precision"] == "bf16" and not read["random_weights"]
     assert read["done"] == ["ade20k"] and read["not_done"] == ["voc21"]
     found = read["sets"]["ade20k"]
     assert found["metrics"]["panoptic/PQ"] == 22.623456789

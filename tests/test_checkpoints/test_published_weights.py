@@ -14,10 +14,10 @@ import torch
 from odise_mm.apis import OpenVocabInferencer
 from odise_mm.checkpoints import hub, published_weights
 from odise_mm.checkpoints.published_weights import (
-    LICENCES,
+    LICENSES,
     fetch,
     find_published,
-    licence_notice,
+    license_notice,
     published_names,
 )
 from odise_mm.checkpoints.safe_loading import save_state_dict
@@ -87,12 +87,12 @@ def test_an_inferencer_fetches_what_the_metafile_names(
 ) -> None:
     for _ in range(2):  # the second time from the cache
         inferencer = OpenVocabInferencer(config, weights, device="cpu")
-        assert inferencer.model.scale == 3 and not inferencer.made_up_weights
+        assert inferencer.model.scale == 3 and not inferencer.random_weights
     assert len(server.requests) == 1
     assert [file.name for file in caches.glob("*.pth")] == [server.url.rpartition("/")[2]]
 
 
-def test_the_licence_is_shown_before_a_download(config: str, server: FileServer) -> None:
+def test_the_license_is_shown_before_a_download(config: str, server: FileServer) -> None:
     seen: list[tuple[str, int]] = []
 
     def ask(notice: str) -> bool:
@@ -144,7 +144,7 @@ def test_a_derived_config_is_not_the_published_one(config: str, tmp_path: Path) 
 def test_random_weights_are_declared(tmp_path: Path) -> None:
     path = tmp_path / "random.py"
     path.write_text(CONFIG)
-    assert OpenVocabInferencer(path, device="cpu").made_up_weights
+    assert OpenVocabInferencer(path, device="cpu").random_weights
     with pytest.raises(CheckpointError, match="runs on random numbers, without any weights"):
         OpenVocabInferencer(path, "published", device="cpu")
     with pytest.raises(CheckpointError, match="runs on random numbers, without any weights"):
@@ -195,7 +195,7 @@ def test_the_published_models(name: str, file: str, digits: str, caches: Path) -
     place = f"https://github.com/NVlabs/ODISE/releases/download/v1.0.0/{file}"
     assert published.source == RemoteFile(place, sha256=digits)
     assert published.path == caches / file
-    notice = licence_notice(load_config(name))
+    notice = license_notice(load_config(name))
     for line in (
         f"{file}: CC BY-NC-SA 4.0 (non-commercial)",
         "CompVis/stable-diffusion-v1-3: CreativeML Open RAIL-M",
@@ -209,7 +209,7 @@ def test_the_toy_world_s_models_come_with_the_repository(kind: str) -> None:
     path = ROOT / f"projects/toy_world/weights/odise_{kind}.safetensors"
     assert fetch(f"odise_toy_{kind}") == path
     inferencer = OpenVocabInferencer(f"odise_toy_{kind}", device="cpu")
-    assert not inferencer.made_up_weights
+    assert not inferencer.random_weights
 
 
 def test_the_names_of_published_models() -> None:
@@ -276,9 +276,9 @@ def test_a_repository_in_the_cache(tmp_path: Path) -> None:
     assert hub.is_cached("owner/name")
 
 
-def test_licences_are_those_of_the_documents() -> None:
+def test_licenses_are_those_of_the_documents() -> None:
     page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
-    for source in LICENCES:
+    for source in LICENSES:
         assert f"`{source}`" in page
 
 
@@ -290,4 +290,4 @@ def test_the_notice_is_logged_where_nobody_asks(
     for _ in range(2):
         fetch(config)
     (notice,) = logged
-    assert notice == licence_notice(load_config(config))
+    assert notice == license_notice(load_config(config))

@@ -33,7 +33,7 @@ class Model(nn.Module):
 
     def __init__(self, trained: Vocabulary | str, current: Vocabulary | str) -> None:
         super().__init__()
-        self.fusion = GeometricEnsemble(train_vocabulary=trained)
+        self.ensemble = GeometricEnsemble(train_vocabulary=trained)
         self.vocabulary = current if isinstance(current, Vocabulary) else Vocabulary.load(current)
 
 
@@ -80,7 +80,7 @@ def test_published_weights_with_our_names(
         "carpet, mud",
         "'ade20k': earth, light",
         "coco_panoptic_with_prompt_eng.txt",
-        "--cfg-options model.fusion.train_vocabulary=PATH",
+        "--cfg-options model.ensemble.train_vocabulary=PATH",
     ):
         assert part in text
     compare_names(Model(SMALL, "ade20k"), "odise.pth", meta, published)  # a file of the user's
@@ -130,24 +130,24 @@ def test_a_model_without_training_names(warnings: list[str]) -> None:
 def test_a_config_without_names_takes_those_of_the_checkpoint(
     tmp_path: Path, warnings: list[str]
 ) -> None:
-    model = segmentor(fusion=dict(type="GeometricEnsemble"), vocabulary="voc20")
-    assert model.fusion.train_vocabulary == Vocabulary.load("voc20"), "of the model, by default"
+    model = segmentor(ensemble=dict(type="GeometricEnsemble"), vocabulary="voc20")
+    assert model.ensemble.train_vocabulary == Vocabulary.load("voc20"), "of the model, by default"
     save_state_dict(tmp_path / "unnamed.pth", model.state_dict())
     load_weights(model, tmp_path / "unnamed.pth")
-    assert model.fusion.train_vocabulary == Vocabulary.load("voc20")
+    assert model.ensemble.train_vocabulary == Vocabulary.load("voc20")
     note = json.dumps(note_of(SMALL))
     save_state_dict(tmp_path / "ours.pth", model.state_dict(), {"train_vocabulary": note})
     load_weights(model, tmp_path / "ours.pth")
-    assert model.fusion.train_vocabulary.synonyms == SMALL.synonyms and warnings == []
+    assert model.ensemble.train_vocabulary.synonyms == SMALL.synonyms and warnings == []
     compare_names(model, "odise.pth", {}, published=True)
-    assert model.fusion.train_vocabulary == Vocabulary.load("coco")
+    assert model.ensemble.train_vocabulary == Vocabulary.load("coco")
     assert "published ODISE checkpoint" in warnings[0]
     assert not take_names(Model(SMALL, "coco"), Vocabulary.load("voc20"))
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
 def test_files_bring_their_names(ending: str, tmp_path: Path, warnings: list[str]) -> None:
-    model = segmentor(fusion=dict(type="GeometricEnsemble", train_vocabulary="coco"))
+    model = segmentor(ensemble=dict(type="GeometricEnsemble", train_vocabulary="coco"))
     path = tmp_path / f"ours.{ending}"
     note = json.dumps(note_of(SMALL))
     save_state_dict(path, model.state_dict(), {"train_vocabulary": note})

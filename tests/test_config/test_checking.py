@@ -29,7 +29,7 @@ from tests.support.small_training import SmallDataset, config
 LABEL = "odise/odise_coco_label.py"
 
 
-def test_data_sets_get_the_pipelines() -> None:
+def test_datasets_get_the_pipelines() -> None:
     cfg = load_config(LABEL)
     for stage in ("train", "test"):
         del cfg[f"{stage}_dataloader"].dataset["pipeline"]
@@ -54,8 +54,8 @@ test_pipeline = [dict(type="LoadImage", exif=False)]
 """
 
 
-def test_a_pipeline_that_no_data_set_uses_is_warned_of(tmp_path: Path) -> None:
-    """A child that replaces a variable does not change the data sets of its base."""
+def test_a_pipeline_that_no_dataset_uses_is_warned_of(tmp_path: Path) -> None:
+    """A child that replaces a variable does not change the datasets of its base."""
     assert not unused_pipelines(load_config(LABEL))
     child = Config.fromstring(CHILD, ".py")
     lines = unused_pipelines(complete_config(child))
@@ -73,7 +73,7 @@ def test_a_pipeline_that_no_data_set_uses_is_warned_of(tmp_path: Path) -> None:
     assert told.train_dataloader.dataset.pipeline == [dict(type="LoadImage")]
     meant = Config.fromstring(CHILD + "train_pipeline = None\ntest_pipeline = None\n", ".py")
     assert not unused_pipelines(meant)
-    # One of several data sets is enough, and short configs have nothing to contradict.
+    # One of several datasets is enough, and short configs have nothing to contradict.
     child.train_dataloader.dataset = dict(
         type="ConcatDataset", datasets=[child.train_dataloader.dataset, dict(type="X")]
     )
@@ -96,7 +96,7 @@ def _with_pipeline(init: Callable[..., None]) -> Callable[..., None]:
     return lambda self, pipeline=None, **settings: init(self, **settings)
 
 
-def test_changes_of_a_pipeline_reach_the_data_sets_that_use_it() -> None:
+def test_changes_of_a_pipeline_reach_the_datasets_that_use_it() -> None:
     cfg = load_config(LABEL)
     own = [dict(type="LoadImage"), dict(type="ResizeKeepRatio", scale=(7, 7))]
     cfg.test_dataloader.dataset.pipeline = own
@@ -107,7 +107,7 @@ def test_changes_of_a_pipeline_reach_the_data_sets_that_use_it() -> None:
     assert cfg.train_dataloader.dataset.pipeline[crop].crop_size == (5, 5)
     assert cfg.val_dataloader.dataset.pipeline[1].scale == (64, 32)
     assert cfg.test_dataloader.dataset.pipeline == own, "it was another one"
-    # What is said of the data set itself wins, and changes nothing else.
+    # What is said of the dataset itself wins, and changes nothing else.
     both = {"test_pipeline.1.scale": (8, 8), "val_dataloader.dataset.pipeline.1.scale": (9, 9)}
     change_config(cfg, both)
     assert cfg.val_dataloader.dataset.pipeline[1].scale == (9, 9)

@@ -26,7 +26,7 @@ BROWSE = Path(mmdet.__file__).parent / ".mim/tools/analysis_tools/browse_dataset
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
-    """The toy world's config, on three small pictures."""
+    """The toy world's config, on three small images."""
     for split in ("train", "val"):
         data = write_small_coco(tmp_path, split)
         content = data.read()
@@ -40,7 +40,7 @@ def toy(tmp_path: Path) -> Path:
         f"""
 _base_ = ["{CONFIGS}/toy/odise_toy_label.py"]
 data = dict(vocabulary="{names}", data_root="{tmp_path}")
-model = dict(vocabulary="{names}", fusion=dict(train_vocabulary="{names}"))
+model = dict(vocabulary="{names}", ensemble=dict(train_vocabulary="{names}"))
 train_dataloader = dict(batch_size=1, dataset=data)
 val_dataloader = dict(dataset=dict(subsets=None, **data))
 test_dataloader = val_dataloader
@@ -53,8 +53,8 @@ work_dir = "{tmp_path}/work"
 
 
 @pytest.mark.skipif(not BROWSE.is_file(), reason="this mmdet came without its tools")
-def test_mmdets_browser_shows_the_pictures(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tool itself, which builds the data set by mmdet's registry and draws what it gives."""
+def test_mmdets_browser_shows_the_images(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tool itself, which builds the dataset by mmdet's registry and draws what it gives."""
     out = toy.parent / "drawn"
     arguments = ["browse_dataset.py", str(toy), "--output-dir", str(out), "--not-show"]
     monkeypatch.setattr("sys.argv", arguments)

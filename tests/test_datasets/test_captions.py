@@ -32,7 +32,7 @@ def coco(tmp_path: Path) -> SmallCoco:
     coco = write_small_coco(tmp_path / "coco")
     # as in COCO, captions of an image don't stand together, and other images may be there
     rows = [(i, texts[n]) for n in range(3) for i, texts in CAPTIONS.items() if n < len(texts)]
-    write_captions(coco, [*rows, (999, "of another picture")])
+    write_captions(coco, [*rows, (999, "of another image")])
     return coco
 
 

@@ -1,4 +1,4 @@
-"""Pictures with an EXIF orientation, and annotations made on their pixels as stored or upright."""
+"""Images with an EXIF orientation, and annotations made on their pixels as stored or upright."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def log(tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
 
 
 def scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture and its segments 1 (red), 2 (green), 3 (blue): no two orientations look alike."""
+    """An image and its segments 1 (red), 2 (green), 3 (blue): no two orientations look alike."""
     ids = np.ones((height, width), np.int32)
     ids[:, width // 3 :] = 2
     ids[: height // 4] = 3
@@ -65,7 +65,7 @@ def write(
     size: tuple[int, int] = (24, 36),
     number: int = 4,
 ) -> None:
-    """A dataset of all three kinds of annotations, made on the upright pictures or as stored."""
+    """A dataset of all three kinds of annotations, made on the upright images or as stored."""
     image, ids = scene(*size)
     if upright:
         ids = UPRIGHT[orientation](ids)
@@ -141,7 +141,7 @@ def semantic(root: Path, **changes: Any) -> Any:
 
 
 def agrees(item: dict) -> bool:
-    """Whether every segment has its color; pictures are BGR."""
+    """Whether every segment has its color; images are BGR."""
     label = item["img"].argmax(-1)
     return np.array_equal(2 - label, item["gt_seg_map"] - 1)
 
@@ -204,7 +204,7 @@ def test_who_chose_is_not_warned(tmp_path: Path, log: Callable[[], list[str]]) -
     assert not log()
 
 
-def test_square_pictures_hide_quarter_turns(tmp_path: Path, log: Callable[[], list[str]]) -> None:
+def test_square_images_hide_quarter_turns(tmp_path: Path, log: Callable[[], list[str]]) -> None:
     write(tmp_path, 6, False, size=(24, 24))
     assert not agrees(panoptic(tmp_path)[0])
     assert "has EXIF orientation 6" in log()[0]

@@ -20,7 +20,7 @@ from tests.support.small_coco import VOCABULARY
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """Pictures b and city/a, and their label files."""
+    """Images b and city/a, and their label files."""
     for name, shape in (("b", (4, 6)), ("city/a", (5, 7))):
         for path, kind in ((f"images/{name}_rgb.png", "RGB"), (f"labels/{name}_ids.png", "L")):
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def test_semantic(labels: Path) -> None:
     assert listed.get_data_info(0)["reduce_zero_label"] is False
 
 
-def test_pictures_of_another_suffix_are_said_to_be_left_out(labels: Path, monkeypatch) -> None:
+def test_images_of_another_suffix_are_said_to_be_left_out(labels: Path, monkeypatch) -> None:
     said: list[str] = []
     monkeypatch.setattr("odise_mm.datasets.semantic.print_log", lambda text, **_: said.append(text))
     for name in ("c_rgb.JPG", "city/d_rgb.webp", "city/e_rgb.webp", "notes_rgb.txt", "f.png"):
@@ -65,11 +65,11 @@ def test_pictures_of_another_suffix_are_said_to_be_left_out(labels: Path, monkey
         (labels / "labels" / f"{name}_ids.png").touch()
     (labels / "images" / "g_rgb.webp").touch()  # without a label file
     assert len(semantic(labels)) == 2
-    assert len(said) == 1 and said[0].startswith(f"{labels}/images: pictures with label files are")
+    assert len(said) == 1 and said[0].startswith(f"{labels}/images: images with label files are")
     assert "img_suffix='_rgb.png': " in said[0] and "2 .webp" in said[0] and "1 .JPG" in said[0]
     (labels / "list.txt").write_text("city/a\n")
     semantic(labels, ann_file="list.txt")
-    # Label files beside the pictures are no pictures.
+    # Label files beside the images are no images.
     both = dict(img_path="images", seg_map_path="images")
     for name in ("b_rgb", "city/a_rgb"):
         (labels / "images" / f"{name}.png").rename(labels / "images" / f"{name}.jpg")
@@ -85,7 +85,7 @@ def test_bad_semantic_data(labels: Path) -> None:
         semantic(labels, data_prefix=dict(img_path="images", seg_map_path="nothing"))
     with pytest.raises(DatasetError, match="list.txt: no such list of images"):
         semantic(labels, ann_file="list.txt")
-    with pytest.raises(DatasetError, match=r"images \(images end in .jpg\): the data set is empty"):
+    with pytest.raises(DatasetError, match=r"images \(images end in .jpg\): the dataset is empty"):
         semantic(labels, img_suffix=".jpg")
     with pytest.raises(DatasetError, match="needs `vocabulary`"):
         semantic(labels, vocabulary=None)
@@ -112,7 +112,7 @@ SQUARE = [[2, 2, 8, 2, 8, 8, 2, 8]]
 
 @pytest.fixture
 def instances(tmp_path: Path) -> Path:
-    """As LVIS: pictures are named by ``coco_url`` alone."""
+    """As LVIS: images are named by ``coco_url`` alone."""
     (tmp_path / "coco").mkdir()
     content = dict(
         images=[

@@ -73,11 +73,11 @@ def test_its_names(coco: SmallCoco) -> None:
     assert dataset.metainfo["vocabulary"] == VOCABULARY
     path = coco.root / "names.txt"
     VOCABULARY.save(path)
-    for given in (str(path), "names.txt"):  # relative to the data set's folder
+    for given in (str(path), "names.txt"):  # relative to the dataset's folder
         assert build(coco, vocabulary=given).vocabulary == VOCABULARY
 
 
-def test_loading_opens_no_picture(coco: SmallCoco) -> None:
+def test_loading_opens_no_image(coco: SmallCoco) -> None:
     for path in [*coco.png(7).parent.iterdir(), *coco.image(7).parent.iterdir()]:
         path.unlink()
     assert len(build(coco)) == 3
@@ -211,14 +211,14 @@ def test_images_without_segments(coco: SmallCoco, log: pytest.LogCaptureFixture)
     assert [info["img_id"] for info in infos(build(coco, test_mode=True))] == [7, 3, 25]
 
 
-def test_an_empty_data_set(coco: SmallCoco) -> None:
+def test_an_empty_dataset(coco: SmallCoco) -> None:
     content = coco.read()
     clear_segments(content, 3, 7, 25)
     coco.write(content)
-    with pytest.raises(DatasetError, match="the data set is empty, all 3 images are without a seg"):
+    with pytest.raises(DatasetError, match="the dataset is empty, all 3 images are without a seg"):
         build(coco)
     coco.write(dict(images=[], annotations=[], categories=CATEGORIES))
-    with pytest.raises(DatasetError, match="the data set is empty, it lists no image"):
+    with pytest.raises(DatasetError, match="the dataset is empty, it lists no image"):
         build(coco, test_mode=True)
 
 
@@ -324,7 +324,7 @@ BROKEN: dict[str, tuple[Callable[[dict], Any], str]] = {
         lambda c: c["categories"][0].update(name=None),
         "category 17 has `name` null, not text",
     ),
-    "a picture outside": (
+    "an image outside": (
         lambda c: c["images"][0].update(file_name="../../secret.jpg"),
         "image 7: '../../secret.jpg' leads outside its folder",
     ),
@@ -401,5 +401,5 @@ def test_arguments_that_do_not_fit(coco: SmallCoco) -> None:
 
 
 def test_ids_need_all_bytes_of_a_pixel(coco: SmallCoco) -> None:
-    """The miniature would not notice a mistake in them otherwise."""
+    """The tiny model would not notice a mistake in them otherwise."""
     assert (ids_to_rgb(coco.maps[25])[5, 5] > 0).all()

@@ -36,7 +36,7 @@ LOAD = [dict(type="LoadImage"), dict(type="LoadPanopticMap")]
 
 
 def scene(rng: np.random.Generator, height: int, width: int, count: int) -> tuple:
-    """A picture and a map of ``count`` patches, with holes."""
+    """An image and a map of ``count`` patches, with holes."""
     image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
     rows, columns = -(-height // 5), -(-width // 5)
     coarse = rng.integers(0, count + 1, (rows, columns))
@@ -135,7 +135,7 @@ def test_large_scale_jitter_by_hand(seed: int) -> None:
 
 @pytest.mark.parametrize("fill", [dict(), dict(pad_val=dict(seg=0)), dict(pad_val=dict(seg=255))])
 def test_what_transforms_fill_maps_with_is_no_segment(fill: dict, tmp_path: Path) -> None:
-    """mmdet fills maps with 255 by itself; a picture may have more segments than that."""
+    """mmdet fills maps with 255 by itself; an image may have more segments than that."""
     ids = np.arange(1, 301).reshape(15, 20)
     write_panoptic_png(tmp_path / "many.png", ids)
     segments = [dict(id=i, label=i % 7, is_thing=True, is_crowd=i == 9) for i in range(1, 301)]

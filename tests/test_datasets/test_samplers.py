@@ -155,9 +155,9 @@ def same(first: list[tuple], second: list[tuple]) -> bool:
     )
 
 
-def test_pictures_do_not_depend_on_workers_nor_on_what_was_before(dataset: PanopticDataset) -> None:
+def test_images_do_not_depend_on_workers_nor_on_what_was_before(dataset: PanopticDataset) -> None:
     expected = batches(dataset, 5)
-    assert len({item[2].numpy().tobytes() for item in expected}) >= 8, "of three pictures"
+    assert len({item[2].numpy().tobytes() for item in expected}) >= 8, "of three images"
     assert any(item[1] for item in expected)
     np.random.seed(99)
     assert same(batches(dataset, 5), expected)

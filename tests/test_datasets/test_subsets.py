@@ -1,4 +1,4 @@
-"""Subsets of a data set's classes, in its metainfo: lists, files and vocabularies; mistakes."""
+"""Subsets of a dataset's classes, in its metainfo: lists, files and vocabularies; mistakes."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def datasets(root: Path, **arguments: Any) -> list[Any]:
     ]  # fmt: skip
 
 
-def test_every_data_set_knows_its_subsets(tmp_path: Path) -> None:
-    # A file has names of its own and the data set's; relative ones are in the data set's folder.
+def test_every_dataset_knows_its_subsets(tmp_path: Path) -> None:
+    # A file has names of its own and the dataset's; relative ones are in the dataset's folder.
     (tmp_path / "novel.txt").write_text("stuff: lawn, turf | grass-merged\nthing: dog, puppy\n")
     subsets = dict(base=["Cat", "sky-other-merged"], novel="novel.txt")
     for dataset in datasets(tmp_path, subsets=subsets):
@@ -55,7 +55,7 @@ def test_without_subsets_there_are_none(tmp_path: Path) -> None:
     assert [dataset.metainfo["subsets"] for dataset in datasets(tmp_path)] == [{}] * 3
 
 
-def test_renamed_classes_keep_the_data_set_s_names(tmp_path: Path) -> None:
+def test_renamed_classes_keep_the_dataset_s_names(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("1:air\n2:tabby\n3:lawn\n4:hound\n")
     coco = write_small_coco(tmp_path)
     changes = dict(label_file="labels.txt", subsets=dict(pets=["dog", "cat"]))

@@ -89,7 +89,7 @@ def test_gradients_are_those_of_the_joined_batch(
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with pictures and ``small.py``, the config of a real, small model: 3 iterations."""
+    """A folder with images and ``small.py``, the config of a real, small model: 3 iterations."""
     folder = tmp_path_factory.mktemp("project")
     for split in ("train", "val"):
         pictures = write_small_coco(folder / "data", split)
@@ -99,7 +99,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Smaller ones have a map of a single pixel, whose norm leaves only rounding.
     cfg.model = segmentor_config(tile_size=128)
     cfg.model.head.train_cfg.num_points = 300
-    cfg.model.fusion.train_vocabulary = str(names)
+    cfg.model.ensemble.train_vocabulary = str(names)
     sizes = dict(LargeScaleJitter="scale", RandomCrop="crop_size", Pad="size")
     for step in cfg.train_pipeline:
         name = step.type.rpartition(".")[2]

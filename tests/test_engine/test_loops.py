@@ -63,7 +63,7 @@ def test_tasks_of_metrics(needed: list[str | None], tasks: set[str]) -> None:
     assert tasks_of(Evaluator([metric(n) for n in needed])) == tasks
 
 
-def test_names_of_any_data_set() -> None:
+def test_names_of_any_dataset() -> None:
     class Plain:
         metainfo = dict(classes=("a", "b"))
 
@@ -180,15 +180,15 @@ def test_frozen_parts_are_left_out_without_any_option(tmp_path: Path) -> None:
 
 
 def test_other_names_than_those_trained_on(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="set model.fusion.train_vocabulary to"):
+    with pytest.raises(ConfigError, match="set model.ensemble.train_vocabulary to"):
         runner(tmp_path, model__train_vocabulary="cat; zebra").train()
 
 
-def test_a_config_without_names_is_trained_on_those_of_the_data_set(tmp_path: Path) -> None:
+def test_a_config_without_names_is_trained_on_those_of_the_dataset(tmp_path: Path) -> None:
     run = runner(tmp_path, model__train_vocabulary="zebra")
     run.model.train_vocabulary_is_open = True  # as of segmentors whose config says none
     run.train()
-    assert run.model.fusion.train_vocabulary.synonyms == (("cat",), ("dog",))
+    assert run.model.ensemble.train_vocabulary.synonyms == (("cat",), ("dog",))
     assert not run.model.train_vocabulary_is_open, "a checkpoint to begin with changes nothing"
 
 
@@ -201,7 +201,7 @@ def test_more_processes_than_images_to_evaluate(
         _ = run.val_loop
 
 
-def test_what_a_data_set_refuses_in_a_worker_is_one_sentence(
+def test_what_a_dataset_refuses_in_a_worker_is_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: SmallDataset, index: int) -> dict:
@@ -213,12 +213,12 @@ def test_what_a_data_set_refuses_in_a_worker_is_one_sentence(
     assert str(caught.value) == "images/3.jpg: 7 x 7 pixels, its PNG has 8 x 8"
 
 
-def test_an_empty_data_set(tmp_path: Path) -> None:
+def test_an_empty_dataset(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="no image"):
         runner(tmp_path, train_dataloader__dataset__size=0).train()
 
 
-def test_batches_larger_than_the_data_set_repeat_images(tmp_path: Path) -> None:
+def test_batches_larger_than_the_dataset_repeat_images(tmp_path: Path) -> None:
     run = runner(tmp_path, train_dataloader__batch_size=9, train_cfg__max_iters=1)
     run.train()
     assert len(run.model.seen[0]["images"]) == 9

@@ -82,7 +82,7 @@ def test_too_many_classes_are_refused_before_anything_is_run(tmp_path: Path) -> 
         run(ResultWriterHook(tmp_path), [0], 65536)
 
 
-def test_pictures_are_shown_as_the_dataset_reads_them(tmp_path: Path) -> None:
+def test_images_are_shown_as_the_dataset_reads_them(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "7.png"

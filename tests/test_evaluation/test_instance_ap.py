@@ -105,7 +105,7 @@ def test_recall_of_a_file_asks_for_no_class_and_of_a_map_counts_what_is_a_thing(
     path = tmp_path / "instances.json"
     content = make.instance_file(path, [item], CLASSES)
     for category in content["categories"]:
-        category["name"] += " of another data set"
+        category["name"] += " of another dataset"
     path.write_text(json.dumps(content))
     ids = make.read_ids(item)
     perfect = np.array([ids == info["id"] for info in item["segments_info"] if info["is_thing"]])
@@ -200,7 +200,7 @@ def test_bad_input_is_named(tmp_path: Path, kind: str) -> None:
     ):
         small = [content["images"][0] | dict(height=7), content["images"][1]]
         run(items, images=small, annotations=[])
-    with pytest.raises(DatasetError, match=r"size \[160, 200\], its picture is of \[7, 200\]"):
+    with pytest.raises(DatasetError, match=r"size \[160, 200\], its image is of \[7, 200\]"):
         run(items, images=[content["images"][0] | dict(height=7), content["images"][1]])
     with pytest.raises(DatasetError, match=r"instances\.json: annotation 1 has no `area`"):
         run(

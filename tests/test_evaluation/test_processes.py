@@ -111,7 +111,7 @@ def test_two_processes_say_what_one_says(tmp_path: Path) -> None:
         n = len(KINDS)
         assert len(errors) == n + n + n - 2  # on both processes: nobody waits for ever
         for kind, error in zip(KINDS, errors[:n], strict=True):
-            assert error.startswith(f"{kind}: 8 images were evaluated, but the data set has 7")
+            assert error.startswith(f"{kind}: 8 images were evaluated, but the dataset has 7")
             assert "round_up=False" in error
         assert all("no image was evaluated" in error for error in errors[n : 2 * n])
         assert all("image id 90 was evaluated more than once" in e for e in errors[2 * n :])

@@ -28,7 +28,7 @@ def metric_of(
 
 
 def check_all(metric: DatasetMetric, numbers: dict[str, float], names: tuple[str, ...]) -> None:
-    """The subset "all" has the data set's own numbers."""
+    """The subset "all" has the dataset's own numbers."""
     for name in names:
         whole = numbers[f"{metric.prefix}/{name}"]
         assert numbers[f"{metric.prefix}/all/{name}"] == pytest.approx(whole, abs=1e-9, nan_ok=True)

@@ -1,4 +1,4 @@
-"""Every stage against the published implementation, run with the same made-up weights.
+"""Every stage against the published implementation, run with the same random weights.
 
 The weights are written in the published file formats and read by the loaders that users use. The
 full-size case needs the complete recordings (environment variable ``ODISE_GOLDEN_DIR``), 20 GB of
@@ -58,7 +58,7 @@ class Stages:
             "head": model.head,
             "own": model.classifiers[0],
             "clip": model.classifiers[1],
-            "fusion": model.fusion,
+            "ensemble": model.ensemble,
         }
         hooks = [
             part.register_forward_hook(
@@ -141,8 +141,8 @@ def check_names(stages: Stages, allowed: int = 0) -> None:
     case.compare("clip_text_embed", clip.text_encoder(photos), 1e-5)
     case.compare("logit_scale", own.scale, 1e-5)
 
-    prediction, opinions = stages["head"][-1], [stages["own"], stages["clip"]]
-    logits = opinions[0].logits
+    prediction, class_predictions = stages["head"][-1], [stages["own"], stages["clip"]]
+    logits = class_predictions[0].logits
     if case.variant == "label":
         null = own.text_proj(own.null_embedding)
         case.compare("null_embed_proj", null, 1e-5)
@@ -152,10 +152,10 @@ def check_names(stages: Stages, allowed: int = 0) -> None:
     images = [stages.image.float() / 255]
     embedded = clip.embed_masks(prediction.masks, images)
     case.compare_queries("clip_mask_embed", embedded, allowed=allowed)
-    case.compare_queries("clip_mask_pred_open_logits", opinions[1].logits, allowed=allowed)
-    fused = model.fusion.fused_logits(opinions, model.vocabulary)
+    case.compare_queries("clip_mask_pred_open_logits", class_predictions[1].logits, allowed=allowed)
+    fused = model.ensemble.ensemble_logits(class_predictions, model.vocabulary)
     case.compare_queries("fused_open_logits", fused, allowed=allowed)
-    log_probabilities = torch.log(stages["fusion"] + 1e-8)
+    log_probabilities = torch.log(stages["ensemble"] + 1e-8)
     case.compare_queries("mask_cls_results", log_probabilities, allowed=allowed)
 
 

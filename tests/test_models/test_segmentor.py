@@ -198,9 +198,9 @@ def test_results_are_made_from_what_segment_gives(model: OpenVocabSegmentor) -> 
         for each, count, size in zip(found, (2, 1), ((32, 48), (16, 16)), strict=True):
             assert each.prediction.masks.shape == (count, 12, *size)
             assert each.prediction.embeddings.shape == (count, 12, 64)
-            assert [o.logits.shape for o in each.opinions] == [(count, 12, 4)] * 2
-            assert [o.p_void is None for o in each.opinions] == [False, True]
-            assert each.opinions[0].p_void.shape == (count, 12)
+            assert [o.logits.shape for o in each.class_predictions] == [(count, 12, 4)] * 2
+            assert [o.p_void is None for o in each.class_predictions] == [False, True]
+            assert each.class_predictions[0].p_void.shape == (count, 12)
             assert each.vocabulary is model.vocabulary
             rows = model.probabilities(each)
             assert rows.shape == (count, 12, 5)
@@ -217,7 +217,7 @@ def test_names_of_a_call_go_with_what_was_segmented(model: OpenVocabSegmentor) -
     sample = DetDataSample(metainfo={k: (64, 64) for k in ("img_shape", "pad_shape", "ori_shape")})
     with torch.no_grad():
         (found,) = model.segment(picture(64, 64)[None] / 255, [sample], OTHER)
-        assert found.vocabulary is OTHER and found.opinions[0].logits.shape == (1, 12, 2)
+        assert found.vocabulary is OTHER and found.class_predictions[0].logits.shape == (1, 12, 2)
         model.results_from(found, [sample], dict(model.test_cfg, semantic=False, topk=3))
     assert "pred_sem_seg" not in sample and len(sample.pred_instances) <= 3
     assert {s["category_name"] for s in sample.pred_panoptic_seg.segments_info} <= set(OTHER.names)
@@ -230,7 +230,7 @@ def test_raw_outputs_of_a_plain_batch(model: OpenVocabSegmentor) -> None:
         (found,) = model.segment(batch)
     assert masks.shape == (2, 12, 16, 32) and own.shape == of_clip.shape == (2, 12, 4)
     assert torch.equal(masks, found.prediction.masks)
-    assert torch.equal(of_clip, found.opinions[1].logits)
+    assert torch.equal(of_clip, found.class_predictions[1].logits)
     assert model(batch, mode="tensor", vocabulary=OTHER)[1].shape == (2, 12, 2)
 
 
@@ -285,9 +285,11 @@ def test_training_touches_trained_parameters_only() -> None:
     wrapper = build_optim_wrapper(model, dict(optimizer=dict(type="AdamW", lr=1e-2)))
     pyramid = model.extract_pyramids([picture(64, 64) / 255.0])[0]
     predictions = model.head([level[None] for level in pyramid], all_layers=True)
-    opinion = model.classifiers[0](predictions[-1], [], VOCABULARY)
+    class_prediction = model.classifiers[0](predictions[-1], [], VOCABULARY)
     loss = sum(p.masks.square().mean() + p.embeddings.square().mean() for p in predictions)
-    wrapper.update_params(loss + opinion.logits.square().mean() + opinion.p_void.mean())
+    wrapper.update_params(
+        loss + class_prediction.logits.square().mean() + class_prediction.p_void.mean()
+    )
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
     count = sum(p.requires_grad for p in model.parameters())
@@ -318,7 +320,7 @@ def test_half_precision_is_close(model: OpenVocabSegmentor) -> None:
     for each in (model, half):
         hooks = [
             each.head.register_forward_hook(lambda _, __, out: outputs.append(out[-1].masks)),
-            each.fusion.register_forward_hook(lambda _, __, out: outputs.append(out)),
+            each.ensemble.register_forward_hook(lambda _, __, out: outputs.append(out)),
         ]
         results = predict(each, [image])
         for hook in hooks:
@@ -371,7 +373,10 @@ def test_unknown_mode(model: OpenVocabSegmentor) -> None:
         ),
         (dict(captioner=dict(type="ImplicitCaptioner", depth=2)), "no argument depth; it has: "),
         (dict(backbone=dict(type="DiffusionBackbone", tap=1)), "has no argument tap; .*taps"),
-        (dict(fusion=dict(type="GeometricEnsemble", gamma=1)), "no argument gamma; .*alpha, beta"),
+        (
+            dict(ensemble=dict(type="GeometricEnsemble", gamma=1)),
+            "no argument gamma; .*alpha, beta",
+        ),
         (dict(clip=dict(type="FrozenCLIP", tag="openai")), "has no argument tag; it has: model"),
         (dict(vocabulary="cocoo"), "cocoo"),
     ],

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from odise_mm.errors import ConfigError, DatasetError, TrainingError
-from odise_mm.models import Classifier, GroundingLoss, OpenVocabSegmentor, Opinion
+from odise_mm.models import Classifier, ClassPrediction, GroundingLoss, OpenVocabSegmentor
 from odise_mm.models.frozen import FrozenModule
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.registry import MODELS
@@ -427,7 +427,7 @@ def test_no_ground_truth(missing: str, label_model: OpenVocabSegmentor) -> None:
         del sample.gt_instances
     else:
         sample.gt_instances.pop(missing)
-    with pytest.raises(DatasetError, match="picture_1.jpg has no gt_instances.*PanopticMapToMasks"):
+    with pytest.raises(DatasetError, match="image_1.jpg has no gt_instances.*PanopticMapToMasks"):
         label_model(**batch, mode="loss")
 
 
@@ -435,7 +435,7 @@ def test_no_ground_truth(missing: str, label_model: OpenVocabSegmentor) -> None:
 def test_labels_outside_the_vocabulary(label: int, label_model: OpenVocabSegmentor) -> None:
     batch = batch_of(label_model)
     batch["data_samples"][0].gt_instances.labels[2] = label
-    with pytest.raises(DatasetError, match=r"picture_0.jpg has labels .*has 4 classes"):
+    with pytest.raises(DatasetError, match=r"image_0.jpg has labels .*has 4 classes"):
         label_model(**batch, mode="loss")
 
 
@@ -449,7 +449,7 @@ def test_captions_do_not_care_about_labels(caption_model: OpenVocabSegmentor) ->
 def test_masks_that_do_not_fit(label_model: OpenVocabSegmentor) -> None:
     batch = batch_of(label_model)
     batch["data_samples"][0].gt_instances = make_sample(3, (200, 128)).gt_instances
-    with pytest.raises(DatasetError, match="picture_0.jpg.*200 x 128.*padded to 128 x 128"):
+    with pytest.raises(DatasetError, match="image_0.jpg.*200 x 128.*padded to 128 x 128"):
         label_model(**batch, mode="loss")
 
 
@@ -469,7 +469,7 @@ def test_masks_may_be_tensors(label_model: OpenVocabSegmentor, monkeypatch) -> N
 
 
 def test_captions_without_words(caption_model: OpenVocabSegmentor) -> None:
-    with pytest.raises(DatasetError, match="picture_0.jpg comes without words.*phrases_file"):
+    with pytest.raises(DatasetError, match="image_0.jpg comes without words.*phrases_file"):
         caption_model(**make_batch(caption_model), mode="loss")
 
 
@@ -495,9 +495,11 @@ class Undecided(Classifier):
 
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
-    ) -> Opinion:
+    ) -> ClassPrediction:
         masks = prediction.masks
-        return Opinion(masks.new_zeros(*masks.shape[:2], len(vocabulary)), masks[..., 0, 0] * 0)
+        return ClassPrediction(
+            masks.new_zeros(*masks.shape[:2], len(vocabulary)), masks[..., 0, 0] * 0
+        )
 
 
 @BOTH

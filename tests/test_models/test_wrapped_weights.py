@@ -229,7 +229,7 @@ def test_open_clip_itself_agrees(clip_state: State, tmp_path: Path) -> None:
     model = FrozenCLIP(TINY_CLIP, str(tmp_path / "epoch_3.pt"))
     images = torch.rand(1, 3, 56, 56)
     with torch.no_grad():
-        wanted = reference.encode_image(model.normalise(images))
+        wanted = reference.encode_image(model.normalize(images))
     torch.testing.assert_close(model.encode_image(images), wanted)
 
 

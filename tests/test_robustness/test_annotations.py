@@ -79,7 +79,7 @@ MALFORMED = {
     "flat": SQUARE,
     "texts": [["2", "2", "12", "2", "12", "12"]],
     "odd count": [SQUARE, [1, 1, 5, 5, 5]],
-    "a size of another picture": dict(size=[40, 60], counts=[0, 2400]),
+    "a size of another image": dict(size=[40, 60], counts=[0, 2400]),
     "height and width in the wrong order": dict(size=[30, 20], counts=[0, 600]),
     "counts that end early": dict(size=[20, 30], counts=[10, 20]),
     "a damaged code": dict(size=[20, 30], counts="0 0 0"),

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from odise_mm.analysis.fusion_sweep import read_config
+from odise_mm.analysis.ensemble_sweep import read_config
 from odise_mm.analysis.predictions import PredictionFolder
 from odise_mm.benchmarks.sets import make_benchmark_sets
 from odise_mm.config.finding import load_config, own_config_folders
@@ -39,7 +39,7 @@ def trap(tmp_path: Path) -> tuple[str, Path]:
 def results(file: str) -> dict[str, Any]:
     """What tools/test.py writes, made with a config of any name."""
     return dict(
-        made_up_weights=False,
+        random_weights=False,
         config=dict(file=file, model={}, test_pipeline=[], options={}),
         checkpoint=dict(file="iter_92188.pth"),
         started="2030-01-01",
@@ -86,7 +86,7 @@ def predictions(folder: Path, **changes: Any) -> PredictionFolder:
     """A folder whose config is changed at dotted places."""
     cfg: dict[str, Any] = dict(
         custom_imports=dict(imports=["odise_mm.models"]),
-        model=dict(fusion=dict(type="GeometricEnsemble", alpha=0.3, beta=0.7)),
+        model=dict(ensemble=dict(type="GeometricEnsemble", alpha=0.3, beta=0.7)),
         test_dataloader=dict(
             dataset=dict(type="PanopticDataset", pipeline=[dict(type="mmdet.Pad")])
         ),
@@ -110,9 +110,9 @@ CALLABLE = dict(type="pathlib.Path.touch")
         dict(custom_imports=dict(imports="antigravity_of_mine")),
         dict(custom_imports=dict(imports=[["odise_mm"]])),
         dict(custom_imports=dict(imports=["odise_mm_of_somebody"])),
-        dict(model__fusion=dict(CALLABLE)),
-        dict(model__fusion=dict(type="FrozenCLIP", model="x", weights="y")),
-        dict(model__fusion__type=["GeometricEnsemble"]),
+        dict(model__ensemble=dict(CALLABLE)),
+        dict(model__ensemble=dict(type="FrozenCLIP", model="x", weights="y")),
+        dict(model__ensemble__type=["GeometricEnsemble"]),
         dict(test_dataloader__dataset=dict(CALLABLE)),
         dict(test_dataloader__dataset=dict(type="ConcatDataset", datasets=[CALLABLE])),
         dict(test_dataloader__dataset=dict(type="PanopticDataset", metainfo=dict(a=[CALLABLE]))),
@@ -128,18 +128,18 @@ def test_saved_predictions_choose_no_code(changes: dict[str, Any], tmp_path: Pat
 
 def test_saved_predictions_of_this_package_are_read(tmp_path: Path) -> None:
     cfg = read_config(predictions(tmp_path / "x"))
-    assert cfg.model.fusion.type == "GeometricEnsemble"
+    assert cfg.model.ensemble.type == "GeometricEnsemble"
     wrapped = dict(type="mmengine.ConcatDataset", datasets=[dict(type="PanopticDataset")] * 2)
     read_config(predictions(tmp_path / "y", test_dataloader__dataset=wrapped))
 
 
 def test_parts_of_ones_own_are_named_by_the_user(tmp_path: Path) -> None:
     module = "projects.coat.coat_ensemble"
-    changes = dict(custom_imports=dict(imports=[module]), model__fusion=dict(type="CoatEnsemble"))
+    changes = dict(custom_imports=dict(imports=[module]), model__ensemble=dict(type="CoatEnsemble"))
     folder = predictions(tmp_path / "x", **changes)
     with pytest.raises(ConfigError, match=rf"asks for the module '{module}'.*--custom-imports"):
         read_config(folder)
-    assert read_config(folder, [module]).model.fusion.type == "CoatEnsemble"
+    assert read_config(folder, [module]).model.ensemble.type == "CoatEnsemble"
     with pytest.raises(ConfigError, match="--custom-imports gone_module: cannot be imported"):
         read_config(folder, [module, "gone_module"])
 

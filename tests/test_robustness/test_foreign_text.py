@@ -69,7 +69,7 @@ def test_the_demo_shows_names_as_they_are(
     Path("e[").mkdir()
     for name in pictures:
         Image.new("RGB", (20, 10)).save(name)
-    Path("[bold]bad\x1b[31m.png").write_bytes(b"no picture")
+    Path("[bold]bad\x1b[31m.png").write_bytes(b"no image")
     arguments = [*pictures, "[bold]bad\x1b[31m.png", "--texts", "red [bold] \x1b[2J ball; :cat:"]
     names = ["--config", "fake.py", "--device", "cpu", "--out", "out[/v2]", "--no-progress"]
     assert image_demo.main([*arguments, *names]) == 1
@@ -113,7 +113,7 @@ def test_tables_in_markdown_hold_any_text(capsys: pytest.CaptureFixture) -> None
     assert all(text in shown for text in ("[/a] :car:", "[b]", "[/c]", "\\x1b[2J"))
 
 
-def test_names_on_pictures_are_one_line() -> None:
+def test_names_on_images_are_one_line() -> None:
     assert tidy(HOSTILE, 60).isprintable()
 
 

@@ -21,12 +21,12 @@ from tests.support.fake_segmentor import CONFIG, FakeSegmentor
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a config and a folder of four pictures."""
+    """A working directory with a config and a folder of four images."""
     monkeypatch.chdir(tmp_path)
     Path("fake.py").write_text(CONFIG)
-    Path("trip/pictures").mkdir(parents=True)
+    Path("trip/images").mkdir(parents=True)
     for index in range(4):
-        Image.new("RGB", (24 + index, 16), (60 * index, 10, 10)).save(f"trip/pictures/{index}.jpg")
+        Image.new("RGB", (24 + index, 16), (60 * index, 10, 10)).save(f"trip/images/{index}.jpg")
     return tmp_path
 
 
@@ -51,15 +51,15 @@ def last_error(capsys: pytest.CaptureFixture) -> str:
 def test_originals_are_not_overwritten(workplace: Path, capsys: pytest.CaptureFixture) -> None:
     before = contents("trip")
     for more in ([], ["--overwrite"]):
-        assert demo("trip/pictures", "--out", "trip", *more) == 2
+        assert demo("trip/images", "--out", "trip", *more) == 2
         assert "would replace an input" in last_error(capsys)
     assert contents("trip") == before
 
 
 def test_the_same_command_twice(workplace: Path) -> None:
-    assert demo("trip/pictures") == 0
+    assert demo("trip/images") == 0
     first = contents("out")
-    assert demo("trip/pictures") == 0
+    assert demo("trip/images") == 0
     assert contents("out") == first and len(first) == 9
 
 
@@ -74,18 +74,18 @@ def test_a_run_that_a_signal_ends_goes_on(
     # nohup, and shells in the background, start programs that ignore some; ours go along with it
     usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
     request.addfinalizer(partial(signal.signal, number, signal.signal(number, usual)))
-    assert demo("trip/pictures", "--out", "whole") == 0
+    assert demo("trip/images", "--out", "whole") == 0
     with monkeypatch.context() as patch:
         patch.setattr(FakeSegmentor, "signal", number)
         patch.setattr(FakeSegmentor, "signal_at", 2)
-        assert demo("trip/pictures") == 128 + number
+        assert demo("trip/images") == 128 + number
     lines = capsys.readouterr().err.splitlines()
     assert any(
         line == "interrupted; the same command goes on where this one stopped" for line in lines
     )
     assert [r.image_name for r in read_coco_panoptic("out/panoptic.json")] == ["0.jpg", "1.jpg"]
     before = os.stat("out/panoptic/0.png").st_mtime_ns
-    assert demo("trip/pictures") == 0
+    assert demo("trip/images") == 0
     assert os.stat("out/panoptic/0.png").st_mtime_ns == before
     whole = {name.replace("whole", "out"): text for name, text in contents("whole").items()}
     assert contents("out") == whole
@@ -94,29 +94,29 @@ def test_a_run_that_a_signal_ends_goes_on(
 def test_another_run_that_is_killed_does_not_mix_with_the_first(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    assert demo("trip/pictures", "--texts", "red ball") == 0
+    assert demo("trip/images", "--texts", "red ball") == 0
     for index in range(4):
-        Image.new("RGB", (40, 20 + index)).save(f"trip/pictures/{index}.jpg")
+        Image.new("RGB", (40, 20 + index)).save(f"trip/images/{index}.jpg")
     child = os.fork()
     if not child:
         FakeSegmentor.signal, FakeSegmentor.signal_at = signal.SIGKILL, 2
-        demo("trip/pictures", "--texts", "blue cube", "--no-progress")
+        demo("trip/images", "--texts", "blue cube", "--no-progress")
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     with pytest.raises(PanopticFileError, match="another map|pixels"):
         read_coco_panoptic("out/panoptic.json")
-    assert demo("trip/pictures", "--texts", "green cone") == 2
+    assert demo("trip/images", "--texts", "green cone") == 2
     error = last_error(capsys)
-    assert "finished 2 pictures there, with other names (blue cube" in error and "green" in error
-    assert demo("trip/pictures", "--texts", "blue cube") == 0
+    assert "finished 2 images there, with other names (blue cube" in error and "green" in error
+    assert demo("trip/images", "--texts", "blue cube") == 0
     names = {s.name for r in read_coco_panoptic("out/panoptic.json") for s in r.segments}
     assert names == {"blue cube"}
 
 
 def test_a_name_in_no_encoding_loses_nothing(workplace: Path) -> None:
-    path = os.fsdecode(b"trip/pictures/caf\xe9.jpg")
-    os.rename("trip/pictures/1.jpg", path)
-    assert demo("trip/pictures") == 0
+    path = os.fsdecode(b"trip/images/caf\xe9.jpg")
+    os.rename("trip/images/1.jpg", path)
+    assert demo("trip/images") == 0
     names = [result.image_name for result in read_coco_panoptic("out/panoptic.json")]
     assert names == ["0.jpg", "2.jpg", "3.jpg", os.path.basename(path)]
 
@@ -124,19 +124,19 @@ def test_a_name_in_no_encoding_loses_nothing(workplace: Path) -> None:
 @pytest.mark.parametrize("limit", [40, 1500])
 def test_a_full_disk_leaves_the_older_results(limit: int, workplace: Path) -> None:
     """No file may grow beyond some bytes, which ends a run in its beginning or in its middle."""
-    assert demo("trip/pictures") == 0
+    assert demo("trip/images") == 0
     before = contents("out")
     child = os.fork()
     if not child:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # pytest's own would be too long as well
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        os._exit(demo("trip/pictures", "--texts", "bird", "--no-progress"))
+        os._exit(demo("trip/images", "--texts", "bird", "--no-progress"))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
     after = contents("out")
     assert after["out/panoptic.json"] == before["out/panoptic.json"]
     assert ("out/panoptic.journal" in after) == (limit > 40)
-    assert demo("trip/pictures", "--texts", "bird") == 0
+    assert demo("trip/images", "--texts", "bird") == 0
     assert len(read_coco_panoptic("out/panoptic.json")) == 4
 
 
@@ -144,7 +144,7 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(
     workplace: Path, capsys: pytest.CaptureFixture
 ) -> None:
     Path("out/panoptic.json").mkdir(parents=True)
-    assert demo("trip/pictures") == 2
+    assert demo("trip/images") == 2
     assert "out/panoptic.json: is a folder" in last_error(capsys)
     assert not list(Path("out").rglob("*.png"))
 
@@ -156,7 +156,7 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(
         ("visualize_features", ["a.png", "fake.py", "--out", "link.png"]),
         ("benchmark", ["fake.py", "--json", "fake.py"]),
         ("training_step", ["fake.py", "--json", "hard.json"]),
-        ("sweep_fusion", ["saved", "--alpha", "0.1", "--beta", "0.2"]),
+        ("sweep_ensemble", ["saved", "--alpha", "0.1", "--beta", "0.2"]),
     ],
 )
 def test_tools_do_not_write_onto_what_they_read(

@@ -1,4 +1,4 @@
-"""Pictures that are made to do harm, in harmless sizes."""
+"""Images that are made to do harm, in harmless sizes."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ MODEL = [
     ("classifiers.0.template", ("a photo", 5, None, "")),
     ("classifiers.1.template", ("a photo of a", ["{}"])),
     ("classifiers.1.align", (1, "yes")),
-    ("fusion.alpha", (NAN, True, "0.3", -0.1, 1.1, None)),
-    ("fusion.beta", (INF, False, [0.7])),
+    ("ensemble.alpha", (NAN, True, "0.3", -0.1, 1.1, None)),
+    ("ensemble.beta", (INF, False, [0.7])),
 ]
 
 
@@ -92,7 +92,7 @@ def test_the_model(path: str, value: Any) -> None:
 def build(config: Any, path: str) -> None:
     """The part that a setting is of: whole models take longer, and a third of a second is much."""
     part, _, rest = path.partition(".")
-    lent = dict(
+    provided = dict(
         in_channels=[64] * 4,
         in_strides=(4, 8, 16, 32),
         clip=clip(),
@@ -101,16 +101,16 @@ def build(config: Any, path: str) -> None:
         time_width=128,
     )
     if part == "classifiers":
-        build_part(config.classifiers[int(rest[0])], MODELS, **lent)
-    elif part in ("backbone", "neck", "captioner", "head", "fusion"):
-        build_part(config[part], MODELS, **lent)
+        build_part(config.classifiers[int(rest[0])], MODELS, **provided)
+    elif part in ("backbone", "neck", "captioner", "head", "ensemble"):
+        build_part(config[part], MODELS, **provided)
     else:
         build_model(Config(dict(model=config)))
 
 
 def test_a_part_of_a_model() -> None:
     config = segmentor_config()
-    config.fusion.alpha = NAN
+    config.ensemble.alpha = NAN
     with torch.device("meta"), pytest.raises(ConfigError, match="alpha=nan: a weight between 0"):
         build_model(Config(dict(model=config)))
 
@@ -225,8 +225,8 @@ def test_settings_that_make_sense() -> None:
     for path, value in (
         ("backbone.steps", (-1, np.int64(999))),
         ("backbone.noise_seed", 0),
-        ("fusion.alpha", 0),
-        ("fusion.beta", 1.0),
+        ("ensemble.alpha", 0),
+        ("ensemble.beta", 1.0),
         ("classifiers.0.template", "{}"),
     ):
         set_in(config, path, value)

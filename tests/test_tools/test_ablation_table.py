@@ -28,7 +28,7 @@ def report(row: str, sets: dict[str, dict[str, float]], **changes: Any) -> dict[
     file = f"configs/ablation/{row}.py"
     config = Config.fromfile(ROOT / file, import_custom_modules=False)
     content = dict(
-        made_up_weights=False,
+        random_weights=False,
         config=dict(
             file=f"/somewhere/{file}",
             model=config.model.to_dict(),
@@ -140,7 +140,7 @@ def test_subsets_of_classes_have_columns_where_there_are_some(work: Path) -> Non
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (dict(made_up_weights=True, checkpoint=None), "made-up weights"),
+        (dict(random_weights=True, checkpoint=None), "random weights"),
         (dict(checkpoint=dict(file="work_dirs/x/iter_200.pth")), "trained for 200 of 92,188"),
         (dict(images=12), "12 images of 2,000"),
         (dict(model=dict(tile_size=64)), "another model or image size than the row's config"),
@@ -169,7 +169,7 @@ def test_what_cannot_be_compared_is_called_so(
 def test_other_weights_files_are_the_same_model(work: Path) -> None:
     content = report("representation/clip_h", {"coco": numbers(1.0)})
     content["config"]["model"]["clip"]["weights"] = "/disk/ViT-L-14-336px.pt"
-    content["config"]["model"]["fusion"]["train_vocabulary"] = "labels/coco.txt"
+    content["config"]["model"]["ensemble"]["train_vocabulary"] = "labels/coco.txt"
     write(work / "results.json", content)
     rows, _, text = make(work.parent, *REPRESENTATION)
     assert rows["CLIP (H)"][3] == "1.0 / not run / not run" and "pipeline" not in text
@@ -202,7 +202,7 @@ def test_rows_of_one_s_own(work: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_from_a_test_run_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """tools/test.py's own file, of a miniature in a folder of the study's name."""
+    """tools/test.py's own file, of a tiny model in a folder of the study's name."""
     write_project(tmp_path, {"five": (20, 16)})
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "configs/toy/ablation/representation"
@@ -221,7 +221,7 @@ def test_from_a_test_run_to_the_table(tmp_path: Path, monkeypatch: pytest.Monkey
         " / ".join(expected) + " *",
     ]  # fmt: skip
     assert rows["CLIP (L)"][-1] == "not run"
-    for reason in ("made-up weights", "not a set of the paper's table", "another model"):
+    for reason in ("random weights", "not a set of the paper's table", "another model"):
         assert re.search(rf"- {reason}.*clip_h on the config's own set", text)
     ours = {line["metric"]: line["ours"] for line in lines if line["ours"] != "not run"}
     assert float(ours["PQ"]) == found["panoptic/PQ"]

@@ -66,7 +66,7 @@ def test_same_work_is_counted_the_same(size: int, full_flops: dict[int, dict[str
         "pixel decoder",
         "transformer decoder: layers",
         "post-processing",
-        "captioner, names and fusion",
+        "captioner, names and ensemble",
     ):
         assert full_flops[size][part] == theirs[part].needed, part
     for part in ("captioner's CLIP", "MaskCLIP"):

@@ -1,4 +1,4 @@
-"""tools/analysis_tools/browse_dataset.py: its pictures are looked into."""
+"""tools/analysis_tools/browse_dataset.py: its images are looked into."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ INSTANCE = """dict(
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder that stands for data/, with a data set for every kind of ground truth."""
+    """A folder that stands for data/, with a dataset for every kind of ground truth."""
     coco = write_small_coco(tmp_path / "data/coco")
     VOCABULARY.save(coco.root / "names.txt")
     phrases = {"7": [["a striped cat"]], "3": [["wet grass"]], "25": [[]]}
@@ -85,7 +85,7 @@ def run(data: Path, *options: str, test: str = "panoptic") -> Path:
 def test_training_data(data: Path, capsys: pytest.CaptureFixture) -> None:
     out = run(data, "--number", "3")
     said = capsys.readouterr().out
-    assert "train: 3 pictures" in said and "40 x 24" in said and "480 x 480" in said
+    assert "train: 3 images" in said and "40 x 24" in said and "480 x 480" in said
     files = sorted(path.name for path in out.iterdir())
     assert len(files) == 3 and all(name.startswith(f"train_00{i}_") for i, name in enumerate(files))
     assert sorted(name[10:] for name in files) == [f"{i:012}.jpg" for i in (3, 7, 25)]
@@ -114,7 +114,7 @@ def test_test_data(
 ) -> None:
     out = run(data, "--split", "test", test=test)
     rows = capsys.readouterr().out
-    assert "test: 3 pictures" in rows and len(list(out.iterdir())) == 3
+    assert "test: 3 images" in rows and len(list(out.iterdir())) == 3
     (row,) = [line for line in rows.splitlines() if "_000000000007.jpg" in line]
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     assert cells[2:6] == ["40 x 24", "640 x 384", str(len(drawn)), names]
@@ -124,8 +124,8 @@ def test_test_data(
     ids = np.load(_map_of_7(data)) % 1000
     changed = np.abs(left - right).sum(axis=2)
     inside = np.kron(np.isin(ids, drawn), np.ones((16, 16), bool))
-    assert np.median(changed[inside]) > 30, "segments are filled with a colour"
-    if len(drawn) == 1:  # the rest is a little darker only, in grey
+    assert np.median(changed[inside]) > 30, "segments are filled with a color"
+    if len(drawn) == 1:  # the rest is a little darker only, in gray
         tint = (left - right)[~inside]
         assert (np.median(tint, axis=0) >= 0).all()
         assert np.median(changed[~inside]) > 0
@@ -162,7 +162,7 @@ def test_mistakes(data: Path, capsys: pytest.CaptureFixture) -> None:
 
 @pytest.mark.parametrize("scope", ["", "mmengine."])
 def test_wrapped_data(data: Path, scope: str) -> None:
-    """The same picture twice, of a stream that depends on the seed alone."""
+    """The same image twice, of a stream that depends on the seed alone."""
     inner = "[dict(panoptic, phrases_file='phrases.json')] * 2"
     concat = f"dict(type='{scope}ConcatDataset', datasets={inner})"
     repeat = f"dict(type='RepeatDataset', times=2, dataset={concat})"

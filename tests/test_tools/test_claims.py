@@ -10,7 +10,7 @@ import pytest
 from odise_mm.converters import ade20k_full, pascal_context
 from odise_mm.converters.claims import MADE, claim
 from odise_mm.errors import DatasetError
-from tests.support import miniatures_ade_pascal as miniatures
+from tests.support import tiny_ade_pascal as tiny_archives
 from tests.test_tools.test_convert_coco import convert, phrases_file, write_archives
 
 
@@ -65,10 +65,10 @@ def test_phrases_by_hand_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture)
 @pytest.mark.parametrize(
     ("write", "main", "file"),
     [
-        (miniatures.write_raw_pascal_context, pascal_context.main, "annotations_pc59/a.png"),
-        (miniatures.write_raw_pascal_context, pascal_context.main, "pc459.txt"),
-        (miniatures.write_raw_ade847, ade20k_full.main, "annotations_847/validation/a.png"),
-        (miniatures.write_raw_ade847, ade20k_full.main, "ade847.txt"),
+        (tiny_archives.write_raw_pascal_context, pascal_context.main, "annotations_pc59/a.png"),
+        (tiny_archives.write_raw_pascal_context, pascal_context.main, "pc459.txt"),
+        (tiny_archives.write_raw_ade847, ade20k_full.main, "annotations_847/validation/a.png"),
+        (tiny_archives.write_raw_ade847, ade20k_full.main, "ade847.txt"),
     ],
 )
 def test_label_maps_of_others_stay(tmp_path: Path, write, main, file: str) -> None:

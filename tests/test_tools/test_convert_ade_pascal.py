@@ -1,7 +1,7 @@
 """The converters of ADE20K, Pascal Context and VOC, and what all converters share.
 
-Each starts from a miniature of the provider's archive and is compared with what that was made from,
-pixel by pixel.
+Each starts from a tiny copy of the provider's archive and is compared, pixel by pixel, with what
+that was made from.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from odise_mm.errors import DatasetError
 from odise_mm.registry import DATASETS
 from odise_mm.utils.files import atomic_writer, write_json
 from odise_mm.vocabulary import Vocabulary
-from tests.support import miniatures_ade_pascal as miniatures
+from tests.support import tiny_ade_pascal as tiny_archives
 from tests.support.converter_work import double, items_in
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +76,7 @@ def test_only_what_is_missing_is_done_again(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     with pytest.raises(DatasetError, match=r"003\.raw"):
         convert_all(items_in(tmp_path, 6, n3="bad"), double, "", journal=journal)
-    # a kill cut the last line short, and a power failure a picture
+    # a kill cut the last line short, and a power failure an image
     journal.write_text(journal.read_text().rstrip("\n")[:-5])
     (tmp_path / "001.png").write_bytes((tmp_path / "001.png").read_bytes()[:-6])
     before = (tmp_path / "000.png").stat().st_mtime_ns
@@ -164,7 +164,7 @@ def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_sizes_are_those_of_the_upright_picture(tmp_path: Path) -> None:
+def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
@@ -199,10 +199,10 @@ def test_labels_are_verified(
 # --- the converters -------------------------------------------------------------------------------
 
 TOOLS: dict[str, tuple[Callable, Callable]] = {
-    "ade20k": (miniatures.write_raw_ade20k, ade20k.main),
-    "ade20k_full": (miniatures.write_raw_ade847, ade20k_full.main),
-    "pascal_context": (miniatures.write_raw_pascal_context, pascal_context.main),
-    "voc": (miniatures.write_raw_voc, voc.main),
+    "ade20k": (tiny_archives.write_raw_ade20k, ade20k.main),
+    "ade20k_full": (tiny_archives.write_raw_ade847, ade20k_full.main),
+    "pascal_context": (tiny_archives.write_raw_pascal_context, pascal_context.main),
+    "voc": (tiny_archives.write_raw_voc, voc.main),
 }
 
 
@@ -210,12 +210,12 @@ def run(name: str, root: Path, *options: str) -> None:
     TOOLS[name][1]([str(root), "--workers", "1", *options])
 
 
-def raw(name: str, data: Path) -> miniatures.Truth:
+def raw(name: str, data: Path) -> tiny_archives.Truth:
     return TOOLS[name][0](data)
 
 
 def test_ade20k_panoptic_and_instances(tmp_path: Path) -> None:
-    truth = miniatures.prepare("ade20k", tmp_path)
+    truth = tiny_archives.prepare("ade20k", tmp_path)
     content = json.loads((truth.root / "panoptic_val.json").read_text())
     objects = json.loads((truth.root / "instances_val.json").read_text())
     names = {c["id"]: c["name"] for c in content["categories"]}
@@ -224,7 +224,7 @@ def test_ade20k_panoptic_and_instances(tmp_path: Path) -> None:
     assert {c["id"] for c in objects["categories"]} == {
         c["id"] for c in content["categories"] if c["isthing"]
     }
-    things = miniatures.ade20k_things()
+    things = tiny_archives.ade20k_things()
     assert [i["id"] for i in content["images"]] == [1, 2, 3]
     for image, annotation in zip(content["images"], content["annotations"], strict=True):
         stem = Path(image["file_name"]).stem
@@ -267,7 +267,7 @@ def test_ade20k_instance_classes_are_the_providers() -> None:
         50: "bus", 58: "television receiver", 60: "apparel", 71: "barrel", 79: "trade name",
         85: "screen", 92: "ashcan", 95: "monitor", 100: "flag",
     }  # fmt: skip
-    things = miniatures.ade20k_things()
+    things = tiny_archives.ade20k_things()
     names = Vocabulary.load("ade20k").source_names
     assert {place: names[things[place - 1] - 1] for place in listed} == listed
     assert len(things) == 100
@@ -278,7 +278,7 @@ def test_ade20k_other_order_of_instance_classes_is_noticed(tmp_path: Path) -> No
     for path in sorted((truth.root / "annotations_instance" / "validation").iterdir()):
         pixels = png(path)
         pixels[..., 0] = np.where(pixels[..., 0], pixels[..., 0] % 100 + 1, 0)
-        miniatures.write_map(path, pixels)
+        tiny_archives.write_map(path, pixels)
     with pytest.raises(DatasetError, match=r"ADE_val_00000001\.png: its instances lie on other"):
         run("ade20k", truth.root)
 
@@ -288,7 +288,7 @@ def test_ade20k_one_odd_file_is_pointed_out(tmp_path: Path, capsys: pytest.Captu
     path = truth.root / "annotations_instance" / "validation" / "ADE_val_00000002.png"
     pixels = png(path)
     pixels[..., 0] = np.where(pixels[..., 0], pixels[..., 0] % 100 + 1, 0)
-    miniatures.write_map(path, pixels)
+    tiny_archives.write_map(path, pixels)
     run("ade20k", truth.root)
     assert "1 files have most of their instances on another class" in capsys.readouterr().out
 
@@ -305,7 +305,7 @@ def test_ade20k_training_split(tmp_path: Path, capsys: pytest.CaptureFixture) ->
 
 
 def test_ade847(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    truth = miniatures.prepare("ade847", tmp_path)
+    truth = tiny_archives.prepare("ade847", tmp_path)
     assert "derived from the index" in capsys.readouterr().out
     vocabulary = Vocabulary.load(truth.root / "ade847.txt")
     numbers = [1, 2, 300, 600, 999]
@@ -390,7 +390,7 @@ def test_ade847_paths_stay_inside_the_release(tmp_path: Path, folder: str, file:
     content["filename"] = [*content["filename"][:-1], file]
     path.write_bytes(pickle.dumps(content, protocol=4))
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(DatasetError, match=r"index_ade20k\.pkl: the path of a picture"):
+    with pytest.raises(DatasetError, match=r"index_ade20k\.pkl: the path of an image"):
         run("ade20k_full", truth.root)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -439,7 +439,7 @@ def test_ade847_index_of_another_release_is_noticed(tmp_path: Path) -> None:
 
 
 def test_pascal_context(tmp_path: Path) -> None:
-    truth = miniatures.prepare("pc59", tmp_path)
+    truth = tiny_archives.prepare("pc59", tmp_path)
     assert (truth.root / "pascal_context_val.txt").read_text().split() == list(truth.labels)
     known = Vocabulary.load("pascal_context59").source_names
     vocabulary = Vocabulary.load(truth.root / "pc459.txt")
@@ -482,7 +482,7 @@ def test_voc_is_verified_and_untouched(tmp_path: Path, capsys: pytest.CaptureFix
     before = written(truth.root)
     run("voc", truth.root, "--splits", "train", "val")
     assert written(truth.root) == before
-    assert "3 pictures; the full set has 1,449" in capsys.readouterr().out
+    assert "3 images; the full set has 1,449" in capsys.readouterr().out
 
 
 # --- interrupted, damaged, tampered with ----------------------------------------------------------
@@ -525,7 +525,7 @@ def test_stops_at_a_bad_file_and_goes_on_from_there(tmp_path: Path, name: str) -
 
 
 @pytest.mark.parametrize("name", TOOLS)
-@pytest.mark.parametrize("fault", ["missing", "size", "picture"])
+@pytest.mark.parametrize("fault", ["missing", "size", "image"])
 def test_the_first_bad_file_is_named(tmp_path: Path, name: str, fault: str) -> None:
     truth = raw(name, tmp_path)
     path = truth.root / MIDDLE[name]
@@ -534,12 +534,12 @@ def test_the_first_bad_file_is_named(tmp_path: Path, name: str, fault: str) -> N
         path = image  # without a .mat file it is simply not of the set
     if fault == "missing":
         path.unlink()
-    elif fault == "picture":
-        image.write_bytes(b"not a picture")
+    elif fault == "image":
+        image.write_bytes(b"not an image")
     elif path.suffix == ".mat":
         savemat(path, dict(LabelMap=np.ones((7, 9), np.uint16)))
     else:
-        miniatures.write_map(path, png(path)[:-1])
+        tiny_archives.write_map(path, png(path)[:-1])
     with pytest.raises(DatasetError, match=image.stem):
         run(name, truth.root)
 
@@ -553,7 +553,7 @@ def test_a_missing_folder_says_where_it_comes_from(tmp_path: Path, name: str) ->
 def flip_a_pixel(path: Path) -> None:
     pixels = png(path)
     pixels[0, 0] = 250 if pixels.ndim == 2 else pixels[0, 0] + 1
-    miniatures.write_map(path, pixels)
+    tiny_archives.write_map(path, pixels)
 
 
 def edit(change: Callable[[dict], None]) -> Callable[[Path], None]:
@@ -573,13 +573,13 @@ TAMPERED = {
     "png": ("panoptic_val/ADE_val_00000002.png", flip_a_pixel, r"00000002\.png: the JSON lacks"),
     "png size": (
         "panoptic_val/ADE_val_00000002.png",
-        lambda p: miniatures.write_map(p, png(p)[1:]),
+        lambda p: tiny_archives.write_map(p, png(p)[1:]),
         r"00000002\.png: 33 x 47 pixels; the JSON says 33 x 48",
     ),
     "png gone": ("panoptic_val/ADE_val_00000002.png", Path.unlink, r"00000002\.png"),
     "png mode": (
         "panoptic_val/ADE_val_00000002.png",
-        lambda p: miniatures.write_map(p, png(p)[..., 0]),
+        lambda p: tiny_archives.write_map(p, png(p)[..., 0]),
         r"00000002\.png: a panoptic PNG is RGB",
     ),
     "segment gone": (
@@ -682,7 +682,7 @@ TAMPERED = {
 
 @pytest.fixture(scope="module")
 def prepared_ade20k(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return miniatures.prepare("ade20k", tmp_path_factory.mktemp("ade20k")).root
+    return tiny_archives.prepare("ade20k", tmp_path_factory.mktemp("ade20k")).root
 
 
 @pytest.mark.parametrize("how", TAMPERED)
@@ -715,9 +715,9 @@ def test_semantic_verification_notices(tmp_path: Path, name: str, file: str, how
     pixels = png(path)
     if how == "label":
         pixels[0, 0] = 21 if name == "voc" else 459 if pixels.dtype == np.uint16 else 59
-        miniatures.write_map(path, pixels)
+        tiny_archives.write_map(path, pixels)
     elif how == "size":
-        miniatures.write_map(path, pixels[:, 1:])
+        tiny_archives.write_map(path, pixels[:, 1:])
     elif how == "gone":
         path.unlink()
     else:
@@ -754,16 +754,16 @@ def test_several_processes_make_the_same(tmp_path: Path) -> None:
     assert {k: v[0] for k, v in first.items()} == {k: v[0] for k, v in second.items()}
 
 
-# --- the configs' data sets on what was made ------------------------------------------------------
+# --- the configs' datasets on what was made ------------------------------------------------------
 
 SETS = ["ade20k", "ade847", "pc59", "pc459", "voc20", "voc21"]
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_data_sets_of_the_configs_build_and_give_the_truth(
+def test_datasets_of_the_configs_build_and_give_the_truth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    truth = miniatures.prepare(name, tmp_path / "data")
+    truth = tiny_archives.prepare(name, tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     cfg = Config.fromfile(ROOT / f"configs/_base_/datasets/{name}.py")
     dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, pipeline=[]))
@@ -797,7 +797,7 @@ def test_data_sets_of_the_configs_build_and_give_the_truth(
             drawn = set(np.unique(rgb @ [1, 256, 65536])) - {0}
             assert {s["id"] for s in info["segments_info"]} == drawn
             things = {s["label"] + 1 for s in info["segments_info"] if s["is_thing"]}
-            assert things <= set(miniatures.ade20k_things())
+            assert things <= set(tiny_archives.ade20k_things())
             assert len([s for s in info["segments_info"] if s["is_thing"]]) == 3
     ann_file = cfg.test_evaluator[1].get("ann_file") if name == "ade20k" else None
     assert ann_file is None or Path(ann_file).is_file()

@@ -1,4 +1,4 @@
-"""tools/dataset_converters/coco.py, end to end on a miniature of COCO's archives."""
+"""tools/dataset_converters/coco.py, end to end on a tiny model of COCO's archives."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def write_archives(root: Path, split: str = "train") -> SmallCoco:
     with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
         for path in sorted(folder.iterdir()):
             archive.write(path, f"{folder.name}/{path.name}")
-            archive.writestr(f"__MACOSX/{folder.name}/._{path.name}", b"no picture")
+            archive.writestr(f"__MACOSX/{folder.name}/._{path.name}", b"no image")
     shutil.rmtree(folder)
     images = made.read()["images"]
     texts = [(i, text) for i, captions in CAPTIONS.items() for text in captions]
@@ -69,8 +69,8 @@ def test_both_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert convert(splits[0], "--splits", "train", "val") == 0
     said = capsys.readouterr().out
-    assert "train2017: 3 pictures; the full set has 118,287" in said
-    assert "val2017: 3 pictures; the full set has 5,000" in said
+    assert "train2017: 3 images; the full set has 118,287" in said
+    assert "val2017: 3 images; the full set has 5,000" in said
     assert all(path.read_bytes() == content for path, content in before.items())
     written = {path for path in tmp_path.rglob("*") if path.is_file()} - set(before)
     expected = {made.png(i) for made in splits for i in CAPTIONS}
@@ -141,7 +141,7 @@ def test_bad_files_are_named(archives: SmallCoco, capsys: pytest.CaptureFixture)
     image, png = archives.image(3), archives.png(25)
     for path, spoil, message in [
         (image, Path.unlink, f"{image}: no such file, and 0 more of the 3"),
-        (image, lambda p: p.write_bytes(b"?"), f"{image}: not a readable picture"),
+        (image, lambda p: p.write_bytes(b"?"), f"{image}: not a readable image"),
         (image, lambda p: Image.new("RGB", (30, 41)).save(p), "30 x 41 pixels; the JSON says 30 x"),
         (png, Path.unlink, f"{png}: no such file"),
         (png, lambda p: p.write_bytes(b"?"), f"{png}: not a readable panoptic PNG"),

@@ -1,6 +1,6 @@
-"""Converters of Cityscapes, Mapillary Vistas, LVIS and UVO, end to end on miniatures.
+"""Converters of Cityscapes, Mapillary Vistas, LVIS and UVO, end to end on tiny models.
 
-Every number is compared, pixel by pixel, with what the miniature was made from; then come a run
+Every number is compared, pixel by pixel, with what the tiny model was made from; then come a run
 that stops at a bad file and goes on, and files that were tampered with afterwards.
 """
 
@@ -24,7 +24,7 @@ from odise_mm.converters import cityscapes, lvis, mapillary, uvo
 from odise_mm.converters.claims import MADE
 from odise_mm.registry import DATASETS, METRICS
 from odise_mm.vocabulary import Vocabulary
-from tests.support import miniatures_street_lvis_uvo as raw
+from tests.support import tiny_street_lvis_uvo as raw
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED = ROOT / "tests" / "data" / "cityscapes_panoptic.json"
@@ -170,7 +170,7 @@ def test_cityscapes_raw_files_that_are_wrong(tmp_path: Path, capsys: pytest.Capt
     message = fails(cityscapes.main, capsys, root, "--workers", 1)
     assert f"{labels}: label 77; Cityscapes has 0 to 33" in message
     Image.new("L", (3, 3)).save(labels)
-    assert f"{labels}: 3 x 3 pixels, but its picture" in fails(cityscapes.main, capsys, root)
+    assert f"{labels}: 3 x 3 pixels, but its image" in fails(cityscapes.main, capsys, root)
     labels.write_bytes(good)
     labels.with_name(labels.name.replace("label", "instance")).unlink()
     assert "instanceIds.png: no such label map" in fails(
@@ -189,7 +189,7 @@ def test_cityscapes_raw_files_that_are_wrong(tmp_path: Path, capsys: pytest.Capt
         ("gtFine/val/lindau/*instanceIds.png", lambda p: p.fill(7), "other pixels than those of"),
     ],
 )
-def test_cityscapes_notices_pictures_that_changed(
+def test_cityscapes_notices_images_that_changed(
     tmp_path: Path, capsys: pytest.CaptureFixture, file: str, change: Callable, message: str
 ) -> None:
     root = raw.prepare("cityscapes", tmp_path).root
@@ -523,7 +523,7 @@ def test_lvis_file_names_of_another_tool_change_nothing(tmp_path: Path) -> None:
     assert all(Path(path).is_file() for path in before)
 
 
-def test_lvis_pictures_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_lvis_images_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     truth = raw.write_raw_lvis(tmp_path)
     run = [tmp_path / "lvis", "--coco", tmp_path / "coco", "--workers", 1]
     path = truth.images["train2017/000000391895.jpg"]
@@ -611,7 +611,7 @@ def outside(content: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (smaller_mask, "a-B_c1/0.png: its run lengths are of size [3, 3], its picture is of [40"),
+        (smaller_mask, "a-B_c1/0.png: its run lengths are of size [3, 3], its image is of [40"),
         (broken_mask, 'a-B_c1/0.png: its mask is "nonsense"'),
         (no_masks, "has no `segmentation`"),
         (text_flag, 'has `iscrowd` "0", not 0 or 1'),
@@ -717,7 +717,7 @@ def of_instances(masks: list[np.ndarray], labels: list[int]) -> dict:
 
 
 def perfect_results(name: str, truth: raw.Truth | raw.Instances) -> list[dict]:
-    """Of every picture, from what the miniature was made from, not from what was converted."""
+    """Of every image, from what the tiny model was made from, not from what was converted."""
     if isinstance(truth, raw.Instances):
         return [
             dict(

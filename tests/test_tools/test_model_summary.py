@@ -10,7 +10,7 @@ from mmengine.config import Config
 from odise_mm.analysis import model_summary as summary_module
 from odise_mm.analysis import published
 from odise_mm.analysis.meta import build_on_meta, load_model_config, short_edge
-from odise_mm.analysis.model_summary import all_configs, summarise
+from odise_mm.analysis.model_summary import all_configs, summarize
 from odise_mm.analysis.summary_tables import make_comparison, make_tables
 from tests.support import golden, parts
 from tools.analysis_tools import model_summary
@@ -34,7 +34,7 @@ def distinct_ablations() -> list[str]:
 
 @pytest.fixture(scope="module")
 def label() -> dict:
-    return summarise("odise_coco_label")
+    return summarize("odise_coco_label")
 
 
 def test_published_constants_are_those_of_the_published_code() -> None:
@@ -55,7 +55,7 @@ def test_published_constants_are_those_of_the_published_code() -> None:
 @pytest.mark.parametrize("variant", ["label", "caption"])
 def test_trained_parameters_are_the_published_part_by_part(variant: str, label: dict) -> None:
     config = f"odise_coco_{variant}"
-    summary = label if variant == "label" else summarise(config)
+    summary = label if variant == "label" else summarize(config)
     assert summary["variant"] == variant
     assert summary["trained"] == published.PARAMETERS[variant].trained
 
@@ -96,18 +96,18 @@ def test_needs_no_memory() -> None:
 
 
 @pytest.fixture
-def made_up_flops(monkeypatch: pytest.MonkeyPatch) -> None:
+def tiny_flops(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of how numbers are shown: counting takes seconds."""
     monkeypatch.setattr(summary_module, "count_flops", lambda model, size: {"part": size * 10**9})
 
 
 @pytest.mark.parametrize("form", ["table", "markdown", "json"])
 def test_any_other_architecture_gets_the_counts_alone(
-    form: str, capsys: pytest.CaptureFixture, made_up_flops: None
+    form: str, capsys: pytest.CaptureFixture, tiny_flops: None
 ) -> None:
     assert model_summary.main(["odise_tiny", "--size", "64", "--format", form]) == 0
     output = capsys.readouterr().out
-    summary = json.loads(output) if form == "json" else summarise("odise_tiny", 64)
+    summary = json.loads(output) if form == "json" else summarize("odise_tiny", 64)
     assert "published_frozen" not in summary
     assert sum(summary["trained"].values()) > 20_000_000
     if form != "json":
@@ -146,7 +146,7 @@ def test_every_ablation_has_a_row(file: str, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(summary_module, "load_model_config", load_with_small_head)
     monkeypatch.setattr(summary_module, "build_on_meta", build)
-    summary = summarise(f"configs/{file}")
+    summary = summarize(f"configs/{file}")
     (model,) = models
     trained = sum(tensor.numel() for tensor in model.state_dict().values())
     assert sum(summary["trained"].values()) == trained
@@ -169,7 +169,7 @@ def test_every_ablation_has_a_row(file: str, monkeypatch: pytest.MonkeyPatch) ->
     assert row[0] == file.removesuffix(".py") and f"{trained:,}" in row
 
 
-def test_several_configs_make_one_table(capsys: pytest.CaptureFixture, made_up_flops: None) -> None:
+def test_several_configs_make_one_table(capsys: pytest.CaptureFixture, tiny_flops: None) -> None:
     names = ["odise_tiny", "overfit_real_coco"]
     assert model_summary.main([*names, "--size", "64", "--format", "markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()

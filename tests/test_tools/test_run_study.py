@@ -113,7 +113,7 @@ def test_the_same_training_is_not_run_twice(study: Path, capfd: pytest.CaptureFi
     assert called[:2] == [str(study / "same.py"), "work_dirs/ablation/steps/t0/iter_2.pth"]
 
 
-def test_who_shares_a_training_that_failed_is_told(
+def test_who_shares_a_run_that_failed_is_told(
     study: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (study / "same.py").write_text("steps = 'broken'")

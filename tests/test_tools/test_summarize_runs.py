@@ -24,7 +24,7 @@ def write(
     content = dict(
         config=dict(file=f"/somewhere/configs/{config}", options={}),
         checkpoint=dict(file="iter_1.pth", sha256=checkpoint),
-        made_up_weights=False,
+        random_weights=False,
         precision=precision,
         sets=dict(toy=dict(metrics=named, images=limit or 500, limit=limit)),
     )
@@ -84,10 +84,10 @@ def test_a_checkpoint_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[
         ("{", "is damaged"),
         ("[" * 100_000, "nested too deeply"),
         ("{}", "was not written by"),
-        ('{"sets": [], "config": 3, "made_up_weights": 0}', "is damaged (fields of other types"),
+        ('{"sets": [], "config": 3, "random_weights": 0}', "is damaged (fields of other types"),
         (
             '{"sets": {"a": {"metrics": {"PQ": "50"}}}, "config": {"file": "a.py"},'
-            ' "made_up_weights": false}',
+            ' "random_weights": false}',
             "is damaged (fields of other types",
         ),
     ],

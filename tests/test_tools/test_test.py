@@ -65,7 +65,7 @@ def fails(capsys: pytest.CaptureFixture, *arguments: str) -> str:
     return lines[0]
 
 
-def test_numbers_are_those_that_follow_from_the_pictures(
+def test_numbers_are_those_that_follow_from_the_images(
     project: Path, capsys: pytest.CaptureFixture
 ) -> None:
     found = run("--datasets", "five", "one", "--per-class")
@@ -88,7 +88,7 @@ def test_numbers_are_those_that_follow_from_the_pictures(
     assert five["images"] == 5 and five["limit"] is None and five["seconds"] > 0
     assert five["vocabulary"]["source"] == "data/five/names.txt" and five["vocabulary"]["sha256"]
     assert found["precision"] == "fp32" and found["processes"] == 1 and found["device"] == "cpu"
-    assert found["made_up_weights"] is True and found["checkpoint"] is None
+    assert found["random_weights"] is True and found["checkpoint"] is None
     assert found["config"]["file"].endswith("model.py") and "torch" in found["versions"]
     shown = capsys.readouterr().out
     pq = f"{five['metrics']['panoptic/PQ']:.2f}"
@@ -247,7 +247,7 @@ def test_a_metric_that_fails_leaves_the_others_numbers(
     project: Path, capsys: pytest.CaptureFixture
 ) -> None:
     whole = run("--datasets", "five", "one", "--cfg-options", instances(project))
-    # The size of the fourth picture is noticed when it comes: no file says it before.
+    # The size of the fourth image is noticed when it comes: no file says it before.
     option = instances(project, i3=dict(height=HEIGHT + 1))
     text = (project / "configs/_base_/datasets/five.py").read_text()
     path = option.partition("=")[2]
@@ -382,7 +382,7 @@ def test_outputs_never_land_on_inputs(
     assert contents(project / "data") == before
 
 
-def test_pictures_are_not_drawn_over_others(project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_images_are_not_drawn_over_others(project: Path, capsys: pytest.CaptureFixture) -> None:
     (project / "show/one").mkdir(parents=True)
     Image.new("RGB", (5, 5)).save(project / "show/one/000.jpg")
     before = contents(project / "show")
@@ -390,7 +390,7 @@ def test_pictures_are_not_drawn_over_others(project: Path, capsys: pytest.Captur
     assert "000.jpg: is there already" in fails(capsys, *arguments)
     assert contents(project / "show/one") == {"000.jpg": before["one/000.jpg"]}
     (project / "show/one/000.jpg").unlink()
-    for _ in range(2):  # its own pictures may be replaced
+    for _ in range(2):  # its own images may be replaced
         assert tool.main(arguments) == 0
 
 
@@ -459,7 +459,7 @@ def label_files(project: Path) -> None:
     (project / "labels" / "one.txt").write_text("0:invalid_class_id\n1:cat,kitty\n2:sky\n")
     (project / "labels" / "coco_panoptic_with_prompt_eng.txt").write_text("1:cat\n2:dog\n")
     with (project / "model.py").open("a") as file:
-        file.write('model.update(fusion=dict(train_vocabulary="coco"))\n')
+        file.write('model.update(ensemble=dict(train_vocabulary="coco"))\n')
 
 
 def test_label_files_replace_the_names_of_test_and_training(project: Path) -> None:
@@ -482,7 +482,7 @@ def test_sets_without_classes_need_no_label_file(project: Path) -> None:
     label_files(project)
     (uvo,) = make_benchmark_sets(load_config("odise_tiny"), ["uvo"], label_files="labels")
     assert "label_file" not in uvo.dataset
-    assert uvo.cfg.model.fusion.train_vocabulary == "labels/coco_panoptic_with_prompt_eng.txt"
+    assert uvo.cfg.model.ensemble.train_vocabulary == "labels/coco_panoptic_with_prompt_eng.txt"
 
 
 @pytest.fixture
@@ -573,7 +573,7 @@ def test_the_checkpoint_of_a_training_is_loaded_strictly(
     arguments = ["iter_2.pth", "--datasets", "one", "--out", "out.json"]
     assert tool.main(["label.py", *arguments]) == 0
     found = json.loads(Path("out.json").read_text())
-    assert found["made_up_weights"] is False and "mean nothing" not in capsys.readouterr().out
+    assert found["random_weights"] is False and "mean nothing" not in capsys.readouterr().out
     sha256 = hashlib.sha256(Path("iter_2.pth").read_bytes()).hexdigest()
     assert found["checkpoint"] == dict(file="iter_2.pth", sha256=sha256)
     assert found["train_vocabulary"]["source"] == "coco"

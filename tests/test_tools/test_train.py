@@ -1,4 +1,4 @@
-"""tools/train.py as users call it, on a miniature of COCO and a real, small model."""
+"""tools/train.py as users call it, on a tiny model of COCO and a real, small model."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cfg.val_evaluator = [dict(type="PanopticQuality")]
     for key in ("test_dataloader", "test_evaluator", "test_cfg"):
         cfg.pop(key)
-    cfg.model.fusion.train_vocabulary = str(names)
+    cfg.model.ensemble.train_vocabulary = str(names)
     cfg.train_cfg.update(max_iters=4, val_interval=4)
     cfg.default_hooks.checkpoint.interval = 2
     cfg.default_hooks.logger.interval = 1

@@ -24,12 +24,12 @@ REGIONS = np.zeros((HEIGHT, WIDTH), int)  # borders at multiples of 16
 REGIONS[:, 208:] = 1
 REGIONS[96:, :160] = 2
 REGIONS[128:, 240:] = 3
-COLOURS = np.array([(200, 40, 30), (30, 160, 60), (40, 60, 220), (240, 230, 120)], np.uint8)
+COLORS = np.array([(200, 40, 30), (30, 160, 60), (40, 60, 220), (240, 230, 120)], np.uint8)
 
 
 @MODELS.register_module()
-class FlatColourBackbone(Backbone):
-    """Mean colours of patches, mixed by random weights; one map of stride 8, one of 16."""
+class FlatColorBackbone(Backbone):
+    """Mean colors of patches, mixed by random weights; one map of stride 8, one of 16."""
 
     channels, strides = (5, 90), (8, 16)
 
@@ -62,19 +62,19 @@ def adjusted_rand(first: np.ndarray, second: np.ndarray) -> float:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A picture of four flat regions, and configs that see it at its own size."""
-    Image.fromarray(COLOURS[REGIONS]).save(tmp_path / "flat.png")
+    """An image of four flat regions, and configs that see it at its own size."""
+    Image.fromarray(COLORS[REGIONS]).save(tmp_path / "flat.png")
     cfg = parts.load_config("toy/odise_tiny.py")
     cfg.test_pipeline[1].scale = (WIDTH, HEIGHT)
     cfg.model.tile_size = 128  # three tiles in a row, two of them overlapping
     cfg.dump(tmp_path / "diffusion.py")
     cfg.model.captioner = None
-    cfg.model.backbone = dict(type="FlatColourBackbone")
+    cfg.model.backbone = dict(type="FlatColorBackbone")
     cfg.dump(tmp_path / "flat.py")
     for name, model in (("convnext", "convnext_atto"), ("vit", "vit_tiny_patch16_224")):
         cfg.model.backbone = dict(type="TimmBackbone", model=model)
         cfg.dump(tmp_path / f"{name}.py")
-    cfg.model.backbone = dict(type="FlatColourBackbone")
+    cfg.model.backbone = dict(type="FlatColorBackbone")
     cfg.model.tile_size = None
     cfg.dump(tmp_path / "whole.py")
     monkeypatch.chdir(tmp_path)
@@ -123,8 +123,8 @@ def test_tiles_are_joined_as_the_segmentor_joins_them(place: Path) -> None:
     found = {}
     for config in ("flat.py", "whole.py"):
         cfg = Config.fromfile(config)
-        built, made_up = feature_maps.build_parts(cfg)
-        assert made_up
+        built, random_weights = feature_maps.build_parts(cfg)
+        assert random_weights
         steps = []
         found[config] = feature_maps.extract(
             built, cfg, image, [0, 1], lambda done, all_, steps=steps: steps.append((done, all_))
@@ -136,7 +136,7 @@ def test_tiles_are_joined_as_the_segmentor_joins_them(place: Path) -> None:
     assert found["flat.py"][1] == [8, 16]
 
 
-def test_the_same_picture_gives_the_same_file(place: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_same_image_gives_the_same_file(place: Path, capsys: pytest.CaptureFixture) -> None:
     configs = ["flat.py", "vit.py"]
     for out in ("a.png", "deep/b.png"):
         arguments = ["flat.png", *configs, "--out", out, "--clusters", "3", "--size", "128"]
@@ -144,13 +144,13 @@ def test_the_same_picture_gives_the_same_file(place: Path, capsys: pytest.Captur
         assert f"wrote {out}: 3 clusters of 2 backbones" in capsys.readouterr().out
     assert Path("a.png").read_bytes() == Path("deep/b.png").read_bytes()
     with Image.open("a.png") as picture:
-        shown = {colour for _, colour in picture.convert("RGB").getcolors(2**24)}
-    assert {tuple(colour) for colour in COLOURS.tolist()} <= shown  # the picture itself
+        shown = {color for _, color in picture.convert("RGB").getcolors(2**24)}
+    assert {tuple(color) for color in COLORS.tolist()} <= shown  # the image itself
     tab10 = {(31, 119, 180), (255, 127, 14), (44, 160, 44)}
     assert tab10 <= shown  # three clusters
 
 
-def test_regions_keep_their_colour_in_all_panels() -> None:
+def test_regions_keep_their_color_in_all_panels() -> None:
     other = np.array([2, 0, 3, 1])[REGIONS]
     assert np.array_equal(clustering.alike(other, REGIONS), REGIONS)
     fewer = np.minimum(REGIONS, 1)
@@ -158,8 +158,8 @@ def test_regions_keep_their_colour_in_all_panels() -> None:
     assert set(np.unique(renamed)) <= {0, 1, 2, 3} and adjusted_rand(renamed, fewer) == 1
 
 
-def test_k_means_minimises_what_it_should() -> None:
-    """No worse than a good clustering that is known: separate blobs around known centres."""
+def test_k_means_minimizes_what_it_should() -> None:
+    """No worse than a good clustering that is known: separate blobs around known centers."""
     random = np.random.RandomState(1)
     truth = random.randint(5, size=(30, 40))
     vectors = 10 * random.randn(5, 80)[truth] + random.randn(30, 40, 80)
@@ -201,7 +201,7 @@ def test_mistakes_end_in_one_line(
 ) -> None:
     torch.save(dict(state_dict={"head.x": torch.ones(1)}), "other.pth")
     Path("broken.py").write_text(
-        Path("flat.py").read_text().replace("FlatColourBackbone", "NoSuchBackbone")
+        Path("flat.py").read_text().replace("FlatColorBackbone", "NoSuchBackbone")
     )
     with pytest.raises(SystemExit) as end:
         tool.main([*arguments, "--device", "cpu"])

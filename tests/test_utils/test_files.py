@@ -124,9 +124,9 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
     assert regular_file(tmp_path / "file", DatasetError, "file") == tmp_path / "file"
     for name, expected in (("pipe", "a pipe"), (".", "a folder"), ("no", "no such")):
         with pytest.raises(DatasetError, match=expected):
-            regular_file(tmp_path / name, DatasetError, "picture")
+            regular_file(tmp_path / name, DatasetError, "image")
     with pytest.raises(DatasetError, match="a pipe"):
-        regular_file("/dev/zero", DatasetError, "picture")
+        regular_file("/dev/zero", DatasetError, "image")
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "b/c.jpg", "./a.jpg", "b/../a.jpg", "..a.jpg", "b\\c"])

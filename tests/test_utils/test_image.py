@@ -1,4 +1,4 @@
-"""Reading pictures of every kind, and saying what is wrong with the others."""
+"""Reading images of every kind, and saying what is wrong with the others."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from PIL import Image
 
 from odise_mm.errors import DatasetError
 from odise_mm.utils.image import (
+    IMAGE_FORMATS,
     LABEL_FORMATS,
-    PICTURE_FORMATS,
     ImageError,
     check_max_pixels,
+    image_suffixes,
     open_image,
-    picture_suffixes,
     read_image,
 )
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-GREY = RGB[..., 0]
+GRAY = RGB[..., 0]
 
 
 def save(path: Path, image: Image.Image, **kwargs) -> Path:
@@ -37,7 +37,7 @@ def save(path: Path, image: Image.Image, **kwargs) -> Path:
     return path
 
 
-def test_colours_become_bgr(tmp_path):
+def test_colors_become_bgr(tmp_path):
     path = save(tmp_path / "a.png", Image.fromarray(RGB))
     for source in (path, str(path), Image.fromarray(RGB)):
         image = read_image(source)
@@ -51,22 +51,22 @@ def test_jpeg_is_decoded_by_pillow(tmp_path):
         assert np.array_equal(read_image(path), np.asarray(image.convert("RGB"))[..., ::-1])
 
 
-def test_the_published_pictures_of_the_tests():
+def test_the_published_images_of_the_tests():
     path = Path(__file__).parents[1] / "data" / "image_512x704.png"
     with Image.open(path) as image:
         assert np.array_equal(read_image(path)[..., ::-1], np.asarray(image.convert("RGB")))
 
 
-def test_grey_is_repeated(tmp_path):
-    path = save(tmp_path / "grey.png", Image.fromarray(GREY))
-    assert np.array_equal(read_image(path), np.repeat(GREY[..., None], 3, axis=2))
-    bits = save(tmp_path / "bits.png", Image.fromarray(GREY > 128))
-    assert np.array_equal(read_image(bits)[..., 0], np.where(GREY > 128, 255, 0))
+def test_gray_is_repeated(tmp_path):
+    path = save(tmp_path / "gray.png", Image.fromarray(GRAY))
+    assert np.array_equal(read_image(path), np.repeat(GRAY[..., None], 3, axis=2))
+    bits = save(tmp_path / "bits.png", Image.fromarray(GRAY > 128))
+    assert np.array_equal(read_image(bits)[..., 0], np.where(GRAY > 128, 255, 0))
 
 
-def on_white(colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def on_white(color: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     weight = alpha[..., None] / 255
-    return colour * weight + 255 * (1 - weight)
+    return color * weight + 255 * (1 - weight)
 
 
 @pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
@@ -80,14 +80,14 @@ def test_transparency_is_composited_on_white(tmp_path, kind):
     assert np.abs(array.astype(int) - image).max() <= 1
 
 
-def test_grey_with_alpha(tmp_path):
-    alpha = RNG.integers(0, 256, GREY.shape, dtype=np.uint8)
-    path = save(tmp_path / "la.png", Image.fromarray(np.dstack([GREY, alpha])))
+def test_gray_with_alpha(tmp_path):
+    alpha = RNG.integers(0, 256, GRAY.shape, dtype=np.uint8)
+    path = save(tmp_path / "la.png", Image.fromarray(np.dstack([GRAY, alpha])))
     with Image.open(path) as image:
         assert image.mode == "LA"
-    expected = on_white(np.repeat(GREY[..., None], 3, 2).astype(float), alpha)
+    expected = on_white(np.repeat(GRAY[..., None], 3, 2).astype(float), alpha)
     assert np.abs(read_image(path) - expected).max() <= 1
-    assert np.abs(read_image(np.dstack([GREY, alpha])) - expected).max() <= 1
+    assert np.abs(read_image(np.dstack([GRAY, alpha])) - expected).max() <= 1
 
 
 def test_palette_with_and_without_transparency(tmp_path):
@@ -102,7 +102,7 @@ def test_palette_with_and_without_transparency(tmp_path):
 
 
 def png(bits: int, colors: int, row: bytes, transparent: tuple[int, ...]) -> bytes:
-    """A PNG file of one row with a transparent color; ``colors``: 1 is grey, 3 is RGB."""
+    """A PNG file of one row with a transparent color; ``colors``: 1 is gray, 3 is RGB."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + content))
@@ -127,7 +127,7 @@ def png(bits: int, colors: int, row: bytes, transparent: tuple[int, ...]) -> byt
         (16, struct.pack(">3H", 0, 1, 0), 0, [255, 0, 255]),
     ],
 )
-def test_a_transparent_grey(bits, row, transparent, expected):
+def test_a_transparent_gray(bits, row, transparent, expected):
     content = png(bits, 1, row, (transparent,))
     assert read_image(content)[0, :, 1].tolist() == expected
 
@@ -149,12 +149,12 @@ def test_16_bit_is_scaled_not_clipped(tmp_path, kind):
     assert np.array_equal(read_image(deep)[..., 2], expected)
 
 
-def test_16_bit_colour_png(tmp_path):
+def test_16_bit_color_png(tmp_path):
     import cv2
 
     deep = RNG.integers(0, 65536, (4, 6, 3), dtype=np.uint16)
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
-    # Pillow keeps the high byte of deep colours: off by less than one step.
+    # Pillow keeps the high byte of deep colors: off by less than one step.
     assert np.abs(read_image(tmp_path / "deep.png") - deep / 257).max() <= 1
 
 
@@ -178,7 +178,7 @@ def test_cmyk(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["YCbCr", "HSV", "RGBX", "LAB", "La", "RGBa", "PA", "I;16B"])
-def test_other_colour_models_are_converted(mode):
+def test_other_color_models_are_converted(mode):
     image = Image.new(mode, (3, 2))
     assert read_image(image).shape == (2, 3, 3)
 
@@ -191,7 +191,7 @@ def test_exif_orientation(tmp_path):
 
 
 def test_the_first_frame_of_an_animation(tmp_path):
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     path = tmp_path / "a.gif"
     frames[0].save(path, save_all=True, append_images=frames[1:])
     assert read_image(path)[0, 0].tolist() == [0, 0, 255]
@@ -207,8 +207,8 @@ def test_arrays():
     bgr = RGB[..., ::-1]
     assert np.array_equal(read_image(RGB), RGB)
     assert np.array_equal(read_image(RGB, channel_order="rgb"), bgr)
-    assert np.array_equal(read_image(GREY[..., None]), read_image(GREY))
-    assert np.array_equal(read_image(GREY > 9)[..., 0], np.where(GREY > 9, 255, 0))
+    assert np.array_equal(read_image(GRAY[..., None]), read_image(GRAY))
+    assert np.array_equal(read_image(GRAY > 9)[..., 0], np.where(GRAY > 9, 255, 0))
     assert np.array_equal(read_image((RGB / 255).astype(np.float32)), RGB)
     # float16 next to 1, and what float64 makes of 0 and 1 after some arithmetic
     nearly = np.array([[1.0000001, -1e-9, 0.5, 1.000977]])
@@ -235,7 +235,7 @@ def test_arrays():
         (np.full((5, 7, 3), np.inf), "NaN or infinite"),
     ],
 )
-def test_arrays_that_are_no_pictures(array, match):
+def test_arrays_that_are_no_images(array, match):
     with pytest.raises(ImageError, match=match) as info:
         read_image(array, name="images[2]")
     assert str(info.value).startswith("images[2]: ")
@@ -248,7 +248,7 @@ def test_bad_files(tmp_path):
     Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(jpg, "JPEG")
     files = {
         "empty.jpg": (b"", "empty"),
-        "text.jpg": (b"this is no picture", "not a readable picture"),
+        "text.jpg": (b"this is no image", "not a readable image"),
         "half.png": (png.getvalue()[: len(png.getvalue()) // 2], "damaged"),
         "half.jpg": (jpg.getvalue()[: len(jpg.getvalue()) // 2], "damaged"),
         "head.png": (png.getvalue()[:20], "not a"),
@@ -286,12 +286,12 @@ def encoded(kind: str, **kwargs) -> bytes:
     if kind == "MPO":
         kwargs |= dict(save_all=True, append_images=[image])
     if kind == "ICO":
-        kwargs |= dict(sizes=[image.size])  # Pillow before 13 writes no small picture otherwise
+        kwargs |= dict(sizes=[image.size])  # Pillow before 13 writes no small image otherwise
     image.save(buffer, kind, **kwargs)
     return buffer.getvalue()
 
 
-WRITABLE = [kind for kind in PICTURE_FORMATS if kind != "PSD"]
+WRITABLE = [kind for kind in IMAGE_FORMATS if kind != "PSD"]
 
 
 @pytest.mark.parametrize("kind", WRITABLE)
@@ -314,11 +314,11 @@ def test_photoshop_files():
 
 def test_one_list_decides_on_formats_and_suffixes():
     known = {suffix: kind for suffix, kind in Image.registered_extensions().items()}
-    assert set(known.values()) > set(PICTURE_FORMATS) > set(LABEL_FORMATS)
-    assert {known[suffix] for suffix in picture_suffixes()} == set(PICTURE_FORMATS)
+    assert set(known.values()) > set(IMAGE_FORMATS) > set(LABEL_FORMATS)
+    assert {known[suffix] for suffix in image_suffixes()} == set(IMAGE_FORMATS)
     some = {".jpg", ".jfif", ".mpo", ".jp2", ".avif", ".tga", ".dib", ".pnm", ".webp", ".tiff"}
-    assert some < picture_suffixes()
-    assert not {".eps", ".ps", ".wmf", ".emf", ".mpg", ".ico", ".hdf"} & picture_suffixes()
+    assert some < image_suffixes()
+    assert not {".eps", ".ps", ".wmf", ".emf", ".mpg", ".ico", ".hdf"} & image_suffixes()
 
 
 def test_postscript_is_never_run(tmp_path, monkeypatch):
@@ -330,7 +330,7 @@ def test_postscript_is_never_run(tmp_path, monkeypatch):
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", run)
     path = tmp_path / "holiday.jpg"
     path.write_bytes(encoded("EPS"))
-    with pytest.raises(ImageError, match=r"holiday\.jpg: not a readable picture, .*JPEG, PNG"):
+    with pytest.raises(ImageError, match=r"holiday\.jpg: not a readable image, .*JPEG, PNG"):
         read_image(path)
     for formats in (LABEL_FORMATS, ("PNG",)):
         with pytest.raises(DatasetError, match="not a readable map, damaged or in none of"):
@@ -343,7 +343,7 @@ def test_postscript_is_never_run(tmp_path, monkeypatch):
 def test_a_decoder_that_pillow_was_built_without(monkeypatch):
     reader, _ = Image.OPEN["AVIF"]
     monkeypatch.setitem(Image.OPEN, "AVIF", (reader, lambda head: "AVIF support not installed"))
-    with pytest.raises(ImageError, match="not a readable picture, AVIF support not installed"):
+    with pytest.raises(ImageError, match="not a readable image, AVIF support not installed"):
         read_image(encoded("AVIF"))
     monkeypatch.delitem(Image.OPEN, "AVIF")  # an older Pillow
     with pytest.raises(ImageError, match="in none of the formats JPEG, PNG, WEBP, JPEG2000"):
@@ -351,13 +351,13 @@ def test_a_decoder_that_pillow_was_built_without(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["ICO", "DDS", "PCX"])
-def test_what_was_decoded_elsewhere_is_a_picture(kind):
+def test_what_was_decoded_elsewhere_is_an_image(kind):
     with Image.open(io.BytesIO(encoded(kind))) as image:
         image.load()
         assert read_image(image).shape == (*image.size[::-1], 3)
 
 
-def test_pictures_are_opened_in_one_place():
+def test_images_are_opened_in_one_place():
     root = Path(__file__).parents[2]
     places = [
         str(path.relative_to(root))
@@ -405,7 +405,7 @@ class Endless(Pipe):
         return len(place)
 
 
-def test_bytes_and_file_objects_are_pictures(tmp_path):
+def test_bytes_and_file_objects_are_images(tmp_path):
     content = encoded("PNG")
     path = tmp_path / "a.png"
     path.write_bytes(content)
@@ -438,7 +438,7 @@ class Strange:
     [
         (b"", r"^bytes: the file is empty"),
         (io.BytesIO(), r"^BytesIO: the file is empty"),
-        (b"GIF89a", r"^bytes: not a readable picture"),
+        (b"GIF89a", r"^bytes: not a readable image"),
         (io.StringIO("text"), r"^StringIO: is open as text; open it with mode 'rb'"),
         (Coroutine(), r"^Coroutine: its read\(\) gives a coroutine; give the bytes"),
         (Strange(), r"^Strange: cannot be read"),
@@ -448,7 +448,7 @@ class Strange:
         (np.frombuffer(b"\xff\xd8\xff", np.uint8), r"are given as array\.tobytes\(\)"),
     ],
 )
-def test_what_is_no_picture(source, match):
+def test_what_is_no_image(source, match):
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a coroutine that nobody awaits
         with pytest.raises(ImageError, match=match):
@@ -534,7 +534,7 @@ def test_where_pillow_keeps_to_its_own_limit(monkeypatch, kind):
 def test_pixels_of_everything_are_counted(tmp_path):
     path = save(tmp_path / "a.png", Image.fromarray(RGB))
     with Image.open(path) as lazy:
-        for source in (path, lazy, RGB, GREY, Image.fromarray(RGB), encoded("GIF")):
+        for source in (path, lazy, RGB, GRAY, Image.fromarray(RGB), encoded("GIF")):
             with pytest.raises(ImageError, match="too many pixels, 7 x 5 = 35"):
                 read_image(source, max_pixels=34)
             assert read_image(source, max_pixels=35).shape == (5, 7, 3)

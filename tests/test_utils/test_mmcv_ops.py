@@ -23,7 +23,7 @@ needs_lite = pytest.mark.skipif(not LITE, reason="a compiled mmcv is installed")
 def naive_attention(
     value: torch.Tensor, shapes: list[tuple[int, int]], where: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
-    """Eq. 3 of arXiv 2010.04159 by loops; bilinear, zero outside, pixel i centred at i + 0.5."""
+    """Eq. 3 of arXiv 2010.04159 by loops; bilinear, zero outside, pixel i centered at i + 0.5."""
     batch, _, heads, channels = value.shape
     out = value.new_zeros(batch, where.shape[1], heads, channels)
     starts = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
@@ -60,7 +60,7 @@ def case() -> tuple[list[tuple[int, int]], dict[str, torch.Tensor]]:
 def make_layer() -> MultiScaleDeformableAttention:
     torch.manual_seed(4)
     layer = MultiScaleDeformableAttention(8, 2, 2, 3, dropout=0.0, batch_first=True).double().eval()
-    for parameter in layer.parameters():  # its own initialisation ignores the query
+    for parameter in layer.parameters():  # its own initialization ignores the query
         torch.nn.init.normal_(parameter, std=0.5)
     return layer
 

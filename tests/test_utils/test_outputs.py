@@ -14,14 +14,14 @@ from odise_mm.utils.outputs import (
     InputFiles,
     check_folder,
     check_outputs,
+    image_path,
     is_ours,
-    picture_path,
     refuse_foreign,
     spelling,
     stem_of,
     unused_stem,
+    write_image,
     write_marked_png,
-    write_picture,
 )
 
 
@@ -81,10 +81,10 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
         check_folder(tmp_path / "out")
 
 
-def test_pictures_say_that_they_are_ours(photo: Path, tmp_path: Path) -> None:
+def test_images_say_that_they_are_ours(photo: Path, tmp_path: Path) -> None:
     drawn = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
-    path = write_picture(tmp_path / "new", "a", drawn)
-    assert path == tmp_path / "new" / "a.jpg" == picture_path(tmp_path / "new", "a")
+    path = write_image(tmp_path / "new", "a", drawn)
+    assert path == tmp_path / "new" / "a.jpg" == image_path(tmp_path / "new", "a")
     with Image.open(path) as image:
         assert np.abs(np.asarray(image)[..., ::-1].astype(int) - drawn).mean() < 8
     write_marked_png(tmp_path / "map.png", drawn)
@@ -101,8 +101,8 @@ def test_pictures_say_that_they_are_ours(photo: Path, tmp_path: Path) -> None:
             refuse_foreign(foreign)
 
 
-def test_a_picture_too_long_for_jpeg(tmp_path: Path) -> None:
-    path = write_picture(tmp_path, "a", np.zeros((1, 65_501, 3), np.uint8))
+def test_an_image_too_long_for_jpeg(tmp_path: Path) -> None:
+    path = write_image(tmp_path, "a", np.zeros((1, 65_501, 3), np.uint8))
     assert path.name == "a.png" and is_ours(path)
 
 
@@ -129,7 +129,7 @@ def test_the_longest_names(name: str, tmp_path: Path) -> None:
     second = unused_stem(first, {spelling(first)})
     assert first != second
     for stem in (first, second):
-        write_picture(tmp_path, stem, np.zeros((2, 2, 3), np.uint8))
+        write_image(tmp_path, stem, np.zeros((2, 2, 3), np.uint8))
         write_marked_png(tmp_path / f"{stem}.png", np.zeros((2, 2), np.uint8))
     assert stem_of(f"{name}.jpg") == first
     assert stem_of(f"{name[:-1]}b.jpg") != first
@@ -146,5 +146,5 @@ def test_names_that_some_file_systems_take_for_one() -> None:
 
 def test_a_name_in_no_encoding(tmp_path: Path) -> None:
     stem = stem_of(os.fsdecode(b"caf\xe9.jpg"))
-    path = write_picture(tmp_path, stem, np.zeros((2, 2, 3), np.uint8))
+    path = write_image(tmp_path, stem, np.zeros((2, 2, 3), np.uint8))
     assert os.listdir(os.fsencode(tmp_path)) == [b"caf\xe9.jpg"] and is_ours(path)

@@ -1,4 +1,4 @@
-"""Pictures of results: names inside their regions, distinct colours, any size."""
+"""Images of results: names inside their regions, distinct colors, any size."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from odise_mm.registry import VISUALIZERS
 from odise_mm.structures import Segment, SegmentationResult
-from odise_mm.visualization import class_colours, draw_panoptic
-from odise_mm.visualization.colours import is_light, shade
+from odise_mm.visualization import class_colors, draw_panoptic
+from odise_mm.visualization.colors import is_light, shade
 from odise_mm.visualization.panoptic import deepest_box
 from odise_mm.visualization.text import font_for, halve, text_size, tidy, wrap
 
@@ -39,23 +39,23 @@ def halves(height: int, width: int) -> np.ndarray:
     return ids
 
 
-def test_colours_follow_the_names():
+def test_colors_follow_the_names():
     names = ["person", "sky", "tree", "car", "road"]
-    colours = class_colours(names)
-    assert colours.dtype == np.uint8 and colours.shape == (5, 3)
-    assert np.array_equal(class_colours(["person"])[0], colours[0])
-    assert np.array_equal(class_colours(["  Person "])[0], colours[0])
-    assert class_colours([]).shape == (0, 3)
+    colors = class_colors(names)
+    assert colors.dtype == np.uint8 and colors.shape == (5, 3)
+    assert np.array_equal(class_colors(["person"])[0], colors[0])
+    assert np.array_equal(class_colors(["  Person "])[0], colors[0])
+    assert class_colors([]).shape == (0, 3)
 
 
-def test_colours_of_a_picture_are_far_apart():
+def test_colors_of_an_image_are_far_apart():
     import cv2
 
-    colours = class_colours([f"class {i}" for i in range(12)])
-    lab = cv2.cvtColor(colours[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
+    colors = class_colors([f"class {i}" for i in range(12)])
+    lab = cv2.cvtColor(colors[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
     gaps = np.linalg.norm(lab[:, None] - lab[None], axis=2)[np.triu_indices(12, 1)]
     assert gaps.min() > 25
-    many = class_colours([str(i) for i in range(1500)])
+    many = class_colors([str(i) for i in range(1500)])
     assert len(np.unique(many, axis=0)) > 40
 
 
@@ -76,9 +76,9 @@ def test_fill_outline_and_void():
     result = make_result(ids, ["cat", "dog"])
     picture = draw_panoptic(image, result, legend=False)
     assert picture.shape == image.shape and picture.dtype == np.uint8
-    colours = class_colours(["cat", "dog"])[:, ::-1].astype(float)
-    for x, colour in ((30, colours[0]), (770, colours[1])):
-        assert np.abs(picture[30, x] - (100 + colour) / 2).max() <= 1
+    colors = class_colors(["cat", "dog"])[:, ::-1].astype(float)
+    for x, color in ((30, colors[0]), (770, colors[1])):
+        assert np.abs(picture[30, x] - (100 + color) / 2).max() <= 1
     assert picture[590, 30].tolist() == [75, 75, 75]
     assert picture[100, 400].min() > 220  # the fine light line between the two
     assert np.array_equal(image, np.full_like(image, 100))  # not drawn upon
@@ -98,7 +98,7 @@ def test_names_stay_inside_their_regions():
     ids[40:160, 50:400] = 1
     with_name = draw_panoptic(image, make_result(ids, ["elephant"]), legend=False)
     without = draw_panoptic(image, make_result(ids, [" "]), legend=False)
-    # The second one has no name to write; colours differ by name, so compare text colours.
+    # The second one has no name to write; colors differ by name, so compare text colors.
     dark = (with_name.max(axis=2) < 40) | (with_name.min(axis=2) > 235)
     dark &= ~((without.max(axis=2) < 40) | (without.min(axis=2) > 235))
     ys, xs = np.nonzero(dark)
@@ -154,7 +154,7 @@ def test_legend_only_where_it_helps():
 def test_notice():
     image = np.full((400, 600, 3), 128, np.uint8)
     result = make_result(halves(400, 600), ["cat", "dog"])
-    picture = draw_panoptic(image, result, notice="made-up weights " * 20)
+    picture = draw_panoptic(image, result, notice="random weights " * 20)
     assert picture.shape[0] > 420 and picture[1, 1].tolist() == [61, 196, 255]
 
 
@@ -164,7 +164,7 @@ def test_any_size(shape):
     ids[:, shape[1] // 2 :] = 2 if shape[1] > 1 else 1
     names = ["cat", "dog"][: ids.max()]
     image = np.full((*shape, 3), 128, np.uint8)
-    picture = draw_panoptic(image, make_result(ids, names), notice="made-up weights")
+    picture = draw_panoptic(image, make_result(ids, names), notice="random weights")
     assert max(picture.shape) >= 480
 
 
@@ -247,12 +247,12 @@ def test_visualizer_draws_ours_and_mmdets_maps(visualizer, tmp_path):
     sample.pred_sem_seg = PixelData(sem_seg=torch.zeros(1, 400, 600, dtype=torch.int64))
     sample.pred_instances = InstanceData(scores=torch.ones(1), labels=torch.zeros(1).long())
     visualizer.add_datasample("x", image, sample, out_file=str(tmp_path / "x.png"))
-    # The written picture; ``get_image`` renders it once more, through matplotlib's canvas.
+    # The written image; ``get_image`` renders it once more, through matplotlib's canvas.
     drawn = np.asarray(Image.open(tmp_path / "x.png"))
     assert drawn.shape == (400, 1200, 3)
     expected = draw_panoptic(image, make_result(ids, ["cat", "sky"]), channel_order="rgb")
     assert np.array_equal(drawn[:, 600:], expected)
-    assert np.array_equal(drawn[350:, 20:100], expected[350:, 20:100])  # same colours at the left
+    assert np.array_equal(drawn[350:, 20:100], expected[350:, 20:100])  # same colors at the left
     assert (drawn[5, 5] == 96).all()  # void
     assert "pred_sem_seg" in sample  # the caller's sample stays whole
 

@@ -34,7 +34,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServ
         yield running
 
 
-def test_a_list_comes_once_with_the_flags_of_its_data_set(
+def test_a_list_comes_once_with_the_flags_of_its_dataset(
     server: FileServer, tmp_path: Path
 ) -> None:
     for name in ("openseg:coco_panoptic", " OpenSeg: coco_panoptic"):

@@ -60,7 +60,7 @@ def mm_classes():
 
 
 @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "coco"])
-def test_builtin_has_order_and_names_of_the_mm_data_set(name):
+def test_builtin_has_order_and_names_of_the_mm_dataset(name):
     assert list(Vocabulary.load(name).source_names) == list(mm_classes()[name])
 
 
@@ -200,9 +200,9 @@ def test_join_keeps_classes_of_one_part_apart_wherever_it_stands(tmp_path):
     assert (file + zebra).synonyms == (*file.synonyms, *zebra.synonyms)
     assert (zebra + file).synonyms == (*zebra.synonyms, *file.synonyms)
     # what an earlier part has still decides, for each class of the later part by itself
-    merged = Vocabulary.parse("wolf, grey wolf; puppy") + file
+    merged = Vocabulary.parse("wolf, gray wolf; puppy") + file
     assert merged.synonyms == (
-        ("wolf", "grey wolf", "hound"), ("puppy",), ("dog", "hound"), ("cat",)
+        ("wolf", "gray wolf", "hound"), ("puppy",), ("dog", "hound"), ("cat",)
     )  # fmt: skip
     twice = Vocabulary.parse("animal, dog, wolf") + file
     assert twice.synonyms == (("animal", "dog", "wolf", "hound"), ("cat",))
@@ -336,7 +336,7 @@ def test_label_file_round_trip(name, tmp_path):
     assert loaded.synonyms == vocabulary.synonyms and loaded.is_thing == vocabulary.is_thing
 
 
-def test_label_file_of_one_data_set_takes_flags_by_place(tmp_path):
+def test_label_file_of_one_dataset_takes_flags_by_place(tmp_path):
     # One class in ten goes by a name that our list does not know.
     ade20k = Vocabulary.load("ade20k")
     lines = [

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Our numbers of the ablations beside the paper's: a table and a picture per study.
+"""Our numbers of the ablations beside the paper's: a table and an image per study.
 
 Ours come from the JSON files that tools/test.py writes, wherever they lie below WORK_DIRS; a file
 belongs to the row whose config it was made with (configs/ablation/STUDY/ROW.py, or a config of
@@ -9,7 +9,7 @@ rows come from configs/ablation/metafile.yml. What was not run is called so, and
 cannot be compared with the paper's carries a mark that the notes explain. Results with numbers of
 subsets of classes get a column for every subset.
 
-Writes ablations.md, ablations.csv and a picture for every study, STUDY.png.
+Writes ablations.md, ablations.csv and an image for every study, STUDY.png.
 
 Example:
     python tools/analysis_tools/ablation_table.py work_dirs --out ablations

@@ -2,7 +2,7 @@
 """FLOPs, time and peak memory of every part of a model, beside the published implementation's.
 
 FLOPs are counted on torch's meta device, by shapes alone: seconds at any size. Names are embedded
-before anything is measured. With made-up weights (the default) no download is needed; what the
+before anything is measured. With random weights (the default) no download is needed; what the
 parts cost does not depend on the weights' values.
 
 Examples:
@@ -46,11 +46,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--weights",
         choices=("none", "config"),
         default="none",
-        help="made-up weights, or those that the config names (default: %(default)s)",
+        help="random weights, or those that the config names (default: %(default)s)",
     )
     parser.add_argument(
         "--vocabulary",
-        help="a vocabulary's name or file (default: made-up names, as many as the published "
+        help="a vocabulary's name or file (default: invented names, as many as the published "
         f"numbers were counted with: {published.COUNTED_CLASSES} classes, "
         f"{published.COUNTED_SYNONYMS} synonyms)",
     )

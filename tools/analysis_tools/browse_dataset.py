@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Draw what a model sees of a data set: pictures after the pipeline, segments, names, words.
+"""Draw what a model sees of a dataset: images after the pipeline, segments, names, words.
 
-Of training data the first pictures of the stream are drawn, with its augmentations; of validation
-and test data the first ones in order. Each file shows the picture at the left, and at the right its
+Of training data the first images of the stream are drawn, with its augmentations; of validation
+and test data the first ones in order. Each file shows the image at the left, and at the right its
 ground truth; the words for caption supervision stand above it. Dark pixels have no segment.
 
 Examples:
@@ -25,7 +25,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--split", choices=("train", "val", "test"), help="default: the first there is"
     )
-    parser.add_argument("--number", type=positive_int, default=10, metavar="N", help="of pictures")
+    parser.add_argument("--number", type=positive_int, default=10, metavar="N", help="of images")
     parser.add_argument(
         "--out", default="work_dirs/browse", metavar="DIR", help="default: %(default)s/"
     )

@@ -56,10 +56,10 @@ def main(argv: list[str] | None = None) -> int:
     with one_line_errors():
         with redirect_stdout(sys.stderr):  # the log must not mix with the numbers
             # here, for a quick --help
-            from odise_mm.analysis.model_summary import all_configs, summarise
+            from odise_mm.analysis.model_summary import all_configs, summarize
 
             configs = all_configs() if args.all else args.configs
-            summaries = [summarise(config, args.size) for config in progress(configs)]
+            summaries = [summarize(config, args.size) for config in progress(configs)]
         if args.all or len(configs) > 1:
             show([make_comparison(summaries)], {"models": summaries}, args.format)
         else:

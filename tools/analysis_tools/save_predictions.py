@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Run a model once over test sets and keep what its opinions on the masks are joined from.
+"""Run a model once over test sets and keep what its predictions on the masks are joined from.
 
-The joining, which has two exponents, can then be tried with any of their values without running
-the model: tools/analysis_tools/sweep_fusion.py. Every image is a file; a run that was stopped goes
+tools/analysis_tools/sweep_ensemble.py then tries any values of the ensemble's two exponents without
+running the model. Every image is a file; a run that was stopped goes
 on where it was when the same command is given again.
 
 Size: mask logits take 2 bytes (fp16) per mask and 16 pixels, before packing: 4 MB for 100 masks
@@ -11,7 +11,7 @@ at 512 x 683 pixels, 18 MB at 1024 x 1365. The first image tells what all will t
 Examples:
     python tools/analysis_tools/save_predictions.py ablation/classification/both \\
         work_dirs/both/iter_92188.pth --datasets ade20k --out predictions
-    python tools/analysis_tools/sweep_fusion.py predictions/ade20k
+    python tools/analysis_tools/sweep_ensemble.py predictions/ade20k
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--masks",
         choices=("fp16", "fp32"),
         default="fp16",
-        help="how mask logits are stored (default: %(default)s, 3 decimal digits); opinions are "
+        help="how mask logits are stored (default: %(default)s, 3 decimal digits); predictions are "
         "always float32",
     )
     data = parser.add_argument_group("data, as for tools/test.py")

@@ -6,7 +6,7 @@ activations recomputed in the backward pass (`use_checkpoint`), and a baseline i
 done about the frozen parts: the UNet's weights ask for gradients, VAE and CLIP are tracked too.
 
 FLOPs and bytes are counted on torch's meta device, by shapes alone. With --measure a step is also
-run on the CPU with made-up weights.
+run on the CPU with random weights.
 
 Examples:
     python tools/analysis_tools/training_step.py odise_tiny --size 512 --measure

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""k-means of backbones' feature maps as one picture: what regions a representation tells apart.
+"""k-means of backbones' feature maps as one image: what regions a representation tells apart.
 
 As figure 1 of ODISE (arXiv 2303.04803), for any number of backbones side by side. The raw maps are
 clustered, before the neck: nothing that is trained takes part but a captioner (--weights). Channels
-are standardised over the picture, reduced to 64 by PCA, and clustered from the same start every
-time; a region has about the same colour in all panels.
+are standardized over the image, reduced to 64 by PCA, and clustered from the same start every
+time; a region has about the same color in all panels.
 
 Example:
     python tools/analysis_tools/visualize_features.py demo/images/pagoda.jpg \\
@@ -27,7 +27,7 @@ from odise_mm.utils.precision import PRECISIONS
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("image", metavar="IMAGE", help="a picture")
+    parser.add_argument("image", metavar="IMAGE", help="an image")
     parser.add_argument(
         "configs", metavar="CONFIG", nargs="+", help="config files or their names under configs/"
     )
@@ -66,7 +66,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make the picture."""
+    """Make the image."""
     from odise_mm.analysis.feature_panels import draw, panel, progress_bar
     from odise_mm.config.finding import load_config
     from odise_mm.config.walking import named_weights

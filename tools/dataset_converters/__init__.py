@@ -1,1 +1,1 @@
-"""Preparation of data sets, from what the provider's archive holds; see docs/datasets.md."""
+"""Preparation of datasets, from what the provider's archive holds; see docs/datasets.md."""

@@ -3,8 +3,8 @@ _base_ = ["../test_pipeline.py"]
 
 data_root = "data/coco/"
 
-# Large-scale jitter: the picture fits a box of 1024 x 1024 times 0.1 to 2.0, and of the result
-# 1024 x 1024 pixels are seen, grey (128) beyond its borders.
+# Large-scale jitter: the image fits a box of 1024 x 1024 times 0.1 to 2.0, and of the result
+# 1024 x 1024 pixels are seen, gray (128) beyond its borders.
 train_pipeline = [
     dict(type="LoadImage"),
     dict(type="LoadPanopticMap"),
@@ -24,7 +24,7 @@ train_pipeline = [
             "scale_factor",
             "flip",
             "words",
-            "caption",  # where the data set has captions
+            "caption",  # where the dataset has captions
         ),
     ),
 ]

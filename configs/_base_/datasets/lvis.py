@@ -1,4 +1,4 @@
-# LVIS v1, 1203 classes: instances; the provider's annotations and COCO's pictures as they are, see
+# LVIS v1, 1203 classes: instances; the provider's annotations and COCO's images as they are, see
 # docs/datasets.md.
 _base_ = ["../test_pipeline.py"]
 

@@ -13,7 +13,7 @@ model = dict(
     ),
     tile_size=512,
     max_tiles_per_batch=4,
-    # The one CLIP: captioner, text encoder and second opinion.
+    # The one CLIP: captioner, text encoder and second prediction.
     clip=dict(type="FrozenCLIP", model="ViT-L-14-336-quickgelu", weights="openai"),
     backbone=dict(
         type="DiffusionBackbone",

@@ -14,5 +14,5 @@ model = dict(
         dict(type="MaskCLIPClassifier", template="a photo of a {}."),
     ],
     grounding=dict(type="GroundingLoss", loss_weight=1.0, softmax="masks"),
-    fusion=dict(type="GeometricEnsemble", alpha=0.35, beta=0.65),
+    ensemble=dict(type="GeometricEnsemble", alpha=0.35, beta=0.65),
 )

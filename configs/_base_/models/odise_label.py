@@ -7,5 +7,5 @@ model = dict(
         dict(type="OpenVocabClassifier", embed_dim=256, null_class=True, template="{}"),
         dict(type="MaskCLIPClassifier", template="a photo of a {}."),
     ],
-    fusion=dict(type="GeometricEnsemble", alpha=0.3, beta=0.7),
+    ensemble=dict(type="GeometricEnsemble", alpha=0.3, beta=0.7),
 )

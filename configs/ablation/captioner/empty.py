@@ -1,4 +1,4 @@
-# The empty prompt for every picture. Paper's captioner ablation, row "empty".
+# The empty prompt for every image. Paper's captioner ablation, row "empty".
 # Weights as configs/_base_/models/odise.py: Stable Diffusion v1-3 (CreativeML OpenRAIL-M).
 _base_ = ["../../_base_/ablation.py"]
 

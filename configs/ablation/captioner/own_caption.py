@@ -1,6 +1,6 @@
-# COCO's caption of the picture: an upper bound for captioners, on data that has captions. Not a
+# COCO's caption of the image: an upper bound for captioners, on data that has captions. Not a
 # row of the paper. Weights as configs/_base_/models/odise.py.
-# In training the caption whose words are drawn, in testing the first of each picture. Data sets
+# In training the caption whose words are drawn, in testing the first of each image. Datasets
 # without captions (ADE20K) cannot be tested.
 _base_ = ["../../_base_/ablation.py"]
 

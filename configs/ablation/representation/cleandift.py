@@ -1,4 +1,4 @@
-# CleanDIFT (arXiv 2412.03439): Stable Diffusion 2.1 whose UNet was tuned to read clean pictures, so
+# CleanDIFT (arXiv 2412.03439): Stable Diffusion 2.1 whose UNet was tuned to read clean images, so
 # no noise is added. Not in the paper.
 # Weights: CompVis/cleandift, MIT; the rest is Stable Diffusion 2.1, CreativeML Open RAIL++-M, in
 # the community's copy. Its model card does not say which time step the UNet is told: 0 here.

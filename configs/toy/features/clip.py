@@ -1,4 +1,4 @@
-# CLIP's features instead of the diffusion model's: the image tower that also says its opinion.
+# CLIP's features instead of the diffusion model's: the image tower that also says its prediction.
 _base_ = ["../odise_toy_label.py"]
 
 model = dict(

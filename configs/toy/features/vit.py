@@ -1,5 +1,5 @@
 # A plain ViT of the diffusion model's size (5.5 M parameters) that starts from nothing and is
-# trained with the rest. Its patches of 16 pixels are 8 of the scene's: it sees pictures twice as
+# trained with the rest. Its patches of 16 pixels are 8 of the scene's: it sees images twice as
 # large.
 _base_ = ["../odise_toy_label.py"]
 

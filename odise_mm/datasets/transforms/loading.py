@@ -1,4 +1,4 @@
-"""Loading and resizing of pictures in pipelines."""
+"""Loading and resizing of images in pipelines."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from odise_mm.utils.settings import check_choice, check_size, check_whole, is_nu
 
 @TRANSFORMS.register_module()
 class LoadImage(BaseTransform):
-    """Read a picture with :func:`odise_mm.utils.image.read_image`.
+    """Read an image with :func:`odise_mm.utils.image.read_image`.
 
     Required keys: ``img_path``, or ``img`` with something already in memory (an array in BGR order,
     a PIL image, a file's bytes), which then wins. Optional key: ``exif``, as datasets say it.
@@ -43,25 +43,25 @@ class LoadImage(BaseTransform):
     Modified and added keys: ``img`` (uint8 (H, W, 3) BGR), ``img_path`` (None without a file),
     ``img_shape`` and ``ori_shape`` ((H, W)).
 
-    Where annotated pictures have an EXIF orientation and sizes cannot tell what the annotations
+    Where annotated images have an EXIF orientation and sizes cannot tell what the annotations
     were made on, a warning names the first one.
 
     Args:
-        max_pixels: of pictures with more, an error is raised before they are decoded; None: of
+        max_pixels: of images with more, an error is raised before they are decoded; None: of
             none. Arrays are not counted.
-        exif: True: pictures are turned by their EXIF orientation; False: pixels are taken as
+        exif: True: images are turned by their EXIF orientation; False: pixels are taken as
             stored. None: as the dataset says; without one, they are turned.
 
     Raises:
-        ImageError: the picture cannot be used; the message names it.
-        DatasetError: instances were annotated on the picture turned by 90 degrees.
+        ImageError: the image cannot be used; the message names it.
+        DatasetError: instances were annotated on the image turned by 90 degrees.
         ConfigError: another value of ``exif``.
     """
 
     def __init__(self, max_pixels: int | None = MAX_PIXELS, exif: bool | None = None) -> None:
         self.max_pixels = check_max_pixels(max_pixels)
         self.exif = check_exif(exif, "LoadImage")
-        # Shared with the worker processes that load pictures: one warning, not one in each.
+        # Shared with the worker processes that load images: one warning, not one in each.
         self._warned = torch.zeros(1, dtype=torch.bool).share_memory_()
 
     def transform(self, results: dict) -> dict:
@@ -96,7 +96,7 @@ class LoadImage(BaseTransform):
             self._warned.fill_(True)
             print_log(
                 f"{printable(path)}: has EXIF orientation {orientation} and is turned upright, as "
-                "are all such pictures of this dataset, from here on without a word. If the "
+                "are all such images of this dataset, from here on without a word. If the "
                 "annotations were made on the pixels as stored, set exif=False of the dataset",
                 logger="current",
                 level=logging.WARNING,
@@ -106,9 +106,9 @@ class LoadImage(BaseTransform):
         return f"{type(self).__name__}(max_pixels={self.max_pixels}, exif={self.exif})"
 
 
-# Keys of datasets' information that say what is where in a picture.
+# Keys of datasets' information that say what is where in an image.
 _ANNOTATIONS = {"segments_info", "seg_map_path", "sem_seg_path", "instances"}
-# Half a turn and mirror images: annotations of either kind have the size of the picture.
+# Half a turn and mirror images: annotations of either kind have the size of the image.
 _SAME_SIZE = (2, 3, 4)
 
 
@@ -125,7 +125,7 @@ def _check_turned(results: dict, shape: tuple[int, int]) -> None:
 
 @TRANSFORMS.register_module()
 class ResizeKeepRatio(Resize):
-    """mmdet's ``Resize`` for pictures of any shape: no side ever becomes 0 pixels.
+    """mmdet's ``Resize`` for images of any shape: no side ever becomes 0 pixels.
 
     Strips more than ``2 * max(scale)`` times longer than wide round to zero in mmdet's version and
     fail there; here the short side stays at 1. All others get exactly mmdet's numbers.
@@ -205,7 +205,7 @@ class LargeScaleJitter(RandomResize):
     padding follow it. Modified keys as for :class:`ResizeKeepRatio`.
 
     Args:
-        scale: (width, height) of the box that a picture fits into at ratio 1.
+        scale: (width, height) of the box that an image fits into at ratio 1.
         ratio_range: the box is enlarged by a factor drawn uniformly from this range.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Ground truth of panoptic data sets in training pipelines.
+"""Ground truth of panoptic datasets in training pipelines.
 
 All segments travel as one map of numbers, so that flips, resizing and crops cost the same however
 many there are; one mask per segment is made at the end, of what is left.
@@ -117,7 +117,7 @@ class DrawWords(BaseTransform):
     One caption is drawn at random and from its noun phrases, with replacement, ``num_words`` words
     (ODISE, arXiv 2303.04803, section 3.4: K_word phrases per image-caption pair).
 
-    Optional keys: ``captions_phrases`` and ``captions`` of the data set.
+    Optional keys: ``captions_phrases`` and ``captions`` of the dataset.
 
     Added key: ``words``: ``num_words`` texts; none if the image has no caption, or the drawn
     caption no noun phrase. Modified key, where there are ``captions``: ``caption``, the drawn one.

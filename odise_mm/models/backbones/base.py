@@ -29,7 +29,7 @@ class Backbone(FrozenModule):
         """Feature maps of a batch of tiles.
 
         Args:
-            tiles: (N, 3, H, W) in [0, 1], RGB; normalisation is the backbone's business.
+            tiles: (N, 3, H, W) in [0, 1], RGB; normalization is the backbone's business.
             condition: the captioner's, in models that have one.
 
         Returns:

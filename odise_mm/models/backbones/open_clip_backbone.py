@@ -23,7 +23,7 @@ from odise_mm.models.backbones.timm_backbone import (
     fit_tiles,
     level_info,
     prune,
-    register_normalisation,
+    register_normalization,
 )
 from odise_mm.models.backbones.timm_weights import WithoutDrawing, find_model
 from odise_mm.models.clip.frozen_clip import FrozenCLIP
@@ -58,7 +58,7 @@ class OpenCLIPBackbone(Backbone):
             ones count from the end. By default those at 1/4, 1/2, 3/4 and the whole depth of a ViT,
             and of a pyramid the last level of each stride from 4 to 32.
         image_size: edge of the square that every tile is resized to, in pixels.
-        mean, std: of the pictures that the weights were trained on, see
+        mean, std: of the images that the weights were trained on, see
             :class:`~odise_mm.models.FrozenCLIP`; not taken without ``model``.
 
     Raises:
@@ -89,7 +89,7 @@ class OpenCLIPBackbone(Backbone):
         super().__init__()
         check_image_size(image_size)
         # In a tuple, so that it stays the child of its owner alone.
-        self._lent = (clip,) if model is None and clip is not None else ()
+        self._shared_clip = (clip,) if model is None and clip is not None else ()
         state = None
         if model is not None:
             name = f"CLIP {model if isinstance(model, str) else 'of the config'}"
@@ -119,13 +119,13 @@ class OpenCLIPBackbone(Backbone):
         self.patch_size = min(level["reduction"] for level in info)
         self.divisor = max(level["reduction"] for level in info[: self.out_indices[-1] + 1])
         self._whole = self.out_indices[-1] == len(info) - 1
-        if not self._lent:
+        if not self._shared_clip:
             known = frozenset(tower.state_dict())
             _prune(tower, self._taken, self._whole)
             if state is not None:
                 _fill(tower, state, known, name, source.path)
         self.image_size = self._settle_size(image_size)
-        register_normalisation(self, mean, std)
+        register_normalization(self, mean, std)
         self.freeze()
 
     def _settle_size(self, image_size: int | None) -> int | None:
@@ -139,7 +139,7 @@ class OpenCLIPBackbone(Backbone):
         if trunk is None or not trunk.pretrained_cfg.get("fixed_input_size"):
             return image_size
         if image_size not in (None, tower.image_size[0]):
-            if self._lent:
+            if self._shared_clip:
                 raise ValueError(
                     f"image_size={image_size}, but the segmentor's clip is made for "
                     f"{tower.image_size[0]} pixels and is not changed here: name the `model` too, "
@@ -157,7 +157,7 @@ class OpenCLIPBackbone(Backbone):
     @property
     def tower(self) -> nn.Module:
         """open_clip's image tower, the model's own or that of the CLIP it was lent."""
-        return self._lent[0].visual if self._lent else self.own_tower
+        return self._shared_clip[0].visual if self._shared_clip else self.own_tower
 
     @property
     def _taken(self) -> list[int]:
@@ -176,7 +176,9 @@ class OpenCLIPBackbone(Backbone):
 
     def own_precision(self) -> AbstractContextManager:
         """See :meth:`FrozenModule.own_precision`."""
-        return self._lent[0].own_precision() if self._lent else super().own_precision()
+        return (
+            self._shared_clip[0].own_precision() if self._shared_clip else super().own_precision()
+        )
 
     def forward(self, tiles: Tensor, *condition: Any) -> list[Tensor]:
         """Feature maps of a batch of tiles.
@@ -210,7 +212,7 @@ class OpenCLIPBackbone(Backbone):
             tiles: (N, 3, H, W) in [0, 1], RGB.
 
         Returns:
-            (N, embed_dim) float32, not L2-normalised.
+            (N, embed_dim) float32, not L2-normalized.
 
         Raises:
             ValueError: the last block or level is not among ``out_indices``, so that what follows
@@ -228,7 +230,7 @@ class OpenCLIPBackbone(Backbone):
             return tower(self._prepare(tiles)).float()
 
     def _prepare(self, tiles: Tensor) -> Tensor:
-        """Resized and normalised, in the tower's type."""
+        """Resized and normalized, in the tower's type."""
         tiles = fit_tiles(tiles, self.patch_size, self.divisor, self.image_size)
         return ((tiles - self.mean) / self.std).to(self.dtype)
 

@@ -110,7 +110,7 @@ class TimmBackbone(Backbone):
         if source is not None:
             source.fill(network, state)
         self.network = network
-        register_normalisation(self, network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
+        register_normalization(self, network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
         if frozen:
             self.freeze()
 
@@ -284,7 +284,7 @@ def _runs(strides: Sequence[int]) -> str:
     return str(strides[0]) if len(set(strides)) == 1 else ", ".join(map(str, strides))
 
 
-def register_normalisation(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+def register_normalization(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
     """Buffers ``mean`` and ``std``, (3, 1, 1), in no checkpoint."""
     device = "meta" if is_meta_context() else "cpu"
     for key, values in (("mean", mean), ("std", std)):
@@ -309,7 +309,7 @@ def fit_tiles(tiles: Tensor, patch: int, divisor: int, image_size: int | None) -
     if min(height, width) < patch:
         raise ImageError(
             f"tiles of {height} x {width} pixels are smaller than one patch of the backbone, "
-            f"{patch} pixels: enlarge the picture"
+            f"{patch} pixels: enlarge the image"
         )
     size = (-(-height // divisor) * divisor, -(-width // divisor) * divisor)
     if image_size is not None:

@@ -48,7 +48,7 @@ def find_model(model: str, weights: str | None) -> tuple[str, str | None]:
         weights: None, a path, ``pretrained`` (the tag in ``model``, or timm's default) or a tag.
 
     Returns:
-        The name, whose pre-trained config has the normalisation, and a path, or None where timm
+        The name, whose pre-trained config has the normalization, and a path, or None where timm
         knows the place.
 
     Raises:

@@ -14,7 +14,7 @@ from odise_mm.utils.precision import full_precision
 from odise_mm.vocabulary import Vocabulary
 
 
-class Opinion(NamedTuple):
+class ClassPrediction(NamedTuple):
     """One classifier's view of Q masks of B images among K classes.
 
     Attributes:
@@ -35,7 +35,7 @@ class Classifier(nn.Module):
 
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
-    ) -> Opinion:
+    ) -> ClassPrediction:
         """Name the masks.
 
         Args:

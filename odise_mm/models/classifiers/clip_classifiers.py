@@ -1,4 +1,4 @@
-"""CLIP's second opinion on the masks (ODISE, equation 9, and the ablation of mask pooling)."""
+"""CLIP's second prediction on the masks (ODISE, equation 9, and the ablation of mask pooling)."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odise_mm.config.building import build_part
-from odise_mm.models.classifiers.base import Classifier, Opinion, class_logits
+from odise_mm.models.classifiers.base import Classifier, ClassPrediction, class_logits
 from odise_mm.models.clip.frozen_clip import FrozenCLIP
 from odise_mm.models.clip.prompts import fill_template
 from odise_mm.models.clip.text_encoder import TextEncoder
@@ -37,15 +37,15 @@ class _CLIPClassifier(Classifier):
     @torch.no_grad()
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
-    ) -> Opinion:
+    ) -> ClassPrediction:
         """See :class:`~odise_mm.models.classifiers.base.Classifier`; has no view on void."""
         return self.name_embeddings(self.embed_masks(prediction.masks, images), vocabulary)
 
     @torch.no_grad()
-    def name_embeddings(self, embeddings: Tensor, vocabulary: Vocabulary) -> Opinion:
-        """The opinion on masks whose CLIP embeddings are known, (B, Q, C)."""
+    def name_embeddings(self, embeddings: Tensor, vocabulary: Vocabulary) -> ClassPrediction:
+        """The prediction on masks whose CLIP embeddings are known, (B, Q, C)."""
         text = self.text_encoder.of_vocabulary(vocabulary, self.template)
-        return Opinion(class_logits(embeddings, text, vocabulary, self.clip.logit_scale))
+        return ClassPrediction(class_logits(embeddings, text, vocabulary, self.clip.logit_scale))
 
     def embed_masks(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:
         """CLIP embeddings of masked regions.
@@ -55,7 +55,7 @@ class _CLIPClassifier(Classifier):
             images: B unpadded images, each (3, H, W) in [0, 1].
 
         Returns:
-            (B, Q, C) float32, not normalised.
+            (B, Q, C) float32, not normalized.
         """
         raise NotImplementedError
 
@@ -100,7 +100,7 @@ class MaskCLIPClassifier(_CLIPClassifier):
         resized = [_resize(image[None].float(), (size, size)) for image in images]
         patches = self._patches_touched(masks, images)
         with self.clip.own_precision():
-            return self._mask_tokens(self.clip.normalise(torch.cat(resized)), patches)
+            return self._mask_tokens(self.clip.normalize(torch.cat(resized)), patches)
 
     def _patches_touched(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:
         """Which of CLIP's P patches each mask touches, (B, Q, P) bool."""
@@ -116,7 +116,7 @@ class MaskCLIPClassifier(_CLIPClassifier):
         return torch.cat(rows).flatten(2) >= 0.5
 
     def _mask_tokens(self, images: Tensor, patches: Tensor) -> Tensor:
-        """(B, Q, C) from normalised images (B, 3, S, S) and the patches of each mask (B, Q, P)."""
+        """(B, Q, C) from normalized images (B, 3, S, S) and the patches of each mask (B, Q, P)."""
         visual = self.clip.visual
         batch, queries, count = patches.shape
         tokens = visual._embeds(images)  # class token first, behind ln_pre

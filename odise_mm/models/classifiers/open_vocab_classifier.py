@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
-from odise_mm.models.classifiers.base import Opinion, TrainableClassifier, class_logits
+from odise_mm.models.classifiers.base import ClassPrediction, TrainableClassifier, class_logits
 from odise_mm.models.classifiers.mapped_names import MappedNames
 from odise_mm.models.clip.prompts import fill_template
 from odise_mm.models.clip.text_encoder import TextEncoder
@@ -87,12 +87,12 @@ class OpenVocabClassifier(TrainableClassifier):
 
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
-    ) -> Opinion:
+    ) -> ClassPrediction:
         """See :class:`~odise_mm.models.classifiers.base.Classifier`; the images are not used."""
         with full_precision(prediction.embeddings):
             text = self.class_embeddings(vocabulary)
             logits = class_logits(prediction.embeddings, text, vocabulary, self.scale)
-            return Opinion(logits, self._p_void(prediction, logits))
+            return ClassPrediction(logits, self._p_void(prediction, logits))
 
     def supervised_logits(
         self, embeddings: Sequence[Tensor], vocabulary: Vocabulary

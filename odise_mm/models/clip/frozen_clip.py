@@ -1,4 +1,4 @@
-"""The one frozen CLIP that captioner, text encoder and second opinion share (open_clip)."""
+"""The one frozen CLIP that captioner, text encoder and second prediction share (open_clip)."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ _LEAST_TEXTS = 4
 class FrozenCLIP(FrozenModule):
     """An open_clip model with preprocessing on tensors; parameters are never trained.
 
-    Weights: OpenAI's ViT-L/14-336 (MIT licence) for the published ODISE.
+    Weights: OpenAI's ViT-L/14-336 (MIT license) for the published ODISE.
 
     Args:
         model: name of an open_clip architecture, or the content of such a config (``embed_dim``,
@@ -42,7 +42,7 @@ class FrozenCLIP(FrozenModule):
         weights: open_clip's tag (``openai``: downloaded once), or a local file: open_clip names in
             ``.safetensors`` or a torch file, or OpenAI's own TorchScript archive; or a folder with
             ``open_clip_model.safetensors``. None leaves random weights, the same every time.
-        mean, std: of the pictures that the weights were trained on, three numbers for values in
+        mean, std: of the images that the weights were trained on, three numbers for values in
             [0, 1]. None: those of the tag or folder; for a local file those on which all of
             open_clip's weights of the architecture agree (0.5 for SigLIP), else OpenAI's, with a
             warning.
@@ -151,7 +151,7 @@ class FrozenCLIP(FrozenModule):
                 digest.update(key.encode() + sample.float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """(..., 3, H, W) in [0, 1] to CLIP's mean and standard deviation, in the tower's type."""
         return ((images.float() - self.mean) / self.std).to(self.dtype)
 
@@ -165,11 +165,11 @@ class FrozenCLIP(FrozenModule):
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
-        """Image embeddings, not L2-normalised.
+        """Image embeddings, not L2-normalized.
 
         Args:
             images: (N, 3, H, W) in [0, 1], RGB. The short edge is resized bicubically (without
-                antialias, as in the published model) to ``image_size``, then the centre is cropped.
+                antialias, as in the published model) to ``image_size``, then the center is cropped.
 
         Returns:
             (N, ``embed_dim``) float32
@@ -185,11 +185,11 @@ class FrozenCLIP(FrozenModule):
         top, left = round((target[0] - size) / 2), round((target[1] - size) / 2)
         images = images[..., top : top + size, left : left + size]
         with self.own_precision():
-            return self.model.encode_image(self.normalise(images)).float()
+            return self.model.encode_image(self.normalize(images)).float()
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Text embeddings, not L2-normalised: (len(texts), ``embed_dim``) float32."""
+        """Text embeddings, not L2-normalized: (len(texts), ``embed_dim``) float32."""
         batches = []
         with full_precision(self.model.logit_scale):
             for start in range(0, len(texts), batch_size):

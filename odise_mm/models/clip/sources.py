@@ -42,7 +42,7 @@ class CLIPSource(NamedTuple):
 
     Attributes:
         config: content of open_clip's config, with the activation that the weights need.
-        mean, std: of the pictures that the weights were trained on, in [0, 1].
+        mean, std: of the images that the weights were trained on, in [0, 1].
         path: the weights' file, downloaded if need be; None: random weights.
         folder: where the config lies, if in a folder.
     """
@@ -129,7 +129,7 @@ def find_clip(
 def _preprocessing_of(model: str) -> dict[str, Any]:
     """Mean and std on which all of open_clip's weights of an architecture agree, else nothing.
 
-    A local file does not say how its pictures were normalised; nearly always this does.
+    A local file does not say how its images were normalized; nearly always this does.
     """
     import open_clip
 

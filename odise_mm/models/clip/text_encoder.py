@@ -68,7 +68,7 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings, not L2-normalised: (len(texts), ``embed_dim``) float32 on CLIP's device.
+        """Embeddings, not L2-normalized: (len(texts), ``embed_dim``) float32 on CLIP's device.
 
         A text of more tokens than CLIP reads (77 with start and end) is cut there, as CLIP does;
         a warning names it.
@@ -88,7 +88,7 @@ class TextEncoder(nn.Module):
             template: the prompt around a name.
 
         Returns:
-            (S, ``embed_dim``) float32 on CLIP's device, not L2-normalised, in the order of
+            (S, ``embed_dim``) float32 on CLIP's device, not L2-normalized, in the order of
             ``vocabulary.flat``. Others get the same tensor: not to be written to.
         """
         with self._lock:

@@ -68,12 +68,12 @@ class MaskEmbedding(nn.Module):
         """Embed the masks.
 
         Args:
-            queries: (B, Q, C), normalised.
+            queries: (B, Q, C), normalized.
             masks: logits, (B, Q, H, W).
             mask_features: (B, C, H, W).
 
         Returns:
-            (B, Q, C), not normalised.
+            (B, Q, C), not normalized.
         """
         hard = (masks.detach() > 0).flatten(2).float()
         # Sums over whole images leave float16's range.
@@ -114,7 +114,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         out_channels: int = 256,
         **options: Any,
     ) -> None:
-        # mmdet would swallow misspelt ones
+        # mmdet would swallow misspelled ones
         known = [
             key
             for key in inspect.signature(Mask2FormerHead.__init__).parameters

@@ -109,8 +109,8 @@ class GroundingLoss(nn.Module):
         """Equation 7: the mean over words of what the masks that answer to a word score with it.
 
         Args:
-            masks: (B, Q, C), normalised.
-            words: (B', K, C), normalised.
+            masks: (B, Q, C), normalized.
+            words: (B', K, C), normalized.
             scale: factor on the cosine.
 
         Returns:

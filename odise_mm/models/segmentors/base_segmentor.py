@@ -77,7 +77,7 @@ class BaseSegmentor(BaseModel):
         vocabulary: Names = None,
         test_cfg: Settings = None,
     ) -> list[DetDataSample] | dict[str, Tensor] | tuple[Tensor, ...]:
-        """mmengine's entry: ``predict`` gives results, ``loss`` what is to be minimised.
+        """mmengine's entry: ``predict`` gives results, ``loss`` what is to be minimized.
 
         Args:
             inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
@@ -100,7 +100,10 @@ class BaseSegmentor(BaseModel):
                 "mode='tensor'"
             )
         (found,) = self.segment(inputs, vocabulary=vocabulary)
-        return (found.prediction.masks, *(opinion.logits for opinion in found.opinions))
+        return (
+            found.prediction.masks,
+            *(class_prediction.logits for class_prediction in found.class_predictions),
+        )
 
     def loss(
         self,
@@ -108,7 +111,7 @@ class BaseSegmentor(BaseModel):
         data_samples: Samples,
         vocabulary: Names = None,
     ) -> dict[str, Tensor]:
-        """What is to be minimised."""
+        """What is to be minimized."""
         raise NotImplementedError
 
     def predict(
@@ -127,7 +130,7 @@ class BaseSegmentor(BaseModel):
         data_samples: Samples | None = None,
         vocabulary: Names = None,
     ) -> Iterator[SegmentedImages]:
-        """Masks and opinions; one item for all images of one padded size."""
+        """Masks and predictions; one item for all images of one padded size."""
         raise NotImplementedError
 
     def set_precision(self, precision: str) -> "BaseSegmentor":

@@ -1,6 +1,6 @@
 """The whole model: five parts, each swapped by a line of the config.
 
-image -> backbone (told by a captioner) -> neck -> head -> classifiers -> fusion -> results
+image -> backbone (told by a captioner) -> neck -> head -> classifiers -> ensemble -> results
                                                    |
                             losses of every layer, in training
 """
@@ -27,6 +27,7 @@ from odise_mm.models.segmentors.tiled_features import (
     tiled_pyramids,
 )
 from odise_mm.registry import MODELS
+from odise_mm.utils.old_keys import renamed_arguments
 from odise_mm.utils.settings import check_whole
 from odise_mm.vocabulary import Vocabulary
 
@@ -38,9 +39,9 @@ class OpenVocabSegmentor(BaseSegmentor):
     ODISE, arXiv 2303.04803, figure 2. Parts are configs or modules. A part whose ``__init__`` asks
     for ``clip``, ``text_encoder``, ``in_channels``, ``in_strides``, ``empty_context``,
     ``time_width``, ``num_steps`` or ``prompt_encoder`` gets what the other parts have, unless its
-    config says otherwise; so there is one CLIP, and channel counts stand nowhere twice. A fusion
+    config says otherwise; so there is one CLIP, and channel counts stand nowhere twice. An ensemble
     that asks for ``train_vocabulary`` gets the model's vocabulary; a checkpoint that is loaded, or
-    the data set of a training, replaces it by the names of the training, unless the config says it.
+    the dataset of a training, replaces it by the names of the training, unless the config says it.
 
     A forward pass changes nothing that others can see: several threads may call one model at once,
     each with names and settings of its own. Caches that they share are locked.
@@ -49,8 +50,8 @@ class OpenVocabSegmentor(BaseSegmentor):
         backbone: tiles, and a captioner's condition, to raw feature maps.
         neck: raw maps to a pyramid of strides 4, 8, 16, 32.
         head: pyramid to masks and mask embeddings.
-        classifiers: opinions on the masks; the first is the model's own.
-        fusion: opinions to class probabilities.
+        classifiers: predictions on the masks; the first is the model's own.
+        ensemble: predictions to class probabilities.
         vocabulary: the names to look for where a call brings none; ``model.vocabulary`` may be set
             at any time.
         clip: the one frozen CLIP, if any part wants one.
@@ -70,13 +71,14 @@ class OpenVocabSegmentor(BaseSegmentor):
         ConfigError: ``grounding`` in a model for labels; a setting that cannot be used.
     """
 
+    @renamed_arguments(fusion="ensemble")
     def __init__(
         self,
         backbone: dict | nn.Module,
         neck: dict | nn.Module,
         head: dict | nn.Module,
         classifiers: Sequence[dict | nn.Module],
-        fusion: dict | nn.Module,
+        ensemble: dict | nn.Module,
         vocabulary: str | Vocabulary = "coco",
         clip: dict | nn.Module | None = None,
         text_encoder: dict | None = None,
@@ -110,9 +112,9 @@ class OpenVocabSegmentor(BaseSegmentor):
         # Names that the config does not say: the model's, until a checkpoint or the training data
         # set say which they were.
         self.train_vocabulary_is_open = (
-            isinstance(fusion, Mapping) and fusion.get("train_vocabulary") is None
+            isinstance(ensemble, Mapping) and ensemble.get("train_vocabulary") is None
         )
-        self.fusion = build_part(fusion, MODELS, train_vocabulary=self.vocabulary)
+        self.ensemble = build_part(ensemble, MODELS, train_vocabulary=self.vocabulary)
         self.grounding = grounding and build_part(grounding, MODELS)
         if self.grounding is not None:
             check_grounding(self.head, self.classifiers[0])
@@ -213,17 +215,17 @@ class OpenVocabSegmentor(BaseSegmentor):
                 # Taken out as it is used: a pyramid is large.
                 prediction = self.head(stack_pyramids([pyramids.pop(i) for i in places]))[-1]
                 whole = [images[i] for i in places]
-                opinions = [c(prediction, whole, vocabulary) for c in self.classifiers]
-            yield SegmentedImages(places, prediction, opinions, vocabulary)
+                class_predictions = [c(prediction, whole, vocabulary) for c in self.classifiers]
+            yield SegmentedImages(places, prediction, class_predictions, vocabulary)
 
     def probabilities(self, found: SegmentedImages) -> Tensor:
-        """Of the K classes and of void, all opinions joined: (B, Q, K + 1) float32.
+        """Of the K classes and of void, all predictions joined: (B, Q, K + 1) float32.
 
         Raises:
             FloatingPointError: masks or probabilities are not finite.
         """
         with self._arithmetic(found.prediction.masks):
-            joined = self.fusion(found.opinions, found.vocabulary)
+            joined = self.ensemble(found.class_predictions, found.vocabulary)
         check_finite((found.prediction.masks, joined), self.precision)
         return joined
 

@@ -8,7 +8,7 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
-from odise_mm.models.classifiers.base import Opinion
+from odise_mm.models.classifiers.base import ClassPrediction
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.models.postprocess import (
     instance_inference,
@@ -21,20 +21,20 @@ from odise_mm.vocabulary import Vocabulary
 
 
 class SegmentedImages(NamedTuple):
-    """What a model says of B images of one padded size, before the opinions are joined.
+    """What a model says of B images of one padded size, before the predictions are joined.
 
     Attributes:
         places: which images of the call's batch these are, B indices.
         prediction: of the head: ``masks``, logits over the padded images, (B, Q, H / 4, W / 4), and
             their ``embeddings`` (B, Q, C).
-        opinions: of every classifier on these masks: ``logits`` (B, Q, K) and perhaps ``p_void``
+        predictions: of every classifier on these masks: ``logits`` (B, Q, K) and perhaps ``p_void``
             (B, Q).
         vocabulary: the K classes.
     """
 
     places: list[int]
     prediction: MaskPrediction
-    opinions: list[Opinion]
+    class_predictions: list[ClassPrediction]
     vocabulary: Vocabulary
 
 

@@ -51,14 +51,14 @@ def targets_of(sample: DetDataSample, inputs: Tensor, num_classes: int | None) -
     elif len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise DatasetError(
             f"{name} has labels from {int(labels.min())} to {int(labels.max())}, but the model's "
-            f"vocabulary has {num_classes} classes: train with the data set's own vocabulary"
+            f"vocabulary has {num_classes} classes: train with the dataset's own vocabulary"
         )
     padded = F.pad(masks.to(inputs.device, torch.bool), (0, right, 0, bottom))
     return InstanceData(labels=labels, masks=padded)
 
 
 def captions_of(samples: Sequence[DetDataSample]) -> list[str | None]:
-    """What people wrote about each image, where the data set knows."""
+    """What people wrote about each image, where the dataset knows."""
     return [sample.metainfo.get("caption") for sample in samples]
 
 
@@ -72,7 +72,7 @@ def words_of(samples: Sequence[DetDataSample]) -> list[Sequence[str]]:
         if "words" not in sample.metainfo:
             raise DatasetError(
                 f"{sample.metainfo.get('img_path', 'a sample')} comes without words, and caption "
-                "supervision learns names from them: give the data set a phrases_file, put "
+                "supervision learns names from them: give the dataset a phrases_file, put "
                 "DrawWords into the training pipeline and 'words' into PackDetInputs' meta_keys"
             )
     words = [sample.metainfo["words"] for sample in samples]

@@ -11,7 +11,7 @@ import torch
 from odise_mm.config.building import build_model
 from odise_mm.config.finding import load_config
 from odise_mm.errors import ConfigError
-from odise_mm.models import GeometricEnsemble, Opinion
+from odise_mm.models import ClassPrediction, GeometricEnsemble
 from odise_mm.vocabulary import Vocabulary
 from projects.coat.coat_ensemble import CoatEnsemble
 
@@ -22,10 +22,10 @@ SEEN = np.array([True, False, False, True])
 
 
 @pytest.fixture
-def opinions() -> list[Opinion]:
+def class_predictions() -> list[ClassPrediction]:
     generator = torch.Generator().manual_seed(0)
     own, clip = (4 * torch.randn(2, 6, 4, generator=generator) for _ in range(2))
-    return [Opinion(own, torch.rand(2, 6, generator=generator)), Opinion(clip)]
+    return [ClassPrediction(own, torch.rand(2, 6, generator=generator)), ClassPrediction(clip)]
 
 
 def softmax(logits: torch.Tensor) -> np.ndarray:
@@ -34,26 +34,26 @@ def softmax(logits: torch.Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("coat_lambda", [0.5, 1.0])
-def test_equals_the_formula(coat_lambda: float, opinions: list[Opinion]) -> None:
-    own, clip = opinions
+def test_equals_the_formula(coat_lambda: float, class_predictions: list[ClassPrediction]) -> None:
+    own, clip = class_predictions
     p_own, p_clip = softmax(own.logits), softmax(clip.logits)
     p_void = own.p_void.double().numpy() * (1 - coat_lambda * p_clip.max(-1))
     p = np.where(SEEN, p_own**0.6 * p_clip**0.4, p_own**0.2 * p_clip**0.8)
     p *= (1 - p_void[..., None]) / p.sum(-1, keepdims=True)
-    fusion = CoatEnsemble(coat_lambda, alpha=0.4, beta=0.8, train_vocabulary=TRAINED)
-    result = fusion(opinions, VOCABULARY).numpy()
+    ensemble = CoatEnsemble(coat_lambda, alpha=0.4, beta=0.8, train_vocabulary=TRAINED)
+    result = ensemble(class_predictions, VOCABULARY).numpy()
     np.testing.assert_allclose(result, np.concatenate([p, p_void[..., None]], -1), atol=1e-6)
     np.testing.assert_allclose(result.sum(-1), 1, atol=1e-6)
 
 
-def test_lambda_0_is_the_geometric_ensemble(opinions: list[Opinion]) -> None:
-    plain = GeometricEnsemble(train_vocabulary=TRAINED)(opinions, VOCABULARY)
-    assert CoatEnsemble(0.0, train_vocabulary=TRAINED)(opinions, VOCABULARY).equal(plain)
+def test_lambda_0_is_the_geometric_ensemble(class_predictions: list[ClassPrediction]) -> None:
+    plain = GeometricEnsemble(train_vocabulary=TRAINED)(class_predictions, VOCABULARY)
+    assert CoatEnsemble(0.0, train_vocabulary=TRAINED)(class_predictions, VOCABULARY).equal(plain)
 
 
-def test_only_objectness_changes(opinions: list[Opinion]) -> None:
-    plain = GeometricEnsemble(train_vocabulary=TRAINED)(opinions, VOCABULARY)
-    result = CoatEnsemble(0.5, train_vocabulary=TRAINED)(opinions, VOCABULARY)
+def test_only_objectness_changes(class_predictions: list[ClassPrediction]) -> None:
+    plain = GeometricEnsemble(train_vocabulary=TRAINED)(class_predictions, VOCABULARY)
+    result = CoatEnsemble(0.5, train_vocabulary=TRAINED)(class_predictions, VOCABULARY)
     assert (result[..., -1] < plain[..., -1]).all()
     assert (result[..., -1] >= plain[..., -1] / 2).all()  # CLIP can be no surer than 1
     classes, before = result[..., :-1], plain[..., :-1]
@@ -62,34 +62,34 @@ def test_only_objectness_changes(opinions: list[Opinion]) -> None:
     )
 
 
-def test_huge_logits_stay_finite(opinions: list[Opinion]) -> None:
-    sure = Opinion((1e3 * opinions[1].logits).half())
-    result = CoatEnsemble(1.0, train_vocabulary=TRAINED)([opinions[0], sure], VOCABULARY)
+def test_huge_logits_stay_finite(class_predictions: list[ClassPrediction]) -> None:
+    sure = ClassPrediction((1e3 * class_predictions[1].logits).half())
+    result = CoatEnsemble(1.0, train_vocabulary=TRAINED)([class_predictions[0], sure], VOCABULARY)
     assert result.isfinite().all() and result.dtype == torch.float32
 
 
-def test_clip_must_have_an_opinion(opinions: list[Opinion]) -> None:
-    with pytest.raises(ValueError, match="CoatEnsemble needs CLIP's opinion.*two classifiers"):
-        CoatEnsemble(train_vocabulary=TRAINED)(opinions[:1], VOCABULARY)
+def test_clip_must_have_an_prediction(class_predictions: list[ClassPrediction]) -> None:
+    with pytest.raises(ValueError, match="CoatEnsemble needs CLIP's prediction.*two classifiers"):
+        CoatEnsemble(train_vocabulary=TRAINED)(class_predictions[:1], VOCABULARY)
 
 
 @pytest.mark.parametrize("variant", ["label", "caption"])
-def test_the_config_changes_the_fusion_alone(variant: str) -> None:
+def test_the_config_changes_the_ensemble_alone(variant: str) -> None:
     config = load_config(CONFIGS / f"odise_{variant}_coat.py")
     plain = load_config(f"odise_coco_{variant}")
     with torch.device("meta"):
-        fusion = build_model(config).fusion
-    theirs = plain.model.fusion
-    assert (type(fusion), fusion.coat_lambda) == (CoatEnsemble, 0.5)
-    assert (fusion.alpha, fusion.beta) == (theirs.alpha, theirs.beta)
-    del config.model["fusion"], plain.model["fusion"]
+        ensemble = build_model(config).ensemble
+    theirs = plain.model.ensemble
+    assert (type(ensemble), ensemble.coat_lambda) == (CoatEnsemble, 0.5)
+    assert (ensemble.alpha, ensemble.beta) == (theirs.alpha, theirs.beta)
+    del config.model["ensemble"], plain.model["ensemble"]
     assert config.model == plain.model
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])
 def test_lambda_out_of_range(value: float) -> None:
     config = load_config(CONFIGS / "odise_label_coat.py")
-    config.model.fusion.coat_lambda = value
+    config.model.ensemble.coat_lambda = value
     with (
         torch.device("meta"),
         pytest.raises(ConfigError, match=f"coat_lambda={value}: a weight between 0 and 1"),

@@ -3,7 +3,7 @@
 _base_ = ["../../../configs/_base_/ablation.py"]
 custom_imports = dict(imports=["projects.example_backbone.torchvision_backbone"])
 model = dict(
-    tile_size=None,  # whole pictures: a convolutional network takes any size
+    tile_size=None,  # whole images: a convolutional network takes any size
     backbone=dict(
         _delete_=True,
         type="TorchvisionBackbone",

@@ -40,7 +40,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_features_are_torchvisions(own_cache: Path) -> None:
-    """Weights from torchvision's cache; maps and normalisation as torchvision computes them."""
+    """Weights from torchvision's cache; maps and normalization as torchvision computes them."""
     known = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     torch.manual_seed(3)
     reference = torchvision.models.resnet18().eval()
@@ -154,7 +154,7 @@ def test_the_tools_run(
     monkeypatch.chdir(tmp_path)
 
     config = str(CONFIGS / "resnet18_toy.py")
-    small = ["--cfg-options", "model.fusion.train_vocabulary=names.txt"]
+    small = ["--cfg-options", "model.ensemble.train_vocabulary=names.txt"]
     small += ["test_dataloader.dataset.vocabulary=names.txt", "test_pipeline.1.scale=(128,64)"]
     short = [f"{s}_dataloader.dataset.vocabulary=names.txt" for s in ("train", "val")]
     short += ["train_pipeline.2.scale=(128,64)", "model.head.train_cfg.num_points=64"]

@@ -1,7 +1,7 @@
 """A small CLIP of the toy world: open_clip's model, contrastive with several positives.
 
-From every scene it sees the whole picture with a caption, regions of it (crops, or grey but for the
-region) with a name, and, as tokens of the whole picture, masked regions with a name: the same token
+From every scene it sees the whole image with a caption, regions of it (crops, or gray but for the
+region) with a name, and, as tokens of the whole image, masked regions with a name: the same token
 that :class:`~odise_mm.models.MaskCLIPClassifier` gives a mask.
 """
 
@@ -53,9 +53,9 @@ class Batch(NamedTuple):
     """What a step sees of B scenes.
 
     Attributes:
-        wholes: (B, 3, S, S) uint8, whole pictures.
-        regions: (B * k, 3, S, S) uint8, regions as pictures of their own.
-        patches: (B, k, P) bool, the patches of the whole pictures that masked regions touch.
+        wholes: (B, 3, S, S) uint8, whole images.
+        regions: (B * k, 3, S, S) uint8, regions as images of their own.
+        patches: (B, k, P) bool, the patches of the whole images that masked regions touch.
         texts: of wholes, regions and masked regions, in this order.
         groups: (B + 2 B k,) int64: equal for texts that mean the same.
     """
@@ -73,7 +73,7 @@ class Web(Dataset):
     Args:
         length: how many scenes.
         seed: other scenes for another one.
-        size: of the pictures, in pixels.
+        size: of the images, in pixels.
         patch: edge of CLIP's patches.
         per_scene: regions, and as many masked ones, of a scene.
     """
@@ -119,7 +119,7 @@ def _some(made: Scene, count: int, rng: np.random.Generator) -> list[Any]:
 
 
 def touched(mask: Tensor, size: int, patch: int) -> Tensor:
-    """Patches (P,) bool that a mask (H, W) touches, the picture being resized to ``size``."""
+    """Patches (P,) bool that a mask (H, W) touches, the image being resized to ``size``."""
     # in three steps, as MaskCLIPClassifier sees it: at stride 4, at CLIP's size, by patches
     logits = mask_logits(mask)[None, None]
     resized = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
@@ -163,13 +163,13 @@ def _tensor(pictures: Sequence[np.ndarray]) -> Tensor:
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, groups: Tensor) -> Tensor:
-    """CLIP's loss where several texts may fit one picture.
+    """CLIP's loss where several texts may fit one image.
 
-    A picture's target is spread evenly over all texts of its group, and likewise a text's over all
-    pictures: names come again within a batch, and one of two equal texts is not wrong.
+    An image's target is spread evenly over all texts of its group, and likewise a text's over all
+    images: names come again within a batch, and one of two equal texts is not wrong.
 
     Args:
-        images, texts: N pairs, (N, C), L2-normalised.
+        images, texts: N pairs, (N, C), L2-normalized.
         scale: factor on the cosine.
         groups: (N,); equal for pairs that mean the same.
 
@@ -185,15 +185,15 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, groups: Tenso
 
 
 def with_mask_tokens(visual: nn.Module, images: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings of pictures and of masked regions in them, in one pass.
+    """Embeddings of images and of masked regions in them, in one pass.
 
     Args:
         visual: open_clip's vision transformer.
-        images: (B, 3, S, S), normalised.
+        images: (B, 3, S, S), normalized.
         patches: (B, k, P) bool: what each region's token attends to, beside the class token.
 
     Returns:
-        (B, C) and (B, k, C), not normalised.
+        (B, C) and (B, k, C), not normalized.
     """
     batch, regions, count = patches.shape
     tokens = visual._embeds(images)
@@ -214,7 +214,7 @@ class Step:
 
     Args:
         model: open_clip's.
-        mask_tokens: whether masked regions are learned as tokens of the whole picture.
+        mask_tokens: whether masked regions are learned as tokens of the whole image.
     """
 
     def __init__(self, model: nn.Module, mask_tokens: bool) -> None:
@@ -224,13 +224,13 @@ class Step:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         model = self.model
         device = model.logit_scale.device
-        wholes = normalise(batch.wholes.to(device))
+        wholes = normalize(batch.wholes.to(device))
         if self.mask_tokens:
             whole, masked = with_mask_tokens(model.visual, wholes, batch.patches.to(device))
             extra = [masked.flatten(0, 1)]
         else:
             whole, extra = model.encode_image(wholes), []
-        regions = model.encode_image(normalise(batch.regions.to(device)))
+        regions = model.encode_image(normalize(batch.regions.to(device)))
         images = F.normalize(torch.cat([whole, regions, *extra]).float(), dim=-1)
         texts, groups = batch.texts[: len(images)], batch.groups[: len(images)]
         different = {text: i for i, text in enumerate(dict.fromkeys(texts))}
@@ -241,7 +241,7 @@ class Step:
         return {"loss": contrastive_loss(images, embedded, scale, groups.to(device))}
 
 
-def normalise(pictures: Tensor) -> Tensor:
+def normalize(pictures: Tensor) -> Tensor:
     """uint8 to CLIP's mean and standard deviation, float32."""
     mean, std = (torch.tensor(v, device=pictures.device).view(3, 1, 1) for v in (MEAN, STD))
     return (pictures.float() / 255 - mean) / std
@@ -297,7 +297,7 @@ class Evaluation:
             "crop_base": _share([p for p in pairs if not p[0].is_novel], "category"),
             "crop_novel": _share([p for p in pairs if p[0].is_novel], "category"),
         }
-        for part in ("colour", "shape", "pattern"):
+        for part in ("color", "shape", "pattern"):
             result[f"crop_{part}"] = _share(pairs, part)
         found = self._choose(torch.cat(masks), len(NAMES))
         pairs = [(name, NAMES[i]) for name, i in zip(self.names, found, strict=True)]
@@ -307,7 +307,7 @@ class Evaluation:
             ("stuff", [p for p in pairs if not p[0].is_thing]),
         ):
             result[f"mask_{part}"] = _share(chosen, "category")
-        for part in ("colour", "shape"):
+        for part in ("color", "shape"):
             result[f"mask_{part}"] = _share([p for p in pairs if p[0].is_thing], part)
         return result
 

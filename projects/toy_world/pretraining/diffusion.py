@@ -126,7 +126,7 @@ def autoencoder_losses(vae: AutoencoderKL, pictures: Tensor, noise: Tensor) -> d
     """Losses of an autoencoder, each with its weight.
 
     Args:
-        pictures: (N, 3, S, S) in [-1, 1].
+        images: (N, 3, S, S) in [-1, 1].
         noise: normal, (N, 4, S / 4, S / 4); what the latent is drawn with.
     """
     posterior = vae.encode(pictures).latent_dist
@@ -155,7 +155,7 @@ class AutoencoderEvaluation:
 
     @torch.no_grad()
     def __call__(self, vae: AutoencoderKL) -> dict[str, float]:
-        """``psnr`` in dB, mean over pictures."""
+        """``psnr`` in dB, mean over images."""
         made = []
         for part in self.pictures.split(16):
             latent = vae.encode(part.to(vae.device)).latent_dist.mean
@@ -182,11 +182,11 @@ def scaling_factor(vae: AutoencoderKL) -> float:
 # --- latents ------------------------------------------------------------------------------------
 
 
-Pictured = tuple[Tensor, tuple[str, ...]]  # a picture (3, 128, 128) uint8 and all its captions
+Imaged = tuple[Tensor, tuple[str, ...]]  # an image (3, 128, 128) uint8 and all its captions
 
 
 class _Scenes(Dataset):
-    """Pictures and all their captions."""
+    """Images and all their captions."""
 
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed = length, seed
@@ -194,14 +194,14 @@ class _Scenes(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Pictured:
+    def __getitem__(self, index: int) -> Imaged:
         made = scene((self.seed, index))
         return _tensor(made.image), made.captions
 
 
 # with a name of its own: a lambda cannot be sent to workers that are spawned
-def _collate(items: Sequence[Pictured]) -> tuple[Tensor, list[tuple[str, ...]]]:
-    """Pictures (N, 3, 128, 128) uint8, and the captions of each."""
+def _collate(items: Sequence[Imaged]) -> tuple[Tensor, list[tuple[str, ...]]]:
+    """Images (N, 3, 128, 128) uint8, and the captions of each."""
     pictures, captions = zip(*items, strict=True)
     return torch.stack(pictures), list(captions)
 
@@ -368,7 +368,7 @@ class TextToLatentEvaluation:
     Args:
         vae: in eval mode.
         scenes: how many.
-        sheet: file of the picture.
+        sheet: file of the image.
     """
 
     def __init__(self, vae: AutoencoderKL, scenes: int, sheet: Path) -> None:
@@ -411,11 +411,11 @@ class TextToLatentEvaluation:
         write_sheet(self.sheet, list(made.float().cpu()), PROMPTS)
 
 
-# --- pictures and files -------------------------------------------------------------------------
+# --- images and files -------------------------------------------------------------------------
 
 
 def held_out(count: int) -> tuple[Tensor, list[str]]:
-    """Scenes that no training here sees: pictures (N, 3, 128, 128) uint8, and a caption of each."""
+    """Scenes that no training here sees: images (N, 3, 128, 128) uint8, and a caption of each."""
     made = [scene((_HELD_OUT, i), "val") for i in range(count)]
     return torch.stack([_tensor(one.image) for one in made]), [one.captions[0] for one in made]
 
@@ -426,7 +426,7 @@ def to_input(pictures: Tensor) -> Tensor:
 
 
 def write_sheet(path: Path, pictures: Sequence[Tensor], titles: Sequence[str]) -> None:
-    """Pictures (3, H, W) in [-1, 1] side by side, with titles, as PNG."""
+    """Images (3, H, W) in [-1, 1] side by side, with titles, as PNG."""
     columns = min(4, len(pictures))
     rows = -(-len(pictures) // columns)
     height = 2.4 * pictures[0].shape[1] / pictures[0].shape[2]

@@ -165,7 +165,7 @@ class Training:
 
         Args:
             name: for the progress bar.
-            losses_of: losses of a step by name; their sum is minimised. Called for every step in
+            losses_of: losses of a step by name; their sum is minimized. Called for every step in
                 its turn, from ``self.step`` on.
             evaluate: called after every ``every`` steps and at the end; ``trained`` is in eval
                 mode.

@@ -1,4 +1,4 @@
-"""Regions of scenes as pictures of their own: what CLIP learns names from."""
+"""Regions of scenes as images of their own: what CLIP learns names from."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from PIL import Image
 
 Mode = Literal["crop", "masked", "masked_crop"]
 MODES: tuple[str, ...] = get_args(Mode)
-GREY = 128
-"""What is not the region in masked pictures."""
+GRAY = 128
+"""What is not the region in masked images."""
 
 _SMALLEST = 24  # side of a crop in pixels
 _MARGIN = (0.05, 0.6)  # of a crop around a region, of the region's larger side
@@ -37,7 +37,7 @@ def show_region(
     if not mask.any():
         raise ValueError("a region without a pixel cannot be shown")
     if mode != "crop":
-        image = np.where(mask[..., None], image, np.uint8(GREY))
+        image = np.where(mask[..., None], image, np.uint8(GRAY))
     if mode == "masked":
         return _resized(image, size)
     spans = [np.flatnonzero(mask.any(axis=axis))[[0, -1]] + [0, 1] for axis in (0, 1)]

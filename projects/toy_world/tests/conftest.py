@@ -1,4 +1,4 @@
-"""A small data set of the toy world, written once."""
+"""A small dataset of the toy world, written once."""
 
 from __future__ import annotations
 

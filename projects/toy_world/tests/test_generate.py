@@ -1,4 +1,4 @@
-"""The written data set: reproducible, valid, resumable, and the package's own parts read it."""
+"""The written dataset: reproducible, valid, resumable, and the package's own parts read it."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_other_options_do_not_mix_with_what_is_there(
 
 
 def somebody_s(root: Path, split: str = "val") -> None:
-    """Annotations and pictures in COCO's layout, without captions."""
+    """Annotations and images in COCO's layout, without captions."""
     for name in ("panoptic", "instances", "phrases"):
         path = root / f"annotations/{name}_{split}2017.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +136,7 @@ def test_somebody_else_s_folder_is_left_alone(
 def test_somebody_else_s_split_beside_ours_is_left_alone(
     tmp_path: Path, capsys: pytest.CaptureFixture, gone: tuple[str, ...]
 ) -> None:
-    """Also where only pictures are there."""
+    """Also where only images are there."""
     write(tmp_path, "--splits", "web", "--number", "2", "--workers", "1")
     somebody_s(tmp_path)
     for name in gone:
@@ -257,7 +257,7 @@ def test_training_without_novel_things_has_no_void(tmp_path: Path) -> None:
         assert read_panoptic_png(path).all()
 
 
-def test_web_has_pictures_and_captions_with_all_names(toy_data: Path) -> None:
+def test_web_has_images_and_captions_with_all_names(toy_data: Path) -> None:
     captions = read(toy_data, "captions_web")
     assert len(captions["images"]) == WEB and len(captions["annotations"]) == 5 * WEB
     assert len(list((toy_data / "web2017").iterdir())) == WEB
@@ -265,7 +265,7 @@ def test_web_has_pictures_and_captions_with_all_names(toy_data: Path) -> None:
 
 
 @pytest.mark.parametrize(("split", "subset"), [("train", "base"), ("val", "all")])
-def test_the_data_set_loads_as_coco_does(toy_data: Path, split: str, subset: str) -> None:
+def test_the_dataset_loads_as_coco_does(toy_data: Path, split: str, subset: str) -> None:
     dataset = PanopticDataset(
         vocabulary=str(vocabulary_file(subset)),
         data_root=str(toy_data),
@@ -300,9 +300,7 @@ def test_cocos_own_preparation_runs_on_it(toy_data: Path) -> None:
     assert content(toy_data) == before
 
 
-def test_verification_finds_a_missing_picture(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_verification_finds_a_missing_image(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     options = ["--splits", "web", "--number", "3", "--workers", "1"]
     write(tmp_path, *options)
     (tmp_path / "web2017/000000000002.jpg").unlink()
@@ -348,8 +346,8 @@ def test_sheets_of_other_formats_are_refused(tmp_path: Path, capsys: pytest.Capt
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sheet_shows_segments_in_one_colour() -> None:
+def test_a_sheet_shows_segments_in_one_color() -> None:
     made = scene((0, 0), "train")
-    shown = show.coloured(made)
+    shown = show.colored(made)
     for segment in made.segments:
         assert len(np.unique(shown[made.panoptic == segment.id], axis=0)) == 1

@@ -8,7 +8,7 @@ from odise_mm.vocabulary import Vocabulary
 from projects.toy_world.captions import plural, split_words, words
 from projects.toy_world.names import (
     BASE_THINGS,
-    COLOURS,
+    COLORS,
     NAMES,
     NOVEL_THINGS,
     PATTERNS,
@@ -31,13 +31,13 @@ def test_there_are_enough_names_and_a_third_of_the_things_is_novel() -> None:
 
 
 def test_the_split_is_the_documented_rule() -> None:
-    shapes, colours, patterns = list(SHAPES), list(COLOURS), list(PATTERNS)
+    shapes, colors, patterns = list(SHAPES), list(COLORS), list(PATTERNS)
     for name in THINGS:
         place = shapes.index(name.shape)
         if name.pattern:
             assert name.is_novel == ((place + patterns.index(name.pattern)) % 3 == 0), name
         else:
-            assert name.is_novel == ((place + colours.index(name.colour)) % 3 == 0), name
+            assert name.is_novel == ((place + colors.index(name.color)) % 3 == 0), name
     # what results and weights depend on must not change by accident
     novel = {str(name) for name in NOVEL_THINGS}
     assert {"red star", "blue moon", "striped green ball", "plaid red arrow"} <= novel
@@ -45,7 +45,7 @@ def test_the_split_is_the_documented_rule() -> None:
 
 
 def test_every_word_of_a_novel_name_occurs_in_base_names() -> None:
-    for attribute in ("shape", "colour", "pattern"):
+    for attribute in ("shape", "color", "pattern"):
         base = {getattr(name, attribute) for name in BASE_THINGS}
         assert {getattr(name, attribute) for name in NOVEL_THINGS} <= base
     base_words = {w for name in BASE_THINGS for text in name.synonyms for w in split_words(text)}
@@ -69,7 +69,7 @@ def test_the_files_are_the_names(subset: str) -> None:
     assert vocabulary(subset).names == tuple(map(str, names_of(subset)))
 
 
-def test_fusion_counts_base_names_as_seen_and_novel_ones_not() -> None:
+def test_ensemble_counts_base_names_as_seen_and_novel_ones_not() -> None:
     seen = vocabulary("all").overlap(vocabulary("base"))
     assert list(seen) == [not name.is_novel for name in NAMES]
 

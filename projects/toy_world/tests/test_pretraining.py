@@ -279,7 +279,7 @@ def test_written_clip_is_the_trained_one(trained_clip: tuple[loop.Training, Path
     pictures = torch.rand(2, 3, 64, 64)
     texts = ["a photo of a red star.", "Two golden moons on the lawn"]
     with torch.no_grad():
-        wanted = model.encode_image(clip.normalise((pictures * 255).double()).float())
+        wanted = model.encode_image(clip.normalize((pictures * 255).double()).float())
         torch.testing.assert_close(frozen.encode_image(pictures), wanted, rtol=1e-4, atol=1e-5)
         wanted = model.encode_text(tokenizer()(texts))
     torch.testing.assert_close(frozen.encode_text(texts), wanted, rtol=1e-4, atol=1e-5)
@@ -319,15 +319,15 @@ def test_accuracy_is_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
     places = [name.category - 1 for name in evaluation.names]
     monkeypatch.setattr(evaluation, "_choose", lambda *_: places)
     assert set(evaluation(model).values()) == {1.0}
-    # plain names of another shape, all of the right colour
+    # plain names of another shape, all of the right color
     others = []
     for name in evaluation.names:
-        same_colour = (n for n in THINGS if n.colour == name.colour and n.shape != name.shape)
-        others.append(next(same_colour).category - 1 if name.is_thing else 0)
+        same_color = (n for n in THINGS if n.color == name.color and n.shape != name.shape)
+        others.append(next(same_color).category - 1 if name.is_thing else 0)
     monkeypatch.setattr(evaluation, "_choose", lambda *_: others)
     found = evaluation(model)
     assert found["crop"] == found["crop_shape"] == found["mask_base"] == found["mask_stuff"] == 0
-    assert found["crop_colour"] == found["mask_colour"] == 1
+    assert found["crop_color"] == found["mask_color"] == 1
 
 
 # --- diffusion ----------------------------------------------------------------------------------
@@ -464,7 +464,7 @@ def test_autoencoder_losses() -> None:
     assert float(found["l1"]) == pytest.approx(np.abs(made - wanted).mean(), rel=1e-4)
     edges = [np.abs(np.diff(made, axis=a) - np.diff(wanted, axis=a)).mean() for a in (2, 3)]
     assert float(found["edges"]) == pytest.approx(0.5 * sum(edges), rel=1e-4)
-    # diffusers gives the sum over a picture's latent
+    # diffusers gives the sum over an image's latent
     assert float(found["kl"]) == pytest.approx(1e-4 * float(posterior.kl().mean()) / 256, rel=1e-4)
 
 
@@ -497,7 +497,7 @@ def test_written_diffusion_model_is_the_trained_one(
     backbone = DiffusionBackbone(source, source, taps)
     assert backbone.arch.scaling_factor == vae.config.scaling_factor != 0.18215
     assert backbone.strides == (2, 4, 32, 16, 8, 4, 4, 2)
-    assert backbone.noise.shape == (1, 4, SIZE // 4, SIZE // 4)  # of the model's own pictures
+    assert backbone.noise.shape == (1, 4, SIZE // 4, SIZE // 4)  # of the model's own images
     vae, model = as_written(vae), as_written(training.trained)
     pictures = torch.rand(2, 3, SIZE, SIZE)
     wanted: list[Tensor] = []
@@ -545,26 +545,26 @@ def test_the_readme_says_how_to_load(
     assert str(found["backbone"].strides) == said[1]
 
 
-def test_psnr_is_that_of_the_pictures(tmp_path: Path) -> None:
+def test_psnr_is_that_of_the_images(tmp_path: Path) -> None:
     evaluation = diffusion.AutoencoderEvaluation(3, tmp_path / "sheet.png")
 
-    class Grey(nn.Module):
-        """Knows one answer: the pictures, a tenth darker or lighter by turns."""
+    class Gray(nn.Module):
+        """Knows one answer: the images, a tenth darker or lighter by turns."""
 
         device = torch.device("cpu")
 
-        def encode(self, pictures: Tensor) -> Grey:
+        def encode(self, pictures: Tensor) -> Gray:
             self.mean = pictures
             return self
 
         @property
-        def latent_dist(self) -> Grey:
+        def latent_dist(self) -> Gray:
             return self
 
-        def decode(self, latent: Tensor) -> Grey:
+        def decode(self, latent: Tensor) -> Gray:
             self.sample = latent * 0.9  # never leaves [-1, 1]
             return self
 
     pictures = evaluation.pictures.numpy().astype(np.float64) / 2
     wanted = np.mean([-10 * np.log10(np.mean((0.1 * picture) ** 2)) for picture in pictures])
-    assert evaluation(Grey())["psnr"] == pytest.approx(wanted, rel=1e-5)
+    assert evaluation(Gray())["psnr"] == pytest.approx(wanted, rel=1e-5)

@@ -1,11 +1,11 @@
-"""Regions of scenes as pictures of their own."""
+"""Regions of scenes as images of their own."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from projects.toy_world.pretraining.regions import GREY, show_region
+from projects.toy_world.pretraining.regions import GRAY, show_region
 from projects.toy_world.world import SIZE, scene
 
 
@@ -15,15 +15,15 @@ def test_modes_show_what_they_say() -> None:
     mask = made.panoptic == segment.id
     rng = np.random.default_rng(0)
     masked = show_region(made.image, mask, "masked", SIZE, rng)
-    assert np.array_equal(masked[mask], made.image[mask]) and (masked[~mask] == GREY).all()
-    # a crop of the picture's own size keeps the pixels: find it there
+    assert np.array_equal(masked[mask], made.image[mask]) and (masked[~mask] == GRAY).all()
+    # a crop of the image's own size keeps the pixels: find it there
     x, y, width, height = segment.box
     for _ in range(10):
         side = 40 + 10 * int(rng.integers(3))
         crop = show_region(made.image, mask, "crop", side, rng)
         assert crop.shape == (side, side, 3)
         alone = show_region(made.image, mask, "masked_crop", side, rng)
-        rows, columns = np.nonzero((alone != GREY).any(-1))
+        rows, columns = np.nonzero((alone != GRAY).any(-1))
         assert max(np.ptp(rows), np.ptp(columns)) >= side * 0.4  # it fills much of the crop
         area = len(rows) / side**2
         # the whole region is in it: its share of the square box, less the margin

@@ -120,7 +120,7 @@ def test_wrong_and_novel_names_are_visible_as_such() -> None:
     assert labels["(sky)"][0] == to_rgb(sheet._FAINT)
 
 
-def test_names_stand_inside_the_picture_and_apart(toy_data: Path) -> None:
+def test_names_stand_inside_the_image_and_apart(toy_data: Path) -> None:
     truths = read_coco_panoptic(toy_data / "annotations" / "panoptic_val2017.json")
     overlaps = names = 0
     for truth in truths:
@@ -234,7 +234,7 @@ def test_mistakes_are_one_message(
     assert "error: " in error and message in error
 
 
-def test_pictures_are_png_or_jpg(capsys: pytest.CaptureFixture) -> None:
+def test_images_are_png_or_jpg(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         sheet.parse_args(["--out", "sheet.gif"])
     with pytest.raises(SystemExit):

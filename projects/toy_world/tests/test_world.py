@@ -1,4 +1,4 @@
-"""Scenes: reproducible, drawn as they are labelled, told as they are named."""
+"""Scenes: reproducible, drawn as they are labeled, told as they are named."""
 
 from __future__ import annotations
 
@@ -68,17 +68,17 @@ def test_segments_describe_the_map() -> None:
             assert (x + width - 1, y + height - 1) == (columns.max(), rows.max())
 
 
-def test_masks_are_the_pixels_of_their_colour(plans: list[Plan]) -> None:
-    """Without effects a thing's pixels have its colours: inside its mask, and nowhere else."""
-    white = np.round(drawing.unit(drawing.PATTERN_COLOUR) * 255)
+def test_masks_are_the_pixels_of_their_color(plans: list[Plan]) -> None:
+    """Without effects a thing's pixels have its colors: inside its mask, and nowhere else."""
+    white = np.round(drawing.unit(drawing.PATTERN_COLOR) * 255)
     for plan in plans:
         image = world.render(plan, np.random.default_rng(0), effects=False).astype(float)
         ids = world.draw_ids(plan)
         for i, thing in enumerate(plan.things, len(plan.regions)):
             mask = ids == i
             inner = ndimage.binary_erosion(mask, ERODED)
-            own = np.round(thing.colour * 255)
-            # between the two colours where the pattern changes: on the line from one to the other
+            own = np.round(thing.color * 255)
+            # between the two colors where the pattern changes: on the line from one to the other
             step = white - own
             along = np.clip((image - own) @ step / (step @ step), 0, 1)
             off = np.abs(image - own - along[..., None] * step).max(-1)
@@ -87,7 +87,7 @@ def test_masks_are_the_pixels_of_their_colour(plans: list[Plan]) -> None:
                 plain = np.abs(image - own).max(-1) <= 1
                 assert plain[inner].all()
                 assert not (plain & ~ndimage.binary_dilation(mask, ERODED)).any() or any(
-                    np.abs(np.round(other.colour * 255) - own).max() <= 1
+                    np.abs(np.round(other.color * 255) - own).max() <= 1
                     for other in plan.things
                     if other is not thing
                 )
@@ -103,22 +103,22 @@ def test_a_thing_changes_the_pixels_of_its_mask_and_no_others(plans: list[Plan])
         # a sharp tip fades out: it covers less than half of the last pixels
         assert not changed[~ndimage.binary_dilation(mask, ERODED, 5)].any()
         assert changed[~ndimage.binary_dilation(mask, ERODED)].sum() < 0.02 * mask.sum()
-        assert changed[mask].mean() > 0.97  # a pixel may have the very colour of what it hides
+        assert changed[mask].mean() > 0.97  # a pixel may have the very color of what it hides
 
 
-def test_colours_are_told_apart_under_all_effects(plans: list[Plan]) -> None:
-    """The middle colour of a plain thing is nearest to its own name's, whatever light and noise."""
-    names = list(drawing.COLOURS)
-    table = np.array([drawing.COLOURS[name] for name in names], float)
+def test_colors_are_told_apart_under_all_effects(plans: list[Plan]) -> None:
+    """The middle color of a plain thing is nearest to its own name's, whatever light and noise."""
+    names = list(drawing.COLORS)
+    table = np.array([drawing.COLORS[name] for name in names], float)
     right = total = 0
     for i, plan in enumerate(plans):
         image = world.render(plan, np.random.default_rng(i))
         ids = world.draw_ids(plan)
         for k, thing in enumerate(plan.things, len(plan.regions)):
             if not thing.name.pattern:
-                colour = np.median(image[ids == k], axis=0)
-                nearest = names[np.abs(table - colour).sum(-1).argmin()]
-                right, total = right + (nearest == thing.name.colour), total + 1
+                color = np.median(image[ids == k], axis=0)
+                nearest = names[np.abs(table - color).sum(-1).argmin()]
+                right, total = right + (nearest == thing.name.color), total + 1
     assert total > 80 and right == total
 
 

@@ -1,4 +1,4 @@
-"""The complete tiny diffusion model, as diffusers has it, with the made-up weights."""
+"""The complete tiny diffusion model, as diffusers has it, with the random weights."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def text_state(text: CLIPTextModel) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="session")
 def full() -> Diffusion:
-    """All of the tiny Stable Diffusion v1: made-up weights through diffusers' converters."""
+    """All of the tiny Stable Diffusion v1: random weights through diffusers' converters."""
     model = Diffusion.random(ARCHITECTURES["tiny"])
     state = golden.state_dict("tiny", "sd_v1")
 

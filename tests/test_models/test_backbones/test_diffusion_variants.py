@@ -297,8 +297,8 @@ def test_half_precision(arch: str) -> None:
 
 def test_implicit_captioner_on_classes(ldm_file: Path) -> None:
     backbone = DiffusionBackbone("tiny_ldm", str(ldm_file), dict(unet=(2, 5)))
-    lent = backbone.describe()
-    options = {k: lent[k] for k in ("empty_context", "time_width", "num_steps")}
+    provided = backbone.describe()
+    options = {k: provided[k] for k in ("empty_context", "time_width", "num_steps")}
     captioner = ImplicitCaptioner(FrozenCLIP(TINY_CLIP), **options)
     condition = captioner(tiles(64))
     assert condition.context.shape == (2, 1, 48)

@@ -27,7 +27,7 @@ def config(**vision: object) -> dict:
     return dict(embed_dim=32, vision_cfg=vision, text_cfg=TEXT)
 
 
-# name -> config, edge of the pictures that it was made for
+# name -> config, edge of the images that it was made for
 VIT = dict(width=64, head_width=32, patch_size=14, image_size=56)
 TOWERS = {
     "vit": (config(**VIT, layers=4), 56),
@@ -54,7 +54,7 @@ def images(*size: int, count: int = 2) -> Tensor:
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(size[0]))
 
 
-def normalised(pictures: Tensor) -> Tensor:
+def normalized(pictures: Tensor) -> Tensor:
     return Normalize(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)(pictures)
 
 
@@ -95,7 +95,7 @@ def test_features_are_those_of_open_clips_whole_tower(
     with torch.no_grad():
         maps = backbone(pictures)
         wanted = whole[name].visual.forward_intermediates(
-            normalised(pictures), taken, stop_early=True, intermediates_only=True
+            normalized(pictures), taken, stop_early=True, intermediates_only=True
         )["image_intermediates"]
     assert len(maps) == len(indices or range(4))
     for i, ours in enumerate(maps):
@@ -113,7 +113,7 @@ def test_last_features_pooled_are_open_clips_encode_image(
     backbone = OpenCLIPBackbone(cfg, str(files[name]))
     pictures = images(size, size, count=3)
     with torch.no_grad():
-        wanted = whole[name].encode_image(normalised(pictures))
+        wanted = whole[name].encode_image(normalized(pictures))
         assert relative_error(backbone.embed(pictures), wanted) < TOLERANCE
 
 
@@ -126,7 +126,7 @@ def test_class_token_is_beside_the_last_map(whole: dict, files: dict) -> None:
     with torch.no_grad():
         last = backbone(pictures)[-1]
         visual = whole["vit"].visual
-        wanted = whole["vit"].encode_image(normalised(pictures))
+        wanted = whole["vit"].encode_image(normalized(pictures))
         assert torch.equal(seen[0][:, 1:], last.flatten(2).transpose(1, 2))
         assert relative_error(visual.ln_post(seen[0][:, 0]) @ visual.proj, wanted) < TOLERANCE
 
@@ -136,7 +136,7 @@ def test_convnext_is_timms_trunk(whole: dict, files: dict) -> None:
     pictures = images(64, 128)
     trunk = whole["convnext"].visual.trunk
     with torch.no_grad():
-        wanted = trunk.forward_intermediates(normalised(pictures), intermediates_only=True)
+        wanted = trunk.forward_intermediates(normalized(pictures), intermediates_only=True)
         for ours, theirs in zip(backbone(pictures), wanted, strict=True):
             assert relative_error(ours, theirs) < TOLERANCE
 
@@ -154,11 +154,11 @@ def test_other_sizes_interpolate_positions(whole: dict, files: dict) -> None:
     pictures = images(84, 84)
     with torch.no_grad():
         wanted = other.eval().visual.forward_intermediates(
-            normalised(pictures), [0, 1, 2, 3], intermediates_only=True
+            normalized(pictures), [0, 1, 2, 3], intermediates_only=True
         )["image_intermediates"]
         for ours, theirs in zip(backbone(pictures), wanted, strict=True):
             assert relative_error(ours, theirs) < 1e-4
-        embedding = other.encode_image(normalised(pictures))
+        embedding = other.encode_image(normalized(pictures))
         assert relative_error(backbone.embed(pictures), embedding) < 1e-4
 
 
@@ -204,7 +204,7 @@ def test_a_trunk_of_another_size_is_timms(files: dict, whole: dict) -> None:
     trunk.set_input_size(96)
     pictures = images(96, 96)
     with torch.no_grad():
-        wanted = trunk.forward_intermediates(normalised(pictures), [0, 5], intermediates_only=True)
+        wanted = trunk.forward_intermediates(normalized(pictures), [0, 5], intermediates_only=True)
         for ours, theirs in zip(backbone(pictures), wanted, strict=True):
             assert relative_error(ours, theirs) < TOLERANCE
 
@@ -231,8 +231,10 @@ def test_lent_tower_is_the_same_one() -> None:
     assert owner.state_dict() == {}
     own.own_tower.load_state_dict(owner.clip.visual.state_dict())
     with torch.no_grad():
-        for lent, alone in zip(owner.backbone(images(70, 42)), own(images(70, 42)), strict=True):
-            assert torch.equal(lent, alone)
+        for provided, alone in zip(
+            owner.backbone(images(70, 42)), own(images(70, 42)), strict=True
+        ):
+            assert torch.equal(provided, alone)
         wanted = owner.clip.encode_image(images(56, 56))
         assert relative_error(owner.backbone.embed(images(56, 56)), wanted) < TOLERANCE
 
@@ -339,7 +341,7 @@ def test_full_size_towers_are_known_without_memory_or_network(
         assert all(p.is_meta for p in backbone.parameters())
 
 
-def test_tag_decides_on_activation_and_normalisation(
+def test_tag_decides_on_activation_and_normalization(
     monkeypatch: pytest.MonkeyPatch, files: dict
 ) -> None:
     cfg = dict(TINY_CLIP, quick_gelu=False)

@@ -24,7 +24,7 @@ from odise_mm.models.backbones.timm_backbone import choose_levels
 from tests.support import tiny_timm
 from tests.support.parts import relative_error
 
-# name -> edge of the pictures that the model's own forward pass takes
+# name -> edge of the images that the model's own forward pass takes
 MODELS = {
     "test_vit": 160,
     "test_vit3": 160,  # registers, and no class token
@@ -45,7 +45,7 @@ def images(*size: int, count: int = 2) -> Tensor:
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(size[0]))
 
 
-def normalised(name: str, pictures: Tensor) -> Tensor:
+def normalized(name: str, pictures: Tensor) -> Tensor:
     cfg = timm.get_pretrained_cfg(name)
     return Normalize(cfg.mean, cfg.std)(pictures)
 
@@ -86,7 +86,7 @@ def test_features_are_those_of_timms_whole_model(
     with torch.no_grad():
         maps = backbone(pictures)
         wanted = reference.forward_intermediates(
-            normalised(name, pictures),
+            normalized(name, pictures),
             indices=list(backbone.out_indices),
             intermediates_only=True,
         )
@@ -122,7 +122,7 @@ def test_other_sizes_are_those_of_a_model_that_timm_made_for_them(
     with torch.no_grad():
         maps = backbone(pictures)
         wanted = reference.forward_intermediates(
-            normalised(name, pictures), list(backbone.out_indices), intermediates_only=True
+            normalized(name, pictures), list(backbone.out_indices), intermediates_only=True
         )
     for ours, theirs in zip(maps, wanted, strict=True):
         assert relative_error(ours, theirs) < 1e-4
@@ -140,7 +140,7 @@ def test_sam_takes_any_size_with_weights_of_one(
     with torch.no_grad():
         maps = backbone(pictures)
         wanted = whole["tiny_sam"].forward_intermediates(
-            normalised("tiny_sam", pictures), intermediates_only=True
+            normalized("tiny_sam", pictures), intermediates_only=True
         )
         assert [m.shape for m in fixed(pictures)] == [(2, 32, 6, 6)] * 4
     for ours, theirs in zip(maps, wanted, strict=True):
@@ -291,7 +291,7 @@ def test_rules_of_a_variant_are_used(tmp_path: Path) -> None:
     with torch.no_grad():
         pictures = images(64, 64, count=1)
         wanted = model.forward_intermediates(
-            normalised("deit3_small_patch16_224", pictures), [0], intermediates_only=True
+            normalized("deit3_small_patch16_224", pictures), [0], intermediates_only=True
         )
         assert relative_error(backbone(pictures)[0], wanted[0]) < 1e-4
 
@@ -396,7 +396,7 @@ def test_maps_of_a_plain_vit_are_the_residual_stream(whole: dict, files: dict) -
     hook = whole["test_vit"].blocks[5].register_forward_hook(lambda *a: seen.append(a[2]))
     pictures = images(160, 160)
     with torch.no_grad():
-        whole["test_vit"](normalised("test_vit", pictures))
+        whole["test_vit"](normalized("test_vit", pictures))
         maps = backbone(pictures)
     hook.remove()
     assert relative_error(maps[-1].flatten(2).transpose(1, 2), seen[0][:, 1:]) < TOLERANCE
@@ -405,7 +405,7 @@ def test_maps_of_a_plain_vit_are_the_residual_stream(whole: dict, files: dict) -
 # --- names, tags and the way to the weights
 
 
-def test_tags_decide_on_the_normalisation() -> None:
+def test_tags_decide_on_the_normalization() -> None:
     with torch.device("meta"):
         plain = TimmBackbone("vit_base_patch16_224")
         dino = TimmBackbone("vit_base_patch16_224", "dino")
@@ -440,9 +440,9 @@ def asked(monkeypatch: pytest.MonkeyPatch, files: dict) -> list[tuple[str, str]]
 @pytest.mark.parametrize(
     ("model", "weights", "repository", "count"),
     [
-        ("tiny_beit", "pretrained", "timm/tiny_beit.made_up", 1),
-        ("tiny_beit.made_up", "pretrained", "timm/tiny_beit.made_up", 1),
-        ("tiny_beit", "made_up", "timm/tiny_beit.made_up", 1),
+        ("tiny_beit", "pretrained", "timm/tiny_beit.random_weights", 1),
+        ("tiny_beit.random_weights", "pretrained", "timm/tiny_beit.random_weights", 1),
+        ("tiny_beit", "random_weights", "timm/tiny_beit.random_weights", 1),
         ("test_vit", "r160_in1k", "timm/test_vit.r160_in1k", 2),
     ],
 )

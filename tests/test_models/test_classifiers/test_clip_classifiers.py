@@ -1,4 +1,4 @@
-"""CLIP's second opinion against a slow transformer in numpy and against crops made by hand."""
+"""CLIP's second prediction against a slow transformer in numpy and against crops made by hand."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class SlowTower:
         return x * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
 
     def patches(self, pixels: np.ndarray) -> np.ndarray:
-        """(3, 56, 56) normalised to tokens (1 + 16, width), the class token first."""
+        """(3, 56, 56) normalized to tokens (1 + 16, width), the class token first."""
         kernel, size = self.w["conv1.weight"], 14
         tokens = [self.w["class_embedding"]]
         for y in range(0, pixels.shape[1], size):
@@ -97,7 +97,7 @@ class SlowTower:
 
 def pixels(picture: Tensor) -> np.ndarray:
     resized = F.interpolate(picture[None], (56, 56), mode="bilinear")
-    return clip().normalise(resized)[0].double().numpy()
+    return clip().normalize(resized)[0].double().numpy()
 
 
 def touched(mask: Tensor) -> np.ndarray:
@@ -165,14 +165,14 @@ def test_align_puts_masks_where_the_image_is() -> None:
 def test_logits_are_scaled_cosines_with_prompts() -> None:
     masks, picture = random_masks(128, 128), image(128, 128)
     classifier = MaskCLIPClassifier(clip(), template="this is {}, a {}")
-    opinion = classifier(MaskPrediction(masks, torch.zeros(1)), [picture], VOCABULARY)
-    assert opinion.p_void is None
+    class_prediction = classifier(MaskPrediction(masks, torch.zeros(1)), [picture], VOCABULARY)
+    assert class_prediction.p_void is None
     embeddings = classifier.embed_masks(masks, [picture])[0].numpy()
     text = clip().encode_text([f"this is {n}, a {n}" for n in VOCABULARY.flat[0]]).numpy()
     for query, embedding in enumerate(embeddings):
         cosines = text @ embedding / np.linalg.norm(text, axis=1) / np.linalg.norm(embedding)
         wanted = np.array([max(cosines[:2]), cosines[2], cosines[3]]) * float(clip().logit_scale)
-        np.testing.assert_allclose(opinion.logits[0, query].numpy(), wanted, atol=1e-4)
+        np.testing.assert_allclose(class_prediction.logits[0, query].numpy(), wanted, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", [MaskCLIPClassifier, CropCLIPClassifier])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from odise_mm.models import GeometricEnsemble, Opinion
+from odise_mm.models import ClassPrediction, GeometricEnsemble
 from odise_mm.vocabulary import Vocabulary
 
 TRAINED = Vocabulary((("cat", "kitten"), ("tree",), ("person",)), (True, False, True))
@@ -21,15 +21,15 @@ def softmax(x: np.ndarray) -> np.ndarray:
     return e / e.sum(-1, keepdims=True)
 
 
-def opinions(scale: float = 3.0) -> list[Opinion]:
+def class_predictions(scale: float = 3.0) -> list[ClassPrediction]:
     generator = torch.Generator().manual_seed(0)
     own, clip = (scale * torch.randn(2, 5, 4, generator=generator) for _ in range(2))
-    return [Opinion(own, torch.rand(2, 5, generator=generator)), Opinion(clip)]
+    return [ClassPrediction(own, torch.rand(2, 5, generator=generator)), ClassPrediction(clip)]
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(0.3, 0.7), (0.35, 0.65), (0.0, 1.0)])
 def test_equals_the_formula(alpha: float, beta: float) -> None:
-    own, clip = opinions()
+    own, clip = class_predictions()
     result = GeometricEnsemble(alpha, beta, TRAINED)([own, clip], VOCABULARY).double().numpy()
     p_own, p_clip = (softmax(o.logits.double().numpy()) for o in (own, clip))
     weight = np.where(SEEN, alpha, beta)
@@ -41,8 +41,8 @@ def test_equals_the_formula(alpha: float, beta: float) -> None:
     np.testing.assert_allclose(result.sum(-1), 1, atol=1e-5)
 
 
-def test_one_opinion_is_taken_as_it_is() -> None:
-    own, _ = opinions()
+def test_one_prediction_is_taken_as_it_is() -> None:
+    own, _ = class_predictions()
     result = GeometricEnsemble(train_vocabulary=TRAINED)([own], VOCABULARY)
     wanted = own.logits.softmax(-1) * (1 - own.p_void[..., None])
     torch.testing.assert_close(result[..., :-1], wanted)
@@ -51,9 +51,9 @@ def test_one_opinion_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_underflow_stays_finite(dtype: torch.dtype) -> None:
     far = torch.tensor([[[0.0, 1000.0, -1000.0, 0.0]]]).to(dtype)
-    given = [Opinion(far, torch.zeros(1, 1)), Opinion(far.flip(-1))]
+    given = [ClassPrediction(far, torch.zeros(1, 1)), ClassPrediction(far.flip(-1))]
     ensemble = GeometricEnsemble(train_vocabulary=TRAINED)
-    assert ensemble.fused_logits(given, VOCABULARY).isfinite().all()
+    assert ensemble.ensemble_logits(given, VOCABULARY).isfinite().all()
     result = ensemble(given, VOCABULARY)
     assert result.isfinite().all() and result.dtype == torch.float32
     # Class 1: 0.3 * 0 - 0.7 * 2000; class 2: -0.7 * 2000 + 0.3 * 0; the others: -1000 each.
@@ -75,15 +75,15 @@ def test_weights_out_of_range(alpha: float, beta: float, culprit: str) -> None:
 
 
 @pytest.mark.parametrize("count", [0, 3, "no view on void"])
-def test_opinions_that_cannot_be_joined(count: int | str) -> None:
-    own, clip = opinions()
+def test_predictions_that_cannot_be_joined(count: int | str) -> None:
+    own, clip = class_predictions()
     given = {0: [], 3: [own, clip, clip], "no view on void": [clip, own]}[count]
-    with pytest.raises(ValueError, match="joins one or two opinions.*must know p_void"):
+    with pytest.raises(ValueError, match="joins one or two predictions.*must know p_void"):
         GeometricEnsemble(train_vocabulary=TRAINED)(given, VOCABULARY)
 
 
 def test_no_gradient_is_lost() -> None:
-    own, clip = opinions()
+    own, clip = class_predictions()
     logits: Tensor = own.logits.requires_grad_()
     GeometricEnsemble(train_vocabulary=TRAINED)([own, clip], VOCABULARY)[..., 0].sum().backward()
     assert logits.grad.abs().sum() > 0

@@ -114,7 +114,7 @@ def test_copies_have_their_own(classifier: OpenVocabClassifier) -> None:
     assert mapped(classifier) is before
 
 
-def test_opinions_are_the_same_numbers(classifier: OpenVocabClassifier) -> None:
+def test_predictions_are_the_same_numbers(classifier: OpenVocabClassifier) -> None:
     embeddings = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
     prediction = MaskPrediction(embeddings, embeddings)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The model's own opinion: logits against loops, and the probability of void."""
+"""The model's own prediction: logits against loops, and the probability of void."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def test_class_logits_are_the_best_synonyms() -> None:
 def test_with_null_class(embeddings: Tensor) -> None:
     classifier = OpenVocabClassifier(TextEncoder(clip()), 32, template="one {}")
     with torch.no_grad():
-        opinion = classifier(MaskPrediction(embeddings, embeddings), [], VOCABULARY)
+        class_prediction = classifier(MaskPrediction(embeddings, embeddings), [], VOCABULARY)
     wanted = own_logits(classifier, embeddings, "one {}")
-    np.testing.assert_allclose(opinion.logits.numpy(), wanted, atol=1e-4)
+    np.testing.assert_allclose(class_prediction.logits.numpy(), wanted, atol=1e-4)
     with torch.no_grad():
         null = classifier.text_proj(classifier.null_embedding)[0].double().numpy()
     scale = np.exp(classifier.logit_scale.item())
@@ -75,21 +75,23 @@ def test_with_null_class(embeddings: Tensor) -> None:
         for q in range(4):
             void = scale * cosine(embeddings[b, q].double().numpy(), null)
             p_void = softmax(np.append(wanted[b, q], void))[-1]
-            assert opinion.p_void[b, q].item() == pytest.approx(p_void, abs=1e-5)
+            assert class_prediction.p_void[b, q].item() == pytest.approx(p_void, abs=1e-5)
 
 
 def test_with_objectness(embeddings: Tensor) -> None:
     classifier = OpenVocabClassifier(TextEncoder(clip()), 32, null_class=False)
     objectness = torch.randn(2, 4, 2, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        opinion = classifier(MaskPrediction(embeddings, embeddings, objectness), [], VOCABULARY)
+        class_prediction = classifier(
+            MaskPrediction(embeddings, embeddings, objectness), [], VOCABULARY
+        )
     np.testing.assert_allclose(
-        opinion.logits.numpy(), own_logits(classifier, embeddings, "{}"), atol=1e-4
+        class_prediction.logits.numpy(), own_logits(classifier, embeddings, "{}"), atol=1e-4
     )
     for b in range(2):
         for q in range(4):
             wanted = softmax(objectness[b, q].double().numpy())[1]  # "no object" is the second
-            assert opinion.p_void[b, q].item() == pytest.approx(wanted, abs=1e-6)
+            assert class_prediction.p_void[b, q].item() == pytest.approx(wanted, abs=1e-6)
 
 
 def test_nothing_knows_void(embeddings: Tensor) -> None:

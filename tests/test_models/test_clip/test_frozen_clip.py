@@ -18,7 +18,7 @@ from odise_mm.models.clip import sources
 from odise_mm.models.clip.sources import find_clip
 from tests.support.parts import TINY_CLIP, clip, relative_error
 
-# The smallest architecture of open_clip's that has the tag "openai"; the weights are made up.
+# The smallest architecture of open_clip's that has the tag "openai"; the weights are random.
 NAMED = "ViT-B-32"
 
 
@@ -84,7 +84,7 @@ def test_local_file(ending: str, tiny_weights: Path, tmp_path: Path) -> None:
         torch.testing.assert_close(
             model.encode_text(["a cat", "brick wall"]), reference.encode_text(tokens)
         )
-        wanted = reference.encode_image(model.normalise(images))
+        wanted = reference.encode_image(model.normalize(images))
     torch.testing.assert_close(model.encode_image(images), wanted)
     assert not any(p.requires_grad for p in model.parameters())
 
@@ -182,7 +182,7 @@ def test_given_mean_and_deviation(tmp_path: Path) -> None:
     model = FrozenCLIP(TINY_CLIP, str(tmp_path / "clip.pt"), **own)
     images = torch.rand(1, 3, 56, 56)
     wanted = Normalize(own["mean"], own["std"])(images)
-    torch.testing.assert_close(model.normalise(images), wanted)
+    torch.testing.assert_close(model.normalize(images), wanted)
     backbone = OpenCLIPBackbone(TINY_CLIP, str(tmp_path / "clip.pt"), **own)
     assert backbone.mean.flatten().tolist() == pytest.approx(own["mean"])
     siglip = OpenCLIPBackbone(TINY_CLIP, str(tmp_path / "clip.pt"))

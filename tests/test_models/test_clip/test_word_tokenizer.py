@@ -123,8 +123,8 @@ def test_clip_in_a_folder(tmp_path: Path) -> None:
     torch.testing.assert_close(clip.encode_text(["a red star"]), wanted)
     assert clip.fingerprint() == FrozenCLIP(config, source, WORDS).fingerprint()
 
-    lent = OpenCLIPBackbone(clip=clip)(images)
-    for one, other in zip(OpenCLIPBackbone(source, source)(images), lent, strict=True):
+    provided = OpenCLIPBackbone(clip=clip)(images)
+    for one, other in zip(OpenCLIPBackbone(source, source)(images), provided, strict=True):
         torch.testing.assert_close(one, other)
     with torch.device("meta"):
         assert FrozenCLIP(source, source).device.type == "meta"

@@ -60,7 +60,7 @@ def encoder() -> FakeEncoder:
 
 
 def tiles(count: int = 3, size: int = 64, seed: int = 0) -> Tensor:
-    """What the data preprocessor makes of pictures: whole grey levels."""
+    """What the data preprocessor makes of images: whole gray levels."""
     return torch.stack([picture(size, size, seed + i) for i in range(count)]).float() / 255
 
 
@@ -113,7 +113,7 @@ def heuristic(encoder: FakeEncoder, **changes: object) -> HeuristicCaptioner:
 
 
 def ranked(batch: Tensor, names: Sequence[str]) -> list[list[str]]:
-    """In numpy, from open_clip's own towers on pictures of the size that they want."""
+    """In numpy, from open_clip's own towers on images of the size that they want."""
     model = clip().model
     tokens = open_clip.SimpleTokenizer()([f"Photo of a {name}." for name in names])
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
@@ -131,7 +131,7 @@ def test_heuristic_ranks_as_numpy_does(encoder: FakeEncoder) -> None:
         f"a photo taken at a {where[0]} or {where[1]}, with {what[0]}, {what[1]}, {what[2]}"
         for where, what in zip(ranked(batch, PLACES), ranked(batch, OBJECTS), strict=True)
     ]
-    assert len(set(expected)) > 1, "pictures must differ for this to test anything"
+    assert len(set(expected)) > 1, "images must differ for this to test anything"
     captioner = heuristic(encoder)
     assert captioner.describe(batch, [None] * 4) == expected
     context = captioner(batch, ["not looked at"] * 4).context
@@ -456,7 +456,7 @@ def whole_model(name: str) -> OpenVocabSegmentor:
 
 
 def sample(model: OpenVocabSegmentor, seed: int, caption: str | None) -> dict:
-    """A picture of two tiles."""
+    """An image of two tiles."""
     one = make_sample(3, (64, 100), seed=seed)
     if caption is not None:
         one.set_metainfo(dict(caption=caption))
@@ -519,9 +519,9 @@ def test_captions_change_what_is_found() -> None:
     assert torch.equal(features[0], features[2]) and not torch.equal(features[0], features[1])
 
 
-def test_a_picture_without_caption_is_refused() -> None:
+def test_an_image_without_caption_is_refused() -> None:
     model = whole_model("own_caption")
-    with pytest.raises(DatasetError, match="a picture came without"):
+    with pytest.raises(DatasetError, match="an image came without"):
         model(**sample(model, 0, None), mode="predict")
 
 

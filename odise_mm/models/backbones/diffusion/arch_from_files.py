@@ -105,7 +105,7 @@ def read_arch(source: str) -> DiffusionArch:
         vae=_arguments(vae),
         text=files.text_encoder("text_encoder", words),
         scaling_factor=vae.get("scaling_factor", 0.18215),
-        # ODISE's tiles, or the model's own pictures where it never saw as large ones
+        # ODISE's tiles, or the model's own images where it never saw as large ones
         latent_size=min(512 // 2 ** (levels - 1), unet.get("sample_size") or 512),
         pad_token=0 if words else files.pad_token("tokenizer"),
         betas=betas,

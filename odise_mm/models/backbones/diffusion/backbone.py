@@ -27,7 +27,7 @@ from odise_mm.models.backbones.diffusion.presets import DiffusionArch
 from odise_mm.models.backbones.diffusion.support import FIRST_STAGES, check_supported
 from odise_mm.models.backbones.diffusion.taps import PAPER_TAPS, Taps, as_taps, keep_before
 from odise_mm.models.backbones.diffusion.weights import DiffusionWeights
-from odise_mm.models.frozen import is_meta_context, materialise
+from odise_mm.models.frozen import is_meta_context, materialize
 from odise_mm.registry import MODELS
 from odise_mm.utils.settings import check_flag, check_whole, is_whole
 
@@ -41,7 +41,7 @@ class DiffusionBackbone(Backbone):
     Nothing behind the UNet's and the VAE decoder's last tap exists: those layers are neither built
     nor loaded nor run. (The VAE's encoder is whole: it makes the latent.)
 
-    A first stage that quantises (``VQModel``, in LDM) does so before its decoder, as in its own
+    A first stage that quantizes (``VQModel``, in LDM) does so before its decoder, as in its own
     training; the UNet gets the codes before that.
 
     Args:
@@ -117,7 +117,7 @@ class DiffusionBackbone(Backbone):
         empty = torch.zeros(1, *kind.shape)
         if not is_meta_context():
             if weights is None:
-                materialise(self)
+                materialize(self)
             else:
                 empty = self._load(weights, unet_weights, all_keys)
         self.register_buffer("empty_context", empty, persistent=False)

@@ -1,4 +1,4 @@
-"""What a latent diffusion model is told about a picture: three kinds, one interface.
+"""What a latent diffusion model is told about an image: three kinds, one interface.
 
 A condition is one tensor, (N, tokens, width), whatever the kind: a captioner need not know which.
 Each kind says how the empty condition comes about, how texts become conditions, and how a condition
@@ -39,7 +39,7 @@ CACHE_SIZE = 256
 
 
 class ConditionKind:
-    """How a UNet is told of a picture.
+    """How a UNet is told of an image.
 
     Attributes:
         encoders: the text encoders among the parts of the weights; none for other kinds.
@@ -129,7 +129,7 @@ class TextCondition(ConditionKind):
 class TextAndSizeCondition(TextCondition):
     """SDXL: two text encoders' hidden states before the last layer; the whole text and sizes.
 
-    Podell et al., arXiv 2307.01952, section 2. The sizes (of the original picture and of the
+    Podell et al., arXiv 2307.01952, section 2. The sizes (of the original image and of the
     result) are the tile's, the crop begins at (0, 0).
     """
 
@@ -188,7 +188,7 @@ class ClassCondition(ConditionKind):
         self.shape = (1, arch.unet["cross_attention_dim"])
 
     def empty(self, source: DiffusionWeights) -> Tensor:
-        # The last row was trained on pictures whose class was withheld.
+        # The last row was trained on images whose class was withheld.
         return source.class_embedding()[-1:, None].clone()
 
     def build(self, source: DiffusionWeights | None) -> list[nn.Module]:

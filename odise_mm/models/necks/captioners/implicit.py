@@ -1,6 +1,6 @@
 """Captioners: the image becomes the diffusion model's conditioning (ODISE, section 3.3).
 
-A captioner maps tiles (N, 3, S, S) in [0, 1], and the captions of the pictures that they were cut
+A captioner maps tiles (N, 3, S, S) in [0, 1], and the captions of the images that they were cut
 from where there are any, to a :class:`~odise_mm.models.backbones.diffusion.condition.Condition`.
 """
 
@@ -20,13 +20,13 @@ from odise_mm.utils.settings import check_whole, is_number
 LAST_STEP = 999
 
 
-def check_lent(captioner: nn.Module, **lent: Any) -> None:
+def check_provided(captioner: nn.Module, **provided: Any) -> None:
     """Refuse a captioner without what a diffusion model lends.
 
     Raises:
         ValueError: one of ``lent`` is None.
     """
-    missing = [name for name, value in lent.items() if value is None]
+    missing = [name for name, value in provided.items() if value is None]
     if missing:
         raise ValueError(
             f"{type(captioner).__name__} needs {' and '.join(missing)} of a diffusion model, which "
@@ -81,7 +81,7 @@ class ImplicitCaptioner(nn.Module):
         learned_step: float | None = None,
     ) -> None:
         super().__init__()
-        check_lent(self, empty_context=empty_context, time_width=time_width)
+        check_provided(self, empty_context=empty_context, time_width=time_width)
         if learned_step is not None and not (
             is_number(learned_step) and 0 < learned_step < LAST_STEP
         ):
@@ -114,7 +114,7 @@ class ImplicitCaptioner(nn.Module):
         return self.condition(self.clip.encode_image(tiles))
 
     def condition(self, embedding: Tensor) -> Condition:
-        """Conditioning from CLIP image embeddings, (N, ``clip.embed_dim``), not normalised."""
+        """Conditioning from CLIP image embeddings, (N, ``clip.embed_dim``), not normalized."""
         context = self.empty_context + self.context_gate.tanh() * self.context(embedding)
         return Condition(context, self.time_gate.tanh() * self.time(embedding), self.step)
 
@@ -129,7 +129,7 @@ class EmptyCaptioner(nn.Module):
 
     def __init__(self, empty_context: Tensor | None = None) -> None:
         super().__init__()
-        check_lent(self, empty_context=empty_context)
+        check_provided(self, empty_context=empty_context)
         self.register_buffer("empty_context", empty_context, persistent=False)
 
     def forward(self, tiles: Tensor, captions: Sequence[str | None] | None = None) -> Condition:

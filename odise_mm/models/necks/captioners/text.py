@@ -17,7 +17,7 @@ from odise_mm.errors import DatasetError
 from odise_mm.models.backbones.diffusion.condition import Condition
 from odise_mm.models.clip.prompts import fill_template
 from odise_mm.models.clip.text_encoder import TextEncoder
-from odise_mm.models.necks.captioners.implicit import check_lent
+from odise_mm.models.necks.captioners.implicit import check_provided
 from odise_mm.registry import MODELS
 from odise_mm.utils.precision import full_precision
 from odise_mm.utils.settings import check_text
@@ -43,7 +43,7 @@ class TextCaptioner(nn.Module):
 
     def __init__(self, prompt_encoder: PromptEncoder | None = None) -> None:
         super().__init__()
-        check_lent(self, prompt_encoder=prompt_encoder)
+        check_provided(self, prompt_encoder=prompt_encoder)
         self.prompt_encoder = prompt_encoder
 
     def describe(self, tiles: Tensor, captions: Sequence[str | None]) -> list[str]:
@@ -52,7 +52,7 @@ class TextCaptioner(nn.Module):
         Args:
             tiles: (N, 3, S, S) in [0, 1]. On the meta device, where values don't exist, the
                 sentences are not looked at.
-            captions: what people wrote about the picture that each was cut from, where known.
+            captions: what people wrote about the image that each was cut from, where known.
         """
         raise NotImplementedError
 
@@ -67,11 +67,11 @@ class TextCaptioner(nn.Module):
 
 @MODELS.register_module()
 class CaptionCaptioner(TextCaptioner):
-    """The picture's own caption: an upper bound for captioners, where captions exist.
+    """The image's own caption: an upper bound for captioners, where captions exist.
 
-    All tiles of a picture get the same one. In training it is the caption whose words are drawn
+    All tiles of an image get the same one. In training it is the caption whose words are drawn
     (:class:`~odise_mm.datasets.transforms.DrawWords`), in testing the first; see ``captions_file``
-    of :class:`~odise_mm.datasets.PanopticDataset`. A picture without a caption is an error: an
+    of :class:`~odise_mm.datasets.PanopticDataset`. An image without a caption is an error: an
     empty prompt in its place would go unnoticed in the results.
 
     Raises:
@@ -82,15 +82,15 @@ class CaptionCaptioner(TextCaptioner):
         """The captions.
 
         Raises:
-            DatasetError: a picture has none.
+            DatasetError: an image has none.
         """
         if tiles.is_meta:
             return [""] * len(tiles)
         if any(caption is None for caption in captions):
             raise DatasetError(
-                "CaptionCaptioner uses what people wrote about a picture, and a picture came "
-                "without: give the data set a captions_file and PackDetInputs the meta key "
-                "'caption', or choose a captioner that looks at the picture"
+                "CaptionCaptioner uses what people wrote about an image, and an image came "
+                "without: give the dataset a captions_file and PackDetInputs the meta key "
+                "'caption', or choose a captioner that looks at the image"
             )
         return list(captions)
 

@@ -1,6 +1,6 @@
-"""Miniatures of the providers' archives of Cityscapes, Mapillary Vistas, LVIS and UVO.
+"""Tiny models of the providers' archives of Cityscapes, Mapillary Vistas, LVIS and UVO.
 
-As in ``tests.support.miniatures_ade_pascal``: ``write_raw_<set>(data)`` writes one below ``data``
+As in ``tests.support.tiny_ade_pascal``: ``write_raw_<set>(data)`` writes one below ``data``
 and returns what it was made from; ``prepare(name, data)`` also runs the set's converter.
 """
 
@@ -17,9 +17,9 @@ from PIL import Image
 from pycocotools import mask as masks
 
 from odise_mm.vocabulary import Vocabulary
-from tests.support.miniatures_ade_pascal import SIZES, Truth, patches, write_map, write_picture
+from tests.support.tiny_ade_pascal import SIZES, Truth, patches, write_image, write_map
 
-# What is in the miniature of Cityscapes: road, sky, pole, persons, a group of persons, cars, a
+# What is in the tiny model of Cityscapes: road, sky, pole, persons, a group of persons, cars, a
 # bicycle, a group of bicycles, a caravan and a group of caravans (not evaluated), void.
 CITY_NUMBERS = ([7, 23, 24, 24000, 24001, 26000, 4, 1], [7, 17, 26003, 26017, 29000, 3, 0],
                 [8, 11, 21, 33, 33002, 29, 31000])  # fmt: skip
@@ -27,7 +27,7 @@ VISTAS_VOID = 65
 
 
 def write_raw_cityscapes(data: Path) -> Truth:
-    """leftImg8bit and gtFine: 3 pictures of 2 cities to test on, 1 to train.
+    """leftImg8bit and gtFine: 3 images of 2 cities to test on, 1 to train.
 
     ``instances`` of the result are the numbers of *_instanceIds.png, ``labels`` those of
     *_labelIds.png.
@@ -46,11 +46,11 @@ def write_raw_cityscapes(data: Path) -> Truth:
         labels = np.where(ids < 1000, ids, ids // 1000)
         image = truth.root / "leftImg8bit" / split / city / f"{name}_leftImg8bit.png"
         truth_of = truth.root / "gtFine" / split / city
-        write_picture(image, labels, rng)
+        write_image(image, labels, rng)
         write_map(truth_of / f"{name}_gtFine_instanceIds.png", ids.astype(np.uint16))
         write_map(truth_of / f"{name}_gtFine_labelIds.png", labels.astype(np.uint8))
-        colours = np.stack([labels * 5, 255 - labels, labels, 0 * labels + 255], axis=-1)
-        write_map(truth_of / f"{name}_gtFine_color.png", colours.astype(np.uint8))
+        colors = np.stack([labels * 5, 255 - labels, labels, 0 * labels + 255], axis=-1)
+        write_map(truth_of / f"{name}_gtFine_color.png", colors.astype(np.uint8))
         polygons = dict(imgHeight=ids.shape[0], imgWidth=ids.shape[1], objects=[])
         (truth_of / f"{name}_gtFine_polygons.json").write_text(json.dumps(polygons))
         if split == "val":
@@ -78,11 +78,11 @@ def vistas_config() -> dict:
 
 
 def write_raw_mapillary(data: Path, panoptic: bool = True) -> Truth:
-    """Vistas 1.2: 3 pictures to test on, 1 to train.
+    """Vistas 1.2: 3 images to test on, 1 to train.
 
     The first bird has the number 0 in the instance map. In the panoptic files, where there are
-    some, the second picture's void has an id that the JSON lacks and the third's is listed; one
-    person is a crowd, and the sky of the first picture is in two segments.
+    some, the second image's void has an id that the JSON lacks and the third's is listed; one
+    person is a crowd, and the sky of the first image is in two segments.
 
     ``instances`` of the result are the numbers of instances/*.png, ``labels`` the classes.
     """
@@ -104,15 +104,15 @@ def write_raw_mapillary(data: Path, panoptic: bool = True) -> Truth:
             name = f"{split[:3]}-Xy_{number}"
             ids = patches(rng, SIZES[number], values)
             labels = ids // 256
-            write_picture(folder / "images" / f"{name}.jpg", labels, rng)
+            write_image(folder / "images" / f"{name}.jpg", labels, rng)
             write_map(folder / "instances" / f"{name}.png", ids.astype(np.uint16))
             write_map(folder / "labels" / f"{name}.png", labels.astype(np.uint8), palette=True)
             size = dict(height=ids.shape[0], width=ids.shape[1])
             images.append(dict(id=name, file_name=f"{name}.jpg", **size))
             coded, infos = _vistas_panoptic(ids, number, rng)
             if panoptic:
-                colours = np.stack([coded % 256, coded // 256 % 256, coded // 65536], axis=-1)
-                write_map(folder / "panoptic" / f"{name}.png", colours.astype(np.uint8))
+                colors = np.stack([coded % 256, coded // 256 % 256, coded // 65536], axis=-1)
+                write_map(folder / "panoptic" / f"{name}.png", colors.astype(np.uint8))
             annotations.append(dict(image_id=name, file_name=f"{name}.png", segments_info=infos))
             if split == "validation":
                 truth.images[name] = folder / "images" / f"{name}.jpg"
@@ -153,12 +153,12 @@ def _vistas_panoptic(
 
 @dataclass
 class Instances:
-    """What a miniature of an instance set was made from.
+    """What a tiny model of an instance set was made from.
 
     Attributes:
-        root: the data set's folder.
-        images: paths of the pictures, by file name.
-        masks: of every picture, (category id, (H, W) bool) in the file's order.
+        root: the dataset's folder.
+        images: paths of the images, by file name.
+        masks: of every image, (category id, (H, W) bool) in the file's order.
     """
 
     root: Path
@@ -167,7 +167,7 @@ class Instances:
 
 
 def _rectangle(size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """x, y, width, height inside a picture."""
+    """x, y, width, height inside an image."""
     y, x = int(rng.integers(0, size[0] - 8)), int(rng.integers(0, size[1] - 8))
     return x, y, int(rng.integers(4, size[1] - x)), int(rng.integers(4, size[0] - y))
 
@@ -179,7 +179,7 @@ def _mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def write_raw_lvis(data: Path) -> Instances:
-    """lvis_v1_val.json with all categories, and COCO's pictures: 2 of val2017, 1 of train2017."""
+    """lvis_v1_val.json with all categories, and COCO's images: 2 of val2017, 1 of train2017."""
     rng = np.random.default_rng(13)
     truth = Instances(data / "lvis")
     names = Vocabulary.load("lvis").source_names
@@ -194,7 +194,7 @@ def write_raw_lvis(data: Path) -> Instances:
     ):
         size = SIZES[number]
         name = f"{folder}/{image_id:012d}.jpg"
-        write_picture(data / "coco" / name, patches(rng, size, [1, 2, 3]), rng)
+        write_image(data / "coco" / name, patches(rng, size, [1, 2, 3]), rng)
         truth.images[name], truth.masks[name] = data / "coco" / name, []
         present = [int(v) for v in rng.choice(np.arange(1, 1204), 3, replace=False)]
         for category in [*present, 1203]:
@@ -229,7 +229,7 @@ def write_raw_uvo(data: Path) -> Instances:
     for number, name in enumerate(("a-B_c1/0.png", "a-B_c1/30.png", "zZ9/59.png")):
         size = SIZES[number]
         path = truth.root / "uvo_videos_sparse_frames" / name
-        write_picture(path, patches(rng, size, [1, 2, 3]), rng)
+        write_image(path, patches(rng, size, [1, 2, 3]), rng)
         truth.images[name], truth.masks[name] = path, []
         images.append(dict(id=1000 + number, file_name=name, height=size[0], width=size[1]))
         for kind in ("compressed", "plain", "polygon"):
@@ -258,7 +258,7 @@ def _write_dense(root: Path, rng: np.random.Generator) -> None:
     size, names = SIZES[0], ["denseV/0.png", "denseV/1.png"]
     for name in names:
         path = root / "uvo_videos_dense_frames" / name
-        write_picture(path, patches(rng, size, [1, 2]), rng)
+        write_image(path, patches(rng, size, [1, 2]), rng)
     moving = [run_lengths(_mask(size, (4 + 3 * i, 5, 10, 12)), "compressed") for i in range(2)]
     late = [None, run_lengths(_mask(size, (30, 20, 9, 9)), "plain")]
     annotations = [
@@ -290,13 +290,13 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def read_pixels(path: Path) -> np.ndarray:
-    """A picture file's numbers."""
+    """An image file's numbers."""
     with Image.open(path) as image:
         return np.array(image)
 
 
 def prepare(name: str, data: Path) -> Truth | Instances:
-    """Raw miniature of a test set, and its converter's outputs.
+    """Raw tiny model of a test set, and its converter's outputs.
 
     Args:
         name: of the test set: cityscapes, mapillary, lvis or uvo.

@@ -1,4 +1,4 @@
-"""Saved predictions, and the sweep of the fusion's exponents that runs no model."""
+"""Saved predictions, and the sweep of the ensemble's exponents that runs no model."""
 
 from __future__ import annotations
 
@@ -15,36 +15,36 @@ from mmengine.config import Config
 from PIL import Image
 
 from odise_mm.analysis import saving
-from odise_mm.analysis.fusion_sweep import sweep
+from odise_mm.analysis.ensemble_sweep import sweep
 from odise_mm.analysis.predictions import Prediction, PredictionFolder
 from odise_mm.analysis.sweep_results import TASKS, Sweep, Value, draw, make_table
 from odise_mm.cli import test as test_tool
 from odise_mm.models import GeometricEnsemble, OpenVocabSegmentor
-from odise_mm.models.classifiers.base import Opinion
+from odise_mm.models.classifiers.base import ClassPrediction
 from tests.support import parts
 from tests.support.small_test_set import write_project
-from tools.analysis_tools import save_predictions, sweep_fusion
+from tools.analysis_tools import save_predictions, sweep_ensemble
 
 ALPHA, BETA = 0.4, 0.9
 
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny real model with two opinions, and a set of three images; saved in both ways."""
+    """A tiny real model with two predictions, and a set of three images; saved in both ways."""
     folder = tmp_path_factory.mktemp("project")
     write_project(folder, {"three": (20, 12, 30)})
     (folder / "seen.txt").write_text("thing: dog\nstuff: sky\n")  # and the set's cat is not
     cfg = Config.fromfile(folder / "model.py")
     cfg.custom_imports = dict(imports=["odise_mm.models"])
     cfg.model = parts.segmentor_config()
-    cfg.model.fusion.update(alpha=ALPHA, beta=BETA, train_vocabulary="seen.txt")
+    cfg.model.ensemble.update(alpha=ALPHA, beta=BETA, train_vocabulary="seen.txt")
     cfg.model.test_cfg.overlap_threshold = 0.0
     cfg.dump(folder / "tiny.py")
     torch.save(dict(state_dict=parts.segmentor().state_dict()), folder / "tiny.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         # The truth is what the model finds with other exponents: or else it is always wrong.
-        found_by_test("model.fusion.alpha=0.1", "model.fusion.beta=0.3", dump="dump")
+        found_by_test("model.ensemble.alpha=0.1", "model.ensemble.beta=0.3", dump="dump")
         shutil.copytree("dump/three", "data/three", dirs_exist_ok=True)
         for masks in ("fp16", "fp32"):
             assert save("--out", masks, "--masks", masks) == 0
@@ -82,11 +82,11 @@ def by_pair(result: Sweep) -> dict[tuple[float, float], Value]:
 
 
 def test_swept_values_are_those_of_the_test_tool(here: Path, monkeypatch) -> None:
-    """In float32 to the last digit; for the config's own exponents, others, and one opinion."""
+    """In float32 to the last digit; for the config's own exponents, others, and one prediction."""
     expected = {
         (ALPHA, BETA): found_by_test(),
-        (0.25, 0.5): found_by_test("model.fusion.alpha=0.25", "model.fusion.beta=0.5"),
-        (1.0, 1.0): found_by_test("model.fusion.alpha=1.0", "model.fusion.beta=1.0"),
+        (0.25, 0.5): found_by_test("model.ensemble.alpha=0.25", "model.ensemble.beta=0.5"),
+        (1.0, 1.0): found_by_test("model.ensemble.alpha=1.0", "model.ensemble.beta=1.0"),
     }
     cfg = Config.fromfile("tiny.py")
     cfg.model.classifiers = cfg.model.classifiers[:1]
@@ -118,13 +118,13 @@ def test_half_precision_masks_move_the_numbers_by_hardly_anything(here: Path, no
 
 def test_files_of_a_sweep(here: Path, no_model, capsys: pytest.CaptureFixture) -> None:
     arguments = ["fp16/three", "--alpha", "0", "0.5", "--beta", "1", "--out", "swept"]
-    assert sweep_fusion.main(arguments) == 0
+    assert sweep_ensemble.main(arguments) == 0
     shown = capsys.readouterr().out
     with open("swept/sweep.csv") as stream:
         rows = list(csv.DictReader(stream))
     pairs = [(float(row["alpha"]), float(row["beta"])) for row in rows]
     assert pairs == [(0, 0), (1, 1), (ALPHA, BETA), (0, 1), (0.5, 1)]
-    assert [row["opinions"] for row in rows] == ["diffusion only", "CLIP only"] + ["both"] * 3
+    assert [row["classifiers"] for row in rows] == ["diffusion only", "CLIP only"] + ["both"] * 3
     assert [row["config's own"] for row in rows] == ["no", "no", "yes", "no", "no"]
     text = Path("swept/sweep.md").read_text()
     for row in rows:
@@ -148,7 +148,7 @@ def test_subsets_that_are_named_afterwards(here: Path, capsys: pytest.CaptureFix
     assert expected["panoptic/new/PQ"] != expected["panoptic/seen/PQ"]
     capsys.readouterr()
     arguments = ["subsets/three", "--alpha", "0.25", "--beta", "0.5", "--format", "markdown"]
-    assert sweep_fusion.main([*arguments, "--out", "swept_subsets"]) == 0
+    assert sweep_ensemble.main([*arguments, "--out", "swept_subsets"]) == 0
     header, _, *rows = [li for li in capsys.readouterr().out.splitlines() if li.startswith("|")]
     columns = header.strip("| ").split(" | ")[3:]
     assert columns == [
@@ -163,7 +163,7 @@ def test_subsets_that_are_named_afterwards(here: Path, capsys: pytest.CaptureFix
 
 
 def draw_main(result: Sweep) -> Path:
-    """The picture of the same sweep without the subsets."""
+    """The image of the same sweep without the subsets."""
     path = Path("main.png")
     draw(Sweep(result.name, result.values, result.notes), path)
     return path
@@ -207,9 +207,11 @@ def test_what_is_saved_is_what_the_model_said(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     masks = 9 * torch.randn(5, 16, 24, generator=generator)
     masks[0, 0, 0] = 1e6  # beyond float16
-    opinions = [
-        Opinion(torch.randn(1, 5, 7, generator=generator), torch.rand(1, 5, generator=generator)),
-        Opinion(torch.randn(1, 5, 7, generator=generator)),
+    class_predictions = [
+        ClassPrediction(
+            torch.randn(1, 5, 7, generator=generator), torch.rand(1, 5, generator=generator)
+        ),
+        ClassPrediction(torch.randn(1, 5, 7, generator=generator)),
     ]
     metainfo = dict(
         img_id=3, img_path="ä.jpg", ori_shape=(60, 90), scale_factor=(np.float64(1.5), 1.5),
@@ -217,27 +219,27 @@ def test_what_is_saved_is_what_the_model_said(tmp_path: Path) -> None:
     )  # fmt: skip
     folder = PredictionFolder(tmp_path)
     for index, kind in enumerate(("fp32", "fp16")):
-        size = folder.write(index, Prediction(metainfo, masks, opinions), kind)
+        size = folder.write(index, Prediction(metainfo, masks, class_predictions), kind)
         assert size == folder.file(index).stat().st_size
         back = folder.read(index)
         assert back.metainfo == metainfo and isinstance(back.metainfo["ori_shape"], tuple)
-        for ours, theirs in zip(back.opinions, opinions, strict=True):
+        for ours, theirs in zip(back.class_predictions, class_predictions, strict=True):
             assert torch.equal(ours.logits, theirs.logits)
-        assert torch.equal(back.opinions[0].p_void, opinions[0].p_void)
-        assert back.opinions[1].p_void is None
+        assert torch.equal(back.class_predictions[0].p_void, class_predictions[0].p_void)
+        assert back.class_predictions[1].p_void is None
         expected = masks if kind == "fp32" else masks.clamp(max=65504).half().float()
         assert torch.equal(back.masks, expected)
     assert folder.missing(4) == [2, 3]
 
 
-def test_opinions_alone_are_the_corners_of_the_grid() -> None:
-    """Equation 10 with w = 0 is the first opinion, with w = 1 the second."""
+def test_predictions_alone_are_the_corners_of_the_grid() -> None:
+    """Equation 10 with w = 0 is the first prediction, with w = 1 the second."""
     vocabulary = parts.MODELS.build(parts.segmentor_config()).vocabulary
     generator = torch.Generator().manual_seed(1)
     count = len(vocabulary)
     own, clip = (50 * torch.randn(1, 4, count, generator=generator) for _ in range(2))
     void = torch.rand(1, 4, generator=generator)
-    both = [Opinion(own, void), Opinion(clip)]
+    both = [ClassPrediction(own, void), ClassPrediction(clip)]
     first = GeometricEnsemble(alpha=0.0, beta=0.0)(both, vocabulary)
     assert torch.equal(first, GeometricEnsemble()(both[:1], vocabulary))
     second = GeometricEnsemble(alpha=1.0, beta=1.0)(both, vocabulary)
@@ -255,7 +257,7 @@ def fails(capsys: pytest.CaptureFixture, tool, *arguments: str) -> str:
 
 def test_mistakes_with_folders(here: Path, no_model, capsys: pytest.CaptureFixture) -> None:
     def error(folder: str, *more: str) -> str:
-        return fails(capsys, sweep_fusion, folder, *more)
+        return fails(capsys, sweep_ensemble, folder, *more)
 
     assert re.search("no .*nowhere/set.json.*save_predictions.py", error("nowhere"))
     assert re.search("no .*fp16/set.json.*of one test set", error("fp16"))
@@ -271,7 +273,7 @@ def test_mistakes_with_folders(here: Path, no_model, capsys: pytest.CaptureFixtu
     described = json.loads((folder / "set.json").read_text())
     for change, message in (
         (dict(format=99), "format 99.*reads 1"),
-        (dict(opinions=["OpenVocabClassifier"], images=1), "joining needs two"),
+        (dict(class_predictions=["OpenVocabClassifier"], images=1), "joining needs two"),
     ):
         (folder / "set.json").write_text(json.dumps({**described, **change}))
         assert re.search(message, error("broken/three"))
@@ -302,5 +304,5 @@ def test_a_full_disk_is_noticed_at_the_first_image(
 @pytest.mark.parametrize("value", ["-0.1", "1.1", "half"])
 def test_exponents_are_between_0_and_1(value: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
-        sweep_fusion.parse_args(["folder", "--alpha", value])
+        sweep_ensemble.parse_args(["folder", "--alpha", value])
     assert end.value.code == 2 and "--alpha" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Colours of classes: the same name gets the same colour wherever it appears."""
+"""Colors of classes: the same name gets the same color wherever it appears."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 # Lightness, chroma (CIE LCh) and number of hues of the palette's rings: mid tones that show on a
 # photograph and leave room for lighter and darker shades of one class's instances.
 _RINGS = ((64.0, 72.0, 20), (50.0, 58.0, 14), (78.0, 52.0, 14))
-# Distances in CIE Lab to keep between two colours: the first that leaves a choice is used.
+# Distances in CIE Lab to keep between two colors: the first that leaves a choice is used.
 # Lightness counts half, as a photograph under the fill changes it.
 _GAPS = (45.0, 34.0, 25.0, 16.0)
 _WEIGHTS = np.array([0.5, 1.0, 1.0])
@@ -31,13 +31,13 @@ def _lab_to_rgb(lab: np.ndarray) -> np.ndarray:
 
 
 def _palette() -> np.ndarray:
-    """(P, 3) CIE Lab, of colours that a screen can show."""
-    colours = [
+    """(P, 3) CIE Lab, of colors that a screen can show."""
+    colors = [
         (lightness, chroma, 360.0 * (i + 0.5 * ring) / count)
         for ring, (lightness, chroma, count) in enumerate(_RINGS)
         for i in range(count)
     ]
-    shown = _lab_to_rgb(_lch_to_lab(np.array(colours))).astype(np.float32) / 255
+    shown = _lab_to_rgb(_lch_to_lab(np.array(colors))).astype(np.float32) / 255
     return cv2.cvtColor(shown[None], cv2.COLOR_RGB2LAB)[0]
 
 
@@ -50,15 +50,15 @@ def _preferences(name: str) -> np.ndarray:
     return np.random.default_rng(int.from_bytes(digest, "little")).permutation(len(_PALETTE))
 
 
-def class_colours(names: Sequence[str]) -> np.ndarray:
-    """Colours of class names, each decided by the name alone unless it resembles an earlier one.
+def class_colors(names: Sequence[str]) -> np.ndarray:
+    """Colors of class names, each decided by the name alone unless it resembles an earlier one.
 
     Args:
         names: N names; the same name always gets the same first choice.
 
     Returns:
         (N, 3) uint8, RGB. Told apart easily up to about 20 names; beyond the palette's size
-        colours repeat.
+        colors repeat.
     """
     taken: list[np.ndarray] = []
     for name in names:
@@ -74,16 +74,16 @@ def class_colours(names: Sequence[str]) -> np.ndarray:
     return _lab_to_rgb(np.array(taken).reshape(-1, 3))
 
 
-def shade(colour: Sequence[int], index: int) -> tuple[int, int, int]:
-    """Colour of a class's instance number ``index`` (from 0): lighter or darker, slightly turned.
+def shade(color: Sequence[int], index: int) -> tuple[int, int, int]:
+    """Color of a class's instance number ``index`` (from 0): lighter or darker, slightly turned.
 
     Args:
-        colour: RGB, 0 to 255.
+        color: RGB, 0 to 255.
     """
     if index == 0:
-        red, green, blue = (int(c) for c in colour)
+        red, green, blue = (int(c) for c in color)
         return red, green, blue
-    rgb = np.array(colour, dtype=np.float32).reshape(1, 1, 3) / 255
+    rgb = np.array(color, dtype=np.float32).reshape(1, 1, 3) / 255
     lab = cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB)[0, 0]
     chroma, hue = np.hypot(lab[1], lab[2]), np.rad2deg(np.arctan2(lab[2], lab[1]))
     lightness = np.clip(lab[0] + _SHADES[index % len(_SHADES)], 25, 90)
@@ -93,8 +93,8 @@ def shade(colour: Sequence[int], index: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def is_light(colour: Sequence[float]) -> bool:
-    """Whether black text reads better than white on an RGB colour (WCAG 2 relative luminance)."""
-    c = np.asarray(colour, dtype=np.float64) / 255
+def is_light(color: Sequence[float]) -> bool:
+    """Whether black text reads better than white on an RGB color (WCAG 2 relative luminance)."""
+    c = np.asarray(color, dtype=np.float64) / 255
     linear = np.where(c <= 0.03928, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
     return float(linear @ (0.2126, 0.7152, 0.0722)) > 0.32

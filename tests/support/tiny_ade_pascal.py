@@ -1,4 +1,4 @@
-"""Miniatures of the providers' archives: a few small pictures laid out as they are unpacked.
+"""Tiny models of the providers' archives: a few small images laid out as they are unpacked.
 
 ``write_raw_<set>(data)`` writes one below ``data`` (the folder that stands for ``data/``) and
 returns what it was made from. ``prepare(name, data)`` also runs the set's converter, for tests that
@@ -24,11 +24,11 @@ SIZES = ((40, 56), (48, 33), (31, 64))  # height, width
 
 @dataclass
 class Truth:
-    """What a miniature was made from, by the pictures' names.
+    """What a tiny model was made from, by the images' names.
 
     Attributes:
-        root: the data set's folder.
-        images: paths of the pictures to test on.
+        root: the dataset's folder.
+        images: paths of the images to test on.
         labels: (H, W) the provider's class numbers.
         instances: (H, W) number of the object, 0 for none, where the provider has objects.
         names: of the provider's class numbers, where the archive has a list.
@@ -50,17 +50,17 @@ def patches(rng: np.random.Generator, size: tuple[int, int], values: list[int]) 
     return grid[y[:, None], x[None, :]]
 
 
-def write_picture(path: Path, labels: np.ndarray, rng: np.random.Generator) -> None:
-    """A JPEG file whose colours follow the labels, so that there is something to see."""
-    colours = rng.integers(0, 256, (int(labels.max()) + 1, 3))
+def write_image(path: Path, labels: np.ndarray, rng: np.random.Generator) -> None:
+    """A JPEG file whose colors follow the labels, so that there is something to see."""
+    colors = rng.integers(0, 256, (int(labels.max()) + 1, 3))
     noise = rng.integers(-20, 20, (*labels.shape, 3))
-    pixels = np.clip(colours[labels] + noise, 0, 255).astype(np.uint8)
+    pixels = np.clip(colors[labels] + noise, 0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, quality=95)
 
 
 def write_map(path: Path, pixels: np.ndarray, palette: bool = False) -> None:
-    """A PNG file, with colours for its numbers if ``palette``."""
+    """A PNG file, with colors for its numbers if ``palette``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(pixels)
     if palette:
@@ -77,9 +77,9 @@ def ade20k_things() -> list[int]:
 
 
 def write_raw_ade20k(data: Path) -> Truth:
-    """ADEChallengeData2016.zip and annotations_instance.tar: 3 pictures to test on, 2 to train.
+    """ADEChallengeData2016.zip and annotations_instance.tar: 3 images to test on, 2 to train.
 
-    Objects of one class touch, some pixels are unlabelled, the last patch of a picture's things has
+    Objects of one class touch, some pixels are unlabeled, the last patch of an image's things has
     no instance, and one object covers a bit of stuff that its semantic map shows.
     """
     rng = np.random.default_rng(1)
@@ -103,7 +103,7 @@ def write_raw_ade20k(data: Path) -> Truth:
             y, x = np.argwhere(patch == 6)[0]
             instance[y, x], place[y, x] = 3, things.index(int(classes[3])) + 1
             place[instance == 0] = 0
-            write_picture(truth.root / "images" / folder / f"{name}.jpg", semantic, rng)
+            write_image(truth.root / "images" / folder / f"{name}.jpg", semantic, rng)
             write_map(
                 truth.root / "annotations" / folder / f"{name}.png", semantic.astype(np.uint8)
             )
@@ -124,7 +124,7 @@ def write_raw_ade20k(data: Path) -> Truth:
     return truth
 
 
-# numbers (from 1) that the miniature of the full release gives its names
+# numbers (from 1) that the tiny model of the full release gives its names
 ADE_FULL = {
     1: "wall", 2: "building, edifice", 3: "sky", 5: "floor, flooring", 300: "car, auto",
     301: "wheel", 600: "person, someone", 999: "sidewalk, pavement", 1200: "rock, stone",
@@ -133,7 +133,7 @@ ADE_FULL_NAMES = 1300
 
 
 def write_raw_ade847(data: Path) -> Truth:
-    """The full release: 3 pictures to test on, 2 to train, in folders of scenes.
+    """The full release: 3 images to test on, 2 to train, in folders of scenes.
 
     "wheel" is only a part of objects, "sky" occurs in training only, "rock, stone" in testing only,
     "floor, flooring" nowhere; so the classes are 1, 2, 300, 600 and 999.
@@ -152,7 +152,7 @@ def write_raw_ade847(data: Path) -> Truth:
             below = f"images/ADE/{folder}/urban/street_{index}"
             place = truth.root / below
             labels = patches(rng, SIZES[index], values)
-            write_picture(place / f"{name}.jpg", labels, rng)
+            write_image(place / f"{name}.jpg", labels, rng)
             coded = np.stack([labels // 256 * 10, labels % 256, labels % 7], axis=-1)
             write_map(place / f"{name}_seg.png", coded.astype(np.uint8))
             objects = [dict(name_ndx=v, name=names[v - 1]) for v in values if v]
@@ -183,7 +183,7 @@ def write_raw_ade847(data: Path) -> Truth:
 
 
 def write_raw_pascal_context(data: Path) -> Truth:
-    """VOC2010 with Pascal Context's files: 3 pictures to test on, 1 to train, 1 without .mat file.
+    """VOC2010 with Pascal Context's files: 3 images to test on, 1 to train, 1 without .mat file.
 
     Names of the 59 stand at scattered numbers of the 459; one is spelled otherwise.
     """
@@ -202,7 +202,7 @@ def write_raw_pascal_context(data: Path) -> Truth:
         values = [0, 459, *[int(v) for v in rng.choice(places, 4)], int(rng.integers(1, 460))]
         labels = patches(rng, size, values)
         lists["train" if index == 3 else "val"].append(name)
-        write_picture(truth.root / "JPEGImages" / f"{name}.jpg", labels, rng)
+        write_image(truth.root / "JPEGImages" / f"{name}.jpg", labels, rng)
         if index == 4:
             continue
         (truth.root / "trainval").mkdir(exist_ok=True)
@@ -225,7 +225,7 @@ def write_raw_pascal_context(data: Path) -> Truth:
 
 
 def write_raw_voc(data: Path) -> Truth:
-    """VOC2012: 3 pictures to test on and 1 to train, palette PNG files with borders of 255."""
+    """VOC2012: 3 images to test on and 1 to train, palette PNG files with borders of 255."""
     rng = np.random.default_rng(4)
     truth = Truth(data / "VOCdevkit" / "VOC2012")
     lists: dict[str, list[str]] = {"train": [], "val": []}
@@ -234,7 +234,7 @@ def write_raw_voc(data: Path) -> Truth:
         values = [0, *[int(v) for v in rng.choice(np.arange(1, 21), 3, replace=False)], 255]
         labels = patches(rng, size, values)
         lists["train" if index == 3 else "val"].append(name)
-        write_picture(truth.root / "JPEGImages" / f"{name}.jpg", labels, rng)
+        write_image(truth.root / "JPEGImages" / f"{name}.jpg", labels, rng)
         png = truth.root / "SegmentationClass" / f"{name}.png"
         write_map(png, labels.astype(np.uint8), palette=True)
         if index < 3:
@@ -248,7 +248,7 @@ def write_raw_voc(data: Path) -> Truth:
 
 
 def prepare(name: str, data: Path) -> Truth:
-    """Raw miniature of a test set, and its converter's outputs.
+    """Raw tiny model of a test set, and its converter's outputs.
 
     Args:
         name: of the test set: ade20k, ade847, pc59, pc459, voc20 or voc21.

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Sweep the two exponents that join the model's opinion and CLIP's, from saved predictions.
+"""Sweep the two exponents that join the model's prediction and CLIP's, from saved predictions.
 
 Reads what tools/analysis_tools/save_predictions.py wrote for a test set. No model is built and none
 is run: every value costs the joining, the results and the metrics, through the code that
 tools/test.py runs. "Diffusion only" is alpha = beta = 0, "CLIP only" alpha = beta = 1.
 
-Writes sweep.csv, sweep.md and a picture, sweep.png. All values are tried in one walk over the
+Writes sweep.csv, sweep.md and an image, sweep.png. All values are tried in one walk over the
 images; mAP keeps about 60 kB per image and value until its end (5,000 images and 27 values: 8 GB;
 --tasks panoptic semantic needs next to nothing).
 
@@ -14,8 +14,8 @@ beside those of all classes. To name some afterwards, save the predictions again
 has them: no image is run again.
 
 Examples:
-    python tools/analysis_tools/sweep_fusion.py predictions/ade20k
-    python tools/analysis_tools/sweep_fusion.py predictions/ade20k --alpha 0.2 0.3 --beta 0.6 0.7
+    python tools/analysis_tools/sweep_ensemble.py predictions/ade20k
+    python tools/analysis_tools/sweep_ensemble.py predictions/ade20k --alpha 0.2 0.3 --beta 0.6 0.7
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         inputs = [path for path in Path(args.folder).glob("*") if path.suffix in (".npz", ".json")]
         check_outputs([out / f"sweep.{kind}" for kind in ("csv", "md", "png")], inputs)
         with redirect_stdout(sys.stderr):  # the log must not mix with the numbers
-            from odise_mm.analysis.fusion_sweep import sweep  # here, for a quick --help
+            from odise_mm.analysis.ensemble_sweep import sweep  # here, for a quick --help
 
             result = sweep(args.folder, args.alpha, args.beta, args.tasks, args.custom_imports)
         table = make_table(result)

@@ -1,4 +1,4 @@
-"""Exponents of the joined opinions, tried on saved predictions: no model is built, none is run."""
+"""Exponents of the ensemble, tried on saved predictions: no model is built, none is run."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def sweep(
         custom_imports: modules with parts of the user's own, which may be built.
 
     Raises:
-        PredictionsError: the folder is incomplete, or has one opinion only.
-        ConfigError: the fusion has no such exponents, none of the tasks is measured, or the folder
-            names parts that are neither this package's nor of ``custom_imports``.
+        PredictionsError: the folder is incomplete, or is of one classifier only.
+        ConfigError: the ensemble has no such exponents, none of the tasks is measured, or the
+            folder names parts that are neither this package's nor of ``custom_imports``.
         DatasetError: the set's ground truth is missing.
     """
     folder = PredictionFolder(path)
@@ -65,24 +65,25 @@ def sweep(
             f"{path} has {count - len(missing)} of {count} images (the first missing: number "
             f"{missing[0]}): give the command that saved them again, it goes on from there"
         )
-    if len(described["opinions"]) != 2:
+    if len(described["classifiers"]) != 2:
         raise PredictionsError(
-            f"{path} holds the opinions of {', '.join(described['opinions'])}: joining needs two; "
+            f"{path} holds the predictions of {', '.join(described['classifiers'])}: an "
+            "ensemble needs two classifiers; "
             "save with a config that has both, such as ablation/classification/both"
         )
-    fusion_cfg = cfg.model.fusion
-    if fusion_cfg.get("train_vocabulary") is None:  # then the model's was the checkpoint's
-        fusion_cfg = {**fusion_cfg, "train_vocabulary": noted(described)}
+    ensemble_cfg = cfg.model.ensemble
+    if ensemble_cfg.get("train_vocabulary") is None:  # then the model's was the checkpoint's
+        ensemble_cfg = {**ensemble_cfg, "train_vocabulary": noted(described)}
     with config_errors(cfg):
-        default = build_part(fusion_cfg, MODELS)
-        values = plan_values(alphas, betas, _exponents(default, fusion_cfg["type"]))
-        fusions = [build_part({**fusion_cfg, "alpha": v.alpha, "beta": v.beta}, MODELS)
+        default = build_part(ensemble_cfg, MODELS)
+        values = plan_values(alphas, betas, _exponents(default, ensemble_cfg["type"]))
+        ensembles = [build_part({**ensemble_cfg, "alpha": v.alpha, "beta": v.beta}, MODELS)
                    for v in values]  # fmt: skip
         dataset = build_dataset(cfg)
         evaluators = [build_evaluator(cfg, dataset, tasks) for _ in values]
     needed = tasks_of(evaluators[0])
     test_cfg = {**described["test_cfg"], **{task: task in needed for task in TASKS}}
-    walk(folder, count, fusions, evaluators, vocabulary_of(dataset), test_cfg)
+    walk(folder, count, ensembles, evaluators, vocabulary_of(dataset), test_cfg)
     for value, evaluator in zip(values, evaluators, strict=True):
         found = evaluator.evaluate(count)
         value.numbers = {k: float(v) if math.isfinite(v) else None for k, v in found.items()}
@@ -94,7 +95,7 @@ def sweep(
 
 
 def plan_values(alphas: list[float], betas: list[float], own: tuple[float, float]) -> list[Value]:
-    """The two opinions alone, the config's own exponents, and the grid; none of them twice."""
+    """Each classifier alone, the config's own exponents, and the grid; none of them twice."""
     values = {
         (0.0, 0.0): Value(0.0, 0.0, "diffusion only"),
         (1.0, 1.0): Value(1.0, 1.0, "CLIP only"),
@@ -105,23 +106,23 @@ def plan_values(alphas: list[float], betas: list[float], own: tuple[float, float
     return list(values.values())
 
 
-def _exponents(fusion: nn.Module, kind: str) -> tuple[float, float]:
-    if not (hasattr(fusion, "alpha") and hasattr(fusion, "beta")):
+def _exponents(ensemble: nn.Module, kind: str) -> tuple[float, float]:
+    if not (hasattr(ensemble, "alpha") and hasattr(ensemble, "beta")):
         raise ValueError(f"{kind} has no alpha and beta to sweep")
-    return fusion.alpha, fusion.beta
+    return ensemble.alpha, ensemble.beta
 
 
 def _notes(described: dict[str, Any]) -> list[str]:
     notes = [
         f"{described['images']} images of {described['set']}; model {described['config']}, "
-        f"weights {(described['checkpoint'] or {}).get('file', 'made up')}, opinions of "
-        f"{' and '.join(described['opinions'])}; mask logits stored as {described['masks']}.",
+        f"weights {(described['checkpoint'] or {}).get('file', 'random')}, predictions of "
+        f"{' and '.join(described['classifiers'])}; mask logits stored as {described['masks']}.",
         "* the config's own exponents.",
     ]
     if described["limit"] is not None:
         notes.append("Limited to the first images of the set: these are no benchmark numbers.")
-    if described["made_up_weights"]:
-        notes.append("Made-up weights: these numbers mean nothing.")
+    if described["random_weights"]:
+        notes.append("Random weights: these numbers mean nothing.")
     return notes
 
 
@@ -140,11 +141,11 @@ def read_config(folder: PredictionFolder, custom_imports: Sequence[str] = ()) ->
             raise ConfigError(f"--custom-imports {module}: cannot be imported ({err})") from err
     check_imports(content.get("custom_imports"), custom_imports, where)
     try:
-        fusion, dataset = content["model"]["fusion"], content["test_dataloader"]["dataset"]
+        ensemble, dataset = content["model"]["ensemble"], content["test_dataloader"]["dataset"]
         metrics = content["test_evaluator"]
     except (KeyError, TypeError) as err:
         raise ConfigError(f"{where}: not the config of a test ({err!r})") from err
-    check_types(fusion, MODELS, f"{where}: model.fusion", custom_imports, GeometricEnsemble)
+    check_types(ensemble, MODELS, f"{where}: model.ensemble", custom_imports, GeometricEnsemble)
     check_types(without_pipelines(dataset), DATASETS, f"{where}: dataset", custom_imports)
     check_types(metrics, METRICS, f"{where}: test_evaluator", custom_imports, DatasetMetric)
     init_default_scope("odise_mm")
@@ -152,7 +153,7 @@ def read_config(folder: PredictionFolder, custom_imports: Sequence[str] = ()) ->
 
 
 def without_pipelines(dataset: Any) -> Any:
-    """A dataset's config whose pictures are not to be opened."""
+    """A dataset's config whose images are not to be opened."""
     dataset = deepcopy(dataset)
     for _, each, wraps in inner_configs(dataset, ""):
         if not wraps:
@@ -161,7 +162,7 @@ def without_pipelines(dataset: Any) -> Any:
 
 
 def build_dataset(cfg: Config) -> Any:
-    """The test set, for names and number of images: its pictures are not opened."""
+    """The test set, for names and number of images: its images are not opened."""
     return build_seeded(without_pipelines(cfg.test_dataloader["dataset"]))
 
 
@@ -183,16 +184,16 @@ def build_evaluator(cfg: Config, dataset: Any, tasks: list[str]) -> Evaluator:
 def walk(
     folder: PredictionFolder,
     count: int,
-    fusions: list[nn.Module],
+    ensembles: list[nn.Module],
     evaluators: list[Evaluator],
     vocabulary: Vocabulary,
     test_cfg: dict[str, Any],
 ) -> None:
-    """Show every evaluator what its fusion makes of every image."""
+    """Show every evaluator what its ensemble makes of every image."""
     console = Console(stderr=True)
     images = track(
         range(count),
-        f"{len(fusions)} values on {count} images",
+        f"{len(ensembles)} values on {count} images",
         console=console,
         disable=not console.is_terminal,
     )
@@ -201,8 +202,8 @@ def walk(
             prediction = folder.read(index)
             masks = resized_masks(prediction)
             made: list[tuple[Tensor, Any]] = []
-            for fusion, evaluator in zip(fusions, evaluators, strict=True):
-                scores = fusion(prediction.opinions, vocabulary)[0]
+            for ensemble, evaluator in zip(ensembles, evaluators, strict=True):
+                scores = ensemble(prediction.class_predictions, vocabulary)[0]
                 # Where no class, or every class, was seen in training many values are the same.
                 sample = next((s for known, s in made if torch.equal(known, scores)), None)
                 if sample is None:
