@@ -1,9 +1,9 @@
 """Open-vocabulary segmentation with diffusion models, on OpenMMLab.
 
-Importing the package checks the versions of what it stands on and makes mmcv-lite do where there is
-no compiled mmcv (:mod:`odise_mm.utils.mmcv_ops`). It imports neither torch nor any OpenMMLab
-package, so that it stays quick: :class:`OpenVocabInferencer`, :class:`Vocabulary` and
-:class:`SegmentationResult` are imported when they are first asked for.
+Importing the package checks the versions of its dependencies and lets it work with mmcv-lite if
+mmcv has no compiled operators (:mod:`odise_mm.utils.mmcv_ops`). To stay quick, the import loads
+neither torch nor any OpenMMLab package: :class:`OpenVocabInferencer`, :class:`Vocabulary` and
+:class:`SegmentationResult` are imported on first access.
 """
 
 from importlib import import_module as _import_module
@@ -36,7 +36,7 @@ def __getattr__(name: str) -> _Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(_import_module(_HOMES[name]), name)
-    globals()[name] = value  # the next time it is simply there
+    globals()[name] = value  # later accesses skip __getattr__
     return value
 
 

@@ -1,59 +1,60 @@
-"""What a user can set right: every error of the package that is not a bug derives from one class.
+"""Exceptions for errors that a user can fix; all of them derive from :class:`OdiseError`.
 
-Each message is one sentence or two that name the culprit and the way out. Imports nothing.
+Each message is one or two sentences that name the culprit and the way out. This module imports
+nothing. Any other exception is a bug and keeps its traceback.
 """
 
 
 class OdiseError(Exception):
-    """Base of all errors whose message is meant for the user; programs print it and stop."""
+    """Base class of errors meant for the user: programs print the message and exit."""
 
 
 class ConfigError(OdiseError, ValueError):
-    """A config that cannot be found or built. The message says which and what to do."""
+    """A config that cannot be found or built."""
 
 
 class DeviceError(OdiseError, RuntimeError):
-    """A device that was asked for and is not there, or that cannot do what was asked for."""
+    """A requested device that is not available or does not support the operation."""
 
 
 class DeviceMemoryError(OdiseError, RuntimeError):
-    """The device's memory does not suffice. The message says what to lower."""
+    """Insufficient device memory. The message suggests which settings to lower."""
 
 
 class CheckpointError(OdiseError, RuntimeError):
-    """A weights file cannot be read or written; the message names the file and the way out."""
+    """A weights file that cannot be read or written."""
 
 
 class VocabularyError(OdiseError, ValueError):
-    """Names, or a file of names, that cannot be used; the message says which and why."""
+    """Class names, or a vocabulary file, that cannot be used."""
 
 
 class ImageError(OdiseError, ValueError):
-    """An image that cannot be used. The message names it and says what to do."""
+    """An image that cannot be used."""
 
 
 class PanopticFileError(OdiseError, ValueError):
-    """A panoptic JSON or PNG file that does not hold what it should."""
+    """A panoptic JSON or PNG file that is missing or has invalid content."""
 
 
 class DatasetError(OdiseError, ValueError):
-    """Annotations or images of a dataset that are missing or contradict each other."""
+    """Annotations or images of a dataset that are missing, invalid or contradictory."""
 
 
 class TrainingError(OdiseError, RuntimeError):
-    """Training that cannot start or go on. The message says why and where it can be resumed."""
+    """A training run that cannot start or continue. The message says where to resume it."""
 
 
 class OutputError(OdiseError, RuntimeError):
-    """Results that cannot be written where they should go. The message says why."""
+    """Results that cannot be written to their destination."""
 
 
 class EvaluationError(OdiseError, RuntimeError):
-    """Metrics, or hooks after them, that failed while there are numbers of others.
+    """A failure of some metrics, or of hooks that run after them, while other metrics succeeded.
 
     Attributes:
-        numbers: what the others say.
-        failures: why a metric or a hook failed, by its name.
+        numbers: Results of the metrics that succeeded.
+        failures: Reason of each failure, by the name of the metric or hook.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Old names of modules, which work for one more release and say what the new ones are."""
+"""Deprecated module names, which work for one more release and warn about their new names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 _CAPTIONERS = "models.necks.captioners"
 _DIFFUSION = "models.backbones.diffusion"
 _BUILDING = ("config.finding", "config.building", "config.changing", "config.walking")
-# Below odise_mm: the old module, and where its contents are now.
+# Old module -> the modules that have its contents now; all below odise_mm.
 MOVED: dict[str, tuple[str, ...]] = {
     "analysis.fusion_sweep": ("analysis.ensemble_sweep",),
     "apis.building": (*_BUILDING, "utils.device", "errors"),
@@ -67,7 +67,7 @@ MOVED: dict[str, tuple[str, ...]] = {
     "utils.weight_folders": ("checkpoints.weight_folders",),
     "visualization.colours": ("visualization.colors",),
 }
-# The names that were renamed: in the old modules, and in the packages that export them.
+# Old name -> new name, in the old modules and in the packages that export them.
 RENAMED = {
     "MADE_UP_NOTICE": "RANDOM_WEIGHTS_NOTICE",
     "Opinion": "ClassPrediction",
@@ -79,7 +79,7 @@ RENAMED = {
 
 
 class _OldNames(MetaPathFinder, Loader):
-    """Make an old module of the contents of the new ones."""
+    """Import hook that creates an old module from the contents of the new ones."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -92,8 +92,8 @@ class _OldNames(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         new = [f"odise_mm.{part}" for part in MOVED[module.__name__.removeprefix("odise_mm.")]]
         warnings.warn(
-            f"{module.__name__} has moved to {', '.join(new)}; the old name is there for one more "
-            "release (CHANGELOG.md lists all of them)",
+            f"{module.__name__} has moved to {', '.join(new)}; the old name works for one more "
+            "release (CHANGELOG.md lists all renamed modules)",
             FutureWarning,
             stacklevel=2,
         )
@@ -110,10 +110,10 @@ class _OldNames(MetaPathFinder, Loader):
 
 
 def renamed(module: str) -> Callable[[str], Any]:
-    """Make the ``__getattr__`` of a module that finds renamed contents by their old names.
+    """Return a module-level ``__getattr__`` that resolves the old names of renamed objects.
 
     Args:
-        module: its ``__name__``.
+        module: ``__name__`` of the module.
     """
 
     def find(name: str) -> Any:
@@ -121,8 +121,8 @@ def renamed(module: str) -> Callable[[str], Any]:
         if new is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         warnings.warn(
-            f"{module}.{name} is called {RENAMED[name]} now; the old name is there for one more "
-            "release (CHANGELOG.md lists all of them)",
+            f"{module}.{name} has been renamed to {RENAMED[name]}; the old name works for one more "
+            "release (CHANGELOG.md lists all renamed objects)",
             FutureWarning,
             stacklevel=2,
         )
@@ -132,6 +132,6 @@ def renamed(module: str) -> Callable[[str], Any]:
 
 
 def offer_old_names() -> None:
-    """Let the old modules be imported; those that exist are found first."""
+    """Make the old modules importable. Existing modules take precedence."""
     if not any(isinstance(finder, _OldNames) for finder in sys.meta_path):
         sys.meta_path.append(_OldNames())

@@ -1,6 +1,6 @@
-"""Registries of odise_mm: children of mmdet's, so that a config may name parts of either.
+"""Registries of odise_mm, children of mmdet's, so that a config can use components of both.
 
-``type='DiffusionBackbone'`` finds ours; ``type='mmdet.MSDeformAttnPixelDecoder'`` finds mmdet's.
+``type='DiffusionBackbone'`` finds ours, ``type='mmdet.MSDeformAttnPixelDecoder'`` finds mmdet's.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,8 @@ def _child(parent: Registry, location: str, build: Callable | None = None) -> Re
 
 
 def _build_dataset(cfg: Any, **kwargs: Any) -> Any:
-    # Found when it is needed, like the locations below: registries stand below all that is in them.
+    # Imported on first use, like the locations below: this module must not depend on the
+    # components that it registers.
     return import_module("odise_mm.datasets.wrappers").build_dataset(cfg, **kwargs)
 
 
@@ -35,7 +36,7 @@ OPTIM_WRAPPERS = _child(mmdet.OPTIM_WRAPPERS, "odise_mm.engine")
 OPTIM_WRAPPER_CONSTRUCTORS = _child(mmdet.OPTIM_WRAPPER_CONSTRUCTORS, "odise_mm.engine")
 RUNNERS = _child(MMENGINE_RUNNERS, "odise_mm.engine")
 VISUALIZERS = _child(mmdet.VISUALIZERS, "odise_mm.visualization")
-# Nothing of ours is in these: with them mmengine finds its own parts without a warning.
+# We register nothing in these. Without them, mmengine warns when it builds its own components.
 for _registry in (
     mmdet.OPTIMIZERS,
     mmdet.PARAM_SCHEDULERS,

@@ -1,3 +1,3 @@
-"""The version of odise_mm, apart so that setup.py can read it without importing the package."""
+"""Version of odise_mm, in a module of its own so that setup.py can read it without an import."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""One policy for errors: one base class, one handler, and bugs keep their traceback."""
+"""Errors share one base class and are printed as one line; bugs keep their traceback."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ OURS = [c for _, c in inspect.getmembers(errors, inspect.isclass) if c is not er
 
 
 @pytest.mark.parametrize("kind", [*OURS, OSError, FloatingPointError])
-def test_what_a_user_can_set_right_is_one_line(
+def test_user_errors_are_printed_as_one_line(
     kind: type[Exception], capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit) as end, one_line_errors():
-        raise kind("it is so; do this")
+        raise kind("this is wrong; do that")
     assert end.value.code == 2
-    assert capsys.readouterr().err == "error: it is so; do this\n"
+    assert capsys.readouterr().err == "error: this is wrong; do that\n"
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError, KeyError, AssertionError])
@@ -30,14 +30,14 @@ def test_a_bug_keeps_its_traceback(kind: type[Exception]) -> None:
         raise kind("a bug")
 
 
-def test_every_error_is_caught_as_what_it_also_is() -> None:
+def test_errors_are_also_value_or_runtime_errors() -> None:
     assert len(OURS) >= 7
     for kind in OURS:
         assert issubclass(kind, errors.OdiseError)
         assert issubclass(kind, (ValueError, RuntimeError))
 
 
-def test_importing_them_is_quick() -> None:
+def test_import_is_light() -> None:
     code = (
         "import sys, odise_mm.utils.command_line, odise_mm.utils.precision; "
         "assert not {'torch', 'mmengine', 'mmcv'} & set(sys.modules)"

@@ -1,4 +1,4 @@
-"""Old names of modules still work, and say what the new ones are."""
+"""Deprecated module names still work and warn about the new names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("old", MOVED)
-def test_an_old_module_has_what_the_new_ones_have(old: str) -> None:
+def test_old_module_has_the_contents_of_the_new_ones(old: str) -> None:
     sys.modules.pop(f"odise_mm.{old}", None)
     with pytest.warns(FutureWarning, match=re.escape(f"odise_mm.{old} has moved to odise_mm.")):
         module = import_module(f"odise_mm.{old}")
@@ -32,13 +32,13 @@ def test_an_old_module_has_what_the_new_ones_have(old: str) -> None:
         _ = module.nothing
 
 
-def test_no_old_name_hides_a_module() -> None:
+def test_old_names_do_not_shadow_modules() -> None:
     for old in MOVED:
         path = ROOT.joinpath("odise_mm", *old.split("."))
         assert not path.with_suffix(".py").exists() and not (path / "__init__.py").exists()
 
 
-def test_the_warning_points_to_the_import(tmp_path: Path) -> None:
+def test_warning_points_to_the_import(tmp_path: Path) -> None:
     script = tmp_path / "mine.py"
     script.write_text("\nfrom odise_mm.datasets.vocabulary import Vocabulary\n")
     done = subprocess.run(
@@ -48,10 +48,10 @@ def test_the_warning_points_to_the_import(tmp_path: Path) -> None:
     assert f"{script}:2: FutureWarning: odise_mm.datasets.vocabulary has moved" in done.stderr
 
 
-def test_old_places_of_the_vocabulary() -> None:
+def test_vocabulary_is_still_exported_by_datasets() -> None:
     assert odise_mm.datasets.Vocabulary is Vocabulary
 
 
-def test_the_changelog_says_how_long_they_work() -> None:
+def test_changelog_states_the_deprecation_period() -> None:
     text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert "for one more release" in text

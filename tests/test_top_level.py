@@ -1,4 +1,4 @@
-"""``import odise_mm`` is quick, and its names come when they are asked for."""
+"""``import odise_mm`` is quick, and its names are imported on first access."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run(code: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_importing_is_quick_and_imports_nothing_large() -> None:
+def test_import_is_quick_and_light() -> None:
     code = (
         "import sys, time; before = time.perf_counter()\n"
         "import odise_mm; seconds = time.perf_counter() - before\n"
@@ -31,7 +31,7 @@ def test_importing_is_quick_and_imports_nothing_large() -> None:
     assert float(seconds) < 1  # 0.06 on a quiet machine
 
 
-def test_names_of_classes_come_without_torch() -> None:
+def test_vocabulary_and_result_do_not_import_torch() -> None:
     code = (
         "import sys; from odise_mm import SegmentationResult, Vocabulary\n"
         "print(len(Vocabulary.parse('cat; dog')), 'torch' in sys.modules)"
@@ -39,13 +39,13 @@ def test_names_of_classes_come_without_torch() -> None:
     assert run(code) == ["2", "False"]
 
 
-def test_names_are_those_of_their_modules() -> None:
+def test_exports_are_the_objects_of_their_modules() -> None:
     assert odise_mm.OpenVocabInferencer is OpenVocabInferencer
     assert odise_mm.SegmentationResult is SegmentationResult
     assert odise_mm.Vocabulary is Vocabulary
     assert {*odise_mm.__all__, "__path__"} <= set(dir(odise_mm))
 
 
-def test_other_names_are_no_attributes() -> None:
+def test_unknown_attribute_raises() -> None:
     with pytest.raises(AttributeError, match="module 'odise_mm' has no attribute 'Inferencer'"):
         _ = odise_mm.Inferencer

@@ -188,7 +188,7 @@ def _by_id(
         if problem:
             raise DatasetError(f"{path}: {_name(row, what, place)} {problem}")
         if row["id"] in table:
-            raise DatasetError(f"{path}: {what} id {shown(row['id'])} is there more than once")
+            raise DatasetError(f"{path}: {what} id {shown(row['id'])} appears more than once")
         table[row["id"]] = row
     if len({type(id_) for id_ in table}) > 1:
         number = next(id_ for id_ in table if not isinstance(id_, str))
@@ -304,7 +304,7 @@ def _check_instances(annotations: list, images: Mapping[Id, dict], path: str, bo
         if "id" in one:
             if one["id"] in ids:
                 raise DatasetError(
-                    f"{path}: annotation id {shown(one['id'])} is there more than once"
+                    f"{path}: annotation id {shown(one['id'])} appears more than once"
                 )
             ids.add(one["id"])
 

@@ -1,6 +1,6 @@
-"""Vocabularies: the names that a model may give, as data.
+"""Vocabularies: the classes that a model may predict, with their names.
 
-Nothing here knows of models or datasets.
+This package does not depend on models or datasets.
 """
 
 from odise_mm.errors import VocabularyError

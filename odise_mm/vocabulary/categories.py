@@ -1,4 +1,4 @@
-"""Which class of a vocabulary a category of an annotation file is."""
+"""Mapping from the categories of an annotation file to the classes of a vocabulary."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from odise_mm.vocabulary.vocabulary import Vocabulary
 def label_of_category(
     content: CocoFile, wanted: Vocabulary | None, *, complete: bool = True
 ) -> dict[Id, int]:
-    """Class index of every category id that is a class of the vocabulary.
+    """Return the class index of every category that belongs to the vocabulary, by category id.
 
     Args:
-        content: of the annotation file.
-        wanted: its ``source_names`` are the categories' names. None: all are class 0.
-        complete: whether every class of the vocabulary must have a category.
+        content: Content of the annotation file.
+        wanted: Vocabulary whose ``source_names`` are category names. None maps every category to
+            class 0.
+        complete: Whether every class of the vocabulary must have a category.
 
     Raises:
-        DatasetError: a name twice, a class that no category has, or an annotation of a category
-            that is no class.
+        DatasetError: If a name occurs twice, a class has no category, or an annotation's category
+            is not a class of the vocabulary.
     """
     path, used = content.path, used_categories(content.annotations)
     categories = without_unused_roots(content.categories, used)
@@ -40,16 +41,16 @@ def label_of_category(
         if missing and complete:
             names = [category["name"] for category in categories.values()]
             raise DatasetError(
-                f"{path}: no category is called {some(map(_quoted, missing))} as the vocabulary "
-                f"'{wanted.name}' ({len(wanted)} classes) asks for; the file has {len(names)} "
-                f"categories: {some(map(_quoted, names))}. Choose the vocabulary of this dataset"
+                f"{path}: no category for {some(map(_quoted, missing))} of vocabulary "
+                f"'{wanted.name}' ({len(wanted)} classes); the file has {len(names)} categories: "
+                f"{some(map(_quoted, names))}. Choose the vocabulary of this dataset"
             )
     unknown = sorted(used - set(label_of), key=str)
     if unknown:
         listed = some(_unknown_category(id_, categories) for id_ in unknown)
         raise DatasetError(
             f"{path}: unknown category ids in annotations: {listed}{twin(unknown[0], categories)}; "
-            "every category that is used must be in `categories` and its name in the vocabulary"
+            "list every category in `categories`, under a name of the vocabulary"
         )
     return label_of
 
@@ -64,7 +65,7 @@ def _labels_by_name(categories: Mapping[Id, dict], wanted: Vocabulary, path: str
             continue
         if first.setdefault(name, id_) != id_:
             raise DatasetError(
-                f"{path}: category name {_quoted(name)} is there more than once, with the ids "
+                f"{path}: category name {_quoted(name)} appears more than once, with ids "
                 f"{shown(first[name])} and {shown(id_)}; rename one of the categories"
             )
         label_of[id_] = index_of[name]
@@ -72,7 +73,7 @@ def _labels_by_name(categories: Mapping[Id, dict], wanted: Vocabulary, path: str
 
 
 def _missing(labels: Iterable[int], wanted: Vocabulary) -> list[int]:
-    # By name, as a name may stand in two classes of a vocabulary.
+    # Compared by name, as two classes of a vocabulary may share a name.
     known = {wanted.source_names[label] for label in labels}
     return [i for i, name in enumerate(wanted.source_names) if name not in known]
 

@@ -1,8 +1,8 @@
-"""Typed names that look as if they were separated in another convention than ours.
+"""Warnings about class names that seem to follow another separator convention.
 
-``;`` between classes and ``,`` between synonyms is our own convention. mmdet's open-vocabulary
-demos separate names with ``.``, many other programs with ``,``. Both are read here without an
-error, as one class with a long name or with many synonyms; so what looks like them is pointed out.
+We separate classes with ``;`` and synonyms with ``,``. mmdet's open-vocabulary demos separate names
+with ``.``, and many other programs use ``,``. Such text is valid here too, but it is read as one
+class with a long name or with many synonyms. This module detects it and warns.
 """
 
 from __future__ import annotations
@@ -16,27 +16,28 @@ from mmengine.logging import print_log
 
 from odise_mm.utils.display import printable
 
-# Words that end in a dot without being the last one, in lower case. Single letters need no entry.
+# Abbreviations, in lower case: a dot after them does not end a name. Single letters are handled
+# separately.
 _ABBREVIATIONS = frozenset(
     """al approx assn ave blvd bros ca capt cf co col corp cpl dept dr ed eds est etc fig figs ft
     gen gov hon inc intl jr lt ltd maj max min misc mr mrs ms mt mts no nos op ph pp prof pt pvt rd
     rev sgt sr st sta ste temp univ vol vs""".split()
 )
-# What follows the dot in web addresses and names of files and of software.
+# What follows the dot in web addresses, file names and names of software.
 _ENDINGS = frozenset(
     """ai app co com de dev doc docx edu eu exe fr gif gov html io jpeg jpg js md net org pdf png py
     txt uk us zip""".split()
 )
 _WORD = r"[^\W\d_]"
-# Signs that separate names elsewhere: full-width ones, a bar, and the ends of lines.
+# Separators of other conventions: full-width signs, a bar, a tab, and line breaks.
 _OTHER_SIGNS = re.compile(r"\s*[；，、。|\t]\s*")
 _LINE_ENDS = re.compile(r"\s*[\r\n]\s*")
-# A list as Python, JSON or a shell's user writes it.
+# A list in the syntax of Python or JSON, or a bracketed list as typed in a shell.
 _LIST = re.compile(r"\s*(?:\[([^][]+)\]|\((\s*['\"].*['\"][\s,]*)\))\s*", re.DOTALL)
-_SHOWN = 300  # characters of a text
+_SHOWN = 300  # maximum number of characters of a text in a message
 
 KnownGroups = Mapping[str, frozenset[tuple[str, int]]]
-"""In which classes of which built-in vocabularies a name (in lower case) is a synonym."""
+"""Name in lower case -> the classes (vocabulary, index) of built-in vocabularies that have it."""
 
 
 def warn_of_other_conventions(
@@ -44,13 +45,13 @@ def warn_of_other_conventions(
     separated: bool,
     known_groups: Callable[[], KnownGroups],
 ) -> None:
-    """Log a warning where names were probably meant to be several classes; once for each text.
+    """Log a warning, once per text, if one class was probably meant to be several.
 
     Args:
-        typed: by argument ("texts", "stuff_texts"), the classes as typed, each with its synonyms as
-            they were understood.
-        separated: whether there is a ``;`` in any of the arguments.
-        known_groups: gives the synonyms of the built-in vocabularies.
+        typed: The classes by argument ("texts", "stuff_texts"), each as the typed text and the
+            synonyms parsed from it.
+        separated: Whether any of the arguments contains a ``;``.
+        known_groups: Returns the synonyms of the built-in vocabularies.
     """
     for argument, classes in typed.items():
         for text, names in classes:
@@ -63,9 +64,9 @@ def warn_of_other_conventions(
             other = _other_signs(text, separated)
             if other is not None:
                 sign, pieces = other
-                _warn(argument, text, names, f"{sign} separates no classes here", pieces)
+                _warn(argument, text, names, f"{sign} does not separate classes here", pieces)
             elif len(classes) == 1 and not separated and _are_unrelated(names, known_groups):
-                reason = "',' stands between the synonyms of one class"
+                reason = "',' separates the synonyms of one class"
                 _warn(argument, text, names, reason, names, "; if it is one class, end it with ';'")
 
 
@@ -81,8 +82,8 @@ def _warn(
     better = printable("; ".join(pieces), limit=_SHOWN)
     number = f"for {len(pieces)} classes, " if len(pieces) > 1 else ""
     _warn_once(
-        f"{argument} '{printable(text, limit=_SHOWN)}' gives 1 class: {understood} ({reason}); "
-        f"{number}write '{better}'{otherwise}"
+        f"{argument} '{printable(text, limit=_SHOWN)}' is read as 1 class: {understood} "
+        f"({reason}); {number}write '{better}'{otherwise}"
     )
 
 
@@ -92,7 +93,7 @@ def _warn_once(message: str) -> None:
 
 
 def _other_signs(text: str, separated: bool) -> tuple[str, list[str]] | None:
-    """The sign that seems to separate names, and the names between; None: there is none."""
+    """Return the sign that seems to separate names and the names between, or None."""
     pieces = _between_dots(text)
     if pieces is not None:
         return "unlike in mmdet's open-vocabulary demos, '.'", pieces
@@ -100,16 +101,16 @@ def _other_signs(text: str, separated: bool) -> tuple[str, list[str]] | None:
     if found:
         return f"'{printable(found[0].strip(' '))}'", _tidy(_OTHER_SIGNS.split(text))
     if not separated and "," not in text and len(_tidy(_LINE_ENDS.split(text))) > 1:
-        return "the end of a line", _tidy(_LINE_ENDS.split(text))
+        return "a line break", _tidy(_LINE_ENDS.split(text))
     return None
 
 
 def _between_dots(text: str) -> list[str] | None:
-    """The names between dots that seem to separate names; None: no dot does.
+    """Return the names between dots that seem to be separators, or None if no dot is one.
 
-    A dot does if it stands alone ("bench . car ."), between two words ("car.person"), or ends a
-    word before another ("a cat. a dog."). It does not in numbers (7.5, No. 5), after single letters
-    (U.S.) and known abbreviations (St. Bernard), and in addresses (example.com).
+    A dot is a separator if it stands alone ("bench . car ."), between two words ("car.person"), or
+    after a word that another follows ("a cat. a dog."). It is not in numbers (7.5, No. 5), after
+    single letters (U.S.) and known abbreviations (St. Bernard), or in addresses (example.com).
     """
     signs = [r"(?:^|(?<=\s))\.(?=\s|$)"]
     if re.search(signs[0], text) is None:
@@ -131,7 +132,12 @@ def _is_dotted_pair(token: str) -> bool:
 
 
 def _is_word(text: str, or_title: bool = True) -> bool:
-    """Whether it is a word, and no abbreviation; ``or_title``: even if it could be a title."""
+    """Return whether ``text`` is a word and not an abbreviation.
+
+    Args:
+        text: The token to check.
+        or_title: Whether short capitalized words, which may be titles such as "Mrs", count.
+    """
     if not text.isalpha() or len(text) < 3 or text.casefold() in _ABBREVIATIONS:
         return False
     return or_title or text.islower() or len(text) > 4
@@ -143,11 +149,11 @@ def _tidy(pieces: Iterable[str]) -> list[str]:
 
 
 def _are_unrelated(names: Sequence[str], known_groups: Callable[[], KnownGroups]) -> bool:
-    """Whether names between commas are hardly synonyms.
+    """Return whether names separated by commas are unlikely to be synonyms.
 
-    Two are, as far as one can tell, if all words of one are in the other ("sky, blue sky") or if a
-    built-in class has both; two alone also if they share a word. More must hang together by such
-    pairs.
+    Two names are related if one contains all words of the other ("sky, blue sky") or if a built-in
+    class has both. If there are only two, one shared word is enough. Three or more are related if
+    such pairs connect all of them.
     """
     if len(names) < 2:
         return False
@@ -157,19 +163,19 @@ def _are_unrelated(names: Sequence[str], known_groups: Callable[[], KnownGroups]
     groups = known_groups()
     classes = [groups.get(name.casefold(), frozenset()) for name in names]
 
-    def alike(one: int, other: int) -> bool:
+    def related(one: int, other: int) -> bool:
         a, b = words[one], words[other]
         return a <= b or b <= a or not classes[one].isdisjoint(classes[other])
 
     reached, waiting = [0], set(range(1, len(names)))
-    for one in reached:  # grows meanwhile
-        new = {other for other in waiting if alike(one, other)}
+    for one in reached:  # the list grows in the loop
+        new = {other for other in waiting if related(one, other)}
         reached += new
         waiting -= new
     return bool(waiting)
 
 
 def _words(name: str) -> frozenset[str]:
-    """The words of a name in lower case, singular and plural alike."""
+    """Return the words of a name in lower case, without a plural "s"."""
     words = [word.removesuffix("s") for word in re.split(r"[\W_]+", name.casefold()) if word]
     return frozenset(words)

@@ -1,4 +1,4 @@
-"""Reading and writing of vocabulary files; see docs/vocabularies.md for the formats."""
+"""Reading and writing of vocabulary files. docs/vocabularies.md describes the formats."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,27 +13,29 @@ from odise_mm.utils.files import read_json, regular_file
 
 
 class RawClass(NamedTuple):
-    """One class as read. ``source``: the dataset's name, "" if the same; ``id``: if it has one."""
+    """One class of a vocabulary file."""
 
     synonyms: tuple[str, ...]
     is_thing: bool
     source: str = ""
+    """Name of the class in its dataset; "" if that is the first synonym."""
     id: int | None = None
+    """Id in the file, if the format has ids."""
 
 
 _OWN_LINE = re.compile(r"(thing|stuff)\s*:\s*([^|]*)(?:\|\s*([^|]*))?")
 _ID_LINE = re.compile(r"(\d+)\s*:(.*)")
-# The name by which label files mark an id that stands for no class.
+# Label files use this name for ids that do not stand for a class.
 _INVALID = "invalid_class_id"
 
 
 def clean(text: str) -> str:
-    """``text`` with every run of white space as one space, none at the ends."""
+    """Collapse every run of white space into one space and strip the ends."""
     return " ".join(text.split())
 
 
 def split_synonyms(text: str) -> tuple[str, ...]:
-    """The names between commas; empty ones and repetitions (whatever their case) are dropped."""
+    """Split text at commas and drop empty and repeated names, ignoring case."""
     names: dict[str, str] = {}
     for name in filter(None, map(clean, text.split(","))):
         names.setdefault(name.casefold(), name)
@@ -41,10 +43,11 @@ def split_synonyms(text: str) -> tuple[str, ...]:
 
 
 def read_classes(path: Path) -> list[RawClass]:
-    """Reads any of the formats.
+    """Read the classes of a vocabulary file in any of the formats.
 
     Raises:
-        VocabularyError: The file cannot be read, or holds something else; ``file:line`` is named.
+        VocabularyError: If the file cannot be read or has another format. The message names
+            ``file:line``.
     """
     path = regular_file(path, VocabularyError, "vocabulary file")
     if path.suffix.lower() == ".json":
@@ -56,22 +59,26 @@ def read_classes(path: Path) -> list[RawClass]:
             raise VocabularyError(f"cannot read vocabulary file {path}: {error}") from error
         classes = _read_text(text, path)
     if not classes:
-        raise VocabularyError(f"vocabulary file {path} holds no class")
+        raise VocabularyError(f"vocabulary file {path} has no classes")
     return classes
 
 
 def format_classes(classes: Sequence[RawClass], title: str) -> str:
-    """Our text format.
+    """Return the content of a file in our text format.
+
+    Args:
+        classes: The classes to write.
+        title: Comment for the first line.
 
     Raises:
-        VocabularyError: A name holds a separator of the format or a line break.
+        VocabularyError: If a name contains a separator of the format or a line break.
     """
     lines = [f"# {clean(title)}"]
     for item in classes:
         for name, signs in [*((s, ",|\n\r") for s in item.synonyms), (item.source, "|\n\r")]:
             if any(sign in name for sign in signs):
                 raise VocabularyError(
-                    f"{name!r} cannot be saved: ',', '|' and line breaks separate"
+                    f"{name!r} cannot be saved: ',', '|' and line breaks are separators"
                 )
         source = f" | {item.source}" if item.source not in ("", item.synonyms[0]) else ""
         kind = "thing" if item.is_thing else "stuff"
@@ -80,7 +87,7 @@ def format_classes(classes: Sequence[RawClass], title: str) -> str:
 
 
 def classes_of_metainfo(metainfo: Mapping[str, Any]) -> list[RawClass]:
-    """The classes of an mmdet or mmseg metainfo; see ``Vocabulary.from_metainfo``."""
+    """Return the classes of an mmdet or mmseg metainfo, see ``Vocabulary.from_metainfo``."""
     lists: dict[str, list[str] | None] = {}
     for key in ("classes", "thing_classes", "stuff_classes"):
         given = metainfo.get(key)
@@ -107,7 +114,7 @@ def classes_of_metainfo(metainfo: Mapping[str, Any]) -> list[RawClass]:
             raise VocabularyError(f"'{name}' is in {which} of 'thing_classes' and 'stuff_classes'")
         group = split_synonyms(name)
         if not group:
-            raise VocabularyError(f"metainfo['classes'] holds an empty name: {name!r}")
+            raise VocabularyError(f"metainfo['classes'] has an empty name: {name!r}")
         classes.append(RawClass(group, name in things, name))
     return classes
 
@@ -131,12 +138,12 @@ def _read_own(lines: Sequence[tuple[int, str]], path: Path) -> list[RawClass]:
             )
         group = split_synonyms(match[2])
         if not group:
-            raise VocabularyError(f"{path}:{number}: a class without a name")
+            raise VocabularyError(f"{path}:{number}: class without a name")
         for name in group:
             other = owner.setdefault(name.casefold(), number)
             if other != number:
                 raise VocabularyError(
-                    f"{path}:{number}: the name '{name}' is already in the class of line {other}"
+                    f"{path}:{number}: name '{name}' already belongs to the class in line {other}"
                 )
         classes.append(RawClass(group, match[1] == "thing", (match[3] or "").strip()))
     return classes
@@ -153,10 +160,10 @@ def _read_ids(lines: Sequence[tuple[int, str]], path: Path) -> list[RawClass]:
             raise VocabularyError(f"{path}:{number}: id {index} has no name")
         if index in found:
             raise VocabularyError(
-                f"{path}:{number}: id {index} is already in line {found[index][0]}"
+                f"{path}:{number}: id {index} is already used in line {found[index][0]}"
             )
         found[index] = (number, group)
-    # Names shared by two classes stay: results published with such a file depend on them.
+    # Two classes may share a name: published results depend on files with such names.
     return [
         RawClass(group, True, "", index)
         for index, (_, group) in sorted(found.items())
@@ -188,24 +195,26 @@ def _read_json(path: Path) -> list[RawClass]:
         name = clean(category["name"])
         if owner.setdefault(name, id_) != id_:
             raise VocabularyError(
-                f"{where}: category name {printable(repr(name))} is there more than once, with the "
-                f"ids {shown(owner[name])} and {shown(id_)}; rename one of the categories"
+                f"{where}: category name {printable(repr(name))} appears more than once, with ids "
+                f"{shown(owner[name])} and {shown(id_)}; rename one of the categories"
             )
-    if all(isinstance(id_, int) for id_ in categories):  # texts stay in the file's order
+    if all(isinstance(id_, int) for id_ in categories):  # string ids keep the file's order
         categories = {id_: categories[id_] for id_ in sorted(categories)}
     return [_of_category(category, where) for category in categories.values()]
 
 
 def _of_category(category: dict, path: str) -> RawClass:
-    # COCO: detection files have no isthing, and all their categories are things.
+    # COCO's detection files have no isthing: all their categories are things.
     group = split_synonyms(category["name"])
     if not group:
-        raise VocabularyError(f"{path}: category {shown(category['id'])} has no name but commas")
+        raise VocabularyError(
+            f"{path}: the name of category {shown(category['id'])} consists of commas only"
+        )
     return RawClass(group, bool(category.get("isthing", 1)), category["name"])
 
 
 def _used(content: Any) -> set[int | str]:
-    """Categories that the annotations have, where a whole annotation file is given."""
+    """Return the category ids used by annotations, if the content is a whole annotation file."""
     rows = content.get("annotations", ()) if isinstance(content, dict) else ()
     found = set()
     for row in rows if isinstance(rows, list) else ():
@@ -217,5 +226,5 @@ def _used(content: Any) -> set[int | str]:
 
 
 def key_of(text: str) -> str:
-    """What two names must have in common to count as spelled alike."""
+    """Return the form in which names are compared: case and extra white space don't count."""
     return clean(text).casefold()

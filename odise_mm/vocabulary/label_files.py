@@ -1,8 +1,8 @@
-"""Label files that published numbers were made with, by name, from their publishers.
+"""Label files behind published results, downloaded by name from their publishers.
 
-``openseg:coco_panoptic`` is a file of OpenSeg's, as the published ODISE models were trained and
-tested with it. The files are not part of this package: they are downloaded once, into
-``hub/vocabularies`` below ``TORCH_HOME``, from a fixed version of the publisher's repository.
+``openseg:coco_panoptic``, for example, is the OpenSeg file with which the published ODISE models
+were trained and tested. The files are not part of this package. They are downloaded once, from a
+pinned version of the publisher's repository, into ``hub/vocabularies`` below ``TORCH_HOME``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class _Publisher:
     """A repository with label files.
 
     Attributes:
-        name: for people.
-        folder: address of the folder, of one version.
-        files: by our name of a list, the file and the built-in vocabulary that says which of its
-            classes are things; "" where all are things, or nobody says.
+        name: Display name.
+        folder: URL of the folder, at a pinned version.
+        files: Our name of a list -> its file name, and the built-in vocabulary that defines which
+            of its classes are things. "" if all are things or the flags are unknown.
     """
 
     name: str
@@ -69,29 +69,31 @@ PUBLISHERS: dict[str, _Publisher] = {
 
 
 def is_published(text: str) -> bool:
-    """Whether a text is the name of a published label file: it begins with a publisher's."""
+    """Return whether a text names a published label file, i.e. starts with a publisher's key."""
     publisher, colon, _ = text.partition(":")
     return bool(colon) and publisher.strip().casefold() in PUBLISHERS
 
 
 def find_label_file(name: str) -> tuple[Path, str | None]:
-    """The local copy of a published label file, which is downloaded unless it is there.
+    """Return the local copy of a published label file; download it first if necessary.
 
     Args:
-        name: ``openseg:coco_panoptic``.
+        name: Name of the list, e.g. ``openseg:coco_panoptic``.
 
     Returns:
-        The file, and the built-in vocabulary that says which classes are things, or None.
+        Path of the file, and the name of the built-in vocabulary that defines which classes are
+        things, or None.
 
     Raises:
-        VocabularyError: no such list, or it cannot be had.
+        VocabularyError: If the list is unknown or cannot be downloaded.
     """
     publisher, _, wanted = name.partition(":")
     key, wanted = publisher.strip().casefold(), wanted.strip()
     published = PUBLISHERS[key]
     if wanted not in published.files:
         raise VocabularyError(
-            f"no vocabulary '{key}:{wanted}'{nearest(wanted, published.files)}; {published.name} "
+            f"unknown vocabulary '{key}:{wanted}'{nearest(wanted, published.files)}; "
+            f"{published.name} "
             f"publishes {', '.join(f'{key}:{known}' for known in published.files)}"
         )
     file, things = published.files[wanted]
@@ -100,7 +102,7 @@ def find_label_file(name: str) -> tuple[Path, str | None]:
         torch_cache() / "vocabularies" / key / file,
         VocabularyError,
         f"the label file {key}:{wanted} ({published.name})",
-        instead="give the path of a local copy in place of its name",
+        instead="pass the path of a local copy instead of the name",
         progress=False,
     )
     return path, things or None

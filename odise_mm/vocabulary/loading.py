@@ -33,7 +33,10 @@ _FOLDER = Path(__file__).parent / "builtin"
 
 
 def builtin_key(text: str) -> str | None:
-    """The built-in vocabulary that ``text`` names, or None."""
+    """Return the name of the built-in vocabulary that ``text`` refers to, or None.
+
+    Case, spaces, ``-`` and ``_`` don't matter.
+    """
     squeezed = text.strip().casefold()
     for sign in "-_ ":
         squeezed = squeezed.replace(sign, "")
@@ -53,9 +56,10 @@ def _load_builtin(key: str) -> Vocabulary:
 
 @cache
 def builtin_groups() -> KnownGroups:
-    """Of every synonym in the built-in vocabularies, the classes that have it."""
+    """Return the classes of the built-in vocabularies by synonym."""
     found: dict[str, set[tuple[str, int]]] = {}
-    for name in set(BUILTIN) - {"voc21"}:  # its background is named by what it may be
+    # The synonyms of voc21's background are the names of many unrelated things.
+    for name in set(BUILTIN) - {"voc21"}:
         for index, group in enumerate(_load_builtin(name).synonyms):
             for text in group:
                 found.setdefault(key_of(text), set()).add((name, index))
@@ -63,27 +67,28 @@ def builtin_groups() -> KnownGroups:
 
 
 def looks_like_path(text: str) -> bool:
+    """Return whether text with a separator or a file extension is taken for a path."""
     return os.sep in text or text.lower().endswith((".txt", ".json"))
 
 
 def _not_found(text: str) -> str:
     if looks_like_path(text):
-        hint = " (in the name of a class, write a word instead)" if os.sep in text else ""
-        return f"no vocabulary file '{text}'; check the path{hint}"
+        hint = f" (class names cannot contain '{os.sep}')" if os.sep in text else ""
+        return f"vocabulary file '{text}' not found; check the path{hint}"
     spellings = [*BUILTIN, *_ALIASES]
     close = difflib.get_close_matches(text.casefold(), spellings, n=3)
-    mean = f"did you mean {' or '.join(repr(name) for name in close)}? " if close else ""
+    hint = f" (did you mean {' or '.join(repr(name) for name in close)}?)" if close else ""
     published = ", ".join(f"{publisher}:..." for publisher in PUBLISHERS)
     return (
-        f"no vocabulary '{text}'; {mean}Built in are {', '.join(BUILTIN)}; or give a file's path, "
-        f"or the name of a published list ({published})"
+        f"unknown vocabulary '{text}'{hint}; built-in vocabularies: {', '.join(BUILTIN)}; or pass "
+        f"the path of a file or the name of a published list ({published})"
     )
 
 
 def _flagged(
     classes: Sequence[RawClass], things: str | Vocabulary | Iterable[int], path: Path
 ) -> list[RawClass]:
-    """The classes of an ``id:`` file with the flags that ``things`` says."""
+    """Return the classes of an ``id:name,name`` file with the flags that ``things`` defines."""
     if isinstance(things, str):
         things = Vocabulary.load(things)
     if not isinstance(things, Vocabulary):
@@ -110,7 +115,7 @@ def _flagged(
         if found is None:
             raise VocabularyError(
                 f"things: vocabulary '{things.name}' has no class like "
-                f"'{item.synonyms[0]}' (id {item.id} of {path}); give the ids of things instead"
+                f"'{item.synonyms[0]}' (id {item.id} of {path}); pass the ids of things instead"
             )
         flagged.append(item._replace(is_thing=found))
     return flagged
@@ -119,7 +124,7 @@ def _flagged(
 def load_vocabulary(
     name_or_path: str | os.PathLike[str], things: str | Vocabulary | Iterable[int] | None = None
 ) -> Vocabulary:
-    """See :meth:`Vocabulary.load`."""
+    """Load a vocabulary, see :meth:`Vocabulary.load`."""
     key = builtin_key(str(name_or_path))
     if key is not None:
         if things is not None:
@@ -131,7 +136,7 @@ def load_vocabulary(
         label = str(name_or_path)
         path, flags = find_label_file(label)
         things = flags if things is None else things
-    if not os.path.exists(path):  # unlike Path.exists, no OSError for a text too long
+    if not os.path.exists(path):  # Path.exists raises OSError for long texts
         raise VocabularyError(_not_found(str(name_or_path)))
     classes = read_classes(path)
     if things is not None:

@@ -1,4 +1,4 @@
-"""Vocabularies from what a user typed."""
+"""Vocabularies from class names that a user typed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _has_semicolon(given: Any) -> bool:
 
 
 def _segments(given: Any, argument: str) -> Iterator[str | Vocabulary]:
-    """What stands between semicolons: non-empty text, or a vocabulary as it is."""
+    """Yield the non-empty texts between semicolons; vocabularies are passed through."""
     if isinstance(given, Vocabulary):
         yield given
     elif isinstance(given, str):
@@ -34,12 +34,12 @@ def _segments(given: Any, argument: str) -> Iterator[str | Vocabulary]:
                     f"{argument}[{index}] is {type(item).__name__}, not text or a Vocabulary"
                 )
             found = list(_segments(item, argument))
-            if not found:  # dropping it would silently shift the indices of all that follow
-                raise VocabularyError(f"{argument}[{index}] holds no name: {item!r}")
+            if not found:  # dropping it would silently shift the indices of later classes
+                raise VocabularyError(f"{argument}[{index}] contains no name: {item!r}")
             yield from found
     else:
         raise VocabularyError(
-            f"{argument} is {type(given).__name__}; give text, a Vocabulary, or a list of them"
+            f"{argument} is {type(given).__name__}; pass text, a Vocabulary, or a list of them"
         )
 
 
@@ -48,9 +48,9 @@ def _names_vocabulary(piece: str) -> bool:
 
 
 def _vocabularies_in(segment: str) -> list[Vocabulary]:
-    """The vocabularies that a segment names; empty if it is a typed class."""
+    """Return the vocabularies that a segment names; an empty list if it is a typed class."""
     if looks_like_path(segment) and os.path.isfile(os.path.expanduser(segment)):
-        return [Vocabulary.load(segment)]  # before splitting: a path may hold a comma
+        return [Vocabulary.load(segment)]  # before splitting, as a path may contain a comma
     pieces = split_synonyms(segment)
     special = [p for p in pieces if _names_vocabulary(p)]
     if not special:
@@ -59,14 +59,14 @@ def _vocabularies_in(segment: str) -> list[Vocabulary]:
     if len(found) < len(pieces):
         plain = next(piece for piece in pieces if piece not in special)
         raise VocabularyError(
-            f"'{special[0]}' is a vocabulary and '{plain}' the name of a class; a comma stands "
-            f"between synonyms: write '{special[0]}; {plain}' to have both"
+            f"'{special[0]}' is a vocabulary and '{plain}' is a class name, but ',' separates "
+            f"synonyms; to use both, write '{special[0]}; {plain}'"
         )
     return found
 
 
 def _claim(owner: dict[str, tuple[str, ...]], group: tuple[str, ...]) -> None:
-    """Notes whose the synonyms are; a name can mean only one typed class."""
+    """Record the class of each synonym; a name may belong to only one typed class."""
     for text in group:
         other = owner.setdefault(key_of(text), group)
         if other is not group:
@@ -74,7 +74,7 @@ def _claim(owner: dict[str, tuple[str, ...]], group: tuple[str, ...]) -> None:
                 textwrap.shorten(", ".join(g), 80, placeholder=" ...") for g in (other, group)
             )
             raise VocabularyError(
-                f"the name '{text}' is in two classes, '{one}' and '{two}'; keep it in one of them"
+                f"name '{text}' is in two classes, '{one}' and '{two}'; keep it in one of them"
             )
 
 
@@ -82,7 +82,7 @@ def parse_names(
     texts: str | Vocabulary | Sequence[str | Vocabulary] | None,
     stuff_texts: str | Sequence[str] | None = None,
 ) -> Vocabulary:
-    """See :meth:`Vocabulary.parse`."""
+    """Parse typed class names, see :meth:`Vocabulary.parse`."""
     parts: list[Vocabulary] = []
     typed: list[RawClass] = []
     owner: dict[str, tuple[str, ...]] = {}
@@ -99,8 +99,8 @@ def parse_names(
             found = [segment] if isinstance(segment, Vocabulary) else _vocabularies_in(segment)
             if found and not thing:
                 raise VocabularyError(
-                    f"stuff_texts takes names of classes; give the vocabulary {segment!r} "
-                    "in texts, it knows which of its classes are stuff"
+                    f"stuff_texts accepts class names only; pass the vocabulary {segment!r} "
+                    "in texts, since it defines which of its classes are stuff"
                 )
             if found or isinstance(segment, Vocabulary):
                 flush()
@@ -113,8 +113,8 @@ def parse_names(
     flush()
     if not parts:
         raise VocabularyError(
-            "no names given; write classes between ';' and synonyms between ',', for example "
-            "'black pickup truck, pickup truck; blue sky, sky', or a built-in vocabulary: "
+            "no class names given; separate classes with ';' and synonyms with ',', for example "
+            "'black pickup truck, pickup truck; blue sky, sky', or name a built-in vocabulary: "
             + ", ".join(BUILTIN)
         )
     separated = _has_semicolon(texts) or _has_semicolon(stuff_texts)

@@ -1,8 +1,8 @@
-"""Vocabularies: the names that a model may give, as data.
+"""Vocabularies: the classes that a model may predict, with their names.
 
-A vocabulary is a list of classes, a class a list of synonyms and a flag, thing or stuff. It comes
-from what a user typed, from a built-in list, from a file, or from a dataset's metainfo, and knows
-nothing of prompts or embeddings. See docs/vocabularies.md for the formats.
+A vocabulary is a list of classes. Each class has a list of synonyms and is either a thing or stuff.
+Vocabularies come from typed text, a built-in list, a file, or a dataset's metainfo. Prompts and
+embeddings are computed elsewhere. docs/vocabularies.md describes the formats.
 """
 
 import os
@@ -22,20 +22,20 @@ from odise_mm.vocabulary.files import (
 
 @dataclass(frozen=True, repr=False)
 class Vocabulary:
-    """Classes, each with its synonyms and a thing or stuff flag. Immutable and hashable.
+    """An immutable, hashable list of classes with synonyms and thing or stuff flags.
 
-    Two vocabularies are equal when their classes, flags and dataset names are; ``name`` is a
-    label for people.
+    Two vocabularies are equal if their classes, flags and dataset names are equal. ``name`` is only
+    a label for display.
 
     Args:
-        synonyms: One tuple of names per class; the first is the one that is shown.
+        synonyms: One tuple of names per class. Results show the first one.
         is_thing: One flag per class.
-        name: Where the classes come from, for logs and titles.
-        source_names: The dataset's own class names, e.g. ``wall-other-merged`` where the first
-            synonym is ``wall``. Empty: the first synonyms.
+        name: Origin of the classes, for logs and titles.
+        source_names: Class names of the dataset, e.g. ``wall-other-merged`` if the first synonym
+            is ``wall``. If empty, the first synonyms are used.
 
     Raises:
-        VocabularyError: No class, a class without a name, or lengths that differ.
+        VocabularyError: If there is no class, a class has no name, or the lengths differ.
     """
 
     synonyms: tuple[tuple[str, ...], ...]
@@ -45,13 +45,15 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if any(isinstance(group, str) for group in self.synonyms):
-            raise VocabularyError("synonyms takes one tuple of names per class, not one name")
-        # Lists are accepted and frozen here, so that every instance can be hashed.
+            raise VocabularyError("synonyms must have one tuple of names per class, not a string")
+        # Lists are accepted and converted to tuples, so that every instance is hashable.
         object.__setattr__(self, "synonyms", tuple(tuple(group) for group in self.synonyms))
         object.__setattr__(self, "is_thing", tuple(bool(flag) for flag in self.is_thing))
         count = len(self.synonyms)
         if count == 0:
-            raise VocabularyError(f"vocabulary '{self.name}' has no class; give at least one name")
+            raise VocabularyError(
+                f"vocabulary '{self.name}' has no classes; give at least one name"
+            )
         for index, group in enumerate(self.synonyms):
             if not group or not all(isinstance(s, str) and s.strip() for s in group):
                 raise VocabularyError(
@@ -89,9 +91,10 @@ class Vocabulary:
 
     @property
     def metainfo(self) -> dict[str, tuple[str, ...]]:
-        """``classes``, ``thing_classes``, ``stuff_classes`` by the dataset's own names.
+        """Metainfo with ``classes``, ``thing_classes`` and ``stuff_classes``.
 
-        These are the names that mmdet's and mmseg's datasets look up in annotation files.
+        It contains the dataset's own names, which the datasets of mmdet and mmseg look up in
+        annotation files.
         """
         flagged = list(zip(self.source_names, self.is_thing, strict=True))
         return {
@@ -106,24 +109,26 @@ class Vocabulary:
         texts: "str | Vocabulary | Sequence[str | Vocabulary] | None",
         stuff_texts: str | Sequence[str] | None = None,
     ) -> "Vocabulary":
-        """Makes a vocabulary of what a user typed.
+        """Parse class names that a user typed.
 
-        ``;`` stands between classes and ``,`` between the synonyms of a class; a sequence is as if
-        its items stood between ``;``. (mmdet's open-vocabulary demos separate names with ``.``; a
-        warning points out what looks like that, or like a list with commas alone.) Classes in
-        ``texts`` are things, those in ``stuff_texts`` stuff. Where all that stands between two
-        ``;`` are names of built-in vocabularies (in any case; ``-``, ``_`` and spaces don't matter)
-        or paths of vocabulary files, their classes are taken with their own flags. Built-in and
-        typed classes are joined in the order given, as by ``+``; typed stuff comes last.
+        ``;`` separates classes and ``,`` separates the synonyms of a class. A sequence means the
+        same as its items joined with ``;``. Classes in ``texts`` are things, classes in
+        ``stuff_texts`` are stuff. If all names between two ``;`` are built-in vocabularies (case,
+        ``-``, ``_`` and spaces don't matter) or paths of vocabulary files, they stand for the
+        classes of these, with their own flags. All classes are joined in the given order, as by
+        ``+``; typed stuff comes last.
+
+        A warning is logged for text that seems to follow another convention, such as the ``.``
+        between names of mmdet's open-vocabulary demos or a list with commas only.
 
         Args:
             texts: E.g. ``'black pickup truck, pickup truck; dune'``, ``'coco, ade20k'``,
-                ``['coco', 'zeppelin; dune']``; None if there is only stuff.
+                ``['coco', 'zeppelin; dune']``; None if there are only stuff classes.
             stuff_texts: Names of stuff classes.
 
         Raises:
-            VocabularyError: No name at all, a name in two typed classes, a path without a file,
-                or a built-in vocabulary as synonym of a typed name or as ``stuff_texts``.
+            VocabularyError: If there is no name, a name is in two typed classes, a path does not
+                exist, or a vocabulary is a synonym of a typed name or in ``stuff_texts``.
         """
         from odise_mm.vocabulary.parsing import parse_names
 
@@ -135,22 +140,24 @@ class Vocabulary:
         name_or_path: str | os.PathLike[str],
         things: "str | Vocabulary | Iterable[int] | None" = None,
     ) -> "Vocabulary":
-        """Loads a built-in vocabulary by name, or one from a file.
+        """Load a built-in vocabulary, a published label file, or a vocabulary file.
 
-        Files: our own text format, the ``id:name,name`` text format, or JSON with mmdet's metainfo
-        or with COCO's ``categories``. In the ``id:`` format classes come in ascending order of
-        their ids, the entry ``invalid_class_id`` is skipped, and a name may stand in two classes.
+        A file can be in our own text format, in the ``id:name,name`` text format, or JSON with
+        mmdet's metainfo or COCO's ``categories``. In the ``id:`` format, classes are sorted by id,
+        the entry ``invalid_class_id`` is skipped, and two classes may share a name.
 
         Args:
-            name_or_path: One of ``BUILTIN`` or a path.
-            things: Which classes of an ``id:name,name`` file are things, as the format does not
-                say: their ids, or a vocabulary (or its name) to take the flags from. With as many
-                classes, most of which share a name with the class at the same place, flags go by
-                place, else by the first name that is known there. None: all are things.
+            name_or_path: One of ``BUILTIN``, the name of a published label file such as
+                ``openseg:coco_panoptic``, or a path.
+            things: Which classes of an ``id:name,name`` file are things: their ids, or a vocabulary
+                (or its name) to take the flags from, since the format has no flags. If both have
+                the same number of classes and most classes share a name with the class at the same
+                index, flags are copied by index, otherwise by the first known name. None: all
+                classes are things.
 
         Raises:
-            VocabularyError: Unknown name or path, unreadable file, bad line (``file:line`` in the
-                message), or ``things`` that don't fit.
+            VocabularyError: If the name or path is unknown, the file cannot be read, a line is
+                invalid (the message names ``file:line``), or ``things`` does not fit.
         """
         from odise_mm.vocabulary.loading import load_vocabulary
 
@@ -158,31 +165,31 @@ class Vocabulary:
 
     @classmethod
     def from_metainfo(cls, metainfo: Mapping[str, Any], name: str = "metainfo") -> "Vocabulary":
-        """Takes over a dataset's metainfo, class names as they are spelled there.
+        """Create a vocabulary from a dataset's metainfo, keeping the spelling of class names.
 
         Args:
             metainfo: mmdet's or mmseg's metainfo with ``classes`` and optionally ``thing_classes``
-                and ``stuff_classes`` (or only these two). Commas in a name separate synonyms. With
-                one of the two lists the other classes are the other kind; with none, all are
-                things.
-            name: Label of the result.
+                and ``stuff_classes`` (or only these two). Commas in a name separate synonyms. If
+                only one of the two lists is given, all other classes are of the other kind; without
+                both, all classes are things.
+            name: Name of the vocabulary.
 
         Raises:
-            VocabularyError: No class names, or a thing or stuff name that is not a class.
+            VocabularyError: If there are no class names, or a thing or stuff name is not a class.
         """
         return cls.from_classes(classes_of_metainfo(metainfo), name)
 
     @classmethod
     def join(cls, parts: "Sequence[Vocabulary]") -> "Vocabulary":
-        """Joins vocabularies in order; classes that share a synonym become one.
+        """Join vocabularies in order and merge classes that share a synonym.
 
-        The classes of the first part keep their indices. A later class that shares a synonym with
-        one of an earlier part is merged into it (its first known synonym decides): the earlier
-        one's name, flag and dataset name stay, and gain the synonyms that no earlier part has.
-        Classes of one part stay apart, even if a label file gives two of them the same name.
+        The classes of the first part keep their indices. A class that shares a synonym with a class
+        of an earlier part is merged into it; its first known synonym decides which one. The merged
+        class keeps the earlier name, flag and dataset name, and gains the synonyms that no earlier
+        part has. Classes of the same part are never merged, even if they share a name.
 
         Raises:
-            VocabularyError: No part.
+            VocabularyError: If ``parts`` is empty.
         """
         if not parts:
             raise VocabularyError("nothing to join; give at least one vocabulary")
@@ -215,24 +222,23 @@ class Vocabulary:
         return cls(tuple(map(tuple, groups)), tuple(flags), label, tuple(sources))
 
     def __add__(self, other: "Vocabulary") -> "Vocabulary":
-        """``join`` of the two."""
+        """Join two vocabularies, see :meth:`join`."""
         return self.join((self, other)) if isinstance(other, Vocabulary) else NotImplemented
 
     def overlap(self, other: "Vocabulary") -> tuple[bool, ...]:
-        """Whether each class of this vocabulary shares a synonym, spelled alike, with ``other``.
+        """Return, for each class, whether it shares a synonym with ``other``.
 
-        Case and surrounding space don't matter. Classes that share one with the training
-        vocabulary count as seen (ODISE, arXiv 2303.04803,
-        open-vocabulary inference).
+        Case and extra white space don't matter. For equation 10 of ODISE (arXiv 2303.04803), the
+        classes that overlap with the training vocabulary are the seen classes.
         """
         known = {key_of(text) for group in other.synonyms for text in group}
         return tuple(any(key_of(text) in known for text in group) for group in self.synonyms)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes our text format, which ``load`` reads back.
+        """Write a file in our text format, which :meth:`load` reads.
 
         Raises:
-            VocabularyError: A name holds a character that separates names in the format.
+            VocabularyError: If a name contains a separator of the format.
         """
         rows = zip(self.synonyms, self.is_thing, self.source_names, strict=True)
         classes = [RawClass(group, thing, source) for group, thing, source in rows]
@@ -240,7 +246,7 @@ class Vocabulary:
 
     @classmethod
     def from_classes(cls, classes: Sequence[RawClass], name: str) -> "Vocabulary":
-        """Makes one of the classes that a file or a text holds."""
+        """Create a vocabulary from the classes of a file or of typed text."""
         return cls(
             tuple(item.synonyms for item in classes),
             tuple(item.is_thing for item in classes),

@@ -187,7 +187,7 @@ def test_vocabularies(inferencer):
     assert len(names(vocabulary=["voc20", "cityscapes"])) == len(
         names(vocabulary="voc20,cityscapes")
     )
-    with pytest.raises(VocabularyError, match="no vocabulary 'cocoa'"):
+    with pytest.raises(VocabularyError, match="unknown vocabulary 'cocoa'"):
         inferencer.stream(image, vocabulary="cocoa")
     own = Vocabulary.parse("whale")
     assert names(vocabulary=own) == ("whale",)

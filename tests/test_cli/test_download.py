@@ -131,7 +131,7 @@ def test_class_names_and_checkpoints_in_one_call(
     [
         ("odise_tiny", "runs on random numbers"),
         ("odise_nothing", "no config 'odise_nothing'"),
-        ("openseg:nothing", "no vocabulary 'openseg:nothing'"),
+        ("openseg:nothing", "unknown vocabulary 'openseg:nothing'"),
     ],
 )
 def test_names_of_nothing(name: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -199,7 +199,7 @@ def test_what_training_cannot_use_is_counted(
 
 
 def test_bad_instance_data(instances: Path) -> None:
-    with pytest.raises(DatasetError, match="no category is called 'sky-other-merged', 'grass"):
+    with pytest.raises(DatasetError, match="no category for 'sky-other-merged', 'grass"):
         instance(instances, vocabulary=VOCABULARY)
     with pytest.raises(DatasetError, match=r"unknown category ids in annotations: 2 \(cat\)"):
         instance(instances, vocabulary=Vocabulary((("dog",),), (True,)))

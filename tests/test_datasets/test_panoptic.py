@@ -250,14 +250,14 @@ def rename(content: dict, old: str, new: str) -> None:
 BROKEN: dict[str, tuple[Callable[[dict], Any], str]] = {
     "a name the file lacks": (
         lambda c: rename(c, "dog", "hound"),
-        r"no category is called 'dog' as the vocabulary 'small' \(4 classes\) asks for; .*'hound'",
+        r"no category for 'dog' of vocabulary 'small' \(4 classes\); .*'hound'",
     ),
     "a category the vocabulary lacks": (
         lambda c: (
             c["categories"].append(dict(id=99, name="tree", isthing=0)),
             c["annotations"][0]["segments_info"][0].update(category_id=99),
         ),
-        r"unknown category ids in annotations: 99 \(tree\); .* its name in the vocabulary",
+        r"unknown category ids in annotations: 99 \(tree\); .* under a name of the vocabulary",
     ),
     "a category that is not listed": (
         lambda c: c["annotations"][0]["segments_info"][0].update(category_id=55),
@@ -265,15 +265,15 @@ BROKEN: dict[str, tuple[Callable[[dict], Any], str]] = {
     ),
     "an image id twice": (
         lambda c: c["images"].append(dict(c["images"][0])),
-        "image id 7 is there more than once",
+        "image id 7 appears more than once",
     ),
     "a category id twice": (
         lambda c: c["categories"][1].update(id=17),
-        "category id 17 is there more than once",
+        "category id 17 appears more than once",
     ),
     "a category name twice": (
         lambda c: c["categories"].append(dict(id=99, name="dog", isthing=1)),
-        "category name 'dog' is there more than once, with the ids 18 and 99",
+        "category name 'dog' appears more than once, with ids 18 and 99",
     ),
     "an image annotated twice": (
         lambda c: c["annotations"].append(dict(c["annotations"][0])),
@@ -371,7 +371,7 @@ def test_an_unused_root_category_may_be_called_like_a_class(coco: SmallCoco) -> 
     assert infos(dataset) == before and 0 not in dataset.cat2label
     content["annotations"][0]["segments_info"][0]["category_id"] = 0
     coco.write({**content, "categories": [root, *content["categories"]]})
-    with pytest.raises(DatasetError, match="category name 'dog' .* the ids 0 and 18"):
+    with pytest.raises(DatasetError, match="category name 'dog' .* ids 0 and 18"):
         build(coco)
 
 
@@ -394,7 +394,7 @@ def test_arguments_that_do_not_fit(coco: SmallCoco) -> None:
         build(coco, vocabulary=None)
     with pytest.raises(DatasetError, match=r"a built-in name or a file, not \['cat', 'dog'\]"):
         build(coco, vocabulary=["cat", "dog"])
-    with pytest.raises(DatasetError, match=r"'coco' \(133 classes\) .*the file has 4 categories"):
+    with pytest.raises(DatasetError, match=r"'coco' \(133 classes\); the file has 4 categories"):
         build(coco, vocabulary="coco")
     with pytest.raises(ConfigError, match="remove filter_cfg"):
         build(coco, filter_cfg=dict(filter_empty_gt=True))

@@ -214,7 +214,7 @@ def test_bad_input_is_named(tmp_path: Path, kind: str) -> None:
     ):
         with pytest.raises(DatasetError, match=rf"instances\.json: {message}"):
             run(items, annotations=[content["annotations"][0] | dict(segmentation=mask)])
-    with pytest.raises(DatasetError, match=r"instances\.json: image id 31 is there more than once"):
+    with pytest.raises(DatasetError, match=r"instances\.json: image id 31 appears more than once"):
         run(items, images=[content["images"][0]] * 2)
     if kind == "InstanceAP":
         unknown = [c | dict(name="gnu") if c["id"] == 900 else c for c in content["categories"]]

@@ -170,7 +170,7 @@ def test_flops_only_needs_no_weights(capsys: pytest.CaptureFixture) -> None:
     ("arguments", "message"),
     [
         (["--device", "cuda:99"], "cuda:99"),
-        (["--vocabulary", "nope.txt"], "no vocabulary file 'nope.txt'"),
+        (["--vocabulary", "nope.txt"], "vocabulary file 'nope.txt' not found"),
         (["--precision", "fp16"], "fp16 is for GPUs"),
     ],
 )

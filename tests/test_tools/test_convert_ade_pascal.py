@@ -618,7 +618,7 @@ TAMPERED = {
     "image twice": (
         "panoptic_val.json",
         edit(lambda c: c["images"].append(c["images"][0])),
-        r"panoptic_val\.json: image id 1 is there more than once",
+        r"panoptic_val\.json: image id 1 appears more than once",
     ),
     "categories": (
         "panoptic_val.json",
@@ -656,7 +656,7 @@ TAMPERED = {
     "object twice": (
         "instances_val.json",
         edit(lambda c: c["annotations"].append(c["annotations"][0])),
-        r"instances_val\.json: annotation id 1 is there more than once",
+        r"instances_val\.json: annotation id 1 appears more than once",
     ),
     "object's area": (
         "instances_val.json",

@@ -85,7 +85,7 @@ def test_reports_of_an_earlier_release_are_found(tmp_path: Path) -> None:
 
 
 def test_old_names_of_classes_and_functions() -> None:
-    with pytest.warns(FutureWarning, match="Opinion is called ClassPrediction now"):
+    with pytest.warns(FutureWarning, match="Opinion has been renamed to ClassPrediction"):
         assert odise_mm.models.Opinion is ClassPrediction
     with pytest.warns(FutureWarning):
         assert odise_mm.visualization.class_colours is class_colors

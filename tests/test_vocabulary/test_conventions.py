@@ -1,4 +1,4 @@
-"""Typed names that look like another convention are pointed out, and honest ones are not."""
+"""Warnings about names in another separator convention, and none about ordinary names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from odise_mm.vocabulary import Vocabulary, conventions
 
 @pytest.fixture
 def warned(monkeypatch) -> list[str]:
-    """What has been logged."""
+    """Logged warnings."""
     lines: list[str] = []
 
     def keep(message: str, logger: str, level: int) -> None:
@@ -52,24 +52,24 @@ def test_other_signs(warned, text, better):
     for given in (text, [text]):
         assert len(Vocabulary.parse(given)) == 1
     assert len(warned) == 1  # once for each text
-    assert "gives 1 class: " in warned[0] and "separates no classes here" in warned[0]
+    assert "is read as 1 class: " in warned[0] and "does not separate classes here" in warned[0]
     assert warned[0].endswith(f"write '{better}'")
-    # The advice is understood without another warning.
+    # The suggested text does not warn again.
     assert Vocabulary.parse(better).names == tuple(better.split("; "))
     assert len(warned) == 1
 
 
-def test_the_message_in_full(warned):
+def test_complete_message(warned):
     Vocabulary.parse("yellow heart, red ball, black heart", "lake.road")
     comma, dot = warned
     assert comma == (
-        "texts 'yellow heart, red ball, black heart' gives 1 class: yellow heart = red ball = "
-        "black heart (',' stands between the synonyms of one class); for 3 classes, write "
+        "texts 'yellow heart, red ball, black heart' is read as 1 class: yellow heart = red ball = "
+        "black heart (',' separates the synonyms of one class); for 3 classes, write "
         "'yellow heart; red ball; black heart'; if it is one class, end it with ';'"
     )
     assert dot == (
-        "stuff_texts 'lake.road' gives 1 class: lake.road (unlike in mmdet's open-vocabulary "
-        "demos, '.' separates no classes here); for 2 classes, write 'lake; road'"
+        "stuff_texts 'lake.road' is read as 1 class: lake.road (unlike in mmdet's open-vocabulary "
+        "demos, '.' does not separate classes here); for 2 classes, write 'lake; road'"
     )
 
 
@@ -85,7 +85,7 @@ def test_the_message_in_full(warned):
         "a photo of a dog.", "pick-up", "rock'n'roll sign",
     ],
 )  # fmt: skip
-def test_honest_dots(warned, text):
+def test_dots_within_names_do_not_warn(warned, text):
     assert Vocabulary.parse(text).names == Vocabulary.parse([text]).names == (text,)
     assert Vocabulary.parse(f"zebra; {text}, giraffe").names == ("zebra", text)
     assert warned == []
@@ -101,7 +101,7 @@ def test_honest_dots(warned, text):
         ("['newt']", "newt"),
     ],
 )
-def test_lists_as_programs_write_them(warned, text, better):
+def test_python_and_json_lists_warn(warned, text, better):
     assert len(Vocabulary.parse(text)) == 1
     assert len(warned) == 1 and "brackets and quotation marks" in warned[0]
     assert warned[0].endswith(f"write '{better}'")
@@ -110,7 +110,7 @@ def test_lists_as_programs_write_them(warned, text, better):
 
 
 @pytest.mark.parametrize("text", ["a [big] cat", "[a] or [b]", "(a) cat (b)", "(red) kite", "[]"])
-def test_brackets_within_names(warned, text):
+def test_brackets_within_names_do_not_warn(warned, text):
     assert len(Vocabulary.parse(text)) == 1
     assert warned == []
 
@@ -128,10 +128,10 @@ def test_brackets_within_names(warned, text):
         ",".join(f"thing number{n} of kind{n}" for n in range(200)),
     ],
 )
-def test_lists_with_commas_alone(warned, text):
+def test_unrelated_names_between_commas_warn(warned, text):
     names = Vocabulary.parse(text).synonyms
     assert len(names) == 1
-    assert len(warned) == 1 and "gives 1 class: " in warned[0] and len(warned[0]) < 1200
+    assert len(warned) == 1 and "is read as 1 class: " in warned[0] and len(warned[0]) < 1200
     Vocabulary.parse([text])
     Vocabulary.parse(["coco", text])
     Vocabulary.parse(None, text)
@@ -157,13 +157,13 @@ def test_lists_with_commas_alone(warned, text):
         "cat,",
     ],
 )
-def test_plausible_synonyms(warned, text):
+def test_plausible_synonyms_do_not_warn(warned, text):
     Vocabulary.parse(text)
     Vocabulary.parse([text])
     assert warned == []
 
 
-def test_who_separates_classes_knows_how(warned):
+def test_no_warning_if_classes_are_separated(warned):
     Vocabulary.parse("pagoda, temple", "blue sky, sky; lake")
     Vocabulary.parse(["pagoda, temple", "tower, spire"])
     Vocabulary.parse(["pagoda, temple;"], ["lake, water"])
@@ -171,13 +171,13 @@ def test_who_separates_classes_knows_how(warned):
     assert warned == []
 
 
-def test_nothing_of_a_text_steers_the_terminal(warned):
+def test_control_characters_are_escaped(warned):
     Vocabulary.parse("cat\x1b[2J, dog\u202e")
     assert warned[0].isprintable() and "\\x1b[2J" in warned[0]
 
 
 @pytest.mark.parametrize("name", ["coco", "ade20k", "lvis", "cityscapes", "mapillary"])
-def test_classes_of_built_in_lists_are_taken_for_what_they_are(warned, name):
+def test_classes_of_builtin_vocabularies_do_not_warn(warned, name):
     for group in Vocabulary.load(name).synonyms:
         Vocabulary.parse(", ".join(group))
         assert Vocabulary.parse(group[0]).names[0] == group[0]

@@ -1,4 +1,4 @@
-"""Published label files by name, from a server that stands for their publishers."""
+"""Published label files by name, from a local server that stands in for their publishers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.file_server import FileServer, serving
 
 
 def as_published(vocabulary: Vocabulary) -> bytes:
-    """Its names in the format of the publishers, each with a synonym of theirs."""
+    """Format a vocabulary as a published label file, with one more synonym per class."""
     lines = ["0:invalid_class_id"]
     lines += [f"{i}:{g[0]},published {i}" for i, g in enumerate(vocabulary.synonyms, start=1)]
     return "\n".join(lines).encode()
@@ -34,7 +34,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServ
         yield running
 
 
-def test_a_list_comes_once_with_the_flags_of_its_dataset(
+def test_list_is_downloaded_once_and_gets_the_flags_of_its_dataset(
     server: FileServer, tmp_path: Path
 ) -> None:
     for name in ("openseg:coco_panoptic", " OpenSeg: coco_panoptic"):
@@ -46,9 +46,9 @@ def test_a_list_comes_once_with_the_flags_of_its_dataset(
     assert Vocabulary.load("openseg:coco_panoptic").name == "openseg:coco_panoptic"
 
 
-def test_publishers_do_not_mix(server: FileServer) -> None:
+def test_publishers_are_kept_apart(server: FileServer) -> None:
     one = Vocabulary.load("openseg:ade20k_847")
-    assert all(one.is_thing)  # nobody says which are
+    assert all(one.is_thing)  # the flags of this list are unknown
     server.content = as_published(Vocabulary.load("voc20"))
     assert len(Vocabulary.load("fcclip:ade20k_847")) == 20
     assert [path for path, _ in server.requests] == [
@@ -62,13 +62,13 @@ def test_things_can_be_given(server: FileServer) -> None:
     assert sum(vocabulary.is_thing) == 2
 
 
-def test_names_of_lists_among_typed_names(server: FileServer) -> None:
+def test_published_list_among_typed_names(server: FileServer) -> None:
     joined = Vocabulary.parse("zeppelin; openseg:coco_panoptic; dune")
     assert len(joined) == 135 and joined.names[:2] == ("zeppelin", "person")
     assert Vocabulary.parse("openseg:coco_panoptic, voc20").names[0] == "person"
     with pytest.raises(VocabularyError, match="'openseg:coco_panoptic' is a vocabulary and 'dune'"):
         Vocabulary.parse("openseg:coco_panoptic, dune")
-    # other names with a colon are names of classes
+    # other names with a colon are class names
     assert Vocabulary.parse("sign: stop").names == ("sign: stop",)
     assert not server.requests[1:]
 
@@ -77,9 +77,12 @@ def test_names_of_lists_among_typed_names(server: FileServer) -> None:
     ("name", "message"),
     [
         ("openseg:coco_panoptik", "did you mean coco_panoptic.*publishes openseg:coco_panoptic, "),
-        ("openseg:", "no vocabulary 'openseg:'.*NVlabs/ODISE publishes openseg:coco_panoptic"),
+        ("openseg:", "unknown vocabulary 'openseg:'.*NVlabs/ODISE publishes openseg:coco_panoptic"),
         ("fcclip:ade20k_150", "bytedance/fc-clip publishes fcclip:coco_panoptic"),
-        ("opensek:coco", r"no vocabulary 'opensek:coco'.*published list \(openseg:..., fcclip:"),
+        (
+            "opensek:coco",
+            r"unknown vocabulary 'opensek:coco'.*published list \(openseg:..., fcclip:",
+        ),
     ],
 )
 def test_unknown_names(server: FileServer, name: str, message: str) -> None:
@@ -90,24 +93,24 @@ def test_unknown_names(server: FileServer, name: str, message: str) -> None:
 
 def test_offline(server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(VocabularyError, match="HF_HUB_OFFLINE is set.*give the path of a local"):
+    with pytest.raises(VocabularyError, match="HF_HUB_OFFLINE is set.*pass the path of a local"):
         Vocabulary.load("openseg:coco_panoptic")
     assert not server.requests
 
 
-def test_a_publisher_that_moved(server: FileServer) -> None:
+def test_file_missing_on_the_server(server: FileServer) -> None:
     server.status = 404
     with pytest.raises(VocabularyError, match="openseg:coco_panoptic .*HTTP 404"):
         Vocabulary.load("openseg:coco_panoptic")
 
 
-def test_what_is_no_label_file_is_refused(server: FileServer) -> None:
+def test_not_a_label_file_raises(server: FileServer) -> None:
     server.content = b"name: something else"
     with pytest.raises(VocabularyError, match="coco_panoptic_with_prompt_eng.txt:1: expected"):
         Vocabulary.load("openseg:coco_panoptic")
 
 
-def test_the_lists_are_documented_and_their_flags_known() -> None:
+def test_lists_are_documented_and_their_flags_are_known() -> None:
     page = (Path(__file__).parents[2] / "docs" / "vocabularies.md").read_text(encoding="utf-8")
     for key, publisher in PUBLISHERS.items():
         assert publisher.folder.startswith("https://raw.githubusercontent.com/")

@@ -60,7 +60,7 @@ def mm_classes():
 
 
 @pytest.mark.parametrize("name", [name for name in BUILTIN if name != "coco"])
-def test_builtin_has_order_and_names_of_the_mm_dataset(name):
+def test_builtin_has_order_and_names_of_the_openmmlab_dataset(name):
     assert list(Vocabulary.load(name).source_names) == list(mm_classes()[name])
 
 
@@ -90,7 +90,7 @@ def test_flags_of_ade20k_and_cityscapes_are_mmdets():
     assert cityscapes["thing_classes"] == tuple(CityscapesDataset.METAINFO["classes"])
 
 
-def test_coco_covers_the_classes_that_training_has_seen():
+def test_overlap_with_coco_finds_the_seen_classes():
     test = Vocabulary.parse(
         "person, child; dog; car, automobile; zeppelin; traffic cone, pylon; sky, clouds; grass; "
         "river, stream; brick wall; glacier; sand dune, desert; scarecrow"
@@ -102,7 +102,7 @@ def test_coco_covers_the_classes_that_training_has_seen():
 @pytest.mark.parametrize("one", ["coco", "ade20k", "lvis", "pascal_context59"])
 @pytest.mark.parametrize("two", ["coco", "ade20k", "lvis", "pascal_context59"])
 def test_joining_builtins_keeps_classes_of_the_second_apart(one, two):
-    # No class of `one` swallows two classes of `two`, but for what means the same in `one`.
+    # No class of `one` merges two classes of `two`, unless they mean the same in `one`.
     one, two = Vocabulary.load(one), Vocabulary.load(two)
     owner = {
         text.casefold(): name for name, g in zip(one.names, one.synonyms, strict=True) for text in g
@@ -199,7 +199,7 @@ def test_join_keeps_classes_of_one_part_apart_wherever_it_stands(tmp_path):
     file, zebra = Vocabulary.load(path), Vocabulary.parse("zebra")
     assert (file + zebra).synonyms == (*file.synonyms, *zebra.synonyms)
     assert (zebra + file).synonyms == (*zebra.synonyms, *file.synonyms)
-    # what an earlier part has still decides, for each class of the later part by itself
+    # each class of the later part is merged separately with the classes of the earlier part
     merged = Vocabulary.parse("wolf, gray wolf; puppy") + file
     assert merged.synonyms == (
         ("wolf", "gray wolf", "hound"), ("puppy",), ("dog", "hound"), ("cat",)
@@ -229,11 +229,11 @@ def test_five_thousand_names():
 @pytest.mark.parametrize(
     ("texts", "stuff", "message"),
     [
-        ("", None, "no names given"),
-        (None, None, "no names given"),
-        (" ; ,, ;\n", ",", "no names given"),
-        ([], None, "no names given"),
-        (["cat", " "], None, r"texts\[1\] holds no name"),
+        ("", None, "no class names given"),
+        (None, None, "no class names given"),
+        (" ; ,, ;\n", ",", "no class names given"),
+        ([], None, "no class names given"),
+        (["cat", " "], None, r"texts\[1\] contains no name"),
         (["cat", 3], None, r"texts\[1\] is int"),
         (7, None, "texts is int"),
         (
@@ -244,10 +244,10 @@ def test_five_thousand_names():
         ("grass; cat", "grass", "'grass' is in two classes"),
         ("coco, zeppelin", None, "write 'coco; zeppelin'"),
         ("cat", "ade20k", "'ade20k' in texts"),
-        ("no/such/names", None, "no vocabulary file 'no/such/names'"),
-        ("cat; names.txt", None, "no vocabulary file 'names.txt'"),
-        ("names.JSON", None, "no vocabulary file 'names.JSON'"),
-        ("a/" + "long " * 2000, None, "no vocabulary file"),
+        ("no/such/names", None, "vocabulary file 'no/such/names' not found"),
+        ("cat; names.txt", None, "vocabulary file 'names.txt' not found"),
+        ("names.JSON", None, "vocabulary file 'names.JSON' not found"),
+        ("a/" + "long " * 2000, None, "vocabulary file '.*' not found"),
     ],
 )
 def test_bad_texts_give_one_clear_message(texts, stuff, message):
@@ -258,7 +258,7 @@ def test_bad_texts_give_one_clear_message(texts, stuff, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (((), ()), "no class"),
+        (((), ()), "no classes"),
         (((("a",), ()), (True, True)), "class 1 .* empty name"),
         (((("a", " "),), (True,)), "class 0 .* empty name"),
         (((("a",),), (True, False)), "1 classes but 2 entries in is_thing"),
@@ -276,11 +276,11 @@ def test_bad_fields(arguments, message):
     [
         ("coc", "did you mean 'coco'"),
         ("ade2k", "did you mean 'ade20k'"),
-        ("qqqqq", "no vocabulary 'qqqqq'; Built in are coco"),
-        ("gone.txt", "no vocabulary file 'gone.txt'"),
+        ("qqqqq", "unknown vocabulary 'qqqqq'; built-in vocabularies: coco"),
+        ("gone.txt", "vocabulary file 'gone.txt' not found"),
     ],
 )
-def test_load_of_what_does_not_exist(name, message):
+def test_load_of_an_unknown_name_raises(name, message):
     with pytest.raises(VocabularyError, match=message):
         Vocabulary.load(name)
 
@@ -297,13 +297,13 @@ def test_own_format_round_trip(name, tmp_path):
     assert Vocabulary.parse(str(tmp_path / "mine.txt")) == vocabulary
 
 
-def test_path_may_hold_a_comma_and_files_join_with_names(tmp_path):
+def test_path_may_contain_a_comma_and_files_join_with_names(tmp_path):
     path = tmp_path / "a, b.txt"
     Vocabulary.parse("dune", "sky").save(path)
     assert Vocabulary.parse([str(path), "zeppelin"]).names == ("dune", "sky", "zeppelin")
 
 
-def test_save_refuses_names_that_would_not_load_again(tmp_path):
+def test_save_rejects_names_with_separators(tmp_path):
     with pytest.raises(VocabularyError, match="'a|b' cannot be saved"):
         Vocabulary((("a|b",),), (True,)).save(tmp_path / "x.txt")
 
@@ -336,8 +336,8 @@ def test_label_file_round_trip(name, tmp_path):
     assert loaded.synonyms == vocabulary.synonyms and loaded.is_thing == vocabulary.is_thing
 
 
-def test_label_file_of_one_dataset_takes_flags_by_place(tmp_path):
-    # One class in ten goes by a name that our list does not know.
+def test_label_file_of_one_dataset_takes_flags_by_index(tmp_path):
+    # One class in ten has a name that our list does not know.
     ade20k = Vocabulary.load("ade20k")
     lines = [
         f"{i}:{f'unheard of {i}' if i % 10 == 0 else group[0]}"
@@ -349,7 +349,7 @@ def test_label_file_of_one_dataset_takes_flags_by_place(tmp_path):
 
 
 def test_label_file_keeps_a_name_of_two_classes(tmp_path):
-    # Published lists hold such names, and the numbers published with them depend on it.
+    # Published lists contain such names, and the results published with them depend on it.
     path = tmp_path / "labels.txt"
     path.write_text("1:screen,screen door\n2:monitor,screen\n")
     assert Vocabulary.load(path).synonyms == (("screen", "screen door"), ("monitor", "screen"))
@@ -360,17 +360,17 @@ def test_label_file_keeps_a_name_of_two_classes(tmp_path):
     [
         ("1:person\nsky\n", r"labels.txt:2: expected 'id:name,name', found 'sky'"),
         ("1:person\n\n2: ,\n", r"labels.txt:3: id 2 has no name"),
-        ("1:person\n1:sky\n", r"labels.txt:2: id 1 is already in line 1"),
+        ("1:person\n1:sky\n", r"labels.txt:2: id 1 is already used in line 1"),
         ("person\n", r"labels.txt:1: expected 'thing: name, name'"),
         ("# x\nthing: a\nstuf: b\n", r"labels.txt:3: expected"),
-        ("thing: a\nstuff: | b\n", r"labels.txt:2: a class without a name"),
+        ("thing: a\nstuff: | b\n", r"labels.txt:2: class without a name"),
         (
             "thing: a, b\nstuff: B\n",
-            r"labels.txt:2: the name 'B' is already in the class of line 1",
+            r"labels.txt:2: name 'B' already belongs to the class in line 1",
         ),
-        ("# only a comment\n", "labels.txt holds no class"),
-        ("", "labels.txt holds no class"),
-        ("0:invalid_class_id\n", "labels.txt holds no class"),
+        ("# only a comment\n", "labels.txt has no classes"),
+        ("", "labels.txt has no classes"),
+        ("0:invalid_class_id\n", "labels.txt has no classes"),
     ],
 )
 def test_bad_lines_are_named(text, message, tmp_path):
@@ -405,14 +405,14 @@ def test_json_files(tmp_path):
         ('[{"id": true, "name": "cat"}]', "category number 1 of the list has `id` true"),
         ('[{"id": 1.5, "name": "cat"}]', "category number 1 of the list has `id` 1.5"),
         ('[{"id": 1, "name": null}]', "category 1 has `name` null, not text"),
-        ('[{"id": 1, "name": ","}]', "category 1 has no name but commas"),
+        ('[{"id": 1, "name": ","}]', "the name of category 1 consists of commas only"),
         ('[{"id": 1, "name": "cat", "isthing": "0"}]', 'category 1 has `isthing` "0", not 0 or 1'),
-        ('[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]', "category id 1 is there more than"),
-        ('[{"id": 1, "name": "a"}, {"id": 2, "name": " a"}]', "'a' .* with the ids 1 and 2"),
+        ('[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]', "category id 1 appears more than"),
+        ('[{"id": 1, "name": "a"}, {"id": 2, "name": " a"}]', "'a' .* with ids 1 and 2"),
         ("{}", "classes.json: metainfo has no class names"),
         ('["cat"]', "classes.json: expected mmdet's metainfo"),
         ("3", "classes.json: expected mmdet's metainfo"),
-        ("[]", "classes.json holds no class"),
+        ("[]", "classes.json has no classes"),
     ]:
         path.write_text(text)
         with pytest.raises(VocabularyError, match=message):
