@@ -1,4 +1,5 @@
-"""From the archives of datasets to the annotation files that the package reads.
+"""Converters from the providers' archives to the annotation files that the package reads.
 
-Nothing here imports torch when it is imported: worker processes start in a fraction of a second.
+The modules do not import torch at the top level, so that worker processes start in a fraction of a
+second.
 """

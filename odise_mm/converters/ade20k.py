@@ -1,12 +1,12 @@
 """ADE20K with 150 classes: panoptic and instance annotations in COCO's format.
 
-Starts from ADEChallengeData2016.zip (images/, annotations/) and annotations_instance.tar of the
-scene parsing benchmark, unpacked into one folder, and writes there panoptic_val.json,
-panoptic_val/ and instances_val.json (for ``--splits train``: panoptic_train.json and so on). The
-semantic label maps are used as they are. Category ids are SceneParsing's, 1 to 150.
+Unpack ADEChallengeData2016.zip (images/, annotations/) and annotations_instance.tar of the scene
+parsing benchmark into one folder. The converter writes panoptic_val.json, panoptic_val/ and
+instances_val.json there (panoptic_train.json and so on for ``--splits train``). The semantic label
+maps are used unchanged. Category ids are those of SceneParsing, 1 to 150.
 
-Stuff comes from the semantic maps, things from the instance maps, which are laid over the stuff;
-pixels of a thing class that belong to no instance are left empty.
+Stuff segments come from the semantic maps. Thing segments come from the instance maps and cover the
+stuff. Pixels of a thing class that belong to no instance stay empty.
 
 Example:
     python tools/dataset_converters/ade20k.py data/ADEChallengeData2016
@@ -56,8 +56,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def categories() -> list[dict]:
-    """SceneParsing's classes as COCO's ``categories``, id = index from 1."""
-    from odise_mm.vocabulary import Vocabulary  # late: imports torch, workers need not
+    """Return SceneParsing's classes as COCO ``categories``; ids count from 1."""
+    from odise_mm.vocabulary import Vocabulary  # imports torch, which workers do not need
 
     vocabulary = Vocabulary.load("ade20k")
     return [
@@ -69,14 +69,14 @@ def categories() -> list[dict]:
 
 
 def image_paths(root: Path, split: str) -> list[Path]:
-    """The split's images, in the order of their names.
+    """Return the split's image files, sorted by name.
 
     Raises:
-        DatasetError: the archive's folders are not there, or are empty.
+        DatasetError: A folder of the archive is missing, or there are no images.
     """
-    folder = need_folder(root / "images" / FOLDERS[split], "ADEChallengeData2016.zip")
-    need_folder(root / "annotations" / FOLDERS[split], "ADEChallengeData2016.zip")
-    need_folder(root / "annotations_instance" / FOLDERS[split], "annotations_instance.tar")
+    folder = need_folder(root / "images" / FOLDERS[split], "unpack ADEChallengeData2016.zip")
+    need_folder(root / "annotations" / FOLDERS[split], "unpack ADEChallengeData2016.zip")
+    need_folder(root / "annotations_instance" / FOLDERS[split], "unpack annotations_instance.tar")
     paths = sorted(folder.glob("*.jpg"))
     if not paths:
         raise DatasetError(f"{folder}: no images (*.jpg); unpack ADEChallengeData2016.zip again")
@@ -84,13 +84,13 @@ def image_paths(root: Path, split: str) -> list[Path]:
 
 
 def convert(root: Path, split: str, workers: int) -> str | None:
-    """Write a split's panoptic and instance annotations.
+    """Write the panoptic and instance annotations of a split.
 
     Returns:
-        A sentence on files whose two annotations disagree; None if there is none.
+        A note about files whose semantic and instance maps disagree, or None if all agree.
 
     Raises:
-        DatasetError: names the first bad file.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
     panoptic, instances = root / f"panoptic_{split}.json", root / f"instances_{split}.json"
     paths, folder = image_paths(root, split), root / f"panoptic_{split}"
@@ -101,12 +101,12 @@ def convert(root: Path, split: str, workers: int) -> str | None:
         name = f"{path.stem}.png"
         maps = root / "annotations" / FOLDERS[split] / name
         source = need_file(
-            root / "annotations_instance" / FOLDERS[split] / name, "annotations_instance.tar"
+            root / "annotations_instance" / FOLDERS[split] / name, "unpack annotations_instance.tar"
         )
-        data = (path, need_file(maps, "ADEChallengeData2016.zip"), things)
+        data = (path, need_file(maps, "unpack ADEChallengeData2016.zip"), things)
         items.append(Item(source, folder / name, data))
         if not path.stem.rpartition("_")[2].isdecimal():
-            raise DatasetError(f"{path}: its name does not end in a number")
+            raise DatasetError(f"{path}: the file name must end with a number")
     if (panoptic.exists() and instances.exists()) and all(is_complete(i.output) for i in items):
         return None
     journal = root / f".panoptic_{split}.journal"
@@ -142,7 +142,16 @@ def convert(root: Path, split: str, workers: int) -> str | None:
 
 
 def convert_image(item: Item) -> dict[str, Any]:
-    """Panoptic PNG file of one image; what the JSON files need to know of it."""
+    """Write the panoptic PNG file of one image.
+
+    Returns:
+        Facts for the JSON files: "size" (height, width), "segments" and "instances" (COCO's
+        format), and the number of pixels that have a class in both maps ("both") and in both the
+        same ("agree").
+
+    Raises:
+        DatasetError: The maps and the image differ in size, or a label is out of range.
+    """
     image, semantic_path, things = item.data
     semantic = read_label_map(semantic_path)
     same_size(semantic, semantic_path, image)
@@ -150,12 +159,16 @@ def convert_image(item: Item) -> dict[str, Any]:
     same_size(instance, item.source, image)
     if semantic.max(initial=0) > CLASSES:
         raise DatasetError(
-            f"{semantic_path}: label {semantic.max()}; SceneParsing's are 0 to {CLASSES}"
+            f"{semantic_path}: label {semantic.max()} is out of range; SceneParsing has labels 0 "
+            f"to {CLASSES}"
         )
-    # R: place among the thing classes, from 1; G: number of the object
+    # red: index among the thing classes, from 1; green: number of the object
     place, number = instance[..., 0].astype(np.int64), instance[..., 1].astype(np.int64)
     if place.max(initial=0) > THINGS:
-        raise DatasetError(f"{item.source}: class {place.max()}; R must be 0 to {THINGS}")
+        raise DatasetError(
+            f"{item.source}: class {place.max()} is out of range; the red channel must be 0 to "
+            f"{THINGS}"
+        )
     category = np.array([0, *things])[place]
     ids = np.zeros(semantic.shape, np.int32)
     segments = []
@@ -180,7 +193,7 @@ def convert_image(item: Item) -> dict[str, Any]:
     kept = []
     for segment in segments:
         mask = ids == segment["id"]
-        if mask.any():  # stuff may be hidden by things
+        if mask.any():  # things may cover a stuff segment completely
             kept.append(dict(segment, iscrowd=0, area=int(mask.sum()), bbox=box_of(mask)))
     write_png(item.output, ids_to_rgb(ids))
     both = (category > 0) & (semantic > 0)
@@ -194,11 +207,11 @@ def convert_image(item: Item) -> dict[str, Any]:
 
 
 def _compare(items: Sequence[Item], found: Sequence[dict]) -> str | None:
-    """Do instance classes, 1 to 100, name the thing classes in SceneParsing's order?
+    """Check that instance classes 1 to 100 are the thing classes in SceneParsing's order.
 
-    The provider's list (instanceInfo100) says so; here it is counted: things of the instance maps
-    must lie on their own class of the semantic maps. In a real file the two can differ, as objects
-    hide each other; in most of all pixels they cannot.
+    The provider's list (instanceInfo100) has this order. To check it on the files, count the pixels
+    whose class is the same in the instance map and in the semantic map. A single file may differ,
+    because objects cover each other, but most pixels of all files must agree.
     """
     odd = [
         item.source
@@ -208,54 +221,55 @@ def _compare(items: Sequence[Item], found: Sequence[dict]) -> str | None:
     agree, both = (sum(facts[key] for facts in found) for key in ("agree", "both"))
     if both and 2 * agree <= both:
         raise DatasetError(
-            f"{odd[0]}: its instances lie on other classes of the semantic map, as do those of "
-            f"{len(odd)} files of {len(items)}; are annotations/ and annotations_instance/ of the "
-            "same release?"
+            f"{odd[0]}: the classes of the instances differ from the semantic map (in {len(odd)} "
+            f"of {len(items)} files); make sure that annotations/ and annotations_instance/ are "
+            "from the same release"
         )
     if odd:
         return (
-            f"{len(odd)} files have most of their instances on another class of the semantic map, "
-            f"the first: {odd[0]}"
+            f"{len(odd)} files in which the class of most instance pixels differs from the "
+            f"semantic map (the first: {odd[0]})"
         )
     return None
 
 
 def verify(root: Path, split: str, workers: int) -> list[Row]:
-    """Check all that was written, and the raw semantic maps.
+    """Check the written annotations of a split and the original semantic maps.
 
     Raises:
-        DatasetError: names the first bad file.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
     images = root / "images" / FOLDERS[split]
     paths = image_paths(root, split)
     panoptic, instances = root / f"panoptic_{split}.json", root / f"instances_{split}.json"
     for path in (panoptic, instances):
         if not path.exists():
-            raise DatasetError(f"{path}: not written yet; run this without --verify-only")
+            raise DatasetError(f"{path}: not written yet; run this program without --verify-only")
         wanted = [c for c in categories() if path == panoptic or c["isthing"]]
         with parsing(path):
             if read_json(path)["categories"] != wanted:
                 raise DatasetError(
-                    f"{path}: its categories are not SceneParsing's; remove the file"
+                    f"{path}: its categories are not SceneParsing's; remove the file and run this "
+                    "program again"
                 )
     labels = root / "annotations" / FOLDERS[split]
     pairs = [(path, labels / f"{path.stem}.png") for path in paths]
-    of_labels = verify_semantic(pairs, CLASSES, reduce_zero_label=True, workers=workers)
-    of_panoptic = verify_panoptic(panoptic, panoptic.with_suffix(""), images, workers=workers)
-    of_instances = verify_instances(instances, images, workers=workers)
-    for path, counted in ((panoptic, of_panoptic), (instances, of_instances)):
+    label_counts = verify_semantic(pairs, CLASSES, reduce_zero_label=True, workers=workers)
+    panoptic_counts = verify_panoptic(panoptic, panoptic.with_suffix(""), images, workers=workers)
+    instance_counts = verify_instances(instances, images, workers=workers)
+    for path, counted in ((panoptic, panoptic_counts), (instances, instance_counts)):
         if counted.images != len(paths):
             raise DatasetError(
-                f"{path}: {counted.images} images where {images} has {len(paths)}; remove the "
-                "file and run this again"
+                f"{path}: {counted.images} images, but {images} has {len(paths)}; remove the file "
+                "and run this program again"
             )
     return [
-        Row(labels, "semantic label maps", of_labels.images, EXPECTED[split]),
-        Row(panoptic, "images", of_panoptic.images, EXPECTED[split]),
-        Row(panoptic, "segments", of_panoptic.segments),
-        Row(panoptic, "classes that occur", of_panoptic.classes),
-        Row(instances, "objects", of_instances.segments),
-        Row(instances, "classes that occur", of_instances.classes),
+        Row(labels, "semantic label maps", label_counts.images, EXPECTED[split]),
+        Row(panoptic, "images", panoptic_counts.images, EXPECTED[split]),
+        Row(panoptic, "segments", panoptic_counts.segments),
+        Row(panoptic, "classes present", panoptic_counts.classes),
+        Row(instances, "objects", instance_counts.segments),
+        Row(instances, "classes present", instance_counts.classes),
     ]
 
 

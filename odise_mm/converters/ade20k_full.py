@@ -1,13 +1,13 @@
 """ADE20K with 847 classes: semantic label maps from the full release (ADE20K_2021_17_01).
 
-Starts from the unpacked release (index_ade20k.pkl, images/ADE/{training,validation}/...). Writes
-annotations_847/validation/..., 16 bit PNG files of class indices with 65535 ignored, in folders
-like the images', and ade847.txt, the classes, one "index:name,synonym" per line.
+The input is the unpacked release (index_ade20k.pkl, images/ADE/{training,validation}/...). The
+outputs are annotations_847/validation/..., 16-bit PNG files of class indices (65535: ignored) in
+the same folders as the images, and ade847.txt, the classes, one "index:name,synonym" per line.
 
-The classes are the index's object names that occur as objects (not only as parts of objects) in
-images of both the training and the validation part, in the index's order: the rule stated for
-the 847 classes of MaskFormer (arXiv 2107.06278, section 4). To have exactly a published list,
-give it with --classes: one class per line, "name, synonym" as in the index, or its number there,
+The classes are the object names of the index that occur as objects (not only as parts) in both the
+training and the validation images, in the order of the index. This is the rule that MaskFormer
+states for its 847 classes (arXiv 2107.06278, section 4). To use a published list exactly, pass it
+with --classes. Each line has one class: "name, synonym" as in the index, its number in the index,
 or "id:name,synonym" as in OpenSeg's ade20k_847.txt.
 
 Example:
@@ -49,7 +49,7 @@ FOLDERS = {"train": "training", "val": "validation"}
 EXPECTED = {"train": 25574, "val": 2000}
 PUBLISHED_CLASSES = 847
 IGNORED = 65535
-RELEASE = "ADE20K_2021_17_01.zip"
+UNPACK = "unpack ADE20K_2021_17_01.zip"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,7 +58,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--classes",
         type=Path,
         metavar="FILE",
-        help="the classes, one per line: a name of the index or its number there (from 1)",
+        help="list of classes, one per line: a name in the index, or its number there (from 1)",
     )
     return parser.parse_args(argv)
 
@@ -67,8 +67,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 class _DataUnpickler(pickle.Unpickler):
-    """Reads dicts, lists, text, numbers and numpy arrays; a pickle that asks for any other class
-    or function (and so could run code) is refused."""
+    """Unpickler for dicts, lists, text, numbers and NumPy arrays.
+
+    It refuses pickles that need any other class or function, because they could run code.
+    """
 
     _ALLOWED = {
         ("numpy", "ndarray"),
@@ -87,8 +89,8 @@ class _DataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not data")
-        # numpy 2 renamed the folder; pickles of either numpy are read by either
+            raise pickle.UnpicklingError(f"it needs {module}.{name}, which is not plain data")
+        # NumPy 2 renamed the module: read pickles of both versions with both versions
         module = module.replace("numpy._core", "numpy.core")
         if hasattr(np, "_core"):
             module = module.replace("numpy.core", "numpy._core")
@@ -97,12 +99,12 @@ class _DataUnpickler(pickle.Unpickler):
 
 @dataclass(frozen=True)
 class Index:
-    """What is needed of the release's index.
+    """The part of the release's index that the conversion needs.
 
     Attributes:
-        names: object names; a label map's number is the place here, from 1.
-        images: of every image, its path below the release's folder.
-        presence: (names, images) whether an image has the name as an object.
+        names: Object names; number n of a label map is ``names[n - 1]``.
+        images: Path of every image, relative to the release's folder.
+        presence: (names, images) bool array: whether the name occurs as an object in the image.
     """
 
     names: list[str]
@@ -110,26 +112,27 @@ class Index:
     presence: np.ndarray
 
     def of_split(self, split: str) -> list[int]:
-        """Places in ``images``."""
+        """Return the indices in ``images`` of the images of a split."""
         folder = PurePosixPath("images", "ADE", FOLDERS[split])
         return [i for i, path in enumerate(self.images) if path.is_relative_to(folder)]
 
 
 def read_index(path: Path) -> Index:
-    """Read index_ade20k.pkl without running what a pickle could contain.
+    """Read index_ade20k.pkl without running code that a pickle may contain.
 
     Raises:
-        DatasetError: missing, not such an index, or not data only.
+        DatasetError: The file is missing, is not the release's index, or contains more than plain
+            data.
     """
-    need_file(path, RELEASE)
+    need_file(path, UNPACK)
     try:
         with open(path, "rb") as file:
             content = _DataUnpickler(file).load()
-    except Exception as error:  # whatever a damaged pickle makes the unpickler stumble over
-        raise DatasetError(f"{path}: not read, {error}; get the release again") from error
+    except Exception as error:  # a damaged pickle can raise almost anything
+        raise DatasetError(f"{path}: cannot be read ({error}); get the release again") from error
     try:
         names = [", ".join(pieces(str(name))) for name in content["objectnames"]]
-        # folders start with the release's own, which may have been renamed since
+        # drop the first folder, the release's own, which the user may have renamed
         images = [
             _inside(path, "/".join([*PurePosixPath(str(folder)).parts[1:], str(file)]))
             for folder, file in zip(content["folder"], content["filename"], strict=True)
@@ -139,7 +142,7 @@ def read_index(path: Path) -> Index:
     except DatasetError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise DatasetError(f"{path}: not the release's index ({error!r})") from error
+        raise DatasetError(f"{path}: not the index of the release ({error!r})") from error
     if not (counts.shape == parts.shape == (len(names), len(images))):
         raise DatasetError(
             f"{path}: objectPresence {counts.shape} and objectIsPart {parts.shape} do not fit "
@@ -149,25 +152,36 @@ def read_index(path: Path) -> Index:
 
 
 def pieces(name: str) -> list[str]:
-    """The names between commas; blanks around them and double ones do not matter."""
+    """Split a name at commas; whitespace is normalized and empty parts are dropped."""
     return [piece for piece in (" ".join(text.split()) for text in name.split(",")) if piece]
 
 
 def _inside(index: Path, name: str) -> PurePosixPath:
-    """An image's path, which must stay below the release's folder: labels are written by it."""
+    """Return an image's relative path; it must stay in the release's folder.
+
+    The paths of the label maps that are written are derived from it.
+    """
     where = f"{index}: the path of an image"
     path_inside(index.parent, name, DatasetError, where)
     path = PurePosixPath(name)
-    if ".." in path.parts:  # another start of the path would lead it elsewhere
-        raise DatasetError(f"{where} is '{printable(name)}'; there is no '..' in the release's")
+    if ".." in path.parts:  # label_path replaces the first folders, so ".." could leave the folder
+        raise DatasetError(f"{where} is '{printable(name)}'; it must not contain '..'")
     return path
 
 
 def choose_classes(index: Index, classes_file: Path | None) -> list[int]:
-    """Numbers (from 1) of the names that are classes, in the order of the class indices.
+    """Choose the names that are classes.
+
+    Args:
+        index: The release's index.
+        classes_file: List of classes; None derives them from the index.
+
+    Returns:
+        Their numbers in the index (from 1), in the order of the class indices.
 
     Raises:
-        DatasetError: a line of ``classes_file`` that the index does not know, or twice.
+        DatasetError: A line of ``classes_file`` is not in the index or occurs twice, or there are
+            no classes.
     """
     if classes_file is None:
         both = np.ones(len(index.names), bool)
@@ -180,7 +194,7 @@ def choose_classes(index: Index, classes_file: Path | None) -> list[int]:
     for number, name in enumerate(index.names, start=1):
         numbers.setdefault(name, number)
     chosen: list[int] = []
-    lines = read_lines(need_file(classes_file, "a published list"))
+    lines = read_lines(need_file(classes_file, "pass an existing list with --classes"))
     for place, line in enumerate(lines, start=1):
         text = _listed_name(line)
         if not text:
@@ -188,38 +202,41 @@ def choose_classes(index: Index, classes_file: Path | None) -> list[int]:
         number = int(text) if text.isdecimal() else numbers.get(text, 0)
         if not 1 <= number <= len(index.names):
             raise DatasetError(
-                f"{classes_file}:{place}: the index has no object {text!r}; write a name as it is "
-                f"spelled there or a number from 1 to {len(index.names)}"
+                f"{classes_file}:{place}: the index has no object {text!r}; use a name as spelled "
+                f"in the index, or a number from 1 to {len(index.names)}"
             )
         if number in chosen:
-            raise DatasetError(f"{classes_file}:{place}: {text!r} is there twice")
+            raise DatasetError(f"{classes_file}:{place}: {text!r} is listed twice")
         chosen.append(number)
     if not chosen:
-        raise DatasetError(f"{classes_file}: no class in it")
+        raise DatasetError(f"{classes_file}: contains no classes")
     return chosen
 
 
 def _listed_name(line: str) -> str:
-    """A line of a list of classes as the index has it; label files' ``id:name,name``, too."""
+    """Return the name in a line of a class list, spelled as in the index ("" if there is none).
+
+    Lines in the format of label files, ``id:name,name``, are accepted too.
+    """
     label = re.fullmatch(r"\s*\d+\s*:(.*)", line)
     names = pieces(line if label is None else label[1])
     return "" if label and names == ["invalid_class_id"] else ", ".join(names)
 
 
 def write_vocabulary(path: Path, names: Sequence[str]) -> None:
-    """Write the classes, ``index:name,synonym``.
+    """Write the classes, one ``index:name,synonym`` per line.
 
-    This format, not ours, because two classes of ADE20K may share a synonym.
+    The format of label files is used because two classes of ADE20K may share a synonym.
 
     Raises:
-        DatasetError: the file is there with other classes; label maps of both would mix.
+        DatasetError: The file exists with different classes. Label maps for both would get mixed.
     """
     text = "".join(f"{index}:{','.join(n.split(', '))}\n" for index, n in enumerate(names))
     if path.exists():
         if path.read_text(encoding="utf-8") != text:
             raise DatasetError(
-                f"{path}: other classes than now asked for; remove it and "
-                f"{path.with_name('annotations_847')} to convert with the new ones"
+                f"{path}: its classes differ from the requested ones; to convert with the new "
+                f"classes, remove it and {path.with_name('annotations_847')}"
             )
         return
     write_text(path, text)
@@ -229,20 +246,30 @@ def write_vocabulary(path: Path, names: Sequence[str]) -> None:
 
 
 def label_path(root: Path, image: PurePosixPath) -> Path:
-    """Of images/ADE/validation/x/y.jpg: annotations_847/validation/x/y.png."""
+    """Return the label map of an image.
+
+    images/ADE/validation/x/y.jpg becomes annotations_847/validation/x/y.png.
+    """
     return root.joinpath("annotations_847", *image.parts[2:]).with_suffix(".png")
 
 
 def convert(root: Path, index: Index, numbers: Sequence[int], split: str, workers: int) -> None:
-    """Write a split's label maps.
+    """Write the label maps of a split.
+
+    Args:
+        root: Folder of the release.
+        index: The release's index.
+        numbers: Numbers of the classes in the index, as :func:`choose_classes` returns them.
+        split: "train" or "val".
+        workers: Number of processes.
 
     Raises:
-        DatasetError: names the first bad file.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
-    need_folder(root / "images" / "ADE" / FOLDERS[split], RELEASE)
+    need_folder(root / "images" / "ADE" / FOLDERS[split], UNPACK)
     places = index.of_split(split)
     if not places:
-        raise DatasetError(f"{root / 'index_ade20k.pkl'}: lists no {FOLDERS[split]} image")
+        raise DatasetError(f"{root / 'index_ade20k.pkl'}: lists no {FOLDERS[split]} images")
     table = np.full(len(index.names) + 1, IGNORED, np.uint16)
     table[list(numbers)] = np.arange(len(numbers))
     check_names(root, index, index.images[places[0]])
@@ -256,43 +283,50 @@ def convert(root: Path, index: Index, numbers: Sequence[int], split: str, worker
 
 
 def check_names(root: Path, index: Index, image: PurePosixPath) -> None:
-    """Do names and numbers of the index agree with those of an image's own annotation?
+    """Check that the index and the annotation of an image have the same names and numbers.
 
     Raises:
-        DatasetError: they do not.
+        DatasetError: They differ, or the annotation is missing or invalid.
     """
-    path = need_file((root / image).with_suffix(".json"), RELEASE)
+    path = need_file((root / image).with_suffix(".json"), UNPACK)
     with parsing(path, "an annotation of the release"):
         objects = rows_of(read_json(path)["annotation"], "object", path, name_ndx=LENGTH, name=TEXT)
     for item in objects:
         number, name = item["name_ndx"], ", ".join(pieces(item["name"]))
         if number > len(index.names) or index.names[number - 1] != name:
             raise DatasetError(
-                f"{path}: object {number} is called {name!r}, but not so in index_ade20k.pkl; are "
-                "they of the same release?"
+                f"{path}: object {number} is called {name!r}, but not in index_ade20k.pkl; make "
+                "sure that both are from the same release"
             )
 
 
 def convert_image(item: Item) -> None:
-    """One label map: number = R / 10 * 256 + G, then the class's index."""
+    """Write the label map of one image.
+
+    The number of an object is ``R // 10 * 256 + G``; the table maps numbers to class indices.
+
+    Raises:
+        DatasetError: The sizes differ, or the index has no such number.
+    """
     image, table = item.data
     pixels = read_pixels(item.source, ("RGB", "RGBA"))
     same_size(pixels, item.source, image)
     numbers = pixels[..., 0].astype(np.int32) // 10 * 256 + pixels[..., 1]
     if numbers.max(initial=0) >= len(table):
         raise DatasetError(
-            f"{item.source}: object {numbers.max()}; the index has {len(table) - 1} names"
+            f"{item.source}: object number {numbers.max()}, but the index has only "
+            f"{len(table) - 1} names"
         )
     write_png(item.output, table[numbers])
 
 
 def verify(root: Path, index: Index, split: str, workers: int) -> list[Row]:
-    """Check what was written.
+    """Check the written files of a split.
 
     Raises:
-        DatasetError: names the first bad file.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
-    vocabulary = need_file(root / "ade847.txt", "this tool, run without --verify-only")
+    vocabulary = need_file(root / "ade847.txt", "run this program without --verify-only")
     classes = len(vocabulary.read_text(encoding="utf-8").splitlines())
     images = [index.images[place] for place in index.of_split(split)]
     pairs = [(root / image, label_path(root, image)) for image in images]
@@ -307,7 +341,7 @@ def verify(root: Path, index: Index, split: str, workers: int) -> list[Row]:
     return [
         Row(vocabulary, "classes", classes, PUBLISHED_CLASSES),
         Row(root / "annotations_847" / FOLDERS[split], "label maps", found.images, EXPECTED[split]),
-        Row(root / "annotations_847" / FOLDERS[split], "classes that occur", found.classes),
+        Row(root / "annotations_847" / FOLDERS[split], "classes present", found.classes),
     ]
 
 
@@ -322,8 +356,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_vocabulary(root / "ade847.txt", [index.names[n - 1] for n in numbers])
         if args.classes is None and len(numbers) != PUBLISHED_CLASSES:
             notes.append(
-                "the classes were derived from the index and are not the published 847; results "
-                "compare with published ones only with that list, given with --classes"
+                "the classes were derived from the index and are not the published 847; to get "
+                "results that are comparable with published ones, pass that list with --classes"
             )
         for split in args.splits:
             convert(root, index, numbers, split, args.workers)

@@ -1,15 +1,15 @@
 """Prepare Cityscapes: panoptic, instance and semantic annotations of the 19 evaluated classes.
 
-Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip in DATA_ROOT. Written there, for
-every split (train has 2,975 images, val 500):
+Unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip in DATA_ROOT. For every split (train
+has 2,975 images, val 500), the converter writes there:
 
     annotations/panoptic_SPLIT.json, annotations/panoptic_SPLIT/CITY/*_gtFine_panoptic.png
     annotations/instances_SPLIT.json           (the 8 classes with instances)
-    gtFine/SPLIT/CITY/*_gtFine_labelTrainIds.png    (class indices 0 to 18, 255 is ignored)
+    gtFine/SPLIT/CITY/*_gtFine_labelTrainIds.png    (class indices 0 to 18; 255: ignored)
 
-Segment ids and categories are those of cityscapesscripts' createPanopticImgs: a segment's id is its
-number in *_instanceIds.png; a number below 1000 of a class with instances is a group of them,
-annotated as crowd.
+Segment ids and categories equal those of createPanopticImgs in cityscapesscripts. The id of a
+segment is its number in *_instanceIds.png. If a class has instances, a number below 1000 stands for
+a group of them, which is annotated as crowd.
 
 Example:
     python tools/dataset_converters/cityscapes.py data/cityscapes --splits val
@@ -38,7 +38,8 @@ from odise_mm.converters.work import Item, convert_all, finish, is_complete
 from odise_mm.errors import DatasetError
 from odise_mm.utils.files import write_json
 
-IMAGES_FROM, LABELS_FROM = "leftImg8bit_trainvaltest.zip", "gtFine_trainvaltest.zip"
+UNPACK_IMAGES = "unpack leftImg8bit_trainvaltest.zip"
+UNPACK_LABELS = "unpack gtFine_trainvaltest.zip"
 NUM_IMAGES = {"train": 2975, "val": 500}  # of the complete dataset
 IMAGE, INSTANCES, LABELS = "_leftImg8bit.png", "_gtFine_instanceIds.png", "_gtFine_labelIds.png"
 TRAIN_IDS, PANOPTIC = "_gtFine_labelTrainIds.png", "_gtFine_panoptic.png"
@@ -46,14 +47,14 @@ IGNORED, INSTANCES_PER_LABEL, NUM_LABELS = 255, 1000, 34
 
 
 class Label(NamedTuple):
-    """An evaluated class: the id in the provider's files, the name, whether it has instances."""
+    """Evaluated class: its id in the provider's files, its name, and whether it has instances."""
 
     id: int
     name: str
     is_thing: bool
 
 
-# In the order of the class indices ("train ids").
+# In the order of the class indices (the provider's "train ids").
 CLASSES = (
     Label(7, "road", False),
     Label(8, "sidewalk", False),
@@ -77,22 +78,22 @@ CLASSES = (
 )
 _BY_ID = {label.id: label for label in CLASSES}
 _THINGS = tuple(label for label in CLASSES if label.is_thing)
-# Label id to class index, for all numbers of an 8-bit file.
+# Maps all numbers of an 8-bit file from label ids to class indices.
 _TO_INDEX = np.full(256, IGNORED, np.uint8)
 _TO_INDEX[[label.id for label in CLASSES]] = np.arange(len(CLASSES))
 
 
 def find_images(root: Path, split: str) -> list[Path]:
-    """The split's images, by name.
+    """Return the split's image files, sorted by path.
 
     Raises:
-        DatasetError: a folder is missing, or there is no image.
+        DatasetError: A folder is missing, or there are no images.
     """
-    folder = need_folder(root / "leftImg8bit" / split, IMAGES_FROM)
-    need_folder(root / "gtFine" / split, LABELS_FROM)
+    folder = need_folder(root / "leftImg8bit" / split, UNPACK_IMAGES)
+    need_folder(root / "gtFine" / split, UNPACK_LABELS)
     found = sorted(folder.glob(f"*/*{IMAGE}"))
     if not found:
-        raise DatasetError(f"{folder}: no CITY/*{IMAGE} in it; unpack {IMAGES_FROM} again")
+        raise DatasetError(f"{folder}: contains no CITY/*{IMAGE}; {UNPACK_IMAGES} again")
     return found
 
 
@@ -100,7 +101,7 @@ def prepare(root: Path, split: str, workers: int) -> None:
     """Write the annotation files of one split.
 
     Raises:
-        DatasetError: the first file that is missing or wrong.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
     images = find_images(root, split)
     annotations = root / "annotations"
@@ -159,7 +160,11 @@ def _categories(labels: tuple[Label, ...]) -> list[dict]:
 
 
 def _convert(item: Item) -> dict:
-    """Write one image's label map and panoptic map; its segments, those of things with masks."""
+    """Write the label map and the panoptic map of one image.
+
+    Returns:
+        "height", "width" and "segments"; the segments of things also have a mask, "rle".
+    """
     ids = read_label_map(item.source)
     same_size(ids, item.source, item.data)
     path = item.source.with_name(item.source.name.replace(INSTANCES, LABELS))
@@ -167,7 +172,9 @@ def _convert(item: Item) -> dict:
     same_size(labels, path, item.data)
     unknown = np.setdiff1d(labels, np.arange(NUM_LABELS))
     if unknown.size:
-        raise DatasetError(f"{path}: label {unknown[0]}; Cityscapes has 0 to {NUM_LABELS - 1}")
+        raise DatasetError(
+            f"{path}: unknown label {unknown[0]}; Cityscapes has 0 to {NUM_LABELS - 1}"
+        )
     write_png(path.with_name(path.name.replace(LABELS, TRAIN_IDS)), _TO_INDEX[labels])
     segments = [s for number in np.unique(ids) if (s := _segment(ids, int(number))) is not None]
     kept = np.where(np.isin(ids, [s["id"] for s in segments]), ids, 0)
@@ -176,12 +183,12 @@ def _convert(item: Item) -> dict:
 
 
 def _label_of(number: int | np.ndarray) -> np.ndarray:
-    """The label id of numbers in *_instanceIds.png."""
+    """Return the label ids of numbers in *_instanceIds.png."""
     return np.where(number < INSTANCES_PER_LABEL, number, number // INSTANCES_PER_LABEL)
 
 
 def _segment(ids: np.ndarray, number: int) -> dict | None:
-    """One segment as COCO describes it; None if its class is not evaluated."""
+    """Return a segment in COCO's format, or None if its class is not evaluated."""
     label = _BY_ID.get(int(_label_of(number)))
     if label is None:
         return None
@@ -201,21 +208,21 @@ def _segment(ids: np.ndarray, number: int) -> dict | None:
 
 
 def verify(root: Path, split: str, workers: int) -> list[Row]:
-    """Check one split's annotation files against each other and against the provider's.
+    """Check the annotation files of one split against each other and the provider's files.
 
     Raises:
-        DatasetError: what is wrong first, by name.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
     images = find_images(root, split)
-    folder, pictures = root / "annotations", root / "leftImg8bit" / split
+    folder, images_folder = root / "annotations", root / "leftImg8bit" / split
     path = folder / f"panoptic_{split}.json"
-    panoptic = verify_panoptic(path, path.with_suffix(""), pictures, workers=workers)
+    panoptic = verify_panoptic(path, path.with_suffix(""), images_folder, workers=workers)
     if panoptic.images != len(images):
         raise DatasetError(
             f"{path}: {panoptic.images} images, but leftImg8bit/{split} has {len(images)}; "
-            "remove it and run this again"
+            "remove it and run this program again"
         )
-    instances = verify_instances(folder / f"instances_{split}.json", pictures, workers=workers)
+    instances = verify_instances(folder / f"instances_{split}.json", images_folder, workers=workers)
     things = {label.id for label in _THINGS}
     masks = sum(
         s["category_id"] in things
@@ -226,7 +233,7 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
         raise DatasetError(
             f"{folder / f'instances_{split}.json'}: {instances.segments} masks in "
             f"{instances.images} images, but {path.name} has {masks} in {panoptic.images}; remove "
-            "both and run this again"
+            "both and run this program again"
         )
     pairs = [(image, _train_ids(root, split, image)) for image in images]
     verify_semantic(pairs, len(CLASSES), workers=workers)
@@ -245,7 +252,7 @@ def _train_ids(root: Path, split: str, image: Path) -> Path:
 
 
 def _compare(root: Path, split: str, images: list[Path], workers: int) -> None:
-    """Panoptic maps and label maps say what the provider's files do, pixel by pixel."""
+    """Compare panoptic maps and label maps with the provider's files, pixel by pixel."""
     items = []
     for image in images:
         name = image.name.removesuffix(IMAGE)
@@ -268,7 +275,8 @@ def _check_pixels(item: Item) -> None:
     ):  # fmt: skip
         if not np.array_equal(found, right):
             raise DatasetError(
-                f"{path}: other pixels than those of {source.name}; remove it and run this again"
+                f"{path}: its pixels differ from {source.name}; remove it and run this program "
+                "again"
             )
 
 

@@ -1,4 +1,4 @@
-"""Which files of a dataset's folder were written by converters, and may be replaced."""
+"""Record of the files that converters wrote, and therefore may replace."""
 
 from __future__ import annotations
 
@@ -12,49 +12,50 @@ from odise_mm.utils.display import printable
 from odise_mm.utils.files import write_json
 
 MADE = ".odise_mm_made.json"
-"""File in the folder of a dataset: names of what was written there by programs of ours."""
+"""Name of the record in a dataset's folder: a list of the files and folders that were written."""
 
 
 def claim(root: Path, outputs: Sequence[Path], journals: Iterable[Path] = ()) -> None:
-    """Make sure that nothing is replaced that a program of ours has not written.
+    """Make sure that only files written by converters are replaced, and record the outputs.
 
-    What ours have written stands in a file of the folder, :data:`MADE`. A journal that an
-    interrupted run has left says the same.
+    The record is the file :data:`MADE` in the dataset's folder. The journal of an interrupted run
+    also proves that a converter wrote the outputs.
 
     Args:
-        root: the folder of the dataset.
-        outputs: files and folders below it that will be written.
-        journals: those of the work that writes them.
+        root: Folder of the dataset.
+        outputs: Files and folders below it that will be written.
+        journals: Journals of the work that writes them.
 
     Raises:
-        DatasetError: one of them is there and somebody else's.
+        DatasetError: An output exists that no converter wrote, or the record is invalid.
     """
-    note = root / MADE
-    known = set(_names_made(note))
+    record = root / MADE
+    known = set(_recorded_names(record))
     names = {os.path.relpath(path, root): path for path in outputs}
     if not any(journal.is_file() for journal in journals):
         for name, path in names.items():
-            if name not in known and _holds_something(path):
+            if name not in known and _exists(path):
                 raise DatasetError(
-                    f"{printable(path)}: is there already, and was not written by this program, "
-                    "which would replace it: move it away, or name another folder"
+                    f"{printable(path)}: already exists and was not written by this program, "
+                    "which would replace it; move it, or use another folder"
                 )
     if not names.keys() <= known:
-        write_json(note, sorted(known | names.keys()))
+        write_json(record, sorted(known | names.keys()))
 
 
-def _names_made(note: Path) -> list[str]:
-    if not note.is_file():
+def _recorded_names(record: Path) -> list[str]:
+    if not record.is_file():
         return []
-    names = read_json(note)
+    names = read_json(record)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise DatasetError(
-            f"{printable(note)}: not a list of names; remove it, and what this program is to write"
+            f"{printable(record)}: not a list of names; remove it together with this program's "
+            "outputs"
         )
     return names
 
 
-def _holds_something(path: Path) -> bool:
+def _exists(path: Path) -> bool:
     if path.is_dir():
         return next(os.scandir(path), None) is not None
     return path.exists() or path.is_symlink()

@@ -1,14 +1,15 @@
-"""Prepare COCO 2017 panoptic: unpack the PNG files, check everything, find the captions' phrases.
+"""Prepare COCO 2017 panoptic: unpack the PNG files, check them, extract noun phrases of captions.
 
-Unpack in DATA_ROOT: train2017.zip, val2017.zip, annotations_trainval2017.zip and
-panoptic_annotations_trainval2017.zip. The last one brings panoptic_train2017.zip and
-panoptic_val2017.zip, which this program unpacks. Written are
+Unpack train2017.zip, val2017.zip, annotations_trainval2017.zip and
+panoptic_annotations_trainval2017.zip in DATA_ROOT. The last archive contains
+panoptic_train2017.zip and panoptic_val2017.zip, which this program unpacks. It writes
 
     annotations/panoptic_{train,val}2017/     one PNG file per image
     annotations/phrases_{train,val}2017.json  noun phrases of the captions
 
-Checked are ids, counts, that every image and PNG file is there, and, on a sample of them or on
-all, that they can be read, have the same size and hold the segments that the JSON file lists.
+It checks ids and counts, and that every image and PNG file exists. It also reads a sample of the
+files, or all of them, and checks that images and PNG files have the same size and that the PNG
+files contain the segments that the JSON file lists.
 
 Example:
     python tools/dataset_converters/coco.py data/coco --splits train val
@@ -35,23 +36,23 @@ from odise_mm.utils.files import atomic_writer
 
 NUM_IMAGES = {"train": 118287, "val": 5000}  # of the complete dataset
 SAMPLE = 1000
-ANNOTATIONS = "annotations_trainval2017.zip"
-PANOPTIC = "panoptic_annotations_trainval2017.zip"
+UNPACK = "unpack annotations_trainval2017.zip"
+UNPACK_PANOPTIC = "unpack panoptic_annotations_trainval2017.zip"
 
 
 def unpack(archive: Path, folder: Path) -> int:
-    """Unpack an archive's PNG files into a folder; those that are there are skipped.
+    """Unpack the PNG files of an archive into a folder, skipping complete ones.
 
     Returns:
-        How many there are.
+        Number of PNG files in the archive.
 
     Raises:
-        DatasetError: the archive is damaged; the message names it.
+        DatasetError: The archive is damaged; the message names it.
     """
     try:
         with zipfile.ZipFile(archive) as source:
             members = {Path(name).name: name for name in source.namelist() if name.endswith(".png")}
-            # __MACOSX/ holds shadows of the files, whose names start with "._"
+            # __MACOSX/ has a metadata file for each file; their names start with "._"
             members = {n: m for n, m in members.items() if not n.startswith("._")}
 
             def work(item: Item) -> None:
@@ -66,29 +67,32 @@ def unpack(archive: Path, folder: Path) -> int:
 
 
 def check_files(root: Path, split: str, verify: str, workers: int) -> list[Row]:
-    """Check images and panoptic annotations of a split.
+    """Check the images and panoptic annotations of a split.
 
     Args:
-        verify: "all", or "sample" to read only some of the files (all must be there).
+        root: Folder of the dataset.
+        split: "train" or "val".
+        verify: "all", or "sample" to read only some of the files. All files must exist.
+        workers: Number of processes.
 
     Raises:
-        DatasetError: what is wrong first, by name.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
-    images = need_folder(root / f"{split}2017", f"{split}2017.zip")
-    path = need_file(root / f"annotations/panoptic_{split}2017.json", PANOPTIC)
-    folder = need_folder(path.with_suffix(""), f"{PANOPTIC}, panoptic_{split}2017.zip")
+    images = need_folder(root / f"{split}2017", f"unpack {split}2017.zip")
+    path = need_file(root / f"annotations/panoptic_{split}2017.json", UNPACK_PANOPTIC)
+    folder = need_folder(path.with_suffix(""), f"{UNPACK_PANOPTIC}, panoptic_{split}2017.zip")
     content = read_coco(path, "panoptic")
-    pictures = [image_name(image) for image in content.images.values()]
-    maps = [annotation["file_name"] for annotation in content.annotations]
-    for where, wanted in ((images, pictures), (folder, maps)):
+    image_names = [image_name(image) for image in content.images.values()]
+    map_names = [annotation["file_name"] for annotation in content.annotations]
+    for where, listed in ((images, image_names), (folder, map_names)):
         present = set(os.listdir(where))
-        missing = [name for name in wanted if name not in present]
+        missing = [name for name in listed if name not in present]
         if missing:
             raise DatasetError(
-                f"{where / printable(missing[0])}: no such file, and {len(missing) - 1} more of "
-                f"the {len(wanted)} that {path.name} lists are missing"
+                f"{where / printable(missing[0])}: no such file; {len(missing)} of the "
+                f"{len(listed)} files that {path.name} lists are missing"
             )
-    every = 1 if verify == "all" else max(1, len(maps) // SAMPLE)
+    every = 1 if verify == "all" else max(1, len(map_names) // SAMPLE)
     found = verify_panoptic(
         path,
         folder,
@@ -101,37 +105,41 @@ def check_files(root: Path, split: str, verify: str, workers: int) -> list[Row]:
     checked = "all" if every == 1 else f"one of {every}"
     rows = [
         Row(images, "images", found.images, NUM_IMAGES[split]),
-        Row(folder, f"PNG files ({checked} read)", len(maps), NUM_IMAGES[split]),
-        Row(path, "classes that occur", found.classes),
+        Row(folder, f"PNG files ({checked} read)", len(map_names), NUM_IMAGES[split]),
+        Row(path, "classes present", found.classes),
     ]
     instances = root / f"annotations/instances_{split}2017.json"
     if split == "val":
-        rows.append(_check_instances(need_file(instances, ANNOTATIONS), content.images))
+        rows.append(_check_instances(need_file(instances, UNPACK), content.images))
     return rows
 
 
 def _check_instances(path: Path, wanted: Collection[Id]) -> Row:
-    """The instance annotations that AP is computed from are of the same images."""
+    """Check that the instance annotations, used to compute AP, cover the same images."""
     content = read_coco(path, "instance", masks=False)
     missing = [id_ for id_ in wanted if id_ not in content.images]
     if missing:
-        raise DatasetError(f"{path}: lacks image id {shown(missing[0])}")
+        raise DatasetError(f"{path}: image id {shown(missing[0])} is missing")
     return Row(path, "instances", len(content.annotations))
 
 
 def write_phrases(
     root: Path, split: str, extract: Callable[[str], list[str]], tagger: str, grammar: str
 ) -> None:
-    """Write the noun phrases of a split's captions; skipped where they are there already.
+    """Write the noun phrases of a split's captions, unless they are already written.
 
     Args:
-        extract: from a caption to its phrases.
-        tagger, grammar: what ``extract`` uses, noted in the file.
+        root: Folder of the dataset.
+        split: "train" or "val".
+        extract: Function that returns the noun phrases of a caption.
+        tagger: Tagger that ``extract`` uses; recorded in the file.
+        grammar: Grammar that ``extract`` uses; recorded in the file.
 
     Raises:
-        DatasetError: the captions are missing or something else.
+        DatasetError: The captions are missing or invalid, or the file exists and was not written by
+            this program.
     """
-    source = need_file(root / f"annotations/captions_{split}2017.json", ANNOTATIONS)
+    source = need_file(root / f"annotations/captions_{split}2017.json", UNPACK)
     target = root / f"annotations/phrases_{split}2017.json"
     info = dict(captions=source.name, bytes=source.stat().st_size, tagger=tagger, grammar=grammar)
     done = read_json(target) if target.is_file() else {}
@@ -139,9 +147,9 @@ def write_phrases(
         captions = read_captions(source, all_images=True)
         items = [Item(Path(f"{source}#{i}"), data=texts) for i, texts in captions.items()]
         journal = target.with_suffix(f".{grammar}.{tagger.split()[0]}.journal")
-        there = done.get("info") if isinstance(done, dict) else None
-        ours = isinstance(there, dict) and there.keys() == info.keys()
-        if target.is_file() and not ours:  # written by hand, or by another program
+        old_info = done.get("info") if isinstance(done, dict) else None
+        is_own = isinstance(old_info, dict) and old_info.keys() == info.keys()
+        if target.is_file() and not is_own:  # written by hand, or by another program
             claim(root, [target], [journal])
         found = convert_all(
             items, lambda item: [extract(text) for text in item.data], f"phrases {split}",
@@ -152,27 +160,29 @@ def write_phrases(
 
 
 def check_phrases(root: Path, split: str) -> list[Row]:
-    """Phrases must be of this split's images; what there is of them.
+    """Check that all images of a split have noun phrases, and count them.
 
     Raises:
-        DatasetError: they are of others.
+        DatasetError: The file is missing or invalid, or lacks an image of the split.
     """
-    path = need_file(root / f"annotations/phrases_{split}2017.json", "this program")
+    path = need_file(
+        root / f"annotations/phrases_{split}2017.json", "run this program without --verify-only"
+    )
     content = read_json(path)
     images = read_coco(root / f"annotations/panoptic_{split}2017.json", "panoptic").images
     with parsing(path, "a file of noun phrases"):
         captions = [caption for image in content["phrases"].values() for caption in image]
         made_by = "tagger {tagger}, grammar {grammar}".format(**content["info"])
         counts = [len(caption) for caption in captions]
-    known = content["phrases"]
-    missing = [id_ for id_ in images if str(id_) not in known]
+    phrases = content["phrases"]
+    missing = [id_ for id_ in images if str(id_) not in phrases]
     if missing:
         raise DatasetError(
-            f"{path}: lacks {len(missing)} images of panoptic_{split}2017.json, the first is "
-            f"{missing[0]}; remove it and run this program again"
+            f"{path}: {len(missing)} images of panoptic_{split}2017.json are missing (the first: "
+            f"{missing[0]}); remove it and run this program again"
         )
     return [
-        Row(path, f"images ({made_by})", len(known), NUM_IMAGES[split]),
+        Row(path, f"images ({made_by})", len(phrases), NUM_IMAGES[split]),
         Row(path, "captions", len(captions)),
         Row(path, "captions without a noun phrase", counts.count(0)),
         Row(path, "noun phrases", sum(counts)),
@@ -185,20 +195,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--verify",
         choices=("sample", "all"),
         default="sample",
-        help=f"read about {SAMPLE} of a split's files, spread evenly, or all (default: sample)",
+        help=f"files to read: about {SAMPLE} per split, evenly spaced, or all (default: sample)",
     )
     parser.add_argument(
         "--tagger",
         choices=("nltk", "textblob"),
-        help="parts of speech by NLTK (its data must be installed) or TextBlob "
-        "(default: NLTK where its data is, else TextBlob)",
+        help="part-of-speech tagger; NLTK needs its data to be installed (default: NLTK if its "
+        "data is installed, otherwise TextBlob)",
     )
     parser.add_argument(
         "--grammar",
         choices=("runs", "prepositions", "both"),
         default="both",
-        help='runs: adjectives and nouns; prepositions: "slice of pizza" is one phrase '
-        "(default: both)",
+        help='phrases to extract: "runs" of adjectives and nouns, phrases with "prepositions" '
+        'such as "slice of pizza", or both (default: both)',
     )
     return parser.parse_args(argv)
 
@@ -207,7 +217,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with program():
         rows = []
-        root = need_folder(args.data_root, "COCO's archives (the program's --help lists them)")
+        root = need_folder(args.data_root, "unpack COCO's archives there (--help lists them)")
         for split in args.splits:
             folder = root / f"annotations/panoptic_{split}2017"
             archive = folder.with_suffix(".zip")
@@ -215,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
                 unpack(archive, folder)
             rows += check_files(root, split, args.verify, args.workers)
         if not args.verify_only:
-            # late: brings OpenMMLab's packages
+            # imported here because it imports OpenMMLab's packages
             from odise_mm.datasets.noun_phrases import NounPhrases, load_tagger
 
             extract = NounPhrases(args.grammar, load_tagger(args.tagger))

@@ -1,10 +1,10 @@
-"""Check LVIS v1: its annotations are used as they are, with COCO's images.
+"""Check LVIS v1. Its annotations are used unchanged, with COCO's images.
 
 Unpack lvis_v1_val.json.zip (and lvis_v1_train.json.zip for `--splits train`) in DATA_ROOT. The
-images are COCO 2017's: val has 19,809, of which 15,000 lie in train2017/. Nothing is written.
-Checked are the 1,203 categories against the vocabulary `lvis`, ids, boxes, the lists that the
-evaluation needs (rare, common or frequent; which classes are exhaustively annotated), and that
-every image is there and has its size.
+images are those of COCO 2017; val has 19,809, of which 15,000 are in train2017/. Nothing is
+written. The program compares the 1,203 categories with the vocabulary `lvis`, and checks ids,
+boxes, and the fields that the evaluation needs (frequency of the classes, which classes are
+exhaustively annotated). It also checks that every image exists and has the annotated size.
 
 Example:
     python tools/dataset_converters/lvis.py data/lvis --coco data/coco
@@ -33,16 +33,16 @@ def verify(root: Path, coco: Path, split: str, workers: int) -> tuple[list[Row],
     """Check one split.
 
     Returns:
-        What there is, and sentences on masks that cannot be used.
+        Rows with the counts, and notes about masks that cannot be used.
 
     Raises:
-        DatasetError: what is wrong first, by name.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
-    path = need_file(root / f"lvis_v1_{split}.json", f"lvis_v1_{split}.json.zip")
-    need_folder(coco, "COCO 2017 (train2017.zip, val2017.zip)")
+    path = need_file(root / f"lvis_v1_{split}.json", f"unpack lvis_v1_{split}.json.zip")
+    need_folder(coco, "unpack COCO 2017 (train2017.zip, val2017.zip) there, or pass --coco")
     content = read_coco(path, "instance")
     categories, images = content.categories, list(content.images.values())
-    del content  # the largest file has a gigabyte, and is read once more
+    del content  # free memory: the largest file has 1 GB and is read again below
     _check_categories(categories, path)
     _check_images(images, categories, path)
     found = verify_instances(path, coco, workers=workers, tolerant=True)
@@ -50,48 +50,50 @@ def verify(root: Path, coco: Path, split: str, workers: int) -> tuple[list[Row],
     classes = Counter(FREQUENCIES[category["frequency"]] for category in categories.values())
     rows = [
         Row(path, "images", found.images, NUM_IMAGES[split]),
-        *(Row(coco / name, "images of these", count) for name, count in sorted(parts.items())),
+        *(Row(coco / name, "of these images", count) for name, count in sorted(parts.items())),
         Row(path, "masks", found.segments),
-        Row(path, "classes that occur", found.classes),
+        Row(path, "classes present", found.classes),
         *(Row(path, f"{name} classes", classes[name]) for name in FREQUENCIES.values()),
     ]
     return rows, found.notes
 
 
 def _check_images(images: list[dict], known: dict, path: Path) -> None:
-    """They have what the evaluation needs, and name known categories."""
+    """Check that the images have the fields for the evaluation, with known categories."""
     for image in images:
         for key in _LISTS:
             name = f"{path}: image {shown(image['id'])}"
             problem = fault(image, key, "a list of whole numbers or texts")
             if problem:
-                raise DatasetError(f"{name} {problem}; LVIS v1 has it, version 0.5 has not")
+                raise DatasetError(
+                    f"{name} {problem}; LVIS v1 has this field, version 0.5 does not"
+                )
             unknown = [id_ for id_ in image[key] if id_ not in known]
             if unknown:
                 raise DatasetError(
-                    f"{name} has category {shown(unknown[0])} in {key}, which is not in "
-                    "'categories'"
+                    f"{name}: category {shown(unknown[0])} in {key} is not listed in 'categories'"
                 )
 
 
 def _check_categories(categories: dict, path: Path) -> None:
-    """Names, order and frequencies are those of LVIS v1."""
-    from odise_mm.vocabulary import Vocabulary  # late: brings OpenMMLab's packages
+    """Check that names, order and frequencies are those of LVIS v1."""
+    from odise_mm.vocabulary import Vocabulary  # slow import
 
     wanted = Vocabulary.load("lvis").source_names
     if len(categories) != len(wanted):
         raise DatasetError(
-            f"{path}: {len(categories)} categories; LVIS v1 has {len(wanted)}, is it another one?"
+            f"{path}: {len(categories)} categories, but LVIS v1 has {len(wanted)}; check the "
+            "version"
         )
     for place, name in enumerate(wanted, start=1):
         category = categories.get(place, {"name": "nothing"})
         if category["name"] != name:
             raise DatasetError(
-                f"{path}: category {place} is '{printable(category['name'])}'; LVIS v1 has "
-                f"'{name}' there"
+                f"{path}: category {place} is '{printable(category['name'])}', but in LVIS v1 it "
+                f"is '{name}'"
             )
         if category.get("frequency") not in ("r", "c", "f"):
-            raise DatasetError(f"{path}: category '{name}' has no frequency r, c or f")
+            raise DatasetError(f"{path}: category '{name}' has no `frequency` r, c or f")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -107,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     with program():
         rows, notes = [], []
         for split in args.splits:
-            found, said = verify(args.data_root, args.coco, split, args.workers)
-            rows, notes = [*rows, *found], [*notes, *said]
+            new_rows, new_notes = verify(args.data_root, args.coco, split, args.workers)
+            rows, notes = [*rows, *new_rows], [*notes, *new_notes]
         show_written("LVIS v1", rows, notes)
     return 0

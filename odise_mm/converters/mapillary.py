@@ -1,15 +1,15 @@
 """Prepare Mapillary Vistas 1.2: panoptic annotations of the 65 evaluated classes.
 
-Unpack the research edition of 2017 (config.json, training/, validation/) or the edition that has
-both versions (config_v1.2.json, training/v1.2/, ...) in DATA_ROOT. Written there, for every split
-(training has 18,000 images, validation 2,000):
+Unpack the research edition of 2017 (config.json, training/, validation/) or the edition with both
+versions (config_v1.2.json, training/v1.2/, ...) in DATA_ROOT. For every split (training has 18,000
+images, validation 2,000), the converter writes there:
 
     annotations/panoptic_SPLIT.json, annotations/panoptic_SPLIT/*.png
 
-They are made from panoptic/panoptic_2018.json and its PNG files; where an edition has none, from
-instances/*.png (class = number // 256, instance = number % 256). Classes are those that the
-provider's config has with "evaluate", under their readable names; everything else is void. Segments
-are counted from 1 in every image, as one id of theirs may be 0, which means "nothing" elsewhere.
+The input is panoptic/panoptic_2018.json with its PNG files or, in editions without them,
+instances/*.png (class = number // 256, instance = number % 256). The classes are those marked
+"evaluate" in the provider's config, under their readable names. Everything else is void. Segment
+ids count from 1 in every image, because the provider may use the id 0, which means void here.
 
 Example:
     python tools/dataset_converters/mapillary.py data/mapillary --splits validation
@@ -35,13 +35,13 @@ from odise_mm.errors import DatasetError
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import path_inside
 
-ARCHIVE = "the archive of Mapillary Vistas"
+UNPACK = "unpack the archive of Mapillary Vistas"
 NUM_IMAGES = {"training": 18000, "validation": 2000}  # of the complete dataset
 INSTANCES_PER_LABEL = 256
 
 
 class Label(NamedTuple):
-    """A class of the provider's config; ``index`` among the evaluated ones, None if it is not."""
+    """Class in the provider's config; ``index`` is None unless the class is evaluated."""
 
     name: str
     long_name: str
@@ -50,7 +50,7 @@ class Label(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """One of the provider's segments: id in its file, place of the class in the config, crowd."""
+    """Segment of the provider: its id, the index of its class in the config, and crowd flag."""
 
     id: int
     label: int
@@ -58,37 +58,36 @@ class Segment(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Where an edition has its files."""
+    """Locations of an edition's files."""
 
     config: Path
     images: Path
-    annotations: Path  # with labels/, instances/ and perhaps panoptic/
+    annotations: Path  # contains labels/, instances/ and, in some editions, panoptic/
 
 
 def find_layout(root: Path, split: str) -> Layout:
-    """
+    """Find the files of a split in either edition.
+
     Raises:
-        DatasetError: a folder or the config is missing.
+        DatasetError: A folder or the config is missing.
     """
-    images = need_folder(root / split / "images", ARCHIVE)
+    images = need_folder(root / split / "images", UNPACK)
     both = root / split / "v1.2"
     config = next(
         (p for p in (root / "config_v1.2.json", root / "config.json") if p.exists()), None
     )
     if config is None:
-        raise DatasetError(
-            f"{root}: neither config.json nor config_v1.2.json in it; it comes from {ARCHIVE}"
-        )
+        raise DatasetError(f"{root}: contains neither config.json nor config_v1.2.json; {UNPACK}")
     layout = Layout(config, images, both if both.is_dir() else root / split)
-    need_folder(layout.annotations / "labels", ARCHIVE)
+    need_folder(layout.annotations / "labels", UNPACK)
     return layout
 
 
 def read_config(path: Path) -> list[Label]:
-    """All classes, by the numbers that label maps have for them.
+    """Return all classes, indexed by their numbers in the label maps.
 
     Raises:
-        DatasetError: the evaluated ones are not those of version 1.2.
+        DatasetError: The evaluated classes are not those of version 1.2.
     """
     kinds = dict(readable=TEXT, name=TEXT, evaluate=FLAG, instances=FLAG)
     labels, count = [], 0
@@ -97,7 +96,7 @@ def read_config(path: Path) -> list[Label]:
         index = count if evaluated else None
         labels.append(Label(raw["readable"], raw["name"], bool(raw["instances"]), index))
         count += evaluated
-    from odise_mm.vocabulary import Vocabulary  # late: brings OpenMMLab's packages
+    from odise_mm.vocabulary import Vocabulary  # slow import
 
     vocabulary = Vocabulary.load("mapillary")
     wanted = list(zip(vocabulary.source_names, vocabulary.is_thing, strict=True))
@@ -105,10 +104,10 @@ def read_config(path: Path) -> list[Label]:
     if found != wanted:
         pairs = enumerate(zip(found, wanted, strict=False))
         place = next((i for i, (a, b) in pairs if a != b), min(len(found), len(wanted)))
-        here = f"has {found[place]}" if place < len(found) else "has no more"
+        actual = str(found[place]) if place < len(found) else "missing"
         raise DatasetError(
-            f"{path}: {len(found)} evaluated classes, version 1.2 has {len(wanted)}; the first "
-            f"difference is class {place}, where it {here} (name, thing). Is it another version?"
+            f"{path}: {len(found)} evaluated classes, but version 1.2 has {len(wanted)}; the first "
+            f"difference is class {place}, which is {actual} (name, thing); check the version"
         )
     return labels
 
@@ -117,7 +116,7 @@ def prepare(root: Path, split: str, workers: int) -> None:
     """Write the annotation files of one split.
 
     Raises:
-        DatasetError: the first file that is missing or wrong.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
     layout = find_layout(root, split)
     labels = read_config(layout.config)
@@ -126,7 +125,7 @@ def prepare(root: Path, split: str, workers: int) -> None:
     if (layout.annotations / "panoptic").is_dir():
         sources = _provided_panoptic(layout, labels, images)
     else:
-        folder = need_folder(layout.annotations / "instances", ARCHIVE)
+        folder = need_folder(layout.annotations / "instances", UNPACK)
         sources = [(folder / f"{image.stem}.png", None) for image in images]
     items = []
     for image, (source, segments) in zip(images, sources, strict=True):
@@ -157,27 +156,27 @@ def prepare(root: Path, split: str, workers: int) -> None:
 def _images(layout: Layout) -> list[Path]:
     images = sorted(layout.images.glob("*.jpg"))
     if not images:
-        raise DatasetError(f"{layout.images}: no *.jpg in it; unpack {ARCHIVE} again")
+        raise DatasetError(f"{layout.images}: contains no *.jpg; {UNPACK} again")
     return images
 
 
 def _provided_panoptic(
     layout: Layout, labels: list[Label], images: list[Path]
 ) -> list[tuple[Path, list[Segment]]]:
-    """The provider's PNG file and segments of every image."""
+    """Return the provider's PNG file and segments of every image."""
     folder = layout.annotations / "panoptic"
     path = folder / "panoptic_2018.json"
     content = read_json(path)
-    place_of = {}
+    class_of = {}
     for place, label in enumerate(labels):
-        place_of[label.name] = place_of[label.long_name] = place
-    place_of_category = {}
+        class_of[label.name] = class_of[label.long_name] = place
+    class_of_category = {}
     for category in rows_of(content, "categories", path, id=ID, name=TEXT):
-        if category["name"] not in place_of:
+        if category["name"] not in class_of:
             raise DatasetError(
                 f"{path}: category '{printable(category['name'])}' is not in {layout.config.name}"
             )
-        place_of_category[category["id"]] = place_of[category["name"]]
+        class_of_category[category["id"]] = class_of[category["name"]]
     found = {}
     kinds = dict(file_name=TEXT, segments_info="a list")
     for annotation in rows_of(content, "annotations", path, **kinds):
@@ -186,29 +185,31 @@ def _provided_panoptic(
         segments = []
         for info in rows_of(annotation, "segments_info", where, id=WHOLE, category_id=ID):
             problem = fault(info, "iscrowd", FLAG, required=False)
-            if info["category_id"] not in place_of_category:
-                hint = twin(info["category_id"], place_of_category)
-                problem = f"has category {shown(info['category_id'])}, which 'categories' does not "
-                problem += f"list{hint}"
+            if info["category_id"] not in class_of_category:
+                hint = twin(info["category_id"], class_of_category)
+                problem = (
+                    f"has category {shown(info['category_id'])}, which 'categories' does not "
+                    f"list{hint}"
+                )
             if problem:
                 raise DatasetError(f"{where} {problem}")
-            place = place_of_category[info["category_id"]]
+            place = class_of_category[info["category_id"]]
             segments.append(Segment(info["id"], place, bool(info.get("iscrowd", 0))))
         if png.stem in found:
             raise DatasetError(f"{where} is annotated twice")
         found[png.stem] = (png, segments)
     for image in images:
         if image.stem not in found:
-            raise DatasetError(f"{path}: has no annotation of {image}")
+            raise DatasetError(f"{path}: has no annotation for {image}")
     return [found[image.stem] for image in images]
 
 
 def _convert(item: Item) -> dict:
-    """Write one image's panoptic map; its size and segments."""
+    """Write the panoptic map of one image; return its size and segments."""
     image, labels_path, segments, labels = item.data
     ids = read_label_map(item.source) if segments is None else read_panoptic_png(item.source)
     same_size(ids, item.source, image)
-    drawn, places = np.unique(ids, return_inverse=True)  # the images are large: one pass
+    drawn, places = np.unique(ids, return_inverse=True)  # a single pass, as the images are large
     if segments is None:
         segments = [_of_number(number, item, labels) for number in drawn.tolist()]
     else:
@@ -237,26 +238,28 @@ def _convert(item: Item) -> dict:
 
 
 def _of_number(number: int, item: Item, labels: list[Label]) -> Segment:
-    """The segment that a number in instances/*.png stands for."""
+    """Return the segment of a number in instances/*.png."""
     place = number // INSTANCES_PER_LABEL
     if place >= len(labels):
-        raise DatasetError(f"{item.source}: number {number} is of class {place}; the config has "
-                           f"{len(labels)} classes")  # fmt: skip
+        raise DatasetError(
+            f"{item.source}: number {number} has class {place}, but the config has only "
+            f"{len(labels)} classes"
+        )
     return Segment(number, place, False)
 
 
 def _check_ids(ids: np.ndarray, drawn: set[int], item: Item) -> None:
-    """Ids of the PNG and of the JSON are the same, but for pixels that nobody evaluates."""
+    """Check that the PNG and the JSON have the same ids, except in pixels without evaluation."""
     _, labels_path, segments, labels = item.data
-    said = {segment.id for segment in segments}
-    if len(said) < len(segments):
-        raise DatasetError(f"{item.source}: panoptic_2018.json has two segments of one id for it")
-    if said - drawn:
+    listed = {segment.id for segment in segments}
+    if len(listed) < len(segments):
+        raise DatasetError(f"{item.source}: panoptic_2018.json lists two segments with the same id")
+    if listed - drawn:
         raise DatasetError(
-            f"{item.source}: has no pixel of segment {min(said - drawn)}, which "
+            f"{item.source}: has no pixels of segment {min(listed - drawn)}, which "
             "panoptic_2018.json lists"
         )
-    extra = sorted(drawn - said)
+    extra = sorted(drawn - listed)
     if not extra:
         return
     maps = read_label_map(labels_path)
@@ -271,10 +274,10 @@ def _check_ids(ids: np.ndarray, drawn: set[int], item: Item) -> None:
 
 
 def verify(root: Path, split: str, workers: int) -> list[Row]:
-    """Check one split's annotation files: against themselves and the images.
+    """Check that the annotation files of one split are consistent and match the images.
 
     Raises:
-        DatasetError: what is wrong first, by name.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
     layout = find_layout(root, split)
     images = _images(layout)
@@ -283,17 +286,19 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
     names = [category["name"] for category in read_json(path)["categories"]]
     labels = [label for label in read_config(layout.config) if label.index is not None]
     if names != [label.name for label in labels]:
-        raise DatasetError(f"{path}: its categories are not those of {layout.config}; remove it "
-                           "and run this again")  # fmt: skip
+        raise DatasetError(
+            f"{path}: its categories are not those of {layout.config}; remove it and run this "
+            "program again"
+        )
     if found.images != len(images):
         raise DatasetError(
             f"{path}: {found.images} images, but {layout.images} has {len(images)}; remove it "
-            "and run this again"
+            "and run this program again"
         )
     return [
         Row(path, "images", found.images, NUM_IMAGES[split]),
         Row(path, "segments", found.segments),
-        Row(path, "classes that occur", found.classes),
+        Row(path, "classes present", found.classes),
     ]
 
 

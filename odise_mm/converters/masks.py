@@ -1,4 +1,4 @@
-"""Area and box of masks, as COCO's JSON files have them."""
+"""Areas and boxes of masks in COCO's format."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from odise_mm.annotations.masks import clean_mask, to_rle
 
 
 def box_of(mask: np.ndarray) -> list[int]:
-    """COCO's box x, y, width, height of a mask (H, W) with at least one pixel."""
+    """Return the box (x, y, width, height) of an (H, W) mask with at least one pixel."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     return [int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
 
 
 def measured_mask(mask: Any, size: tuple[int, int]) -> tuple[dict, int, list[int]]:
-    """Compressed run lengths, area and box of a mask in any of COCO's forms.
+    """Return compressed run lengths, area and box of a mask in any of COCO's formats.
 
     Args:
-        mask: polygons, or run lengths with counts as integers or as text; one of which nothing can
-            be used is empty.
-        size: the image's height and width.
+        mask: Polygons, or run lengths with counts as integers or text. A mask without usable
+            content becomes an empty mask.
+        size: Height and width of the image.
 
     Raises:
-        DatasetError: it is none of these, or of another size; the file is not named.
+        DatasetError: The mask has another format or another size. The message does not name the
+            file.
     """
     from pycocotools import mask as masks
 
     usable = clean_mask(mask, size)
     if usable is None:
-        code = masks.encode(np.zeros(size, np.uint8, order="F"))
+        run_lengths = masks.encode(np.zeros(size, np.uint8, order="F"))
     else:
-        code = to_rle(usable, size)
-    return code, int(masks.area(code)), [int(v) for v in masks.toBbox(code)]
+        run_lengths = to_rle(usable, size)
+    return run_lengths, int(masks.area(run_lengths)), [int(v) for v in masks.toBbox(run_lengths)]

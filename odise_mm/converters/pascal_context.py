@@ -1,13 +1,14 @@
 """Pascal Context with 59 and with 459 classes: semantic label maps.
 
-Starts from VOC2010 (JPEGImages/, ImageSets/Main/) with Pascal Context's trainval.tar.gz (a folder
-trainval/ of .mat files), labels.txt and 59_labels.txt unpacked into the same folder. Writes
+The input is VOC2010 (JPEGImages/, ImageSets/Main/). Unpack Pascal Context's trainval.tar.gz (a
+folder trainval/ of .mat files), labels.txt and 59_labels.txt into the same folder. The converter
+writes there:
 
-    annotations_pc59/    8 bit PNG files of class indices, 255 ignored; the classes are those of
+    annotations_pc59/    8-bit PNG files of class indices (255: ignored); the classes are those of
                          the built-in vocabulary pascal_context59
-    annotations_pc459/   16 bit PNG files, 65535 ignored
+    annotations_pc459/   16-bit PNG files of class indices (65535: ignored)
     pc459.txt            the 459 classes, one "index:name" per line, in the order of labels.txt
-    pascal_context_val.txt   names of the images: ImageSets/Main/val.txt, those with a .mat file
+    pascal_context_val.txt   names of the images in ImageSets/Main/val.txt that have a .mat file
 
 Example:
     python tools/dataset_converters/pascal_context.py data/VOCdevkit/VOC2010
@@ -32,7 +33,7 @@ from odise_mm.utils.files import write_text
 
 EXPECTED = {"train": 4998, "val": 5105}
 CLASSES = {"pc59": 59, "pc459": 459}
-CONTEXT = "Pascal Context's page"
+DOWNLOAD = "get it from Pascal Context's page"
 _LINE = re.compile(r"(?:(\d+)\s*:)?\s*(\S.*?)\s*")
 
 
@@ -42,119 +43,126 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def squeezed(name: str) -> str:
-    """What two spellings of a name have in common: "potted plant" and "pottedplant"."""
+    """Normalize the spelling of a name: "potted plant" and "pottedplant" become equal."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """A provider's list, ``number: name`` per line, or names alone (numbered from 1).
+    """Read a provider's list: ``number: name`` per line, or only names, numbered from 1.
 
     Raises:
-        DatasetError: missing, empty, a number twice.
+        DatasetError: The file is missing or empty, or a number occurs twice.
     """
     names: dict[int, str] = {}
-    for place, line in enumerate(read_lines(need_file(path, CONTEXT)), 1):
+    for place, line in enumerate(read_lines(need_file(path, DOWNLOAD)), 1):
         match = _LINE.fullmatch(line)
         if match is None:
             continue
         number = int(match[1]) if match[1] else len(names) + 1
         if number in names:
-            raise DatasetError(f"{path}:{place}: number {number} is there twice")
+            raise DatasetError(f"{path}:{place}: number {number} occurs twice")
         names[number] = match[2]
     if not names:
-        raise DatasetError(f"{path}: no name in it")
+        raise DatasetError(f"{path}: contains no names")
     return names
 
 
 def class_tables(root: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Of every number of the .mat files, the index among 59 and among 459 classes.
+    """Build the tables from numbers in the .mat files to indices of the 59 and the 459 classes.
 
     Returns:
-        uint8 and uint16 tables, and the 459 names.
+        (460,) uint8 table for 59 classes, (460,) uint16 table for 459 classes, and the 459 names.
 
     Raises:
-        DatasetError: the lists have other classes than they should.
+        DatasetError: The lists do not have the expected classes.
     """
     names = read_names(root / "labels.txt")
-    # numbers count from 1; a "0: background" or "empty" that some copies have is no class
+    # classes are numbered from 1; the "0: background" or "empty" of some copies is not a class
     names.pop(0, None)
     if sorted(names) != list(range(1, len(names) + 1)):
-        raise DatasetError(f"{root / 'labels.txt'}: numbers are not 1 to {len(names)}")
+        raise DatasetError(f"{root / 'labels.txt'}: the numbers must be 1 to {len(names)}")
     if len(names) != CLASSES["pc459"]:
         raise DatasetError(
-            f"{root / 'labels.txt'}: {len(names)} classes where Pascal Context has 459"
+            f"{root / 'labels.txt'}: {len(names)} classes, but Pascal Context has 459"
         )
-    from odise_mm.vocabulary import Vocabulary  # late: imports torch, workers need not
+    from odise_mm.vocabulary import Vocabulary  # imports torch, which workers do not need
 
     number_of = {squeezed(name): number for number, name in names.items()}
     known = [squeezed(name) for name in Vocabulary.load("pascal_context59").source_names]
     given = {squeezed(name) for name in read_names(root / "59_labels.txt").values()}
     for name in sorted(given ^ set(known)):
-        where = "lacks" if name in known else "has a class that is none of the 59,"
-        raise DatasetError(f"{root / '59_labels.txt'}: {where} {name!r}")
+        problem = f"lacks {name!r}" if name in known else f"{name!r} is not one of the 59 classes"
+        raise DatasetError(f"{root / '59_labels.txt'}: {problem}")
     table59, table459 = np.full(460, 255, np.uint8), np.full(460, 65535, np.uint16)
     for index, name in enumerate(known):
         if name not in number_of:
-            raise DatasetError(f"{root / 'labels.txt'}: no class {name!r}, which is of the 59")
+            raise DatasetError(f"{root / 'labels.txt'}: no class {name!r}, which is one of the 59")
         table59[number_of[name]] = index
     table459[1:] = np.arange(CLASSES["pc459"])
     return table59, table459, [names[number] for number in range(1, 460)]
 
 
 def split_names(root: Path, split: str) -> list[str]:
-    """Names of a split's images: VOC2010's list, those with a .mat file.
+    """Return the names in VOC2010's list of a split that have a .mat file.
 
     Raises:
-        DatasetError: no list, no folder of .mat files, or none of the list's.
+        DatasetError: The list or the folder of .mat files is missing, or no name has a .mat file.
     """
-    listed = need_file(root / "ImageSets" / "Main" / f"{split}.txt", "VOCtrainval_03-May-2010.tar")
-    folder = need_folder(root / "trainval", "Pascal Context's trainval.tar.gz")
+    listed = need_file(
+        root / "ImageSets" / "Main" / f"{split}.txt", "unpack VOCtrainval_03-May-2010.tar"
+    )
+    folder = need_folder(root / "trainval", "unpack Pascal Context's trainval.tar.gz")
     present = {path.stem for path in folder.glob("*.mat")}
     names = [line.strip() for line in read_lines(listed)]
     names = [name for name in names if name in present]
     if not names:
-        raise DatasetError(f"{folder}: none of the images of {listed} has a .mat file here")
+        raise DatasetError(f"{folder}: has no .mat file for any image in {listed}")
     return names
 
 
 def read_label_map(path: Path) -> np.ndarray:
-    """The ``LabelMap`` of a .mat file, (H, W), numbers 0 to 459.
+    """Read the ``LabelMap`` of a .mat file.
+
+    Returns:
+        (H, W) int64 array of numbers from 0 to 459.
 
     Raises:
-        DatasetError: missing, damaged, or something else.
+        DatasetError: The file is missing or damaged, or has no valid label map.
     """
     from scipy.io import loadmat
 
     try:
         labels = loadmat(path, variable_names=["LabelMap"])["LabelMap"]
     except KeyError:
-        raise DatasetError(f"{path}: holds no LabelMap") from None
+        raise DatasetError(f"{path}: contains no LabelMap") from None
     except FileNotFoundError:
         raise DatasetError(f"{path}: no such file") from None
-    except Exception as error:  # scipy raises many kinds on damaged files
+    except Exception as error:  # SciPy raises many types for damaged files
         raise DatasetError(f"{path}: not a readable .mat file ({error})") from error
     if labels.ndim != 2 or labels.dtype.kind not in "uif":
-        raise DatasetError(f"{path}: its LabelMap is {labels.dtype} of shape {labels.shape}")
+        raise DatasetError(
+            f"{path}: its LabelMap has dtype {labels.dtype} and shape {labels.shape}"
+        )
     whole = labels.astype(np.int64)
     if (whole != labels).any() or whole.min(initial=0) < 0 or whole.max(initial=0) > 459:
-        raise DatasetError(f"{path}: its LabelMap has numbers other than 0 to 459")
+        raise DatasetError(f"{path}: its LabelMap has numbers outside 0 to 459")
     return whole
 
 
 def convert(root: Path, split: str, workers: int) -> None:
-    """Write a split's label maps and its list, and the vocabulary.
+    """Write the label maps of a split, the list of its images, and the vocabulary.
 
     Raises:
-        DatasetError: names the first bad file.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
     table59, table459, names459 = class_tables(root)
     names = split_names(root, split)
     items = []
     for name in names:
-        image = need_file(root / "JPEGImages" / f"{name}.jpg", "VOCtrainval_03-May-2010.tar")
+        image = need_file(root / "JPEGImages" / f"{name}.jpg", "unpack VOCtrainval_03-May-2010.tar")
         small = root / "annotations_pc59" / f"{name}.png"
         large = root / "annotations_pc459" / f"{name}.png"
-        # one file stands for both: the one that is missing, if one is
+        # one output decides whether the image is done: the incomplete one, if there is one
         output = large if is_complete(small) else small
         items.append(Item(root / "trainval" / f"{name}.mat", output, (image, table59, table459)))
     texts = {
@@ -168,7 +176,11 @@ def convert(root: Path, split: str, workers: int) -> None:
 
 
 def convert_image(item: Item) -> None:
-    """Both label maps of one image."""
+    """Write both label maps of one image.
+
+    Raises:
+        DatasetError: The .mat file is invalid or differs in size from the image.
+    """
     image, table59, table459 = item.data
     labels = read_label_map(item.source)
     same_size(labels, item.source, image)
@@ -178,15 +190,19 @@ def convert_image(item: Item) -> None:
 
 
 def verify(root: Path, split: str, workers: int) -> list[Row]:
-    """Check what was written.
+    """Check the written files of a split.
 
     Raises:
-        DatasetError: names the first bad file.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
-    listed = need_file(root / f"pascal_context_{split}.txt", "this tool, without --verify-only")
+    listed = need_file(
+        root / f"pascal_context_{split}.txt", "run this program without --verify-only"
+    )
     names = [name for line in read_lines(listed) for name in line.split()]
     if names != split_names(root, split):
-        raise DatasetError(f"{listed}: not the images with a .mat file; run this again")
+        raise DatasetError(
+            f"{listed}: does not list the images that have a .mat file; run this program again"
+        )
     rows = [Row(listed, "images", len(names), EXPECTED[split])]
     for name, classes in CLASSES.items():
         folder = root / f"annotations_{name}"
@@ -194,12 +210,14 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
         found = verify_semantic(pairs, classes, workers=workers, description=f"verify {name}")
         rows += [
             Row(folder, f"label maps ({split})", found.images),
-            Row(folder, f"classes that occur ({split})", found.classes),
+            Row(folder, f"classes present ({split})", found.classes),
         ]
-    vocabulary = need_file(root / "pc459.txt", "this tool, without --verify-only")
+    vocabulary = need_file(root / "pc459.txt", "run this program without --verify-only")
     written = [line.split(":", 1)[1] for line in vocabulary.read_text("utf-8").splitlines()]
     if written != class_tables(root)[2]:
-        raise DatasetError(f"{vocabulary}: not the classes of labels.txt; run this again")
+        raise DatasetError(
+            f"{vocabulary}: its classes differ from labels.txt; run this program again"
+        )
     return [*rows, Row(vocabulary, "classes", len(written))]
 
 

@@ -1,4 +1,4 @@
-"""What the command lines of converters share."""
+"""Command line and output that all converters share."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ INTERRUPTED = 130  # the shell's exit status after Ctrl-C
 def converter_parser(
     description: str, data_root: str, splits: Sequence[str] = ("val",), *default: str
 ) -> argparse.ArgumentParser:
-    """The arguments that all converters have; a converter adds its own to the result.
+    """Return a parser with the arguments that all converters share.
 
     Args:
-        description: the module's docstring.
-        data_root: default of the positional argument ``data_root``.
-        splits: choices of ``--splits``.
-        default: the splits that are prepared when none is asked for; "val" if none are named.
+        description: Docstring of the converter's module.
+        data_root: Default of the positional argument ``data_root``.
+        splits: Choices of ``--splits``.
+        default: Default of ``--splits``; "val" if empty.
     """
     parser = Parser(description)
     parser.add_argument(
@@ -34,7 +34,7 @@ def converter_parser(
         nargs="?",
         default=Path(data_root),
         type=Path,
-        help=f"folder of the unpacked archive, where outputs go, too (default: {data_root})",
+        help=f"folder of the unpacked archive; outputs are written there (default: {data_root})",
     )
     parser.add_argument(
         "--splits",
@@ -42,37 +42,43 @@ def converter_parser(
         choices=splits,
         default=list(default) or ["val"],
         metavar="SPLIT",
-        help=f"one or several of: {' '.join(splits)} (default: {' '.join(default) or 'val'})",
+        help=f"one or more of: {' '.join(splits)} (default: {' '.join(default) or 'val'})",
     )
     parser.add_argument(
         "--workers",
         type=positive_int,
         default=os.cpu_count() or 1,
-        help="processes (default: as many as there are cores)",
+        help="number of processes (default: number of CPU cores)",
     )
     parser.add_argument(
-        "--verify-only", action="store_true", help="write nothing, only check what was written"
+        "--verify-only",
+        action="store_true",
+        help="only check the files of an earlier run; write nothing",
     )
     return parser
 
 
 @contextmanager
 def program() -> Iterator[None]:
-    """Around a converter's ``main``: errors and Ctrl-C end it with one line."""
+    """Wrap a converter's ``main`` so that errors and Ctrl-C end it with one line."""
     with one_line_errors():
         try:
             yield
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on where this one stopped", file=sys.stderr)
+            print("interrupted; run the same command again to continue", file=sys.stderr)
             sys.exit(INTERRUPTED)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table at the end: a file or folder, what it holds, and how many.
+    """Row of the final table.
 
-    ``expected``: how many there are in the provider's full set, where that is known; another
-    count is pointed out below the table.
+    Attributes:
+        path: File or folder.
+        what: What is counted in it.
+        count: The count.
+        expected: Count in the provider's complete dataset, if known. A different count is noted
+            below the table.
     """
 
     path: str | os.PathLike
@@ -82,12 +88,12 @@ class Row:
 
 
 def show_written(title: str, rows: Sequence[Row], notes: Sequence[str] = ()) -> None:
-    """The one table at the end of a converter's run, and sentences below it."""
+    """Print the final table of a converter, with notes below it."""
     cells = [[str(row.path), row.what, f"{row.count:,}"] for row in rows]
-    odd = [
-        f"{row.path}: {row.count:,} {row.what}; the full set has {row.expected:,}"
+    differences = [
+        f"{row.path}: {row.count:,} {row.what}; the complete dataset has {row.expected:,}"
         for row in rows
         if row.expected not in (None, row.count)
     ]
-    table = Table(title, ["file or folder", "holds", "count"], cells, [*odd, *notes])
+    table = Table(title, ["file or folder", "contents", "count"], cells, [*differences, *notes])
     show([table], {}, "table")

@@ -1,15 +1,15 @@
 """Prepare UVO: class-agnostic instance annotations of frames.
 
-Unpack the kit (v0.5 or v1.0) in DATA_ROOT and split its videos into frames with the kit's own
-script, as docs/datasets.md says. Written there:
+Unpack the kit (v0.5 or v1.0) in DATA_ROOT and split its videos into frames with the kit's script
+(see docs/datasets.md). The converter writes there:
 
     annotations/frame_val.json    from FrameSet/UVO_frame_val.json (7,356 frames of 2,452 videos),
                                   frames in uvo_videos_sparse_frames/
     annotations/dense_val.json    from VideoDenseSet/UVO_video_val_dense.json (256 videos),
                                   frames in uvo_videos_dense_frames/
 
-and the same for train. All objects are of the one class "object"; masks are run lengths, areas and
-boxes those of the masks. Masks without a pixel are left out.
+and the same for train. All objects have the class "object". Masks are stored as run lengths; areas
+and boxes are computed from them. Empty masks are left out.
 
 Example:
     python tools/dataset_converters/uvo.py data/uvo --splits frame_val
@@ -41,16 +41,17 @@ from odise_mm.errors import DatasetError
 from odise_mm.utils.files import path_inside, write_json
 
 CATEGORIES = [dict(id=1, name="object")]
-KIT = "the UVO kit"
+SCRIPT = "the UVO kit's video2frames.py"
+UNPACK = "unpack the UVO kit"
 
 
 class Split(NamedTuple):
-    """Where the kit has a split's annotations, and where its frames belong."""
+    """Locations of a split's annotations, frames and videos in the kit."""
 
     annotations: str
     frames: str
     videos: str
-    num_frames: int | None  # of the complete split, where the kit says it
+    num_frames: int | None  # of the complete split, if the kit specifies it
 
 
 _SPARSE = ("uvo_videos_sparse_frames", "uvo_videos_sparse")
@@ -64,7 +65,7 @@ SPLITS = {
 
 
 class Frame(NamedTuple):
-    """A frame and its masks: COCO's polygons or run lengths, each with its crowd flag."""
+    """Frame with its masks (COCO polygons or run lengths), each with its crowd flag."""
 
     file_name: str
     height: int
@@ -73,10 +74,10 @@ class Frame(NamedTuple):
 
 
 def read_frames(path: Path) -> list[Frame]:
-    """The annotated frames of a file of frames (COCO) or of videos (YouTube-VIS).
+    """Read the annotated frames from a file in COCO's or YouTube-VIS's format.
 
     Raises:
-        DatasetError: neither of them.
+        DatasetError: The file has neither format.
     """
     content = read_json(path)
     is_video = isinstance(content, dict) and "videos" in content
@@ -90,12 +91,12 @@ def _of_images(content: Any, path: Path) -> Iterator[Frame]:
     images = rows_of(content, "images", path, id=ID, file_name=TEXT, height=LENGTH, width=LENGTH)
     masks: dict[Any, list] = {image["id"]: [] for image in images}
     if len(masks) < len(images):
-        raise DatasetError(f"{path}: `images` has an id twice")
+        raise DatasetError(f"{path}: `images` contains an id twice")
     for annotation in rows_of(content, "annotations", path, image_id=ID):
         name = f"{path}: an annotation of image {shown(annotation['image_id'])}"
         problem = fault(annotation, "iscrowd", FLAG, required=False)
         if annotation["image_id"] not in masks:
-            problem = f"is of none in `images`{twin(annotation['image_id'], masks)}"
+            problem = f"belongs to no entry of `images`{twin(annotation['image_id'], masks)}"
         if problem or "segmentation" not in annotation:
             raise DatasetError(f"{name} {problem or 'has no `segmentation`'}")
         mask = (annotation["segmentation"], int(annotation.get("iscrowd", 0)))
@@ -108,12 +109,12 @@ def _of_videos(content: Any, path: Path) -> Iterator[Frame]:
     videos = rows_of(content, "videos", path, id=ID, file_names=NAMES, height=LENGTH, width=LENGTH)
     objects: dict[Any, list] = {video["id"]: [] for video in videos}
     if len(objects) < len(videos):
-        raise DatasetError(f"{path}: `videos` has an id twice")
+        raise DatasetError(f"{path}: `videos` contains an id twice")
     for one in rows_of(content, "annotations", path, video_id=ID, segmentations="a list"):
         name = f"{path}: an annotation of video {shown(one['video_id'])}"
         problem = fault(one, "iscrowd", FLAG, required=False)
         if one["video_id"] not in objects:
-            problem = f"is of none in `videos`{twin(one['video_id'], objects)}"
+            problem = f"belongs to no entry of `videos`{twin(one['video_id'], objects)}"
         if problem:
             raise DatasetError(f"{name} {problem}")
         objects[one["video_id"]].append(one)
@@ -135,9 +136,9 @@ def prepare(root: Path, split: str) -> None:
     """Write the annotation file of one split.
 
     Raises:
-        DatasetError: the first frame or mask that is missing or wrong.
+        DatasetError: A frame or mask is missing or invalid; the message names the first one.
     """
-    path = need_file(root / SPLITS[split].annotations, KIT)
+    path = need_file(root / SPLITS[split].annotations, UNPACK)
     frames = read_frames(path)
     check_frames(root, split, frames)
     images, annotations = [], []
@@ -158,24 +159,24 @@ def prepare(root: Path, split: str) -> None:
 
 
 def check_frames(root: Path, split: str, frames: list[Frame]) -> None:
-    """All frames are there; their sizes are checked by :func:`verify`.
+    """Check that all frames exist (:func:`verify` checks their sizes).
 
     Raises:
-        DatasetError: one is not, or the split has none.
+        DatasetError: A frame is missing, or the split has no frames.
     """
-    folder = need_folder(root / SPLITS[split].frames, f"{KIT}'s video2frames.py")
+    folder = need_folder(root / SPLITS[split].frames, f"split the videos into frames with {SCRIPT}")
     if not frames:
-        raise DatasetError(f"{root / SPLITS[split].annotations}: lists no frame")
+        raise DatasetError(f"{root / SPLITS[split].annotations}: lists no frames")
     missing = [frame.file_name for frame in frames if not (folder / frame.file_name).is_file()]
     if missing:
         raise DatasetError(
             f"{folder / missing[0]}: no such frame ({len(missing):,} of {len(frames):,} are "
-            f"missing); split the videos in {SPLITS[split].videos}/ with {KIT}'s video2frames.py"
+            f"missing); split the videos in {SPLITS[split].videos}/ with {SCRIPT}"
         )
 
 
 def _annotation(mask: Any, frame: Frame, path: Path) -> dict:
-    """Run lengths, area and box of a mask."""
+    """Return area, box and run lengths of a mask in COCO's format."""
     size = frame.height, frame.width
     try:
         run_lengths, area, box = measured_mask(mask, size)
@@ -187,12 +188,12 @@ def _annotation(mask: Any, frame: Frame, path: Path) -> dict:
 
 
 def verify(root: Path, split: str, workers: int) -> list[Row]:
-    """Check one split's annotation file: against itself, the frames and the kit's.
+    """Check that the annotation file of one split matches the frames and the kit's file.
 
     Raises:
-        DatasetError: what is wrong first, by name.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
-    raw = need_file(root / SPLITS[split].annotations, KIT)
+    raw = need_file(root / SPLITS[split].annotations, UNPACK)
     frames = read_frames(raw)
     check_frames(root, split, frames)
     path = root / "annotations" / f"{split}.json"
@@ -200,13 +201,13 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
     masks = sum(len(frame.masks) for frame in frames)
     if found.images != len(frames) or found.segments > masks:
         raise DatasetError(
-            f"{path}: {found.segments} masks in {found.images} frames, {raw} has {masks} in "
-            f"{len(frames)}; prepare it again"
+            f"{path}: {found.segments} masks in {found.images} frames, but {raw} has {masks} in "
+            f"{len(frames)}; run this program again without --verify-only"
         )
     return [
         Row(path, "frames", found.images, SPLITS[split].num_frames),
         Row(path, "masks", found.segments),
-        Row(path, "masks without a pixel, left out", masks - found.segments),
+        Row(path, "empty masks, left out", masks - found.segments),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Checks of prepared annotations against their images."""
+"""Check prepared annotations against their images."""
 
 from __future__ import annotations
 
@@ -25,16 +25,27 @@ from odise_mm.utils.image import turned_hint
 
 @dataclass(frozen=True)
 class Verified:
-    """What a verification counted."""
+    """Result of a verification.
+
+    Attributes:
+        images: Number of images.
+        classes: Number of classes present.
+        segments: Number of segments or masks (panoptic and instance files).
+        notes: Notes about annotations that cannot be used.
+    """
 
     images: int
-    classes: int  # that occur
-    segments: int = 0  # of panoptic and instance files
-    notes: tuple[str, ...] = ()  # on what cannot be used
+    classes: int
+    segments: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def same_size(labels: np.ndarray, path: Path, image: Path) -> None:
-    """Raises a DatasetError where a map and its image differ in size."""
+    """Check that a label map has the size of its image.
+
+    Raises:
+        DatasetError: The sizes differ, or the image cannot be read.
+    """
     height, width = image_size(image)
     if labels.shape[:2] != (height, width):
         raise DatasetError(
@@ -51,20 +62,21 @@ def verify_semantic(
     workers: int = 1,
     description: str = "verify labels",
 ) -> Verified:
-    """Check label maps against their images: there, readable, of one size, known numbers.
+    """Check that label maps are readable, have the size of their image, and valid labels.
 
     Args:
-        pairs: (image, label PNG).
-        num_classes: labels are 0 to this - 1, or ignored: 255 in 8 bits, 65535 in 16.
-        reduce_zero_label: labels are 1 to ``num_classes``, 0 ignored, as raw files have it.
-        workers: processes.
-        description: in front of the bar.
+        pairs: Pairs (image, label PNG).
+        num_classes: Labels are 0 to ``num_classes - 1``; 255 in 8-bit and 65535 in 16-bit files
+            are ignored.
+        reduce_zero_label: Labels are 1 to ``num_classes`` and 0 is ignored, as in original files.
+        workers: Number of processes.
+        description: Label of the progress bar.
 
     Raises:
-        DatasetError: no pair at all, or the first pair that is wrong, by name.
+        DatasetError: There are no pairs, or a pair is invalid; the message names the first one.
     """
     if not pairs:
-        raise DatasetError("nothing to verify: no images were found")
+        raise DatasetError("nothing to verify: no images found")
     items = [Item(Path(label), data=Path(image)) for image, label in pairs]
     work = partial(_check_labels, num_classes=num_classes, from_one=reduce_zero_label)
     found = convert_all(items, work, description, workers)
@@ -90,27 +102,32 @@ def verify_panoptic(
 ) -> Verified:
     """Check panoptic annotations in COCO's format against their PNG files and images.
 
-    Ids: unique over images and categories and within an image; those of the JSON are in the PNG
-    and the reverse; categories are known; an image has one segment at most of a stuff class.
-    Sizes: of JSON, PNG and image alike; areas and boxes as in the PNG.
+    Ids of images, categories and the segments of an image must be unique, categories must be known,
+    and an image must not have two segments of a stuff class. The JSON file and the PNG files must
+    contain the same segments with the same areas and boxes. JSON file, PNG file and image must
+    agree in size.
 
     Args:
-        json_path: the JSON file.
-        folder: of the PNG files.
-        images_folder: of the images (``file_name`` of the JSON's images).
-        check_areas: False for files whose areas and boxes somebody else computed.
-        every: read every how-manieth PNG and image only.
-        workers: processes.
-        description: in front of the bar.
+        json_path: The JSON file.
+        folder: Folder of the PNG files.
+        images_folder: Folder of the images (``file_name`` in the JSON file).
+        check_areas: Whether to check areas and boxes; False if the provider computed them.
+        every: Read only every n-th PNG file and image.
+        workers: Number of processes.
+        description: Label of the progress bar.
 
     Raises:
-        DatasetError: what is wrong first, by the file's name.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
     content = read_coco(json_path, "panoptic")
     annotations, images = content.annotations, content.images
     _not_empty(content)
-    if len(annotations) != len(images):  # an image has one at most, and only listed ones have
-        raise DatasetError(f"{json_path}: images and annotations are not one to one")
+    # read_coco has checked that an image has at most one annotation, and every annotation an image
+    if len(annotations) != len(images):
+        raise DatasetError(
+            f"{json_path}: {len(images)} images but {len(annotations)} annotations; every image "
+            "needs one"
+        )
     for id_, category in content.categories.items():
         problem = fault(category, "isthing", FLAG)
         if problem:
@@ -120,9 +137,9 @@ def verify_panoptic(
     for annotation in annotations:
         image = images[annotation["image_id"]]
         where = f"{json_path}: image {shown(image['id'])}"
-        picture = path_inside(images_folder, image_name(image), DatasetError, where)
+        image_path = path_inside(images_folder, image_name(image), DatasetError, where)
         png = path_inside(folder, annotation["file_name"], DatasetError, where)
-        items.append(Item(png, data=(picture, image, annotation["segments_info"])))
+        items.append(Item(png, data=(image_path, image, annotation["segments_info"])))
     classes = used_categories(annotations)
     work = partial(_check_panoptic, things=things, check_areas=check_areas)
     found = convert_all(items[::every], work, description, workers)
@@ -139,8 +156,8 @@ def _check_size(path: Path, image: dict, shape: Iterable[int]) -> None:
     height, width = shape
     if (height, width) != (image["height"], image["width"]):
         raise DatasetError(
-            f"{path}: {width} x {height} pixels; the JSON says {image['width']} x {image['height']}"
-            + turned_hint((image["height"], image["width"]), (height, width), path)
+            f"{path}: {width} x {height} pixels, but {image['width']} x {image['height']} in the "
+            "JSON" + turned_hint((image["height"], image["width"]), (height, width), path)
         )
 
 
@@ -161,14 +178,14 @@ def _compare_segments(
     ids = read_panoptic_png(path)
     _check_size(path, image, ids.shape)
     _check_size(image_path, image, image_size(image_path))
-    said = [info["id"] for info in infos]
-    if len(set(said)) != len(said) or 0 in said:
-        raise DatasetError(f"{path}: its segments have an id twice, or the id 0")
+    listed = [info["id"] for info in infos]
+    if len(set(listed)) != len(listed) or 0 in listed:
+        raise DatasetError(f"{path}: a segment id occurs twice or is 0")
     drawn, areas = np.unique(ids, return_counts=True)
     area_of = {int(i): int(a) for i, a in zip(drawn, areas, strict=True) if i}
     for what, missing in (
-        ("the JSON lacks", set(area_of) - set(said)),
-        ("the PNG lacks", set(said) - set(area_of)),
+        ("the JSON lacks", set(area_of) - set(listed)),
+        ("the PNG lacks", set(listed) - set(area_of)),
     ):
         if missing:
             raise DatasetError(f"{path}: {what} segment {min(missing)}")
@@ -176,17 +193,20 @@ def _compare_segments(
     for info in infos:
         category = info["category_id"]
         if category not in things:
-            raise DatasetError(f"{path}: segment {info['id']} has category {category}, "
-                               "which is not in 'categories'")  # fmt: skip
+            raise DatasetError(
+                f"{path}: segment {info['id']} has category {category}, which is not in "
+                "'categories'"
+            )
         if not things[category] and category in stuff_seen:
-            raise DatasetError(f"{path}: two segments of stuff category {category}")
+            raise DatasetError(f"{path}: two segments of the stuff category {category}")
         stuff_seen.add(category)
         if check_areas and (
             info["area"] != area_of[info["id"]] or info["bbox"] != box_of(ids == info["id"])
         ):
-            raise DatasetError(f"{path}: segment {info['id']} has another area or box in "
-                               "the JSON than in the PNG")  # fmt: skip
-    return len(said)
+            raise DatasetError(
+                f"{path}: area or box of segment {info['id']} differs between JSON and PNG"
+            )
+    return len(listed)
 
 
 def verify_instances(
@@ -196,35 +216,38 @@ def verify_instances(
     workers: int = 1,
     tolerant: bool = False,
 ) -> Verified:
-    """Check instance annotations in COCO's format: ids, known images and categories, image
-    sizes, and masks that fit their image, area and box (run lengths; polygons: box inside).
+    """Check instance annotations in COCO's format against their images.
+
+    Ids must be unique, images and categories known, and sizes must agree. Boxes must lie inside the
+    image. For masks stored as run lengths, area and box must be those of the mask.
 
     Args:
-        json_path: the JSON file.
-        images_folder: of the images.
-        workers: processes.
-        tolerant: of somebody else's file: masks that cannot be used are noted, not refused.
+        json_path: The JSON file.
+        images_folder: Folder of the images.
+        workers: Number of processes.
+        tolerant: Whether masks that cannot be used are noted instead of an error. For files of
+            providers.
 
     Raises:
-        DatasetError: what is wrong first, by name.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
     content = read_coco(json_path, "instance")
     _not_empty(content)
     if content.notes and not tolerant:
         raise DatasetError(content.notes[0])
-    of_image: dict[Any, list[dict]] = {id_: [] for id_ in content.images}
+    annotations_of: dict[Any, list[dict]] = {id_: [] for id_ in content.images}
     for annotation in content.annotations:
         if annotation["category_id"] not in content.categories:
             raise DatasetError(
-                f"{json_path}: annotation {shown(annotation.get('id'))}: no category "
-                f"{shown(annotation['category_id'])}"
+                f"{json_path}: annotation {shown(annotation.get('id'))} has category "
+                f"{shown(annotation['category_id'])}, which is not in 'categories'"
             )
-        of_image[annotation["image_id"]].append(annotation)
+        annotations_of[annotation["image_id"]].append(annotation)
     items = []
     for id_, image in content.images.items():
         where = f"{json_path}: image {shown(id_)}"
-        picture = path_inside(images_folder, image_name(image), DatasetError, where)
-        items.append(Item(picture, data=(str(json_path), image, of_image[id_])))
+        image_path = path_inside(images_folder, image_name(image), DatasetError, where)
+        items.append(Item(image_path, data=(str(json_path), image, annotations_of[id_])))
     convert_all(items, _check_instances, "verify instances", workers)
     classes = used_categories(content.annotations)
     notes = tuple(content.notes)
@@ -247,11 +270,11 @@ def _check_instances(item: Item) -> None:
 def _check_instance(annotation: dict, size: tuple[int, int]) -> None:
     x, y, width, height = annotation["bbox"]
     if x < 0 or y < 0 or x + width > size[1] + 1 or y + height > size[0] + 1:
-        raise DatasetError(f"its box {annotation['bbox']} leaves the image")
+        raise DatasetError(f"its box {annotation['bbox']} exceeds the image")
     _, area, box = measured_mask(annotation["segmentation"], size)
     if isinstance(annotation["segmentation"], list):
-        return  # polygons: area and box are the provider's
+        return  # area and box of polygons were computed by the provider
     if area != annotation["area"]:
-        raise DatasetError(f"its mask has {area} pixels, its area says {annotation['area']}")
+        raise DatasetError(f"its mask has {area} pixels, but its area is {annotation['area']}")
     if box != list(annotation["bbox"]):
-        raise DatasetError("its box is not that of its mask")
+        raise DatasetError("its box does not match its mask")

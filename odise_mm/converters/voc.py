@@ -1,8 +1,8 @@
-"""Pascal VOC 2012 with 20 and with 21 classes: nothing is converted, the archive is checked.
+"""Check Pascal VOC 2012 for the datasets with 20 and 21 classes. Nothing is converted.
 
-The palette PNG files of SegmentationClass/ are label maps already: 0 background, 1 to 20 the
-classes, 255 the border that nothing counts in. voc21 takes the background as a class; voc20 ignores
-it.
+The palette PNG files in SegmentationClass/ already are label maps: 0 is the background, 1 to 20 are
+the classes, and 255 is the border, which is ignored. The background is a class in voc21 and ignored
+in voc20.
 
 Example:
     python tools/dataset_converters/voc.py data/VOCdevkit/VOC2012
@@ -21,7 +21,7 @@ from odise_mm.errors import DatasetError
 from odise_mm.utils.files import path_inside
 
 EXPECTED = {"train": 1464, "val": 1449}
-ARCHIVE = "VOCtrainval_11-May-2012.tar"
+UNPACK = "unpack VOCtrainval_11-May-2012.tar"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,13 +32,13 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
     """Check a split of the unpacked archive.
 
     Raises:
-        DatasetError: names the first bad file.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
-    listed = need_file(root / "ImageSets" / "Segmentation" / f"{split}.txt", ARCHIVE)
-    need_folder(root / "SegmentationClass", ARCHIVE)
+    listed = need_file(root / "ImageSets" / "Segmentation" / f"{split}.txt", UNPACK)
+    need_folder(root / "SegmentationClass", UNPACK)
     names = [name for line in read_lines(listed) for name in line.split()]
     if len(set(names)) != len(names):
-        raise DatasetError(f"{listed}: a name is there twice")
+        raise DatasetError(f"{listed}: contains a name twice")
     for name in names:
         path_inside(root / "JPEGImages", name, DatasetError, str(listed))
     pairs = [
@@ -48,7 +48,7 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
     found = verify_semantic(pairs, 21, workers=workers, description=f"verify VOC {split}")
     return [
         Row(listed, "images", found.images, EXPECTED[split]),
-        Row(root / "SegmentationClass", f"classes that occur ({split})", found.classes, 21),
+        Row(root / "SegmentationClass", f"classes present ({split})", found.classes, 21),
     ]
 
 

@@ -1,16 +1,17 @@
-"""Work on many files, over processes, that goes on where it was stopped.
+"""Process many files in parallel, and continue after an interruption.
 
-A converter is a list of :class:`Item` and a function ``work(item)`` that reads one raw file,
-writes one output and returns what the dataset's JSON file needs of it::
+A converter consists of a list of :class:`Item` and a function ``work(item)`` that reads one
+original file, writes one output and returns the facts that the dataset's JSON file needs::
 
     with program():
         args = converter_parser(__doc__, "data/thing", ["train", "val"]).parse_args()
         facts = convert_all(items, work, "thing val", args.workers, journal=out / "val.journal")
-        write_json(out / "val.json", ...)   # and then: remove the journal
+        finish(out / "val.json", ..., out / "val.journal")
         show_written("thing", [Row("val.json", "images", len(facts))])
 
-Files are written under a temporary name and renamed, so that a file that is there is complete,
-however the program ended. Imports no torch: worker processes start in a fraction of a second.
+Files are written under a temporary name and then renamed, so that existing files are complete even
+after a crash. This module does not import torch, so that worker processes start in a fraction of a
+second.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ _PNG_END = b"IEND\xaeB`\x82"
 
 @dataclass(frozen=True)
 class Item:
-    """One file's work.
+    """File to process.
 
     Attributes:
-        source: the raw file; errors name it, the journal knows it by its path.
-        output: the file that ``work`` writes, if it writes one.
-        data: whatever else ``work`` needs; anything that can be pickled.
+        source: The original file. Errors name it, and its path is the key in the journal.
+        output: The file that ``work`` writes, if any.
+        data: Additional input of ``work``; must be picklable.
     """
 
     source: Path
@@ -60,30 +61,30 @@ def convert_all(
     *,
     journal: Path | None = None,
 ) -> list[Any]:
-    """Run ``work(item)`` for all items, over processes, with a progress bar.
+    """Run ``work(item)`` for all items in parallel, with a progress bar.
 
-    Items that were done by an earlier run are skipped: those whose output is there and, with a
-    journal, whose result is in it. The journal holds one JSON line per finished item; remove it
-    (:func:`finish`) once the file that sums the results up is written.
+    Items that an earlier run finished are skipped: their output exists and, with a journal, their
+    result is in the journal. The journal has one JSON line per finished item. Remove it (see
+    :func:`finish`) after writing the file that is made from the results.
 
     Args:
-        items: what to do.
-        work: a function of a module (it travels to other processes); with a journal, its results
-            must be JSON values.
-        description: in front of the bar.
-        workers: processes; 1 works in this one.
-        journal: where the results are kept for the next run; needed if they are used at all,
-            because an item that is skipped without a journal has the result None.
+        items: The files to process.
+        work: Function to run. With several workers it must be picklable; with a journal, its
+            results must be JSON values.
+        description: Label of the progress bar.
+        workers: Number of processes; 1 runs in the current process.
+        journal: File that keeps the results for the next run. Required if the results are used,
+            because without a journal the result of a skipped item is None.
 
     Returns:
-        Results in the order of ``items``; None for skipped ones without a journal.
+        Results in the order of ``items``; None for items skipped without a journal.
 
     Raises:
-        DatasetError: an item failed. The message names the first one's source; whatever was
-            finished before stays finished.
+        DatasetError: An item failed; the message names the source of the first one. Items finished
+            before are kept.
     """
-    notes = None if journal is None else Journal(journal)
-    known = _finished(notes)
+    log = None if journal is None else Journal(journal)
+    known = _finished(log)
     results: list[Any] = [None] * len(items)
     todo = []
     for index, item in enumerate(items):
@@ -92,7 +93,7 @@ def convert_all(
             results[index] = known.get(str(item.source))
         else:
             todo.append(index)
-    with _progress() as progress, notes or nullcontext():
+    with _progress() as progress, log or nullcontext():
         bar = progress.add_task(description, total=len(items), completed=len(items) - len(todo))
         pending = [items[index] for index in todo]
         with _mapped(partial(_guarded, work), pending, workers) as outcomes:
@@ -100,20 +101,20 @@ def convert_all(
                 if isinstance(outcome, OdiseError):
                     raise outcome
                 results[index] = outcome
-                if notes is not None:
-                    notes.add([str(items[index].source), outcome])
+                if log is not None:
+                    log.add([str(items[index].source), outcome])
                 progress.advance(bar)
     return results
 
 
 def finish(path: Path, content: Any, journal: Path) -> None:
-    """Write the JSON file that the journal's results went into, then remove the journal."""
+    """Write the JSON file that was made from the journal's results, then remove the journal."""
     write_json(path, content)
     Journal(journal).remove()
 
 
 def _guarded(work: Callable[[Item], Any], item: Item) -> Any:
-    """``work(item)``; what a user can set right comes back as an error that names the file."""
+    """Run ``work(item)``, and return errors that the user can fix, with the file's name."""
     try:
         return work(item)
     except (OdiseError, OSError) as error:
@@ -122,7 +123,7 @@ def _guarded(work: Callable[[Item], Any], item: Item) -> Any:
 
 
 def is_complete(output: Path | None) -> bool:
-    """Whether an output needs no work: written to its end (cheap for PNG files)."""
+    """Return whether an output is missing no data; for PNG files, only the end is read."""
     if output is None:
         return True
     try:
@@ -141,7 +142,7 @@ def _mapped(function: Callable, items: Sequence, workers: int) -> Iterator[Itera
     if workers <= 1:
         yield map(function, items)
         return
-    # "spawn": neither the bar's thread nor a test's torch is forked
+    # "spawn", because forking with the progress bar's thread, or with torch in tests, is not safe
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker)
     try:
@@ -152,20 +153,20 @@ def _mapped(function: Callable, items: Sequence, workers: int) -> Iterator[Itera
 
 
 def _start_worker() -> None:
-    """Ctrl-C is the parent's business, and a worker does not outlive a killed parent."""
+    """Ignore Ctrl-C, which the parent handles, and exit when the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
-    def follow() -> None:
+    def exit_with_parent() -> None:
         parent.join()
         os._exit(1)
 
-    threading.Thread(target=follow, daemon=True).start()
+    threading.Thread(target=exit_with_parent, daemon=True).start()
 
 
 @contextmanager
 def progress_bar(description: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar for a loop in this process; the block calls what it gets once per step."""
+    """Show a progress bar; the block gets a function to call once per step."""
     with _progress() as progress:
         bar = progress.add_task(description, total=total)
         yield lambda: progress.advance(bar)
@@ -182,6 +183,6 @@ def _progress() -> Progress:
 
 
 def _finished(journal: Journal | None) -> dict[str, Any]:
-    """Source -> result of the items that an earlier run finished."""
+    """Return the results of the items that an earlier run finished, by source."""
     lines = [] if journal is None else journal.read()
     return dict(line for line in lines if isinstance(line, list) and len(line) == 2)

@@ -1,4 +1,4 @@
-"""Work for the tests of ``convert_all``: a module of its own, as worker processes import it."""
+"""Work for the tests of ``convert_all``, in a module that worker processes can import."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from odise_mm.errors import DatasetError
 
 
 def double(item: Item) -> dict[str, int]:
-    """Write a picture of the source's number; ``data``: None, seconds to sleep, or "bad"."""
+    """Write an image of the source's number; ``data``: None, seconds to sleep, or "bad"."""
     if item.data == "bad":
         raise DatasetError("nothing sensible in it")
     if isinstance(item.data, float):
@@ -24,7 +24,7 @@ def double(item: Item) -> dict[str, int]:
 
 
 def items_in(folder: Path, count: int, **special: object) -> list[Item]:
-    """Items 000.raw, 001.raw ...; ``n4="bad"`` is the data of number 4."""
+    """Return items 000.raw, 001.raw, ...; ``n4="bad"`` sets the data of number 4."""
     return [
         Item(folder / f"{i:03d}.raw", folder / f"{i:03d}.png", special.get(f"n{i}"))
         for i in range(count)

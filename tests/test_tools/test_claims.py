@@ -1,4 +1,4 @@
-"""Converters replace what programs of ours wrote, and nothing else."""
+"""Converters replace only files that converters wrote."""
 
 from __future__ import annotations
 
@@ -14,52 +14,54 @@ from tests.support import tiny_ade_pascal as tiny_archives
 from tests.test_tools.test_convert_coco import convert, phrases_file, write_archives
 
 
-def test_what_is_there_must_be_ours(tmp_path: Path) -> None:
+def test_existing_output_of_another_program_raises(tmp_path: Path) -> None:
     file, folder = tmp_path / "annotations/a.json", tmp_path / "annotations/a"
     claim(tmp_path, [file, folder])
     folder.mkdir(parents=True)
     file.write_text("1")
     (folder / "1.png").touch()
-    claim(tmp_path, [file, folder])  # it is ours now
+    claim(tmp_path, [file, folder])  # recorded
     claim(tmp_path, [tmp_path / "b.json"])
     assert json.loads((tmp_path / MADE).read_text()) == ["annotations/a", "annotations/a.json",
                                                          "b.json"]  # fmt: skip
     (tmp_path / MADE).unlink()
     for output in (file, folder):
-        with pytest.raises(DatasetError, match="was not written by this program") as caught:
+        with pytest.raises(
+            DatasetError, match="already exists and was not written by this program"
+        ) as caught:
             claim(tmp_path, [tmp_path / "new.json", output])
         assert str(output) in str(caught.value)
     assert not (tmp_path / MADE).exists()
     journal = tmp_path / ".a.journal"
-    journal.touch()  # an interrupted run of ours
+    journal.touch()  # of an interrupted run
     claim(tmp_path, [file, folder], [journal])
     assert (tmp_path / MADE).exists()
 
 
-def test_an_empty_folder_is_nobody_s(tmp_path: Path) -> None:
+def test_empty_folder_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "maps").mkdir()
     claim(tmp_path, [tmp_path / "maps"])
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "[", ""])
-def test_a_note_that_is_something_else(tmp_path: Path, text: str) -> None:
+def test_invalid_record_raises(tmp_path: Path, text: str) -> None:
     (tmp_path / MADE).write_text(text)
     with pytest.raises(DatasetError, match="odise_mm_made"):
         claim(tmp_path, [tmp_path / "a.json"])
 
 
-def test_phrases_by_hand_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Docs say that this file may be written by hand."""
+def test_phrases_written_by_hand_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The documentation allows writing this file by hand."""
     archives = write_archives(tmp_path / "coco", "val")
     text = json.dumps(dict(info=dict(tagger="by hand"), phrases={"7": [["cat"]]}))
     phrases_file(archives).write_text(text)
     with pytest.raises(SystemExit):
         convert(archives)
-    assert "phrases_val2017.json: is there already" in capsys.readouterr().err
+    assert "phrases_val2017.json: already exists" in capsys.readouterr().err
     assert phrases_file(archives).read_text() == text
     phrases_file(archives).unlink()
     assert convert(archives) == 0
-    assert convert(archives, "--grammar", "runs") == 0  # ours is replaced by ours
+    assert convert(archives, "--grammar", "runs") == 0  # a converter's own file is replaced
 
 
 @pytest.mark.parametrize(
@@ -71,14 +73,14 @@ def test_phrases_by_hand_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture)
         (tiny_archives.write_raw_ade847, ade20k_full.main, "ade847.txt"),
     ],
 )
-def test_label_maps_of_others_stay(tmp_path: Path, write, main, file: str) -> None:
+def test_foreign_label_maps_are_kept(tmp_path: Path, write, main, file: str) -> None:
     root = write(tmp_path).root
     foreign = root / file
     foreign.parent.mkdir(parents=True, exist_ok=True)
     foreign.write_text("somebody's own")
-    with pytest.raises(DatasetError, match="was not written by this program"):
+    with pytest.raises(DatasetError, match="already exists and was not written by this program"):
         main([str(root), "--workers", "1"])
     assert foreign.read_text() == "somebody's own"
     foreign.unlink()
-    for _ in range(2):  # the second time over what is ours
+    for _ in range(2):  # the second run replaces its own files
         main([str(root), "--workers", "1"])

@@ -135,7 +135,7 @@ def test_stopped_runs_go_on_and_leave_no_process_behind(
     assert len(workers) >= 2 and "039.raw" not in journal.read_text()
     if stop is signal.SIGINT:
         assert process.returncode == INTERRUPTED
-        assert "interrupted; the same command goes on" in messages
+        assert "interrupted; run the same command again to continue" in messages
         assert "Traceback" not in messages
     while any(is_running(pid) for pid in workers):
         assert time.monotonic() < limit
@@ -279,7 +279,9 @@ def test_ade20k_other_order_of_instance_classes_is_noticed(tmp_path: Path) -> No
         pixels = png(path)
         pixels[..., 0] = np.where(pixels[..., 0], pixels[..., 0] % 100 + 1, 0)
         tiny_archives.write_map(path, pixels)
-    with pytest.raises(DatasetError, match=r"ADE_val_00000001\.png: its instances lie on other"):
+    with pytest.raises(
+        DatasetError, match=r"ADE_val_00000001\.png: the classes of the instances differ"
+    ):
         run("ade20k", truth.root)
 
 
@@ -290,14 +292,14 @@ def test_ade20k_one_odd_file_is_pointed_out(tmp_path: Path, capsys: pytest.Captu
     pixels[..., 0] = np.where(pixels[..., 0], pixels[..., 0] % 100 + 1, 0)
     tiny_archives.write_map(path, pixels)
     run("ade20k", truth.root)
-    assert "1 files have most of their instances on another class" in capsys.readouterr().out
+    assert "1 files in which the class of most instance pixels differs" in capsys.readouterr().out
 
 
 def test_ade20k_training_split(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     truth = raw("ade20k", tmp_path)
     run("ade20k", truth.root, "--splits", "train", "val")
     out = capsys.readouterr().out
-    assert "2 images; the full set has 20,210" in out and "3 images" in out
+    assert "2 images; the complete dataset has 20,210" in out and "3 images" in out
     content = json.loads((truth.root / "panoptic_train.json").read_text())
     assert [i["file_name"] for i in content["images"]] == [
         "ADE_train_00000001.jpg", "ADE_train_00000002.jpg",
@@ -332,12 +334,14 @@ def test_ade847_with_given_classes(tmp_path: Path, capsys: pytest.CaptureFixture
     name = "ADE_val_00000002"
     made = png(truth.root / "annotations_847/validation/urban/street_1" / f"{name}.png")
     assert (made == np.where(truth.labels[name] == 999, 1, 65535)).all()
-    with pytest.raises(DatasetError, match=r"ade847\.txt: other classes than now asked for"):
+    with pytest.raises(
+        DatasetError, match=r"ade847\.txt: its classes differ from the requested ones"
+    ):
         run("ade20k_full", truth.root)
     for line, message in (
         ("unheard of", "classes.txt:2: the index has no object 'unheard of'"),
         ("5000", "classes.txt:2: the index has no object '5000'"),
-        ("sky", "classes.txt:2: 'sky' is there twice"),
+        ("sky", "classes.txt:2: 'sky' is listed twice"),
     ):
         given.write_text(f"sky\n{line}\n")
         with pytest.raises(DatasetError, match=message):
@@ -416,12 +420,12 @@ def test_ade847_index_is_data_only(
     assert not index.presence[300].any()  # wheels are parts
     function = b"_frombuffer" if protocol == 5 else b"_reconstruct"
     path.write_bytes(path.read_bytes().replace(function, function[:-1] + b"?"))
-    with pytest.raises(DatasetError, match="not read, it asks for numpy.*not data"):
+    with pytest.raises(DatasetError, match=r"cannot be read \(it needs numpy.*not plain data"):
         ade20k_full.read_index(path)
     content["scene"] = Malicious()
     path.write_bytes(pickle.dumps(content, protocol))
     with pytest.raises(
-        DatasetError, match=r"index_ade20k\.pkl: not read, it asks for posix\.mkdir"
+        DatasetError, match=r"index_ade20k\.pkl: cannot be read \(it needs posix\.mkdir"
     ):
         ade20k_full.read_index(path)
     assert not (tmp_path / "was_run").exists()
@@ -434,7 +438,9 @@ def test_ade847_index_of_another_release_is_noticed(tmp_path: Path) -> None:
     content["objectnames"].insert(0, "new")
     content["objectnames"].pop()
     path.write_bytes(pickle.dumps(content))
-    with pytest.raises(DatasetError, match=r"00000001\.json: object 1 is called 'wall', but not"):
+    with pytest.raises(
+        DatasetError, match=r"00000001\.json: object 1 is called 'wall', but not in index_ade20k"
+    ):
         run("ade20k_full", truth.root)
 
 
@@ -459,11 +465,15 @@ def test_pascal_context(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("59_labels.txt", ("sofa", "settee"), r"59_labels\.txt: has a class .* 'settee'"),
+        (
+            "59_labels.txt",
+            ("sofa", "settee"),
+            r"59_labels\.txt: 'settee' is not one of the 59 classes",
+        ),
         ("59_labels.txt", ("57: water\n", ""), r"59_labels\.txt: lacks 'water'"),
         ("labels.txt", (": horse\n", ": pony\n"), r"/labels\.txt: no class 'horse'"),
         ("labels.txt", ("459: odd thing 459\n", ""), r"/labels\.txt: 458 classes"),
-        ("labels.txt", ("12: ", "11: "), r"/labels\.txt:12: number 11 is there twice"),
+        ("labels.txt", ("12: ", "11: "), r"/labels\.txt:12: number 11 occurs twice"),
     ],
 )
 def test_pascal_context_lists_must_fit(
@@ -482,7 +492,7 @@ def test_voc_is_verified_and_untouched(tmp_path: Path, capsys: pytest.CaptureFix
     before = written(truth.root)
     run("voc", truth.root, "--splits", "train", "val")
     assert written(truth.root) == before
-    assert "3 images; the full set has 1,449" in capsys.readouterr().out
+    assert "3 images; the complete dataset has 1,449" in capsys.readouterr().out
 
 
 # --- interrupted, damaged, tampered with ----------------------------------------------------------
@@ -545,8 +555,8 @@ def test_the_first_bad_file_is_named(tmp_path: Path, name: str, fault: str) -> N
 
 
 @pytest.mark.parametrize("name", TOOLS)
-def test_a_missing_folder_says_where_it_comes_from(tmp_path: Path, name: str) -> None:
-    with pytest.raises(DatasetError, match=r"no such f.*; it comes from .*, unpacked there"):
+def test_missing_folder_message_has_the_archive(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DatasetError, match=r"no such f.*; (unpack|get it from) .*"):
         run(name, tmp_path)
 
 
@@ -574,7 +584,7 @@ TAMPERED = {
     "png size": (
         "panoptic_val/ADE_val_00000002.png",
         lambda p: tiny_archives.write_map(p, png(p)[1:]),
-        r"00000002\.png: 33 x 47 pixels; the JSON says 33 x 48",
+        r"00000002\.png: 33 x 47 pixels, but 33 x 48 in the JSON",
     ),
     "png gone": ("panoptic_val/ADE_val_00000002.png", Path.unlink, r"00000002\.png"),
     "png mode": (
@@ -598,7 +608,7 @@ TAMPERED = {
     "area": (
         "panoptic_val.json",
         edit(lambda c: segments(c)[0].update(area=1)),
-        r"00000002\.png: segment 1 has another area",
+        r"00000002\.png: area or box of segment 1 differs",
     ),
     "category": (
         "panoptic_val.json",
@@ -608,12 +618,12 @@ TAMPERED = {
     "stuff twice": (
         "panoptic_val.json",
         edit(lambda c: segments(c)[1].update(category_id=segments(c)[0]["category_id"])),
-        r"00000002\.png: two segments of stuff",
+        r"00000002\.png: two segments of the stuff category",
     ),
     "image gone": (
         "panoptic_val.json",
         edit(lambda c: (c["images"].pop(), c["annotations"].pop())),
-        r"panoptic_val\.json: 2 images where .* has 3",
+        r"panoptic_val\.json: 2 images, but .* has 3",
     ),
     "image twice": (
         "panoptic_val.json",
@@ -666,12 +676,12 @@ TAMPERED = {
     "object's box": (
         "instances_val.json",
         edit(lambda c: c["annotations"][4].update(bbox=[0, 0, 2, 2])),
-        r"annotation 5 of .*: its box is not that of its mask",
+        r"annotation 5 of .*: its box does not match its mask",
     ),
     "object's category": (
         "instances_val.json",
         edit(lambda c: c["annotations"][4].update(category_id=1)),  # wall
-        r"annotation 5: no category 1",
+        r"annotation 5 has category 1, which is not in",
     ),
     "raw label": (
         "annotations/validation/ADE_val_00000002.png", flip_a_pixel,

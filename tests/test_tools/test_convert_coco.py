@@ -69,8 +69,8 @@ def test_both_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert convert(splits[0], "--splits", "train", "val") == 0
     said = capsys.readouterr().out
-    assert "train2017: 3 images; the full set has 118,287" in said
-    assert "val2017: 3 images; the full set has 5,000" in said
+    assert "train2017: 3 images; the complete dataset has 118,287" in said
+    assert "val2017: 3 images; the complete dataset has 5,000" in said
     assert all(path.read_bytes() == content for path, content in before.items())
     written = {path for path in tmp_path.rglob("*") if path.is_file()} - set(before)
     expected = {made.png(i) for made in splits for i in CAPTIONS}
@@ -140,9 +140,9 @@ def test_bad_files_are_named(archives: SmallCoco, capsys: pytest.CaptureFixture)
     archive.rename(archive.with_suffix(".away"))
     image, png = archives.image(3), archives.png(25)
     for path, spoil, message in [
-        (image, Path.unlink, f"{image}: no such file, and 0 more of the 3"),
+        (image, Path.unlink, f"{image}: no such file; 1 of the 3"),
         (image, lambda p: p.write_bytes(b"?"), f"{image}: not a readable image"),
-        (image, lambda p: Image.new("RGB", (30, 41)).save(p), "30 x 41 pixels; the JSON says 30 x"),
+        (image, lambda p: Image.new("RGB", (30, 41)).save(p), "30 x 41 pixels, but 30 x"),
         (png, Path.unlink, f"{png}: no such file"),
         (png, lambda p: p.write_bytes(b"?"), f"{png}: not a readable panoptic PNG"),
         (png, lambda p: write_panoptic_png(p, archives.maps[25][:5]), f"{png}: 33 x 5 pixels"),
@@ -182,13 +182,13 @@ def test_bad_captions_and_instances(archives: SmallCoco, capsys: pytest.CaptureF
         (
             captions,
             lambda c: (c["images"].pop(0), c["annotations"].__delitem__(slice(2))),
-            "phrases_val2017.json: lacks 1 images of panoptic_val2017.json, the first is 7",
+            "phrases_val2017.json: 1 images of panoptic_val2017.json are missing (the first: 7)",
         ),
         (instances, lambda c: c["images"].pop(0), f"{instances}: annotation 1 is of image id 7,"),
         (
             instances,
             lambda c: (c["images"].pop(0), c["annotations"].clear()),
-            f"{instances}: lacks image id 7",
+            f"{instances}: image id 7 is missing",
         ),
         (instances, lambda c: c["annotations"][0].pop("bbox"), "annotation 1 has no `bbox`"),
     ]:
@@ -197,7 +197,7 @@ def test_bad_captions_and_instances(archives: SmallCoco, capsys: pytest.CaptureF
         assert message in fails(archives, capsys)
         path.write_text(good)
     instances.unlink()
-    assert "it comes from annotations_trainval2017.zip" in fails(archives, capsys)
+    assert "no such file; unpack annotations_trainval2017.zip" in fails(archives, capsys)
 
 
 def test_missing_or_damaged_archives(
@@ -208,9 +208,9 @@ def test_missing_or_damaged_archives(
     archive.write_bytes(good[: len(good) // 2])
     assert f"{archive}: damaged" in fails(archives, capsys)
     archive.unlink()
-    assert "panoptic_val2017: no such folder; it comes from" in fails(archives, capsys)
+    assert "panoptic_val2017: no such folder; unpack" in fails(archives, capsys)
     shutil.rmtree(archives.root / "val2017")
-    assert "val2017: no such folder; it comes from val2017.zip" in fails(archives, capsys)
+    assert "val2017: no such folder; unpack val2017.zip" in fails(archives, capsys)
     shutil.rmtree(archives.root)
     assert f"{archives.root}: no such folder" in fails(archives, capsys)
 

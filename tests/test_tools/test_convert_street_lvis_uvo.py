@@ -168,7 +168,7 @@ def test_cityscapes_raw_files_that_are_wrong(tmp_path: Path, capsys: pytest.Capt
     good = labels.read_bytes()
     draw(labels, lambda pixels: pixels.fill(77))
     message = fails(cityscapes.main, capsys, root, "--workers", 1)
-    assert f"{labels}: label 77; Cityscapes has 0 to 33" in message
+    assert f"{labels}: unknown label 77; Cityscapes has 0 to 33" in message
     Image.new("L", (3, 3)).save(labels)
     assert f"{labels}: 3 x 3 pixels, but its image" in fails(cityscapes.main, capsys, root)
     labels.write_bytes(good)
@@ -185,8 +185,8 @@ def test_cityscapes_raw_files_that_are_wrong(tmp_path: Path, capsys: pytest.Capt
     [
         ("annotations/panoptic_val/lindau/*.png", lambda p: p.fill(7), "JSON lacks segment"),
         ("gtFine/val/lindau/*TrainIds.png", lambda p: p.fill(40), "class index 40, number 40"),
-        ("gtFine/val/lindau/*TrainIds.png", lambda p: p.fill(3), "other pixels than those of"),
-        ("gtFine/val/lindau/*instanceIds.png", lambda p: p.fill(7), "other pixels than those of"),
+        ("gtFine/val/lindau/*TrainIds.png", lambda p: p.fill(3), "its pixels differ from"),
+        ("gtFine/val/lindau/*instanceIds.png", lambda p: p.fill(7), "its pixels differ from"),
     ],
 )
 def test_cityscapes_notices_images_that_changed(
@@ -216,7 +216,7 @@ def drop_image(content: dict) -> None:
     ("file", "change", "message"),
     [
         ("instances_val.json", drop_mask, "8 masks in 3 images, but panoptic_val.json has 9 in 3"),
-        ("instances_val.json", move_mask, "its box is not that of its mask"),
+        ("instances_val.json", move_mask, "its box does not match its mask"),
         ("panoptic_val.json", drop_image, "2 images, but leftImg8bit/val has 3"),
     ],
 )
@@ -338,10 +338,10 @@ def forget_image(content: dict) -> None:
     ("change", "message"),
     [
         (forget_segment, "has an evaluated class there"),
-        (repeat_segment, "two segments of one id"),
-        (invent_segment, "has no pixel of segment 5"),
+        (repeat_segment, "two segments with the same id"),
+        (invent_segment, "has no pixels of segment 5"),
         (unknown_category, "has category 99, which 'categories' does not list"),
-        (forget_image, "has no annotation of"),
+        (forget_image, "has no annotation for"),
         (text_category, "has category \"1\", which 'categories' does not list (there is 1: one is"),
         (crowd_of_text, 'has `iscrowd` "0", not 0 or 1'),
         (map_outside, "leads outside its folder"),
@@ -367,11 +367,11 @@ def test_vistas_config_of_another_version(tmp_path: Path, capsys: pytest.Capture
     root = raw.write_raw_mapillary(tmp_path).root
     edit(root / "config.json", lambda content: content["labels"][3].update(instances=True))
     line = fails(mapillary.main, capsys, root)
-    assert "config.json: 65 evaluated classes" in line and "class 3, where it has ('Fence'" in line
+    assert "config.json: 65 evaluated classes" in line and "class 3, which is ('Fence'" in line
     edit(root / "config.json", lambda content: content["labels"].pop(2))
     assert "config.json: 64 evaluated classes" in fails(mapillary.main, capsys, root)
     (root / "config.json").write_text("{}")
-    assert "there is no list `labels`" in fails(mapillary.main, capsys, root)
+    assert "has no list `labels`" in fails(mapillary.main, capsys, root)
     (root / "config.json").unlink()
     assert "neither config.json nor config_v1.2.json" in fails(mapillary.main, capsys, root)
 
@@ -472,12 +472,12 @@ def no_polygon(content: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (rename_category, "category 1200 is 'yogurt_pot'; LVIS v1 has '"),
-        (older_version, "1200 categories; LVIS v1 has 1203"),
-        (no_frequency, "category 'aerosol_can' has no frequency"),
+        (rename_category, "category 1200 is 'yogurt_pot', but in LVIS v1 it is '"),
+        (older_version, "1200 categories, but LVIS v1 has 1203"),
+        (no_frequency, "category 'aerosol_can' has no `frequency` r, c or f"),
         (older_images, "image 37777 has no `not_exhaustive_category_ids`"),
-        (unknown_negative, "image 37777 has category 1204 in neg_category_ids"),
-        (other_size, "000000391895.jpg: 64 x 31 pixels; the JSON says 64 x 32"),
+        (unknown_negative, "image 37777: category 1204 in neg_category_ids"),
+        (other_size, "000000391895.jpg: 64 x 31 pixels, but 64 x 32 in the JSON"),
         (other_image, "annotation 1 is of image id 4, which `images` does not list"),
         (no_name, "lvis_v1_val.json: category 8 has no `name`"),
         (no_list, "lvis_v1_val.json: image 37777 has `neg_category_ids` null"),
@@ -530,7 +530,7 @@ def test_lvis_images_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixt
     path.unlink()
     assert f"{path}: no such file" in fails(lvis.main, capsys, *run)
     (tmp_path / "coco").rename(tmp_path / "elsewhere")
-    assert "no such folder; it comes from COCO 2017" in fails(lvis.main, capsys, *run)
+    assert "no such folder; unpack COCO 2017" in fails(lvis.main, capsys, *run)
     (tmp_path / "lvis" / "lvis_v1_val.json").unlink()
     assert "lvis_v1_val.json.zip" in fails(lvis.main, capsys, *run)
 
@@ -637,7 +637,7 @@ def test_uvo_notices_what_changed_and_a_second_run_repairs_it(
     assert "6 masks in 2 frames" in fails(uvo.main, capsys, truth.root, *check)
     path.write_bytes(good)
     edit(path, lambda content: content["annotations"][0].update(area=1))
-    assert "its area says 1" in fails(uvo.main, capsys, truth.root, *check)
+    assert "its area is 1" in fails(uvo.main, capsys, truth.root, *check)
     uvo.main([str(truth.root), "--workers", "1"])
     assert path.read_bytes() == good
     frame = truth.images["zZ9/59.png"]
