@@ -1,4 +1,4 @@
-"""Backbones, captioners, necks, heads, classifiers and the segmentor that joins them."""
+"""Backbones, captioners, necks, heads, classifiers and the segmentor that combines them."""
 
 from odise_mm.checkpoints.safe_pickle import allow_training_state
 from odise_mm.models.backbones.diffusion.backbone import DiffusionBackbone
@@ -33,6 +33,7 @@ __getattr__ = renamed(__name__)
 __all__ = [
     "BLIPCaptioner",
     "CaptionCaptioner",
+    "ClassPrediction",
     "Classifier",
     "Condition",
     "CropCLIPClassifier",
@@ -51,7 +52,6 @@ __all__ = [
     "OpenVocabCrossEntropyLoss",
     "OpenVocabMask2FormerHead",
     "OpenVocabSegmentor",
-    "ClassPrediction",
     "SegmentedImages",
     "Taps",
     "TextCaptioner",

@@ -1,13 +1,13 @@
-"""From mask logits and class probabilities to panoptic, semantic and instance results.
+"""Post-processing: mask logits and class probabilities to panoptic, semantic, instance results.
 
-Pure functions on tensors, on any device. They work in float32 whatever the inputs are, ignore an
-active autocast, and go through the image in strips of rows (or through the masks a few at a
-time), so that working memory does not grow with the number of classes: what they need beyond the
-mask logits is bounded by ``max_bytes`` plus the results.
+These are pure functions on tensors on any device. They compute in float32 for all input types and
+ignore an active autocast. They process the image in strips of rows, or a few masks at a time, so
+memory does not grow with the number of classes: beyond the mask logits and the results, they need
+at most ``max_bytes``.
 
-Class probabilities are (Q, K + 1): K classes and the void class last, as after the softmax. The
-class of a thing is told by a flag, never by its position. Source: ODISE, arXiv 2303.04803,
-section 3.6, with the inference of Mask2Former, arXiv 2112.01527, that it builds on.
+Class probabilities have the shape (Q, K + 1): K classes after the softmax, then the void class.
+Flags, not positions, mark the thing classes. Source: ODISE, arXiv 2303.04803, section 3.6, and
+the inference of Mask2Former, arXiv 2112.01527, which it builds on.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from odise_mm.errors import ConfigError
 from odise_mm.utils.precision import full_precision
 from odise_mm.utils.settings import check_flag, check_number, check_whole
 
-# Strips of this size stay in the CPU's caches and still fill a GPU.
+# Small enough for the CPU's caches, large enough to keep a GPU busy.
 MAX_BYTES = 32 * 2**20
 
 TEST_CFG: dict[str, Any] = {
@@ -33,24 +33,26 @@ TEST_CFG: dict[str, Any] = {
     "semantic": True,
     "instance": True,
 }
-"""Settings of the results, see :class:`~odise_mm.models.OpenVocabSegmentor`, and the usual ones."""
+"""Default settings of the results; see :class:`~odise_mm.models.OpenVocabSegmentor`."""
 
 
 def check_test_cfg(
     test_cfg: Mapping[str, Any] | None, unknown: type[Exception] = ConfigError
 ) -> dict[str, Any]:
-    """Some of the settings of :data:`TEST_CFG`, if they can be used.
+    """Check settings and return them as a dictionary.
 
     Args:
-        test_cfg: the settings; None: none.
-        unknown: error for a setting that there is not: parts of a config have TypeError, as for any
-            argument.
+        test_cfg: any of the settings in :data:`TEST_CFG`; None means no settings.
+        unknown: type of the error for an unknown setting. Parts of a config use TypeError, as for
+            any unknown argument.
 
     Raises:
-        ConfigError: names the setting, its value and what is allowed.
+        ConfigError: a value is not allowed; the message names the setting and the allowed values.
     """
     if test_cfg is not None and not isinstance(test_cfg, Mapping):
-        raise ConfigError(f"test_cfg={test_cfg!r}: a dictionary of settings, {', '.join(TEST_CFG)}")
+        raise ConfigError(
+            f"test_cfg={test_cfg!r} must be a dictionary with any of {', '.join(TEST_CFG)}"
+        )
     for name, value in (test_cfg or {}).items():
         if name == "overlap_threshold":
             check_number(f"test_cfg.{name}", value, 0, 1)
@@ -59,7 +61,7 @@ def check_test_cfg(
         elif name in TEST_CFG:
             check_flag(f"test_cfg.{name}", value)
         else:
-            raise unknown(f"test_cfg has no {name}; it has {', '.join(TEST_CFG)}")
+            raise unknown(f"unknown key {name!r} in test_cfg (known keys: {', '.join(TEST_CFG)})")
     return dict(test_cfg or {})
 
 
@@ -67,10 +69,10 @@ class Segment(NamedTuple):
     """One segment of a panoptic map.
 
     Attributes:
-        id: value of its pixels in the map, 1 and up.
+        id: value of the segment's pixels in the map, from 1.
         label: class index.
-        score: probability of the class for its mask, in [0, 1]. Where several stuff masks of one
-            class were merged: the mean over the masks, weighted by the pixels each brought in.
+        score: class probability of the mask, in [0, 1]. For merged stuff masks, the mean over the
+            masks, weighted by their pixels in the map.
         area: number of pixels in the map.
         is_thing: whether the class is countable.
     """
@@ -85,7 +87,7 @@ class Segment(NamedTuple):
 def _check(mask_cls: Tensor, mask_logits: Tensor, is_thing: Sequence[bool] | None = None) -> int:
     if mask_cls.ndim != 2 or mask_logits.ndim != 3 or len(mask_cls) != len(mask_logits):
         raise ValueError(
-            "mask_cls must be (Q, K + 1) and mask_logits (Q, H, W) of as many masks, got "
+            "mask_cls must be (Q, K + 1) and mask_logits (Q, H, W), with the same Q, got "
             f"{tuple(mask_cls.shape)} and {tuple(mask_logits.shape)}"
         )
     num_classes = mask_cls.shape[1] - 1
@@ -113,26 +115,27 @@ def panoptic_inference(
     overlap_threshold: float = 0.8,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[Tensor, list[Segment]]:
-    """Panoptic map without overlaps.
+    """Compute a panoptic map without overlaps.
 
-    Every mask takes its most probable class; masks of the void class are dropped. A pixel goes to
-    the mask with the highest class probability times mask probability, and stays void where
-    that mask's probability is below 0.5. A mask that wins fewer than `overlap_threshold` times
-    the pixels of its own area (probability at least 0.5) is dropped and leaves void behind. Stuff
-    masks of one class become one segment. There is no threshold on the score.
+    Every mask gets its most probable class, and masks of the void class are dropped. A pixel is
+    assigned to the mask with the highest class probability times mask probability. It stays void
+    if that mask's probability is below 0.5. The area of a mask is the number of pixels with a
+    probability of at least 0.5. If fewer pixels than ``overlap_threshold`` times this area are
+    assigned to a mask, it is dropped and its pixels become void. All stuff masks of one class form
+    one segment. There is no threshold on the score.
 
     Args:
         mask_cls: (Q, K + 1) class probabilities, void last.
         mask_logits: (Q, H, W) logits at the size of the result.
         is_thing: K flags.
-        overlap_threshold: share in [0, 1].
-        max_bytes: bound of the working memory, in bytes (at least one row is taken).
+        overlap_threshold: fraction in [0, 1].
+        max_bytes: limit of the working memory in bytes; at least one row is processed at a time.
 
     Returns:
-        (H, W) int32 map of segment ids, 0 where void; its segments in order of their ids.
+        (H, W) int32 map of segment ids, 0 for void; its segments in order of their ids.
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: the shapes do not match.
     """
     num_classes = _check(mask_cls, mask_logits, is_thing)
     device = mask_logits.device
@@ -145,8 +148,8 @@ def panoptic_inference(
     weights = scores.to(device)[:, None, None]
     kept_on_device = kept.to(device)
 
-    # First pass: who wins each pixel (0 where the winner's own probability is below 0.5), and
-    # how many pixels each mask has and wins, with and without that condition.
+    # First pass: the winning mask of each pixel (0 where its probability is below 0.5), the area
+    # of each mask, and the number of pixels it wins, with and without that condition.
     count = len(kept)
     own_area, won, visible = torch.zeros(3, count, dtype=torch.int64, device=device)
     for rows in _strips(mask_logits, 3 * count, max_bytes):
@@ -158,12 +161,12 @@ def panoptic_inference(
         visible += torch.bincount(winner[inside], minlength=count)
         panoptic[rows] = torch.where(inside, winner + 1, 0).int()
 
-    # Then the masks one by one: at most Q steps on plain numbers.
+    # Then loop over the masks: at most Q cheap steps on Python numbers.
     segments: list[Segment] = []
     stuff_at: dict[int, int] = {}
     segment_of = [0] * (count + 1)
-    facts = torch.stack([own_area, won, visible]).T.tolist()
-    masks = zip(facts, labels.tolist(), scores.tolist(), strict=True)
+    counts = torch.stack([own_area, won, visible]).T.tolist()
+    masks = zip(counts, labels.tolist(), scores.tolist(), strict=True)
     for index, ((own, wins, area), label, score) in enumerate(masks, start=1):
         if area == 0 or wins / own < overlap_threshold:
             continue
@@ -186,20 +189,21 @@ def panoptic_inference(
 
 @torch.no_grad()
 def semantic_inference(mask_cls: Tensor, mask_logits: Tensor, max_bytes: int = MAX_BYTES) -> Tensor:
-    """Most probable class of every pixel: argmax over k of sum over q of p(q, k) * m(q, pixel).
+    """Compute the most probable class of every pixel.
 
-    The void class is left out, so every pixel gets a class. The K x H x W scores never exist.
+    This is the argmax over k of the sum over q of p(q, k) * m(q, pixel). The void class is left
+    out, so every pixel gets a class. The K x H x W scores are never in memory at once.
 
     Args:
         mask_cls: (Q, K + 1) class probabilities, void last.
         mask_logits: (Q, H, W) logits at the size of the result.
-        max_bytes: bound of the working memory, in bytes (at least one row is taken).
+        max_bytes: limit of the working memory in bytes; at least one row is processed at a time.
 
     Returns:
         (H, W) int32 class indices.
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: the shapes do not match.
     """
     num_classes = _check(mask_cls, mask_logits)
     device = mask_logits.device
@@ -209,13 +213,13 @@ def semantic_inference(mask_cls: Tensor, mask_logits: Tensor, max_bytes: int = M
     with full_precision(mask_logits):
         for rows in _strips(mask_logits, num_classes + 2 * len(mask_logits), max_bytes):
             masks = mask_logits[:, rows].float().sigmoid().flatten(1)
-            # Pixels first: the argmax then runs over neighbouring numbers, twice as fast.
+            # Pixels come first so that the argmax reads contiguous memory: twice as fast.
             out[rows] = (masks.T @ probs).argmax(dim=1).view(-1, width).int()
     return out
 
 
 def _boxes(masks: Tensor) -> Tensor:
-    """(N, 4) float32 xyxy of (N, H, W) masks; right and bottom edge exclusive; 0 where empty."""
+    """Boxes (N, 4) float32 xyxy of masks (N, H, W), right and bottom exclusive; 0 if empty."""
 
     def first_and_end(hit: Tensor) -> tuple[Tensor, Tensor]:
         first = hit.int().argmax(dim=1)
@@ -235,26 +239,26 @@ def instance_inference(
     topk: int = 100,
     max_bytes: int = MAX_BYTES,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Instances of things, which may overlap.
+    """Compute the instances of thing classes, which may overlap.
 
-    The `topk` best of all (mask, class) pairs are taken first, and of these the things are
-    kept: often fewer than `topk` remain. The score is the class probability times the mean
-    probability of the mask's pixels.
+    First, the ``topk`` best (mask, class) pairs are selected. Then pairs with stuff classes are
+    dropped, so fewer than ``topk`` instances may remain. The score is the class probability times
+    the mean probability of the mask's pixels.
 
     Args:
         mask_cls: (Q, K + 1) class probabilities, void last.
         mask_logits: (Q, H, W) logits at the size of the result.
         is_thing: K flags.
-        topk: number of pairs.
-        max_bytes: bound of the working memory, in bytes (at least one mask is taken).
+        topk: number of pairs to select.
+        max_bytes: limit of the working memory in bytes; at least one mask is processed at a time.
 
     Returns:
-        scores (N,) float32 in descending order, labels (N,) int64, masks (N, H, W) bool (logit
-        above 0), boxes (N, 4) float32 xyxy in pixels, right and bottom edge exclusive, all zero
-        for an empty mask.
+        Scores (N,) float32 in descending order, labels (N,) int64, masks (N, H, W) bool (logit
+        above 0), and boxes (N, 4) float32 xyxy in pixels. Right and bottom edges are exclusive;
+        the box of an empty mask is all zeros.
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: the shapes do not match.
     """
     num_classes = _check(mask_cls, mask_logits, is_thing)
     device = mask_logits.device
@@ -265,7 +269,7 @@ def instance_inference(
     things = torch.as_tensor(is_thing, dtype=torch.bool, device=device)[labels]
     scores, labels, query = scores[things], labels[things], (index // num_classes)[things]
 
-    # A mask may be there with several classes: look at each once.
+    # A mask may be selected with several classes; process it only once.
     unique, which = query.unique(return_inverse=True)
     masks = torch.zeros(len(unique), height, width, dtype=torch.bool, device=device)
     quality = torch.zeros(len(unique), device=device)
@@ -292,22 +296,23 @@ def resize_masks(
     out_hw: tuple[int, int],
     max_bytes: int = MAX_BYTES,
 ) -> Tensor:
-    """Bring mask logits to the size of the result, in the order of the published model.
+    """Resize mask logits to the size of the result, in the same steps as the published model.
 
-    Bilinear (half-pixel centers) to the padded image, crop of the padding, bilinear to the result.
+    The masks are resized to the padded image (bilinear, half-pixel centers), cropped to the image
+    without padding, and resized to the result (bilinear).
 
     Args:
         mask_logits: (Q, h, w) logits, usually at a quarter of the padded size.
-        padded_hw: height and width of the padded image, in pixels.
-        image_hw: of the image without padding; it is at the top left.
-        out_hw: of the result.
-        max_bytes: bound of the working memory, in bytes (at least one mask is taken).
+        padded_hw: height and width of the padded image in pixels.
+        image_hw: height and width of the image without padding, which is at the top left.
+        out_hw: height and width of the result.
+        max_bytes: limit of the working memory in bytes; at least one mask is processed at a time.
 
     Returns:
         (Q, H, W) float32 logits.
 
     Raises:
-        ValueError: if the image is larger than the padded image, or a size is not positive.
+        ValueError: the image is larger than the padded image, or a size is not positive.
     """
     if min(*padded_hw, *image_hw, *out_hw) < 1:
         raise ValueError(f"sizes must be positive: {padded_hw=}, {image_hw=}, {out_hw=}")

@@ -280,7 +280,7 @@ def test_nothing_found(queries: int) -> None:
 @pytest.mark.parametrize(
     ("probs", "masks", "flags", "message"),
     [
-        ((5, 4), (6, 2, 2), 3, r"as many masks, got \(5, 4\) and \(6, 2, 2\)"),
+        ((5, 4), (6, 2, 2), 3, r"with the same Q, got \(5, 4\) and \(6, 2, 2\)"),
         ((5, 4), (5, 2, 2), 4, "4 flags for the 3 classes"),
         ((5, 1), (5, 2, 2), 0, "at least one class"),
     ],

@@ -363,7 +363,10 @@ def test_unknown_mode(model: OpenVocabSegmentor) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(test_cfg=dict(overlap=0.5)), "test_cfg has no overlap; it has overlap_threshold"),
+        (
+            dict(test_cfg=dict(overlap=0.5)),
+            "unknown key 'overlap' in test_cfg .known keys: overlap_threshold",
+        ),
         (dict(max_tiles_per_batch=0), "max_tiles_per_batch=0: at least 1"),
         (dict(tilesize=512), "tilesize"),
         (dict(neck=dict(type="FeatureProjector")), "no part named 'FeatureProjector'.*FeatureProj"),

@@ -469,13 +469,13 @@ def test_masks_may_be_tensors(label_model: OpenVocabSegmentor, monkeypatch) -> N
 
 
 def test_captions_without_words(caption_model: OpenVocabSegmentor) -> None:
-    with pytest.raises(DatasetError, match="image_0.jpg comes without words.*phrases_file"):
+    with pytest.raises(DatasetError, match="image_0.jpg has no words.*phrases_file"):
         caption_model(**make_batch(caption_model), mode="loss")
 
 
 def test_captions_with_different_numbers_of_words(caption_model: OpenVocabSegmentor) -> None:
     batch = make_batch(caption_model, words=[WORDS, ["dog"]])
-    with pytest.raises(DatasetError, match="1 and 4 words: draw equally many"):
+    with pytest.raises(DatasetError, match="1 and 4 words; draw the same number"):
         caption_model(**batch, mode="loss")
 
 
@@ -508,7 +508,7 @@ def test_a_first_classifier_that_cannot_be_trained(captions: bool) -> None:
     model.classifiers[0] = Undecided()
     batch = make_batch(model, words=[WORDS, WORDS] if captions else None)
     message = (
-        "first classifier, Undecided, cannot be trained.*put an OpenVocabClassifier, or another"
+        "first classifier, Undecided, cannot be trained.*put an OpenVocabClassifier or another"
     )
     with pytest.raises(ConfigError, match=message):
         model(**batch, mode="loss")
@@ -530,7 +530,7 @@ def test_no_train_cfg() -> None:
 def test_a_class_loss_for_one_number_of_classes() -> None:
     config = segmentor_config()
     config.head.loss_cls = dict(type="mmdet.CrossEntropyLoss", class_weight=[1.0] * 133 + [0.1])
-    with torch.device("meta"), pytest.raises(ConfigError, match="takes OpenVocabCrossEntropyLoss"):
+    with torch.device("meta"), pytest.raises(ConfigError, match="needs OpenVocabCrossEntropyLoss"):
         MODELS.build(config)
 
 

@@ -1,4 +1,4 @@
-"""What every classifier takes and returns."""
+"""Base classes of classifiers, and their output."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,11 +15,12 @@ from odise_mm.vocabulary import Vocabulary
 
 
 class ClassPrediction(NamedTuple):
-    """One classifier's view of Q masks of B images among K classes.
+    """A classifier's prediction for Q masks of B images and K classes.
 
     Attributes:
-        logits: (B, Q, K).
-        p_void: probability that the mask is none of them, (B, Q), or None: no view on that.
+        logits: class logits, (B, Q, K).
+        p_void: probability that a mask belongs to none of the classes, (B, Q). None if the
+            classifier does not predict void.
     """
 
     logits: Tensor
@@ -27,71 +28,74 @@ class ClassPrediction(NamedTuple):
 
 
 class Classifier(nn.Module):
-    """Base of all classifiers: ``forward`` is the whole contract of inference.
+    """Base class of all classifiers. For inference, a classifier only needs ``forward``.
 
-    A model's first classifier is its own, which is trained, and does more: see
-    :class:`TrainableClassifier`.
+    The first classifier of a model is trained, and must be a :class:`TrainableClassifier`.
     """
 
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
     ) -> ClassPrediction:
-        """Name the masks.
+        """Classify the masks.
 
         Args:
-            prediction: masks and their embeddings; the masks cover the *padded* images.
+            prediction: masks and their embeddings. The masks cover the *padded* images.
             images: the unpadded images, each (3, H, W) in [0, 1], RGB.
-            vocabulary: the names; may differ from call to call.
+            vocabulary: the K classes; may differ from call to call.
+
+        Returns:
+            Logits (B, Q, K), and possibly the probability of void.
         """
         raise NotImplementedError
 
 
 class TrainableClassifier(Classifier):
-    """What a model's first classifier must be where the model is trained.
+    """Base class of classifiers that can be trained, as the first classifier of a model is.
 
-    With labels, ``supervised_logits`` are compared with the annotated classes. With captions,
-    ``word_embeddings`` and ``scale`` are compared with the mask embeddings.
+    With label supervision, the class loss compares ``supervised_logits`` with the annotated
+    classes. With caption supervision, the grounding loss compares the mask embeddings with
+    ``word_embeddings``, scaled by ``scale``.
     """
 
     @property
     def has_null_class(self) -> bool:
-        """Whether it tells "none of the names" itself; else the head's objectness does."""
+        """Whether the classifier predicts void itself; otherwise the head's objectness does."""
         raise NotImplementedError
 
     @property
     def scale(self) -> Tensor:
-        """The factor on the cosine of masks and names, a scalar; with gradient if it is learned."""
+        """Factor on the cosine similarity, a scalar; has a gradient if it is learned."""
         raise NotImplementedError
 
     def supervised_logits(
         self, embeddings: Sequence[Tensor], vocabulary: Vocabulary
     ) -> list[Tensor]:
-        """What label supervision compares with the annotated classes, for several layers.
+        """Compute class logits for label supervision, for all decoder layers.
 
         Args:
-            embeddings: of the masks after every decoder layer, each (B, Q, C).
-            vocabulary: K classes.
+            embeddings: mask embeddings of every decoder layer, each (B, Q, C).
+            vocabulary: the K classes.
 
         Returns:
-            For every layer (B, Q, K + 1) float32, with gradient; the last column is void.
+            For every layer (B, Q, K + 1) float32 with gradient; the last column is void.
         """
         raise NotImplementedError
 
     def word_embeddings(self, words: Sequence[Sequence[str]]) -> Tensor:
-        """Embeddings of the words of B captions, K of each: (B, K, C) float32, with gradient."""
+        """Embed K words of each of B captions: (B, K, C) float32 with gradient."""
         raise NotImplementedError
 
 
 def require_trainable(classifier: nn.Module) -> TrainableClassifier:
-    """The classifier, if training can use it.
+    """Return the classifier if it can be trained.
 
     Raises:
-        ConfigError: it is no :class:`TrainableClassifier`.
+        ConfigError: it is not a :class:`TrainableClassifier`.
     """
     if not isinstance(classifier, TrainableClassifier):
         raise ConfigError(
-            f"the model's first classifier, {type(classifier).__name__}, cannot be trained: to "
-            "train the model put an OpenVocabClassifier, or another TrainableClassifier, first"
+            f"the model's first classifier, {type(classifier).__name__}, cannot be trained; to "
+            "train the model, put an OpenVocabClassifier or another TrainableClassifier first"
         )
     return classifier
 
@@ -99,15 +103,18 @@ def require_trainable(classifier: nn.Module) -> TrainableClassifier:
 def class_logits(
     embeddings: Tensor, text: Tensor, vocabulary: Vocabulary, scale: Tensor | float
 ) -> Tensor:
-    """Scaled cosine of every mask with every class: the best of the class's synonyms.
+    """Compute the scaled cosine similarity of every mask and class.
+
+    The similarity to a class is the highest among its synonyms.
 
     Args:
-        embeddings: (B, Q, C).
-        text: one embedding for every synonym of ``vocabulary.flat``, (S, C).
+        embeddings: mask embeddings, (B, Q, C).
+        text: embeddings of the synonyms in ``vocabulary.flat``, (S, C).
+        vocabulary: the K classes.
         scale: factor on the cosine.
 
     Returns:
-        (B, Q, K) float32, K classes.
+        (B, Q, K) float32.
     """
     with full_precision(embeddings):
         similarity = F.normalize(embeddings.float(), dim=-1) @ F.normalize(text, dim=-1).T * scale
@@ -118,7 +125,7 @@ def class_logits(
 
 @lru_cache(maxsize=16)
 def _class_of_synonym(synonyms: tuple[tuple[str, ...], ...]) -> Tensor:
-    """The class index of every synonym, (S,), on the CPU; made once for many images."""
-    with torch.inference_mode(False):  # training keeps it for the backward pass
+    """Class index of every synonym, (S,), on the CPU."""
+    with torch.inference_mode(False):  # training may use the cached tensor in a backward pass
         counts = torch.tensor([len(group) for group in synonyms], device="cpu")
         return torch.arange(len(synonyms), device="cpu").repeat_interleave(counts)

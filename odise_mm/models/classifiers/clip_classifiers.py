@@ -1,4 +1,4 @@
-"""CLIP's second prediction on the masks (ODISE, equation 9, and the ablation of mask pooling)."""
+"""Mask classification by CLIP (ODISE, equation 9, and the ablation of mask pooling)."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ from odise_mm.vocabulary import Vocabulary
 
 
 class _CLIPClassifier(Classifier):
-    """Common part: CLIP's mask embeddings against CLIP's text embeddings."""
+    """Base class: compares CLIP's mask embeddings with CLIP's text embeddings."""
 
     def __init__(
         self,
@@ -38,20 +38,20 @@ class _CLIPClassifier(Classifier):
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
     ) -> ClassPrediction:
-        """See :class:`~odise_mm.models.classifiers.base.Classifier`; has no view on void."""
+        """See :class:`~odise_mm.models.classifiers.base.Classifier`; void is not predicted."""
         return self.name_embeddings(self.embed_masks(prediction.masks, images), vocabulary)
 
     @torch.no_grad()
     def name_embeddings(self, embeddings: Tensor, vocabulary: Vocabulary) -> ClassPrediction:
-        """The prediction on masks whose CLIP embeddings are known, (B, Q, C)."""
+        """Classify masks by their CLIP embeddings, (B, Q, C)."""
         text = self.text_encoder.of_vocabulary(vocabulary, self.template)
         return ClassPrediction(class_logits(embeddings, text, vocabulary, self.clip.logit_scale))
 
     def embed_masks(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:
-        """CLIP embeddings of masked regions.
+        """Compute the CLIP embeddings of masked regions.
 
         Args:
-            masks: logits over the padded images, (B, Q, h, w) at stride 4.
+            masks: mask logits of the padded images, (B, Q, h, w) at stride 4.
             images: B unpadded images, each (3, H, W) in [0, 1].
 
         Returns:
@@ -64,19 +64,21 @@ class _CLIPClassifier(Classifier):
 class MaskCLIPClassifier(_CLIPClassifier):
     """Pools CLIP's patches inside each mask with one extra class token per mask.
 
-    A mask's token starts as the class token and attends to the class token and to the patches that
-    its mask touches; nobody attends to it, so one pass over the image serves all masks
-    (MaskCLIP, arXiv 2208.08984; ODISE, equation 9).
+    The token of a mask starts as a copy of the class token. It attends to the class token and to
+    the patches that its mask touches. No other token attends to it, so one pass over the image is
+    enough for all masks (MaskCLIP, arXiv 2208.08984; ODISE, equation 9).
 
     Args:
-        clip, text_encoder: the frozen CLIP and the cache before its text tower, or their configs.
-        template: the prompt around a name.
-        align: the published model resizes the *unpadded* image but the masks of the *padded* one,
-            so the two are shifted against each other unless the image's sides are multiples of 64;
-            the published numbers contain this. True resizes the masks' image area only.
+        clip: a :class:`~odise_mm.models.clip.frozen_clip.FrozenCLIP` or its config.
+        text_encoder: a :class:`~odise_mm.models.clip.text_encoder.TextEncoder` or its config.
+        template: prompt around a class name.
+        align: whether to crop the masks to the image before they are resized. The published model
+            does not: it resizes the *unpadded* image, but the masks of the *padded* image. The two
+            are then misaligned unless the sides of the image are multiples of 64. The published
+            numbers were measured this way.
 
     Raises:
-        ValueError: a CLIP whose image tower is no ViT.
+        ValueError: the image tower of the CLIP is not a ViT.
     """
 
     def __init__(
@@ -90,12 +92,13 @@ class MaskCLIPClassifier(_CLIPClassifier):
         check_flag("align", align)
         if not hasattr(self.clip.visual, "transformer"):
             raise ValueError(
-                f"MaskCLIPClassifier needs a CLIP whose image tower is a ViT, and CLIP "
-                f"{self.clip.short_name} has another: take a CropCLIPClassifier"
+                "MaskCLIPClassifier needs a CLIP whose image tower is a ViT, which CLIP "
+                f"{self.clip.short_name} does not have; use CropCLIPClassifier"
             )
         self.align = align
 
     def embed_masks(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:
+        """Embed every mask by its mask token; see the base class for shapes."""
         size = self.clip.image_size
         resized = [_resize(image[None].float(), (size, size)) for image in images]
         patches = self._patches_touched(masks, images)
@@ -103,7 +106,7 @@ class MaskCLIPClassifier(_CLIPClassifier):
             return self._mask_tokens(self.clip.normalize(torch.cat(resized)), patches)
 
     def _patches_touched(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:
-        """Which of CLIP's P patches each mask touches, (B, Q, P) bool."""
+        """Compute which of CLIP's P patches each mask touches: (B, Q, P) bool."""
         size, patch = self.clip.image_size, self.clip.visual.patch_size[0]
         rows = []
         for mask, image in zip(masks, images, strict=True):
@@ -116,10 +119,10 @@ class MaskCLIPClassifier(_CLIPClassifier):
         return torch.cat(rows).flatten(2) >= 0.5
 
     def _mask_tokens(self, images: Tensor, patches: Tensor) -> Tensor:
-        """(B, Q, C) from normalized images (B, 3, S, S) and the patches of each mask (B, Q, P)."""
+        """Embed masks, given by patches (B, Q, P), of normalized images (B, 3, S, S): (B, Q, C)."""
         visual = self.clip.visual
         batch, queries, count = patches.shape
-        tokens = visual._embeds(images)  # class token first, behind ln_pre
+        tokens = visual._embeds(images)  # after ln_pre; the class token is first
         tokens = torch.cat([tokens, tokens[:, :1].expand(-1, queries, -1)], dim=1)
         visible = patches.new_zeros(batch, tokens.shape[1], tokens.shape[1])
         visible[:, :, : 1 + count] = True
@@ -132,11 +135,15 @@ class MaskCLIPClassifier(_CLIPClassifier):
 
 @MODELS.register_module()
 class CropCLIPClassifier(_CLIPClassifier):
-    """Runs CLIP on a crop of every mask's box: slower than mask tokens, about as good (ablation).
+    """Runs CLIP on a crop of every mask's box (ablation).
+
+    This is slower than mask tokens and about as accurate.
 
     Args:
-        clip, text_encoder, template: as in :class:`MaskCLIPClassifier`.
-        crops_per_batch: crops that CLIP sees at once; bounds memory.
+        clip: see :class:`MaskCLIPClassifier`.
+        text_encoder: see :class:`MaskCLIPClassifier`.
+        template: see :class:`MaskCLIPClassifier`.
+        crops_per_batch: number of crops in a batch of CLIP; limits memory.
     """
 
     def __init__(
@@ -151,6 +158,7 @@ class CropCLIPClassifier(_CLIPClassifier):
         self.crops_per_batch = crops_per_batch
 
     def embed_masks(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:
+        """Embed a crop of the image for every mask; see the base class for shapes."""
         size = self.clip.image_size
         embedded = []
         for mask, image in zip(masks, images, strict=True):
@@ -168,15 +176,18 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _boxes(masks: Tensor, image_size: Sequence[int]) -> list[tuple[int, int, int, int]]:
-    """(top, bottom, left, right) in pixels of masks (Q, h, w) at stride 4; of an empty one: all."""
+    """Boxes (top, bottom, left, right) in pixels of masks (Q, h, w) at stride 4.
+
+    The box of an empty mask is the whole image.
+    """
     height, width = image_size
-    if masks.is_meta:  # no values there; every crop is resized to one size anyway
+    if masks.is_meta:  # values are unknown, but all crops are resized to the same size anyway
         return [(0, height, 0, width)] * len(masks)
     boxes = []
     for rows, columns in zip(masks.any(2).cpu(), masks.any(1).cpu(), strict=True):
         ys, xs = rows.nonzero().flatten(), columns.nonzero().flatten()
         top, left = (int(ys[0]) * 4, int(xs[0]) * 4) if len(ys) else (0, 0)
-        if not len(ys) or top >= height or left >= width:  # empty, or in the padding only
+        if not len(ys) or top >= height or left >= width:  # empty, or only in the padding
             boxes.append((0, height, 0, width))
             continue
         bottom, right = min(int(ys[-1] + 1) * 4, height), min(int(xs[-1] + 1) * 4, width)

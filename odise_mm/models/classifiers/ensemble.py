@@ -1,4 +1,4 @@
-"""Several predictions on a mask become one (ODISE, section 3.6, equation 10)."""
+"""The ensemble of class predictions (ODISE, section 3.6, equation 10)."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -14,22 +14,24 @@ from odise_mm.vocabulary import Vocabulary
 
 @MODELS.register_module()
 class GeometricEnsemble(nn.Module):
-    """Geometric mean of the model's own prediction and CLIP's, CLIP weighs more on unseen
-    classes.
+    """Weighted geometric mean of the model's own class prediction and CLIP's.
 
-    ODISE, equation 10: ``p ~ p_own^(1 - w) * p_clip^w`` with w = ``alpha`` for a class that shares
-    a name with the training vocabulary and ``beta`` for any other. Computed with logarithms:
-    probabilities that underflow, which make the published code's logits infinite, stay finite.
+    ODISE, equation 10: ``p ~ p_own^(1 - w) * p_clip^w``. A class is seen if it shares a name with
+    the training vocabulary. The weight w is ``alpha`` for seen classes and ``beta`` for unseen
+    classes. The mean is computed with logarithms, so the result stays finite where probabilities
+    underflow. The published code's logits become infinite in this case.
 
     Args:
-        alpha, beta: weights of the second prediction on seen and unseen classes; published:
-            0.3 / 0.7 (trained with labels), 0.35 / 0.65 (captions).
-        train_vocabulary: what the model was trained on: a vocabulary's name or file. Segmentors
-            fill it in where a config leaves it out.
+        alpha: weight of CLIP's prediction for seen classes. Published: 0.3 (trained with labels),
+            0.35 (captions).
+        beta: weight of CLIP's prediction for unseen classes. Published: 0.7 (labels), 0.65
+            (captions).
+        train_vocabulary: name or file of the vocabulary that the model was trained on. The
+            segmentor fills it in if the config leaves it out.
 
     Raises:
-        ConfigError: a weight that is no number from 0 to 1.
-        VocabularyError: no vocabulary of that name.
+        ConfigError: a weight is not a number from 0 to 1.
+        VocabularyError: the training vocabulary is unknown.
     """
 
     def __init__(
@@ -48,43 +50,43 @@ class GeometricEnsemble(nn.Module):
     def forward(
         self, class_predictions: Sequence[ClassPrediction], vocabulary: Vocabulary
     ) -> Tensor:
-        """Class probabilities.
+        """Compute class probabilities.
 
         Args:
-            class_predictions: the model's own, which must know p_void, and at most one more.
+            class_predictions: the model's own, which must have ``p_void``, and optionally CLIP's.
             vocabulary: the K classes of the predictions.
 
         Returns:
             (B, Q, K + 1) float32; the last column is void; rows sum to 1.
 
         Raises:
-            ValueError: no prediction, more than two, or none on void.
+            ValueError: not one or two predictions, or the first has no ``p_void``.
         """
         if not 1 <= len(class_predictions) <= 2 or class_predictions[0].p_void is None:
             raise ValueError(
-                "GeometricEnsemble joins one or two predictions, and the first needs p_void"
+                "GeometricEnsemble needs one or two predictions, the first with p_void; got "
+                f"{len(class_predictions)}"
             )
         joined = self.ensemble_logits(class_predictions, vocabulary).softmax(-1)
         p_void = self.void_probability(class_predictions)[..., None]
         return torch.cat([joined * (1 - p_void), p_void], dim=-1)
 
     def void_probability(self, class_predictions: Sequence[ClassPrediction]) -> Tensor:
-        """That a mask is none of the classes: the model's own view, (B, Q) float32."""
+        """Return the model's own probability of void, (B, Q) float32."""
         return class_predictions[0].p_void.float()
 
     def ensemble_logits(
         self, class_predictions: Sequence[ClassPrediction], vocabulary: Vocabulary
     ) -> Tensor:
-        """Equation 10 in logarithms, void left out: (B, Q, K) float32, finite."""
+        """Compute the logarithm of equation 10, without void: (B, Q, K) float32, finite."""
         own = class_predictions[0].logits.float().log_softmax(-1)
         if len(class_predictions) == 1:
             return own
-        seen = torch.tensor(_seen(vocabulary, self.train_vocabulary), device=own.device)
+        seen = torch.tensor(_is_seen(vocabulary, self.train_vocabulary), device=own.device)
         weight = torch.where(seen, self.alpha, self.beta)
         return (1 - weight) * own + weight * class_predictions[1].logits.float().log_softmax(-1)
 
 
 @lru_cache(maxsize=16)
-def _seen(vocabulary: Vocabulary, trained: Vocabulary) -> tuple[bool, ...]:
-    """Which classes were seen in training, found out once for many images."""
-    return vocabulary.overlap(trained)
+def _is_seen(vocabulary: Vocabulary, train_vocabulary: Vocabulary) -> tuple[bool, ...]:
+    return vocabulary.overlap(train_vocabulary)

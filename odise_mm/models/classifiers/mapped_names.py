@@ -1,4 +1,4 @@
-"""Names behind a layer that is trained, mapped once for many images."""
+"""Cache for text embeddings after a trained linear layer."""
 
 from collections.abc import Hashable
 from typing import NamedTuple
@@ -20,42 +20,42 @@ class _Mapped(NamedTuple):
 
 
 class MappedNames:
-    """What a linear layer makes of text embeddings, kept while its weights have these values.
+    """Caches the output of a linear layer on text embeddings until the layer's weights change.
 
-    The values themselves are compared (a thousandth of the work that is saved): optimizers,
-    averaged weights and loaded states change them in place, some without a trace. Where the layer
-    may be trained, nothing is kept and nothing kept is used.
+    Weights are compared by value, which costs a thousandth of the work saved. Optimizers, averaged
+    weights and loaded states change weights in place, and some of these changes cannot be detected
+    otherwise. The cache is not used while the layer may be trained.
 
     Args:
-        rows: embeddings that are kept, of all vocabularies together.
+        rows: maximum number of cached embeddings, over all vocabularies.
     """
 
     def __init__(self, rows: int) -> None:
         self._kept: BoundedCache[_Mapped] = BoundedCache(_VOCABULARIES, rows)
 
     def map(self, layer: nn.Linear, key: Hashable, source: Tensor) -> Tensor:
-        """``layer(source)`` in the layer's number format.
+        """Return ``layer(source)`` in the layer's dtype.
 
         Args:
-            layer: with a bias.
-            key: what ``source`` is made of.
-            source: (S, C). The same tensor, unchanged, wherever the key is the same; of another one
-                nothing is known.
+            layer: a linear layer with a bias.
+            key: identifies the content of ``source``.
+            source: embeddings, (S, C). A cached result is used only if this is the same tensor
+                object as before. It must not be modified in place.
 
         Returns:
-            (S, C'); not to be written to.
+            (S, C'). Do not modify it in place.
         """
         if layer.training or torch.is_grad_enabled() or layer.weight.is_meta:
             return self._map(layer, source)
         kept = self._kept.get(key)
-        if kept is None or kept.source is not source or not _is_of(kept, layer):
+        if kept is None or kept.source is not source or not _has_weights_of(kept, layer):
             weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
             kept = _Mapped(source, weight, bias, self._map(layer, source))
             self._kept.put(key, kept, len(source))
         return kept.value
 
     def forget(self) -> None:
-        """Keep nothing of what was mapped."""
+        """Clear the cache."""
         self._kept.clear()
 
     def _map(self, layer: nn.Linear, source: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class MappedNames:
             return layer(source.to(layer.weight))
 
 
-def _is_of(kept: _Mapped, layer: nn.Linear) -> bool:
+def _has_weights_of(kept: _Mapped, layer: nn.Linear) -> bool:
     pairs = ((kept.weight, layer.weight), (kept.bias, layer.bias))
     return all(
         old.device == new.device and old.dtype == new.dtype and torch.equal(old, new)

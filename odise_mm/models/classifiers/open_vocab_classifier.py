@@ -1,4 +1,4 @@
-"""Names for mask embeddings (ODISE, section 3.5, equations 4 and 6)."""
+"""The trained classifier of mask embeddings (ODISE, section 3.5, equations 4 and 6)."""
 
 from collections.abc import Sequence
 
@@ -20,17 +20,17 @@ from odise_mm.vocabulary import Vocabulary
 
 @MODELS.register_module()
 class OpenVocabClassifier(TrainableClassifier):
-    """Compares mask embeddings with linearly mapped text embeddings of the names.
+    """Compares mask embeddings with linearly projected text embeddings of the class names.
 
-    ODISE, equation 6: ``softmax(z . T(names) / tau)``, with a learned 1 / tau (``logit_scale``
-    holds its logarithm; it starts at 1 / 0.07 and is at most 100).
+    ODISE, equation 6: ``softmax(z . T(names) / tau)`` with a learned 1 / tau. ``logit_scale`` is
+    its logarithm. 1 / tau starts at 1 / 0.07 and is clamped to at most 100.
 
     Args:
         text_encoder: a :class:`~odise_mm.models.clip.text_encoder.TextEncoder` or its config.
         embed_dim: width of the mask embeddings.
-        null_class: whether "none of the names" is a learned embedding, as in a model that is
-            trained with labels; else p_void comes from the head's objectness (captions).
-        template: the prompt around a name: ``{}`` (labels) or ``a photo of a {}.`` (captions).
+        null_class: whether to learn an embedding of void, as in models trained with labels.
+            Otherwise ``p_void`` is computed from the head's objectness (captions).
+        template: prompt around a class name: ``{}`` (labels) or ``a photo of a {}.`` (captions).
     """
 
     def __init__(
@@ -55,24 +55,24 @@ class OpenVocabClassifier(TrainableClassifier):
             self.init_null_embedding()
 
     def init_null_embedding(self) -> None:
-        """Start the void class at the embedding of the empty text."""
+        """Initialize the embedding of void with the embedding of the empty text."""
         if not self.null_embedding.is_meta:
             self.null_embedding.data = self.text_encoder([""]).to(self.null_embedding.device)
 
     def text_embeddings(self, texts: Sequence[str]) -> Tensor:
-        """Mapped embeddings of prompts, (len(texts), embed_dim), float32."""
+        """Compute the projected embeddings of prompts: (len(texts), embed_dim) float32."""
         return self.text_proj(self.text_encoder(texts).to(self.text_proj.weight))
 
     def class_embeddings(self, vocabulary: Vocabulary) -> Tensor:
-        """Mapped embeddings of all S synonyms, (S, embed_dim), float32.
+        """Compute the projected embeddings of all S synonyms: (S, embed_dim) float32.
 
-        In inference they are kept until the map changes, and not to be written to.
+        For inference, they are cached until the projection changes. Do not modify them in place.
         """
         embeddings = self.text_encoder.of_vocabulary(vocabulary, self.template)
         return self._mapped.map(self.text_proj, vocabulary.synonyms, embeddings)
 
     def forget_vocabularies(self) -> None:
-        """Map the names anew for the next image."""
+        """Clear the cache of projected class names."""
         self._mapped.forget()
 
     @property
@@ -82,13 +82,13 @@ class OpenVocabClassifier(TrainableClassifier):
 
     @property
     def scale(self) -> Tensor:
-        """The learned factor on the cosine, a scalar."""
+        """Learned factor on the cosine similarity, a scalar."""
         return self.logit_scale.exp().clamp(max=100)
 
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
     ) -> ClassPrediction:
-        """See :class:`~odise_mm.models.classifiers.base.Classifier`; the images are not used."""
+        """See :class:`~odise_mm.models.classifiers.base.Classifier`; ``images`` is ignored."""
         with full_precision(prediction.embeddings):
             text = self.class_embeddings(vocabulary)
             logits = class_logits(prediction.embeddings, text, vocabulary, self.scale)
@@ -99,7 +99,7 @@ class OpenVocabClassifier(TrainableClassifier):
     ) -> list[Tensor]:
         """See :class:`~odise_mm.models.classifiers.base.TrainableClassifier`.
 
-        The names are embedded once for all layers; void is the null embedding.
+        The class names are embedded only once for all layers. Void is the null embedding.
         """
         with full_precision(embeddings[0]):
             text = self.class_embeddings(vocabulary)
@@ -109,13 +109,13 @@ class OpenVocabClassifier(TrainableClassifier):
             ]
 
     def word_embeddings(self, words: Sequence[Sequence[str]]) -> Tensor:
-        """Mapped embeddings of the words of B captions, K of each: (B, K, C) float32."""
+        """Compute the projected embeddings of K words of B captions: (B, K, C) float32."""
         prompts = fill_template(self.template, [word for caption in words for word in caption])
         with full_precision(self.text_proj.weight):
             return self.text_embeddings(prompts).unflatten(0, (len(words), -1))
 
     def _void(self, embeddings: Tensor) -> Tensor:
-        """Logits (B, Q, 1) of the null embedding, float32."""
+        """Compute the logits of void: (B, Q, 1) float32."""
         null = nn.functional.normalize(self.text_proj(self.null_embedding), dim=-1)
         return self.scale * nn.functional.normalize(embeddings.float(), dim=-1) @ null.T
 
@@ -123,8 +123,8 @@ class OpenVocabClassifier(TrainableClassifier):
         if self.null_embedding is None:
             if prediction.objectness is None:
                 raise ValueError(
-                    "nothing says which masks are void: give the classifier null_class=True "
-                    "(label supervision) or the head objectness=True (caption supervision)"
+                    "void cannot be predicted: set null_class=True in the classifier (label "
+                    "supervision) or objectness=True in the head (caption supervision)"
                 )
             return prediction.objectness.float().softmax(-1)[..., -1]
         void = self._void(prediction.embeddings)

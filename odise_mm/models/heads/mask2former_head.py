@@ -18,7 +18,7 @@ from odise_mm.utils.mmcv_ops import choose_ops_backend
 from odise_mm.utils.precision import full_precision
 from odise_mm.utils.settings import check_flag, check_whole
 
-# Arguments of mmdet's head that are not options of ours: set by it, or named in its signature.
+# Arguments of mmdet's head that are not accepted as options of OpenVocabMask2FormerHead.
 _OWN_ARGUMENTS = (
     "self",
     "kwargs",
@@ -31,13 +31,13 @@ _OWN_ARGUMENTS = (
 
 
 class MaskPrediction(NamedTuple):
-    """What one decoder layer says of a batch of B images with Q queries.
+    """Output of one decoder layer for B images and Q queries.
 
     Attributes:
         masks: mask logits at stride 4, (B, Q, H / 4, W / 4).
-        embeddings: one vector for every mask, to be compared with names, (B, Q, C).
-        objectness: logits of "object" and "no object", (B, Q, 2), of a model that was trained
-            with captions; None in one that was trained with labels.
+        embeddings: mask embeddings, which classifiers compare with class names, (B, Q, C).
+        objectness: logits of "object" and "no object", (B, Q, 2), in models trained with captions;
+            None in models trained with labels.
     """
 
     masks: Tensor
@@ -46,10 +46,13 @@ class MaskPrediction(NamedTuple):
 
 
 class MaskEmbedding(nn.Module):
-    """From mask features, masks and queries to mask embeddings (ODISE, section 3.4 and supplement).
+    """Mask embeddings from mask features, masks and queries (ODISE, section 3.4 and supplement).
 
-    The mask features are averaged over the hard mask (probability above 0.5); the average is
-    projected, added to the query, and the sum passes an MLP of three layers.
+    The mask features are averaged over the binary mask (probability above 0.5). The average is
+    projected and added to the query. An MLP with three layers computes the embedding of the sum.
+
+    Args:
+        channels: channels of queries, mask features and embeddings.
     """
 
     def __init__(self, channels: int) -> None:
@@ -68,41 +71,42 @@ class MaskEmbedding(nn.Module):
         """Embed the masks.
 
         Args:
-            queries: (B, Q, C), normalized.
-            masks: logits, (B, Q, H, W).
+            queries: queries after the final layer norm, (B, Q, C).
+            masks: mask logits, (B, Q, H, W).
             mask_features: (B, C, H, W).
 
         Returns:
             (B, Q, C), not normalized.
         """
-        hard = (masks.detach() > 0).flatten(2).float()
-        # Sums over whole images leave float16's range.
+        binary = (masks.detach() > 0).flatten(2).float()
+        # Sums over whole images exceed the range of float16.
         with full_precision(masks):
-            pooled = torch.einsum("bqp,bcp->bqc", hard, mask_features.flatten(2).float())
-            pooled = pooled / (hard.sum(-1, keepdim=True) + 1e-8)
+            pooled = torch.einsum("bqp,bcp->bqc", binary, mask_features.flatten(2).float())
+            pooled = pooled / (binary.sum(-1, keepdim=True) + 1e-8)
         return self.mlp(self.norm(self.pool_proj(pooled) + queries))
 
 
 @MODELS.register_module()
 class OpenVocabMask2FormerHead(Mask2FormerHead):
-    """Masks and mask embeddings from a feature pyramid, with no layer that knows a class count.
+    """Mask2Former head that predicts masks and mask embeddings for any number of classes.
 
-    Pixel decoder, transformer decoder, matching and mask losses are mmdet's. What is added is the
-    mask embedding; what is taken away is the classifier, but for "object or not" in models that are
-    trained with captions.
+    Pixel decoder, transformer decoder, matching and mask losses are mmdet's. The mask embedding
+    replaces mmdet's classifier. Only models trained with captions keep a classifier, which predicts
+    "object" or "no object".
 
     Args:
-        in_channels: channels of every level of the pyramid, strides 4, 8, 16, 32.
-        objectness: whether to predict "object" / "no object" (caption supervision).
-        feat_channels, out_channels: channels inside and of the mask features (published: 256).
-        **options: :class:`mmdet.models.Mask2FormerHead`'s other arguments: ``num_queries``,
+        in_channels: channels of the pyramid's levels of strides 4, 8, 16, 32.
+        objectness: whether to predict "object" or "no object" (caption supervision).
+        feat_channels: channels of the decoders (published: 256).
+        out_channels: channels of the mask features (published: 256).
+        **options: other arguments of :class:`mmdet.models.Mask2FormerHead`: ``num_queries``,
             ``pixel_decoder``, ``transformer_decoder``, ``positional_encoding``; for training
             ``loss_cls`` (an :class:`~odise_mm.models.losses.class_loss.OpenVocabCrossEntropyLoss`),
             ``loss_mask``, ``loss_dice`` and ``train_cfg`` (points, assigner, sampler).
 
     Raises:
-        TypeError: an argument that neither has.
-        ConfigError: a ``loss_cls`` that is made for one number of classes; a size that is no whole
+        TypeError: unknown argument.
+        ConfigError: ``loss_cls`` is made for a fixed number of classes, or a size is not a whole
             number.
     """
 
@@ -114,7 +118,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         out_channels: int = 256,
         **options: Any,
     ) -> None:
-        # mmdet would swallow misspelled ones
+        # mmdet would silently ignore misspelled arguments.
         known = [
             key
             for key in inspect.signature(Mask2FormerHead.__init__).parameters
@@ -123,7 +127,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         unknown = [key for key in options if key not in known]
         if unknown:
             raise TypeError(
-                f"OpenVocabMask2FormerHead has no argument {', '.join(unknown)}; it has: "
+                f"OpenVocabMask2FormerHead has no argument {', '.join(unknown)}; known arguments: "
                 f"in_channels, objectness, feat_channels, out_channels, {', '.join(known)}"
             )
         check_flag("objectness", objectness)
@@ -131,7 +135,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         for name in ("feat_channels", "out_channels", "num_queries", "num_transformer_feat_level"):
             if name in sizes:
                 check_whole(name, sizes[name])
-        # mmdet reads its nested options as attributes
+        # mmdet reads nested options as attributes.
         options = {k: ConfigDict(v) if isinstance(v, dict) else v for k, v in options.items()}
         options["loss_cls"] = _class_loss(options.get("loss_cls"))
         super().__init__(
@@ -148,24 +152,25 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         self.mask_embedding = MaskEmbedding(out_channels)
 
     def forward(self, pyramid: Sequence[Tensor], all_layers: bool = False) -> list[MaskPrediction]:
-        """Predict masks.
+        """Predict masks and their embeddings.
 
         Args:
-            pyramid: strides 4, 8, 16, 32, each (B, C_i, H_i, W_i).
-            all_layers: also return what the queries say before and after every decoder layer, as
-                training wants; else the intermediate masks are made only as large as masked
-                attention needs them, and only the last are embedded.
+            pyramid: feature maps of strides 4, 8, 16, 32, each (B, C_i, H_i, W_i).
+            all_layers: whether to return the predictions before the first and after every decoder
+                layer, as training needs. Otherwise, intermediate masks are computed only at the
+                size that masked attention needs, and only the last masks are embedded.
 
         Returns:
-            The last layer's prediction in a list; with ``all_layers`` all of them, first to last.
+            The last layer's prediction in a list; with ``all_layers``, all predictions in order.
         """
-        # In float32 at any precision, as in Mask2Former: sampling points need more digits than 16
-        # bit have, and the compiled operator has no bfloat16.
+        # Always in float32, as in Mask2Former: 16 bits are too few for sampling points, and the
+        # compiled operator does not support bfloat16.
         with full_precision(pyramid[0]):
             mask_features, memories = self.pixel_decoder([level.float() for level in pyramid])
         keys, key_positions = self._decoder_memories(memories)
         sizes = [memory.shape[-2:] for memory in memories]
-        # Resizing and the product of embedding and features are both linear: they may be swapped.
+        # Resizing and the product of embeddings and features are linear, so their order can be
+        # swapped.
         resized = None
         if not all_layers:
             resized = [_resize(mask_features, size) for size in sizes]
@@ -199,27 +204,27 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         logits: Sequence[Tensor],
         targets: Sequence[InstanceData],
     ) -> dict[str, Tensor]:
-        """Mask2Former's losses after every layer: matching, classes, masks; all in float32.
+        """Compute Mask2Former's matching, class losses and mask losses of every layer in float32.
 
         Args:
-            predictions: of all layers, see :meth:`forward`.
-            logits: of every layer, (B, Q, K + 1), void last; they say how many classes there are.
-            targets: of every image ``labels`` (N,) from 0 to K - 1 and ``masks`` (N, H, W), which
-                cover the padded image. N may be 0.
+            predictions: predictions of all layers, see :meth:`forward`.
+            logits: class logits of every layer, (B, Q, K + 1), void last.
+            targets: for every image, ``labels`` (N,) from 0 to K - 1 and ``masks`` (N, H, W) of the
+                padded image. N may be 0.
 
         Returns:
-            ``loss_cls``, ``loss_mask``, ``loss_dice`` of the last layer and, as ``d0.loss_cls``
-            and so on, of those before it.
+            ``loss_cls``, ``loss_mask`` and ``loss_dice`` of the last layer. The losses of the other
+            layers have prefixes, as in ``d0.loss_cls``.
 
         Raises:
             TrainingError: the head has no ``train_cfg``.
         """
         if not self.train_cfg:
             raise TrainingError(
-                "the head has no train_cfg (points, assigner, sampler): take that of "
+                "the head has no train_cfg (points, assigner, sampler); copy it from "
                 "configs/_base_/models/odise.py"
             )
-        # Where mmdet's code looks for the number of classes.
+        # mmdet's losses read the number of classes from these attributes.
         self.num_classes = logits[0].shape[-1] - 1
         self.class_weight = self.loss_cls.weights(self.num_classes)
         with full_precision(logits[0]):
@@ -247,7 +252,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         return torch.einsum("bqc,bchw->bqhw", self.mask_embed(queries), mask_features)
 
     def _attention_mask(self, masks: Tensor) -> Tensor:
-        """True where a query must not look; a query whose mask is empty looks everywhere."""
+        """Return True where a query must not attend; a query with an empty mask attends to all."""
         hidden = masks.detach().flatten(2) < 0  # probability below 0.5
         hidden &= ~hidden.all(-1, keepdim=True)
         return hidden.repeat_interleave(self.num_heads, dim=0)
@@ -260,13 +265,13 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
 
 
 def _class_loss(cfg: dict | None) -> ConfigDict:
-    """The class loss as mmdet's head wants it: with its class, and an entry that it reads."""
+    """Config of the class loss as mmdet's head expects it, with the entry ``class_weight``."""
     cfg = ConfigDict(cfg or dict(type="OpenVocabCrossEntropyLoss"))
     cls = MODELS.get(cfg.type) if isinstance(cfg.type, str) else cfg.type
     if not (isinstance(cls, type) and issubclass(cls, OpenVocabCrossEntropyLoss)):
         raise ConfigError(
-            f"loss_cls={cfg.type!r}: the head takes OpenVocabCrossEntropyLoss, whose void_weight "
-            "serves any number of classes"
+            f"loss_cls={cfg.type!r}: the head needs OpenVocabCrossEntropyLoss, whose void_weight "
+            "works for any number of classes"
         )
     return ConfigDict({"class_weight": None, **cfg, "type": cls})
 

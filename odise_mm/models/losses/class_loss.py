@@ -10,16 +10,19 @@ from odise_mm.utils.settings import check_number
 
 @MODELS.register_module()
 class OpenVocabCrossEntropyLoss(CrossEntropyLoss):
-    """mmdet's cross entropy whose last class is void, however many classes come before it.
+    """mmdet's cross entropy for any number of classes and void, which is the last class.
 
-    The sum over queries is divided by their class weights, averaged over processes, so that
-    several processes have the gradients of one with the joined batch. The published code divides by
-    the weights on each process: a (tiny) difference.
+    The sum over queries is divided by the sum of their class weights, averaged over processes. The
+    gradients of several processes are therefore those of one process with the whole batch. The
+    published code divides by the sum on each process, which makes a tiny difference.
 
     Args:
         loss_weight: factor on the loss (published: 2).
-        void_weight: weight of void; that of every other class is 1 (published: 0.1).
-        class_weight: None; mmdet's head wants to find this argument.
+        void_weight: weight of void (published: 0.1); all other classes have weight 1.
+        class_weight: unused; mmdet's head requires this argument.
+
+    Raises:
+        ConfigError: a weight is not a number of at least 0.
     """
 
     def __init__(
@@ -31,18 +34,18 @@ class OpenVocabCrossEntropyLoss(CrossEntropyLoss):
         self.void_weight = void_weight
 
     def weights(self, num_classes: int) -> list[float]:
-        """Weights of ``num_classes`` classes and of void."""
+        """Return the weights of ``num_classes`` classes and void."""
         return [1.0] * num_classes + [self.void_weight]
 
     def forward(
         self, cls_score: Tensor, label: Tensor, weight: Tensor, avg_factor: Tensor
     ) -> Tensor:
-        """Weighted cross entropy.
+        """Compute the weighted cross entropy, a scalar.
 
         Args:
-            cls_score: logits, (N, K + 1); the last is void's.
-            label: (N,) from 0 to K.
-            weight: of each row, (N,).
+            cls_score: class logits, (N, K + 1), void last.
+            label: class indices from 0 to K, (N,).
+            weight: weights of the rows, (N,).
             avg_factor: sum of the rows' class weights on this process, a scalar.
         """
         self.class_weight = self.weights(cls_score.shape[-1] - 1)

@@ -1,4 +1,4 @@
-"""Masks and the words of captions, without knowing which belong together (ODISE, section 3.5)."""
+"""The loss between masks and the words of captions (ODISE, section 3.5)."""
 
 from collections.abc import Callable, Sequence
 
@@ -18,24 +18,24 @@ from odise_mm.utils.settings import check_number
 class GroundingLoss(nn.Module):
     """Contrastive loss between the images and the captions of a batch (ODISE, equations 7 and 8).
 
-    :meth:`similarity` says how well each caption's words are found among each image's masks;
-    an image should be closer to its own caption than to the others, and a caption to its own image.
-    The batch is that of all processes together.
+    :meth:`similarity` measures how well the words of a caption match the masks of an image. The
+    loss makes an image more similar to its own caption than to the other captions, and a caption
+    more similar to its own image than to the other images. The batch is that of all processes.
 
     Args:
         loss_weight: factor on the loss (published: 1).
-        softmax: what the softmax in the similarity runs over. ``"masks"``: for every word over the
-            image's masks, as in the published code, with which the published numbers were made.
-            ``"words"``: for every mask over the caption's words, as equation 7 is written.
+        softmax: axis of the softmax in the similarity. ``"masks"``: for every word, over the
+            image's masks, as in the published code and for the published numbers. ``"words"``: for
+            every mask, over the caption's words, as in equation 7.
 
     Raises:
-        ConfigError: another ``softmax``.
+        ConfigError: unknown ``softmax``, or a ``loss_weight`` that is not a number of at least 0.
     """
 
     def __init__(self, loss_weight: float = 1.0, softmax: str = "masks") -> None:
         super().__init__()
         if softmax not in ("masks", "words"):
-            raise ConfigError(f"GroundingLoss(softmax={softmax!r}): it is 'masks' or 'words'")
+            raise ConfigError(f"GroundingLoss: softmax={softmax!r} must be 'masks' or 'words'")
         check_number("loss_weight", loss_weight)
         self.loss_weight = loss_weight
         self.softmax = softmax
@@ -43,22 +43,22 @@ class GroundingLoss(nn.Module):
     def forward(
         self, mask_embeddings: Tensor, word_embeddings: Tensor, valid: Tensor, scale: Tensor
     ) -> Tensor:
-        """Equation 8, of the batch of all processes.
+        """Compute equation 8 for the batch of all processes.
 
-        Every process gets the loss of the joined batch. Gradients come back through the gathering,
-        so that with gradients averaged over processes, as DistributedDataParallel does, all are
-        those of one process with the joined batch.
+        Every process returns the loss of the whole batch. Gradients flow back through the
+        gathering. After DistributedDataParallel has averaged them, they are the gradients of one
+        process with the whole batch.
 
         Args:
-            mask_embeddings: (B, Q, C), any length; B is the same on every process.
-            word_embeddings: (B, K, C), any length.
-            valid: (B, K) bool, False for what stands in the place of a missing word. A caption
-                without any valid word is left out: nothing is asked of it or of its image. It
-                stays among the wrong answers for the others, as in the published code.
+            mask_embeddings: (B, Q, C), not normalized; B is the same on every process.
+            word_embeddings: (B, K, C), not normalized.
+            valid: (B, K) bool, False for the placeholder of a missing word. A caption without any
+                valid word, and its image, have no loss. They remain negatives for the other images
+                and captions, as in the published code.
             scale: factor on the cosine, a scalar.
 
         Returns:
-            A scalar, float32.
+            A float32 scalar.
         """
         with full_precision(mask_embeddings):
             masks = _gather(F.normalize(mask_embeddings.float(), dim=-1))
@@ -66,13 +66,13 @@ class GroundingLoss(nn.Module):
             has_words = _gather(valid.any(-1).to(masks.dtype))
             similarity = self.similarity(masks, words, scale)
             targets = torch.arange(len(masks), device=masks.device)
-            # The two directions differ where captions are missing: image to caption is averaged
-            # over the captions that there are, caption to image over the whole batch. Where there
-            # is none at all the first asks for the pairs as they come. All this is as published.
+            # If captions are missing, the two directions differ, as in the published code: image to
+            # caption is averaged over the existing captions, caption to image over the whole
+            # batch. If there are no captions at all, the first direction uses all pairs.
             weights = has_words if has_words.any() else None
-            of_images = F.cross_entropy(similarity, targets, weights)
-            of_captions = F.cross_entropy(similarity.T, targets, reduction="none")
-            return self.loss_weight * (of_images + (of_captions * has_words).mean()) / 2
+            image_loss = F.cross_entropy(similarity, targets, weights)
+            caption_losses = F.cross_entropy(similarity.T, targets, reduction="none")
+            return self.loss_weight * (image_loss + (caption_losses * has_words).mean()) / 2
 
     def of_layers(
         self,
@@ -81,20 +81,21 @@ class GroundingLoss(nn.Module):
         embed: Callable[[Sequence[Sequence[str]]], Tensor],
         scale: Tensor,
     ) -> dict[str, Tensor]:
-        """:meth:`forward` after every decoder layer; the words are embedded once.
+        """Compute the loss of every decoder layer; the words are embedded only once.
 
         Args:
-            mask_embeddings: of every layer, (B, Q, C).
-            words: of one caption of every image, K or none.
-            embed: from B lists of K words to (B, K, C).
+            mask_embeddings: mask embeddings of every layer, (B, Q, C).
+            words: the words of one caption of every image, either K words or none.
+            embed: function of B lists of K words that returns (B, K, C).
             scale: factor on the cosine, a scalar.
 
         Returns:
-            ``loss_grounding`` of the last layer, ``d0.loss_grounding`` and so on of the others.
+            ``loss_grounding`` of the last layer. The losses of the other layers have prefixes, as
+            in ``d0.loss_grounding``.
         """
         device = mask_embeddings[0].device
         longest = torch.tensor(max(map(len, words)), device=device)
-        all_reduce(longest, op="max")  # the embeddings of all processes are joined
+        all_reduce(longest, op="max")  # gathering needs the same K on all processes
         count = max(int(longest), 1)
         valid = torch.tensor([[bool(caption)] * count for caption in words], device=device)
         text = embed([list(caption) or [""] * count for caption in words])
@@ -106,15 +107,15 @@ class GroundingLoss(nn.Module):
         }
 
     def similarity(self, masks: Tensor, words: Tensor, scale: Tensor | float) -> Tensor:
-        """Equation 7: the mean over words of what the masks that answer to a word score with it.
+        """Compute equation 7: the attention-weighted similarity, averaged over words.
 
         Args:
-            masks: (B, Q, C), normalized.
-            words: (B', K, C), normalized.
+            masks: mask embeddings, (B, Q, C), normalized.
+            words: word embeddings, (B', K, C), normalized.
             scale: factor on the cosine.
 
         Returns:
-            (B, B'): image i and caption j.
+            (B, B'); entry (i, j) is the similarity of image i and caption j.
         """
         scores = torch.einsum("iqc,jkc->ijqk", masks, words) * scale
         attention = scores.softmax(2 if self.softmax == "masks" else 3)
@@ -122,12 +123,12 @@ class GroundingLoss(nn.Module):
 
 
 def _gather(tensor: Tensor) -> Tensor:
-    """Joined along the first axis over all processes, with gradient."""
+    """Concatenate the tensors of all processes along the first axis, with gradient."""
     return _Gather.apply(tensor) if get_world_size() > 1 else tensor
 
 
 class _Gather(torch.autograd.Function):
-    """What torch's own does, which with gloo scrambles gradients that are not contiguous."""
+    """Differentiable all_gather; torch's own breaks non-contiguous gradients with gloo."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""From a backbone's raw feature maps to one pyramid (ODISE, supplement, "feature projection")."""
+"""Projection of raw feature maps to a pyramid (ODISE, supplement, "feature projection")."""
 
 from collections.abc import Sequence
 
@@ -14,9 +14,15 @@ GROUPS = 32
 
 
 class BottleneckBlock(nn.Module):
-    """1x1, 3x3, 1x1 convolution with group norm, plus the input; ReLU after each.
+    """Residual block of a 1x1, a 3x3 and a 1x1 convolution, each with group norm and ReLU.
 
-    The shortcut is the identity where the channels agree, else a 1x1 convolution with group norm.
+    The shortcut is the identity if input and output have the same number of channels, and otherwise
+    a 1x1 convolution with group norm.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
+        bottleneck_channels: channels between the convolutions.
     """
 
     def __init__(self, in_channels: int, out_channels: int, bottleneck_channels: int) -> None:
@@ -28,7 +34,7 @@ class BottleneckBlock(nn.Module):
         self.shortcut = nn.Identity() if same else _conv_norm(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) to (N, out_channels, H, W)."""
+        """Map (N, in_channels, H, W) to (N, out_channels, H, W)."""
         hidden = F.relu(self.conv1(x))
         hidden = F.relu(self.conv2(hidden))
         return F.relu(self.conv3(hidden) + self.shortcut(x))
@@ -42,19 +48,20 @@ def _conv_norm(in_channels: int, out_channels: int, size: int) -> nn.Sequential:
 
 @MODELS.register_module()
 class FeatureProjection(nn.Module):
-    """Every raw map through its own bottleneck block; maps of one stride are summed.
+    """Passes every raw map through its own bottleneck block and sums the maps of each stride.
 
     Args:
         in_channels: channels of every raw map.
-        in_strides: its stride in pixels.
+        in_strides: stride of every raw map in pixels.
         out_channels: channels of the pyramid (published: 512).
-        bottleneck_channels: channels inside a block (published: a quarter, 128).
-        levels: stride of the pyramid, 4, 8, 16 or 32, that each map goes to; each must occur. By
-            default the map's own stride. A plain ViT's maps, all of one stride, need them said:
-            ``levels=(4, 8, 16, 32)`` makes a pyramid of maps from four depths.
+        bottleneck_channels: channels inside a block (published: a quarter of these, 128).
+        levels: stride of the pyramid level that each map is added to, by default its own stride.
+            Strides 4, 8, 16 and 32 must all occur. The maps of a plain ViT all have one stride;
+            ``levels=(4, 8, 16, 32)`` builds a pyramid from the maps of four depths.
 
     Raises:
-        ValueError: a level that the pyramid does not have, or one of the pyramid's without a map.
+        ConfigError: a number of channels is not a multiple of 32.
+        ValueError: a level is not in the pyramid, or a level of the pyramid has no map.
     """
 
     def __init__(
@@ -72,15 +79,15 @@ class FeatureProjection(nn.Module):
         ):
             check_whole(name, value)
             if value % GROUPS:
-                raise ConfigError(f"{name}={value}: a multiple of {GROUPS}, for group norms")
+                raise ConfigError(f"{name}={value} must be a multiple of {GROUPS}, for group norm")
         self.levels = tuple(in_strides if levels is None else levels)
         if set(self.levels) != set(STRIDES) or len(self.levels) != len(in_channels):
             given = "" if levels is None else f", levels={self.levels} was given"
             raise ValueError(
-                f"FeatureProjection makes strides {STRIDES} and needs a feature map for each; the "
-                f"backbone gives {len(in_channels)} maps of strides {tuple(in_strides)}{given}. Say"
-                " in the neck's config which level each map goes to, such as levels=(4, 8, 16, 32) "
-                "for the four maps of a plain ViT"
+                f"FeatureProjection needs feature maps for strides {STRIDES}; the backbone returns "
+                f"{len(in_channels)} maps of strides {tuple(in_strides)}{given}. Set the level of "
+                "each map in the neck's config, such as levels=(4, 8, 16, 32) for the four maps of "
+                "a plain ViT"
             )
         self.out_channels = out_channels
         self.blocks = nn.ModuleList(
@@ -88,15 +95,15 @@ class FeatureProjection(nn.Module):
         )
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, ...]:
-        """The pyramid of a batch of tiles.
+        """Compute the pyramid of a batch of tiles.
 
         Args:
-            features: the backbone's maps, (N, in_channels[i], any, any).
-            size: height and width of the tiles in the image, in pixels; multiples of 32. Every map
-                is resized (nearest) to ``size / levels[i]`` first.
+            features: the backbone's maps, each (N, in_channels[i], any, any). Every map is first
+                resized (nearest) to ``size / levels[i]``.
+            size: height and width of the tiles in the image, in pixels; multiples of 32.
 
         Returns:
-            Strides 4, 8, 16, 32, each (N, out_channels, height / stride, width / stride).
+            Maps of strides 4, 8, 16, 32, each (N, out_channels, height / stride, width / stride).
         """
         pyramid: dict[int, Tensor] = {}
         for feature, stride, block in zip(features, self.levels, self.blocks, strict=True):

@@ -1,4 +1,4 @@
-"""What is around the chain of a segmentor: mmengine's entries, names, settings, number formats."""
+"""Base class of segmentors: mmengine's interface, vocabulary, settings and precision."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,21 +16,21 @@ from odise_mm.utils.precision import autocast, dtype_of
 from odise_mm.vocabulary import Vocabulary
 
 Names = str | Vocabulary | None
-"""What a call looks for: a vocabulary, or the name or file of one; None: the model's."""
+"""Classes of a call: a vocabulary, its name or its file. None means the model's vocabulary."""
 
 Samples = Sequence[DetDataSample]
-"""One for every image of a batch."""
+"""Data samples, one for every image of a batch."""
 
 Settings = Mapping[str, Any] | None
-"""``test_cfg`` of a call; what it leaves out is the model's."""
+"""``test_cfg`` of a call. Missing settings are taken from the model."""
 
 
 class BaseSegmentor(BaseModel):
-    """Base of segmentors whose names and settings may differ from call to call.
+    """Base class of segmentors whose vocabulary and settings may change from call to call.
 
     Args:
-        vocabulary: the names to look for where a call brings none.
-        test_cfg: settings where a call brings none, see :class:`OpenVocabSegmentor`.
+        vocabulary: default vocabulary.
+        test_cfg: default settings, see :class:`OpenVocabSegmentor`.
         data_preprocessor: config of mmdet's preprocessor.
     """
 
@@ -47,7 +47,7 @@ class BaseSegmentor(BaseModel):
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The names to look for. Set a Vocabulary, a built-in name or a file."""
+        """Default vocabulary. Accepts a Vocabulary, the name of a built-in one, or a file."""
         return self._vocabulary
 
     @vocabulary.setter
@@ -56,7 +56,7 @@ class BaseSegmentor(BaseModel):
 
     @property
     def dataset_meta(self) -> dict[str, Any]:
-        """The vocabulary as mmdet's metainfo, for visualizers and metrics."""
+        """Metainfo of the vocabulary in mmdet's format, for visualizers and metrics."""
         return self.vocabulary.metainfo
 
     def test_step(
@@ -65,7 +65,16 @@ class BaseSegmentor(BaseModel):
         vocabulary: Names = None,
         test_cfg: Settings = None,
     ) -> list[DetDataSample]:
-        """As mmengine's: preprocess a batch as a data loader gives it, then :meth:`predict`."""
+        """Preprocess a batch of a data loader and run :meth:`predict`, as mmengine does.
+
+        Args:
+            data: batch with ``inputs`` and ``data_samples``.
+            vocabulary: see :meth:`predict`.
+            test_cfg: see :meth:`predict`.
+
+        Returns:
+            The samples with their results.
+        """
         data = self.data_preprocessor(data, False)
         return self(**data, mode="predict", vocabulary=vocabulary, test_cfg=test_cfg)
 
@@ -77,18 +86,22 @@ class BaseSegmentor(BaseModel):
         vocabulary: Names = None,
         test_cfg: Settings = None,
     ) -> list[DetDataSample] | dict[str, Tensor] | tuple[Tensor, ...]:
-        """mmengine's entry: ``predict`` gives results, ``loss`` what is to be minimized.
+        """Run the model in one of mmengine's modes.
 
         Args:
             inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
-            data_samples: see :meth:`predict` and :meth:`loss`; not used in mode ``tensor``.
-            mode: ``predict``, ``loss``, or ``tensor``: the raw outputs for whole padded images, for
-                tools that count or trace operations.
-            vocabulary, test_cfg: of this call, see :meth:`predict`; losses have no ``test_cfg``.
+            data_samples: see :meth:`predict` and :meth:`loss`; ignored in mode ``tensor``.
+            mode: ``predict`` for results, ``loss`` for losses, or ``tensor`` for the raw outputs
+                on whole padded images, which tools need that count or trace operations.
+            vocabulary: see :meth:`predict`.
+            test_cfg: see :meth:`predict`; ignored in the other modes.
 
         Returns:
-            See :meth:`predict` and :meth:`loss`; ``tensor``: mask logits (B, Q, H / 4, W / 4), then
-            the class logits (B, Q, K) of every classifier.
+            See :meth:`predict` and :meth:`loss`. In mode ``tensor``, mask logits
+            (B, Q, H / 4, W / 4), then the class logits (B, Q, K) of every classifier.
+
+        Raises:
+            ValueError: unknown mode.
         """
         if mode == "predict":
             return self.predict(inputs, data_samples, vocabulary, test_cfg)
@@ -96,7 +109,7 @@ class BaseSegmentor(BaseModel):
             return self.loss(inputs, data_samples, vocabulary)
         if mode != "tensor":
             raise ValueError(
-                f"mode={mode!r}: {type(self).__name__} knows mode='predict', mode='loss' and "
+                f"mode={mode!r}: {type(self).__name__} supports mode='predict', mode='loss' and "
                 "mode='tensor'"
             )
         (found,) = self.segment(inputs, vocabulary=vocabulary)
@@ -111,7 +124,7 @@ class BaseSegmentor(BaseModel):
         data_samples: Samples,
         vocabulary: Names = None,
     ) -> dict[str, Tensor]:
-        """What is to be minimized."""
+        """Compute the losses by name."""
         raise NotImplementedError
 
     def predict(
@@ -121,7 +134,7 @@ class BaseSegmentor(BaseModel):
         vocabulary: Names = None,
         test_cfg: Settings = None,
     ) -> list[DetDataSample]:
-        """The samples with their results."""
+        """Segment a batch and return the samples with their results."""
         raise NotImplementedError
 
     def segment(
@@ -130,18 +143,21 @@ class BaseSegmentor(BaseModel):
         data_samples: Samples | None = None,
         vocabulary: Names = None,
     ) -> Iterator[SegmentedImages]:
-        """Masks and predictions; one item for all images of one padded size."""
+        """Yield masks and class predictions, one item for all images of one padded size."""
         raise NotImplementedError
 
     def set_precision(self, precision: str) -> "BaseSegmentor":
-        """Number format of the arithmetic: ``fp32``, ``bf16`` or ``fp16``.
+        """Set the precision of the computation and return the model.
 
-        The frozen parts' weights are stored in it; the trained parts run under autocast. Class
-        probabilities and post-processing stay in float32. Going back to ``fp32`` does not bring
-        back the digits: load the frozen weights again for that.
+        The weights of the frozen parts are converted; the trained parts run under autocast. Class
+        probabilities and post-processing stay in float32. Switching back to ``fp32`` does not
+        restore the lost digits of the frozen weights; load them again for that.
+
+        Args:
+            precision: ``fp32``, ``bf16`` or ``fp16``.
 
         Raises:
-            ValueError: an unknown name.
+            ConfigError: unknown precision.
         """
         dtype = dtype_of(precision)
         for part in self.modules():
@@ -151,25 +167,26 @@ class BaseSegmentor(BaseModel):
         return self
 
     def compile_frozen(self, **options: Any) -> "BaseSegmentor":
-        """Run the frozen parts through ``torch.compile``; the first call takes minutes.
+        """Compile the frozen parts with ``torch.compile`` and return the model.
 
-        ``options`` are that function's (``backend``, ``mode``, ...).
+        The first call of the compiled model takes minutes.
+
+        Args:
+            **options: arguments of ``torch.compile``, such as ``backend`` and ``mode``.
         """
         for part in {id(p): p for p in self.modules() if isinstance(p, FrozenModule)}.values():
             part.compile_parts(**options)
         return self
 
-    def _names(self, vocabulary: Names) -> Vocabulary:
-        """Those of a call, or the model's."""
+    def _vocabulary_or_default(self, vocabulary: Names) -> Vocabulary:
         return self.vocabulary if vocabulary is None else _as_vocabulary(vocabulary)
 
-    def _settings(self, test_cfg: Settings) -> dict[str, Any]:
-        """All settings: those of a call, the rest the model's."""
+    def _with_default_settings(self, test_cfg: Settings) -> dict[str, Any]:
         return {**self.test_cfg, **check_test_cfg(test_cfg)}
 
     @contextmanager
     def _arithmetic(self, tensor: Tensor) -> Iterator[None]:
-        """The model's number format, and the tensor's GPU as the current one."""
+        """Compute in the model's precision, with the tensor's GPU as the current device."""
         with autocast(tensor, self.precision), current_device(tensor.device):
             yield
 

@@ -1,8 +1,8 @@
-"""The whole model: five parts, each swapped by a line of the config.
+"""The whole model. Each of its parts can be replaced in the config.
 
-image -> backbone (told by a captioner) -> neck -> head -> classifiers -> ensemble -> results
-                                                   |
-                            losses of every layer, in training
+image -> captioner -> backbone -> neck -> head -> classifiers -> ensemble -> results
+                                            |
+                             losses of every layer (training)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,39 +36,41 @@ from odise_mm.vocabulary import Vocabulary
 class OpenVocabSegmentor(BaseSegmentor):
     """Open-vocabulary panoptic, semantic and instance segmentation from one forward pass.
 
-    ODISE, arXiv 2303.04803, figure 2. Parts are configs or modules. A part whose ``__init__`` asks
-    for ``clip``, ``text_encoder``, ``in_channels``, ``in_strides``, ``empty_context``,
-    ``time_width``, ``num_steps`` or ``prompt_encoder`` gets what the other parts have, unless its
-    config says otherwise; so there is one CLIP, and channel counts stand nowhere twice. An ensemble
-    that asks for ``train_vocabulary`` gets the model's vocabulary; a checkpoint that is loaded, or
-    the dataset of a training, replaces it by the names of the training, unless the config says it.
+    ODISE, arXiv 2303.04803, figure 2. Parts are configs or modules. Some arguments of a part may be
+    left out of its config: ``clip``, ``text_encoder``, ``in_channels``, ``in_strides``,
+    ``empty_context``, ``time_width``, ``num_steps`` and ``prompt_encoder`` are then taken from the
+    other parts. So all parts share one CLIP, and channel counts are not repeated. The default of an
+    ensemble's ``train_vocabulary`` is the vocabulary of a loaded checkpoint or of the training
+    dataset, and until one of these is known, the model's vocabulary.
 
-    A forward pass changes nothing that others can see: several threads may call one model at once,
-    each with names and settings of its own. Caches that they share are locked.
+    A forward pass does not change the model. Several threads may call one model at the same time,
+    each with its own vocabulary and settings. The caches that they share are locked.
 
     Args:
-        backbone: tiles, and a captioner's condition, to raw feature maps.
-        neck: raw maps to a pyramid of strides 4, 8, 16, 32.
-        head: pyramid to masks and mask embeddings.
-        classifiers: predictions on the masks; the first is the model's own.
-        ensemble: predictions to class probabilities.
-        vocabulary: the names to look for where a call brings none; ``model.vocabulary`` may be set
-            at any time.
-        clip: the one frozen CLIP, if any part wants one.
-        text_encoder: config of the cache before its text tower.
-        captioner: tiles to the backbone's condition; None for backbones that take none.
-        grounding: loss between masks and the words of captions (caption supervision, a head with
-            ``objectness``); None for label supervision, or where nothing is trained.
-        tile_size: edge of the square tiles that the backbone sees; None: whole images.
-        max_tiles_per_batch: tiles, of one image or several, that run together: bounds memory, does
-            not change results.
-        test_cfg: settings where a call brings none: ``overlap_threshold`` (a panoptic segment must
-            keep this share of its mask), ``topk`` (instances kept before stuff is dropped),
-            ``panoptic``, ``semantic``, ``instance`` (which results to make).
+        backbone: computes raw feature maps from tiles and a captioner's condition.
+        neck: computes a pyramid of strides 4, 8, 16, 32 from the raw feature maps.
+        head: computes masks and mask embeddings from the pyramid.
+        classifiers: predict the classes of the masks; the first is the model's own.
+        ensemble: computes class probabilities from the class predictions.
+        vocabulary: default vocabulary; ``model.vocabulary`` can be set at any time.
+        clip: the frozen CLIP that the parts share, if any part needs one.
+        text_encoder: config of the :class:`~odise_mm.models.clip.text_encoder.TextEncoder` that
+            the parts share.
+        captioner: computes the backbone's condition from tiles; None for backbones without one.
+        grounding: loss between masks and the words of captions, for caption supervision. It needs a
+            head with ``objectness``. None for label supervision and for models that are not
+            trained.
+        tile_size: edge of the backbone's square tiles in pixels; None for whole images.
+        max_tiles_per_batch: number of tiles, of one or several images, in a batch of the backbone.
+            It limits memory and does not change results.
+        test_cfg: default settings. ``overlap_threshold``: a panoptic segment must keep at least
+            this fraction of its mask. ``topk``: number of instances, counted before stuff is
+            dropped. ``panoptic``, ``semantic``, ``instance``: which results to compute.
         data_preprocessor: config of mmdet's preprocessor, which pads to multiples of 64.
 
     Raises:
-        ConfigError: ``grounding`` in a model for labels; a setting that cannot be used.
+        ConfigError: ``grounding`` in a model for label supervision, or a setting that is not
+            allowed.
     """
 
     @renamed_arguments(fusion="ensemble")
@@ -94,7 +96,9 @@ class OpenVocabSegmentor(BaseSegmentor):
         if tile_size is not None:
             check_whole("tile_size", tile_size)
         if not classifiers or isinstance(classifiers, Mapping):
-            raise ConfigError(f"classifiers={classifiers!r}: a list of at least one")
+            raise ConfigError(
+                f"classifiers={classifiers!r} must be a list of at least one classifier"
+            )
         self.tile_size = tile_size
         self.max_tiles_per_batch = max_tiles_per_batch
         shared: dict[str, Any] = {}
@@ -109,8 +113,8 @@ class OpenVocabSegmentor(BaseSegmentor):
         self.neck = build_part(neck, MODELS, **shared)
         self.head = build_part(head, MODELS, in_channels=[self.neck.out_channels] * 4)
         self.classifiers = nn.ModuleList(build_part(c, MODELS, **shared) for c in classifiers)
-        # Names that the config does not say: the model's, until a checkpoint or the training data
-        # set say which they were.
+        # If the config does not set the training vocabulary, it is the model's until a checkpoint
+        # or the training dataset provides it.
         self.train_vocabulary_is_open = (
             isinstance(ensemble, Mapping) and ensemble.get("train_vocabulary") is None
         )
@@ -122,28 +126,29 @@ class OpenVocabSegmentor(BaseSegmentor):
     def loss(
         self, inputs: Tensor, data_samples: Samples, vocabulary: Names = None
     ) -> dict[str, Tensor]:
-        """Losses after every decoder layer, those of the queries before the first included.
+        """Compute the losses after every decoder layer, and of the queries before the first.
 
         With labels, the classes are those of the vocabulary. With captions (``grounding``), every
-        segment is an "object", and names are learned from words.
+        segment has the class "object", and class names are learned from the words of captions.
 
         Args:
             inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
-            data_samples: with ``gt_instances``, see :func:`.targets.targets_of`; for captions also
-                metainfo ``words``, see :func:`.targets.words_of`.
-            vocabulary: the classes; None: the model's.
+            data_samples: samples with ``gt_instances``, see :func:`.targets.targets_of`, and for
+                captions with metainfo ``words``, see :func:`.targets.words_of`.
+            vocabulary: the classes; None means the model's vocabulary.
 
         Returns:
-            Scalars: ``loss_cls``, ``loss_mask``, ``loss_dice`` and, with captions,
-            ``loss_grounding`` of the last layer; ``d0.loss_cls`` and so on of the others.
+            Scalars ``loss_cls``, ``loss_mask``, ``loss_dice`` and, with captions,
+            ``loss_grounding`` of the last layer. The losses of the other layers have prefixes, as
+            in ``d0.loss_cls``.
 
         Raises:
-            DatasetError: a sample without masks or words, or with labels that the vocabulary lacks.
+            DatasetError: a sample has no masks or words, or a label outside the vocabulary.
             TrainingError: the model is not configured for training.
             ConfigError: the first classifier cannot be trained.
         """
-        own = what_is_trained(self.head, self.classifiers[0], self.grounding)
-        with_labels, vocabulary = self.grounding is None, self._names(vocabulary)
+        classifier = what_is_trained(self.head, self.classifiers[0], self.grounding)
+        with_labels, vocabulary = self.grounding is None, self._vocabulary_or_default(vocabulary)
         count = len(vocabulary) if with_labels else None
         targets = [targets_of(sample, inputs, count) for sample in data_samples]
         words = [] if with_labels else words_of(data_samples)
@@ -152,11 +157,11 @@ class OpenVocabSegmentor(BaseSegmentor):
             predictions = self.head(stack_pyramids(pyramids), all_layers=True)
             embeddings = [prediction.embeddings for prediction in predictions]
             if with_labels:
-                logits = own.supervised_logits(embeddings, vocabulary)
+                logits = classifier.supervised_logits(embeddings, vocabulary)
                 return self.head.losses(predictions, logits, targets)
             logits = [prediction.objectness for prediction in predictions]
             losses = self.head.losses(predictions, logits, targets)
-            embed, scale = own.word_embeddings, own.scale
+            embed, scale = classifier.word_embeddings, classifier.scale
             return losses | self.grounding.of_layers(embeddings, words, embed, scale)
 
     @torch.no_grad()
@@ -167,23 +172,26 @@ class OpenVocabSegmentor(BaseSegmentor):
         vocabulary: Names = None,
         test_cfg: Settings = None,
     ) -> list[DetDataSample]:
-        """Segment a batch; images of different size are independent of each other.
+        """Segment a batch. Images of different sizes do not affect each other.
 
         Args:
             inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
-            data_samples: with ``img_shape``, ``pad_shape`` and ``ori_shape``.
-            vocabulary: the names to look for in this call; None: the model's.
-            test_cfg: settings of this call; those that it leaves out are the model's.
+            data_samples: samples with ``img_shape``, ``pad_shape`` and ``ori_shape``.
+            vocabulary: the classes of this call; None means the model's vocabulary.
+            test_cfg: settings of this call. Missing settings are taken from the model.
 
         Returns:
-            The samples, with the results that :func:`.results.add_results` lists.
+            The samples with the results that :func:`.results.add_results` lists.
 
         Raises:
-            FloatingPointError: masks are not finite (broken weights, or float16 overflowed).
-            VocabularyError, ConfigError: names or settings that there are not.
+            FloatingPointError: masks are not finite because weights are broken or float16
+                overflowed.
+            VocabularyError: unknown vocabulary.
+            ConfigError: unknown setting, or a value that is not allowed.
         """
-        # Taken once: what others set on the model meanwhile is for later calls.
-        vocabulary, test_cfg = self._names(vocabulary), self._settings(test_cfg)
+        # Read once, so that changes by other threads only affect later calls.
+        vocabulary = self._vocabulary_or_default(vocabulary)
+        test_cfg = self._with_default_settings(test_cfg)
         for found in self.segment(inputs, data_samples, vocabulary):
             self.results_from(found, data_samples, test_cfg)
         return list(data_samples)
@@ -191,17 +199,17 @@ class OpenVocabSegmentor(BaseSegmentor):
     def segment(
         self, inputs: Tensor, data_samples: Samples | None = None, vocabulary: Names = None
     ) -> Iterator[SegmentedImages]:
-        """Masks and what every classifier says of them, which :meth:`results_from` goes on with.
+        """Compute masks and class predictions, which :meth:`results_from` turns into results.
 
         Args:
             inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
-            data_samples: with ``img_shape`` and ``pad_shape``; None: all images fill (H, W).
-            vocabulary: as in :meth:`predict`.
+            data_samples: samples with ``img_shape`` and ``pad_shape``; None if no image is padded.
+            vocabulary: see :meth:`predict`.
 
         Yields:
-            One item for all images of one padded size; it is computed when it is asked for.
+            One item for all images of one padded size. Items are computed lazily.
         """
-        vocabulary = self._names(vocabulary)
+        vocabulary = self._vocabulary_or_default(vocabulary)
         padded, images, captions = inputs, inputs, None
         if data_samples is not None:
             pairs = list(zip(inputs, data_samples, strict=True))
@@ -212,14 +220,14 @@ class OpenVocabSegmentor(BaseSegmentor):
             pyramids = dict(enumerate(self.extract_pyramids(list(padded), captions)))
         for places in groups_of_equal([image.shape for image in padded]):
             with self._arithmetic(inputs):
-                # Taken out as it is used: a pyramid is large.
+                # Pop each pyramid to free its memory as soon as it has been used.
                 prediction = self.head(stack_pyramids([pyramids.pop(i) for i in places]))[-1]
                 whole = [images[i] for i in places]
                 class_predictions = [c(prediction, whole, vocabulary) for c in self.classifiers]
             yield SegmentedImages(places, prediction, class_predictions, vocabulary)
 
     def probabilities(self, found: SegmentedImages) -> Tensor:
-        """Of the K classes and of void, all predictions joined: (B, Q, K + 1) float32.
+        """Compute the ensemble's probabilities of the K classes and void: (B, Q, K + 1) float32.
 
         Raises:
             FloatingPointError: masks or probabilities are not finite.
@@ -232,12 +240,14 @@ class OpenVocabSegmentor(BaseSegmentor):
     def results_from(
         self, found: SegmentedImages, data_samples: Samples, test_cfg: Settings = None
     ) -> None:
-        """Write the results of :meth:`predict` into the samples of the images that were segmented.
+        """Write the results into the samples of the segmented images.
 
         Args:
             found: an item of :meth:`segment`.
-            data_samples: of the whole batch, with ``img_shape``, ``pad_shape`` and ``ori_shape``.
-            test_cfg: all settings, as ``{**model.test_cfg, "topk": 9}``; None: the model's.
+            data_samples: samples of the whole batch, with ``img_shape``, ``pad_shape`` and
+                ``ori_shape``.
+            test_cfg: all settings, such as ``{**model.test_cfg, "topk": 9}``; None means the
+                model's settings.
         """
         settings = self.test_cfg if test_cfg is None else test_cfg
         write_results(found, self.probabilities(found), data_samples, settings)
@@ -245,7 +255,7 @@ class OpenVocabSegmentor(BaseSegmentor):
     def extract_pyramids(
         self, images: Sequence[Tensor], captions: Captions = None
     ) -> list[Pyramid]:
-        """The feature pyramid of every padded image, see :func:`.tiled_features.tiled_pyramids`."""
+        """Compute the pyramids of padded images; see :func:`.tiled_features.tiled_pyramids`."""
         return tiled_pyramids(
             images, captions, self.extract_tile_features, self.tile_size, self.max_tiles_per_batch
         )
@@ -253,6 +263,12 @@ class OpenVocabSegmentor(BaseSegmentor):
     def extract_tile_features(
         self, tiles: Tensor, size: tuple[int, int], captions: Captions = None
     ) -> Pyramid:
-        """Captioner, backbone and neck on one batch of tiles, which are ``size`` in the image."""
+        """Run captioner, backbone and neck on a batch of tiles.
+
+        Args:
+            tiles: (N, 3, S, S) in [0, 1].
+            size: height and width of a tile in the image, in pixels.
+            captions: caption of the image of every tile, if known.
+        """
         condition = () if self.captioner is None else (self.captioner(tiles, captions),)
         return self.neck(self.backbone(tiles, *condition), size)

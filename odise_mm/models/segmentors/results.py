@@ -1,4 +1,4 @@
-"""What a segmentor says of images, and the results in their samples."""
+"""Outputs of a segmentor, and how they are written into data samples."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,14 +21,14 @@ from odise_mm.vocabulary import Vocabulary
 
 
 class SegmentedImages(NamedTuple):
-    """What a model says of B images of one padded size, before the predictions are joined.
+    """Masks and class predictions of B images of one padded size, before the ensemble.
 
     Attributes:
-        places: which images of the call's batch these are, B indices.
-        prediction: of the head: ``masks``, logits over the padded images, (B, Q, H / 4, W / 4), and
-            their ``embeddings`` (B, Q, C).
-        predictions: of every classifier on these masks: ``logits`` (B, Q, K) and perhaps ``p_void``
-            (B, Q).
+        places: indices of the B images in the batch of the call.
+        prediction: output of the head: mask logits of the padded images, (B, Q, H / 4, W / 4), and
+            mask embeddings, (B, Q, C).
+        class_predictions: output of every classifier: ``logits`` (B, Q, K) and optionally
+            ``p_void`` (B, Q).
         vocabulary: the K classes.
     """
 
@@ -44,13 +44,13 @@ def write_results(
     data_samples: Sequence[DetDataSample],
     test_cfg: Mapping[str, Any],
 ) -> None:
-    """:func:`add_results` of all images that were segmented together, at their ``ori_shape``.
+    """Call :func:`add_results` for all images segmented together, at their ``ori_shape``.
 
     Args:
-        found: the B images.
-        probabilities: of the K classes and of void, (B, Q, K + 1).
-        data_samples: of the whole batch.
-        test_cfg: as for :func:`add_results`.
+        found: masks of B images.
+        probabilities: probabilities of the K classes and void, (B, Q, K + 1).
+        data_samples: samples of the whole batch.
+        test_cfg: see :func:`add_results`.
     """
     for place, masks, scores in zip(
         found.places, found.prediction.masks, probabilities, strict=True
@@ -70,16 +70,19 @@ def add_results(
 ) -> None:
     """Write one image's results into its sample.
 
-    ``pred_panoptic_seg``: ``sem_seg``, (1, H, W) int32 of segment ids, 0 for none, and
-    ``segments_info`` in its metainfo. ``pred_sem_seg``: ``sem_seg``, (1, H, W) of class indices.
-    ``pred_instances``: ``masks``, ``labels``, ``scores`` and ``bboxes``.
+    The results are:
+
+    - ``pred_panoptic_seg``: ``sem_seg``, (1, H, W) int32 segment ids, 0 for void, and
+      ``segments_info`` in its metainfo.
+    - ``pred_sem_seg``: ``sem_seg``, (1, H, W) class indices.
+    - ``pred_instances``: ``masks``, ``labels``, ``scores`` and ``bboxes``.
 
     Args:
-        sample: of the image.
-        masks: logits at the size of the result, (Q, H, W) float32.
-        scores: probabilities of the K classes and of void, (Q, K + 1).
+        sample: sample of the image.
+        masks: mask logits at the size of the result, (Q, H, W) float32.
+        scores: probabilities of the K classes and void, (Q, K + 1).
         vocabulary: the K classes.
-        test_cfg: all settings of the segmentor's ``test_cfg``.
+        test_cfg: all settings of the segmentor.
     """
     names, is_thing = vocabulary.names, vocabulary.is_thing
     if test_cfg["panoptic"]:
@@ -101,13 +104,13 @@ def add_results(
 
 
 def check_finite(tensors: Sequence[Tensor], precision: str) -> None:
-    """Refuse masks and probabilities that are no numbers.
+    """Check that masks and probabilities are finite.
 
     Raises:
-        FloatingPointError: one of the tensors has such.
+        FloatingPointError: a tensor contains NaN or infinity.
     """
     if not all(tensor.is_meta or torch.isfinite(tensor).all() for tensor in tensors):
         raise FloatingPointError(
             f"the model's masks are not finite numbers at precision {precision}: "
-            "the weights are broken, or float16 overflowed (take bf16 or fp32)"
+            "the weights are broken, or float16 overflowed (use bf16 or fp32)"
         )

@@ -1,4 +1,4 @@
-"""Labels or captions: which of the two a model's parts are made for."""
+"""Checks that a model's parts fit the supervision, which is either labels or captions."""
 
 from torch import nn
 
@@ -7,39 +7,45 @@ from odise_mm.models.classifiers.base import TrainableClassifier, require_traina
 
 
 def check_grounding(head: nn.Module, own: nn.Module) -> None:
-    """Refuse a grounding loss in a model that is made for labels.
+    """Check that a model with a grounding loss is configured for caption supervision.
 
     Args:
-        head: must tell objects from void where names come from captions.
-        own: the model's first classifier, which must not.
+        head: the head, which must predict objectness.
+        own: the model's first classifier, which must not have a null class.
 
     Raises:
-        ConfigError: one of the two is made for labels.
+        ConfigError: one of the two is configured for label supervision.
     """
     has_null = isinstance(own, TrainableClassifier) and own.has_null_class
-    if has_null or not _tells_objects(head):
+    if has_null or not _predicts_objectness(head):
         raise ConfigError(
-            "grounding is for caption supervision: give the head objectness=True and the first "
-            "classifier null_class=False, or leave grounding out to train with labels"
+            "grounding is for caption supervision: set objectness=True in the head and "
+            "null_class=False in the first classifier, or remove grounding to train with labels"
         )
 
 
 def what_is_trained(
     head: nn.Module, own: nn.Module, grounding: nn.Module | None
 ) -> TrainableClassifier:
-    """The model's first classifier, once it is known that the model can be trained.
+    """Return the model's first classifier if the model can be trained.
+
+    Args:
+        head: the head.
+        own: the model's first classifier.
+        grounding: the grounding loss; None for label supervision.
 
     Raises:
-        TrainingError: a head for captions without their loss.
+        TrainingError: the head is configured for caption supervision, but the grounding loss is
+            missing.
         ConfigError: the first classifier cannot be trained.
     """
-    if grounding is None and _tells_objects(head):
+    if grounding is None and _predicts_objectness(head):
         raise TrainingError(
             "a head with objectness=True is trained with captions: add "
-            "grounding=dict(type='GroundingLoss') to the model, or drop objectness"
+            "grounding=dict(type='GroundingLoss') to the model, or remove objectness"
         )
     return require_trainable(own)
 
 
-def _tells_objects(head: nn.Module) -> bool:
+def _predicts_objectness(head: nn.Module) -> bool:
     return getattr(head, "cls_embed", None) is not None

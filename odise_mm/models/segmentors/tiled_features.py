@@ -1,4 +1,4 @@
-"""Feature pyramids of whole images, from batches of tiles that images share."""
+"""Feature pyramids of whole images, computed from batches of tiles."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,39 +12,39 @@ from odise_mm.models.segmentors.tiling import TileGrid
 from odise_mm.utils.settings import check_whole
 
 Pyramid = tuple[Tensor, ...]
-"""Maps of strides 4, 8, 16, 32, (C, H / stride, W / stride); of a batch (B, ...)."""
+"""Feature maps of strides 4, 8, 16, 32: (C, H / stride, W / stride), with batch axis (B, ...)."""
 
 Captions = Sequence[str | None] | None
-"""What people wrote about each image or tile, where it is known."""
+"""Caption of every image or tile, None if unknown."""
 
 MAX_STRIDE = 32  # of a pyramid
 
 TileFeatures = Callable[[Tensor, tuple[int, int], Captions], Pyramid]
-"""From tiles (N, 3, S, S), the size of a tile in the image and N captions to maps of N tiles."""
+"""Function of tiles (N, 3, S, S), tile size in the image and N captions; returns N tiles' maps."""
 
 
 def check_sizes(tile_size: int | None, tile_divisor: int, preprocessor: Any) -> None:
-    """Refuse tiles, and padding, that feature maps of whole steps cannot be made of.
+    """Check that the sizes of tiles and padding are divisible by the strides.
 
     Args:
-        tile_size: of the segmentor.
-        tile_divisor: what the backbone wants its tiles' edges to be a multiple of.
-        preprocessor: may have a ``pad_size_divisor``.
+        tile_size: tile size of the segmentor.
+        tile_divisor: the backbone needs tiles whose edges are multiples of this.
+        preprocessor: the data preprocessor, which may have a ``pad_size_divisor``.
 
     Raises:
-        ConfigError: sizes that do not fit.
+        ConfigError: a size is not divisible.
     """
     divisor = math.lcm(MAX_STRIDE, tile_divisor)
     if tile_size is not None and tile_size % divisor:
         raise ConfigError(
-            f"tile_size={tile_size}: a multiple of {divisor} pixels, or None for whole images"
+            f"tile_size={tile_size} must be a multiple of {divisor}, or None for whole images"
         )
     needed = divisor if tile_size is None else MAX_STRIDE
     padding = getattr(preprocessor, "pad_size_divisor", needed)
     check_whole("data_preprocessor.pad_size_divisor", padding)
     if padding % needed:
         raise ConfigError(
-            f"data_preprocessor.pad_size_divisor={padding}: a multiple of {needed} pixels"
+            f"data_preprocessor.pad_size_divisor={padding} must be a multiple of {needed}"
         )
 
 
@@ -58,11 +58,11 @@ def tiled_pyramids(
     """Cut padded images into tiles, run these in batches, and join the maps of every image.
 
     Args:
-        images: each (3, H, W) in [0, 1].
-        captions: of the images; None: nothing is known.
-        tile_features: what runs on a batch of tiles.
+        images: padded images, each (3, H, W) in [0, 1].
+        captions: captions of the images; None if unknown.
+        tile_features: function that computes the feature maps of a batch of tiles.
         tile_size: see :meth:`TileGrid.of`.
-        max_tiles_per_batch: tiles, of one image or several, that run together.
+        max_tiles_per_batch: number of tiles, of one or several images, in a batch.
 
     Returns:
         The pyramid of every image.
@@ -90,14 +90,14 @@ def tiled_pyramids(
 
 
 def stack_pyramids(pyramids: Sequence[Pyramid]) -> Pyramid:
-    """One pyramid with a batch axis from those of several images; of one image without copying."""
+    """Stack the pyramids of several images along a new batch axis; one image is not copied."""
     if len(pyramids) == 1:
         return tuple(level[None] for level in pyramids[0])
     return tuple(torch.stack(level) for level in zip(*pyramids, strict=True))
 
 
 def groups_of_equal(keys: Sequence[Any]) -> list[list[int]]:
-    """Indices of equal keys, in order of first occurrence."""
+    """Group the indices of equal keys, in order of first occurrence."""
     groups: dict[Any, list[int]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(tuple(key), []).append(index)

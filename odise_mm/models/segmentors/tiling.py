@@ -1,6 +1,7 @@
-"""Cut images into the square tiles that a diffusion model was trained on, and join features again.
+"""Cuts images into square tiles of the size that a diffusion model was trained on.
 
-ODISE (arXiv 2303.04803), section 3.3 and its supplement: features come from square windows.
+The feature maps of the tiles are joined again. Source: ODISE (arXiv 2303.04803), section 3.3 and
+supplement.
 """
 
 from dataclasses import dataclass
@@ -11,18 +12,23 @@ from torch import Tensor
 
 
 def tile_starts(length: int, side: int) -> list[int]:
-    """Offsets of tiles of ``side`` along an edge of ``length``; the last one ends at the border."""
+    """Return the offsets of tiles along an edge. The last tile ends at the border.
+
+    Args:
+        length: length of the edge in pixels.
+        side: length of a tile, at most ``length``.
+    """
     return [*range(0, length - side, side), length - side]
 
 
 @dataclass(frozen=True)
 class TileGrid:
-    """Where the tiles of one image lie.
+    """Positions of the tiles of one image.
 
     Attributes:
         image: height and width of the image in pixels.
         tile: height and width of a tile in the image.
-        size: edge of the square that the backbone gets; None: tiles as they are.
+        size: edge of the square tiles for the backbone; None if tiles are not resized.
         boxes: (top, left) of every tile, row by row.
     """
 
@@ -33,9 +39,13 @@ class TileGrid:
 
     @classmethod
     def of(cls, image: tuple[int, int], tile_size: int | None) -> "TileGrid":
-        """Square tiles of ``tile_size`` or of the short edge if that is smaller.
+        """Build the grid of an image.
 
-        ``tile_size=None``: one tile, the whole image, for backbones that take any shape.
+        Args:
+            image: height and width of the image in pixels.
+            tile_size: edge of the square tiles. If the image's short edge is smaller, tiles have
+                its length. None makes one tile of the whole image, for backbones that accept any
+                shape.
         """
         height, width = image
         if tile_size is None:
@@ -48,9 +58,9 @@ class TileGrid:
         return len(self.boxes)
 
     def cut(self, image: Tensor) -> Tensor:
-        """Tiles of an image (C, height, width): (number of tiles, C, size, size).
+        """Cut an image (C, height, width) into tiles: (number of tiles, C, size, size).
 
-        Tiles smaller than ``size`` are enlarged bicubically, without antialias.
+        Tiles smaller than ``size`` are enlarged (bicubic, without antialiasing).
         """
         height, width = self.tile
         tiles = torch.stack([image[:, y : y + height, x : x + width] for y, x in self.boxes])
@@ -60,13 +70,13 @@ class TileGrid:
         return tiles
 
     def join(self, tiles: Tensor) -> Tensor:
-        """One feature map from the maps of all tiles; where tiles overlap, their mean.
+        """Join the feature maps of all tiles. Overlapping tiles are averaged.
 
         Args:
             tiles: (number of tiles, C, tile height / stride, tile width / stride).
 
         Returns:
-            (C, height / stride, width / stride)
+            (C, height / stride, width / stride).
         """
         if len(self) == 1:
             return tiles[0]

@@ -679,9 +679,9 @@ def test_without_a_learned_step_nothing_is_added() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(learned_step=0.0), r"begin inside \(0, 999\)"),
-        (dict(learned_step=1200), r"learned_step=1200: begin inside"),
-        (dict(learned_step=5.0, num_steps=2), r"has 2: give it steps=\(0,\)"),
+        (dict(learned_step=0.0), r"must be inside \(0, 999\)"),
+        (dict(learned_step=1200), r"learned_step=1200 must be inside"),
+        (dict(learned_step=5.0, num_steps=2), r"has 2 steps; set steps=\(0,\)"),
     ],
 )
 def test_learned_steps_that_cannot_be(options: dict, message: str) -> None:

@@ -78,7 +78,7 @@ def test_weights_out_of_range(alpha: float, beta: float, culprit: str) -> None:
 def test_predictions_that_cannot_be_joined(count: int | str) -> None:
     own, clip = class_predictions()
     given = {0: [], 3: [own, clip, clip], "no view on void": [clip, own]}[count]
-    with pytest.raises(ValueError, match="joins one or two predictions.*must know p_void"):
+    with pytest.raises(ValueError, match="needs one or two predictions, the first with p_void"):
         GeometricEnsemble(train_vocabulary=TRAINED)(given, VOCABULARY)
 
 

@@ -144,5 +144,7 @@ def test_pooling_keeps_the_masks_out_of_the_gradient() -> None:
 
 
 def test_misspelt_argument_is_not_swallowed() -> None:
-    with pytest.raises(TypeError, match="has no argument num_querys; it has: .*num_queries"):
+    with pytest.raises(
+        TypeError, match="has no argument num_querys; known arguments: .*num_queries"
+    ):
         build(num_querys=10)

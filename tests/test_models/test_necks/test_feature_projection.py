@@ -71,7 +71,7 @@ def test_shortcut_is_the_identity_where_channels_agree() -> None:
 
 @pytest.mark.parametrize("strides", [(8, 8, 32, 16, 8, 8), (4, 8, 64, 32, 16, 4)])
 def test_strides_that_do_not_fit(strides: tuple[int, ...]) -> None:
-    message = r"makes strides \(4, 8, 16, 32\).*the backbone gives 6 maps of strides \("
+    message = r"feature maps for strides \(4, 8, 16, 32\).*returns 6 maps of strides \("
     with pytest.raises(ValueError, match=message + str(strides[0])):
         FeatureProjection(CHANNELS, strides)
     with pytest.raises(ValueError, match=r"levels=\(4, 8, 16\) was given"):

@@ -1,1 +1,1 @@
-"""Captioners: what a diffusion model is told about an image."""
+"""Captioners, which compute the condition of a diffusion model from an image."""

@@ -1,4 +1,4 @@
-"""BLIP (Li et al., arXiv 2201.12086) as a captioner, by transformers."""
+"""BLIP (Li et al., arXiv 2201.12086) as a captioner, based on transformers."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from odise_mm.utils.locks import Lock
 if TYPE_CHECKING:
     from transformers import BertTokenizer
 
-# Fields of transformers' BlipConfig, where they are not its defaults.
+# Fields of transformers' BlipConfig that differ from its defaults.
 ARCHS: dict[str, dict[str, dict[str, Any]]] = {
     "base": dict(text_config=dict(num_attention_heads=12), vision_config=dict()),
     "large": dict(
@@ -35,7 +35,7 @@ ARCHS: dict[str, dict[str, dict[str, Any]]] = {
             num_attention_heads=16,
         ),
     ),
-    # For checks of the machinery. Weights are drawn wide, so that sentences depend on the image.
+    # For tests. The weights have a large variance, so that sentences depend on the image.
     "tiny": dict(
         text_config=dict(
             vocab_size=1024,
@@ -65,27 +65,29 @@ TOKENIZER_FILES = ("tokenizer.json", "vocab.txt")
 
 @MODELS.register_module()
 class BLIPCaptioner(TextCaptioner, FrozenModule):
-    """BLIP's caption of every tile: greedy, so the same every time, at most 20 tokens long.
+    """Describes every tile with BLIP.
 
-    Tiles are resized to BLIP's 384 x 384 pixels as transformers' own processor does it. Public
-    weights, BSD-3-Clause: ``Salesforce/blip-image-captioning-large`` (446 M parameters, 1.8 GB in
-    float32, half of it at bf16) and ``Salesforce/blip-image-captioning-base`` (224 M). They are
-    frozen and in no checkpoint. A caption takes a pass of the vision tower and up to 20 passes of
-    the text decoder per batch of tiles.
+    Decoding is greedy and therefore deterministic. Captions have at most 20 tokens. Tiles are
+    resized to BLIP's 384 x 384 pixels in the same way as by transformers' processor. A batch of
+    tiles takes one pass of the vision tower and up to 20 passes of the text decoder.
+
+    Public weights (BSD-3-Clause) are ``Salesforce/blip-image-captioning-large`` (446 M parameters,
+    1.8 GB in float32, half of that in bf16) and ``Salesforce/blip-image-captioning-base`` (224 M).
+    They are frozen and not saved in checkpoints.
 
     Args:
         prompt_encoder: see :class:`~odise_mm.models.necks.captioners.text.TextCaptioner`.
-        arch: ``large``, ``base`` or ``tiny``, or fields of transformers' ``BlipConfig``
-            (``text_config``, ``vision_config``) that differ from its defaults. The weights must be
-            of it.
+        arch: ``large``, ``base`` or ``tiny``, or the fields of transformers' ``BlipConfig``
+            (``text_config``, ``vision_config``) that differ from its defaults. It must match the
+            weights.
         weights: hub id, or a folder with ``config.json``, ``model.safetensors`` or
-            ``pytorch_model.bin`` (or their shards, or half precision), and ``tokenizer.json`` or
-            ``vocab.txt``. None leaves random weights, the same every time, with English words that
-            mean nothing.
+            ``pytorch_model.bin`` (also sharded or in half precision), and ``tokenizer.json`` or
+            ``vocab.txt``. None initializes the model with random weights that are always the same;
+            its captions are random English words.
 
     Raises:
-        ValueError: an unknown architecture, or no ``prompt_encoder``.
-        CheckpointError: weights missing, or of another architecture.
+        ValueError: unknown architecture, or ``prompt_encoder`` is None.
+        CheckpointError: weights are missing or have another architecture.
     """
 
     @classmethod
@@ -109,7 +111,7 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
         if weights is None or is_meta_context():
             with same_random_weights():
                 self.model = BlipForConditionalGeneration(BlipConfig(**fields))
-            self.model.tie_weights()  # which old versions leave out on the meta device
+            self.model.tie_weights()  # old versions do not tie them on the meta device
             if not is_meta_context():
                 self.tokenizer = _random_tokenizer(self.model.config.text_config)
         else:
@@ -129,13 +131,20 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
 
     @property
     def image_size(self) -> int:
-        """Edge of the square image that BLIP sees, in pixels."""
+        """Edge of BLIP's square input in pixels."""
         return self.model.config.vision_config.image_size
 
     def preprocess(self, tiles: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] to BLIP's input, (N, 3, ``image_size``, ``image_size``).
+        """Convert tiles to BLIP's input.
 
-        In whole gray levels, bicubic and antialiased, as transformers' ``BlipImageProcessor``.
+        As in transformers' ``BlipImageProcessor``, pixels are rounded to 8 bits, and resizing is
+        bicubic and antialiased.
+
+        Args:
+            tiles: (N, 3, H, W) in [0, 1].
+
+        Returns:
+            (N, 3, ``image_size``, ``image_size``), normalized.
         """
         levels = (tiles.float() * 255).round().to(torch.uint8)
         size = [self.image_size, self.image_size]
@@ -143,8 +152,8 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
         return ((levels.float() / 255 - self.mean) / self.std).to(self.dtype)
 
     def describe(self, tiles: Tensor, captions: Sequence[str | None]) -> list[str]:
-        """What BLIP says of each tile; captions are not looked at."""
-        # transformers keeps what it prepares for generating on the model itself
+        """Return BLIP's caption of every tile; ``captions`` is ignored."""
+        # Locked because transformers stores the state of generation in the model.
         with self._lock, self.own_precision():
             if tiles.is_meta:
                 self._run_on_meta(tiles)
@@ -156,31 +165,31 @@ class BLIPCaptioner(TextCaptioner, FrozenModule):
         return [text.strip() for text in texts]
 
     def _run_on_meta(self, tiles: Tensor) -> None:
-        """As much arithmetic as the longest caption takes, where tokens have no values."""
+        """Run as many operations as the longest caption takes, for counting them."""
         pixels = torch.empty(len(tiles), 3, self.image_size, self.image_size, device="meta")
         tokens = torch.empty(len(tiles), MAX_TOKENS, dtype=torch.long, device="meta")
-        # a mask, or else some versions look whether there is padding among the tokens
+        # Without a mask, some versions of transformers read the tokens to look for padding.
         mask = torch.ones_like(tokens)
         self.model(pixel_values=pixels.to(self.dtype), input_ids=tokens, attention_mask=mask)
 
     def compile_parts(self, **options: Any) -> None:
-        """Run the vision tower through ``torch.compile``; sentences have many lengths."""
+        """Compile the vision tower. The text decoder is left out: sentences vary in length."""
         self.model.vision_model.compile(**options)
 
     def _load(self, folder: Path) -> None:
         wanted = self.model.state_dict()
         state = read_weights(folder, WEIGHT_STEMS, "weights of BLIP", fits=wanted.__contains__)
-        # A counter 0, 1, 2, ... that old files hold and the module makes itself.
+        # Old files contain the positions 0, 1, 2, ..., which the module creates itself.
         counter = "text_decoder.bert.embeddings.position_ids"
         state.pop(counter, None)
         for copy, source in self.model._tied_weights_keys.items():
-            if copy not in state and source in state:  # one tensor, of which files hold one or both
+            if copy not in state and source in state:  # files may omit one of two tied tensors
                 state[copy] = state[source]
         wrong = differences(state, wanted)
         if wrong:
             raise CheckpointError(
-                f"{folder} holds no weights of this BLIP: {wrong}. It takes "
-                "BlipForConditionalGeneration's, such as Salesforce/blip-image-captioning-large"
+                f"the weights in {folder} do not fit this BLIP: {wrong}. Use weights of "
+                "BlipForConditionalGeneration, such as Salesforce/blip-image-captioning-large"
             )
         floats = {key: state[key].to(torch.float32) for key in wanted}
         self.model.load_state_dict(floats, assign=True)
@@ -194,15 +203,15 @@ def _fields(arch: str | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(arch, str):
         if arch not in ARCHS:
             raise ValueError(
-                f"no BLIP {arch!r}; there are {', '.join(ARCHS)}, or give the fields of "
-                "transformers' BlipConfig"
+                f"unknown arch {arch!r} of BLIPCaptioner; use one of {', '.join(ARCHS)}, or the "
+                "fields of transformers' BlipConfig"
             )
         arch = ARCHS[arch]
     unknown = set(arch) - {"text_config", "vision_config"}
     if unknown:
         raise ValueError(
-            f"arch of BLIPCaptioner has {', '.join(sorted(unknown))}; it takes text_config and "
-            "vision_config, the fields of transformers' BlipConfig"
+            f"unknown key {', '.join(sorted(unknown))} in arch of BLIPCaptioner; it accepts "
+            "text_config and vision_config, the fields of transformers' BlipConfig"
         )
     from transformers import BlipConfig
 
@@ -211,53 +220,59 @@ def _fields(arch: str | Mapping[str, Any]) -> dict[str, Any]:
     for part, given in fields.items():
         unknown = [key for key in given if not hasattr(getattr(known, part), key)]
         if unknown:
-            raise ValueError(f"transformers' BLIP has no {part}.{unknown[0]}; arch names it")
+            raise ValueError(
+                f"unknown key {part}.{unknown[0]} in arch of BLIPCaptioner: transformers' "
+                "BlipConfig does not have it"
+            )
     return fields
 
 
 def _folder(weights: str) -> Path:
-    """Where the files are; they are fetched if ``weights`` is a hub id."""
+    """Return the folder of the weights; they are downloaded if ``weights`` is a hub id."""
     path = Path(weights).expanduser()
     if path.is_dir():
         return path
     files = f"config.json, {WEIGHT_STEMS[0]}.safetensors and {TOKENIZER_FILES[0]}"
     if weights.count("/") != 1 or weights.startswith((".", "/", "~")):
         raise CheckpointError(
-            f"{weights}: no such folder of BLIP's weights. Name a folder with {files}, or a hub "
-            "id such as Salesforce/blip-image-captioning-large"
+            f"BLIP's weights: folder {weights} does not exist; pass a folder with {files}, or a "
+            "hub id such as Salesforce/blip-image-captioning-large"
         )
     small = ["config.json", *TOKENIZER_FILES, "tokenizer_config.json"]
     way = (
-        f"Check the name and the network, or place {files} from https://huggingface.co/{weights} "
-        "in a folder and name that as `weights`"
+        f"Check the name and the network, or put {files} from https://huggingface.co/{weights} "
+        "into a folder and pass it as `weights`"
     )
-    with reaching(f"BLIP's weights {weights} are neither a folder nor to be had from the hub", way):
+    with reaching(f"BLIP's weights {weights} are neither a folder nor available on the hub", way):
         return download_weights(weights, {"": WEIGHT_STEMS}, small)
 
 
 def _read_config(folder: Path, fields: dict[str, Any]) -> Any:
-    """The folder's own, which must have the fields of ``arch``: heads can't be told from shapes."""
+    """Read the folder's config and compare it with the fields of ``arch``.
+
+    The number of heads cannot be inferred from the shapes of the weights.
+    """
     from transformers import BlipConfig
 
     path = folder / "config.json"
     content = read_json(path, CheckpointError, "config of a BLIP model")
     try:
         found = BlipConfig(**content)
-    except Exception as error:  # transformers has many for values that make no sense
+    except Exception as error:  # transformers raises various types for invalid values
         raise CheckpointError(
-            f"{path} is no config of a BLIP model ({first_line(error)})"
+            f"{path} is not a config of a BLIP model ({first_line(error)})"
         ) from error
     wanted = BlipConfig(**fields)
     for part in ("text_config", "vision_config"):
         theirs, ours = getattr(found, part), getattr(wanted, part)
-        # These of a tiny model are all that sizes and heads depend on.
+        # The fields of the tiny model are all fields that define sizes and heads.
         for key in sorted(set(ARCHS["tiny"][part]) - {"initializer_range"}):
             if getattr(theirs, key) != getattr(ours, key):
                 raise CheckpointError(
-                    f"{path}: {part}.{key} is {getattr(theirs, key)}, not {getattr(ours, key)} as "
-                    "in the config's arch. Set `arch` to the one these weights belong to (old "
-                    "copies of Salesforce's files say 8 text heads where the weights have 12: get "
-                    "config.json again)"
+                    f"{path}: {part}.{key} is {getattr(theirs, key)}, but the config's arch has "
+                    f"{getattr(ours, key)}. Set `arch` to the architecture of these weights (old "
+                    "copies of Salesforce's config.json have 8 text heads instead of 12: download "
+                    "it again)"
                 )
     return found
 
@@ -267,18 +282,18 @@ def _read_tokenizer(folder: Path) -> "BertTokenizer":
 
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise CheckpointError(
-            f"{folder} has no tokenizer: neither of {', '.join(TOKENIZER_FILES)} is in it"
+            f"{folder} has no tokenizer: it contains none of {', '.join(TOKENIZER_FILES)}"
         )
     try:
         return BertTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except Exception as error:  # the tokenizers library's errors have no common class
+    except Exception as error:  # the errors of tokenizers have no common base class
         raise CheckpointError(
             f"the tokenizer in {folder} cannot be read: {first_line(error)}"
         ) from error
 
 
 def _random_tokenizer(config: Any) -> "BertTokenizer":
-    """A word for every token, from the word list that open_clip brings along."""
+    """Build a tokenizer with a word of open_clip's word list for every token."""
     from open_clip import SimpleTokenizer
     from transformers import BertTokenizer
 

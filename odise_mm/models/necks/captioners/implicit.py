@@ -1,7 +1,7 @@
-"""Captioners: the image becomes the diffusion model's conditioning (ODISE, section 3.3).
+"""The implicit captioner and the empty prompt (ODISE, section 3.3).
 
-A captioner maps tiles (N, 3, S, S) in [0, 1], and the captions of the images that they were cut
-from where there are any, to a :class:`~odise_mm.models.backbones.diffusion.condition.Condition`.
+A captioner computes a :class:`~odise_mm.models.backbones.diffusion.condition.Condition` from tiles
+(N, 3, S, S) in [0, 1] and, if known, the captions of their images.
 """
 
 from collections.abc import Sequence
@@ -21,22 +21,25 @@ LAST_STEP = 999
 
 
 def check_provided(captioner: nn.Module, **provided: Any) -> None:
-    """Refuse a captioner without what a diffusion model lends.
+    """Check that a captioner got the arguments that a diffusion backbone provides.
+
+    Args:
+        captioner: the captioner.
+        **provided: values of the arguments; None if the backbone does not provide them.
 
     Raises:
-        ValueError: one of ``lent`` is None.
+        ValueError: an argument is None.
     """
     missing = [name for name, value in provided.items() if value is None]
     if missing:
         raise ValueError(
             f"{type(captioner).__name__} needs {' and '.join(missing)} of a diffusion model, which "
-            "DiffusionBackbone lends and the config's backbone does not: take a DiffusionBackbone, "
-            "or captioner=None"
+            "the config's backbone does not provide; use DiffusionBackbone, or captioner=None"
         )
 
 
 class _Projection(nn.Module):
-    """A linear map of the image embedding plus one learned vector per token."""
+    """Linear projection of the image embedding, plus a learned vector for every token."""
 
     def __init__(self, in_dim: int, tokens: int, out_dim: int) -> None:
         super().__init__()
@@ -45,31 +48,32 @@ class _Projection(nn.Module):
         nn.init.trunc_normal_(self.positional_embedding, std=0.02)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """(N, in_dim) to (N, tokens, out_dim)."""
+        """Map (N, in_dim) to (N, tokens, out_dim)."""
         return self.linear(embedding)[:, None] + self.positional_embedding
 
 
 @MODELS.register_module()
 class ImplicitCaptioner(nn.Module):
-    """CLIP's image embedding v, mapped into the space of the text conditioning.
+    """Projects CLIP's image embedding v into the space of the text condition.
 
-    ODISE, equation 3 (MLP): ``c = c_empty + tanh(a) * (Linear(v) + P)``, and the same for the time
-    embedding of each diffusion step, ``tanh(a_t) * (Linear_t(v) + P_t)``. The gates a and a_t start
-    at 0: training begins at the empty prompt. These are all the captioner's trained parameters,
-    unless the diffusion step is learned as well (paper, ablation of the steps): then a scalar r, of
-    which the step is 999 * sigmoid(r), so that it stays on the schedule.
+    ODISE, equation 3 (MLP): ``c = c_empty + tanh(a) * (Linear(v) + P)``. The time embedding of each
+    diffusion step is changed in the same way, by ``tanh(a_t) * (Linear_t(v) + P_t)``. The gates a
+    and a_t start at 0, so training starts with the empty prompt. The captioner has no other trained
+    parameters unless the diffusion step is learned (paper, ablation of the steps). In this case,
+    the step is 999 * sigmoid(r) with a learned scalar r, which keeps it within the schedule.
 
     Args:
         clip: a :class:`~odise_mm.models.clip.frozen_clip.FrozenCLIP` or its config.
         empty_context: embedding of the empty prompt, (1, tokens, context width).
         time_width: width of the diffusion model's time embedding.
-        num_steps: diffusion steps that the backbone uses.
-        learned_step: where the learned diffusion step starts, inside (0, 999); it takes the place
-            of the backbone's one step. None: the step is the backbone's.
+        num_steps: number of the backbone's diffusion steps.
+        learned_step: initial value of the learned diffusion step, strictly between 0 and 999. The
+            learned step replaces the backbone's only step. None uses the backbone's steps.
 
     Raises:
-        ValueError: a start outside, a learned step for a backbone with several, or a backbone
-            that is no diffusion model.
+        ConfigError: the initial step is out of range.
+        ValueError: a learned step with a backbone that uses several steps, or a backbone that is
+            not a diffusion model.
     """
 
     def __init__(
@@ -85,13 +89,13 @@ class ImplicitCaptioner(nn.Module):
         if learned_step is not None and not (
             is_number(learned_step) and 0 < learned_step < LAST_STEP
         ):
-            raise ConfigError(f"learned_step={learned_step!r}: begin inside (0, {LAST_STEP})")
+            raise ConfigError(f"learned_step={learned_step!r} must be inside (0, {LAST_STEP})")
         check_whole("num_steps", num_steps)
         check_whole("time_width", time_width)
         if learned_step is not None and num_steps != 1:
             raise ValueError(
-                f"learned_step takes the place of the backbone's step, and it has {num_steps}: "
-                "give it steps=(0,)"
+                f"learned_step replaces the backbone's only step, but the backbone has {num_steps} "
+                "steps; set steps=(0,) in the backbone"
             )
         self.clip = build_part(clip, MODELS)
         _, tokens, width = empty_context.shape
@@ -106,25 +110,29 @@ class ImplicitCaptioner(nn.Module):
 
     @property
     def step(self) -> Tensor | None:
-        """The learned diffusion step, a tensor without axes in [0, 999]; None: not learned."""
+        """Learned diffusion step, a scalar tensor in [0, 999]; None if it is not learned."""
         return None if self.step_logit is None else LAST_STEP * self.step_logit.sigmoid()
 
     def forward(self, tiles: Tensor, captions: Sequence[str | None] | None = None) -> Condition:
-        """Conditioning of a batch of tiles, (N, 3, S, S) in [0, 1]; captions are not looked at."""
+        """Compute the condition of tiles (N, 3, S, S) in [0, 1]; ``captions`` is ignored."""
         return self.condition(self.clip.encode_image(tiles))
 
     def condition(self, embedding: Tensor) -> Condition:
-        """Conditioning from CLIP image embeddings, (N, ``clip.embed_dim``), not normalized."""
+        """Compute the condition from unnormalized CLIP embeddings, (N, ``clip.embed_dim``)."""
         context = self.empty_context + self.context_gate.tanh() * self.context(embedding)
         return Condition(context, self.time_gate.tanh() * self.time(embedding), self.step)
 
 
 @MODELS.register_module()
 class EmptyCaptioner(nn.Module):
-    """The empty prompt for every image (ODISE, captioner ablation).
+    """Uses the empty prompt for every image (ODISE, captioner ablation).
+
+    Args:
+        empty_context: embedding of the empty prompt, (1, tokens, context width), provided by a
+            diffusion backbone.
 
     Raises:
-        ValueError: there is no ``empty_context``, which a diffusion backbone lends.
+        ValueError: ``empty_context`` is None.
     """
 
     def __init__(self, empty_context: Tensor | None = None) -> None:
@@ -133,5 +141,5 @@ class EmptyCaptioner(nn.Module):
         self.register_buffer("empty_context", empty_context, persistent=False)
 
     def forward(self, tiles: Tensor, captions: Sequence[str | None] | None = None) -> Condition:
-        """The same conditioning for every tile."""
+        """Return the same condition for every tile."""
         return Condition(self.empty_context.expand(len(tiles), -1, -1))

@@ -1,7 +1,7 @@
-"""Captioners that write a sentence, which the diffusion model's own text encoder reads.
+"""Captioners that write a sentence, which the diffusion model's text encoder embeds.
 
-ODISE (arXiv 2303.04803), the explicit captions of its captioner ablation. A new one says in
-:meth:`TextCaptioner.describe` what the sentences are; nothing here is trained.
+These are the explicit captions of ODISE's captioner ablation (arXiv 2303.04803). A new captioner of
+this kind only implements :meth:`TextCaptioner.describe`. Nothing here is trained.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,17 +28,18 @@ PromptEncoder = Callable[[Sequence[str]], Tensor]
 
 
 class TextCaptioner(nn.Module):
-    """Sentences about tiles, as the diffusion model's conditioning.
+    """Base class of captioners that describe each tile with a sentence.
 
-    The text encoder that the diffusion model was trained with is loaded at the first call: 123 M
-    parameters, 0.5 GB in float32, for Stable Diffusion v1. Every tile is described by itself, so
-    the sentences of an image that is cut into tiles differ from tile to tile.
+    The first call loads the text encoder that the diffusion model was trained with. For Stable
+    Diffusion v1, it has 123 M parameters, 0.5 GB in float32. Tiles are described separately, so the
+    tiles of one image may have different sentences.
 
     Args:
-        prompt_encoder: texts to (len(texts), tokens, context width); a diffusion backbone lends it.
+        prompt_encoder: function of texts that returns (len(texts), tokens, context width), provided
+            by a diffusion backbone.
 
     Raises:
-        ValueError: there is no ``prompt_encoder``.
+        ValueError: ``prompt_encoder`` is None.
     """
 
     def __init__(self, prompt_encoder: PromptEncoder | None = None) -> None:
@@ -47,18 +48,18 @@ class TextCaptioner(nn.Module):
         self.prompt_encoder = prompt_encoder
 
     def describe(self, tiles: Tensor, captions: Sequence[str | None]) -> list[str]:
-        """One sentence per tile.
+        """Return a sentence for every tile.
 
         Args:
-            tiles: (N, 3, S, S) in [0, 1]. On the meta device, where values don't exist, the
-                sentences are not looked at.
-            captions: what people wrote about the image that each was cut from, where known.
+            tiles: (N, 3, S, S) in [0, 1]. On the meta device, where tensors have no values, the
+                content of the sentences does not matter.
+            captions: caption of the image of every tile, None if unknown.
         """
         raise NotImplementedError
 
     @torch.no_grad()
     def forward(self, tiles: Tensor, captions: Sequence[str | None] | None = None) -> Condition:
-        """Conditioning of a batch of tiles, (N, 3, S, S) in [0, 1]; equal ones are done once."""
+        """Compute the condition of tiles (N, 3, S, S) in [0, 1], once for equal tiles."""
         captions = [None] * len(tiles) if captions is None else list(captions)
         first, place = _distinct(tiles, captions)
         sentences = self.describe(tiles[first], [captions[i] for i in first])
@@ -67,61 +68,66 @@ class TextCaptioner(nn.Module):
 
 @MODELS.register_module()
 class CaptionCaptioner(TextCaptioner):
-    """The image's own caption: an upper bound for captioners, where captions exist.
+    """Uses the image's own caption, an upper bound for captioners.
 
-    All tiles of an image get the same one. In training it is the caption whose words are drawn
-    (:class:`~odise_mm.datasets.transforms.DrawWords`), in testing the first; see ``captions_file``
-    of :class:`~odise_mm.datasets.PanopticDataset`. An image without a caption is an error: an
-    empty prompt in its place would go unnoticed in the results.
+    All tiles of an image get the same caption. In training, it is the caption whose words are drawn
+    (:class:`~odise_mm.datasets.transforms.DrawWords`), and in testing the first one; see
+    ``captions_file`` of :class:`~odise_mm.datasets.PanopticDataset`. An image without a caption is
+    an error, because an empty prompt in its place would go unnoticed.
+
+    Args:
+        prompt_encoder: see :class:`TextCaptioner`.
 
     Raises:
-        ValueError: there is no ``prompt_encoder``.
+        ValueError: ``prompt_encoder`` is None.
     """
 
     def describe(self, tiles: Tensor, captions: Sequence[str | None]) -> list[str]:
-        """The captions.
+        """Return the captions.
 
         Raises:
-            DatasetError: an image has none.
+            DatasetError: an image has no caption.
         """
         if tiles.is_meta:
             return [""] * len(tiles)
         if any(caption is None for caption in captions):
             raise DatasetError(
-                "CaptionCaptioner uses what people wrote about an image, and an image came "
-                "without: give the dataset a captions_file and PackDetInputs the meta key "
-                "'caption', or choose a captioner that looks at the image"
+                "CaptionCaptioner needs a caption for every image, and an image has none: set "
+                "captions_file in the dataset and add 'caption' to the meta_keys of PackDetInputs, "
+                "or use a captioner that describes the image itself"
             )
         return list(captions)
 
 
 @MODELS.register_module()
 class HeuristicCaptioner(TextCaptioner):
-    """CLIP ranks names of places and objects, and a template makes a sentence of the first.
+    """Inserts the places and objects that CLIP ranks highest into a template sentence.
 
-    After Socratic Models (Zeng et al., arXiv 2204.00598): cosine similarity of the tile with
-    "Photo of a ...", the 3 best places and the 10 best objects. Socratic Models' lists are those of
-    Places365 and Tencent ML-Images, and a language model writes the caption; which lists and which
-    template ODISE used is not published. Here places are a list of 501 that comes with this
-    package, objects the 1,203 of LVIS.
+    This follows Socratic Models (Zeng et al., arXiv 2204.00598): the names are ranked by the cosine
+    similarity of the tile and "Photo of a ...", and the 3 best places and 10 best objects are used.
+    Socratic Models use the names of Places365 and Tencent ML-Images, and a language model writes
+    the caption. ODISE does not publish its lists and template. Here, the 501 places are a list that
+    comes with this package, and the objects are the 1,203 classes of LVIS.
 
-    Names are embedded once, by the text encoder that all parts share. CLIP sees what its
-    ``encode_image`` makes of a tile; a captioner costs one pass of its image tower per tile.
+    The text encoder that all parts share embeds each name only once. Every tile takes one pass of
+    CLIP's image tower.
 
     Args:
-        text_encoder: a :class:`~odise_mm.models.clip.text_encoder.TextEncoder` or its config; its
-            CLIP looks at the tiles.
+        text_encoder: a :class:`~odise_mm.models.clip.text_encoder.TextEncoder` or its config. Its
+            CLIP also embeds the tiles.
         prompt_encoder: see :class:`TextCaptioner`.
-        places, objects: a list of names, a built-in vocabulary's name, or a file of names (first
-            synonyms count).
-        num_places, num_objects: how many of them are in the sentence, best first.
-        template: the sentence, with ``{places}`` and ``{objects}`` in it.
+        places: a list of names, the name of a built-in vocabulary, or a vocabulary file. Only first
+            synonyms are used.
+        objects: see ``places``.
+        num_places: number of places in the sentence, best first.
+        num_objects: number of objects in the sentence, best first.
+        template: the sentence, with the fields ``{places}`` and ``{objects}``.
 
     Raises:
-        ValueError: a part is missing, a list is empty or shorter than what is to be taken from it,
-            a template lacks one of the two or has others.
-        TypeError: something else than names and numbers.
-        VocabularyError: a file of names that cannot be read.
+        ValueError: an encoder is missing, a list is empty or has too few names, or the template
+            does not have exactly these two fields.
+        TypeError: an argument has the wrong type.
+        VocabularyError: a vocabulary is unknown, or its file cannot be read.
     """
 
     def __init__(
@@ -137,7 +143,8 @@ class HeuristicCaptioner(TextCaptioner):
         super().__init__(prompt_encoder)
         if text_encoder is None:
             raise ValueError(
-                "HeuristicCaptioner ranks names by CLIP, and the model has none: give it a `clip`"
+                "HeuristicCaptioner needs a CLIP, which the model does not have; set `clip` in the "
+                "model's config"
             )
         self.text_encoder = build_part(text_encoder, MODELS)
         self.places = _names("places", places, num_places)
@@ -150,13 +157,13 @@ class HeuristicCaptioner(TextCaptioner):
             raise ValueError(f"template={template!r} of HeuristicCaptioner: {err}") from err
         if fields != {"places", "objects"}:
             raise ValueError(
-                f"template={template!r}: HeuristicCaptioner fills in {{places}} and {{objects}}; "
-                "both must be there, and no other field"
+                f"template={template!r} of HeuristicCaptioner must have the fields {{places}} and "
+                "{objects}, and no others"
             )
         self.template = template
 
     def describe(self, tiles: Tensor, captions: Sequence[str | None]) -> list[str]:
-        """The template with the best names; captions are not looked at."""
+        """Return the template, filled in with the best names; ``captions`` is ignored."""
         clip = self.text_encoder.clip
         embeddings = F.normalize(clip.encode_image(tiles), dim=-1)
         places = self._best(embeddings, self.places, self.num_places)
@@ -167,7 +174,7 @@ class HeuristicCaptioner(TextCaptioner):
         ]
 
     def _best(self, embeddings: Tensor, names: Sequence[str], count: int) -> list[list[str]]:
-        """The ``count`` names most similar to each of N embeddings (N, C), the best first."""
+        """Return the ``count`` names most similar to each of the embeddings (N, C), best first."""
         text = self.text_encoder(fill_template("Photo of a {}.", names)).to(embeddings)
         with full_precision(embeddings):
             best = (embeddings @ F.normalize(text, dim=-1).T).topk(count).indices
@@ -185,21 +192,25 @@ def _names(argument: str, given: str | Sequence[str], count: int) -> list[str]:
     if not 1 <= count <= len(names):
         raise ValueError(
             f"{argument} has {len(names)} names and num_{argument}={count}: HeuristicCaptioner "
-            "takes at least one, and no more than there are"
+            f"needs a number from 1 to {len(names)}"
         )
     return names
 
 
 def _listed(names: Sequence[str], last: str) -> str:
-    """ "a, b or c"."""
+    """Join names as in "a, b or c"."""
     return last.join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
 
 
 def _distinct(tiles: Tensor, captions: Sequence[str | None]) -> tuple[list[int], list[int]]:
-    """Which tiles, with their captions, are the first of their kind; and each one's among those."""
+    """Find equal pairs of tile and caption.
+
+    Returns:
+        Indices of the distinct pairs, and for every tile its position among them.
+    """
     if tiles.is_meta:
         return list(range(len(tiles))), list(range(len(tiles)))
-    sums = tiles.flatten(1).sum(dim=1).tolist()  # most that differ are told apart by this alone
+    sums = tiles.flatten(1).sum(dim=1).tolist()  # cheap; different for most different tiles
     first: list[int] = []
     place: list[int] = []
     for i, key in enumerate(zip(sums, captions, strict=True)):
