@@ -1,1 +1,1 @@
-"""What models cost and are made of, what they see, and what comes of saved predictions."""
+"""Analysis of models: cost, parameters, features, training images and saved predictions."""

@@ -1,4 +1,4 @@
-"""What a model sees of a dataset, as images: after the pipeline, with segments and words."""
+"""Drawings of dataset images after the pipeline, with their segments and caption words."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ def browse(
     data_root: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> Table:
-    """Draw images of a dataset.
+    """Draw images of a dataset with their ground truth.
 
     Args:
-        config: file, or name under ``configs/``.
-        out: folder of the images.
-        split: "train", "val" or "test"; None: the first that there is.
-        number: of images.
-        seed: of the training stream.
-        data_root: instead of ``data/`` in the config.
-        changes: of the config, by dotted keys.
+        config: Config file, or its name under ``configs/``.
+        out: Folder for the images.
+        split: "train", "val" or "test". Defaults to the first one that the config defines.
+        number: Number of images to draw.
+        seed: Seed of the training sampler.
+        data_root: Folder to use instead of ``data/`` in the config.
+        changes: Changes of the config, by dotted key.
 
     Returns:
-        What was drawn, a row for each image.
+        A table with one row per image.
 
     Raises:
-        ConfigError: the config has no such data.
-        DatasetError: files of the dataset are missing or contradict each other.
-        OutputError: an image would replace one of these files.
+        ConfigError: The config has no data for this split.
+        DatasetError: Files of the dataset are missing or contradict each other.
+        OutputError: An image would overwrite the config or a file of the dataset.
     """
     dataset, split = load_dataset(config, split, data_root, changes)
     vocabulary = vocabulary_of(dataset)
@@ -103,36 +103,50 @@ def load_dataset(
     data_root: str | None = None,
     changes: Mapping[str, Any] | None = None,
 ) -> tuple[BaseDataset, str]:
-    """The dataset as the config says, and its split; see :func:`browse`.
+    """Build the dataset of a config.
+
+    Args:
+        config: Config file, or its name under ``configs/``.
+        split: "train", "val" or "test". Defaults to the first one that the config defines.
+        data_root: Folder to use instead of ``data/`` in the config.
+        changes: Changes of the config, by dotted key.
+
+    Returns:
+        The dataset, and the name of its split.
 
     Raises:
-        ConfigError: the config has no such data.
+        ConfigError: The config has no data for this split.
     """
     cfg = load_config(config)
     change_config(cfg, changes or {})
     if data_root is not None:
         set_data_root(cfg, data_root)
     cfg = complete_config(cfg)
-    there = [name for name in ("train", "val", "test") if f"{name}_dataloader" in cfg]
-    split = split or next(iter(there), None)
-    if split not in there:
+    available = [name for name in ("train", "val", "test") if f"{name}_dataloader" in cfg]
+    split = split or next(iter(available), None)
+    if split not in available:
         raise ConfigError(
-            f"{config}: no {split} data in this config; there are: {', '.join(there)}"
-            if there
-            else f"{config}: no data in this config, it is that of a model alone"
+            f"{config}: no {split} data in this config; available: {', '.join(available)}"
+            if available
+            else f"{config}: no data in this config, it only defines a model"
         )
     return build_seeded(cfg[f"{split}_dataloader"].dataset), split
 
 
 def ground_truth(item: dict, info: dict[str, Any], vocabulary: Vocabulary) -> SegmentationResult:
-    """What is to be found in an image: from the sample, or, in testing, from the files.
+    """Return the ground truth of an image, from the packed sample or else from the files.
 
     Args:
-        item: as the pipeline packs it.
-        info: what the dataset says of the image.
+        item: Output of the pipeline: ``inputs`` and ``data_samples``. Samples of test pipelines
+            contain no masks, so these are read from the annotation files.
+        info: The dataset's entry for the image.
+        vocabulary: Classes of the dataset.
+
+    Returns:
+        The ground truth at the size of ``item["inputs"]``.
 
     Raises:
-        DatasetError: the files are missing or contradict each other.
+        DatasetError: The files are missing or contradict each other.
     """
     sample = item["data_samples"]
     shape = tuple(item["inputs"].shape[-2:])
@@ -158,7 +172,10 @@ def ground_truth(item: dict, info: dict[str, Any], vocabulary: Vocabulary) -> Se
 
 
 def _instance_masks(info: dict[str, Any]) -> tuple[list[np.ndarray], list[int]]:
-    """Masks of an ``InstanceDataset``'s image, the largest first: small ones stay visible."""
+    """Return masks and labels of an ``InstanceDataset`` image, largest first.
+
+    Later masks are drawn over earlier ones, so the small ones stay visible.
+    """
     load = TRANSFORMS.build(dict(type="mmdet.LoadAnnotations", with_mask=True, poly2mask=True))
     shape = info["height"], info["width"]
     done = load({**info, "img_shape": shape, "ori_shape": shape})
@@ -171,7 +188,13 @@ def _instance_masks(info: dict[str, Any]) -> tuple[list[np.ndarray], list[int]]:
 def result_of_masks(
     masks: np.ndarray, labels: list[int], vocabulary: Vocabulary
 ) -> SegmentationResult:
-    """What is drawn of masks (N, H, W) and their class indices; of overlaps the last one."""
+    """Make a panoptic result of masks; where masks overlap, the last one wins.
+
+    Args:
+        masks: (N, H, W), nonzero inside a mask.
+        labels: Class index of each mask.
+        vocabulary: Classes of the dataset.
+    """
     panoptic = np.zeros(masks.shape[1:], dtype=np.int32)
     for number, mask in enumerate(masks, start=1):
         panoptic[mask.astype(bool)] = number
@@ -197,9 +220,18 @@ def result_of_masks(
 
 
 def draw(image: np.ndarray, result: SegmentationResult, words: list[str] | None) -> np.ndarray:
-    """The image, beside it its segments with their names, above them the words (BGR)."""
+    """Draw the image and its named segments side by side, with a banner of words above.
+
+    Args:
+        image: (H, W, 3) uint8, BGR.
+        result: Ground truth of the image.
+        words: Words of the caption; None draws no banner.
+
+    Returns:
+        The drawing, (h, w, 3) uint8, BGR.
+    """
     right = draw_panoptic(image, result)
-    zoom = max(1, right.shape[1] // image.shape[1])  # small images are enlarged there
+    zoom = max(1, right.shape[1] // image.shape[1])  # draw_panoptic enlarges small images
     size = image.shape[1] * zoom, image.shape[0] * zoom
     left = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)
     height, width = max(left.shape[0], right.shape[0]), left.shape[1] + right.shape[1] + GAP

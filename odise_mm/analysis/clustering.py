@@ -1,4 +1,4 @@
-"""k-means of feature maps: which maps, their clusters, and numbers that agree between images."""
+"""k-means clustering of feature maps, with cluster numbers that agree between panels."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 from odise_mm.errors import OdiseError
 
-STRIDE = 16  # of the map that is shown where nothing else is asked for
-DIMENSIONS = 64
-STARTS = 4  # of k-means, of which the best is kept
+STRIDE = 16  # the default map is the one with the stride nearest to this
+DIMENSIONS = 64  # longer vectors are projected on this many principal axes
+STARTS = 4  # runs of k-means; the best one is kept
 
 
 class FeatureError(OdiseError):
-    """A map that a backbone does not have, or an image with too little in it."""
+    """A feature map that does not exist, or one with too few different vectors to cluster."""
 
 
 def choose_maps(
@@ -24,10 +24,19 @@ def choose_maps(
     asked: list[int] | None = None,
     wanted: int = STRIDE,
 ) -> list[int]:
-    """Numbers of the maps to cluster: those asked for, or the last one nearest a wanted stride.
+    """Choose the feature maps to cluster.
+
+    Args:
+        strides: Strides of the backbone's maps.
+        channels: Channels of the backbone's maps.
+        asked: Indices of maps, as given by the user; None for the default map.
+        wanted: The default map is the last one whose stride is nearest to this.
+
+    Returns:
+        Indices of the maps, without repetitions.
 
     Raises:
-        FeatureError: one that does not exist; lists those that do.
+        FeatureError: A map does not exist. The message lists the existing ones.
     """
     if asked is None:
         distance = [abs(stride - wanted) for stride in strides]
@@ -36,22 +45,22 @@ def choose_maps(
         if not 0 <= index < len(strides):
             known = (f"{i} ({c} channels, stride {s})" for i, (c, s) in
                      enumerate(zip(channels, strides, strict=True)))  # fmt: skip
-            raise FeatureError(f"there is no map {index}; there are: {', '.join(known)}")
+            raise FeatureError(f"unknown map {index}; available: {', '.join(known)}")
     return list(dict.fromkeys(asked))
 
 
 def cluster(vectors: np.ndarray, count: int) -> np.ndarray:
-    """k-means, the best of several starts (k-means++), the same every time.
+    """Cluster vectors with k-means; deterministic, the best of several k-means++ starts.
 
     Args:
         vectors: (rows, columns, C).
-        count: of the clusters.
+        count: Number of clusters.
 
     Returns:
-        (rows, columns) int, from 0.
+        Cluster index of every vector, (rows, columns) int, from 0.
 
     Raises:
-        FeatureError: fewer different vectors than clusters.
+        FeatureError: There are fewer different vectors than clusters.
     """
     from scipy.cluster.vq import kmeans2
 
@@ -59,8 +68,8 @@ def cluster(vectors: np.ndarray, count: int) -> np.ndarray:
     different = len(np.unique(flat.astype(np.float32), axis=0))
     if different < count:
         raise FeatureError(
-            f"the map has {different} different vectors for {count} clusters: take fewer "
-            "(--clusters), or a map of a smaller stride (--maps)"
+            f"the map has only {different} different vectors for {count} clusters; use fewer "
+            "clusters (--clusters) or a map with a smaller stride (--maps)"
         )
     if flat.shape[1] > DIMENSIONS:
         _, axes = np.linalg.eigh(flat.T @ flat)
@@ -69,7 +78,7 @@ def cluster(vectors: np.ndarray, count: int) -> np.ndarray:
     best, least = None, np.inf
     for _ in range(STARTS):
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # an empty cluster: another start has none
+            warnings.simplefilter("ignore")  # warns of empty clusters; another start wins then
             centers, labels = kmeans2(flat, _start(flat, count, random), iter=100, minit="matrix")
         spread = ((flat - centers[labels]) ** 2).sum()
         if spread < least:
@@ -78,7 +87,7 @@ def cluster(vectors: np.ndarray, count: int) -> np.ndarray:
 
 
 def _start(vectors: np.ndarray, count: int, random: np.random.RandomState) -> np.ndarray:
-    """k-means++ (Arthur and Vassilvitskii, 2007): each center far from those before."""
+    """Choose initial centers by k-means++ (Arthur and Vassilvitskii, 2007)."""
     centers = [vectors[random.randint(len(vectors))]]
     distance = np.full(len(vectors), np.inf)
     while len(centers) < count:
@@ -88,17 +97,21 @@ def _start(vectors: np.ndarray, count: int, random: np.random.RandomState) -> np
 
 
 def alike(labels: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The same clusters, numbered to agree with another clustering as far as they can.
+    """Renumber clusters so that they agree with another clustering as far as possible.
 
     Args:
-        labels, reference: (H, W) int from 0, of one size.
+        labels: Cluster indices to renumber, (H, W) int, from 0.
+        reference: The clustering to agree with, of the same shape.
+
+    Returns:
+        The renumbered indices, (H, W) int.
     """
     from scipy.optimize import linear_sum_assignment
 
     count = int(max(labels.max(), reference.max())) + 1
-    together = np.zeros((count, count), np.int64)
-    np.add.at(together, (labels.ravel(), reference.ravel()), 1)
-    old, new = linear_sum_assignment(together, maximize=True)
+    overlaps = np.zeros((count, count), np.int64)
+    np.add.at(overlaps, (labels.ravel(), reference.ravel()), 1)
+    old, new = linear_sum_assignment(overlaps, maximize=True)
     renamed = np.empty(count, np.int64)
     renamed[old] = new
     return renamed[labels]

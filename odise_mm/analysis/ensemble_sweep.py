@@ -1,4 +1,4 @@
-"""Exponents of the ensemble, tried on saved predictions: no model is built, none is run."""
+"""Sweep over the exponents of the ensemble, on saved predictions and without a model."""
 
 from __future__ import annotations
 
@@ -41,19 +41,23 @@ def sweep(
     tasks: list[str],
     custom_imports: Sequence[str] = (),
 ) -> Sweep:
-    """Try all values on the predictions in a folder.
+    """Evaluate all pairs of exponents on the predictions in a folder.
 
     Args:
-        path: of the folder.
-        alphas, betas: to try.
-        tasks: to measure.
-        custom_imports: modules with parts of the user's own, which may be built.
+        path: Folder with the saved predictions of one test set.
+        alphas: Values of alpha to try.
+        betas: Values of beta to try; every pair of alpha and beta is tried.
+        tasks: Tasks to measure, out of ``TASKS``.
+        custom_imports: Modules outside this package whose classes the config may use.
+
+    Returns:
+        The numbers of every pair.
 
     Raises:
-        PredictionsError: the folder is incomplete, or is of one classifier only.
-        ConfigError: the ensemble has no such exponents, none of the tasks is measured, or the
-            folder names parts that are neither this package's nor of ``custom_imports``.
-        DatasetError: the set's ground truth is missing.
+        PredictionsError: The folder is incomplete, or holds predictions of one classifier only.
+        ConfigError: The ensemble has no exponents, the dataset measures none of the tasks, or the
+            config uses classes that belong neither to this package nor to ``custom_imports``.
+        DatasetError: The ground truth of the dataset is missing.
     """
     folder = PredictionFolder(path)
     described = folder.describe()
@@ -62,17 +66,18 @@ def sweep(
     missing = folder.missing(count)
     if missing:
         raise PredictionsError(
-            f"{path} has {count - len(missing)} of {count} images (the first missing: number "
-            f"{missing[0]}): give the command that saved them again, it goes on from there"
+            f"{path} has only {count - len(missing)} of {count} images (first missing: number "
+            f"{missing[0]}); run the command that saved them again, it continues from there"
         )
     if len(described["classifiers"]) != 2:
         raise PredictionsError(
-            f"{path} holds the predictions of {', '.join(described['classifiers'])}: an "
+            f"{path} holds predictions of {', '.join(described['classifiers'])} only, but an "
             "ensemble needs two classifiers; "
-            "save with a config that has both, such as ablation/classification/both"
+            "save predictions with a config that has two, such as ablation/classification/both"
         )
     ensemble_cfg = cfg.model.ensemble
-    if ensemble_cfg.get("train_vocabulary") is None:  # then the model's was the checkpoint's
+    # Without a training vocabulary in the config, the model used the checkpoint's.
+    if ensemble_cfg.get("train_vocabulary") is None:
         ensemble_cfg = {**ensemble_cfg, "train_vocabulary": noted(described)}
     with config_errors(cfg):
         default = build_part(ensemble_cfg, MODELS)
@@ -90,12 +95,21 @@ def sweep(
     subsets = tuple(dataset.metainfo.get("subsets", {}))
     result = Sweep(described["set"], values, _notes(described), subsets)
     if not result.columns():
-        raise PredictionsError(f"{path}: the set has nothing that {', '.join(MAIN)} could measure")
+        raise PredictionsError(f"{path}: the dataset has no ground truth for {', '.join(MAIN)}")
     return result
 
 
 def plan_values(alphas: list[float], betas: list[float], own: tuple[float, float]) -> list[Value]:
-    """Each classifier alone, the config's own exponents, and the grid; none of them twice."""
+    """List the pairs to try: each classifier alone, the config's pair, and the grid.
+
+    Args:
+        alphas: Values of alpha of the grid.
+        betas: Values of beta of the grid.
+        own: Alpha and beta of the config.
+
+    Returns:
+        The pairs without repetitions.
+    """
     values = {
         (0.0, 0.0): Value(0.0, 0.0, "diffusion only"),
         (1.0, 1.0): Value(1.0, 1.0, "CLIP only"),
@@ -108,7 +122,7 @@ def plan_values(alphas: list[float], betas: list[float], own: tuple[float, float
 
 def _exponents(ensemble: nn.Module, kind: str) -> tuple[float, float]:
     if not (hasattr(ensemble, "alpha") and hasattr(ensemble, "beta")):
-        raise ValueError(f"{kind} has no alpha and beta to sweep")
+        raise ValueError(f"{kind} has no exponents alpha and beta to sweep")
     return ensemble.alpha, ensemble.beta
 
 
@@ -117,20 +131,25 @@ def _notes(described: dict[str, Any]) -> list[str]:
         f"{described['images']} images of {described['set']}; model {described['config']}, "
         f"weights {(described['checkpoint'] or {}).get('file', 'random')}, predictions of "
         f"{' and '.join(described['classifiers'])}; mask logits stored as {described['masks']}.",
-        "* the config's own exponents.",
+        "* exponents of the config.",
     ]
     if described["limit"] is not None:
-        notes.append("Limited to the first images of the set: these are no benchmark numbers.")
+        notes.append("Limited to the first images of the dataset: not benchmark numbers.")
     if described["random_weights"]:
-        notes.append("Random weights: these numbers mean nothing.")
+        notes.append("Random weights: these numbers are meaningless.")
     return notes
 
 
 def read_config(folder: PredictionFolder, custom_imports: Sequence[str] = ()) -> Config:
-    """The test's config, whose parts are those of this package and of ``custom_imports``.
+    """Read and check the config that the predictions were made with.
+
+    Args:
+        folder: Folder with the saved predictions.
+        custom_imports: Modules outside this package whose classes the config may use.
 
     Raises:
-        ConfigError: it names others; or a module of ``custom_imports`` cannot be imported.
+        ConfigError: The config uses classes that belong neither to this package nor to
+            ``custom_imports``, or a module of ``custom_imports`` cannot be imported.
     """
     where = str(folder.path / "config.json")
     content = folder.config()
@@ -144,7 +163,7 @@ def read_config(folder: PredictionFolder, custom_imports: Sequence[str] = ()) ->
         ensemble, dataset = content["model"]["ensemble"], content["test_dataloader"]["dataset"]
         metrics = content["test_evaluator"]
     except (KeyError, TypeError) as err:
-        raise ConfigError(f"{where}: not the config of a test ({err!r})") from err
+        raise ConfigError(f"{where}: not a test config ({err!r})") from err
     check_types(ensemble, MODELS, f"{where}: model.ensemble", custom_imports, GeometricEnsemble)
     check_types(without_pipelines(dataset), DATASETS, f"{where}: dataset", custom_imports)
     check_types(metrics, METRICS, f"{where}: test_evaluator", custom_imports, DatasetMetric)
@@ -153,7 +172,7 @@ def read_config(folder: PredictionFolder, custom_imports: Sequence[str] = ()) ->
 
 
 def without_pipelines(dataset: Any) -> Any:
-    """A dataset's config whose images are not to be opened."""
+    """Return a copy of a dataset's config with empty pipelines."""
     dataset = deepcopy(dataset)
     for _, each, wraps in inner_configs(dataset, ""):
         if not wraps:
@@ -162,18 +181,29 @@ def without_pipelines(dataset: Any) -> Any:
 
 
 def build_dataset(cfg: Config) -> Any:
-    """The test set, for names and number of images: its images are not opened."""
+    """Build the test dataset without pipelines, for its class names and number of images."""
     return build_seeded(without_pipelines(cfg.test_dataloader["dataset"]))
 
 
 def build_evaluator(cfg: Config, dataset: Any, tasks: list[str]) -> Evaluator:
-    """The set's metrics, those of the tasks."""
+    """Build an evaluator with the dataset's metrics for some tasks.
+
+    Args:
+        cfg: The test config.
+        dataset: The test dataset.
+        tasks: Tasks to measure, out of ``TASKS``.
+
+    Raises:
+        ValueError: The config has no metric for any of the tasks.
+    """
     metrics = cfg.test_evaluator
     evaluator = Evaluator(metrics if isinstance(metrics, list) else [metrics])
     kept = [metric for metric in evaluator.metrics if getattr(metric, "task", None) in tasks]
     if not kept:
         measured = {str(getattr(metric, "task", None)) for metric in evaluator.metrics}
-        raise ValueError(f"the set is measured by {', '.join(measured)}, not by {' '.join(tasks)}")
+        raise ValueError(
+            f"no metric for {' '.join(tasks)}; the dataset is measured by {', '.join(measured)}"
+        )
     evaluator.metrics = kept
     for metric in kept:
         metric.ids_repeat = getattr(dataset, "ids_repeat", False)
@@ -189,11 +219,20 @@ def walk(
     vocabulary: Vocabulary,
     test_cfg: dict[str, Any],
 ) -> None:
-    """Show every evaluator what its ensemble makes of every image."""
+    """Pass the results of every ensemble on every image to its evaluator.
+
+    Args:
+        folder: Folder with the saved predictions.
+        count: Number of images.
+        ensembles: Ensembles to evaluate.
+        evaluators: One evaluator for each ensemble.
+        vocabulary: Classes of the dataset.
+        test_cfg: The segmentor's settings for results, ``model.test_cfg``.
+    """
     console = Console(stderr=True)
     images = track(
         range(count),
-        f"{len(ensembles)} values on {count} images",
+        f"{len(ensembles)} pairs on {count} images",
         console=console,
         disable=not console.is_terminal,
     )
@@ -201,19 +240,19 @@ def walk(
         for index in images:
             prediction = folder.read(index)
             masks = resized_masks(prediction)
-            made: list[tuple[Tensor, Any]] = []
+            done: list[tuple[Tensor, Any]] = []
             for ensemble, evaluator in zip(ensembles, evaluators, strict=True):
                 scores = ensemble(prediction.class_predictions, vocabulary)[0]
-                # Where no class, or every class, was seen in training many values are the same.
-                sample = next((s for known, s in made if torch.equal(known, scores)), None)
+                # If no class, or every class, was seen in training, many pairs give equal scores.
+                sample = next((s for known, s in done if torch.equal(known, scores)), None)
                 if sample is None:
                     sample = make_results(prediction, masks, scores, vocabulary, test_cfg)
-                    made.append((scores, sample))
+                    done.append((scores, sample))
                 evaluator.process(data_samples=[sample], data_batch=None)
 
 
 def resized_masks(prediction: Prediction) -> Tensor:
-    """Mask logits at the size of the results, as the segmentor makes them."""
+    """Resize mask logits to the original image size, as the segmentor does; (Q, H, W)."""
     sizes = (prediction.metainfo[key][:2] for key in ("pad_shape", "img_shape", "ori_shape"))
     return resize_masks(prediction.masks, *sizes)
 
@@ -225,7 +264,18 @@ def make_results(
     vocabulary: Vocabulary,
     test_cfg: dict[str, Any],
 ) -> Any:
-    """A sample with the results of one image, as the segmentor makes it."""
+    """Make the data sample of one image, as the segmentor does.
+
+    Args:
+        prediction: The saved prediction.
+        masks: Mask logits from :func:`resized_masks`.
+        scores: Class probabilities from the ensemble, (Q, classes + 1).
+        vocabulary: Classes of the dataset.
+        test_cfg: The segmentor's settings for results, ``model.test_cfg``.
+
+    Returns:
+        A ``DetDataSample`` with the results.
+    """
     sample = DetDataSample(metainfo=prediction.metainfo)
     add_results(sample, masks, scores, vocabulary, test_cfg)
     return sample

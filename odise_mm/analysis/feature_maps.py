@@ -1,4 +1,4 @@
-"""Feature maps of a model's backbone of a whole image, before the neck, and their clusters."""
+"""A backbone's feature maps of a whole image, before the neck, and their clusters."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ Step = Callable[[int, int], None]
 
 
 def build_parts(cfg: Config, weights: str | None = None) -> tuple[nn.Module, bool]:
-    """A model's backbone and captioner alone.
+    """Build only the backbone and the captioner of a model.
 
     Args:
-        cfg: of the model.
-        weights: of its trained part; None: as it begins its training.
+        cfg: Config of the model.
+        weights: Checkpoint of the trained parts. None leaves them as at the start of training.
 
     Returns:
-        A module with ``backbone`` and ``captioner`` (which may be None), and whether none of its
-        parts has real weights.
+        A module with the children ``backbone`` and ``captioner`` (which may be None), and whether
+        all of its weights are random.
 
     Raises:
-        ConfigError: a part that cannot be built.
-        CheckpointError: weights that are missing or of another model.
+        ConfigError: A part cannot be built.
+        CheckpointError: The weights are missing or do not fit the model.
     """
     init_default_scope(cfg.get("default_scope", "odise_mm"))
     model_cfg = cfg.get("model") or {}
     if not model_cfg.get("backbone"):
-        raise ConfigError(f"{cfg.filename}: has no `model.backbone`")
+        raise ConfigError(f"{cfg.filename}: the config has no `model.backbone`")
     used = [model_cfg.backbone, *([model_cfg.captioner] if model_cfg.get("captioner") else [])]
     parts = nn.Module()
     shared: dict[str, Any] = {}
@@ -58,7 +58,7 @@ def build_parts(cfg: Config, weights: str | None = None) -> tuple[nn.Module, boo
         wanted = {name for cls in classes if cls for name in inspect.signature(cls).parameters}
         if {"clip", "text_encoder"} & wanted and model_cfg.get("clip"):
             used.append(model_cfg.clip)
-            # a child, so that it moves with the parts that it is lent to
+            # A child module, so that it moves to the device together with the parts that share it.
             parts.clip = shared["clip"] = build_part(model_cfg.clip, MODELS)
             encoder = model_cfg.get("text_encoder") or {"type": "TextEncoder"}
             shared["text_encoder"] = build_part(encoder, MODELS, **shared)
@@ -79,7 +79,7 @@ def _load_trained(parts: nn.Module, file: str) -> None:
     state = {k: v for k, v in state.items() if k.startswith(("backbone.", "captioner."))}
     wrong = differences(state, parts.state_dict())
     if wrong:
-        raise CheckpointError(f"{file} was not made for this config's captioner: {wrong}")
+        raise CheckpointError(f"{file} does not fit this config's captioner: {wrong}")
     parts.load_state_dict(state)
 
 
@@ -93,24 +93,24 @@ def cluster_image(
     device: torch.device,
     step: Step = lambda done, total: None,
 ) -> np.ndarray:
-    """Clusters of the features that a model's backbone has of an image.
+    """Cluster the backbone's features of an image.
 
     Args:
-        parts: from :func:`build_parts`, or a whole segmentor.
-        cfg: of the model; its test pipeline resizes the image.
-        image: (H, W, 3) uint8 BGR.
-        indices: of the maps.
-        count: of the clusters.
-        name: what errors call the features.
-        device: of the parts.
-        step: see :func:`extract`.
+        parts: Module from :func:`build_parts`, or a whole segmentor.
+        cfg: Config of the model. Its test pipeline resizes the image.
+        image: (H, W, 3) uint8, BGR.
+        indices: Indices of the feature maps to use.
+        count: Number of clusters.
+        name: Name of the model in error messages.
+        device: Device of the parts.
+        step: Progress callback, see :func:`extract`.
 
     Returns:
-        (H, W) int32, from 0.
+        Cluster index of every pixel, (H, W) int32, from 0.
 
     Raises:
-        FeatureError: see :func:`cluster`.
-        FloatingPointError: features that are not finite.
+        FeatureError: See :func:`cluster`.
+        FloatingPointError: The features are not finite.
     """
     inputs = model_input(cfg, image)
     seen = tuple(inputs.shape[-2:])
@@ -119,7 +119,7 @@ def cluster_image(
     if not torch.isfinite(vectors).all():
         raise FloatingPointError(f"{name}: the features are not finite numbers")
     labels = cluster(vectors.numpy(), count)
-    # every place of the map covers its stride's pixels of what the backbone saw
+    # Every position of the map covers stride x stride pixels of the model's input.
     stride = min(levels)
     whole = labels.repeat(stride, 0).repeat(stride, 1)[: seen[0], : seen[1]]
     size = (image.shape[1], image.shape[0])
@@ -127,12 +127,20 @@ def cluster_image(
 
 
 def model_input(cfg: Config, image: np.ndarray) -> Tensor:
-    """An image as the config's test pipeline hands it to the model: (3, h, w) uint8 BGR."""
+    """Run the config's test pipeline on an image; the output is (3, h, w) uint8, BGR."""
     return make_test_pipeline(cfg)(dict(img=image, img_path=None))["inputs"]
 
 
 def padded(inputs: Tensor, cfg: Config) -> Tensor:
-    """What a model with the config's preprocessor sees of uint8 BGR (3, h, w)."""
+    """Run the config's data preprocessor, which scales to [0, 1] and pads.
+
+    Args:
+        inputs: (3, h, w) uint8, BGR.
+        cfg: Config of the model.
+
+    Returns:
+        (3, H, W) float32.
+    """
     with config_errors(cfg):
         preprocessor = MODELS.build(cfg.model.data_preprocessor)
     shape = tuple(inputs.shape[-2:])
@@ -143,18 +151,18 @@ def padded(inputs: Tensor, cfg: Config) -> Tensor:
 def extract(
     parts: nn.Module, cfg: Config, image: Tensor, indices: list[int], step: Step
 ) -> tuple[list[Tensor], list[int]]:
-    """Raw maps of a whole image, through the same tiles as the segmentor's.
+    """Extract the backbone's feature maps of a whole image, tile by tile as the segmentor does.
 
     Args:
-        parts: from :func:`build_parts`.
-        cfg: of the model.
+        parts: Module from :func:`build_parts`.
+        cfg: Config of the model.
         image: (3, H, W) in [0, 1], padded to a multiple of 64.
-        indices: of the maps.
-        step: called with the number of tiles done and of all.
+        indices: Indices of the feature maps to extract.
+        step: Called after each batch with the number of finished tiles and of all tiles.
 
     Returns:
-        (C, H / stride, W / stride) for every index, and the strides: each the power of two that is
-        nearest to the map's own, to which its map of a tile is resized (nearest) as by the neck.
+        A map (C, H / stride, W / stride) for every index, and their strides. Strides are rounded
+        to powers of two, and the maps resized accordingly (nearest neighbor), as by the neck.
     """
     defaults = _defaults(OpenVocabSegmentor)
     tile_size = cfg.model.get("tile_size", defaults["tile_size"])
@@ -166,8 +174,10 @@ def extract(
     with torch.no_grad(), autocast(image, cfg.get("precision", "fp32")):
         for first in range(0, len(tiles), batch):
             some = tiles[first : first + batch]
-            told = () if parts.captioner is None else (parts.captioner(some, [None] * len(some)),)
-            maps = parts.backbone(some, *told)
+            condition = (
+                () if parts.captioner is None else (parts.captioner(some, [None] * len(some)),)
+            )
+            maps = parts.backbone(some, *condition)
             for kept, index, stride in zip(found, indices, strides, strict=True):
                 size = tuple(side // stride for side in grid.tile)
                 kept.append(F.interpolate(maps[index].float(), size))
@@ -180,15 +190,15 @@ def _defaults(cls: type) -> dict[str, Any]:
 
 
 def to_vectors(maps: Sequence[Tensor], strides: Sequence[int], size: tuple[int, int]) -> Tensor:
-    """One vector for every place of the finest map, padding left out.
+    """Concatenate maps at the resolution of the finest one, crop the padding and normalize.
 
     Args:
-        maps: each (C, h, w) over the padded image.
-        strides: of the maps.
-        size: height and width of the image without padding, in pixels.
+        maps: Maps (C, h, w) of the padded image.
+        strides: Strides of the maps.
+        size: Height and width of the image without padding, in pixels.
 
     Returns:
-        (rows, columns, all C) float32, every channel with mean 0 and variance 1.
+        (rows, columns, sum of C) float32, every channel with mean 0 and variance 1.
     """
     finest = min(range(len(maps)), key=lambda i: strides[i])
     shape = maps[finest].shape[-2:]
@@ -196,5 +206,5 @@ def to_vectors(maps: Sequence[Tensor], strides: Sequence[int], size: tuple[int, 
     rows, columns = (-(-side // strides[finest]) for side in size)
     vectors = joined[:, :rows, :columns].permute(1, 2, 0)
     mean, deviation = vectors.mean((0, 1)), vectors.std((0, 1), correction=0)
-    # channels that say nothing have no scale
+    # Constant channels become 0 instead of amplified rounding errors.
     return (vectors - mean) / torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, torch.inf)

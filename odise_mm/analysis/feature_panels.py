@@ -1,4 +1,4 @@
-"""Images of clustered feature maps, a panel for every backbone."""
+"""Figures of clustered feature maps, one panel per backbone."""
 
 from __future__ import annotations
 
@@ -36,26 +36,27 @@ def panel(
     device: str | None = None,
     precision: str = "fp32",
 ) -> tuple[str, np.ndarray]:
-    """Title and clusters of one config.
+    """Compute the panel of one config.
 
     Args:
-        config: as the user named it.
-        cfg: of the model; its test pipeline and precision are changed.
-        weights: of its trained part; None: as it begins its training.
-        image: (H, W, 3) uint8 BGR.
-        bar: shows how far it is.
-        clusters: how many.
-        maps: numbers of the maps; None: see :func:`choose_maps`.
-        size: short edge that the image is resized to; None: what the config tests with.
-        device: to run on; None: a GPU where there is one.
-        precision: of the frozen parts.
+        config: Name or file of the config, as given by the user.
+        cfg: The loaded config. Its test pipeline and precision are changed in place.
+        weights: Checkpoint of the trained parts. None leaves them as at the start of training.
+        image: (H, W, 3) uint8, BGR.
+        bar: Progress bar to update.
+        clusters: Number of clusters.
+        maps: Indices of the feature maps. For None, see :func:`choose_maps`.
+        size: Short edge of the resized image in pixels. Defaults to the config's test size.
+        device: Device to run on. Defaults to a GPU if there is one, else the CPU.
+        precision: Precision of the frozen parts, "fp32", "fp16" or "bf16".
 
     Returns:
-        The title, and (H, W) int32, from 0.
+        The title, and the cluster index of every pixel, (H, W) int32, from 0.
 
     Raises:
-        ConfigError, CheckpointError: see :func:`build_parts`.
-        FeatureError: a map that there is not, or fewer different vectors than clusters.
+        ConfigError: See :func:`build_parts`.
+        CheckpointError: See :func:`build_parts`.
+        FeatureError: A map does not exist, or has fewer different vectors than clusters.
     """
     name = Path(config).stem
     task = bar.add_task(f"{name}: building", total=None)
@@ -84,18 +85,18 @@ def panel(
     bar.update(task, description=name)
     shown = ", ".join(f"{i} ({channels[i]} x 1/{strides[i]})" for i in indices)
     title = f"{name}: map {shown}" + (
-        "\nrandom weights: this means nothing" if random_weights else ""
+        "\nrandom weights: meaningless clusters" if random_weights else ""
     )
     return title, labels
 
 
 def draw(image: np.ndarray, panels: list[tuple[str, np.ndarray]], path: Path) -> None:
-    """The image, then every panel's clusters.
+    """Write a figure of the image and all panels.
 
     Args:
         image: (H, W, 3) uint8, RGB.
-        panels: title and (H, W) cluster numbers.
-        path: of the PNG file.
+        panels: Title and (H, W) cluster indices of every panel.
+        path: PNG file to write.
     """
     count = len(panels) + 1
     columns = min(count, 4)
@@ -119,12 +120,12 @@ def draw(image: np.ndarray, panels: list[tuple[str, np.ndarray]], path: Path) ->
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar for terminals."""
+    """Show a progress bar on stderr if it is a terminal."""
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal) as bar:
         yield bar
 
 
 def printable_title(title: str) -> str:
-    """Lines of a title, in which matplotlib finds no formula."""
+    """Escape a title so that matplotlib does not parse formulas in it."""
     return "\n".join(printable(line) for line in title.split("\n")).replace("$", r"\$")

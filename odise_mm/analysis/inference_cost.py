@@ -1,4 +1,4 @@
-"""What one image costs a model in testing, part by part: FLOPs, time, memory."""
+"""Cost of inference on one image, part by part: FLOPs, time and memory."""
 
 from __future__ import annotations
 
@@ -48,24 +48,29 @@ def examine(
     repeats: int = 3,
     threads: int | None = None,
 ) -> Numbers:
-    """All numbers of a config's model.
+    """Count FLOPs, and measure time and memory, of a config's model.
 
     Args:
-        config: file, or name under ``configs/``.
-        sizes: edges of the square images, in pixels.
-        flops_only: nothing is measured.
-        device, precision: to measure on and with.
-        weights: "config" for those that the config names, or "none" for random ones.
-        vocabulary: name or file; None: invented names, as many as in the published count.
-        max_tiles_per_batch: instead of the config's.
-        compiled: whether the frozen parts are compiled.
-        crops: whether CLIP's mask pooling is compared with crops, too.
-        repeats: measured runs after the warm-up.
-        threads: of torch on the CPU.
+        config: Config file, or its name under ``configs/``.
+        sizes: Edges of the square images, in pixels.
+        flops_only: Count FLOPs, measure nothing.
+        device: Device to measure on.
+        precision: Precision to measure with, "fp32", "fp16" or "bf16".
+        weights: "config" for the weights that the config names, "none" for random weights.
+        vocabulary: Name or file of a vocabulary. Defaults to placeholder names, as many as in the
+            count for the published code.
+        max_tiles_per_batch: Value to use instead of the config's.
+        compiled: Compile the frozen parts.
+        crops: Also compare CLIP's mask pooling with box crops.
+        repeats: Number of measured runs after the warm-up.
+        threads: Number of CPU threads of torch.
+
+    Returns:
+        All numbers, in a dictionary that can be written as JSON.
 
     Raises:
-        ConfigError: no such config, or none with a classifier to compare crops with.
-        VocabularyError: no such vocabulary.
+        ConfigError: The config does not exist, or has no classifier to compare crops with.
+        VocabularyError: The vocabulary does not exist.
     """
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # mmdet's, harmless
     if threads:
@@ -117,7 +122,12 @@ def examine(
 
 
 def make_vocabulary(name: str | None = None) -> Vocabulary:
-    """The vocabulary of that name, or invented names as in the published count."""
+    """Load a vocabulary, or make one of placeholder names.
+
+    Args:
+        name: Name or file of the vocabulary. Defaults to placeholder names, as many as in the
+            count for the published code.
+    """
     if name:
         return Vocabulary.load(name)
     classes = [[f"name {i}"] for i in range(published.COUNTED_CLASSES)]
@@ -127,11 +137,14 @@ def make_vocabulary(name: str | None = None) -> Vocabulary:
 
 
 def count_flops(model: OpenVocabSegmentor, size: int) -> dict[str, int]:
-    """FLOPs of one image by part.
+    """Count the FLOPs of inference on one square image, by part.
 
     Args:
-        model: from :func:`odise_mm.analysis.meta.build_on_meta`.
-        size: edge of the image in pixels.
+        model: Model from :func:`odise_mm.analysis.meta.build_on_meta`.
+        size: Edge of the image in pixels.
+
+    Returns:
+        FLOPs of every part, 2 per multiply-add.
     """
     with flop_counter() as counter, PartMeter(model, FlopProbe(counter)) as meter:
         post_process = run_on_meta(model, size, size)
@@ -146,12 +159,20 @@ def count_flops(model: OpenVocabSegmentor, size: int) -> dict[str, int]:
 def measure(
     model: OpenVocabSegmentor, size: int, device: torch.device, repeats: int, compiled: bool
 ) -> Numbers:
-    """Time and peak memory of one image by part: medians of ``repeats`` runs after a warm-up.
+    """Measure time and peak memory of inference on one square image, by part.
+
+    Args:
+        model: The model.
+        size: Edge of the image in pixels.
+        device: Device of the model.
+        repeats: Number of measured runs after the warm-up.
+        compiled: Whether the frozen parts are compiled. The backbone then counts as one part.
 
     Returns:
-        ``seconds`` and ``peak_bytes`` by part, ``totals`` (seconds of every run), ``warm_up``
-        (seconds), ``total_seconds``, ``total_peak_bytes``, ``bytes_before`` (memory in use before
-        the first run: on the CPU that of the whole process) and ``peak_can_be_reset``.
+        ``seconds`` (median of the runs) and ``peak_bytes`` by part, ``totals`` (seconds of every
+        run), ``warm_up`` (seconds), ``total_seconds``, ``total_peak_bytes``, ``bytes_before``
+        (memory in use before the first run; on the CPU, of the whole process) and
+        ``peak_can_be_reset``.
     """
     data = random_image(size)
     cuda = device.type == "cuda"
@@ -187,26 +208,28 @@ def measure(
 def compare_crops(
     model: OpenVocabSegmentor, size: int, device: torch.device, repeats: int
 ) -> Numbers:
-    """Mask pooling against box crops: CLIP's prediction on the same masks of one image, in turns.
+    """Compare CLIP's mask pooling with box crops on the masks of one image.
+
+    Both ways run alternately, so that changes of the machine's load affect them equally.
 
     Args:
-        model: whose second classifier pools inside masks.
-        size: edge of the image in pixels.
-        device: of the model.
-        repeats: of each, after a warm-up.
+        model: A model whose second classifier is a ``MaskCLIPClassifier``.
+        size: Edge of the image in pixels.
+        device: Device of the model.
+        repeats: Number of measured runs of each way, after a warm-up.
 
     Returns:
-        For ``mask pooling`` and ``box crops``: ``flops`` and ``seconds`` (of every run); ``ratio``
-        of the medians, crops to pooling; ``masks``, how many.
+        ``flops`` and ``seconds`` (of every run) for ``mask pooling`` and ``box crops``; ``ratio``
+        of the median times, crops to pooling; ``masks``, the number of masks.
 
     Raises:
-        ConfigError: the model has no such classifier.
+        ConfigError: The model has no such classifier.
     """
     pooling = model.classifiers[1] if len(model.classifiers) > 1 else None
     if not isinstance(pooling, MaskCLIPClassifier):
         raise ConfigError(
-            "--crops compares with a MaskCLIPClassifier, and the config's model has none as its "
-            "second classifier: take one that has, such as ablation/classification/both"
+            "--crops needs a model whose second classifier is a MaskCLIPClassifier; "
+            "use another config, such as ablation/classification/both"
         )
     crops = CropCLIPClassifier(pooling.clip, pooling.text_encoder, pooling.template)
     inputs: list[tuple] = []
@@ -234,7 +257,11 @@ def compare_crops(
 
 
 def random_image(size: int) -> Callable[[], Numbers]:
-    """What makes a batch of one image of noise, as a data loader would."""
+    """Return a function that makes a batch of one noise image, in a data loader's format.
+
+    Args:
+        size: Edge of the image in pixels.
+    """
     image = torch.randint(
         0, 256, (3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -250,6 +277,6 @@ def random_image(size: int) -> Callable[[], Numbers]:
 
 
 def tensor_bytes(model: OpenVocabSegmentor) -> int:
-    """Bytes of all parameters and buffers; what is shared counts once."""
+    """Return the bytes of all parameters and buffers; shared ones count once."""
     tensors = [*model.parameters(), *model.buffers()]
     return sum(t.numel() * t.element_size() for t in tensors)

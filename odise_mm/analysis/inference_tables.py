@@ -1,6 +1,6 @@
-"""What one image costs a model, as tables: beside the published implementation where they compare.
+"""Tables of the inference cost from :mod:`odise_mm.analysis.inference_cost`.
 
-The numbers are those of :mod:`odise_mm.analysis.inference_cost`.
+If the architecture is the published one, the published implementation's numbers are included.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ Numbers = dict[str, Any]
 
 
 def make_tables(result: Numbers) -> list[Table]:
-    """The numbers for people: one table per size, and the machine."""
+    """Make the tables of a result of :func:`odise_mm.analysis.inference_cost.examine`.
+
+    Args:
+        result: The numbers.
+
+    Returns:
+        One table per image size, then one per comparison with crops.
+    """
     tables = [_size_table(result, size) for size in result["sizes"]]
     return tables + [_crops_table(result, s) for s, n in result["sizes"].items() if "crops" in n]
 
@@ -33,8 +40,8 @@ def _crops_table(result: Numbers, size: int) -> Table:
     flops = crops["flops"] / pooling["flops"]
     table.notes = [
         f"Crops take {found['ratio']:.1f} times the time and {flops:.1f} times the FLOPs. Medians "
-        f"of {len(crops['seconds'])} runs of each, in turns, on the same masks; how large these "
-        "are hardly matters, as every crop is resized to CLIP's size."
+        f"of {len(crops['seconds'])} runs of each, alternately, on the same masks. The masks' size "
+        "hardly matters, as every crop is resized to CLIP's input size."
     ]
     return table
 
@@ -102,19 +109,19 @@ def _notes(result: Numbers, size: int, theirs: Any) -> list[str]:
     words = result["vocabulary"]
     notes = [
         "2 FLOPs per multiply-add, attention included. Names: "
-        f"{words['classes']} classes, {words['synonyms']} synonyms, embedded before."
+        f"{words['classes']} classes, {words['synonyms']} synonyms, embedded beforehand."
     ]
     if theirs:
         ours, total = sum(numbers["flops"].values()), sum(c.total for c in theirs.values())
         needed = sum(c.needed for c in theirs.values())
         notes.append(
-            f"{ours / 1e12:.3f} TFLOP are {ours / total:.2%} of the {total / 1e12:.3f} that the "
-            f"published implementation computes ({needed / total:.2%} are needed there)."
+            f"{ours / 1e12:.3f} TFLOP are {ours / total:.2%} of the {total / 1e12:.3f} TFLOP of "
+            f"the published implementation ({needed / total:.2%} are needed for its output)."
         )
         if not words["as_published"]:
             notes.append(
-                f"The published count was made with {published.COUNTED_CLASSES} classes; cost of "
-                "names and semantic post-processing grows with them."
+                f"The published count was made with {published.COUNTED_CLASSES} classes; the cost "
+                "of naming and of semantic post-processing grows with the number of classes."
             )
     if "seconds" not in numbers:
         return notes
@@ -122,14 +129,14 @@ def _notes(result: Numbers, size: int, theirs: Any) -> list[str]:
     load = machine["load_average"][0]
     where = machine.get("gpu", f"{machine['cpu']}, {machine['cores']} cores")
     notes.append(
-        f"{where}; {machine['threads']} threads, torch {machine['torch']}, load average at the "
-        f"start {load}. Median of {len(totals)} runs ({min(totals):.3f} to {max(totals):.3f} s) "
+        f"{where}; {machine['threads']} threads, torch {machine['torch']}, load average {load} at "
+        f"the start. Median of {len(totals)} runs ({min(totals):.3f} to {max(totals):.3f} s) "
         f"after a warm-up of {numbers['warm_up']:.1f} s."
     )
     what = "Bytes in tensors on the GPU" if "gpu" in machine else "Resident memory of the process"
     whole = "" if numbers["peak_can_be_reset"] else ", since its start (the system can't reset it)"
     notes.append(
         f"Peak: {what.lower()}{whole}; {numbers['bytes_before'] / 1e9:.2f} GB before the first "
-        f"run. Weights: {result['weights_bytes'] / 1e9:.3f} GB exactly."
+        f"run. Weights: {result['weights_bytes'] / 1e9:.3f} GB."
     )
     return notes

@@ -1,4 +1,4 @@
-"""What measured numbers were measured on."""
+"""Description of the machine that numbers were measured on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ import torch
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
-    """What the numbers were measured on, and how busy it was."""
+    """Describe the machine, its software and its load.
+
+    Args:
+        device: Device that is measured on.
+
+    Returns:
+        ``cpu``, ``cores`` (that this process may use), ``threads``, ``torch``, ``python`` and
+        ``load_average``; on CUDA also ``gpu`` and ``gpu_bytes``.
+    """
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]

@@ -1,4 +1,4 @@
-"""Whole models without memory: built and run on torch's meta device, where only shapes exist."""
+"""Models on torch's meta device, where tensors have shapes but take no memory."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +18,12 @@ from odise_mm.models.postprocess import resize_masks, semantic_inference
 
 
 def load_model_config(config: str, weights: bool = False) -> Config:
-    """A config; unless ``weights``, no part of its model names pre-trained weights any more."""
+    """Load a config.
+
+    Args:
+        config: Config file, or its name under ``configs/``.
+        weights: Keep the pre-trained weights that the model's parts name; else all are set to None.
+    """
     cfg = load_config(config)
     if not weights:
         _drop_weights(cfg.model)
@@ -26,7 +31,7 @@ def load_model_config(config: str, weights: bool = False) -> Config:
 
 
 def short_edge(cfg: Config) -> int:
-    """Pixels of the short edge that a config's test pipeline resizes images to; 512 if none."""
+    """Return the short edge, in pixels, that the test pipeline resizes to; 512 if it doesn't."""
     scales = [step["scale"] for step in cfg.get("test_pipeline") or [] if "scale" in step]
     return min(scales[-1]) if scales and isinstance(scales[-1], (tuple, list)) else 512
 
@@ -43,18 +48,18 @@ def _drop_weights(node: Any) -> None:
 
 
 def build_on_meta(cfg: Config) -> OpenVocabSegmentor:
-    """The config's model with every tensor on the meta device: no weights, no memory."""
+    """Build a config's model with every tensor on the meta device, in eval mode."""
     with torch.device("meta"):
         model = build_model(cfg)
     return model.to("meta").eval().requires_grad_(False)
 
 
 class _SizesStayReal(TorchFunctionMode):
-    """Lets code run on the meta device that reads sizes out of integer tensors.
+    """Mode that keeps integer tensors on the CPU, so that code can read sizes from them.
 
-    mmdet's pixel decoder keeps the sizes of its feature maps in such tensors, moves them to the
-    features' device and reads them there, which the meta device cannot do. Here they stay on the
-    CPU, and operations that mix both devices give meta tensors.
+    mmdet's pixel decoder keeps the sizes of its feature maps in integer tensors, moves them to the
+    features' device and reads them there, which the meta device cannot do. In this mode they stay
+    on the CPU, and operations that mix both devices return meta tensors.
     """
 
     def __torch_function__(
@@ -71,7 +76,7 @@ class _SizesStayReal(TorchFunctionMode):
 
 
 def _to_meta(value: Any) -> Any:
-    # scalars on the CPU go with tensors of any device
+    # Scalars on the CPU can be mixed with tensors on any device.
     if isinstance(value, Tensor) and not value.is_meta and value.ndim:
         return torch.empty_like(value, device="meta")
     return value
@@ -79,21 +84,22 @@ def _to_meta(value: Any) -> Any:
 
 @contextmanager
 def running_on_meta() -> Iterator[None]:
-    """Inside, models from :func:`build_on_meta` can be called; names count as embedded by CLIP."""
+    """Context in which models from :func:`build_on_meta` can be called, without gradients."""
     with _SizesStayReal(), torch.no_grad():
         yield
 
 
 def run_on_meta(model: OpenVocabSegmentor, height: int, width: int) -> Callable[[], None]:
-    """The model's passes over one image, up to the masks' class probabilities.
+    """Run the model on one image, up to the class probabilities of the masks.
 
     Args:
-        model: from :func:`build_on_meta`.
-        height, width: of the image, in pixels.
+        model: Model from :func:`build_on_meta`.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
 
     Returns:
-        What does the post-processing when called; without its panoptic and instance results, which
-        depend on values and have no matrix product to count.
+        A function that does the post-processing. It leaves out panoptic and instance results,
+        which depend on values and contain no matrix products to count.
     """
     divisor = getattr(model.data_preprocessor, "pad_size_divisor", 1)
     size = (height, width)
@@ -113,10 +119,10 @@ def run_on_meta(model: OpenVocabSegmentor, height: int, width: int) -> Callable[
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's counter (2 FLOPs per multiply-add) that knows attention kernels of every device.
+    """Make torch's FLOP counter (2 per multiply-add) count the attention kernels of all devices.
 
-    torch's own leaves out the one for CPUs. Multi-head attention's fused kernel for inference is
-    counted as well: it is one operator to torch, projections included.
+    By default it ignores the flash attention kernel for CPUs, and the fused kernel for inference
+    with multi-head attention, a single operator that includes the projections.
     """
     aten = torch.ops.aten
     return FlopCounterMode(

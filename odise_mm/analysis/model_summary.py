@@ -1,4 +1,4 @@
-"""What a config's model is made of: parameters by part, feature maps, FLOPs; without any memory."""
+"""Summary of a config's model: parameters by part, feature maps and FLOPs, on the meta device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from odise_mm.models.frozen import FrozenModule
 
 
 def all_configs() -> list[str]:
-    """Every config of a model; of one name in the working directory and here, the one here."""
+    """List the files of all configs.
+
+    If the working directory and this package both have a config of one name, the package's counts.
+    """
     found: dict[Path, Path] = {}
     for folder in config_folders():
         found |= {path.relative_to(folder): path for path in folder.rglob("*.py")}
@@ -30,16 +33,18 @@ def all_configs() -> list[str]:
 
 
 def summarize(config: str, size: int | None = None) -> dict[str, Any]:
-    """Everything that the tables show, as plain numbers.
+    """Summarize a config's model in plain numbers.
 
     Args:
-        config: file, or name under ``configs/``.
-        size: edge of the image that FLOPs are counted for; None: what the config tests with.
+        config: Config file, or its name under ``configs/``.
+        size: Edge of the square image that FLOPs are counted for, in pixels. Defaults to the short
+            edge that the config tests with.
 
     Returns:
-        ``trained``, ``frozen`` (by part), ``taps``, ``size``, ``flops`` (of one image); where the
-        config is the published architecture also ``variant``, ``published_trained``,
-        ``published_frozen``; where the backbone is a diffusion model also ``not_built``.
+        ``config``, ``trained`` and ``frozen`` (parameters by part), ``taps``, ``size`` and
+        ``flops`` (of one image). For the published architecture also ``variant``,
+        ``published_trained``, ``published_frozen`` and ``fewer_positions``. For a diffusion
+        backbone also ``not_built``.
     """
     cfg = load_model_config(config)
     size = size or short_edge(cfg)
@@ -68,7 +73,7 @@ def summarize(config: str, size: int | None = None) -> dict[str, Any]:
 
 
 def count_parameters(model: OpenVocabSegmentor) -> tuple[dict[str, int], dict[str, int]]:
-    """Trained and frozen parameters by part; one that several parts share counts once."""
+    """Count trained and frozen parameters by part; shared parameters count once."""
     frozen_ids = {
         id(parameter)
         for module in model.modules()
@@ -84,13 +89,13 @@ def count_parameters(model: OpenVocabSegmentor) -> tuple[dict[str, int], dict[st
 
 
 def count_not_built(backbone: DiffusionBackbone) -> dict[str, dict[str, int]]:
-    """Parameters of the whole diffusion model that the backbone does without.
+    """Count the diffusion model's parameters that the backbone does not load.
 
-    Compares the complete models of diffusers and transformers, on the meta device, with what the
-    backbone holds.
+    The complete models of diffusers and transformers, built on the meta device, are compared with
+    the backbone.
 
     Returns:
-        By part, the parameters of every module that is missing as a whole, by its name.
+        For every part, the number of parameters of each module that is missing as a whole.
     """
     arch = backbone.arch
     with torch.device("meta"):
@@ -113,7 +118,7 @@ def count_not_built(backbone: DiffusionBackbone) -> dict[str, dict[str, int]]:
 
 
 def _missing_modules(whole: nn.Module, held: set[str]) -> dict[str, int]:
-    """Parameters that are not held, by the highest module that is missing entirely."""
+    """Count the parameters that are not held, by the outermost module that is missing entirely."""
     prefixes = {""} if held else set()
     for name in held:
         pieces = name.split(".")
@@ -129,7 +134,7 @@ def _missing_modules(whole: nn.Module, held: set[str]) -> dict[str, int]:
 
 
 def _positions_of_larger_image(model: OpenVocabSegmentor) -> int:
-    """Parameters that CLIP's image tower has more than one for the paper's image size."""
+    """Return how many more position parameters CLIP has than at the paper's image size."""
     visual = model.clip.visual
     positions, width = visual.positional_embedding.shape
     fewer = (published.PAPER_CLIP_IMAGE_SIZE // visual.patch_size[0]) ** 2 + 1
@@ -137,7 +142,7 @@ def _positions_of_larger_image(model: OpenVocabSegmentor) -> int:
 
 
 def list_taps(backbone: nn.Module) -> list[dict[str, Any]]:
-    """Where every feature map comes from, its channels and its stride."""
+    """List the origin (``tap``), channels and stride of every feature map."""
     described = backbone.describe()
     channels, strides = described["in_channels"], described["in_strides"]
     if isinstance(backbone, DiffusionBackbone):

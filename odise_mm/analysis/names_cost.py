@@ -1,4 +1,4 @@
-"""What naming the masks of an image costs: from mask embeddings to class probabilities."""
+"""Cost of classifying the masks of an image, from mask embeddings to class probabilities."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from odise_mm.vocabulary import Vocabulary
 
 @dataclass
 class NamesCost:
-    """Of one image after another.
+    """Cost of classifying the masks of a sequence of images.
 
     Attributes:
-        rows_stacked: text embeddings that are put together into matrices, for the last image.
-        rows_mapped: text embeddings that pass the first classifier's map, for the last image.
-        cpu_seconds: of the process, for every image after the warm-up.
+        rows_stacked: Number of text embeddings stacked into matrices, for the last image.
+        rows_mapped: Number of text embeddings that pass the first classifier's linear layer, for
+            the last image.
+        cpu_seconds: CPU time of the process, for every image after the warm-up.
     """
 
     rows_stacked: int = 0
@@ -47,27 +48,36 @@ class _RowCounter(TorchFunctionMode):
 
 
 def other_orders(vocabulary: Vocabulary, count: int) -> list[Vocabulary]:
-    """Vocabularies of the same classes, each beginning with another one: all differ."""
-    made = []
+    """Make different vocabularies of the same classes by rotating their order.
+
+    Args:
+        vocabulary: The classes.
+        count: Number of vocabularies to make.
+    """
+    rotated = []
     for start in range(1, count + 1):
         places = [(start + i) % len(vocabulary) for i in range(len(vocabulary))]
         fields = (vocabulary.synonyms, vocabulary.is_thing, vocabulary.source_names)
         synonyms, flags, sources = (tuple(values[i] for i in places) for values in fields)
-        made.append(Vocabulary(synonyms, flags, vocabulary.name, sources))
-    return made
+        rotated.append(Vocabulary(synonyms, flags, vocabulary.name, sources))
+    return rotated
 
 
 @torch.no_grad()
 def measure_names(
     model: OpenVocabSegmentor, vocabularies: Sequence[Vocabulary], masks: int, repeats: int
 ) -> NamesCost:
-    """Name random mask embeddings, image after image; CLIP's image tower is left out.
+    """Classify random mask embeddings, without running CLIP's image tower.
 
     Args:
-        model: whose second classifier, if there is one, compares with CLIP's embeddings.
-        vocabularies: taken in turns, one for an image; their names are embedded before.
-        masks: of an image.
-        repeats: images after the warm-up, which takes every vocabulary once.
+        model: The model. Further classifiers than the first must have ``name_embeddings``.
+        vocabularies: Image i uses vocabulary i modulo their number. The warm-up, which uses each
+            of them once, embeds their names.
+        masks: Number of masks per image.
+        repeats: Number of measured images after the warm-up.
+
+    Returns:
+        Counted rows and CPU times.
     """
     own, others = model.classifiers[0], model.classifiers[1:]
     device = own.text_proj.weight.device

@@ -1,4 +1,4 @@
-"""The parts of a model, by name: whose parameters, and who works when."""
+"""Parts of a model by name, and meters of what each part uses."""
 
 import ctypes
 import gc
@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from odise_mm.models import DiffusionBackbone, FrozenCLIP, OpenVocabSegmentor
 
-# Prefix of a parameter's name -> part; the longest prefix counts. What has none of these
-# prefixes is named after the module at the top.
+# Prefix of a parameter's name -> part; the longest matching prefix counts. A parameter without any
+# of these prefixes belongs to a part that is named after its top-level module.
 PARAMETER_PARTS = {
     "clip": "CLIP text tower",
     "clip.model.visual": "CLIP image tower",
@@ -41,7 +41,11 @@ CAPTIONER_AND_NAMES = "captioner, names and ensemble"
 
 
 def part_of(parameter: str) -> str:
-    """The part that a parameter of the segmentor belongs to, from its dotted name."""
+    """Return the part that a parameter of the segmentor belongs to.
+
+    Args:
+        parameter: Dotted name of the parameter.
+    """
     pieces = parameter.split(".")
     for end in range(len(pieces) - 1, 0, -1):
         prefix = ".".join(pieces[:end])
@@ -52,12 +56,12 @@ def part_of(parameter: str) -> str:
 
 @dataclass
 class Sample:
-    """What a part used between two moments.
+    """FLOPs, time and memory that a part used.
 
     Attributes:
-        flops: floating point operations.
-        seconds: time on the clock.
-        peak_bytes: highest use of memory, weights and everything else included.
+        flops: Floating point operations.
+        seconds: Wall-clock time.
+        peak_bytes: Peak memory use, weights and everything else included.
     """
 
     flops: int = 0
@@ -65,26 +69,33 @@ class Sample:
     peak_bytes: int = 0
 
     def add(self, other: "Sample") -> None:
-        """Join what was used in two stretches of time."""
+        """Add what was used in another interval: sum FLOPs and times, keep the higher peak."""
         self.flops += other.flops
         self.seconds += other.seconds
         self.peak_bytes = max(self.peak_bytes, other.peak_bytes)
 
 
 class Probe(Protocol):
-    """Tells what was used since it was asked last."""
+    """Interface of the probes that :class:`PartMeter` reads."""
 
-    def take(self) -> Sample: ...
+    def take(self) -> Sample:
+        """Return what was used since the last call."""
+        ...
 
 
 class FlopProbe:
-    """Asks a running FLOP counter."""
+    """Probe of FLOPs.
+
+    Args:
+        counter: A running FLOP counter.
+    """
 
     def __init__(self, counter: FlopCounterMode) -> None:
         self.counter = counter
         self.last = 0
 
     def take(self) -> Sample:
+        """Return the FLOPs since the last call."""
         total = self.counter.get_total_flops()
         sample = Sample(flops=total - self.last)
         self.last = total
@@ -92,10 +103,13 @@ class FlopProbe:
 
 
 class TimeAndMemoryProbe:
-    """Asks the clock, and the device for its peak of memory since the last time.
+    """Probe of wall-clock time and peak memory.
 
-    On CUDA: bytes in tensors. On the CPU: resident memory of the process (Linux; it can set back
-    the mark of the highest use). Elsewhere the peak is 0.
+    On CUDA, memory means bytes in tensors. On the CPU it means the resident memory of the process,
+    on Linux, where its peak can be reset. On other systems the peak is 0.
+
+    Args:
+        device: Device to measure.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -106,6 +120,7 @@ class TimeAndMemoryProbe:
         self.last = time.perf_counter()
 
     def take(self) -> Sample:
+        """Return the time, and the peak of memory, since the last call."""
         if self.cuda:
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - self.last
@@ -127,7 +142,11 @@ class TimeAndMemoryProbe:
 
 
 def process_memory(entry: str) -> int:
-    """``VmRSS`` (now) or ``VmHWM`` (highest) of this process in bytes; 0 without /proc."""
+    """Return this process's memory use in bytes; 0 on systems without /proc.
+
+    Args:
+        entry: ``VmRSS`` for the current use, ``VmHWM`` for the peak.
+    """
     status = Path("/proc/self/status")
     if not status.exists():
         return 0
@@ -138,14 +157,14 @@ def process_memory(entry: str) -> int:
 
 
 def release_freed_memory() -> None:
-    """Give freed memory back to the system, where the C library can; else it would hide growth."""
+    """Return freed memory to the system, if the C library can, so that later growth shows."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_process_peak() -> bool:
-    """Set ``VmHWM`` back to the memory used now; False where the system does not allow it."""
+    """Reset the peak ``VmHWM`` to the current memory use; return False if the system can't."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -154,15 +173,16 @@ def reset_process_peak() -> bool:
 
 
 class PartMeter:
-    """Says what each part of a segmentor uses, by wrapping its methods while it is entered.
+    """Context manager that measures what each part of a segmentor uses.
 
-    A part called by another part counts for itself alone. The total of the parts is all that
-    happened between entering and leaving.
+    It wraps the segmentor's methods. What a part uses inside another part counts only for the
+    inner one, so the parts add up to everything that happened inside the context.
 
     Args:
-        model: the segmentor.
-        probe: what to ask whenever another part begins or ends.
-        whole_backbone: don't look inside the backbone: a compiled one would be cut to pieces.
+        model: The segmentor.
+        probe: Read whenever a part begins or ends.
+        whole_backbone: Measure the backbone as one part. Wrapping the inside of a compiled backbone
+            would break its graph.
     """
 
     def __init__(
@@ -186,7 +206,7 @@ class PartMeter:
             delattr(owner, method)
 
     def total(self) -> Sample:
-        """All parts together."""
+        """Return the sum over all parts."""
         total = Sample()
         for sample in self.samples.values():
             total.add(sample)
@@ -194,7 +214,7 @@ class PartMeter:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What happens inside counts for the part ``name``."""
+        """Count what happens inside this context for the part ``name``."""
         self._switch()
         self._stack.append(name)
         try:
@@ -204,7 +224,7 @@ class PartMeter:
             self._stack.pop()
 
     def _switch(self) -> None:
-        """Book what was used since the last switch on the part that was at work."""
+        """Add what was used since the last switch to the current part."""
         self.samples.setdefault(self._stack[-1], Sample()).add(self.probe.take())
 
     def _wrap(self, owner: object, method: str, part: str | Callable[[str], str]) -> None:
@@ -229,7 +249,7 @@ class PartMeter:
         self._wrap(model.neck, "forward", "feature projection")
         self._wrap_backbone(model.backbone)
         for clip in [m for m in model.modules() if isinstance(m, FrozenCLIP)]:
-            self._wrap(clip, "encode_image", _who_uses_clip)
+            self._wrap(clip, "encode_image", _part_of_clip)
             self._wrap(clip, "encode_text", TEXT)
         self._wrap_head(model.head)
         for part in (model.classifiers[0], model.ensemble):
@@ -254,10 +274,10 @@ class PartMeter:
         self._wrap(head.pixel_decoder, "forward", "pixel decoder")
         for layer in head.transformer_decoder.layers:
             self._wrap(layer, "forward", "transformer decoder: layers")
-        # the keys that the layers attend to belong to the layers
+        # The keys that the layers attend to count for the layers.
         self._wrap(head, "_decoder_memories", "transformer decoder: layers")
         self._wrap(head.mask_embedding, "forward", "mask embedding")
 
 
-def _who_uses_clip(user: str) -> str:
-    return "captioner's CLIP" if user == CAPTIONER_AND_NAMES else user
+def _part_of_clip(caller: str) -> str:
+    return "captioner's CLIP" if caller == CAPTIONER_AND_NAMES else caller

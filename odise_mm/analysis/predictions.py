@@ -1,8 +1,8 @@
-"""A folder of what a model said about the images of a test set, before its predictions were joined.
+"""Folders with a model's saved predictions on a test set, before the ensemble.
 
-One ``.npz`` file per image (readable with numpy, nothing in it is run) holds the mask logits at
-stride 4, every classifier's prediction and the image's metainfo; ``set.json`` says what they come
-from, ``config.json`` is the test's config.
+One ``.npz`` file per image holds the mask logits at stride 4, every classifier's prediction and the
+image's metainfo. The files contain no pickles, so reading them runs no code. ``set.json`` describes
+the run that made the predictions, and ``config.json`` is its test config.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from odise_mm.utils.old_keys import rename_recorded_keys
 
 FORMAT = 1
 MASK_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
-# What the numbers of a sweep depend on; the images of one folder have these in common.
+# Entries of set.json that a sweep's numbers depend on; equal for all images of a folder.
 _SAME = ("format", "model", "pipeline", "dataset", "checkpoint", "precision", "masks", "vocabulary")
 _DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class PredictionsError(OdiseError):
-    """A folder of predictions that is missing, incomplete, damaged or of another run."""
+    """A folder of predictions is missing, incomplete, damaged, or belongs to another run."""
 
 
 @dataclass
 class Prediction:
-    """What a model said about one image.
+    """A model's prediction on one image, before the ensemble.
 
     Attributes:
-        metainfo: of the image's sample.
-        masks: logits over the padded image at stride 4, (Q, h, w).
-        predictions: of every classifier, of a batch of this one image.
+        metainfo: Metainfo of the image's data sample.
+        masks: Mask logits over the padded image at stride 4, (Q, h, w).
+        class_predictions: Every classifier's prediction, as a batch of one image.
     """
 
     metainfo: dict[str, Any]
@@ -57,20 +57,23 @@ class Prediction:
 def predict_each_classifier(
     model: OpenVocabSegmentor, batch: Mapping[str, Any]
 ) -> list[Prediction]:
-    """What the model says of the images of a batch, in their order; no results are made.
+    """Predict the masks and every classifier's classes of a batch, without making results.
 
     Args:
-        model: in eval mode; the names are the model's.
-        batch: as a data loader gives it, ``inputs`` and ``data_samples``.
+        model: Model in eval mode; its vocabulary is used.
+        batch: Batch from a data loader, with ``inputs`` and ``data_samples``.
+
+    Returns:
+        A prediction for every image, in the order of the batch.
 
     Raises:
-        FloatingPointError: masks or probabilities are not finite.
+        FloatingPointError: Masks or probabilities are not finite.
     """
     data = model.data_preprocessor(batch, False)
     samples = data["data_samples"]
     predictions: dict[int, Prediction] = {}
     for found in model.segment(data["inputs"], samples):
-        model.probabilities(found)  # which are checked
+        model.probabilities(found)  # raises if they are not finite
         for i, place in enumerate(found.places):
             class_predictions = [
                 _of_image(class_prediction, i) for class_prediction in found.class_predictions
@@ -81,7 +84,7 @@ def predict_each_classifier(
 
 
 def _of_image(class_prediction: ClassPrediction, index: int) -> ClassPrediction:
-    """On the masks of one image of a batch, as a batch of one."""
+    """Select one image of a batch, as a batch of one."""
     one = slice(index, index + 1)
     return ClassPrediction(
         class_prediction.logits[one],
@@ -90,24 +93,25 @@ def _of_image(class_prediction: ClassPrediction, index: int) -> ClassPrediction:
 
 
 class PredictionFolder:
-    """Reads and writes such a folder.
+    """Reader and writer of a folder of predictions.
 
     Args:
-        path: of the folder of one test set.
+        path: Folder of one test set.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
 
     def begin(self, description: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        """Make the folder, or go on with one of the same run.
+        """Create the folder, or continue one of the same run.
 
         Args:
-            description: what the predictions come from: the keys of ``_SAME``, and any others.
-            config: of the test.
+            description: Description of the run. Of its entries, those in ``_SAME`` must equal the
+                ones of an existing folder.
+            config: The test config.
 
         Raises:
-            PredictionsError: it holds the predictions of another run.
+            PredictionsError: The folder holds predictions of another run, or other files.
         """
         described = _as_json({**description, "format": FORMAT})
         if (self.path / "set.json").exists():
@@ -115,12 +119,12 @@ class PredictionFolder:
             other = [key for key in _SAME if before.get(key) != described.get(key)]
             if other:
                 raise PredictionsError(
-                    f"{self.path} holds predictions of another run (other: {', '.join(other)}): "
-                    "take another folder, or remove that one"
+                    f"{self.path} holds predictions of another run (different: "
+                    f"{', '.join(other)}); use another folder or remove this one"
                 )
         elif (self.path / "config.json").exists() or self.file(0).exists():
             raise PredictionsError(
-                f"{printable(self.path)} has files of these names that are no predictions: take "
+                f"{printable(self.path)} contains other files with the names of predictions; use "
                 "another folder"
             )
         self.path.mkdir(parents=True, exist_ok=True)
@@ -128,42 +132,45 @@ class PredictionFolder:
         self._write_json("config.json", _as_json(config))
 
     def describe(self) -> dict[str, Any]:
-        """What the predictions come from.
+        """Return the description of the run that made the predictions.
 
         Raises:
-            PredictionsError: not such a folder.
+            PredictionsError: This is not a folder of predictions, or has another format.
         """
         described = self._read_json("set.json")
         if described.get("format") != FORMAT:
             raise PredictionsError(
-                f"{self.path} has format {described.get('format')}, this program reads {FORMAT}: "
-                "save the predictions again"
+                f"{self.path} has format {described.get('format')}, but this version reads "
+                f"{FORMAT}; save the predictions again"
             )
         return described
 
     def config(self) -> dict[str, Any]:
-        """The config of the test that the predictions were made for."""
+        """Return the test config that the predictions were made with."""
         return self._read_json("config.json")
 
     def file(self, index: int) -> Path:
-        """The file of the dataset's image number ``index``."""
+        """Return the path of the file for the dataset's image ``index``."""
         return self.path / f"{index:07d}.npz"
 
     def missing(self, count: int) -> list[int]:
-        """Which of the first ``count`` images have no file; files appear when complete."""
+        """List those of the first ``count`` images that have no file yet.
+
+        A file appears only when it is complete.
+        """
         return [index for index in range(count) if not self.file(index).exists()]
 
     def write(self, index: int, prediction: Prediction, masks: str) -> int:
-        """Write one image's file.
+        """Write the file of one image.
 
         Args:
-            index: the image's place in the dataset.
-            prediction: what to write.
-            masks: how mask logits are stored: "fp16" (clipped to its range) or "fp32". Everything
-                else is stored as it is, in float32.
+            index: Index of the image in the dataset.
+            prediction: The prediction to write.
+            masks: Precision of the mask logits, "fp16" (clipped to its range) or "fp32". All other
+                numbers are stored in float32.
 
         Returns:
-            Its size in bytes.
+            Size of the file in bytes.
         """
         logits = prediction.masks.float()
         if masks == "fp16":
@@ -174,7 +181,7 @@ class PredictionFolder:
         arrays = {
             "metainfo": np.frombuffer(metainfo.encode(), np.uint8),
             "shape": np.array(logits.shape, np.int64),
-            # bytes of equal weight side by side: they resemble each other and pack well
+            # All high bytes, then all low bytes: similar bytes next to each other compress better.
             "masks": logits.view(np.uint8).reshape(-1, logits.itemsize).T,
         }
         for i, class_prediction in enumerate(prediction.class_predictions):
@@ -187,10 +194,13 @@ class PredictionFolder:
         return target.stat().st_size
 
     def read(self, index: int) -> Prediction:
-        """One image's prediction, masks in float32.
+        """Read the prediction on one image, with masks in float32.
+
+        Args:
+            index: Index of the image in the dataset.
 
         Raises:
-            PredictionsError: the file is missing or damaged.
+            PredictionsError: The file is missing or damaged.
         """
         path = self.file(index)
         try:
@@ -210,11 +220,11 @@ class PredictionFolder:
                         )
                     )
         except FileNotFoundError as err:
-            raise PredictionsError(f"there is no {path}: save the predictions again") from err
+            raise PredictionsError(f"no file {path}; save the predictions again") from err
         except _DAMAGED as err:
             raise PredictionsError(
-                f"{path} is damaged ({err}): remove it and save the predictions again; images "
-                "that are there are not run again"
+                f"{path} is damaged ({err}); remove it and save the predictions again (images that "
+                "are already saved are not run again)"
             ) from err
         return Prediction(
             {key: _tuple(value) for key, value in metainfo.items()},
@@ -226,17 +236,19 @@ class PredictionFolder:
         path = self.path / name
         if not path.exists():
             raise PredictionsError(
-                f"there is no {path}: name a folder that tools/analysis_tools/save_predictions.py "
-                "wrote, that of one test set"
+                f"no file {path}; pass the folder of one test set that "
+                "tools/analysis_tools/save_predictions.py wrote"
             )
         try:
-            content = read_json(path, PredictionsError, "file of settings")
+            content = read_json(path, PredictionsError, "settings file")
         except PredictionsError as err:
             raise PredictionsError(
-                f"{path} is damaged ({err}): save the predictions again"
+                f"{path} is damaged ({err}); save the predictions again"
             ) from err
         if not isinstance(content, dict):
-            raise PredictionsError(f"{path} is damaged (no object): save the predictions again")
+            raise PredictionsError(
+                f"{path} is damaged (not a JSON object); save the predictions again"
+            )
         return rename_recorded_keys(content)
 
     def _write_json(self, name: str, content: Any) -> None:
@@ -244,7 +256,7 @@ class PredictionFolder:
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """As numpy's ``savez_compressed``, with the fast level of compression."""
+    """Write arrays like numpy's ``savez_compressed``, at the fastest compression level."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
@@ -254,7 +266,7 @@ def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def _as_json(value: Any) -> Any:
-    """Plain values that JSON has; what is none of these as its text."""
+    """Convert a value to JSON types; values of other types are converted to strings."""
     if isinstance(value, Mapping):
         return {str(key): _as_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -265,7 +277,7 @@ def _as_json(value: Any) -> Any:
 
 
 def _tuple(value: Any) -> Any:
-    """Sizes are tuples, which JSON does not have."""
+    """Convert lists of numbers to tuples: sizes are tuples, which JSON does not have."""
     if isinstance(value, list) and all(isinstance(item, (int, float)) for item in value):
         return tuple(value)
     return value

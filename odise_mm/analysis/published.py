@@ -1,13 +1,14 @@
-"""Numbers of the published ODISE implementation, to compare with; nothing else states them.
+"""Parameters and FLOPs of the published ODISE implementation, for comparison.
 
-Parameters and FLOPs were counted in the published code (Stable Diffusion v1, CLIP ViT-L/14-336).
-FLOPs: torch's counter, 2 per multiply-add, attention included, one image, names already embedded;
-12 classes with 18 synonyms.
+They were counted in the published code (Stable Diffusion v1, CLIP ViT-L/14-336). FLOPs were counted
+with torch's counter (2 per multiply-add, attention included) for one image, 12 classes and 18
+synonyms that were already embedded.
 
-Ours agree to the last FLOP where both do the same. They differ in the captioner's CLIP (0.24 %: the
-published code projects all 577 tokens, we the class token alone, 0.906 of the 0.908 GFLOP), in the
-transformer decoder's masks (the mask features are resized to the size of each layer's attention
-instead of full masks), and in the mask embedding (after the last layer only, not after all ten).
+Our counts are equal wherever both implementations compute the same. They differ in three parts. The
+captioner's CLIP (0.24 %): the published code projects all 577 tokens, ours only the class token,
+which explains 0.906 of 0.908 GFLOP. The transformer decoder's masks: ours resizes the mask features
+to the size of each layer's attention instead of the full masks. The mask embedding: ours computes
+it after the last layer only, not after all ten.
 """
 
 from dataclasses import dataclass
@@ -15,19 +16,26 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PublishedParameters:
-    """Parameters of one variant, by the parts that :mod:`parts` names; CLIP counted once."""
+    """Parameters of one variant, by the part names of :mod:`odise_mm.analysis.parts`.
+
+    CLIP counts once.
+
+    Attributes:
+        trained: Trained parameters by part.
+        frozen: Frozen parameters by part.
+    """
 
     trained: dict[str, int]
     frozen: dict[str, int]
 
     @property
     def trained_total(self) -> int:
-        """All trained parameters."""
+        """Total of the trained parameters."""
         return sum(self.trained.values())
 
     @property
     def frozen_total(self) -> int:
-        """All frozen parameters."""
+        """Total of the frozen parameters."""
         return sum(self.frozen.values())
 
 
@@ -36,7 +44,7 @@ _TRAINED = {
     "feature projection": 5_873_664,
     "pixel decoder": 395_520 + 4_393_920 + 65_792 + 131_584 + 590_336,
     "transformer decoder": 14_458_624,
-    # the published head holds the logit scale among these, we hold it with the names
+    # The published head contains the logit scale; here it counts for the names.
     "mask embedding": 264_193 - 1,
 }
 _FROZEN = {
@@ -49,7 +57,7 @@ _FROZEN = {
 }
 PARAMETERS = {
     "label": PublishedParameters(_TRAINED | {"names": 197_632 + 1}, _FROZEN),
-    # 514 more: "object" or "no object"
+    # The linear layer for "object" or "no object" has 514 parameters.
     "caption": PublishedParameters(
         _TRAINED | {"transformer decoder": 14_458_624 + 514, "names": 196_864 + 1}, _FROZEN
     ),
@@ -57,24 +65,29 @@ PARAMETERS = {
 # Paper, section 4.1: millions of trained and frozen parameters.
 PAPER_TRAINED_MILLIONS = 28.1
 PAPER_FROZEN_MILLIONS = 1493.8
-PAPER_CLIP_IMAGE_SIZE = 224  # what the paper's frozen count presumably was made with
+PAPER_CLIP_IMAGE_SIZE = 224  # presumably CLIP's image size in the paper's frozen count
 PAPER_MEMORY_GB = 11.9  # peak memory at 1024 x 1024 on a V100
 
-# What the FLOPs were counted with.
+# Vocabulary that the FLOPs were counted with.
 COUNTED_CLASSES = 12
 COUNTED_SYNONYMS = 18
 
 
 @dataclass(frozen=True)
 class PublishedFlops:
-    """FLOPs of one part: what its output needs, and what is computed and thrown away."""
+    """FLOPs of one part.
+
+    Attributes:
+        needed: FLOPs that the part's output depends on.
+        unused: FLOPs for values that are computed and not used.
+    """
 
     needed: int
     unused: int = 0
 
     @property
     def total(self) -> int:
-        """All that the published code computes."""
+        """All FLOPs of the published code."""
         return self.needed + self.unused
 
 
@@ -113,7 +126,11 @@ FLOPS: dict[int, dict[str, PublishedFlops]] = {
 
 
 def is_published_architecture(model_cfg: dict) -> bool:
-    """Whether a config's frozen parts are those of the published model, so that counts compare."""
+    """Return whether a config has the published model's frozen parts, so counts are comparable.
+
+    Args:
+        model_cfg: The ``model`` section of a config.
+    """
     clip, backbone = model_cfg.get("clip") or {}, model_cfg.get("backbone") or {}
     captioner = model_cfg.get("captioner") or {}
     return (

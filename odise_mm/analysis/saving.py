@@ -1,4 +1,4 @@
-"""Predictions of a model on a test set, saved image by image; what is there is not run again."""
+"""Saving of a model's predictions on test sets, image by image and resumable."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from odise_mm.utils.memory import memory_guard
 
 @dataclass(frozen=True)
 class SavingJob:
-    """What predictions are made with, and how they are saved.
+    """Settings of a run that saves predictions.
 
     Attributes:
-        out: every test set gets a folder in it.
-        checkpoint: as the user named it.
-        precision: of the arithmetic.
-        masks: "fp16" or "fp32", how mask logits are stored.
-        limit: what each set was limited to.
-        changes: of the config, as the user gave them.
+        out: Parent folder; every test set gets a folder in it.
+        checkpoint: Name or file of the checkpoint, as given by the user.
+        precision: Precision of the model, "fp32", "fp16" or "bf16".
+        masks: Precision of the saved mask logits, "fp16" or "fp32".
+        limit: Number of images that each test set was limited to; None for all.
+        changes: Changes of the config, as given by the user.
     """
 
     out: str
@@ -52,19 +52,19 @@ class SavingJob:
 
 
 def save_set(runner: OpenVocabRunner, test_set: BenchmarkSet, job: SavingJob, bar: Progress) -> str:
-    """Save those predictions of one set that are missing.
+    """Save the missing predictions on one test set.
 
     Args:
-        runner: with a model that is ready, see :func:`odise_mm.benchmarks.running.prepare_model`.
-        test_set: the set.
-        job: how.
-        bar: shows how far it is.
+        runner: Runner with a model from :func:`odise_mm.benchmarks.running.prepare_model`.
+        test_set: The test set.
+        job: Settings.
+        bar: Progress bar to update.
 
     Returns:
-        What there is now, in a sentence.
+        A message with the folder, the number of images and the size.
 
     Raises:
-        PredictionsError: the folder holds predictions of another run, or the disk is too small.
+        PredictionsError: The folder holds predictions of another run, or the disk is too small.
     """
     cfg = complete_config(test_set.cfg)
     check_config(cfg)
@@ -91,8 +91,7 @@ def save_set(runner: OpenVocabRunner, test_set: BenchmarkSet, job: SavingJob, ba
                     bar.advance(task)
     used = sum(folder.file(index).stat().st_size for index in range(len(dataset)))
     return (
-        f"{folder.path}: {len(dataset)} images, {used / 1e6:.1f} MB; "
-        f"{len(missing)} of them were run now"
+        f"{folder.path}: {len(dataset)} images, {used / 1e6:.1f} MB; {len(missing)} of them are new"
     )
 
 
@@ -106,22 +105,29 @@ def _predict(model: Any, batch: Any) -> list[Prediction]:
 def describe(
     runner: OpenVocabRunner, test_set: BenchmarkSet, job: SavingJob, dataset: Any
 ) -> dict[str, Any]:
-    """What the predictions come from and depend on."""
-    told = describe_run(runner, job.checkpoint, job.precision, job.changes)
+    """Describe everything that the predictions depend on, for ``set.json``.
+
+    Args:
+        runner: Runner with the model.
+        test_set: The test set.
+        job: Settings.
+        dataset: The built dataset of the test set.
+    """
+    run = describe_run(runner, job.checkpoint, job.precision, job.changes)
     model = unwrapped(runner.model)
     vocabulary, trained = vocabulary_of(dataset), train_vocabulary(model)
     return dict(
         set=test_set.name,
         images=len(dataset),
         limit=job.limit,
-        config=told["config"]["file"],
-        options=told["config"]["options"],
+        config=run["config"]["file"],
+        options=run["config"]["options"],
         model={
-            k: v for k, v in told["config"]["model"].items() if k not in ("ensemble", "test_cfg")
+            k: v for k, v in run["config"]["model"].items() if k not in ("ensemble", "test_cfg")
         },
-        pipeline=told["config"]["test_pipeline"],
+        pipeline=run["config"]["test_pipeline"],
         dataset=_settings(test_set.dataset),
-        checkpoint=told["checkpoint"],
+        checkpoint=run["checkpoint"],
         random_weights=job.checkpoint == NO_CHECKPOINT,
         precision=job.precision,
         masks=job.masks,
@@ -129,13 +135,13 @@ def describe(
         classifiers=[type(classifier).__name__ for classifier in model.classifiers],
         vocabulary=describe_vocabulary(vocabulary, vocabulary.name),
         train_vocabulary=None if trained is None else note_of(trained),
-        started=told["started"],
-        versions=told["versions"],
+        started=run["started"],
+        versions=run["versions"],
     )
 
 
 def _settings(dataset: Any) -> Any:
-    """A dataset's config, without what does not change what is predicted for an image."""
+    """Return a dataset's config without the settings that do not affect predictions."""
     if isinstance(dataset, (list, tuple)):
         return [_settings(each) for each in dataset]
     if not isinstance(dataset, dict):
@@ -147,14 +153,19 @@ def _settings(dataset: Any) -> Any:
 
 
 def check_space(folder: Path, wanted: int) -> None:
-    """Refuse to begin what cannot be finished.
+    """Check that a disk has enough space.
+
+    Args:
+        folder: A folder on the disk.
+        wanted: Number of bytes needed.
 
     Raises:
-        PredictionsError: the disk has less room than that.
+        PredictionsError: The disk has less space left.
     """
     free = shutil.disk_usage(folder).free
     if wanted > free:
         raise PredictionsError(
-            f"{folder} would take about {wanted / 1e9:.1f} GB and its disk has {free / 1e9:.1f} "
-            "GB left: make room, take another --out, or fewer images (--limit)"
+            f"{folder} would take about {wanted / 1e9:.1f} GB, but its disk has only "
+            f"{free / 1e9:.1f} GB left; free some space, use another --out, or fewer images "
+            "(--limit)"
         )

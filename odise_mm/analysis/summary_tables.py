@@ -1,4 +1,4 @@
-"""What models are made of, as tables; the numbers are of :mod:`odise_mm.analysis.model_summary`."""
+"""Tables of the model summaries from :mod:`odise_mm.analysis.model_summary`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,15 @@ from odise_mm.benchmarks.tables import Table
 
 
 def make_tables(summary: dict[str, Any]) -> list[Table]:
-    """The summary for people."""
+    """Make the tables of one model.
+
+    Args:
+        summary: Result of :func:`odise_mm.analysis.model_summary.summarize`.
+
+    Returns:
+        Tables of the trained and frozen parameters, the parameters that are not loaded (diffusion
+        backbones only), and the feature maps.
+    """
     tables = [_counts(summary, "trained"), _counts(summary, "frozen")]
     if "not_built" in summary:
         tables.append(_not_built(summary))
@@ -20,13 +28,17 @@ def make_tables(summary: dict[str, Any]) -> list[Table]:
     taps.notes = [
         f"{summary['flops'] / 1e12:.3f} TFLOP for an image of {size} x {size} "
         f"({published.COUNTED_CLASSES} classes, {published.COUNTED_SYNONYMS} names, embedded "
-        "before); by part: tools/analysis_tools/benchmark.py CONFIG --flops-only"
+        "beforehand); by part: tools/analysis_tools/benchmark.py CONFIG --flops-only"
     ]
     return [*tables, taps]
 
 
 def make_comparison(summaries: list[dict[str, Any]]) -> Table:
-    """One row for every config."""
+    """Make a table with one row per config.
+
+    Args:
+        summaries: Results of :func:`odise_mm.analysis.model_summary.summarize`.
+    """
     columns = ("config", "trained", "frozen", "channels", "strides", "TFLOP per image")
     table = Table("Models", columns)
     for summary in summaries:
@@ -42,16 +54,16 @@ def make_comparison(summaries: list[dict[str, Any]]) -> Table:
             )
         )
     table.notes = [
-        "Parameters: what is in memory; shared ones count once. Strides in pixels.",
-        "TFLOP: 10^12 operations, 2 per multiply-add, for a square image of the edge in brackets "
+        "Parameters: those in memory; shared ones count once. Strides in pixels.",
+        "TFLOP: 10^12 operations, 2 per multiply-add, for a square image (edge in parentheses) "
         f"and {published.COUNTED_CLASSES} classes ({published.COUNTED_SYNONYMS} names), embedded "
-        "before.",
+        "beforehand.",
     ]
     return table
 
 
 def _short_name(config: str) -> str:
-    """What identifies a config: its path below ``configs/``."""
+    """Return a config's path below ``configs/``, without suffix."""
     parts = Path(config).with_suffix("").parts
     last = max((i for i, part in enumerate(parts) if part == "configs"), default=-1)
     return "/".join(parts[last + 1 :]) if last >= 0 else str(Path(config).with_suffix(""))
@@ -73,27 +85,27 @@ def _counts(summary: dict[str, Any], kind: str) -> Table:
     if kind == "trained":
         table.notes = [
             f"The paper rounds the published total to {published.PAPER_TRAINED_MILLIONS} M. The "
-            "one logit scale is counted with the names here, in the head there."
+            "logit scale counts for the names here, and for the head in the published code."
         ]
     else:
         paper = sum(theirs.values()) - summary["fewer_positions"]
         table.notes = [
             "CLIP counts once; the published code holds three copies of it.",
-            f"The paper states {published.PAPER_FROZEN_MILLIONS:,} M: this is {paper:,}, the total "
-            f"without the {summary['fewer_positions']:,} parameters that CLIP's positions for 336 "
-            f"pixels need more than those for {published.PAPER_CLIP_IMAGE_SIZE} (presumably).",
+            f"The paper states {published.PAPER_FROZEN_MILLIONS:,} M. This is presumably {paper:,}:"
+            f" the total minus the {summary['fewer_positions']:,} position parameters that CLIP "
+            f"has more at 336 pixels than at {published.PAPER_CLIP_IMAGE_SIZE}.",
         ]
     return table
 
 
 def _not_built(summary: dict[str, Any]) -> Table:
     missing = summary["not_built"]
-    table = Table("Of the diffusion model, not in memory", ("part: module", "parameters"))
+    table = Table("Diffusion model: parameters not in memory", ("part: module", "parameters"))
     for part, modules in missing.items():
         table.rows += [(f"{part}: {name}", f"{count:,}") for name, count in modules.items()]
     total = sum(sum(modules.values()) for modules in missing.values())
     table.rows += [(), ("total", f"{total:,}")]
-    table.notes = ["The text encoder is run once, for the empty prompt, and then dropped."]
+    table.notes = ["The text encoder runs once, on the empty prompt, and is then discarded."]
     if "published_frozen" in summary:
         ours, theirs = sum(summary["frozen"].values()), sum(summary["published_frozen"].values())
         rest = theirs - ours - total

@@ -1,4 +1,4 @@
-"""What came of a sweep over the exponents of joined predictions: as table, CSV file and image."""
+"""Results of a sweep over the ensemble's exponents, as a table, a CSV file and a figure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from odise_mm.utils.files import atomic_writer
 
 TASKS = ("panoptic", "semantic", "instance")
 _EXPONENTS = ("alpha", "beta")
-# Shown in the table and drawn, where the set has them; the CSV file has all numbers.
+# Metrics in the table and the figure, if the dataset measures them; the CSV file has all of them.
 MAIN = {
     "PQ": ("panoptic/PQ",),
     "mAP": ("instance/AP", "lvis/AP"),
@@ -24,12 +24,14 @@ MAIN = {
 
 @dataclass
 class Value:
-    """A pair of exponents, and what comes of it.
+    """A pair of exponents and its results.
 
     Attributes:
-        label: what it is called: "both", "diffusion only", "CLIP only".
-        own: whether these are the config's own.
-        numbers: in percent, by the metrics' names; None where the set has nothing to measure.
+        alpha: Exponent for the classes that were seen in training.
+        beta: Exponent for the other classes.
+        label: Classifiers in use: "both", "diffusion only" or "CLIP only".
+        own: Whether these are the config's exponents.
+        numbers: Results in percent by metric; None if the dataset has nothing to measure.
     """
 
     alpha: float
@@ -44,10 +46,10 @@ class Sweep:
     """A finished sweep.
 
     Attributes:
-        name: of the test set.
-        values: in the order of the table.
-        notes: sentences for below the table.
-        subsets: names of the subsets of classes that there are numbers of, too.
+        name: Name of the test set.
+        values: Pairs of exponents in the order of the table.
+        notes: Sentences below the table.
+        subsets: Names of the subsets of classes that are also measured.
     """
 
     name: str
@@ -56,7 +58,10 @@ class Sweep:
     subsets: tuple[str, ...] = ()
 
     def columns(self) -> dict[tuple[str, str], str]:
-        """(heading, subset) -> key of the main numbers that there are; "" for all classes."""
+        """Map (heading, subset) to the key in ``numbers``, for the main metrics with results.
+
+        The subset "" means all classes.
+        """
         known = {k for value in self.values for k, n in value.numbers.items() if n is not None}
         found = {}
         for subset in ("", *self.subsets):
@@ -69,9 +74,9 @@ class Sweep:
 
 
 def make_table(result: Sweep) -> Table:
-    """The main numbers; the best of each column is marked."""
+    """Make a table of the main metrics, with the best number of each column marked."""
     columns = result.columns()
-    title = f"{result.name}: exponents of the joined predictions, results in percent"
+    title = f"{result.name}: exponents of the ensemble, results in percent"
     headings = [f"{heading} {subset}".strip() for heading, subset in columns]
     table = Table(title, ["classifiers", "alpha", "beta", *headings], notes=list(result.notes))
     best = {}
@@ -89,7 +94,7 @@ def make_table(result: Sweep) -> Table:
 
 
 def write_csv(result: Sweep, path: Path) -> None:
-    """All numbers, unrounded."""
+    """Write all numbers, unrounded, as a CSV file."""
     keys = list(result.values[0].numbers)
     with atomic_writer(path, "w") as stream:
         rows = csv.writer(stream, lineterminator="\n")
@@ -101,7 +106,14 @@ def write_csv(result: Sweep, path: Path) -> None:
 
 
 def draw(result: Sweep, path: Path) -> None:
-    """A map of every main number over alpha and beta, in a row for all classes and each subset."""
+    """Draw a heat map over alpha and beta for every main metric.
+
+    The first row of the figure is for all classes, further rows are for the subsets.
+
+    Args:
+        result: The sweep.
+        path: Image file to write.
+    """
     from matplotlib.figure import Figure
 
     columns = result.columns()
@@ -117,14 +129,14 @@ def draw(result: Sweep, path: Path) -> None:
                 _map(axes, f"{heading} {subset}".strip(), columns[heading, subset], result)
             else:
                 axes.set_axis_off()
-    warnings = [note for note in result.notes if "no benchmark" in note or "mean nothing" in note]
-    title = f"{result.name}: CLIP's exponents; * the config's own"
+    warnings = [n for n in result.notes if "not benchmark" in n or "meaningless" in n]
+    title = f"{result.name}: CLIP's exponents; * exponents of the config"
     figure.suptitle("\n".join([title, *warnings]), fontsize=10)
     write_figure(path, figure, dpi=120)
 
 
 def _map(axes: Any, title: str, key: str, result: Sweep) -> None:
-    """One number over alpha and beta; pairs that were not tried, or have none, stay empty."""
+    """Draw one metric over alpha and beta; pairs without a number stay empty."""
     import numpy as np
 
     alphas, betas = (sorted({getattr(v, name) for v in result.values}) for name in _EXPONENTS)
@@ -146,7 +158,7 @@ def _map(axes: Any, title: str, key: str, result: Sweep) -> None:
             color="black" if number > middle else "white",
         )
     axes.set(
-        title=title, xlabel="beta (classes not seen)", ylabel="alpha (classes seen)",
+        title=title, xlabel="beta (unseen classes)", ylabel="alpha (seen classes)",
         xticks=range(len(betas)), xticklabels=[f"{b:g}" for b in betas],
         yticks=range(len(alphas)), yticklabels=[f"{a:g}" for a in alphas],
     )  # fmt: skip

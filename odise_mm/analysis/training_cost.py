@@ -1,4 +1,4 @@
-"""What one step of training costs a model: FLOPs and memory by shapes alone, and measured."""
+"""Cost of a training step: FLOPs and memory, counted on the meta device and measured."""
 
 from __future__ import annotations
 
@@ -46,23 +46,26 @@ def cost_of_ways(
     repeats: int = 3,
     threads: int | None = None,
 ) -> Numbers:
-    """What a step costs in each of the three ways of training.
+    """Compute the cost of a training step in each of the three ways of training.
 
     Args:
-        config: file, or name under ``configs/``.
-        size: edge of the image in pixels.
-        measured: whether steps are run on the CPU, too.
-        repeats: measured steps.
-        threads: of torch on the CPU.
+        config: Config file, or its name under ``configs/``.
+        size: Edge of the square image in pixels, a multiple of 64.
+        measured: Also measure steps on the CPU.
+        repeats: Number of measured steps.
+        threads: Number of CPU threads of torch.
+
+    Returns:
+        All numbers, in a dictionary that can be written as JSON.
 
     Raises:
-        ConfigError: no such config, or a size that is no multiple of 64.
+        ConfigError: The config does not exist, or the size is not a multiple of 64.
     """
     warnings.filterwarnings("ignore", message="torch.meshgrid")  # mmdet's, harmless
     if threads:
         torch.set_num_threads(threads)
     if size % 64:
-        raise ConfigError(f"--size {size}: a multiple of 64")
+        raise ConfigError(f"--size {size}: must be a multiple of 64")
     cfg = load_model_config(config)
     result: Numbers = {"config": config, "size": size, "ways": {}}
     for way in (OURS, CHECKPOINTED, BASELINE):
@@ -79,16 +82,21 @@ def cost_of_ways(
 
 
 def count(cfg: Config, size: int, way: str, sixteen_bit: bool) -> Numbers:
-    """FLOPs, kept bytes and gradients of one step with one square image, by shapes alone.
+    """Count FLOPs, kept bytes and gradients of one step on one square image, without running it.
 
-    Matching depends on values: in place of the losses stands a sum over all that they read.
+    The losses are replaced by :func:`surrogate_loss`, as matching depends on values.
 
     Args:
-        cfg: from :func:`odise_mm.analysis.meta.load_model_config`.
-        size: edge of the image in pixels, a multiple of 64.
-        way: one of the three ways of training.
-        sixteen_bit: whether the frozen parts are stored and run in 16 bit. The trained parts are
-            counted in float32 all the same, so that their share is an upper bound.
+        cfg: Config from :func:`odise_mm.analysis.meta.load_model_config`.
+        size: Edge of the image in pixels, a multiple of 64.
+        way: One of the three ways of training.
+        sixteen_bit: Store and run the frozen parts in 16 bit. The trained parts count in float32
+            nevertheless, so their share is an upper bound.
+
+    Returns:
+        ``forward_flops``, ``backward_flops`` (recomputation included), ``kept_bytes`` (for the
+        backward pass), ``recomputed_bytes`` (largest block), and ``gradient_nodes`` and
+        ``gradient_numbers`` by part.
     """
     model = build_on_meta(cfg)
     if sixteen_bit:
@@ -123,24 +131,36 @@ def count(cfg: Config, size: int, way: str, sixteen_bit: bool) -> Numbers:
 
 
 def surrogate_loss(model: OpenVocabSegmentor, image: torch.Tensor) -> torch.Tensor:
-    """Of an image, (3, H, W): a sum over all that the losses read."""
+    """Return a sum over everything that the losses depend on.
+
+    Args:
+        model: The model.
+        image: (3, H, W).
+
+    Returns:
+        A scalar.
+    """
     (pyramid,) = model.extract_pyramids([image])
     predictions = model.head(tuple(level[None] for level in pyramid), all_layers=True)
     embeddings = [prediction.embeddings for prediction in predictions]
     own = model.classifiers[0]
     if model.grounding is None:
-        read = own.supervised_logits(embeddings, model.vocabulary)
+        used = own.supervised_logits(embeddings, model.vocabulary)
     else:
         words = own.word_embeddings([["word"] * 8])
         valid = image.new_ones((1, 8)).bool()
-        read = [model.grounding(layer, words, valid, own.scale) for layer in embeddings]
-        read += [prediction.objectness for prediction in predictions]
-    return sum(x.float().mean() for x in [*read, *(p.masks for p in predictions)])
+        used = [model.grounding(layer, words, valid, own.scale) for layer in embeddings]
+        used += [prediction.objectness for prediction in predictions]
+    return sum(x.float().mean() for x in [*used, *(p.masks for p in predictions)])
 
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """On the meta device torch takes attention apart, which keeps matrices that no device keeps."""
+    """Use the fused attention kernel inside this context.
+
+    On the meta device torch decomposes attention, and autograd would keep attention matrices that
+    no real device keeps.
+    """
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
     class Fused(TorchFunctionMode):
@@ -159,10 +179,15 @@ def fused_attention() -> Iterator[None]:
 
 
 class Kept:
-    """Counts what autograd keeps, each storage once, weights left out.
+    """Counter of the storages that autograd keeps for the backward pass, without weights.
 
-    With checkpointing a block keeps its inputs; what it would keep itself is recomputed, one block
-    at a time. That is counted here rather than run, as torch's checkpointing needs a real device.
+    With checkpointing, a block of the UNet keeps only its inputs, and everything else is recomputed
+    one block at a time. This is counted and not run, as torch's checkpointing needs a real device.
+
+    Args:
+        model: The model.
+        checkpointing: Whether the UNet uses checkpointing.
+        flops: A running FLOP counter.
     """
 
     def __init__(
@@ -172,12 +197,13 @@ class Kept:
         self.checkpointing = checkpointing
         self.flops = flops
         self.storages: dict[int, int] = {}
-        self.alive: list[torch.Tensor] = []  # so that no address is used twice
+        self.alive: list[torch.Tensor] = []  # keeps tensors alive, so that addresses stay unique
         self.block: dict[int, int] | None = None
         self.largest_block = 0
         self.recomputed_flops = 0
 
     def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Count a tensor's storage and return the tensor."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self.weights:
             into = self.storages if self.block is None else self.block
@@ -186,7 +212,7 @@ class Kept:
         return tensor
 
     def wrap(self, run: Callable) -> Callable:
-        """Around the method that runs the UNet's blocks."""
+        """Wrap the method that runs the UNet's blocks."""
 
         def counted(layer: Any, *inputs: Any, **options: Any) -> Any:
             if not self.checkpointing:
@@ -204,14 +230,21 @@ class Kept:
 
 
 def measure(cfg: Config, size: int, way: str, repeats: int) -> Numbers:
-    """Time and memory of real steps (forward, losses, backward) on the CPU, after a warm-up.
+    """Measure time and memory of real steps (forward, losses, backward) on the CPU.
 
-    In a process of its own: memory that one way has freed would hide what the next one needs.
+    The steps run in a separate process, as memory that one way has freed would hide the growth of
+    the next one.
+
+    Args:
+        cfg: Config of the model.
+        size: Edge of the square image in pixels.
+        way: One of the three ways of training.
+        repeats: Number of measured steps after the warm-up.
 
     Returns:
-        ``seconds`` and ``cpu_seconds`` (medians; the latter, of all threads, hardly depends on what
-        else the machine does) and ``peak_bytes``: how far the process grew above what it
-        used before the first step, gradients included.
+        Medians ``seconds`` and ``cpu_seconds`` (of all threads; hardly depends on the load of the
+        machine), and ``peak_bytes``: the growth of the process since before the first step,
+        gradients included.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(_measure, cfg, size, way, repeats, torch.get_num_threads()).result()
@@ -223,7 +256,8 @@ def _measure(cfg: Config, size: int, way: str, repeats: int, threads: int) -> Nu
     model = build_model(cfg).train()
     batch = _batch(model, size)
     if model.grounding is None:
-        model.classifiers[0].text_encoder(model.vocabulary.flat[0])  # names are embedded before
+        # Embed the names beforehand, so that no step includes it.
+        model.classifiers[0].text_encoder(model.vocabulary.flat[0])
     seconds, cpu_seconds = [], []
     gc.collect()
     release_freed_memory()

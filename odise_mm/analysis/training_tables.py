@@ -1,4 +1,4 @@
-"""What one step of training costs, as tables; numbers of :mod:`odise_mm.analysis.training_cost`."""
+"""Tables of the cost of a training step from :mod:`odise_mm.analysis.training_cost`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,20 @@ Numbers = dict[str, Any]
 
 
 def make_tables(result: Numbers) -> list[Table]:
-    """Who gets gradients, and what a step costs."""
+    """Make the tables of a result of :func:`odise_mm.analysis.training_cost.cost_of_ways`.
+
+    Args:
+        result: The numbers.
+
+    Returns:
+        A table of the parameters that get gradients, and a table of the cost.
+    """
     ways = result["ways"]
     parts = dict.fromkeys(part for w in ways.values() for part in w["gradient_numbers"])
-    who = Table("numbers that get gradients (AccumulateGrad nodes)", ["part", *ways])
+    trained = Table("Parameters with gradients (AccumulateGrad nodes)", ["part", *ways])
     for part in parts:
-        who.rows.append([part, *(_numbers(w, part) for w in ways.values())])
-    who.rows += [(), ["total", *(_numbers(w, None) for w in ways.values())]]
+        trained.rows.append([part, *(_numbers(w, part) for w in ways.values())])
+    trained.rows += [(), ["total", *(_numbers(w, None) for w in ways.values())]]
 
     title = f"{result['config']}: one step, one image of {result['size']} x {result['size']}"
     rows = {
@@ -31,16 +38,16 @@ def make_tables(result: Numbers) -> list[Table]:
     if "machine" in result:
         rows["seconds, measured"] = lambda w: f"{w['measured']['seconds']:.2f}"
         rows["CPU seconds, measured"] = lambda w: f"{w['measured']['cpu_seconds']:.2f}"
-        rows["peak above the start, measured, GB"] = lambda w: _giga(w["measured"]["peak_bytes"])
+        rows["growth to the peak, measured, GB"] = lambda w: _giga(w["measured"]["peak_bytes"])
     cost = Table(title, ["", *ways])
     cost.rows = [[name, *(cell(w) for w in ways.values())] for name, cell in rows.items()]
     cost.notes = [
-        "baseline: the UNet's and VAE's weights and CLIP's image tower ask for gradients.",
-        "FLOPs and bytes: on the meta device, 2 FLOPs per multiply-add, without the losses' points "
-        "and matching. Bytes: activations, each storage once, without weights. With 16 bit the "
-        "trained parts are counted in float32: an upper bound.",
-        "ours: the UNet's weights get no gradient and no FLOP is spent on any; the backward pass "
-        f"takes {_share(ways)} of the baseline's FLOPs.",
+        "baseline: the weights of UNet, VAE and CLIP's image tower require gradients.",
+        "FLOPs and bytes are counted on the meta device, 2 FLOPs per multiply-add, without the "
+        "losses' point sampling and matching. Bytes are activations, each storage once, without "
+        "weights. With 16 bit, the trained parts count in float32, so this is an upper bound.",
+        "ours: no gradients are computed for the UNet's weights; the backward pass takes "
+        f"{_share(ways)} of the baseline's FLOPs.",
     ]
     if "machine" in result:
         machine = result["machine"]
@@ -48,7 +55,7 @@ def make_tables(result: Numbers) -> list[Table]:
             f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, "
             f"load {machine['load_average'][0]} at the start."
         )
-    return [who, cost]
+    return [trained, cost]
 
 
 def _numbers(way: Numbers, part: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Three ways of training the same model, and who gets gradients."""
+"""Three ways of training the same model, and the parameters that get gradients in each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ OURS, CHECKPOINTED, BASELINE = "ours", "ours, use_checkpoint", "baseline"
 
 @contextmanager
 def trained_as(model: OpenVocabSegmentor, way: str) -> Iterator[None]:
-    """Inside, the model is trained in one of the three ways."""
+    """Prepare a model for one of the three ways of training inside this context.
+
+    Args:
+        model: The model.
+        way: ``OURS`` (frozen parts without gradients), ``CHECKPOINTED`` (the same with activation
+            checkpointing in the UNet) or ``BASELINE`` (frozen weights require gradients).
+    """
     backbone, clip = model.backbone, getattr(model, "clip", None)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -52,7 +58,16 @@ def trained_as(model: OpenVocabSegmentor, way: str) -> Iterator[None]:
 
 
 def gradient_nodes(model: OpenVocabSegmentor, loss: torch.Tensor) -> dict[str, Counter[str]]:
-    """What the autograd graph of a loss ends in: ``AccumulateGrad`` nodes and numbers, by part."""
+    """Count the parameters that a loss has gradients for.
+
+    Args:
+        model: The model.
+        loss: A loss of the model.
+
+    Returns:
+        ``nodes``, the number of ``AccumulateGrad`` nodes by part, and ``numbers``, the number of
+        parameter elements by part.
+    """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     nodes: Counter[str] = Counter()
     numbers: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""FLOPs by shapes alone are FLOPs of a real run; parts are told apart; a limit is kept."""
+"""FLOPs on the meta device equal those of a real run, by part, and stay below a limit."""
 
 import json
 import subprocess
@@ -22,7 +22,7 @@ from odise_mm.config.building import build_model
 from odise_mm.errors import ConfigError
 from tools.analysis_tools import benchmark
 
-# Of the published implementation's FLOPs at 1024 x 1024, ours may be this share at most.
+# Upper limit of our FLOPs, as a share of the published implementation's at 1024 x 1024.
 LARGEST_SHARE = 0.62
 
 
@@ -56,7 +56,9 @@ def test_flops_stay_below_the_limit_at_full_size(full_flops: dict[int, dict[str,
 
 
 @pytest.mark.parametrize("size", [512, 1024])
-def test_same_work_is_counted_the_same(size: int, full_flops: dict[int, dict[str, int]]) -> None:
+def test_flops_equal_the_published_where_the_work_is_equal(
+    size: int, full_flops: dict[int, dict[str, int]]
+) -> None:
     theirs = published.FLOPS[size]
     for part in (
         "VAE encoder",
@@ -76,13 +78,13 @@ def test_same_work_is_counted_the_same(size: int, full_flops: dict[int, dict[str
         assert full_flops[size][part] < theirs[part].needed / 4, part
 
 
-def test_counted_by_shapes_as_in_a_real_run(tiny_model: nn.Module) -> None:
+def test_flops_on_meta_equal_those_of_a_real_run(tiny_model: nn.Module) -> None:
     size = 64
     on_meta = build_on_meta(load_model_config("odise_tiny"))
     on_meta.vocabulary = tiny_model.vocabulary
     data = random_image(size)
     tiny_model.test_step(data())  # embeds the names
-    tiny_model.classifiers[0].forget_vocabularies()  # mapping them is counted
+    tiny_model.classifiers[0].forget_vocabularies()  # so that mapping them is counted
     with flop_counter() as counter, PartMeter(tiny_model, FlopProbe(counter)) as meter:
         tiny_model.test_step(data())
     real = {part: sample.flops for part, sample in meter.samples.items()}
@@ -92,7 +94,7 @@ def test_counted_by_shapes_as_in_a_real_run(tiny_model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_attention_counts_whatever_computes_it(fused: bool) -> None:
+def test_attention_flops_do_not_depend_on_the_kernel(fused: bool) -> None:
     batch, length, width, heads = 2, 10, 32, 4
     attention = nn.MultiheadAttention(width, heads, batch_first=True).eval()
     x = torch.randn(batch, length, width)
@@ -111,7 +113,7 @@ def test_attention_counts_whatever_computes_it(fused: bool) -> None:
     assert counter.get_total_flops() == 4 * batch * length**2 * width
 
 
-def test_parts_add_up_and_leave_no_trace(tiny_model: nn.Module) -> None:
+def test_parts_add_up_and_methods_are_restored(tiny_model: nn.Module) -> None:
     data = random_image(64)
     before = dict(vars(tiny_model.head))
     with PartMeter(tiny_model, TimeAndMemoryProbe(torch.device("cpu"))) as meter:
@@ -127,7 +129,7 @@ def test_parts_add_up_and_leave_no_trace(tiny_model: nn.Module) -> None:
 def test_peak_memory_is_that_of_the_part() -> None:
     probe = TimeAndMemoryProbe(torch.device("cpu"))
     if not benchmark_can_reset():
-        pytest.skip("this system does not let a process reset its peak of memory")
+        pytest.skip("this system cannot reset the peak memory of a process")
     probe.take()
     block = torch.ones(64 * 2**20)  # 256 MB
     del block
@@ -155,7 +157,7 @@ def test_reports_everything(precision: str, tmp_path: Path, capsys: pytest.Captu
     model = build_on_meta(load_model_config("odise_tiny")).set_precision(precision)
     assert model.backbone.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
-    # besides: a few buffers (noise, attention masks, empty prompt)
+    # the rest are a few buffers (noise, attention masks, empty prompt)
     assert parameters < numbers["weights_bytes"] < parameters + 500_000
 
 
@@ -196,8 +198,8 @@ def test_mistakes_end_in_one_line_before_anything_is_built(
     ],
     ids=lambda command: command[0],
 )
-def test_json_is_all_that_goes_to_stdout(command: list[str]) -> None:
-    # In a process of its own: the log's stream is chosen by who writes to it first.
+def test_stdout_contains_only_json(command: list[str]) -> None:
+    # In a separate process, as the first message of a process determines the log's stream.
     tool, *arguments = command
     path = Path(benchmark.__file__).with_name(tool)
     done = subprocess.run(
@@ -208,7 +210,7 @@ def test_json_is_all_that_goes_to_stdout(command: list[str]) -> None:
 
 
 def test_crops_against_pooling(tiny_model: nn.Module) -> None:
-    """Same masks for both, in turns; FLOPs as counted by hand for the crops' 100 images."""
+    """Both use the same masks; the FLOPs of the 100 crops equal a count by hand."""
     found = compare_crops(tiny_model, 64, torch.device("cpu"), repeats=2)
     clip = tiny_model.clip
     with flop_counter() as counter, torch.no_grad():
@@ -224,7 +226,7 @@ def test_crops_against_pooling(tiny_model: nn.Module) -> None:
     assert found["ratio"] == pytest.approx(middle[1] / middle[0])
 
 
-def test_crops_need_something_to_compare_with(tiny_model: nn.Module) -> None:
+def test_crops_without_mask_clip_raises(tiny_model: nn.Module) -> None:
     classifiers = tiny_model.classifiers
     tiny_model.classifiers = classifiers[:1]
     try:

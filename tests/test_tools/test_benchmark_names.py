@@ -1,4 +1,4 @@
-"""The cost of names: what is counted, and that it is measured as the model works."""
+"""Cost of class names: counted rows, and the program."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_other_orders_are_the_same_classes() -> None:
 def test_rows_of_an_image() -> None:
     model = segmentor()
     same = measure_names(model, [VOCABULARY], masks=5, repeats=2)
-    assert (same.rows_stacked, same.rows_mapped) == (0, 1)  # void alone is mapped
+    assert (same.rows_stacked, same.rows_mapped) == (0, 1)  # only void is mapped
     assert len(same.cpu_seconds) == 2
     many = [Vocabulary((("a",), (f"thing {i}", "b")), (True, True)) for i in range(20)]
     others = measure_names(model, many, masks=5, repeats=2)
@@ -48,7 +48,7 @@ def test_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert row[:3] == (tool.OTHERS, "120", "61")
 
 
-def test_no_such_vocabulary(capsys: pytest.CaptureFixture) -> None:
+def test_unknown_vocabulary(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
         tool.main(["odise_tiny", "--vocabulary", "cocoo"])
     assert stopped.value.code == 2 and "cocoo" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""tools/analysis_tools/browse_dataset.py: its images are looked into."""
+"""tools/analysis_tools/browse_dataset.py: the drawn images and the printed table."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ INSTANCE = """dict(
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder that stands for data/, with a dataset for every kind of ground truth."""
+    """Folder in place of data/, with a dataset for every kind of ground truth."""
     coco = write_small_coco(tmp_path / "data/coco")
     VOCABULARY.save(coco.root / "names.txt")
     phrases = {"7": [["a striped cat"]], "3": [["wet grass"]], "25": [[]]}
@@ -84,20 +84,20 @@ def run(data: Path, *options: str, test: str = "panoptic") -> Path:
 
 def test_training_data(data: Path, capsys: pytest.CaptureFixture) -> None:
     out = run(data, "--number", "3")
-    said = capsys.readouterr().out
-    assert "train: 3 images" in said and "40 x 24" in said and "480 x 480" in said
+    printed = capsys.readouterr().out
+    assert "train: 3 images" in printed and "40 x 24" in printed and "480 x 480" in printed
     files = sorted(path.name for path in out.iterdir())
     assert len(files) == 3 and all(name.startswith(f"train_00{i}_") for i, name in enumerate(files))
     assert sorted(name[10:] for name in files) == [f"{i:012}.jpg" for i in (3, 7, 25)]
-    assert said.count("a striped cat") == 5 and "none" in said  # of eight, five are shown
+    assert printed.count("a striped cat") == 5 and "none" in printed  # five of eight are shown
     words = Image.open(out / next(n for n in files if n.endswith("007.jpg")))
     strip = np.asarray(words)[:4].reshape(-1, 3).mean(axis=0)
     assert strip[0] > 200 and strip[2] < 120, "the strip of words is yellow, not blue"
-    again = {path.name: path.read_bytes() for path in out.iterdir()}
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
     run(data, "--number", "3")
-    assert again == {path.name: path.read_bytes() for path in out.iterdir()}
+    assert before == {path.name: path.read_bytes() for path in out.iterdir()}
     run(data, "--number", "3", "--seed", "1")
-    assert again != {path.name: path.read_bytes() for path in out.iterdir()}
+    assert before != {path.name: path.read_bytes() for path in out.iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -119,13 +119,13 @@ def test_test_data(
     cells = [cell.strip() for cell in row.strip("│").split("│")]
     assert cells[2:6] == ["40 x 24", "640 x 384", str(len(drawn)), names]
     (file,) = out.glob("*000000000007.jpg")
-    picture = np.asarray(Image.open(file)).astype(int)
-    left, right = picture[:384, :640], picture[:384, 648 : 648 + 640]
+    drawing = np.asarray(Image.open(file)).astype(int)
+    left, right = drawing[:384, :640], drawing[:384, 648 : 648 + 640]
     ids = np.load(_map_of_7(data)) % 1000
     changed = np.abs(left - right).sum(axis=2)
     inside = np.kron(np.isin(ids, drawn), np.ones((16, 16), bool))
     assert np.median(changed[inside]) > 30, "segments are filled with a color"
-    if len(drawn) == 1:  # the rest is a little darker only, in gray
+    if len(drawn) == 1:  # the rest is only darkened
         tint = (left - right)[~inside]
         assert (np.median(tint, axis=0) >= 0).all()
         assert np.median(changed[~inside]) > 0
@@ -149,33 +149,33 @@ def test_mistakes(data: Path, capsys: pytest.CaptureFixture) -> None:
     assert "no config 'odise_cocoo'" in fails("odise_cocoo")
     config = data.parent / "model.py"
     config.write_text("model = dict(type='X')")
-    assert "no data in this config, it is that of a model alone" in fails(str(config))
+    assert "no data in this config, it only defines a model" in fails(str(config))
     config.write_text(CONFIG.replace("TEST", "panoptic") + "del train_dataloader\n")
-    assert "no train data in this config; there are: val, test" in fails(
+    assert "no train data in this config; available: val, test" in fails(
         str(config), "--split", "train"
     )
-    said = fails(str(config), "--data-root", str(data / "nothing"))
-    assert f"no file of names names.txt, neither in {data / 'nothing/coco'} nor here" in said
+    error = fails(str(config), "--data-root", str(data / "nothing"))
+    assert f"no file of names names.txt, neither in {data / 'nothing/coco'} nor here" in error
     (data / "coco/annotations/panoptic_train2017/000000000007.png").unlink()
     assert "000000000007.png" in fails(str(config), "--data-root", str(data), "--split", "val")
 
 
 @pytest.mark.parametrize("scope", ["", "mmengine."])
 def test_wrapped_data(data: Path, scope: str) -> None:
-    """The same image twice, of a stream that depends on the seed alone."""
+    """Images repeat, and their order and augmentation depend only on the seed."""
     inner = "[dict(panoptic, phrases_file='phrases.json')] * 2"
     concat = f"dict(type='{scope}ConcatDataset', datasets={inner})"
     repeat = f"dict(type='RepeatDataset', times=2, dataset={concat})"
     text = f"{CONFIG}train_dataloader = dict(dataset={repeat})"
     config = data.parent / "wrapped.py"
     config.write_text(text.replace("TEST", "panoptic"))
-    pictures = []
+    drawings = []
     for out, noise in (("a", 1), ("b", 2)):
         np.random.seed(noise)
         arguments = [str(config), "--data-root", str(data), "--out", str(data.parent / out)]
         assert browse_dataset.main([*arguments, "--number", "12"]) == 0
         found = sorted((data.parent / out).iterdir())
-        pictures.append([np.asarray(Image.open(path)) for path in found])
-    assert len(pictures[0]) == 12
-    assert all(np.array_equal(a, b) for a, b in zip(*pictures, strict=True))
-    assert len({picture.tobytes() for picture in pictures[0]}) > 9
+        drawings.append([np.asarray(Image.open(path)) for path in found])
+    assert len(drawings[0]) == 12
+    assert all(np.array_equal(a, b) for a, b in zip(*drawings, strict=True))
+    assert len({drawing.tobytes() for drawing in drawings[0]}) > 9

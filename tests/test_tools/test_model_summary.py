@@ -1,4 +1,4 @@
-"""Parameter counts against the published ones, the difference explained to the last parameter."""
+"""Parameter counts: equal to the published ones, with every difference explained."""
 
 import json
 
@@ -20,14 +20,14 @@ OWN_PARTS = ("captioner", "feature projection")
 
 
 def distinct_ablations() -> list[str]:
-    """Those that differ in what costs anything; many rows of the studies are one model."""
+    """Return one config for each distinct architecture, as many rows of the studies share one."""
     found = {}
     for file in parts.config_files():
         if file.startswith("ablation/"):
             model = parts.load_config(file).model
             steps = model.backbone.pop("steps", ())
             key = [model.get(part) for part in ("backbone", "captioner", "neck", "classifiers")]
-            key.append(len(steps))  # what a step's number is costs nothing
+            key.append(len(steps))  # the steps' values do not change the cost
             found.setdefault(repr(key), file)
     return sorted(found.values())
 
@@ -73,7 +73,7 @@ def test_frozen_difference_is_explained_to_the_last_parameter(label: dict) -> No
     assert round(sum(label["trained"].values()) / 1e6, 1) == published.PAPER_TRAINED_MILLIONS
 
 
-def test_names_what_lies_behind_the_last_taps(label: dict) -> None:
+def test_not_built_are_the_modules_behind_the_last_taps(label: dict) -> None:
     unet, decoder = (label["not_built"][part] for part in ("UNet", "VAE decoder"))
     assert set(unet) == {
         "up_blocks.3.resnets.2", "up_blocks.3.attentions.2", "conv_norm_out", "conv_out"
@@ -89,7 +89,7 @@ def test_taps_are_those_of_the_paper(label: dict) -> None:
     ]  # fmt: skip
 
 
-def test_needs_no_memory() -> None:
+def test_all_tensors_are_on_meta() -> None:
     model = build_on_meta(load_model_config("odise_coco_label"))
     tensors = [*model.parameters(), *model.buffers()]
     assert all(tensor.is_meta for tensor in tensors)
@@ -97,12 +97,12 @@ def test_needs_no_memory() -> None:
 
 @pytest.fixture
 def tiny_flops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests of how numbers are shown: counting takes seconds."""
+    """Replace the count of FLOPs, which takes seconds, in tests of the tables."""
     monkeypatch.setattr(summary_module, "count_flops", lambda model, size: {"part": size * 10**9})
 
 
 @pytest.mark.parametrize("form", ["table", "markdown", "json"])
-def test_any_other_architecture_gets_the_counts_alone(
+def test_other_architectures_have_no_published_numbers(
     form: str, capsys: pytest.CaptureFixture, tiny_flops: None
 ) -> None:
     assert model_summary.main(["odise_tiny", "--size", "64", "--format", form]) == 0
@@ -115,21 +115,21 @@ def test_any_other_architecture_gets_the_counts_alone(
         assert "unexplained" not in output
 
 
-def test_says_in_words_that_nothing_is_unexplained(label: dict) -> None:
+def test_table_notes_explain_the_difference(label: dict) -> None:
     text = "\n".join(table.markdown() for table in make_tables(label))
     assert "unexplained: 0." in text
     assert "1,494,179,500" in text and "28,067,009" in text
 
 
-def test_flops_are_those_of_the_benchmark_s_size(label: dict) -> None:
-    """12.363 TFLOP at the published 1024 pixels, which the README states as 12.4."""
+def test_flops_at_the_config_s_test_size(label: dict) -> None:
+    """12.363 TFLOP at the published 1024 pixels; the README rounds to 12.4."""
     assert label["size"] == short_edge(load_model_config("odise_coco_label")) == 1024
     assert round(label["flops"] / 1e12, 1) == 12.4
 
 
 @pytest.mark.parametrize("file", distinct_ablations())
 def test_every_ablation_has_a_row(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Built and run without weights; what is the same for all is left out or smaller."""
+    """Models are built and run without weights; parts that all rows share are reduced."""
     models = []
 
     def load_with_small_head(config: str) -> Config:
@@ -157,14 +157,14 @@ def test_every_ablation_has_a_row(file: str, monkeypatch: pytest.MonkeyPatch) ->
     assert [tap["stride"] for tap in summary["taps"]] == list(described["in_strides"])
     # no public backbone of the study reads 512 x 512 pixels for less
     assert summary["size"] == 512 and summary["flops"] > 1e11
-    # what the metafile says; of the trained ones, the head and the names are as published
-    said = next(m["Metadata"] for m in METAFILE["Models"] if m["Config"] == f"configs/{file}")
+    # metafile; the head and the names have the published numbers of trained parameters
+    stated = next(m["Metadata"] for m in METAFILE["Models"] if m["Config"] == f"configs/{file}")
     frozen = sum(summary["frozen"].values())
     own = sum(summary["trained"].get(part, 0) for part in OWN_PARTS)
     theirs = published.PARAMETERS["caption"].trained
     full = own + sum(count for part, count in theirs.items() if part not in OWN_PARTS)
-    assert said["Frozen Parameters (M)"] == round(frozen / 1e6, 1)
-    assert said["Trained Parameters (M)"] == round(full / 1e6, 1)
+    assert stated["Frozen Parameters (M)"] == round(frozen / 1e6, 1)
+    assert stated["Trained Parameters (M)"] == round(full / 1e6, 1)
     row = make_comparison([summary]).rows[0]
     assert row[0] == file.removesuffix(".py") and f"{trained:,}" in row
 

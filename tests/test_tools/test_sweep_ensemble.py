@@ -1,4 +1,4 @@
-"""Saved predictions, and the sweep of the ensemble's exponents that runs no model."""
+"""Saved predictions, and the sweep over the ensemble's exponents without a model."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ ALPHA, BETA = 0.4, 0.9
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny real model with two predictions, and a set of three images; saved in both ways."""
+    """A real, tiny model with two classifiers, and predictions on three images in fp16 and fp32."""
     folder = tmp_path_factory.mktemp("project")
     write_project(folder, {"three": (20, 12, 30)})
-    (folder / "seen.txt").write_text("thing: dog\nstuff: sky\n")  # and the set's cat is not
+    (folder / "seen.txt").write_text("thing: dog\nstuff: sky\n")  # the dataset's cat is unseen
     cfg = Config.fromfile(folder / "model.py")
     cfg.custom_imports = dict(imports=["odise_mm.models"])
     cfg.model = parts.segmentor_config()
@@ -43,7 +43,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(dict(state_dict=parts.segmentor().state_dict()), folder / "tiny.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        # The truth is what the model finds with other exponents: or else it is always wrong.
+        # The ground truth is the result with other exponents, as the metrics would be 0 otherwise.
         found_by_test("model.ensemble.alpha=0.1", "model.ensemble.beta=0.3", dump="dump")
         shutil.copytree("dump/three", "data/three", dirs_exist_ok=True)
         for masks in ("fp16", "fp32"):
@@ -56,7 +56,7 @@ def save(*arguments: str) -> int:
 
 
 def found_by_test(*options: str, dump: str | None = None) -> dict[str, float]:
-    """What tools/test.py finds."""
+    """Return the metrics of tools/test.py."""
     arguments = ["tiny.py", "tiny.pth", "--datasets", "three", "--out", "out.json"]
     arguments += ["--cfg-options", *options] if options else []
     assert test_tool.main([*arguments, *(["--dump", dump] if dump else [])]) == 0
@@ -82,7 +82,7 @@ def by_pair(result: Sweep) -> dict[tuple[float, float], Value]:
 
 
 def test_swept_values_are_those_of_the_test_tool(here: Path, monkeypatch) -> None:
-    """In float32 to the last digit; for the config's own exponents, others, and one prediction."""
+    """Equal in float32, for the config's exponents, other exponents and each classifier alone."""
     expected = {
         (ALPHA, BETA): found_by_test(),
         (0.25, 0.5): found_by_test("model.ensemble.alpha=0.25", "model.ensemble.beta=0.5"),
@@ -98,14 +98,14 @@ def test_swept_values_are_those_of_the_test_tool(here: Path, monkeypatch) -> Non
     assert set(values) == set(expected)
     for pair, numbers in expected.items():
         assert values[pair].numbers == numbers, pair
-    # or else the comparison says nothing
+    # the comparison would prove nothing with equal numbers
     for key in ("panoptic/PQ", "semantic/mIoU"):
         assert len({numbers[key] for numbers in expected.values()}) >= 3, key
     assert values[ALPHA, BETA].own and not values[0.25, 0.5].own
     assert values[0.0, 0.0].label == "diffusion only" and values[1.0, 1.0].label == "CLIP only"
 
 
-def test_half_precision_masks_move_the_numbers_by_hardly_anything(here: Path, no_model) -> None:
+def test_half_precision_masks_hardly_change_the_numbers(here: Path, no_model) -> None:
     exact, rounded = (
         by_pair(sweep(f"{masks}/three", [0.5], [0.5], list(TASKS))) for masks in ("fp32", "fp16")
     )
@@ -130,18 +130,18 @@ def test_files_of_a_sweep(here: Path, no_model, capsys: pytest.CaptureFixture) -
     for row in rows:
         assert f"{float(row['panoptic/PQ']):.2f}" in shown
         assert f"{float(row['semantic/mIoU']):.2f}" in text
-    assert "weights tiny.pth" in shown and "mean nothing" not in text
-    with Image.open("swept/sweep.png") as picture:
-        assert picture.width > 400 and len(set(picture.convert("L").getdata())) > 20
+    assert "weights tiny.pth" in shown and "meaningless" not in text
+    with Image.open("swept/sweep.png") as figure:
+        assert figure.width > 400 and len(set(figure.convert("L").getdata())) > 20
 
 
-def test_subsets_that_are_named_afterwards(here: Path, capsys: pytest.CaptureFixture) -> None:
-    """No image is run again, and the numbers are those of the test tool."""
+def test_subsets_defined_after_saving(here: Path, capsys: pytest.CaptureFixture) -> None:
+    """No image is run again, and the numbers equal those of the test tool."""
     key = "test_dataloader.dataset.subsets"
     options = [f"{key}.seen=['sky']", f"{key}.new=['cat']"]
     shutil.copytree("fp32", "subsets")
     assert save("--out", "subsets", "--masks", "fp32", "--cfg-options", *options) == 0
-    assert "0 of them were run now" in capsys.readouterr().out
+    assert "0 of them are new" in capsys.readouterr().out
     result = sweep("subsets/three", [0.25], [0.5], list(TASKS))
     expected = found_by_test(*options)
     assert by_pair(result)[ALPHA, BETA].numbers == expected
@@ -158,19 +158,19 @@ def test_subsets_that_are_named_afterwards(here: Path, capsys: pytest.CaptureFix
     shown = {name: cell.removesuffix(" (best)") for name, cell in zip(columns, own, strict=True)}
     assert shown["PQ new"] == f"{expected['panoptic/new/PQ']:.2f}"
     assert shown["mIoU seen"] == f"{expected['semantic/seen/mIoU']:.2f}"
-    with Image.open("swept_subsets/sweep.png") as picture, Image.open(draw_main(result)) as main:
-        assert picture.width == main.width and picture.height > 2 * main.height
+    with Image.open("swept_subsets/sweep.png") as figure, Image.open(draw_main(result)) as main:
+        assert figure.width == main.width and figure.height > 2 * main.height
 
 
 def draw_main(result: Sweep) -> Path:
-    """The image of the same sweep without the subsets."""
+    """Draw the same sweep without subsets."""
     path = Path("main.png")
     draw(Sweep(result.name, result.values, result.notes), path)
     return path
 
 
 def test_a_subset_without_a_number_for_some_values(tmp_path: Path) -> None:
-    """Where a class is found nowhere with one value, and wrongly with another."""
+    """One pair finds a class nowhere, another pair finds it wrongly."""
     values = [
         Value(0.0, 0.0, numbers={"panoptic/PQ": 5.0, "panoptic/new/PQ": None}),
         Value(1.0, 1.0, numbers={"panoptic/PQ": 4.0, "panoptic/new/PQ": 0.0}),
@@ -190,20 +190,20 @@ def test_only_the_tasks_asked_for(here: Path, no_model) -> None:
     assert {key.split("/")[0] for key in result.values[0].numbers} == {"semantic"}
 
 
-def test_saving_goes_on_where_it_stopped(here: Path, capsys: pytest.CaptureFixture) -> None:
+def test_saving_continues_where_it_stopped(here: Path, capsys: pytest.CaptureFixture) -> None:
     assert save("--out", "again", "--limit", "2") == 0
     files = sorted(Path("again/three").glob("*.npz"))
     before = [(file.read_bytes(), file.stat().st_mtime_ns) for file in files]
     assert len(files) == 2
     assert save("--out", "again") == 0
-    said = capsys.readouterr().out
-    assert "3 images" in said and "1 of them were run now" in said
+    printed = capsys.readouterr().out
+    assert "3 images" in printed and "1 of them are new" in printed
     assert [(file.read_bytes(), file.stat().st_mtime_ns) for file in files] == before
     for file in sorted(Path("fp16/three").glob("*.npz")):
         assert (Path("again/three") / file.name).read_bytes() == file.read_bytes()
 
 
-def test_what_is_saved_is_what_the_model_said(tmp_path: Path) -> None:
+def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     masks = 9 * torch.randn(5, 16, 24, generator=generator)
     masks[0, 0, 0] = 1e6  # beyond float16
@@ -232,8 +232,8 @@ def test_what_is_saved_is_what_the_model_said(tmp_path: Path) -> None:
     assert folder.missing(4) == [2, 3]
 
 
-def test_predictions_alone_are_the_corners_of_the_grid() -> None:
-    """Equation 10 with w = 0 is the first prediction, with w = 1 the second."""
+def test_single_classifiers_are_the_corners_of_the_grid() -> None:
+    """Equation 10 gives the first prediction for w = 0 and the second for w = 1."""
     vocabulary = parts.MODELS.build(parts.segmentor_config()).vocabulary
     generator = torch.Generator().manual_seed(1)
     count = len(vocabulary)
@@ -269,11 +269,11 @@ def test_mistakes_with_folders(here: Path, no_model, capsys: pytest.CaptureFixtu
     (folder / "0000001.npz").write_bytes(b"cut off")
     assert re.search("0000001.npz is damaged", error("broken/three"))
     (folder / "0000001.npz").unlink()
-    assert re.search("has 2 of 3 images.*number 1.*goes on", error("broken/three"))
+    assert re.search("has only 2 of 3 images.*number 1.*continues", error("broken/three"))
     described = json.loads((folder / "set.json").read_text())
     for change, message in (
         (dict(format=99), "format 99.*reads 1"),
-        (dict(class_predictions=["OpenVocabClassifier"], images=1), "joining needs two"),
+        (dict(classifiers=["OpenVocabClassifier"], images=1), "ensemble needs two"),
     ):
         (folder / "set.json").write_text(json.dumps({**described, **change}))
         assert re.search(message, error("broken/three"))
@@ -284,12 +284,12 @@ def test_mistakes_with_folders(here: Path, no_model, capsys: pytest.CaptureFixtu
 def test_no_mixing_of_runs(here: Path, capsys: pytest.CaptureFixture) -> None:
     arguments = ["tiny.py", "tiny.pth", "--datasets", "three", "--out", "fp16"]
     error = fails(capsys, save_predictions, *arguments, "--masks", "fp32")
-    assert "fp16/three holds predictions of another run (other: masks)" in error
+    assert "fp16/three holds predictions of another run (different: masks)" in error
     error = fails(capsys, save_predictions, *arguments, "--cfg-options", "model.tile_size=128")
-    assert "another run (other: model)" in error
+    assert "another run (different: model)" in error
 
 
-def test_a_full_disk_is_noticed_at_the_first_image(
+def test_full_disk_is_reported_at_the_first_image(
     here: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("usage", (), dict(free=1000))

@@ -1,4 +1,4 @@
-"""Shapes alone count what a real step does; frozen weights cost nothing; the baseline does more."""
+"""Cost of a training step: counts equal a real step, and frozen weights get no gradients."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ def counts(cfg: Config) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("way", [OURS, BASELINE])
-def test_counted_is_what_a_real_step_does(way: str, cfg: Config, counts: dict) -> None:
+def test_counts_equal_a_real_step(way: str, cfg: Config, counts: dict) -> None:
     torch.manual_seed(0)
     model = build_model(cfg).train()
-    model.classifiers[0].text_encoder(model.vocabulary.flat[0])  # names are embedded before
+    model.classifiers[0].text_encoder(model.vocabulary.flat[0])  # embed the names beforehand
     with trained_as(model, way), flop_counter() as flops:
         kept = Kept(model, False, flops)
         with torch.autograd.graph.saved_tensors_hooks(kept.add, lambda tensor: tensor):
@@ -67,7 +67,7 @@ def test_counted_is_what_a_real_step_does(way: str, cfg: Config, counts: dict) -
         assert number == sum(p.numel() for p in got if p.grad is not None), part
 
 
-def test_who_gets_gradients(counts: dict) -> None:
+def test_parts_with_gradients(counts: dict) -> None:
     assert set(counts[OURS]["gradient_nodes"]) == TRAINED
     more = set(counts[BASELINE]["gradient_nodes"]) - TRAINED
     assert more == {"UNet", "VAE encoder", "VAE decoder", "CLIP image tower"}
@@ -75,7 +75,7 @@ def test_who_gets_gradients(counts: dict) -> None:
 
 
 @pytest.mark.parametrize("captions", [False, True])
-def test_the_real_losses_end_in_the_trained_parts(captions: bool) -> None:
+def test_real_losses_have_gradients_for_the_trained_parts_only(captions: bool) -> None:
     model = make_model(captions)
     words = [["dog"] * 8] * 2 if captions else None
     losses = model(**make_batch(model, words=words), mode="loss")
@@ -87,7 +87,7 @@ def test_the_real_losses_end_in_the_trained_parts(captions: bool) -> None:
 
 
 def test_no_work_for_weight_gradients_of_the_unet(cfg: Config) -> None:
-    """A convolution's or a linear map's backward pass for its input costs as much as it does."""
+    """The backward pass for the input of a layer costs as much as its forward pass."""
     model = build_on_meta(cfg)
     costs = {}
     for weights in (False, True):
@@ -115,7 +115,7 @@ def test_the_order_of_costs(counts: dict) -> None:
     assert ours["recomputed_bytes"] == 0 < checkpointed["recomputed_bytes"]
 
 
-def test_everything_is_as_before_afterwards() -> None:
+def test_trained_as_restores_the_model() -> None:
     torch.manual_seed(0)
     model = build_model(Config(dict(model=segmentor_config())))
     before = {n: p.requires_grad for n, p in model.named_parameters()}
@@ -143,4 +143,4 @@ def test_program(
         assert min(numbers["measured"].values()) > 0
     with pytest.raises(SystemExit):
         tool.main(["odise_tiny", "--size", "100"])
-    assert "a multiple of 64" in capsys.readouterr().err
+    assert "must be a multiple of 64" in capsys.readouterr().err

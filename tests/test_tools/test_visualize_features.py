@@ -1,4 +1,4 @@
-"""k-means of feature maps: flat regions are found again, the same way every time."""
+"""k-means clusters of feature maps: flat regions are found, and results are deterministic."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COLORS = np.array([(200, 40, 30), (30, 160, 60), (40, 60, 220), (240, 230, 120)]
 
 @MODELS.register_module()
 class FlatColorBackbone(Backbone):
-    """Mean colors of patches, mixed by random weights; one map of stride 8, one of 16."""
+    """Mean colors of patches times random weights; one map of stride 8 and one of stride 16."""
 
     channels, strides = (5, 90), (8, 16)
 
@@ -51,7 +51,7 @@ class FlatColorBackbone(Backbone):
 
 
 def adjusted_rand(first: np.ndarray, second: np.ndarray) -> float:
-    """Agreement of two clusterings whatever their names: 1 is equality, 0 chance (Hubert, 1985)."""
+    """Return the adjusted Rand index: 1 for equal clusterings, 0 for chance (Hubert, 1985)."""
     table = np.zeros((first.max() + 1, second.max() + 1))
     np.add.at(table, (first.ravel(), second.ravel()), 1)
     together = comb(table, 2).sum()
@@ -62,7 +62,7 @@ def adjusted_rand(first: np.ndarray, second: np.ndarray) -> float:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An image of four flat regions, and configs that see it at its own size."""
+    """Image of four flat regions, and configs that do not resize it."""
     Image.fromarray(COLORS[REGIONS]).save(tmp_path / "flat.png")
     cfg = parts.load_config("toy/odise_tiny.py")
     cfg.test_pipeline[1].scale = (WIDTH, HEIGHT)
@@ -82,7 +82,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def clusters(config: str, *arguments: str) -> np.ndarray:
-    """(H, W) of one config's panel."""
+    """Return the clusters of one config's panel, (H, W)."""
     args = tool.parse_args(["flat.png", config, *arguments])
     image = np.asarray(Image.open("flat.png"))[..., ::-1]
     with feature_panels.progress_bar() as bar:
@@ -111,14 +111,14 @@ def test_flat_regions_are_the_clusters(
 
 
 @pytest.mark.parametrize(("config", "index"), [("convnext.py", "1"), ("vit.py", "3")])
-def test_real_architectures_tell_flat_regions_apart(config: str, index: str, place: Path) -> None:
-    """Even with random weights; chance is 0."""
+def test_real_architectures_separate_flat_regions(config: str, index: str, place: Path) -> None:
+    """Random weights suffice; chance level is 0."""
     found = clusters(config, "--clusters", "4", "--maps", index)
     assert adjusted_rand(found, REGIONS) > 0.95
 
 
 def test_tiles_are_joined_as_the_segmentor_joins_them(place: Path) -> None:
-    """Three squares of 128 in a row and two below, with overlaps, give the maps of the whole."""
+    """Overlapping tiles of 128 x 128 give the same maps as the whole image."""
     image = torch.rand(3, HEIGHT, WIDTH)
     found = {}
     for config in ("flat.py", "whole.py"):
@@ -143,8 +143,8 @@ def test_the_same_image_gives_the_same_file(place: Path, capsys: pytest.CaptureF
         assert tool.main(arguments) == 0
         assert f"wrote {out}: 3 clusters of 2 backbones" in capsys.readouterr().out
     assert Path("a.png").read_bytes() == Path("deep/b.png").read_bytes()
-    with Image.open("a.png") as picture:
-        shown = {color for _, color in picture.convert("RGB").getcolors(2**24)}
+    with Image.open("a.png") as figure:
+        shown = {color for _, color in figure.convert("RGB").getcolors(2**24)}
     assert {tuple(color) for color in COLORS.tolist()} <= shown  # the image itself
     tab10 = {(31, 119, 180), (255, 127, 14), (44, 160, 44)}
     assert tab10 <= shown  # three clusters
@@ -158,15 +158,15 @@ def test_regions_keep_their_color_in_all_panels() -> None:
     assert set(np.unique(renamed)) <= {0, 1, 2, 3} and adjusted_rand(renamed, fewer) == 1
 
 
-def test_k_means_minimizes_what_it_should() -> None:
-    """No worse than a good clustering that is known: separate blobs around known centers."""
+def test_k_means_finds_separate_blobs() -> None:
+    """The clusters are separate blobs around known centers."""
     random = np.random.RandomState(1)
     truth = random.randint(5, size=(30, 40))
     vectors = 10 * random.randn(5, 80)[truth] + random.randn(30, 40, 80)
     assert adjusted_rand(clustering.cluster(vectors, 5), truth) == 1
 
 
-def test_which_map_is_shown() -> None:
+def test_choose_maps() -> None:
     assert clustering.choose_maps((4, 8, 32, 32, 16, 8, 8, 4), range(8), None) == [4]
     assert clustering.choose_maps((14, 14, 14, 14), range(4), None) == [3]
     assert clustering.choose_maps((4, 8), range(2), [1, 0, 1]) == [1, 0]
@@ -188,7 +188,10 @@ def test_a_trained_captioner_is_loaded(place: Path) -> None:
     [
         (["nowhere.png", "flat.py"], "nowhere.png"),
         (["flat.png", "nowhere.py"], "no config 'nowhere.py'"),
-        (["flat.png", "flat.py", "--maps", "2"], r"no map 2; there are: 0 \(5 channels, stride 8"),
+        (
+            ["flat.png", "flat.py", "--maps", "2"],
+            r"unknown map 2; available: 0 \(5 channels, stride 8",
+        ),
         (["flat.png", "flat.py", "--clusters", "9"], "4 different vectors for 9 clusters"),
         (["flat.png", "flat.py", "--weights", "nowhere.pth"], "nowhere.pth"),
         (["flat.png", "diffusion.py", "--weights", "other.pth"], "config's captioner: .*missing"),
