@@ -1,8 +1,9 @@
 """Packaging of odise_mm.
 
-``pip install -e .`` looks at the environment it installs into and leaves its torch and a compiled
-mmcv as they are (requirements/environment.py). ``python -m build`` makes wheels in an environment
-of its own, which is empty: their requirements are those of the files alone.
+``pip install -e .`` looks at the environment it installs into and leaves its torch, a compiled
+mmcv and the fork of OpenMMLab as they are (requirements/environment.py). ``python -m build`` makes
+wheels in an environment of its own, which is empty: their requirements are those of the files
+alone, with OpenMMLab, as metadata cannot say "one or the other".
 
 Tools, configs, the demo and the model index are outside the package. MIM looks for them in
 ``odise_mm/.mim``: a wheel has copies there, an editable installation links. What the toy world's
@@ -20,10 +21,11 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT / "requirements"))
-from environment import installed, parse, requirements  # noqa: E402
+from environment import installed, parse, pythons, requirements  # noqa: E402
 
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "odise_mm/version.py").read_text()).group(1)
 README = ROOT / "README.md"
+PRESENT = installed()
 # An editable installation is that of a clone, whose projects can be imported then, too: configs
 # name them in custom_imports. In a wheel "projects" would take a name that is not ours.
 PACKAGES = ["odise_mm", "odise_mm.*"] + ["projects", "projects.*"] * ("editable_wheel" in sys.argv)
@@ -79,7 +81,7 @@ setup(
     author="odise_mm contributors",
     license="Apache-2.0",
     keywords="segmentation, panoptic, open-vocabulary, diffusion, OpenMMLab",
-    python_requires=">=3.10,<3.13",
+    python_requires=pythons(PRESENT),
     packages=find_packages(include=PACKAGES),
     package_data={
         "odise_mm": ["py.typed"],
@@ -87,7 +89,7 @@ setup(
         "odise_mm.checkpoints": ["not_in_openseg.txt"],
         "odise_mm.models.necks.captioners": ["places.txt"],
     },
-    install_requires=requirements(installed()),
+    install_requires=requirements(PRESENT),
     extras_require={name: parse(ROOT / f"requirements/{name}.txt") for name in ("tests", "docs")},
     cmdclass={"build_py": BuildWithTools},
     entry_points={"console_scripts": ["odise-mm = odise_mm.cli.main:main"]},

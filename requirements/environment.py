@@ -1,10 +1,11 @@
 """Which requirements fit the environment that odise_mm is being installed into.
 
-Used by setup.py; standard library only. Two things in an environment must survive an installation,
-and pip alone would spoil both:
+Used by setup.py; standard library only. Three things in an environment must survive an
+installation, and pip alone would spoil them:
 
 - a torch that is there (the newest torchvision would pull another torch),
-- a compiled mmcv (mmcv-lite would be written over it).
+- a compiled mmcv (mmcv-lite would be written over it),
+- the fork of OpenMMLab (OpenMMLab would be written over it).
 """
 
 from __future__ import annotations
@@ -53,6 +54,36 @@ def installed(folders: list[str] | None = None) -> dict[str, str]:
     return found
 
 
+def has_fork(present: dict[str, str]) -> bool:
+    """Whether an environment has the fork of OpenMMLab, or a part of it.
+
+    Args:
+        present: normalised name -> version of what the environment has.
+
+    Raises:
+        SystemExit: it has parts of OpenMMLab as well.
+    """
+    fork = sorted(present.keys() & set(map(name_of, parse(HERE / "onedl.txt"))))
+    original = sorted(present.keys() & {"mmcv", *map(name_of, parse(HERE / "mminstall.txt"))})
+    if fork and original:
+        raise SystemExit(
+            f"This environment has OpenMMLab ({', '.join(original)}) and its fork "
+            f"({', '.join(fork)}), which overwrite each other's files. Remove both: pip uninstall "
+            f"-y {' '.join(original + fork)}. Then install odise_mm again; for the fork, "
+            "'pip install -r requirements/onedl.txt' goes first."
+        )
+    return bool(fork)
+
+
+def pythons(present: dict[str, str]) -> str:
+    """The versions of Python that odise_mm works with in an environment.
+
+    Args:
+        present: normalised name -> version of what the environment has.
+    """
+    return ">=3.10,<3.14" if has_fork(present) else ">=3.10,<3.13"
+
+
 def requirements(present: dict[str, str]) -> list[str]:
     """The requirements of odise_mm, fitted to an environment.
 
@@ -60,11 +91,15 @@ def requirements(present: dict[str, str]) -> list[str]:
         present: normalized name -> version of what the environment has.
 
     Raises:
-        SystemExit: the torch that is there is too old for odise_mm.
+        SystemExit: the torch that is there is too old for odise_mm, or OpenMMLab and its fork are
+            both there.
     """
-    lines = parse(HERE / "mminstall.txt") + parse(HERE / "runtime.txt")
+    fork = has_fork(present)
+    lines = parse(HERE / ("onedl.txt" if fork else "mminstall.txt")) + parse(HERE / "runtime.txt")
     wanted = {name_of(line): line for line in lines}
-    if "mmcv" in present:
+    if fork:
+        del wanted["setuptools"]  # for the pkg_resources that only the original imports
+    elif "mmcv" in present:
         del wanted["mmcv-lite"]
     if "torch" in present:
         oldest = re.search(r">=([\d.]+)", wanted["torch"]).group(1)

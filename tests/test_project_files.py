@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "requirements"))
+import environment  # noqa: E402
+
 YAML = sorted(
     [ROOT / "CITATION.cff", ROOT / ".pre-commit-config.yaml", *ROOT.glob(".github/**/*.yml")]
 )
@@ -36,9 +40,8 @@ def test_pre_commit_runs_the_ruff_of_the_constraints() -> None:
 def test_workflows_try_the_supported_versions_of_python() -> None:
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
     tried = jobs["test"]["strategy"]["matrix"]["python-version"]
-    low, below = re.search(
-        r'python_requires=">=3\.(\d+),<3\.(\d+)"', (ROOT / "setup.py").read_text()
-    ).groups()
+    supported = environment.pythons({})
+    low, below = re.fullmatch(r">=3\.(\d+),<3\.(\d+)", supported).groups()
     assert tried == [f"3.{minor}" for minor in range(int(low), int(below))]
 
 

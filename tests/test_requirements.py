@@ -4,6 +4,8 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import pytest
@@ -31,13 +33,23 @@ TOOLS = {
 }
 PYTHONS = ["3.10", "3.11", "3.12"]
 TABLE = ROOT / "requirements/README.md"
+ORIGINAL = {"mmengine": "0.10.7", "mmcv-lite": "2.1.0", "mmdet": "3.3.0", "mmsegmentation": "1.2.2"}
+FORK = {
+    "onedl-mmengine": "0.10.12",
+    "onedl-mmcv": "2.3.6",
+    "onedl-mmdetection": "3.5.1",
+    "onedl-mmsegmentation": "1.4.2",
+}
 LINES = [line for name in FILES for line in environment.parse(ROOT / f"requirements/{name}.txt")]
 
 
-def constraints(python: str) -> dict[str, str]:
+def constraints(python: str, file: str = "constraints.txt") -> dict[str, str]:
     """Name -> tested version under a Python; fails on two versions of one package."""
     found: dict[str, str] = {}
-    for line in environment.parse(ROOT / "constraints.txt"):
+    for line in environment.parse(ROOT / file):
+        if line.startswith("-c "):
+            found.update(constraints(python, line.removeprefix("-c ")))
+            continue
         entry = Requirement(line)
         if entry.marker and not entry.marker.evaluate({"python_version": python}):
             continue
@@ -54,6 +66,15 @@ def test_every_requirement_has_one_tested_version_in_its_range(python: str) -> N
     for line in LINES:
         wanted = Requirement(line)
         assert wanted.specifier.contains(tested[canonicalize_name(wanted.name)]), line
+
+
+@pytest.mark.parametrize("python", [*PYTHONS, "3.13"])
+def test_the_fork_has_a_tested_version_in_its_range(python: str) -> None:
+    tested = constraints(python, "constraints-onedl.txt")
+    wanted = list(map(Requirement, environment.requirements(FORK)))
+    for entry in wanted:
+        assert entry.specifier.contains(tested[canonicalize_name(entry.name)]), str(entry)
+    assert {entry.name for entry in wanted} >= set(FORK)
 
 
 def lowest() -> dict[str, str]:
@@ -81,28 +102,93 @@ def test_the_table_of_lower_bounds_names_each_with_its_version() -> None:
     assert dict(rows) == lowest() and len(rows) == len(lowest())
 
 
-def test_the_scheduled_check_names_tests_that_exist() -> None:
-    script = (ROOT / ".ci/bounds").read_text()
-    named = re.findall(r"tests/[\w/]+(?:\.py)?", script)
-    assert len(named) > 10 and all((ROOT / name).exists() for name in named)
-    workflow = yaml.safe_load((ROOT / ".github/workflows/bounds.yml").read_text())
-    steps = workflow["jobs"]["bounds"]["steps"]
-    assert "bash .ci/bounds" in steps[-1]["run"]
-    assert "bounds" not in (ROOT / ".ci/run").read_text(), "a scheduled check, not every run's"
+@pytest.mark.parametrize("check", ["bounds", "onedl"])
+def test_a_scheduled_check_names_tests_that_exist(check: str) -> None:
+    script = (ROOT / ".ci" / check).read_text()
+    text = (ROOT / f".github/workflows/{check}.yml").read_text()
+    named = re.findall(r"tests/[\w/]+(?:\.py)?", script + text)
+    assert len(named) > (10 if check == "bounds" else 1)
+    assert all((ROOT / name).exists() for name in named)
+    workflow = yaml.safe_load(text)
+    assert set(workflow[True]) == {"schedule", "workflow_dispatch"}, "YAML reads `on` as true"
+    steps = workflow["jobs"][check]["steps"]
+    assert f"bash .ci/{check}" in steps[-1]["run"]
+    assert check not in (ROOT / ".ci/run").read_text(), "a scheduled check, not every run's"
 
 
 def test_versions_checked_at_import_are_those_required() -> None:
     files = {Requirement(line).name: Requirement(line).specifier for line in LINES}
-    for package, supported in at_import.SUPPORTED.items():
-        assert (
-            files[at_import.ADVICE.get(package, package)] == Requirement(f"x{supported}").specifier
-        )
+    assert files["torch"] == Requirement(f"x{at_import.TORCH}").specifier
+    for stack, name in [(at_import.ORIGINAL, "mminstall"), (at_import.FORK, "onedl")]:
+        lines = environment.parse(ROOT / f"requirements/{name}.txt")
+        assert {f"{package}{versions}" for package, versions in stack.values()} == set(lines)
 
 
-def test_import_check_names_package_and_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """Function that lets the check at import see other packages than those that are installed."""
+
+    def see(present: dict[str, str]) -> None:
+        def version(name: str) -> str:
+            if name not in present:
+                raise PackageNotFoundError(name)
+            return present[name]
+
+        monkeypatch.setattr(at_import, "version", version)
+
+    return see
+
+
+def refusal() -> str:
+    """Message of the check at import; it is one line."""
+    with pytest.raises(at_import.RequirementError) as error:
+        at_import.check_requirements()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_what_is_installed_here_passes_the_check_at_import() -> None:
     at_import.check_requirements()
-    monkeypatch.setattr(at_import, "version", lambda name: "1.0")
-    with pytest.raises(at_import.RequirementError, match=r"torch>=2.6, but 1.0 .*pip install"):
+
+
+@pytest.mark.parametrize("stack", [ORIGINAL, FORK, {**ORIGINAL, "mmcv": "2.1.0"}])
+def test_import_check_accepts_either_stack(stack: dict[str, str], pretend, monkeypatch) -> None:
+    monkeypatch.setattr(at_import, "find_spec", lambda name: object())
+    pretend({"torch": "2.14.1", **stack})
+    at_import.check_requirements()
+
+
+def test_import_check_names_package_and_remedy(pretend) -> None:
+    pretend({"torch": "1.0", **ORIGINAL})
+    assert re.search(r"torch>=2.6, but 1.0 .*pip install", refusal())
+    pretend({"torch": "2.14.1", **FORK, "onedl-mmcv": "2.3.0"})
+    assert re.search(r"onedl-mmcv>=2.3.6,<2.4, but 2.3.0 .*pip install", refusal())
+    pretend({"torch": "2.14.1", **ORIGINAL, "mmcv": "2.2.0"})
+    assert re.search(r"mmcv>=2.0.1,<2.2.0, but 2.2.0 .*pip install \"mmcv-lite>", refusal())
+    pretend({"torch": "2.14.1", "onedl-mmengine": "0.10.12"})
+    assert re.search(r"onedl-mmcv.*, but it is not installed.*pip install", refusal())
+
+
+@pytest.mark.parametrize("part", ORIGINAL)
+def test_import_check_refuses_both_stacks(part: str, pretend) -> None:
+    pretend({"torch": "2.14.1", **FORK, part: ORIGINAL[part]})
+    message = refusal()
+    assert f"pip uninstall -y {part} {' '.join(FORK)}." in message
+    assert 'pip install "mmengine>' in message and 'pip install "onedl-mmengine>' in message
+
+
+def test_import_check_names_both_stacks_if_there_is_neither(pretend) -> None:
+    pretend({"torch": "2.14.1"})
+    assert re.search(r'pip install "mmengine>.*fork: pip install "onedl-mmengine>', refusal())
+
+
+@pytest.mark.parametrize("stack", [ORIGINAL, FORK])
+def test_only_the_original_needs_pkg_resources(stack, pretend, monkeypatch) -> None:
+    monkeypatch.setattr(at_import, "find_spec", lambda name: None)
+    pretend({"torch": "2.14.1", **stack})
+    if stack is ORIGINAL:
+        assert "setuptools<81" in refusal()
+    else:
         at_import.check_requirements()
 
 
@@ -139,6 +225,23 @@ def test_an_environment_keeps_its_torch_and_compiled_mmcv() -> None:
     assert set(names({})) - set(wanted) == {"mmcv-lite"}
 
 
+@pytest.mark.parametrize("part", FORK)
+def test_an_environment_keeps_the_fork(part: str) -> None:
+    """Also one that has only a part of it, as packages that stand on it bring."""
+    present = {"torch": "2.14.1", part: FORK[part]}
+    wanted = names(present)
+    assert set(names({})) - set(wanted) == {*ORIGINAL, "setuptools"}
+    assert set(wanted) - set(names({})) == set(FORK)
+    assert environment.pythons(present) == ">=3.10,<3.14"
+    assert environment.pythons({}) == environment.pythons(ORIGINAL) == ">=3.10,<3.13"
+
+
+@pytest.mark.parametrize("original", ["mmcv", *ORIGINAL])
+def test_an_environment_with_both_stacks_stops_the_installation(original: str) -> None:
+    with pytest.raises(SystemExit, match=rf"{original}.*pip uninstall -y {original} onedl-mmcv"):
+        environment.requirements({original: "1", "onedl-mmcv": "2.3.6"})
+
+
 def test_what_the_package_imports_is_required_and_nothing_else() -> None:
     """Undeclared imports work only as long as some other package brings them."""
     files = [*ROOT.glob("odise_mm/**/*.py"), *ROOT.glob("tools/**/*.py"), *ROOT.glob("demo/*.py")]
@@ -172,7 +275,7 @@ def test_installed_packages_are_seen_from_build_isolation() -> None:
         text=True,
         check=True,
     )
-    assert re.search(r"'torch': '\d", done.stdout) and "'mmengine'" in done.stdout
+    assert re.search(r"'torch': '\d", done.stdout) and "mmengine'" in done.stdout
 
 
 def test_empty_opencv_has_the_tested_version() -> None:

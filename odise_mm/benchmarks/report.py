@@ -45,6 +45,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 }
 _PACKAGES = (
     "torch", "torchvision", "mmengine", "mmdet", "mmsegmentation", "mmcv", "mmcv-lite",
+    "onedl-mmengine", "onedl-mmdetection", "onedl-mmsegmentation", "onedl-mmcv",
     "diffusers", "open_clip_torch", "pycocotools", "numpy", "pillow",
 )  # fmt: skip
 
@@ -238,7 +239,7 @@ def software_versions() -> dict[str, str]:
     for package in _PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # one of mmcv and mmcv-lite is always absent
+        except PackageNotFoundError:  # OpenMMLab or its fork, mmcv or mmcv-lite
             continue
     return found
 

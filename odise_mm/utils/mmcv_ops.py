@@ -1,7 +1,8 @@
 """mmcv's operators with or without a compiled mmcv.
 
 ``mmcv`` and ``mmcv-lite`` hold the same Python code; what the latter lacks is the compiled module
-``mmcv._ext``, and without it ``import mmcv.ops``, hence ``import mmdet.models``, fails. Of all the
+``mmcv._ext``, and without it ``import mmcv.ops``, hence ``import mmdet.models``, fails. The fork's
+``onedl-mmcv`` lacks it as well, unless pip built it with ``--no-build-isolation``. Of all the
 operators in it, Mask2Former's pixel decoder uses one, multi-scale deformable attention (Deformable
 DETR, arXiv 2010.04159, Eq. 3), and mmcv has that in plain PyTorch too. So:
 
@@ -10,7 +11,7 @@ installed                              CPU tensor  CUDA tensor          other op
 =====================================  ==========  ===================  ===================
 mmcv compiled with CUDA                PyTorch     mmcv's CUDA kernel   mmcv's
 mmcv compiled without CUDA             PyTorch     PyTorch              mmcv's (CPU)
-mmcv-lite                              PyTorch     PyTorch              raise ``MissingOpError``
+mmcv-lite, onedl-mmcv not compiled     PyTorch     PyTorch              raise ``MissingOpError``
 =====================================  ==========  ===================  ===================
 
 :func:`offer_stand_in`, called by ``import odise_mm``, offers a stand-in for ``mmcv._ext`` to the
@@ -29,6 +30,8 @@ from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any, Literal, NoReturn
 
+from odise_mm.utils.requirements import FORK
+
 _EXT = "mmcv._ext"
 _ATTENTION = "mmcv.ops.multi_scale_deform_attn"
 _NO_CUDA = "not available"  # what a compiled mmcv without CUDA answers
@@ -42,9 +45,8 @@ def _missing(op: str) -> Callable[..., NoReturn]:
     def raise_missing(*args: Any, **kwargs: Any) -> NoReturn:
         raise MissingOpError(
             f"mmcv's operator '{op}' was called, but the installed {_mmcv_name()} has no compiled "
-            "operators. Install the compiled mmcv in its place: pip uninstall -y mmcv-lite, then "
-            'pip install --no-build-isolation "mmcv>=2.0.1,<2.2" (compiles for 10 to 20 minutes; '
-            "see 'Compiled mmcv' in the README)."
+            f"operators. Install a compiled one in its place: {_how_to_compile()} (compiles for 10 "
+            "to 20 minutes; see 'Compiled mmcv' in the README)."
         )
 
     raise_missing.__name__ = op
@@ -111,8 +113,8 @@ def ops_backend() -> Literal["compiled", "pytorch"]:
     except ImportError as error:
         raise ImportError(
             f"The compiled operators of {_mmcv_name()} do not load; most likely mmcv was compiled "
-            "for another torch. Compile it anew, or replace it: pip uninstall -y mmcv && pip "
-            f'install "mmcv-lite>=2.0.1,<2.2". The reason given: {error}'
+            f"for another torch. Compile it anew, or replace it: {_how_to_do_without()}. "
+            f"The reason given: {error}"
         ) from error
     return "pytorch" if ext.get_compiling_cuda_version() == _NO_CUDA else "compiled"
 
@@ -140,11 +142,34 @@ def choose_ops_backend() -> None:
     _logged = True
 
 
-def _mmcv_name() -> str:
-    """Name and version of the distribution that provides ``mmcv``; a compiled one goes first."""
-    for name in ("mmcv", "mmcv-lite"):
+def _mmcv() -> tuple[str, str]:
+    """Return the distribution that provides ``mmcv`` and its version; a compiled one goes first."""
+    for name in ("mmcv", "mmcv-lite", "onedl-mmcv"):
         try:
-            return f"{name} {version(name)}"
+            return name, version(name)
         except PackageNotFoundError:
             continue
-    return "mmcv"
+    return "mmcv", ""
+
+
+def _mmcv_name() -> str:
+    """Return name and version of the distribution that provides ``mmcv``."""
+    return " ".join(_mmcv()).rstrip()
+
+
+# With the wheel that pip keeps of an earlier build, the fork would be what it was.
+_FORK_ANEW = f'--no-cache-dir --no-deps --force-reinstall "{"".join(FORK["mmcv"])}"'
+
+
+def _how_to_compile() -> str:
+    """Return the command that gives the installed mmcv compiled operators."""
+    if _mmcv()[0] == "onedl-mmcv":
+        return f"pip install --no-build-isolation {_FORK_ANEW}"
+    return 'pip uninstall -y mmcv-lite, then pip install --no-build-isolation "mmcv>=2.0.1,<2.2"'
+
+
+def _how_to_do_without() -> str:
+    """Return the command that replaces a compiled mmcv by one without operators."""
+    if _mmcv()[0] == "onedl-mmcv":
+        return f"pip install {_FORK_ANEW}"
+    return 'pip uninstall -y mmcv && pip install "mmcv-lite>=2.0.1,<2.2"'

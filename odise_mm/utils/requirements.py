@@ -1,4 +1,8 @@
-"""A clear word, at import, about a version that cannot work."""
+"""A clear word, at import, about a version that cannot work.
+
+OpenMMLab exists twice: the original packages, and a fork that is still maintained, whose names
+start with "onedl-". Both hold the same modules, so that one of them is needed, and never both.
+"""
 
 import warnings
 from importlib.metadata import PackageNotFoundError, version
@@ -7,50 +11,89 @@ from importlib.util import find_spec
 from packaging.specifiers import SpecifierSet
 
 # What breaks in ways that are hard to read; everything else is pip's business (setup.py).
-SUPPORTED: dict[str, str] = {
-    "torch": ">=2.6",
-    "mmengine": ">=0.10.6,<1.0",
-    "mmcv": ">=2.0.1,<2.2.0",
-    "mmdet": ">=3.3.0,<3.4",
+TORCH = ">=2.6"
+# Distribution -> versions, by the module that it provides.
+ORIGINAL: dict[str, tuple[str, str]] = {
+    "mmengine": ("mmengine", ">=0.10.6,<1.0"),
+    "mmcv": ("mmcv-lite", ">=2.0.1,<2.2.0"),
+    "mmdet": ("mmdet", ">=3.3.0,<3.4"),
+    "mmseg": ("mmsegmentation", ">=1.2.2,<1.3"),
 }
-_OTHER_NAMES: dict[str, tuple[str, ...]] = {"mmcv": ("mmcv", "mmcv-lite")}
-ADVICE: dict[str, str] = {"mmcv": "mmcv-lite"}
+FORK: dict[str, tuple[str, str]] = {
+    "mmengine": ("onedl-mmengine", ">=0.10.12,<0.11"),
+    "mmcv": ("onedl-mmcv", ">=2.3.6,<2.4"),
+    "mmdet": ("onedl-mmdetection", ">=3.5.1,<3.6"),
+    "mmseg": ("onedl-mmsegmentation", ">=1.4.2,<1.5"),
+}
+_COMPILED = {"mmcv-lite": "mmcv"}  # another distribution with the same module and versions
 
 
 class RequirementError(ImportError):
     """Something that odise_mm stands on is absent or has a version that doesn't work with it."""
 
 
-def _installed(package: str) -> str | None:
-    for name in _OTHER_NAMES.get(package, (package,)):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return None
+def _installed(distribution: str) -> str | None:
+    """Return the version of a distribution, or None if it is not installed."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _present(stack: dict[str, tuple[str, str]]) -> dict[str, str]:
+    """Return what is installed of a stack: distribution -> version."""
+    names = [name for name, _ in stack.values()]
+    names += [_COMPILED[name] for name in names if name in _COMPILED]
+    found = {name: _installed(name) for name in names}
+    return {name: number for name, number in found.items() if number is not None}
 
 
 def check_requirements() -> None:
     """Compare the installed versions with those that work, without importing anything.
 
     Raises:
-        RequirementError: names the package, what is installed, and the command that helps.
+        RequirementError: names the package, what is installed, and the command that helps. Also if
+            packages of OpenMMLab and of its fork are installed side by side, or none of either.
     """
-    for package, supported in SUPPORTED.items():
-        found = _installed(package)
-        if found is not None and SpecifierSet(supported).contains(found, prereleases=True):
-            continue
-        state = "it is not installed" if found is None else f"{found} is installed"
+    original, fork = _present(ORIGINAL), _present(FORK)
+    if original and fork:
         raise RequirementError(
-            f"odise_mm needs {package}{supported}, but {state}. Try: "
-            f'pip install "{ADVICE.get(package, package)}{supported}"'
+            f"OpenMMLab ({', '.join(original)}) and its fork ({', '.join(fork)}) are both "
+            "installed, and overwrite each other's files. Remove both: pip uninstall -y "
+            f"{' '.join([*original, *fork])}. Then install one: {_command(ORIGINAL)}, or "
+            f"{_command(FORK)}"
         )
-    _compare_builds(_installed("torch"), _installed("torchvision"))
-    if find_spec("pkg_resources") is None:
+    torch = _installed("torch")
+    _check("torch", TORCH, torch, advice="torch")
+    if not original and not fork:
+        raise RequirementError(
+            f"odise_mm needs OpenMMLab, which is not installed. Try: {_command(ORIGINAL)} (or its "
+            f"fork: {_command(FORK)})"
+        )
+    stack, present = (FORK, fork) if fork else (ORIGINAL, original)
+    for name, versions in stack.values():
+        provider = _COMPILED.get(name, name)
+        _check(provider, versions, present.get(provider, present.get(name)), advice=name)
+    _compare_builds(torch, _installed("torchvision"))
+    if not fork and find_spec("pkg_resources") is None:
         raise RequirementError(
             "mmengine needs pkg_resources, which setuptools dropped in version 82. "
             'Try: pip install "setuptools<81"'
         )
+
+
+def _command(stack: dict[str, tuple[str, str]]) -> str:
+    """Return the command that installs a stack."""
+    return "pip install " + " ".join(f'"{name}{versions}"' for name, versions in stack.values())
+
+
+def _check(name: str, versions: str, found: str | None, advice: str) -> None:
+    if found is not None and SpecifierSet(versions).contains(found, prereleases=True):
+        return
+    state = "it is not installed" if found is None else f"{found} is installed"
+    raise RequirementError(
+        f'odise_mm needs {name}{versions}, but {state}. Try: pip install "{advice}{versions}"'
+    )
 
 
 def _compare_builds(torch: str, torchvision: str | None) -> None:

@@ -4,6 +4,7 @@ import importlib.machinery
 import subprocess
 import sys
 import types
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import mmcv.ops
@@ -144,9 +145,44 @@ def test_a_head_built_with_lite_sends_everything_to_pytorch(monkeypatch) -> None
 
 @needs_lite
 def test_other_operators_say_what_is_missing() -> None:
-    with pytest.raises(mmcv_ops.MissingOpError, match=r"'nms'.*mmcv-lite.*pip uninstall") as error:
+    with pytest.raises(mmcv_ops.MissingOpError, match=r"'nms'.*(-lite|onedl-mmcv) 2.*--no-build"):
         mmcv.ops.nms(torch.rand(3, 4), torch.rand(3), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "compiled", "without"),
+    [
+        (
+            "mmcv-lite",
+            'pip uninstall -y mmcv-lite, then pip install --no-build-isolation "mmcv>=2.0.1,<2.2"',
+            'pip uninstall -y mmcv && pip install "mmcv-lite>=2.0.1,<2.2"',
+        ),
+        (
+            "onedl-mmcv",
+            "pip install --no-build-isolation --no-cache-dir --no-deps --force-reinstall "
+            '"onedl-mmcv>=2.3.6,<2.4"',
+            'pip install --no-cache-dir --no-deps --force-reinstall "onedl-mmcv>=2.3.6,<2.4"',
+        ),
+    ],
+)
+def test_advice_fits_the_installed_mmcv(monkeypatch, name, compiled, without) -> None:
+    def version(asked: str) -> str:
+        if asked != name:
+            raise PackageNotFoundError(asked)
+        return "2.9"
+
+    def broken(module: str) -> None:
+        raise ImportError("undefined symbol")
+
+    monkeypatch.setattr(mmcv_ops, "version", version)
+    with pytest.raises(mmcv_ops.MissingOpError) as error:
+        mmcv_ops._missing("nms")()
+    assert f"the installed {name} 2.9 has no" in str(error.value) and compiled in str(error.value)
     assert "\n" not in str(error.value)
+    monkeypatch.setattr(mmcv_ops.importlib, "import_module", broken)
+    with pytest.raises(ImportError) as error:
+        mmcv_ops.ops_backend()
+    assert without in str(error.value) and "\n" not in str(error.value)
 
 
 @needs_lite
