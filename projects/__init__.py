@@ -1,1 +1,1 @@
-"""Plugins that live outside the package, registered by ``custom_imports`` of their configs."""
+"""Plugins outside the package, registered through ``custom_imports`` in their configs."""

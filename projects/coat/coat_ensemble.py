@@ -11,14 +11,16 @@ from odise_mm.utils.settings import check_weight
 
 @MODELS.register_module()
 class CoatEnsemble(GeometricEnsemble):
-    """A mask that CLIP is sure about is less probably none of the names.
+    """Ensemble that lowers the void probability of masks that CLIP recognizes.
 
-    ``p_void <- p_void * (1 - coat_lambda * max_c p_clip(c))``. The classes share what void loses,
-    in the proportions of equation 10, so that rows still sum to 1.
+    ``p_void <- p_void * (1 - coat_lambda * max_c p_clip(c))``. The probability taken from void is
+    distributed over the classes in the proportions of equation 10, so that rows still sum to 1.
 
     Args:
-        coat_lambda: how far CLIP's confidence is trusted, 0 (plain GeometricEnsemble) to 1.
-        alpha, beta, train_vocabulary: see :class:`~odise_mm.models.GeometricEnsemble`.
+        coat_lambda: Weight of CLIP's confidence, from 0 (plain GeometricEnsemble) to 1.
+        alpha: See :class:`~odise_mm.models.GeometricEnsemble`.
+        beta: See :class:`~odise_mm.models.GeometricEnsemble`.
+        train_vocabulary: See :class:`~odise_mm.models.GeometricEnsemble`.
     """
 
     def __init__(
@@ -33,15 +35,21 @@ class CoatEnsemble(GeometricEnsemble):
         self.coat_lambda = coat_lambda
 
     def void_probability(self, class_predictions: Sequence[ClassPrediction]) -> Tensor:
-        """The model's p_void, lowered where CLIP is confident: (B, Q) float32.
+        """Return the model's p_void, lowered where CLIP is confident.
+
+        Args:
+            class_predictions: Predictions of the model's own classifier and of CLIP.
+
+        Returns:
+            (B, Q) float32.
 
         Raises:
-            ValueError: there is no second prediction, whose confidence is what this is about.
+            ValueError: CLIP's prediction is missing.
         """
         if len(class_predictions) != 2:
             raise ValueError(
-                "CoatEnsemble needs CLIP's prediction beside the model's own: give the model two "
-                "classifiers, such as OpenVocabClassifier and MaskCLIPClassifier"
+                "CoatEnsemble needs CLIP's prediction in addition to the model's own; configure "
+                "two classifiers, such as OpenVocabClassifier and MaskCLIPClassifier"
             )
         confidence = class_predictions[1].logits.float().softmax(-1).amax(-1)
         return super().void_probability(class_predictions) * (1 - self.coat_lambda * confidence)

@@ -1,4 +1,4 @@
-"""Feature maps of torchvision's image classifiers: a backbone outside the package."""
+"""Backbone with the feature maps of torchvision's image classifiers."""
 
 import copy
 import difflib
@@ -18,13 +18,17 @@ from odise_mm.registry import MODELS
 
 @MODELS.register_module()
 class TorchvisionBackbone(Backbone):
-    """Outputs of named layers of a frozen torchvision classifier with maps (B, C, H, W).
+    """Backbone that returns the (B, C, H, W) outputs of layers of a frozen torchvision classifier.
 
     Args:
         model: torchvision's name, such as ``resnet50``, ``regnet_y_8gf`` or ``convnext_tiny``.
-        layers: names of the layers, such as ``layer1``.
-        weights: torchvision's name of weights, such as ``IMAGENET1K_V2``; None: the same random
-            ones every time.
+        layers: Names of the layers, such as ``layer1``.
+        weights: torchvision's name of the weights, such as ``IMAGENET1K_V2``; None: random weights,
+            which are the same every time.
+
+    Raises:
+        ValueError: The model or the weights are unknown, or a layer has no (B, C, H, W) output.
+        CheckpointError: The weights cannot be downloaded.
     """
 
     def __init__(self, model: str, layers: Sequence[str], weights: str | None = None) -> None:
@@ -35,13 +39,15 @@ class TorchvisionBackbone(Backbone):
             net = torchvision.models.get_model(model)
         if weights is not None:
             _check_name(f"weights of {model} called", weights, known.__members__)
-            if not is_meta_context():  # shapes can be had without weights
+            if not is_meta_context():  # the meta device needs only shapes
                 net.load_state_dict(_download(known[weights]))
         self.net = create_feature_extractor(net, list(layers))
         shapes = copy.deepcopy(self.net).to("meta").eval()
         maps = shapes(torch.empty(1, 3, 64, 128, device="meta")).values()
         if any(m.ndim != 4 or m.shape[-1] != 2 * m.shape[-2] for m in maps):
-            raise ValueError(f"{model}: not all of {', '.join(layers)} are maps (B, C, H, W)")
+            raise ValueError(
+                f"{model}: not all outputs of {', '.join(layers)} are (B, C, H, W) feature maps"
+            )
         self.channels = tuple(m.shape[1] for m in maps)
         self.strides = tuple(64 // m.shape[-2] for m in maps)
         transform = known[weights or "DEFAULT"].transforms()
@@ -50,7 +56,12 @@ class TorchvisionBackbone(Backbone):
         self.freeze()  # no gradients, always in eval mode, not in checkpoints
 
     def forward(self, tiles: Tensor, *condition: Any) -> list[Tensor]:
-        """See :class:`~odise_mm.models.backbones.base.Backbone`; takes no condition."""
+        """Compute the feature maps; see :class:`~odise_mm.models.backbones.base.Backbone`.
+
+        Args:
+            tiles: (B, 3, H, W), values from 0 to 1.
+            condition: Ignored.
+        """
         with self.own_precision():
             return list(self.net(((tiles - self.mean) / self.std).to(self.dtype)).values())
 
@@ -66,6 +77,6 @@ def _download(weights: torchvision.models.WeightsEnum) -> dict[str, Tensor]:
         return weights.get_state_dict(check_hash=True, weights_only=True)
     except OSError as error:
         raise CheckpointError(
-            f"{weights.url} cannot be fetched ({error}); place the file by hand into "
-            f"{torch.hub.get_dir()}/checkpoints"
+            f"{weights.url}: download failed ({error}); get the file by other means and put it "
+            f"into {torch.hub.get_dir()}/checkpoints"
         ) from error

@@ -1,4 +1,4 @@
-"""Types of arguments that programs here share."""
+"""Argument types that the programs in this folder share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ FORMATS = (".png", ".jpg")
 
 
 def image_file(text: str) -> Path:
-    """Argument type: a path that ends in .png or .jpg."""
+    """Parse a path that ends in .png or .jpg (argument type)."""
     path = Path(text)
     if path.suffix not in FORMATS:
         raise argparse.ArgumentTypeError(f"must end in {' or '.join(FORMATS)}: {text}")

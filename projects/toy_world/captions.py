@@ -1,8 +1,8 @@
-"""What is said of a scene: sentences as people write them, some more complete than others.
+"""Captions of scenes: sentences as people write them, some more complete than others.
 
-Things that go unmentioned, synonyms, number words, and where things are. The words are chosen so
-that taggers know adjectives and nouns for what they are: an article or number stands before every
-name, and no name before another.
+Captions leave out some things, use synonyms and number words, and describe positions. The wording
+makes it easy for taggers to recognize adjectives and nouns: every name follows an article or a
+number, and no name directly follows another one.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from projects.toy_world.plan import Plan, Thing
 
 _NUMBERS = ("", "one", "two", "three", "four", "five")
 _PLURALS = {"box": "boxes"}
-_MENTION = 0.82  # how often a thing is mentioned, and
-_MENTION_STUFF = 0.75  # a kind of stuff
-_SYNONYM = 0.3  # how often another word is taken than the usual one
+_MENTION = 0.82  # probability that a kind of thing is mentioned
+_MENTION_STUFF = 0.75  # probability that a kind of stuff is mentioned
+_SYNONYM = 0.3  # probability of a synonym instead of the name
 _PLURAL_WORDS = ("bricks", "planks", "pebbles")
 
 _LISTED = (
@@ -43,29 +43,34 @@ _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 
 
 def tell(plan: Plan, rng: np.random.Generator) -> str:
-    """One caption of all that is in a plan, or of some of it."""
+    """Return a caption that describes all or some parts of a plan.
+
+    Args:
+        plan: The plan of a scene.
+        rng: Random numbers of the caption.
+    """
     groups = _groups(plan.things)
-    told = [group for group in groups if rng.random() < _MENTION]
-    if groups and not told:
-        told = [groups[rng.integers(len(groups))]]
-    told = [told[i] for i in rng.permutation(len(told))]
+    mentioned = [group for group in groups if rng.random() < _MENTION]
+    if groups and not mentioned:
+        mentioned = [groups[rng.integers(len(groups))]]
+    mentioned = [mentioned[i] for i in rng.permutation(len(mentioned))]
     stuff = [region.name for region in plan.regions if rng.random() < _MENTION_STUFF]
     kind = rng.random()
-    if len(told) >= 2 and kind < 0.3:
-        text = _relation(told, stuff, rng)
-    elif told and 0.3 <= kind < 0.4 and len(told[0]) == 1:
-        group = told[0]
+    if len(mentioned) >= 2 and kind < 0.3:
+        text = _relation(mentioned, stuff, rng)
+    elif mentioned and 0.3 <= kind < 0.4 and len(mentioned[0]) == 1:
+        group = mentioned[0]
         text = _choose(rng, _CORNERS).format(one=_one(group, rng), corner=_corner(group[0]))
-    elif told and stuff:
+    elif mentioned and stuff:
         text = _choose(rng, _LISTED).format(
-            things=_and([_one(group, rng) for group in told]),
-            **{"is": _is(told[0])},
+            things=_and([_one(group, rng) for group in mentioned]),
+            **{"is": _is(mentioned[0])},
             **_ground(stuff, rng),
         )
-    elif told:
+    elif mentioned:
         text = _choose(rng, _BARE).format(
-            things=_and([_one(group, rng) for group in told]),
-            **{"is": _is(told[0])},
+            things=_and([_one(group, rng) for group in mentioned]),
+            **{"is": _is(mentioned[0])},
         )
     else:
         stuff = stuff or [plan.regions[0].name]
@@ -74,7 +79,7 @@ def tell(plan: Plan, rng: np.random.Generator) -> str:
 
 
 def _groups(things: Sequence[Thing]) -> list[list[Thing]]:
-    """Things of one name together."""
+    """Group things by name."""
     found: dict[int, list[Thing]] = {}
     for thing in things:
         found.setdefault(thing.name.category, []).append(thing)
@@ -85,8 +90,10 @@ def _is(group: Sequence[Thing]) -> str:
     return "is" if len(group) == 1 else "are"
 
 
-def _relation(told: Sequence[list[Thing]], stuff: Sequence[Name], rng: np.random.Generator) -> str:
-    one, other = told[0], told[1]
+def _relation(
+    mentioned: Sequence[list[Thing]], stuff: Sequence[Name], rng: np.random.Generator
+) -> str:
+    one, other = mentioned[0], mentioned[1]
     text = _choose(rng, _RELATED if stuff else _RELATED[:2]).format(
         one=_one(one, rng),
         other=_one(other, rng),
@@ -94,7 +101,7 @@ def _relation(told: Sequence[list[Thing]], stuff: Sequence[Name], rng: np.random
         **{"is": _is(one)},
         **_ground(stuff, rng),
     )
-    rest = [_one(group, rng) for group in told[2:]]
+    rest = [_one(group, rng) for group in mentioned[2:]]
     if not rest:
         return text
     return f"{text.rstrip('.')}, and {_and(rest)}" + "." * text.endswith(".")
@@ -113,7 +120,7 @@ def _corner(thing: Thing) -> str:
 
 
 def _ground(stuff: Sequence[Name], rng: np.random.Generator) -> dict[str, str]:
-    """``stuff``, e.g. "the grass below the sky", and the preposition ``on`` before it."""
+    """Return ``stuff``, e.g. "the grass below the sky", and its preposition ``on``."""
     if not stuff:
         return dict(stuff="", on="")
     names = list(stuff)[::-1]  # from front to back
@@ -127,7 +134,7 @@ def _ground(stuff: Sequence[Name], rng: np.random.Generator) -> dict[str, str]:
 
 
 def _one(group: Sequence[Thing], rng: np.random.Generator) -> str:
-    """Such as "a red star" or "two red stars"."""
+    """Return a phrase such as "a red star" or "two red stars"."""
     name = group[0].name
     text = _wording(name, rng)
     if len(group) > 1:
@@ -136,7 +143,7 @@ def _one(group: Sequence[Thing], rng: np.random.Generator) -> str:
 
 
 def _the(name: Name, rng: np.random.Generator) -> str:
-    """Stuff with its article."""
+    """Return the name of stuff with its article."""
     text = _wording(name, rng)
     if text in _PLURAL_WORDS:
         return f"{_choose(rng, ('the', 'some'))} {text}"
@@ -151,7 +158,7 @@ def _wording(name: Name, rng: np.random.Generator) -> str:
 
 
 def plural(text: str) -> str:
-    """Of a thing's name."""
+    """Return the plural of a thing's name."""
     *before, last = text.split(" ")
     return " ".join([*before, _PLURALS.get(last, f"{last}s")])
 
@@ -165,16 +172,16 @@ def _choose(rng: np.random.Generator, texts: Sequence[str]) -> str:
 
 
 def split_words(text: str) -> list[str]:
-    """Words of a caption or name in lower case; "polka-dot" is one."""
+    """Split a caption or name into lower-case words; "polka-dot" is one word."""
     return _WORD.findall(text.lower())
 
 
 @cache
 def words() -> tuple[str, ...]:
-    """Every word that captions and names are made of, in alphabetical order."""
+    """Return all words that occur in captions and names, in alphabetical order."""
     templates = " ".join(_LISTED + _BARE + _EMPTY + _RELATED + _CORNERS)
-    said = [re.sub(r"{\w+}", " ", templates), *_NUMBERS]
-    said += ["a an and are at below above beside near in is on some the top bottom left right"]
-    said += [text for name in NAMES for text in name.synonyms]
-    said += [plural(word) for shape in SHAPES for word in (shape, *SHAPES[shape])]
-    return tuple(sorted({word for text in said for word in split_words(text)}))
+    texts = [re.sub(r"{\w+}", " ", templates), *_NUMBERS]
+    texts += ["a an and are at below above beside near in is on some the top bottom left right"]
+    texts += [text for name in NAMES for text in name.synonyms]
+    texts += [plural(word) for shape in SHAPES for word in (shape, *SHAPES[shape])]
+    return tuple(sorted({word for text in texts for word in split_words(text)}))

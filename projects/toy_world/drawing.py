@@ -1,8 +1,8 @@
-"""How the toy world looks: textures of stuff, shapes and patterns of things. numpy only.
+"""Textures of stuff, shapes and patterns of things, drawn with NumPy only.
 
-Colors are float32 from 0 to 1, images (3, height, width): numpy works fastest on whole planes.
-Shapes are functions of the place in the thing's own coordinates
-(its size is 1, y points down) that are negative inside and about the distance to the outline.
+Colors are float32 from 0 to 1. Images are (3, height, width), because NumPy is fastest on whole
+planes. A shape is an approximate signed distance to its outline, negative inside, as a function of
+the thing's coordinates (size 1, y points down).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 SIZE = 128
-_SAMPLES = 3  # per pixel and direction
+_SAMPLES = 3  # per pixel in each direction
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (214, 32, 38),
@@ -39,11 +39,11 @@ PATTERN_COLOR = (246, 246, 246)
 RIM = 1.4  # width of the dark outline in pixels
 _RIM_SHADE = 0.45
 
-_PLACE = ((np.arange(SIZE) + 0.5) / SIZE).astype(np.float32)  # of pixels, across the image
+_PLACE = ((np.arange(SIZE) + 0.5) / SIZE).astype(np.float32)  # relative positions of pixels
 
 
 def unit(color: tuple[int, int, int]) -> np.ndarray:
-    """A color of the tables as (3,) float32."""
+    """Convert a color of the tables to (3,) float32."""
     return np.array(color, np.float32) / 255
 
 
@@ -52,7 +52,7 @@ def unit(color: tuple[int, int, int]) -> np.ndarray:
 
 @cache
 def _steps(cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every pixel: the grid points before and after it, and its smooth place between."""
+    """Return, for every pixel, the neighboring grid points and the smoothed position between."""
     place = (np.arange(SIZE, dtype=np.float32) + 0.5) * np.float32(cells / SIZE)
     before = place.astype(np.int64)
     part = place - before
@@ -60,7 +60,7 @@ def _steps(cells: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def smooth_noise(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    """(SIZE, SIZE) noise of deviation below 1 with about ``rows`` x ``columns`` bumps."""
+    """Return (SIZE, SIZE) noise with about ``rows`` x ``columns`` bumps and a deviation below 1."""
     grid = rng.standard_normal((rows + 1, columns + 1), dtype=np.float32)
     above, below, part = _steps(rows)
     lines = grid[above] + (grid[below] - grid[above]) * part[:, None]
@@ -126,7 +126,7 @@ def _gravel(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
 
 
 def _cells(length: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A row of bricks: for every pixel which one it is on, and how far from a joint, in pixels."""
+    """Return, for every pixel of a row of bricks, its brick and its distance to a joint."""
     place = _PLACE * np.float32(SIZE / length) + np.float32(rng.random())
     which = place.astype(np.int64)
     part = place - which
@@ -134,7 +134,10 @@ def _cells(length: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndar
 
 
 def grain(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Noise of mean 0 and deviation 1, other in every pixel; triangular, because that is fast."""
+    """Return noise of mean 0 and deviation 1, independent in every pixel.
+
+    Its distribution is triangular, which is fast to draw.
+    """
     pair = rng.integers(0, 256, (2, *shape), np.uint8)
     total = pair[0].astype(np.float32) + pair[1]
     return (total - 255) * np.float32(1 / 104.5)
@@ -153,7 +156,7 @@ _TEXTURES: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = 
 
 
 def texture(stuff: str, rng: np.random.Generator) -> np.ndarray:
-    """(3, SIZE, SIZE) of a kind of stuff, other every time."""
+    """Draw a random (3, SIZE, SIZE) texture of a kind of stuff."""
     base = unit(STUFF_COLORS[stuff]) + rng.normal(0, 0.012, 3).astype(np.float32)
     return _TEXTURES[stuff](rng, base[:, None, None])
 
@@ -179,7 +182,7 @@ def _triangle(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _star(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # five-fold symmetry: the angle to the nearest point of the star, then the edge beside it
+    # five-fold symmetry: angle to the nearest tip of the star, then distance to the edge beside it
     angle = np.arctan2(x, -y)
     fifth = np.float32(2 * np.pi / 5)
     angle = np.abs(angle - np.rint(angle / fifth) * fifth)
@@ -197,7 +200,7 @@ def _ring(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _heart(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    # a square that stands on its corner, and a half disc on each of its upper sides
+    # a square standing on its corner, with a half disc on each of its upper sides
     x, y = np.abs(x), y - np.float32(0.06)
     half = np.float32(0.58)
     square = (x + np.abs(y)) * np.float32(0.70710678) - half
@@ -229,11 +232,11 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "moon": _moon,
     "arrow": _arrow,
 }
-_REACH = 1.2  # no shape goes further from its center
+_REACH = 1.2  # largest distance of any shape from its center
 
 
 def _is_white(pattern: str, x: np.ndarray, y: np.ndarray, period: float) -> np.ndarray:
-    """Where a pattern is white; ``x``, ``y`` and ``period`` in the thing's coordinates."""
+    """Return where a pattern is white; ``x``, ``y``, ``period`` are in the thing's coordinates."""
     x, y = x / np.float32(period), y / np.float32(period)
     if pattern == "striped":
         return (x - np.floor(x)) < np.float32(0.45)
@@ -242,18 +245,19 @@ def _is_white(pattern: str, x: np.ndarray, y: np.ndarray, period: float) -> np.n
         return x * x + y * y < np.float32(0.31**2)
     if pattern == "plaid":
         return (np.abs(x) < np.float32(0.16)) | (np.abs(y) < np.float32(0.16))
-    raise ValueError(f"no pattern {pattern!r}")
+    raise ValueError(f"unknown pattern {pattern!r}")
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """A thing in pixels: what share of each pixel in a box it covers.
+    """Thing in pixels: the fraction of each pixel in a box that it covers.
 
     Attributes:
-        rows, columns: the box, inside the image.
-        cover: (h, w) share that is the thing.
-        white: (h, w) share that is the pattern's white, part of ``cover``.
-        rim: (h, w) share that is the outline, part of ``cover``; white and color alike.
+        rows: Rows of the box, inside the image.
+        columns: Columns of the box, inside the image.
+        cover: (h, w) fraction covered by the thing.
+        white: (h, w) fraction covered by the white of its pattern, part of ``cover``.
+        rim: (h, w) fraction covered by its outline, part of ``cover``.
     """
 
     rows: slice
@@ -264,7 +268,7 @@ class Stamp:
 
     @property
     def mask(self) -> np.ndarray:
-        """(h, w) bool: the pixels that are the thing's, those it covers to more than half."""
+        """(h, w) bool mask of the pixels that the thing covers by more than half."""
         return self.cover > 0.5
 
 
@@ -276,15 +280,15 @@ def stamp(
     angle: float,
     stretch: float = 1.0,
 ) -> Stamp:
-    """Draw a thing's outline, pattern and rim; nothing of its colors.
+    """Draw the outline, pattern and rim of a thing, without colors.
 
     Args:
-        shape: key of ``SHAPES``.
+        shape: Key of ``SHAPES``.
         pattern: "striped", "polka-dot", "plaid" or "" for none.
-        center: x and y in pixels, in the image.
-        radius: in pixels.
-        angle: in radians, clockwise.
-        stretch: along the thing's own x axis; the y axis shrinks by as much.
+        center: x and y in the image, in pixels.
+        radius: Radius in pixels.
+        angle: Rotation in radians, clockwise.
+        stretch: Factor along the thing's x axis; the y axis shrinks by the same factor.
     """
     reach = _REACH * radius * max(stretch, 1 / stretch)
     (left, right), (top, bottom) = (
@@ -309,7 +313,7 @@ def stamp(
 
 
 def _share(samples: np.ndarray) -> np.ndarray:
-    """Of the samples of each pixel, the share that is set."""
+    """Return the fraction of each pixel's samples that are set."""
     counts = samples.view(np.uint8)
     counts = sum(counts[i::_SAMPLES] for i in range(1, _SAMPLES)) + counts[::_SAMPLES]
     counts = sum(counts[:, i::_SAMPLES] for i in range(1, _SAMPLES)) + counts[:, ::_SAMPLES]
@@ -317,11 +321,13 @@ def _share(samples: np.ndarray) -> np.ndarray:
 
 
 def paint(image: np.ndarray, thing: Stamp, color: np.ndarray, *, rim: bool = True) -> None:
-    """Lay a thing over an image (3, SIZE, SIZE), in place.
+    """Paint a thing over an image, in place.
 
     Args:
-        color: (3,).
-        rim: whether with its dark outline.
+        image: (3, SIZE, SIZE) float32.
+        thing: The thing.
+        color: (3,) color of the thing.
+        rim: Whether to draw its dark outline.
     """
     part = image[:, thing.rows, thing.columns]
     own = color[:, None, None]
@@ -330,7 +336,7 @@ def paint(image: np.ndarray, thing: Stamp, color: np.ndarray, *, rim: bool = Tru
         shade = cover - np.float32(1 - _RIM_SHADE) * thing.rim
     look = own * shade
     if thing.white is not None:
-        # of a pixel that is partly rim, color and white are darkened alike
+        # the rim darkens color and white by the same factor
         share = thing.white * shade / np.maximum(cover, np.float32(1e-6))
         look += (unit(PATTERN_COLOR)[:, None, None] - own) * share
     part *= 1 - cover

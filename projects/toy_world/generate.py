@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Draw a dataset of the toy world, in COCO's own layout and with COCO's names of files.
+"""Draw a dataset of the toy world in COCO's layout, with COCO's file names.
 
     train2017/, val2017/, web2017/             images, 128 x 128, JPEG
     annotations/panoptic_{train,val}2017/      one PNG file of segment ids per image
     annotations/panoptic_{train,val}2017.json
-    annotations/instances_{train,val}2017.json things, as run lengths
+    annotations/instances_{train,val}2017.json masks of things, as run lengths
     annotations/captions_{split}2017.json      five captions per image
     annotations/phrases_{train,val}2017.json   noun phrases of the captions
 
-`train` is what segmentation is trained on: no mask, category, caption or phrase in it has a novel
-name. `val` has all names. `web` is what other models are pre-trained on: images and captions with
-all names. The same options write the same bytes, whatever the number of processes; scene number n
-is the same in a small and in a large set.
+`train` is for training segmentation: none of its masks, categories, captions or phrases has a novel
+name. `val` has all names. `web` is for pre-training: images and captions with all names. The same
+options write the same bytes, whatever the number of processes. Scene n is the same in a small and
+in a large dataset.
 
 Example:
     python projects/toy_world/generate.py data/toy_world --splits train val --number 8000 500
@@ -43,13 +43,17 @@ from projects.toy_world.names import NAMES, names_of
 from projects.toy_world.world import SIZE, SPLITS, Scene, scene
 
 DEFAULT_NUMBER = {"web": 8000, "train": 8000, "val": 500}
-QUALITY = 92  # of JPEG, with full color resolution: sharp borders between colors stay sharp
-LOOK = 1  # to be raised when the same seed draws something else than before
-_VERIFIED = 1000  # so many files of a split are read again, about
+QUALITY = 92  # JPEG quality; color has full resolution, so that borders between colors stay sharp
+LOOK = 1  # version of the drawings; increase it when a change makes a seed draw something else
+_VERIFIED = 1000  # approximate number of files per split that are read again
 
 
 def draw(item: Item) -> dict[str, Any]:
-    """Write one scene's files; what the JSON files need of it."""
+    """Write the files of one scene.
+
+    Returns:
+        Facts for the JSON files: "captions" and, except for "web", "segments" and "masks".
+    """
     options, index = item.data
     split = options["split"]
     made = scene((options["seed"], index), split, novel_in_train=options["novel_in_train"])
@@ -76,19 +80,22 @@ def _run_lengths(made: Scene, segment_id: int) -> str:
 
 
 def write_split(root: Path, options: dict[str, Any], workers: int) -> None:
-    """Draw a split, or what an interrupted run has left of it.
+    """Draw a split, or the part that an interrupted run did not finish.
 
     Args:
-        options: what the split depends on: ``split``, ``number``, ``seed``, ``novel_in_train``.
+        root: Folder of the dataset.
+        options: Options of the split: ``split``, ``number``, ``seed``, ``novel_in_train``.
+        workers: Number of processes.
 
     Raises:
-        DatasetError: there is a split with other options.
+        DatasetError: The split exists with other options, or its files were not written by this
+            program.
     """
     split, info = options["split"], _info(options)
     if _is_written(root, split, info):
         return
     annotations = root / "annotations"
-    # a journal knows nothing of the files that a run with other options has replaced since
+    # one journal per options, because a run with other options replaces the files of the others
     digest = hashlib.sha256(json.dumps(info).encode()).hexdigest()[:12]
     journal = annotations / f"toy_{split}.{digest}.journal"
     journals = [*annotations.glob(f"toy_{split}.*.journal")]
@@ -119,12 +126,14 @@ def write_split(root: Path, options: dict[str, Any], workers: int) -> None:
     ]
     captions = [dict(id=i, **caption) for i, caption in enumerate(captions, 1)]
     content = dict(info=info, images=images, annotations=captions)
-    finish(annotations / f"captions_{split}2017.json", content, journal)  # last: all is there
+    finish(
+        annotations / f"captions_{split}2017.json", content, journal
+    )  # last: marks the split as complete
 
 
 def _write_masks(annotations: Path, info: dict, images: list[dict], known: list[dict]) -> None:
     split = info["split"]
-    # what training must not know is not even listed
+    # training files must not even list the novel names
     listed = names_of("base") if split == "train" else NAMES
     categories = [
         dict(id=name.category, name=str(name), isthing=int(name.is_thing)) for name in listed
@@ -156,22 +165,22 @@ def _stem(index: int) -> str:
 
 
 def check_own(root: Path) -> None:
-    """Refuse a folder with anything in it that this program did not write.
+    """Refuse a folder that contains files which this program did not write.
 
     Raises:
-        DatasetError: such a folder.
+        DatasetError: The folder contains such files.
     """
-    there = [path for path in root.iterdir() if path.name[0] != "."] if root.is_dir() else []
-    if not there or (root / MADE).is_file() or any(root.glob("annotations/toy_*.journal")):
+    paths = [path for path in root.iterdir() if path.name[0] != "."] if root.is_dir() else []
+    if not paths or (root / MADE).is_file() or any(root.glob("annotations/toy_*.journal")):
         return
-    for path in root.glob("annotations/captions_*2017.json"):  # of a version without that file
+    for path in root.glob("annotations/captions_*2017.json"):  # written before that record existed
         content = read_json(path)
         info = content.get("info") if isinstance(content, dict) else None
         if isinstance(info, dict) and info.get("description") == "toy world":
             return
     raise DatasetError(
-        f"{root}: has files that this program did not write ({there[0].name}, ...); name a new or "
-        "empty folder"
+        f"{root}: contains files that this program did not write ({paths[0].name}, ...); use a new "
+        "or empty folder"
     )
 
 
@@ -185,22 +194,22 @@ def _is_written(root: Path, split: str, info: dict[str, Any]) -> bool:
         return False
     content = read_json(path)
     with parsing(path, "captions in COCO's format"):
-        there = content["info"]
-    if there != info:
-        keys = sorted(k for k in {*there, *info} if there.get(k) != info.get(k))
-        differ = ", ".join(f"{k} {there.get(k)} instead of {info.get(k)}" for k in keys)
+        old = content["info"]
+    if old != info:
+        keys = sorted(k for k in {*old, *info} if old.get(k) != info.get(k))
+        differences = ", ".join(f"{k} {old.get(k)} instead of {info.get(k)}" for k in keys)
         raise DatasetError(
-            f"{path}: another '{split}' is there already ({differ}); name another folder, or "
-            "remove that file to have it drawn anew"
+            f"{path}: '{split}' already exists with other options ({differences}); use another "
+            "folder, or remove that file to draw the split again"
         )
     return True
 
 
 def check_split(root: Path, split: str, workers: int) -> list[Row]:
-    """Read again what was written.
+    """Check the written files of a split.
 
     Raises:
-        DatasetError: what is wrong first, by name.
+        DatasetError: A file is missing or invalid; the message names the first one.
     """
     annotations, images = root / "annotations", root / f"{split}2017"
     path = annotations / f"captions_{split}2017.json"
@@ -215,8 +224,8 @@ def check_split(root: Path, split: str, workers: int) -> list[Row]:
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise DatasetError(
-            f"{missing[0]}: no such file, and {len(missing) - 1} more are missing; remove {path} "
-            "to have them drawn anew"
+            f"{missing[0]}: no such file; {len(missing)} of {len(files)} images are missing; "
+            f"remove {path} to draw them again"
         )
     rows = [Row(images, "images", len(files)), Row(path, "captions", count)]
     if split == "web":
@@ -227,7 +236,7 @@ def check_split(root: Path, split: str, workers: int) -> list[Row]:
         path, path.with_suffix(""), images, every=every, workers=workers,
         description=f"verify {split}",
     )  # fmt: skip
-    rows.append(Row(path, "classes that occur", found.classes))
+    rows.append(Row(path, "classes present", found.classes))
     path = annotations / f"instances_{split}2017.json"
     found = verify_instances(path, images, workers=workers)
     rows.append(Row(path, "things", found.segments))
@@ -235,8 +244,12 @@ def check_split(root: Path, split: str, workers: int) -> list[Row]:
 
 
 def write_phrases(root: Path, split: str) -> Row:
-    """The noun phrases of a split's captions."""
-    # late: brings OpenMMLab's packages
+    """Write the noun phrases of a split's captions.
+
+    Returns:
+        Row with their number.
+    """
+    # imported here because it imports OpenMMLab's packages
     from odise_mm.converters import coco
     from odise_mm.datasets.noun_phrases import NounPhrases
 
@@ -263,14 +276,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=positive_int,
         nargs="+",
         metavar="N",
-        help=f"scenes: one number for each of --splits, or one for all (default: {defaults})",
+        help=f"number of scenes: one per split, or one for all (default: {defaults})",
     )
-    parser.add_argument("--seed", type=_seed, default=0, help="a whole number from 0 (default: 0)")
+    parser.add_argument(
+        "--seed", type=_seed, default=0, help="seed, an integer from 0 (default: 0)"
+    )
     parser.add_argument(
         "--novel-in-train",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="training images show novel things, too, unlabeled (default: they do, as in COCO)",
+        help="draw novel things in training images, unlabeled (default: yes, as in COCO)",
     )
     args = parser.parse_args(argv)
     numbers = args.number or [DEFAULT_NUMBER[split] for split in args.splits]
@@ -291,7 +306,7 @@ def main(argv: list[str] | None = None) -> int:
         for split in args.splits:
             if not args.verify_only:
                 options = dict(split=split, number=args.number[split], seed=args.seed)
-                # only here it makes a difference
+                # the other splits do not depend on it
                 options["novel_in_train"] = args.novel_in_train and split == "train"
                 write_split(args.data_root, options, args.workers)
             rows += check_split(args.data_root, split, args.workers)

@@ -1,16 +1,17 @@
-"""The names of the toy world, and which of them are novel.
+"""Names of the toy world, and their split into base and novel names.
 
-A thing's name is ``[pattern] color shape``: "red star", "striped green moon". Every shape has all
-plain colors, and each pattern in one color. The split into base and novel names is a fixed rule
-on the places of shape, color and pattern in the tables below, the same for everybody:
+A thing's name is ``[pattern] color shape``: "red star", "striped green moon". Every shape occurs in
+all plain colors, and with each pattern in one color. A fixed rule, based on the positions of shape,
+color and pattern in the tables below, decides which names are novel:
 
-- plain: novel where ``(shape + color) % 3 == 0``;
-- patterned: novel where ``(shape + pattern) % 3 == 0``.
+- plain: novel if ``(shape + color) % 3 == 0``;
+- patterned: novel if ``(shape + pattern) % 3 == 0``.
 
-So every shape, color and pattern of a novel name occurs among base names, only not together. And
-"striped green heart" is a base name, so "green heart" is one: no base name holds a novel one.
+Every shape, color and pattern of a novel name therefore also occurs in base names, but in other
+combinations. No base name contains a novel name: "striped green heart" is a base name, and so is
+"green heart".
 
-Imports nothing heavy: worker processes that only draw start at once.
+This module has no slow imports, so that worker processes that only draw start immediately.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from odise_mm.vocabulary import Vocabulary
 
-# Word -> its synonyms. "striped", "polka-dot" and "plaid" are words that taggers take for
-# adjectives or nouns; "dotted" and "checkered" they take for verbs, and no phrase would have them.
+# Word -> synonyms. Taggers recognize "striped", "polka-dot" and "plaid" as adjectives or nouns, but
+# mistake "dotted" and "checkered" for verbs, which would drop them from noun phrases.
 SHAPES: dict[str, tuple[str, ...]] = {
     "ball": ("disc",),
     "box": ("square",),
@@ -60,7 +61,7 @@ STUFF: dict[str, tuple[str, ...]] = {
     "wood": ("planks",),
     "gravel": ("pebbles",),
 }
-# Patterns are white on color, so that the color must be one on which white is seen.
+# Patterns are white on a color, so white must be visible on that color.
 _PATTERNED = ("red", "green", "blue", "purple", "black")
 
 Subset = Literal["all", "base", "base_things", "novel"]
@@ -68,15 +69,16 @@ Subset = Literal["all", "base", "base_things", "novel"]
 
 @dataclass(frozen=True)
 class Name:
-    """One class of the world.
+    """Class of the toy world.
 
     Attributes:
-        category: its id in annotation files, from 1; the same in all of them.
-        synonyms: all ways to say it; the first is the name.
-        is_thing: thing or stuff.
-        is_novel: never labeled and never mentioned in what segmentation is trained on.
-        shape, color, pattern: keys of the tables above; stuff has none of them, plain things have
-            no pattern.
+        category: Id in all annotation files, from 1.
+        synonyms: All names of the class, the main one first.
+        is_thing: Whether it is a thing (or stuff).
+        is_novel: Whether it is never labeled or mentioned in the training data of segmentation.
+        shape: Key of ``SHAPES``; "" for stuff.
+        color: Key of ``COLORS``; "" for stuff.
+        pattern: Key of ``PATTERNS``; "" for stuff and plain things.
     """
 
     category: int
@@ -120,11 +122,14 @@ _FOLDER = Path(__file__).parent / "vocabularies"
 
 
 def names_of(subset: Subset) -> tuple[Name, ...]:
-    """Names in the order of their categories.
+    """Return names in the order of their categories.
 
     Args:
-        subset: "all"; "base" with all stuff, what segmentation is trained on; "base_things" and
-            "novel", things only, for scores.
+        subset: "all"; "base": base things and all stuff, the training classes of segmentation;
+            "base_things" or "novel": only things, for scores.
+
+    Raises:
+        ValueError: The subset is unknown.
     """
     if subset == "all":
         return NAMES
@@ -134,19 +139,19 @@ def names_of(subset: Subset) -> tuple[Name, ...]:
         return BASE_THINGS
     if subset == "novel":
         return NOVEL_THINGS
-    raise ValueError(f"subset is 'all', 'base', 'base_things' or 'novel', not {subset!r}")
+    raise ValueError(f"subset must be 'all', 'base', 'base_things' or 'novel', not {subset!r}")
 
 
 def vocabulary_file(subset: Subset) -> Path:
-    """The file in this folder that holds :func:`names_of` ``(subset)``."""
+    """Return the vocabulary file of a subset; see :func:`names_of`."""
     names_of(subset)
     return _FOLDER / f"{subset}.txt"
 
 
 @cache
 def vocabulary(subset: Subset = "all") -> Vocabulary:
-    """:func:`names_of` ``(subset)`` as a vocabulary of the package."""
-    from odise_mm.vocabulary import Vocabulary  # late: brings OpenMMLab's packages
+    """Return the vocabulary of a subset; see :func:`names_of`."""
+    from odise_mm.vocabulary import Vocabulary  # slow import
 
     names = names_of(subset)
     return Vocabulary(

@@ -1,4 +1,4 @@
-"""What is where in a scene: plans, and how they are composed."""
+"""Plans of scenes: positions of regions and things."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from projects.toy_world import drawing
 from projects.toy_world.drawing import SIZE
 from projects.toy_world.names import BASE_THINGS, NOVEL_THINGS, STUFFS, THINGS, Name
 
-_COUNTS = (0.18, 0.26, 0.26, 0.18, 0.12)  # how often 1 to 5 things
-_REPEAT = 0.15  # a thing has the name of the one before
-_RADII = (14.0, 30.0)  # of things, in pixels
-_THIN = ("star", "ring", "moon", "arrow")  # a sixth larger, to be known by their shapes
+_COUNTS = (0.18, 0.26, 0.26, 0.18, 0.12)  # probabilities of 1 to 5 things
+_REPEAT = 0.15  # probability that a thing has the name of the previous one
+_RADII = (14.0, 30.0)  # range of radii of things, in pixels
+_THIN = ("star", "ring", "moon", "arrow")  # drawn a sixth larger to make the shape recognizable
 _TRIES = 12
-_MIN_SEEN = 0.6  # of a thing's pixels that the image could show
-_MIN_AREA = 90  # pixels of a segment
-_CONTRAST = 0.13  # between a thing and the stuff behind it, in the channel that differs most
+_MIN_SEEN = 0.6  # smallest visible fraction of a thing's pixels inside the image
+_MIN_AREA = 90  # smallest visible area of a thing, in pixels
+_CONTRAST = 0.13  # smallest difference to the stuff behind, in the channel that differs most
 _GROUNDS = ("grass", "sand", "snow", "gravel", "wood", "water")
 _BACKS = ("sky", "sky", "sky", "brick wall", "wood")
-_STRAIGHT = ("brick wall", "wood")  # stuff that people build has straight borders
+_STRAIGHT = ("brick wall", "wood")  # built by people, so with straight borders
 
 
 @dataclass(frozen=True)
 class Region:
-    """Stuff and where it lies: ``cover`` (SIZE, SIZE) from 0 to 1, None for everywhere."""
+    """Region of stuff; ``cover`` is (SIZE, SIZE) from 0 to 1, or None for the whole image."""
 
     name: Name
     cover: np.ndarray | None
@@ -34,7 +34,7 @@ class Region:
 
 @dataclass(frozen=True)
 class Thing:
-    """A thing in a plan: name, place and size in pixels, what it covers, and its color (3,)."""
+    """Thing in a plan: name, position and radius in pixels, covered pixels, and (3,) color."""
 
     name: Name
     x: float
@@ -46,18 +46,20 @@ class Thing:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is where, from back to front: all regions, then all things."""
+    """Regions and things of a scene, each from back to front; things cover regions."""
 
     regions: tuple[Region, ...]
     things: tuple[Thing, ...]
 
 
 def compose(rng: np.random.Generator, novel_share: float | None = None) -> Plan:
-    """Decide what is where.
+    """Compose a random plan.
 
     Args:
-        novel_share: chance of a novel name for each thing but the first, which is always a base
-            one, before some things take the name of the one before. None: all names are alike.
+        rng: Random numbers of the plan.
+        novel_share: Probability of a novel name for each thing except the first, which always has a
+            base name. Afterwards, some things take the name of the previous one. None: all names
+            are equally probable.
     """
     regions = _lay_out(rng)
     behind = np.zeros((SIZE, SIZE), np.int64)
@@ -67,10 +69,10 @@ def compose(rng: np.random.Generator, novel_share: float | None = None) -> Plan:
     spots: list[tuple[float, float, float]] = []  # x, y, radius
     things: list[Thing] = []
     seen: list[np.ndarray] = []  # visible pixels of every thing so far
-    ground = behind.copy()  # the region that is seen, -1 below things
+    ground = behind.copy()  # visible region of every pixel; -1: covered by a thing
     wanted = 1 + rng.choice(len(_COUNTS), p=_COUNTS)
     tried = 0
-    while tried < wanted or not things:  # where there is no place for one, there is one fewer
+    while tried < wanted or not things:  # a thing without a free place is left out
         tried += 1
         name = _draw_name(rng, novel_share if things else novel_share and 0.0)
         if things and rng.random() < _REPEAT:
@@ -94,7 +96,7 @@ def compose(rng: np.random.Generator, novel_share: float | None = None) -> Plan:
 
 
 def _lay_out(rng: np.random.Generator) -> tuple[Region, ...]:
-    """One to three regions: all of one kind, a horizon, two of them, or a horizon and a pond."""
+    """Lay out one to three regions: one kind, a horizon, two horizons, or a horizon and a pond."""
     kind = rng.random()
     if kind < 0.2:
         names = [_pick(rng, (*_GROUNDS, "brick wall"))]
@@ -131,7 +133,7 @@ def _is_built(names: Sequence[str]) -> bool:
 
 
 def _below(rng: np.random.Generator, height: float, *, straight: bool) -> np.ndarray:
-    """Cover of all that lies below a line across the image, ``height`` of 1 from the top."""
+    """Return the cover below a line across the image; ``height``: its position, 0 is the top."""
     x = (np.arange(SIZE, dtype=np.float32) + 0.5) / SIZE
     line = height + (0 if straight else rng.uniform(-0.07, 0.07)) * (x - 0.5)
     waves = rng.uniform([0, 0, 0], [0.03, 0.015, 0.008]), rng.uniform(0, 2 * np.pi, 3)
@@ -143,7 +145,7 @@ def _below(rng: np.random.Generator, height: float, *, straight: bool) -> np.nda
 
 
 def _patch(rng: np.random.Generator, horizon: float) -> np.ndarray:
-    """Cover of a wobbly ellipse below the horizon."""
+    """Return the cover of an irregular ellipse below the horizon."""
     depth = 1 - horizon
     cx, cy = rng.uniform(0.25, 0.75), horizon + depth * rng.uniform(0.45, 0.65)
     rx, ry = rng.uniform(0.26, 0.42), depth * rng.uniform(0.24, 0.36)
@@ -160,7 +162,11 @@ def _patch(rng: np.random.Generator, horizon: float) -> np.ndarray:
 
 
 def _draw_name(rng: np.random.Generator, novel_share: float | None) -> Name:
-    """Takes as many random numbers whatever the share, so that all else stays as it is."""
+    """Draw a name.
+
+    With any share, the same number of random numbers is drawn, so that the rest of the scene does
+    not depend on it.
+    """
     if novel_share is None:
         return THINGS[rng.integers(len(THINGS))]
     base = BASE_THINGS[rng.integers(len(BASE_THINGS))]
@@ -169,13 +175,13 @@ def _draw_name(rng: np.random.Generator, novel_share: float | None) -> Name:
 
 
 def _draw_color(rng: np.random.Generator, name: Name) -> np.ndarray:
-    """The name's color, a little lighter or darker and a little off."""
+    """Return the color of a name with a small random deviation."""
     shade, off = rng.normal(0, 0.02), rng.normal(0, 0.018, 3)
     return np.clip(drawing.unit(drawing.COLORS[name.color]) + shade + off, 0, 1).astype(np.float32)
 
 
 def _spot(rng: np.random.Generator, scale: float) -> tuple[float, float, float]:
-    """x, y and radius in pixels."""
+    """Draw x, y and radius, in pixels."""
     radius = float(np.clip(rng.uniform(*_RADII) * scale, *_RADII))
     x, y = rng.uniform(0.1 * SIZE, 0.9 * SIZE, 2).tolist()
     return x, y, radius
@@ -184,7 +190,7 @@ def _spot(rng: np.random.Generator, scale: float) -> tuple[float, float, float]:
 def _stamp(
     rng: np.random.Generator, name: Name, x: float, y: float, radius: float
 ) -> drawing.Stamp:
-    # a heart that stands on its head is none; the rest are what they are from all sides
+    # hearts stay roughly upright; other shapes are recognizable at any angle
     angle = rng.uniform(-0.6, 0.6) if name.shape == "heart" else rng.uniform(-np.pi, np.pi)
     stretch = float(np.exp(rng.uniform(-0.1, 0.1)))
     if name.shape in ("ball", "ring"):
@@ -204,11 +210,11 @@ def _cover_up(
     ground: np.ndarray,
     num_regions: int,
 ) -> tuple[list[np.ndarray], np.ndarray] | None:
-    """What is seen of all things and of the ground with one more thing; None if too little."""
+    """Return the visible things and regions after adding a thing; None if too little is visible."""
     box = thing.stamp.rows, thing.stamp.columns
     mask = np.zeros((SIZE, SIZE), bool)
     mask[box] = thing.stamp.mask
-    # at the image's border, too, enough of it must be there to know it by
+    # enough of it must be inside the image
     if mask.sum() < 0.6 * _full_area(thing):
         return None
     after = []
@@ -230,5 +236,5 @@ _UNIT_AREAS = {
 
 
 def _full_area(thing: Thing) -> float:
-    """Pixels it would have in an image without borders."""
+    """Return the area of the complete thing, also outside the image, in pixels."""
     return _UNIT_AREAS[thing.name.shape] * thing.radius**2

@@ -1,13 +1,13 @@
 #!/usr/bin/env python
-"""Train the toy world's CLIP: 1.5 million parameters, 64-pixel images, 85 words.
+"""Train the CLIP of the toy world: 1.5 million parameters, 64-pixel images, 85 words.
 
     OUT/open_clip_config.json, open_clip_model.safetensors, words.txt
                       the model, for FrozenCLIP(model=OUT, weights=OUT)
     OUT/metrics.json  settings, minutes, machine, accuracy at every evaluation
-    OUT/curves.png    the same as an image
-    OUT/training.pth  the state: the same command goes on where it was stopped
+    OUT/curves.png    plot of these accuracies
+    OUT/training.pth  the training state; run the same command again to continue an interrupted run
 
-The defaults are the recipe of the weights that ship.
+The defaults are the settings of the shipped weights.
 
 Example:
     python projects/toy_world/pretrain_clip.py --out work_dirs/toy_world/clip
@@ -41,7 +41,12 @@ _MOST_STEPS = 10**6
 
 
 def train(args: argparse.Namespace, until: int | None = None) -> loop.Training:
-    """Train, or go on; ``until`` stops early, as a kill would."""
+    """Train, or continue an interrupted run.
+
+    Args:
+        args: Parsed command line.
+        until: Stop after this number of steps, as if interrupted.
+    """
     device = pick_device(args.device)
     recipe = loop.Recipe(
         steps=args.steps,
@@ -63,7 +68,7 @@ def train(args: argparse.Namespace, until: int | None = None) -> loop.Training:
     model = open_clip.CLIP(**clip.MODEL).to(device)
     training = loop.Training(model, recipe, args.out / STATE, settings)
     vision = clip.MODEL["vision_cfg"]
-    # longer than any training, so that the number of steps does not change what a step sees
+    # longer than any run, so that the data of a step does not depend on the number of steps
     stream = clip.Web(
         _MOST_STEPS * args.scenes, args.seed, vision["image_size"], vision["patch_size"],
         args.regions,
@@ -81,7 +86,7 @@ def train(args: argparse.Namespace, until: int | None = None) -> loop.Training:
 
 
 def write_results(training: loop.Training, out: Path) -> None:
-    """Metrics and curves of a training."""
+    """Write model, metrics and curves of a training run."""
     clip.export(training.trained, out)
     loop.write_json(out / "metrics.json", loop.describe(training))
     loop.write_figure(out / "curves.png", loop.curves(training.log, PANELS))
@@ -93,41 +98,41 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=Path, default=Path("work_dirs/toy_world/clip"), help="default: %(default)s")
     add("--steps", type=positive_int, default=3000, help="default: %(default)s")
-    add("--scenes", type=positive_int, default=40, help="of a step (default: %(default)s)")
+    add("--scenes", type=positive_int, default=40, help="scenes per step (default: %(default)s)")
     add(
         "--regions",
         type=positive_int,
         default=3,
-        help="of a scene as images, and as many as mask tokens (default: %(default)s)",
+        help="regions per scene used as images, and as mask tokens (default: %(default)s)",
     )
     add(
         "--mask-tokens",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="learn masked regions as tokens of the whole image, too, as they are asked for "
-        "later (default: yes)",
+        help="also learn masked regions as tokens of the whole image, as the segmentation model "
+        "uses them (default: yes)",
     )
     add("--lr", type=float, default=1e-3, help="highest learning rate (default: %(default)s)")
     add("--every", type=positive_int, default=250, help="steps between evaluations (default: 250)")
-    add("--val-scenes", type=positive_int, default=250, help="of an evaluation (default: 250)")
-    add("--workers", type=int, default=1, help="processes that draw scenes (default: 1)")
+    add("--val-scenes", type=positive_int, default=250, help="scenes per evaluation (default: 250)")
+    add("--workers", type=int, default=1, help="number of processes that draw scenes (default: 1)")
     add("--seed", type=int, default=0, help="default: 0")
     add("--device", default="cpu", help="cpu, cuda, cuda:1, mps (default: cpu)")
     add(
         "--precision",
         choices=loop.PRECISIONS,
-        help="default: bf16 where the device is made for it, else fp32",
+        help="default: bf16 if the device supports it in hardware, otherwise fp32",
     )
     args = parser.parse_args(argv)
     if args.seed < 0 or args.workers < 0 or args.lr <= 0:
-        parser.error("--seed and --workers must be at least 0, --lr above 0")
+        parser.error("--seed and --workers must be at least 0, and --lr above 0")
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
-        pick_device(args.device)  # a wrong one is noticed before a folder is made
+        pick_device(args.device)  # fails before a folder is created
         with FolderLock(args.out, "pretraining"):
             claim(args.out, [args.out / name for name in OUTPUTS], [args.out / STATE])
             write_results(train(args), args.out)

@@ -1,14 +1,16 @@
 #!/usr/bin/env python
-"""Train the toy world's text-to-image diffusion model: autoencoder, then UNet and text encoder.
+"""Train the text-to-image diffusion model of the toy world.
+
+First the autoencoder is trained, then the UNet together with the text encoder.
 
     OUT/model/             the model in diffusers' layout: DiffusionBackbone's `arch` and `weights`
     OUT/metrics.json       settings, minutes, machine, losses and PSNR at every evaluation
-    OUT/reconstructions.png, samples.png   images while it trains
+    OUT/reconstructions.png, samples.png   images drawn during training
     OUT/vae_curves.png, unet_curves.png
-    OUT/vae.pth, latents.npy, latents.json, unet.pth   the state: the same command goes on where it
-                           was stopped; they can be removed at the end
+    OUT/vae.pth, latents.npy, latents.json, unet.pth   the training state; run the same command
+                           again to continue an interrupted run; not needed afterwards
 
-The defaults are the recipe of the weights that ship.
+The defaults are the settings of the shipped weights.
 
 Example:
     python projects/toy_world/pretrain_diffusion.py --out work_dirs/toy_world/diffusion
@@ -41,7 +43,12 @@ _MOST_STEPS = 10**6
 
 
 def train_autoencoder(args: argparse.Namespace, until: int | None = None) -> loop.Training:
-    """Train it, or go on; ``until`` stops early, as a kill would."""
+    """Train the autoencoder, or continue an interrupted run.
+
+    Args:
+        args: Parsed command line.
+        until: Stop after this number of steps, as if interrupted.
+    """
     device = pick_device(args.device)
     recipe = loop.Recipe(
         steps=args.vae_steps,
@@ -61,10 +68,10 @@ def train_autoencoder(args: argparse.Namespace, until: int | None = None) -> loo
     batches = loop.batches(stream, args.vae_scenes, training.step, torch.cat, args.workers)
 
     def losses(step: int) -> dict[str, torch.Tensor]:
-        pictures = diffusion.to_input(next(batches)).to(device)
-        size = (len(pictures), 4, *(edge // diffusion.STRIDE for edge in pictures.shape[2:]))
+        images = diffusion.to_input(next(batches)).to(device)
+        size = (len(images), 4, *(edge // diffusion.STRIDE for edge in images.shape[2:]))
         noise = torch.randn(size, generator=loop.random_of(args.seed, step)).to(device)
-        return diffusion.autoencoder_losses(vae, pictures, noise)
+        return diffusion.autoencoder_losses(vae, images, noise)
 
     evaluation = diffusion.AutoencoderEvaluation(args.val_scenes, args.out / "reconstructions.png")
     training.run("autoencoder", losses, lambda: evaluation(vae), args.every, until)
@@ -74,7 +81,13 @@ def train_autoencoder(args: argparse.Namespace, until: int | None = None) -> loo
 def train_unet(
     args: argparse.Namespace, vae: AutoencoderKL, until: int | None = None
 ) -> loop.Training:
-    """Train UNet and text encoder on an autoencoder's latents, or go on."""
+    """Train UNet and text encoder, or continue an interrupted run.
+
+    Args:
+        args: Parsed command line.
+        vae: Autoencoder whose latents are the training data.
+        until: Stop after this number of steps, as if interrupted.
+    """
     device = pick_device(args.device)
     recipe = loop.Recipe(
         steps=args.steps,
@@ -108,7 +121,7 @@ def train_unet(
 
 
 def finished_autoencoder(training: loop.Training) -> AutoencoderKL:
-    """The autoencoder, with the scale of its latents."""
+    """Return the trained autoencoder, with the measured scale of its latents."""
     vae = training.trained.eval().requires_grad_(False)
     vae.register_to_config(scaling_factor=diffusion.scaling_factor(vae))
     return vae
@@ -119,35 +132,50 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     default = "default: %(default)s"
     add("--out", type=Path, default=Path("work_dirs/toy_world/diffusion"), help=default)
-    add("--vae-steps", type=positive_int, default=2000, help=f"of the autoencoder ({default})")
     add(
-        "--vae-scenes", type=positive_int, default=8, help=f"of its steps, 2 crops each ({default})"
+        "--vae-steps", type=positive_int, default=2000, help=f"steps of the autoencoder ({default})"
     )
-    add("--vae-lr", type=float, default=1e-3, help=f"its highest learning rate ({default})")
-    add("--steps", type=positive_int, default=2500, help=f"of the UNet ({default})")
-    add("--batch-size", type=positive_int, default=32, help=f"of the UNet ({default})")
-    add("--lr", type=float, default=5e-4, help=f"the UNet's highest learning rate ({default})")
-    add("--scenes", type=positive_int, default=10000, help=f"that the UNet learns from ({default})")
+    add(
+        "--vae-scenes",
+        type=positive_int,
+        default=8,
+        help=f"scenes per step of the autoencoder, with 2 crops each ({default})",
+    )
+    add(
+        "--vae-lr",
+        type=float,
+        default=1e-3,
+        help=f"highest learning rate of the autoencoder ({default})",
+    )
+    add("--steps", type=positive_int, default=2500, help=f"steps of the UNet ({default})")
+    add("--batch-size", type=positive_int, default=32, help=f"batch size of the UNet ({default})")
+    add("--lr", type=float, default=5e-4, help=f"highest learning rate of the UNet ({default})")
+    add(
+        "--scenes",
+        type=positive_int,
+        default=10000,
+        help=f"training scenes of the UNet ({default})",
+    )
     add("--every", type=positive_int, default=500, help=f"steps between evaluations ({default})")
-    add("--val-scenes", type=positive_int, default=128, help=f"of an evaluation ({default})")
-    add("--workers", type=int, default=1, help=f"processes that draw scenes ({default})")
+    add("--val-scenes", type=positive_int, default=128, help=f"scenes per evaluation ({default})")
+    add("--workers", type=int, default=1, help=f"number of processes that draw scenes ({default})")
     add("--seed", type=int, default=0, help=default)
     add("--device", default="cpu", help=f"cpu, cuda, cuda:1, mps ({default})")
     add(
         "--precision",
         choices=loop.PRECISIONS,
-        help="default: bf16 where the device is made for it, else fp32",
+        help="default: bf16 if the device supports it in hardware, otherwise fp32",
     )
     args = parser.parse_args(argv)
     if args.seed < 0 or args.workers < 0 or min(args.lr, args.vae_lr) <= 0:
-        parser.error("--seed and --workers must be at least 0, learning rates above 0")
+        parser.error("--seed and --workers must be at least 0, and learning rates above 0")
     return args
 
 
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
-        pick_device(args.device)  # a wrong one is noticed before a folder is made
+        pick_device(args.device)  # fails before a folder is created
         with FolderLock(args.out, "pretraining"):
             states = [args.out / name for name in STATES]
             claim(args.out, [args.out / name for name in OUTPUTS], states)

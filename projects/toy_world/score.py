@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""Score the weights that ship on a fixed set of held-out scenes: the numbers of the model card.
+"""Score the shipped weights on a fixed set of held-out scenes, for the model card.
 
-    clip         zero-shot accuracy: things on crops, and what mask tokens of true masks say
-    autoencoder  PSNR of whole scenes
-    unet         error of the noise, with and without captions
-    odise_*      PQ, mAP and mIoU of tools/test.py, of base and of novel names, too
+    clip         zero-shot accuracy on crops of things and with mask tokens of true masks
+    autoencoder  PSNR on whole scenes
+    unet         error of the predicted noise, with and without captions
+    odise_*      PQ, mAP and mIoU of tools/test.py, also for base and novel names
 
-The scenes are those of split `val`: seed 1,000,000 for what is pre-trained, seed 0 (as on disk) for
+The scenes belong to split `val`: seed 1,000,000 for the pre-trained models, seed 0 (as on disk) for
 ODISE. All numbers are computed in float32.
 
 Example:
@@ -44,14 +44,17 @@ Scores = dict[str, dict[str, float]]
 
 
 def score_clip(folder: Path, scenes: int) -> dict[str, float]:
-    """See :class:`projects.toy_world.pretraining.clip.Evaluation`; in percent."""
+    """Compute the accuracies of CLIP, in percent.
+
+    See :class:`projects.toy_world.pretraining.clip.Evaluation`.
+    """
     model = FrozenCLIP(str(folder), weights=str(folder)).model.float()
     found = clip.Evaluation(scenes, torch.device("cpu"))(model)
     return {name: 100 * share for name, share in found.items()}
 
 
 def score_diffusion(folder: Path, scenes: int) -> Scores:
-    """PSNR in dB, and mean squared errors of the noise."""
+    """Compute the PSNR in dB, and the mean squared errors of the predicted noise."""
     vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True).float().eval()
     model = diffusion.TextToLatent()
     parts = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
@@ -65,7 +68,7 @@ def score_diffusion(folder: Path, scenes: int) -> Scores:
 
 
 def score_odise(checkpoint: Path, data_root: Path) -> dict[str, float]:
-    """What tools/test.py finds, in percent: of all names, of base and of novel things."""
+    """Return the results of tools/test.py for all names, base and novel things, in percent."""
     out = data_root / f"{checkpoint.stem}.json"
     config = checkpoint.stem.replace("odise_", "odise_toy_")
     arguments = [config, str(checkpoint), "--data-root", str(data_root.parent)]
@@ -78,7 +81,7 @@ def score_odise(checkpoint: Path, data_root: Path) -> dict[str, float]:
 
 
 def score(weights: Path, scenes: int) -> Scores:
-    """All numbers of what is in a folder of weights."""
+    """Score all weights in a folder."""
     scores = {"clip": score_clip(weights / "clip", scenes)}
     scores |= score_diffusion(weights / "diffusion", scenes)
     with TemporaryDirectory() as folder:
@@ -92,9 +95,16 @@ def score(weights: Path, scenes: int) -> Scores:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("--weights", type=Path, default=WEIGHTS, help="folder (default: %(default)s)")
-    add("--scenes", type=positive_int, default=SCENES, help="default: %(default)s")
-    add("--out", type=Path, metavar="FILE", help="JSON file")
+    add(
+        "--weights", type=Path, default=WEIGHTS, help="folder of the weights (default: %(default)s)"
+    )
+    add(
+        "--scenes",
+        type=positive_int,
+        default=SCENES,
+        help="number of scenes (default: %(default)s)",
+    )
+    add("--out", type=Path, metavar="FILE", help="JSON file to write")
     return parser.parse_args(argv)
 
 

@@ -1,13 +1,14 @@
 #!/usr/bin/env python
-"""A sheet of held-out scenes: image, truth, what a model finds, and k-means of two features.
+"""Draw a sheet of held-out scenes: image, ground truth, prediction, and k-means of two features.
 
-The scenes are the first of split `val` that have three things or more, a novel one among them.
-Segments are shown in the mean color of their pixels. Names that no mask of the training had are
-marked with a star. In the prediction a name on red is wrong, and one in brackets on gray belongs to
-a region that fits no true one (IoU of at most 0.5). The model chooses among all names of the world.
+The scenes are the first ones of split `val` with at least three things, including a novel one.
+Segments are drawn in their mean colors. A star marks novel names, for which there were no training
+masks. In the prediction, a name on red is wrong. A name in parentheses on gray belongs to a region
+that matches no true segment (IoU of at most 0.5). The model chooses among all names of the toy
+world.
 
-The k-means (k: the number of true segments) are those of the diffusion features that the model has
-and of the last features of CLIP's image tower, of the same stride.
+The last two columns cluster the model's diffusion features, and the last features of CLIP's image
+tower, at the same stride. k is the number of true segments.
 
 Example:
     python projects/toy_world/generate.py demo_output/data/toy_world --splits val --number 50
@@ -47,8 +48,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = ROOT / "configs" / "toy" / "odise_toy_label.py"
 WEIGHTS = ROOT / "projects" / "toy_world" / "weights" / "odise_label.safetensors"
 VOCABULARY = ROOT / "projects" / "toy_world" / "vocabularies" / "all.txt"
-THINGS = 3  # at least so many in a scene of the sheet
-STRIDE = 8  # of the features: the finest that CLIP has
+THINGS = 3  # smallest number of things in a scene of the sheet
+STRIDE = 8  # stride of the features, the smallest that CLIP has
 
 _TITLES = ("image", "truth", "found", "k-means: diffusion", "k-means: CLIP")
 _INK, _FAINT, _GREEN, _RED = "#1c1c1e", "#77777c", "#0b6e2d", "#b3141d"
@@ -59,7 +60,7 @@ _NOTE = (
 
 
 class Verdict(Enum):
-    """What a found segment is worth; the first two fit a true one (IoU above 0.5)."""
+    """Verdict on a predicted segment; the first two match a true segment (IoU above 0.5)."""
 
     RIGHT = "right"
     WRONG = "wrong name"
@@ -68,12 +69,13 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Row:
-    """One scene of the sheet.
+    """Scene of the sheet.
 
     Attributes:
         image: (H, W, 3) uint8 RGB.
-        truth, found: of (H, W).
-        clusters: (H, W) int each, from 0.
+        truth: Ground truth.
+        found: Prediction.
+        clusters: (H, W) cluster indices from 0, one array per kind of features.
     """
 
     image: np.ndarray
@@ -83,10 +85,18 @@ class Row:
 
 
 def choose(truths: Sequence[SegmentationResult], novel: Collection[str], rows: int) -> list[int]:
-    """Indices of the scenes for the sheet, by the rule of this module's docstring.
+    """Choose the scenes of the sheet by the rule in this module's docstring.
+
+    Args:
+        truths: Ground truth of all scenes.
+        novel: Novel names.
+        rows: Number of scenes to choose.
+
+    Returns:
+        Indices in ``truths``.
 
     Raises:
-        DatasetError: there are fewer.
+        DatasetError: There are too few scenes.
     """
     chosen = []
     for index, truth in enumerate(truths):
@@ -95,19 +105,19 @@ def choose(truths: Sequence[SegmentationResult], novel: Collection[str], rows: i
             chosen.append(index)
     if len(chosen) < rows:
         raise DatasetError(
-            f"{len(chosen)} of {len(truths)} scenes have {THINGS} things and a novel one among "
-            f"them: draw more scenes, or ask for fewer than {rows} rows (--rows)"
+            f"{len(chosen)} of {len(truths)} scenes have at least {THINGS} things including a "
+            f"novel one; draw more scenes, or use fewer than {rows} rows (--rows)"
         )
     return chosen[:rows]
 
 
 def judge(found: SegmentationResult, truth: SegmentationResult) -> dict[int, Verdict]:
-    """Found segments' ids to what they are worth. Pixels without a true segment do not count."""
+    """Return the verdicts by ids of predicted segments; pixels without ground truth are ignored."""
     known = truth.panoptic > 0
     verdicts = {}
     for segment in found.segments:
         mask = found.mask(segment) & known
-        fitting = [s for s in truth.segments if _iou(mask, truth.mask(s)) > 0.5]  # one at most
+        fitting = [s for s in truth.segments if _iou(mask, truth.mask(s)) > 0.5]  # at most one
         if not fitting:
             verdicts[segment.id] = Verdict.LOOSE
         else:
@@ -121,27 +131,30 @@ def _iou(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def count(rows: Sequence[Row], novel: Collection[str]) -> dict[str, tuple[int, int]]:
-    """Of novel and of base things: how many were found and rightly named, and how many there are.
+    """Count things that were found with the right name, and all true things.
 
-    At most one found segment fits a true one, so that none is counted twice.
+    At most one predicted segment matches a true one, so none is counted twice.
+
+    Returns:
+        (right, all) for "novel" and "base".
     """
     counts = {}
     for kind, wanted in (("novel", True), ("base", False)):
-        right = there = 0
+        right = total = 0
         for row in rows:
             verdicts = judge(row.found, row.truth)
             things = [s for s in row.truth.segments if s.is_thing]
-            there += sum((s.name in novel) == wanted for s in things)
+            total += sum((s.name in novel) == wanted for s in things)
             right += sum(
                 s.is_thing and (s.name in novel) == wanted and verdicts[s.id] is Verdict.RIGHT
                 for s in row.found.segments
             )
-        counts[kind] = (right, there)
+        counts[kind] = (right, total)
     return counts
 
 
 def draw(rows: Sequence[Row], novel: Collection[str]) -> Figure:
-    """The sheet: one row of panels for each scene."""
+    """Draw the sheet, with one row of panels per scene."""
     from matplotlib.figure import Figure
 
     columns = len(_TITLES)
@@ -151,11 +164,11 @@ def draw(rows: Sequence[Row], novel: Collection[str]) -> Figure:
         axis.set_axis_off()
     for axis, title in zip(axes[0], _TITLES, strict=True):
         axis.set_title(title, fontsize=9, color=_INK)
-    for (picture, truth, found, *features), row in zip(axes, rows, strict=True):
-        picture.imshow(row.image)
-        draw_segments(truth, row.image, row.truth, novel)
-        draw_segments(found, row.image, row.found, novel, judge(row.found, row.truth))
-        for axis, labels in zip(features, row.clusters, strict=True):
+    for (image_axis, truth_axis, found_axis, *feature_axes), row in zip(axes, rows, strict=True):
+        image_axis.imshow(row.image)
+        draw_segments(truth_axis, row.image, row.truth, novel)
+        draw_segments(found_axis, row.image, row.found, novel, judge(row.found, row.truth))
+        for axis, labels in zip(feature_axes, row.clusters, strict=True):
             axis.imshow(labels, cmap="tab10", vmin=0, vmax=9, interpolation="nearest")
     figure.supxlabel(_NOTE, fontsize=7.5, color=_INK)
     return figure
@@ -168,18 +181,27 @@ def draw_segments(
     novel: Collection[str],
     verdicts: dict[int, Verdict] | None = None,
 ) -> None:
-    """Segments with their names; without verdicts all names are taken for right ones.
+    """Draw segments with their names.
 
-    What is in no segment is chequered.
+    Pixels outside of all segments get a checkerboard pattern.
+
+    Args:
+        axis: Axis to draw on.
+        image: (H, W, 3) uint8 RGB.
+        result: The segments.
+        novel: Novel names.
+        verdicts: Verdicts by segment id; None: all segments are right.
     """
     y, x = np.indices(image.shape[:2]) // 4
-    picture = np.where((x + y) % 2, 245, 215).astype(np.uint8)[..., None].repeat(3, -1)
+    canvas = np.where((x + y) % 2, 245, 215).astype(np.uint8)[..., None].repeat(3, -1)
     for segment in result.segments:
         mask = result.mask(segment)
-        picture[mask] = image[mask].mean(axis=0)
-    axis.imshow(picture)
+        canvas[mask] = image[mask].mean(axis=0)
+    axis.imshow(canvas)
     places = _Places()
-    for segment in sorted(result.segments, key=lambda s: s.area):  # the small ones need their place
+    for segment in sorted(
+        result.segments, key=lambda s: s.area
+    ):  # small ones first: they have less space
         verdict = Verdict.RIGHT if verdicts is None else verdicts[segment.id]
         mask = result.mask(segment)
         if not mask.all():
@@ -198,7 +220,7 @@ def draw_segments(
 
 
 def label(segment: Segment, is_novel: bool, verdict: Verdict = Verdict.RIGHT) -> str:
-    """What is written on a segment: the name in short lines, a star if it is novel."""
+    """Return the text on a segment: its name in short lines, with a star if it is novel."""
     text = segment.name + "*" * is_novel
     if verdict is Verdict.LOOSE:
         text = f"({text})"
@@ -206,9 +228,9 @@ def label(segment: Segment, is_novel: bool, verdict: Verdict = Verdict.RIGHT) ->
 
 
 class _Places:
-    """Where names go: as far inside of their segments as can be, not on each other."""
+    """Positions of names: far inside their segments, without overlaps."""
 
-    _CHARACTER, _LINE = 3.1, 7.2  # of a label, in pixels of a scene of 128
+    _CHARACTER, _LINE = 3.1, 7.2  # size of text, in pixels of a 128-pixel scene
 
     def __init__(self) -> None:
         self._taken: list[tuple[float, float, float, float]] = []  # x0, y0, x1, y1
@@ -221,7 +243,7 @@ class _Places:
         lines = text.split("\n")
         half_x = scale * (self._CHARACTER * max(map(len, lines)) / 2 + 1)
         half_y = scale * (self._LINE * len(lines) / 2 + 1)
-        # the image's border is one, too
+        # the image's border also counts as a border
         padded = np.pad(mask.astype(np.uint8), 1)
         inside = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
         ys, xs = np.nonzero(mask)
@@ -232,7 +254,7 @@ class _Places:
             across = np.minimum(x + half_x, x1) - np.maximum(x - half_x, x0)
             down = np.minimum(y + half_y, y1) - np.maximum(y - half_y, y0)
             score = score - 4 * np.minimum(np.clip(across, 0, None), np.clip(down, 0, None))
-        # of equally good places the one nearest the middle of the segment
+        # among equally good positions, prefer the one closest to the middle of the segment
         score = score - 0.02 * np.hypot(x - xs.mean(), y - ys.mean()) / scale
         best = int(score.argmax())
         x, y = float(x[best]), float(y[best])
@@ -241,7 +263,11 @@ class _Places:
 
 
 def make_rows(args: argparse.Namespace, novel: Collection[str]) -> list[Row]:
-    """Run model and k-means on the scenes of the sheet."""
+    """Run the model and k-means on the scenes of the sheet.
+
+    Raises:
+        DatasetError: There are no scenes, or too few.
+    """
     from rich.console import Console
     from rich.progress import track
 
@@ -255,7 +281,7 @@ def make_rows(args: argparse.Namespace, novel: Collection[str]) -> list[Row]:
     file = args.data_root / "annotations" / "panoptic_val2017.json"
     if not file.is_file():
         raise DatasetError(
-            f"there is no {file}; draw some scenes: "
+            f"{file}: no such file; draw scenes with "
             f"python projects/toy_world/generate.py {args.data_root} --splits val --number 50"
         )
     truths = read_coco_panoptic(file)
@@ -269,7 +295,7 @@ def make_rows(args: argparse.Namespace, novel: Collection[str]) -> list[Row]:
     for truth in track(truths, "sheet", console=console, disable=not console.is_terminal):
         image = read_image(args.data_root / "val2017" / truth.image_name)
         (found,) = inferencer(image, vocabulary=str(VOCABULARY))
-        k = max(len(truth.segments), 2)  # eight at most
+        k = max(len(truth.segments), 2)  # at most eight
         clusters: list[np.ndarray] = []
         for parts in features:
             backbone = parts.backbone
@@ -283,17 +309,19 @@ def make_rows(args: argparse.Namespace, novel: Collection[str]) -> list[Row]:
 
 
 def clip_features(inferencer: OpenVocabInferencer) -> nn.Module:
-    """A model that sees through the image tower of the config's CLIP, as far as k-means needs it.
+    """Return a module with the parts that k-means needs, whose backbone is the CLIP of the config.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: The config has no CLIP.
     """
     from torch import nn
 
     from odise_mm.models import OpenCLIPBackbone
 
     if inferencer.model.clip is None:
-        raise ConfigError(f"{inferencer.cfg.filename}: has no `model.clip` to compare with")
+        raise ConfigError(
+            f"{inferencer.cfg.filename}: `model.clip` is needed for the comparison, but not set"
+        )
     parts = nn.Module()
     parts.backbone = OpenCLIPBackbone(clip=inferencer.model.clip)
     parts.captioner = None
@@ -307,28 +335,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="CHECKPOINT",
         nargs="?",
         default=str(WEIGHTS),
-        help="trained weights (default: those of projects/toy_world/weights/odise_label)",
+        help="trained weights (default: projects/toy_world/weights/odise_label.safetensors)",
     )
     parser.add_argument(
         "--config",
         default=str(CONFIG),
-        help="config file or its name under configs/ (default: odise_toy_label)",
+        help="config file, or its name in configs/ (default: odise_toy_label)",
     )
     parser.add_argument(
         "--data-root",
         type=Path,
         default=Path("data/toy_world"),
         metavar="DIR",
-        help="scenes, from generate.py (default: %(default)s)",
+        help="folder with scenes of generate.py (default: %(default)s)",
     )
-    parser.add_argument("--rows", type=positive_int, default=4, help="scenes (default: 4)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
+    parser.add_argument(
+        "--rows", type=positive_int, default=4, help="number of scenes (default: 4)"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU if available)")
     parser.add_argument(
         "--out",
         type=image_file,
         default=Path("work_dirs/toy_world_sheet.png"),
         metavar="FILE",
-        help=".png or .jpg (default: %(default)s)",
+        help="image to write, .png or .jpg (default: %(default)s)",
     )
     return parser.parse_args(argv)
 
@@ -343,8 +373,8 @@ def main(argv: list[str] | None = None) -> int:
         rows = make_rows(args, novel)
         figure = draw(rows, novel)
         write_figure(args.out, figure, dpi=150)
-        for kind, (right, there) in count(rows, novel).items():
-            print(f"{kind} things of the sheet: {right} of {there} found and rightly named")
+        for kind, (right, total) in count(rows, novel).items():
+            print(f"{kind} things of the sheet: {right} of {total} found with the right name")
         print(f"wrote {printable(args.out)}")
     return 0
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Write a training's checkpoint as the small file that ships: trained parameters, float16.
+"""Convert a training checkpoint to a small file with the trained parameters in float16.
 
-What resuming needs (the optimizer's state, curves) stays behind. The result fits the config's model
-and no number is lost to half precision's range, or nothing is written.
+The data for resuming (optimizer state, curves) is left out. Nothing is written if the parameters do
+not fit the config's model, or if a value exceeds the range of float16.
 
 Example:
     python projects/toy_world/ship.py work_dirs/odise_toy_label/iter_2000.pth \\
@@ -30,10 +30,10 @@ CONFIG = ROOT / "configs" / "toy" / "odise_toy_label.py"
 
 
 def halved(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Weights in float16; whole numbers stay as they are.
+    """Convert floating-point weights to float16, and leave integers unchanged.
 
     Raises:
-        CheckpointError: a value that float16 does not have; names the parameter.
+        CheckpointError: A value is not finite in float16; the message names the parameter.
     """
     import torch
 
@@ -42,7 +42,7 @@ def halved(state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     half = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     for key, value in half.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise CheckpointError(f"{source}: {key} has numbers that are not finite in float16")
+            raise CheckpointError(f"{source}: {key} has values that are not finite in float16")
     return half
 
 
@@ -50,15 +50,15 @@ def ship(source: str, out: str, config: str) -> dict[str, Tensor]:
     """Convert a checkpoint.
 
     Args:
-        source: of a training, or weights of ours.
-        out: ``.safetensors`` file.
-        config: that it was trained with.
+        source: Training checkpoint, or weights in this package's format.
+        out: The ``.safetensors`` file to write.
+        config: Config of the training run.
 
     Returns:
-        What was written.
+        The written weights.
 
     Raises:
-        CheckpointError: see :func:`halved`; or the file is of another model.
+        CheckpointError: The checkpoint does not fit the config's model; or see :func:`halved`.
     """
     from odise_mm.analysis.meta import build_on_meta, load_model_config
     from odise_mm.checkpoints.safe_loading import (
@@ -85,7 +85,7 @@ def ship(source: str, out: str, config: str) -> dict[str, Tensor]:
 
 
 def safetensors(text: str) -> str:
-    """Argument type: a path that ends in .safetensors."""
+    """Check that a path ends in .safetensors (argument type)."""
     if Path(text).suffix != ".safetensors":
         raise argparse.ArgumentTypeError(f"must end in .safetensors: {text}")
     return text
@@ -93,10 +93,12 @@ def safetensors(text: str) -> str:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="iter_*.pth of a training")
-    parser.add_argument("out", metavar="OUT", type=safetensors, help=".safetensors")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="training checkpoint, iter_*.pth")
+    parser.add_argument("out", metavar="OUT", type=safetensors, help=".safetensors file to write")
     parser.add_argument(
-        "--config", default=str(CONFIG), help="that it was trained with (default: odise_toy_label)"
+        "--config",
+        default=str(CONFIG),
+        help="config of the training run (default: odise_toy_label)",
     )
     return parser.parse_args(argv)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""A sheet of scenes as they are drawn: image, labeled segments, names and a caption of each.
+"""Draw a sheet of scenes: each with its image, labeled segments, names and a caption.
 
-Novel names are marked with a star. Gray is not labeled.
+Novel names are marked with a star. Gray pixels are not labeled.
 
 Example:
     python projects/toy_world/show.py --split train --number 12 --out work_dirs/toy_world.png
@@ -28,7 +28,7 @@ _COLUMNS = 4
 
 
 def sheet(scenes: list[Scene]) -> Figure:
-    """A figure with a cell for each scene."""
+    """Draw a figure with one cell per scene."""
     columns = min(_COLUMNS, len(scenes))
     rows = -(-len(scenes) // columns)
     figure = Figure(figsize=(4.2 * columns, 2.75 * rows), layout="constrained")
@@ -45,25 +45,29 @@ def sheet(scenes: list[Scene]) -> Figure:
 
 
 def colored(made: Scene) -> np.ndarray:
-    """The labeled segments (H, W, 3) uint8, each in the mean color of its pixels."""
-    picture = np.full_like(made.image, 128)
+    """Draw the labeled segments in their mean colors, (H, W, 3) uint8."""
+    canvas = np.full_like(made.image, 128)
     for segment in made.segments:
         mask = made.panoptic == segment.id
-        picture[mask] = made.image[mask].mean(axis=0)
-    return picture
+        canvas[mask] = made.image[mask].mean(axis=0)
+    return canvas
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("--split", choices=SPLITS, default="val", help="default: val")
-    parser.add_argument("--number", type=positive_int, default=12, help="scenes (default: 12)")
-    parser.add_argument("--seed", type=int, default=0, help="as of generate.py (default: 0)")
+    parser.add_argument(
+        "--number", type=positive_int, default=12, help="number of scenes (default: 12)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the scenes, as in generate.py (default: 0)"
+    )
     parser.add_argument(
         "--out",
         type=image_file,
         default=Path("work_dirs/toy_world.png"),
         metavar="FILE",
-        help=".png or .jpg (default: %(default)s)",
+        help="image to write, .png or .jpg (default: %(default)s)",
     )
     args = parser.parse_args(argv)
     if args.seed < 0:

@@ -1,10 +1,10 @@
-"""Scenes of the toy world: composed, drawn, labeled and told in captions.
+"""Scenes of the toy world: images with labels and captions.
 
-:func:`scene` is the door: a number in, an image with all that is known of it out. The same number
-makes the same scene, to the byte, in whatever process or order.
+:func:`scene` makes a scene from a seed. The same seed gives the same bytes in any process and
+order.
 
-A scene is first composed (:mod:`projects.toy_world.plan`), then drawn (:func:`render`), then told
-(:mod:`projects.toy_world.captions`); each step has random numbers of its own.
+A scene is composed (:mod:`projects.toy_world.plan`), drawn (:func:`render`) and described
+(:mod:`projects.toy_world.captions`). Each step has separate random numbers.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ Split = Literal["web", "train", "val"]
 SPLITS: tuple[str, ...] = get_args(Split)
 NUM_CAPTIONS = 5
 NOVEL_SHARE = 0.15
-"""Chance that a thing of a training image is drawn from the novel names; the first never is."""
+"""Probability of a novel name for each thing of a training image except the first."""
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One segment that can be seen.
+    """Visible segment of a scene.
 
     Attributes:
-        id: its number in the scene's panoptic map, 1 or more.
-        name: its class.
-        area: pixels.
+        id: Id in the scene's panoptic map, from 1.
+        name: Class of the segment.
+        area: Number of pixels.
         box: x, y, width, height in pixels.
     """
 
@@ -46,12 +46,12 @@ class Segment:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image and what is known of it.
+    """Image with labels and captions.
 
     Attributes:
         image: (SIZE, SIZE, 3) uint8, RGB.
-        panoptic: (SIZE, SIZE) int32 ids of segments; 0 where nothing is labeled.
-        segments: those of the map, stuff first, things from back to front.
+        panoptic: (SIZE, SIZE) int32 segment ids; 0: not labeled.
+        segments: Segments of the map, stuff first, then things from back to front.
         captions: ``NUM_CAPTIONS`` sentences.
     """
 
@@ -65,43 +65,46 @@ def scene(seed: int | Sequence[int], split: Split = "web", *, novel_in_train: bo
     """Make a scene.
 
     Args:
-        seed: one number or several, none negative; another scene for each.
-        split: "web", for pre-training: all names, all labeled and told. "val": the same, other
-            scenes. "train", for segmentation: no novel name is labeled or told.
-        novel_in_train: whether training images show novel things all the same, unlabeled: each
-            thing but the first with a chance of ``NOVEL_SHARE``. Without, base things stand in
-            their places.
+        seed: One or several integers from 0.
+        split: "web", for pre-training: all names are labeled and used in captions. "val": the same,
+            with other scenes. "train", for segmentation: novel names are neither labeled nor used
+            in captions.
+        novel_in_train: Whether training images show novel things, without labels. Each thing except
+            the first is novel with probability ``NOVEL_SHARE``. If False, base things replace them.
 
     Raises:
-        ValueError: no such split, or a negative seed.
+        ValueError: The split is unknown, or a seed is negative.
     """
     if split not in SPLITS:
-        raise ValueError(f"split is one of {', '.join(SPLITS)}, not {split!r}")
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
     seeds = [seed] if isinstance(seed, int | np.integer) else list(seed)
-    # numpy takes missing numbers for zeros: how many there are must be one of them
+    # include the number of seeds, because NumPy treats missing numbers like zeros
     sequence = np.random.SeedSequence([SPLITS.index(split), len(seeds), *seeds])
-    composing, drawn, told = map(np.random.default_rng, sequence.spawn(3))
+    plan_rng, render_rng, caption_rng = map(np.random.default_rng, sequence.spawn(3))
     train = split == "train"
-    plan = compose(composing, NOVEL_SHARE * novel_in_train if train else None)
+    plan = compose(plan_rng, NOVEL_SHARE * novel_in_train if train else None)
     ids = draw_ids(plan)
     hidden = [i for i, thing in enumerate(plan.things) if train and thing.name.is_novel]
     panoptic, segments = label(plan, ids, hidden)
     known = replace(plan, things=tuple(t for t in plan.things if not (train and t.name.is_novel)))
     return Scene(
-        image=render(plan, drawn),
+        image=render(plan, render_rng),
         panoptic=panoptic,
         segments=segments,
-        captions=tuple(captions.tell(known, told) for _ in range(NUM_CAPTIONS)),
+        captions=tuple(captions.tell(known, caption_rng) for _ in range(NUM_CAPTIONS)),
     )
 
 
 def render(plan: Plan, rng: np.random.Generator, *, effects: bool = True) -> np.ndarray:
-    """Draw a plan: (SIZE, SIZE, 3) uint8, RGB.
+    """Draw a plan.
 
     Args:
-        rng: of textures, light and noise.
-        effects: False: every region and thing in its colors alone, without texture, outline, light
-            and noise.
+        plan: The plan.
+        rng: Random numbers of textures, light and noise.
+        effects: Whether to draw textures, outlines, light and noise, or only flat colors.
+
+    Returns:
+        (SIZE, SIZE, 3) uint8, RGB.
     """
     image = np.empty((3, SIZE, SIZE), np.float32)
     for region in plan.regions:
@@ -121,7 +124,7 @@ def render(plan: Plan, rng: np.random.Generator, *, effects: bool = True) -> np.
 
 
 def _light(rng: np.random.Generator) -> np.ndarray:
-    """(SIZE, SIZE) factors: brighter from one side."""
+    """Return (SIZE, SIZE) brightness factors of light from one side."""
     angle, slope = rng.uniform(-np.pi, np.pi), rng.uniform(0.03, 0.16)
     place = np.linspace(-slope, slope, SIZE, dtype=np.float32)
     down = place * np.float32(np.sin(angle)) + np.float32(rng.uniform(0.9, 1.05))
@@ -129,7 +132,10 @@ def _light(rng: np.random.Generator) -> np.ndarray:
 
 
 def draw_ids(plan: Plan) -> np.ndarray:
-    """(SIZE, SIZE): which part of the plan is seen, regions from 0, then things."""
+    """Return the visible part of the plan for every pixel, (SIZE, SIZE).
+
+    Regions are numbered from 0, followed by things.
+    """
     ids = np.zeros((SIZE, SIZE), np.int64)
     for i, region in enumerate(plan.regions):
         if region.cover is not None:
@@ -142,11 +148,12 @@ def draw_ids(plan: Plan) -> np.ndarray:
 def label(
     plan: Plan, ids: np.ndarray, hidden: Sequence[int] = ()
 ) -> tuple[np.ndarray, tuple[Segment, ...]]:
-    """The panoptic map and its segments.
+    """Return the panoptic map and its segments.
 
     Args:
-        ids: of :func:`draw_ids`.
-        hidden: places in ``plan.things`` that get no label.
+        plan: The plan.
+        ids: Result of :func:`draw_ids`.
+        hidden: Indices of things in ``plan.things`` that are not labeled.
     """
     parts = [part.name for part in (*plan.regions, *plan.things)]
     out = {len(plan.regions) + i for i in hidden}
@@ -156,7 +163,7 @@ def label(
         mask = ids == i
         if i in out or not mask.any():
             continue
-        # green says which class it is when somebody looks at the file
+        # in the PNG file, the green channel is the category
         number_of[i] = 256 * name.category + i + 1
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
         box = int(columns[0]), int(rows[0]), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1

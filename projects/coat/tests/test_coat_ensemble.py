@@ -1,4 +1,4 @@
-"""CLIP-conditioned objectness against its formula in numpy."""
+"""Compare CLIP-conditioned objectness with its formula in NumPy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from projects.coat.coat_ensemble import CoatEnsemble
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 TRAINED = Vocabulary((("cat",), ("tree",)), (True, False))
 VOCABULARY = Vocabulary((("cat",), ("lynx",), ("sky",), ("tree",)), (True, True, False, False))
-SEEN = np.array([True, False, False, True])
+IS_BASE = np.array([True, False, False, True])
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_equals_the_formula(coat_lambda: float, class_predictions: list[ClassPre
     own, clip = class_predictions
     p_own, p_clip = softmax(own.logits), softmax(clip.logits)
     p_void = own.p_void.double().numpy() * (1 - coat_lambda * p_clip.max(-1))
-    p = np.where(SEEN, p_own**0.6 * p_clip**0.4, p_own**0.2 * p_clip**0.8)
+    p = np.where(IS_BASE, p_own**0.6 * p_clip**0.4, p_own**0.2 * p_clip**0.8)
     p *= (1 - p_void[..., None]) / p.sum(-1, keepdims=True)
     ensemble = CoatEnsemble(coat_lambda, alpha=0.4, beta=0.8, train_vocabulary=TRAINED)
     result = ensemble(class_predictions, VOCABULARY).numpy()
@@ -55,7 +55,7 @@ def test_only_objectness_changes(class_predictions: list[ClassPrediction]) -> No
     plain = GeometricEnsemble(train_vocabulary=TRAINED)(class_predictions, VOCABULARY)
     result = CoatEnsemble(0.5, train_vocabulary=TRAINED)(class_predictions, VOCABULARY)
     assert (result[..., -1] < plain[..., -1]).all()
-    assert (result[..., -1] >= plain[..., -1] / 2).all()  # CLIP can be no surer than 1
+    assert (result[..., -1] >= plain[..., -1] / 2).all()  # CLIP's confidence is at most 1
     classes, before = result[..., :-1], plain[..., :-1]
     torch.testing.assert_close(
         classes / classes.sum(-1, keepdim=True), before / before.sum(-1, keepdim=True)
@@ -63,31 +63,33 @@ def test_only_objectness_changes(class_predictions: list[ClassPrediction]) -> No
 
 
 def test_huge_logits_stay_finite(class_predictions: list[ClassPrediction]) -> None:
-    sure = ClassPrediction((1e3 * class_predictions[1].logits).half())
-    result = CoatEnsemble(1.0, train_vocabulary=TRAINED)([class_predictions[0], sure], VOCABULARY)
+    confident = ClassPrediction((1e3 * class_predictions[1].logits).half())
+    result = CoatEnsemble(1.0, train_vocabulary=TRAINED)(
+        [class_predictions[0], confident], VOCABULARY
+    )
     assert result.isfinite().all() and result.dtype == torch.float32
 
 
-def test_clip_must_have_an_prediction(class_predictions: list[ClassPrediction]) -> None:
+def test_missing_clip_prediction_raises(class_predictions: list[ClassPrediction]) -> None:
     with pytest.raises(ValueError, match="CoatEnsemble needs CLIP's prediction.*two classifiers"):
         CoatEnsemble(train_vocabulary=TRAINED)(class_predictions[:1], VOCABULARY)
 
 
 @pytest.mark.parametrize("variant", ["label", "caption"])
-def test_the_config_changes_the_ensemble_alone(variant: str) -> None:
+def test_config_changes_only_the_ensemble(variant: str) -> None:
     config = load_config(CONFIGS / f"odise_{variant}_coat.py")
     plain = load_config(f"odise_coco_{variant}")
     with torch.device("meta"):
         ensemble = build_model(config).ensemble
-    theirs = plain.model.ensemble
+    expected = plain.model.ensemble
     assert (type(ensemble), ensemble.coat_lambda) == (CoatEnsemble, 0.5)
-    assert (ensemble.alpha, ensemble.beta) == (theirs.alpha, theirs.beta)
+    assert (ensemble.alpha, ensemble.beta) == (expected.alpha, expected.beta)
     del config.model["ensemble"], plain.model["ensemble"]
     assert config.model == plain.model
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.5])
-def test_lambda_out_of_range(value: float) -> None:
+def test_lambda_out_of_range_raises(value: float) -> None:
     config = load_config(CONFIGS / "odise_label_coat.py")
     config.model.ensemble.coat_lambda = value
     with (

@@ -1,4 +1,4 @@
-# The same in small, on two images and with random weights: runs on a CPU without any download.
+# A small version with random weights, on two images. It runs on a CPU without any downloads.
 _base_ = ["../../../configs/toy/overfit_real_coco.py"]
 custom_imports = dict(imports=["projects.example_backbone.torchvision_backbone"])
 model = dict(

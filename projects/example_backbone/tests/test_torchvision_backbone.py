@@ -1,4 +1,4 @@
-"""The example plugin: its features, its bad input, and the package's tools on its configs."""
+"""Tests of the example plugin: features, invalid input, and the package's tools."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 
 
 @pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder of downloaded weights, and no network."""
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return an empty folder for downloaded weights, and disable the network."""
 
     def no_network(url: str, *_: object, **__: object) -> None:
         raise URLError("no network")
@@ -39,12 +39,12 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "checkpoints"
 
 
-def test_features_are_torchvisions(own_cache: Path) -> None:
-    """Weights from torchvision's cache; maps and normalization as torchvision computes them."""
+def test_features_equal_torchvisions(empty_cache: Path) -> None:
+    """Use weights in torchvision's cache; compare maps and normalization with torchvision."""
     known = torchvision.models.ResNet18_Weights.IMAGENET1K_V1
     torch.manual_seed(3)
     reference = torchvision.models.resnet18().eval()
-    torch.save(reference.state_dict(), own_cache / Path(known.url).name)
+    torch.save(reference.state_dict(), empty_cache / Path(known.url).name)
     wanted: dict[str, torch.Tensor] = {}
     for name in LAYERS:
         layer = reference.get_submodule(name)
@@ -70,7 +70,7 @@ def test_features_are_torchvisions(own_cache: Path) -> None:
         ("mobilenet_v3_small", ["features.0", "features.8"], (2, 16)),
     ],
 )
-def test_the_contract(model: str, layers: list[str], strides: tuple[int, ...]) -> None:
+def test_backbone_contract(model: str, layers: list[str], strides: tuple[int, ...]) -> None:
     torch.manual_seed(1)
     backbone, again = (TorchvisionBackbone(model, layers) for _ in range(2))
     with torch.device("meta"):
@@ -85,7 +85,9 @@ def test_the_contract(model: str, layers: list[str], strides: tuple[int, ...]) -
         backbone.channels, strides, maps, again(tiles[1:]), strict=True
     ):
         assert m.shape == (2, channels, 64 // stride, 96 // stride)
-        torch.testing.assert_close(m[1:], other)  # the same random weights; a batch is no mixture
+        torch.testing.assert_close(
+            m[1:], other
+        )  # same random weights; images in a batch are independent
     maps[-1].sum().backward()
     assert tiles.grad.abs().sum() > 0
     assert all(p.grad is None for p in backbone.parameters()) and not backbone.state_dict()
@@ -108,26 +110,29 @@ def test_odd_sizes_and_16_bit() -> None:
         (dict(model="resnet19"), "no classifier 'resnet19'; did you mean .*resnet18"),
         (dict(weights="IMAGENET_V1"), "no weights of resnet18 called 'IMAGENET_V1'; did you mean"),
         (dict(layers=["layer1", "layer9"]), "layer9"),
-        (dict(layers=["layer4", "fc"]), "resnet18: not all of layer4, fc are maps"),
-        (dict(model="swin_t", layers=["features.1"]), r"features.1 are maps \(B, C, H, W\)"),
+        (dict(layers=["layer4", "fc"]), "resnet18: not all outputs of layer4, fc are"),
+        (
+            dict(model="swin_t", layers=["features.1"]),
+            r"features.1 are \(B, C, H, W\) feature maps",
+        ),
         (dict(layers=["layer1", "layer2"]), "needs a feature map for each"),
     ],
 )
-def test_bad_input(changes: dict, message: str) -> None:
+def test_bad_input_raises(changes: dict, message: str) -> None:
     config = load_config(CONFIGS / "resnet18_toy.py")
     config.model.backbone.update(changes)
     with torch.device("meta"), pytest.raises(ConfigError, match=message):
         build_model(config)
 
 
-def test_no_network(own_cache: Path) -> None:
+def test_missing_network_raises(empty_cache: Path) -> None:
     with pytest.raises(
-        CheckpointError, match="resnet18-.*pth cannot be fetched.*no network.*by hand"
+        CheckpointError, match="resnet18-.*pth: download failed.*no network.*by other means"
     ):
         TorchvisionBackbone("resnet18", LAYERS, "IMAGENET1K_V1")
 
 
-def test_the_real_config_needs_no_weights_for_shapes(own_cache: Path) -> None:
+def test_full_size_config_builds_on_meta_without_weights(empty_cache: Path) -> None:
     with torch.device("meta"):
         model = build_model(load_config(CONFIGS / "resnet50_coco.py"))
     assert isinstance(model.backbone, TorchvisionBackbone)
@@ -136,10 +141,10 @@ def test_the_real_config_needs_no_weights_for_shapes(own_cache: Path) -> None:
     assert trained == {"neck", "head", "classifiers"}
 
 
-def test_the_tools_run(
+def test_tools_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Training, in a process of its own that finds the plugin from any folder; test and demo."""
+    """Train in a subprocess, which finds the plugin from any folder; then test and segment."""
     shown = dict(zip(VOCABULARY.source_names, VOCABULARY.names, strict=True))
     data = write_small_coco(tmp_path / "data/real_coco", "val")
     content = data.read()

@@ -1,1 +1,1 @@
-"""Training of the models that stand for those of the web: a CLIP and a latent diffusion model."""
+"""Pre-training of a small CLIP and a small latent diffusion model on the toy world."""

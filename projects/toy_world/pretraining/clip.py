@@ -1,8 +1,8 @@
-"""A small CLIP of the toy world: open_clip's model, contrastive with several positives.
+"""Small CLIP for the toy world: open_clip's model and a contrastive loss with several positives.
 
-From every scene it sees the whole image with a caption, regions of it (crops, or gray but for the
-region) with a name, and, as tokens of the whole image, masked regions with a name: the same token
-that :class:`~odise_mm.models.MaskCLIPClassifier` gives a mask.
+Each scene contributes the whole image with a caption; regions with a name, as images (cropped, or
+gray outside the region); and masked regions with a name, as tokens of the whole image. These mask
+tokens are the same as in :class:`~odise_mm.models.MaskCLIPClassifier`.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ MODEL: dict[str, Any] = dict(
 )
 MEAN, STD = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
 
-_ITEM_SEED_OFFSET = 2 * 10**9  # keeps the random numbers of items apart from those of scenes
-_HELD_OUT = 10**6  # seed of the scenes for evaluation, of split "val"
+_ITEM_SEED_OFFSET = 2 * 10**9  # so that items and scenes have different random numbers
+_HELD_OUT = 10**6  # seed of the scenes for evaluation, split "val"
 
 
 # --- data ---------------------------------------------------------------------------------------
 
 
 class Batch(NamedTuple):
-    """What a step sees of B scenes.
+    """Data of a step: B scenes with k regions and k masked regions each.
 
     Attributes:
         wholes: (B, 3, S, S) uint8, whole images.
-        regions: (B * k, 3, S, S) uint8, regions as images of their own.
+        regions: (B * k, 3, S, S) uint8, regions as separate images.
         patches: (B, k, P) bool, the patches of the whole images that masked regions touch.
-        texts: of wholes, regions and masked regions, in this order.
-        groups: (B + 2 B k,) int64: equal for texts that mean the same.
+        texts: Texts of wholes, regions and masked regions, in this order.
+        groups: (B + 2 B k,) int64, equal for texts with the same meaning.
     """
 
     wholes: Tensor
@@ -68,14 +68,14 @@ class Batch(NamedTuple):
 
 
 class Web(Dataset):
-    """Scenes as CLIP sees them; item n is the same in every run.
+    """Dataset of scenes with texts for training CLIP; item n is the same in every run.
 
     Args:
-        length: how many scenes.
-        seed: other scenes for another one.
-        size: of the images, in pixels.
-        patch: edge of CLIP's patches.
-        per_scene: regions, and as many masked ones, of a scene.
+        length: Number of scenes.
+        seed: Seed of the scenes.
+        size: Height and width of the images, in pixels.
+        patch: Edge length of CLIP's patches, in pixels.
+        per_scene: Number of regions, and of masked regions, per scene.
     """
 
     def __init__(self, length: int, seed: int, size: int, patch: int, per_scene: int) -> None:
@@ -89,7 +89,7 @@ class Web(Dataset):
         made = scene((self.seed, index))
         rng = np.random.default_rng([_ITEM_SEED_OFFSET, self.seed, index])
         caption = made.captions[rng.integers(len(made.captions))]
-        pictures, patches, names = [], [], []
+        regions, patches, names = [], [], []
         for masked in (False, True):
             for segment in _some(made, self.per_scene, rng):
                 mask = made.panoptic == segment.id
@@ -97,14 +97,14 @@ class Web(Dataset):
                     patches.append(touched(torch.from_numpy(mask), self.size, self.patch))
                 else:
                     mode = MODES[rng.integers(len(MODES))]
-                    pictures.append(show_region(made.image, mask, mode, self.size, rng))
+                    regions.append(show_region(made.image, mask, mode, self.size, rng))
                 names.append(segment.name)
         synonyms = [name.synonyms[rng.integers(len(name.synonyms))] for name in names]
         texts = [TEMPLATES[rng.integers(len(TEMPLATES))].format(text) for text in synonyms]
         whole = np.ones(made.panoptic.shape, bool)
         return (
             _tensor([show_region(made.image, whole, "masked", self.size, rng)]),
-            _tensor(pictures),
+            _tensor(regions),
             torch.stack(patches),
             (caption, *texts),
             [name.category for name in names],
@@ -112,27 +112,36 @@ class Web(Dataset):
 
 
 def _some(made: Scene, count: int, rng: np.random.Generator) -> list[Any]:
-    """Segments at random, each once before any comes again."""
+    """Choose random segments; none is repeated before all have been chosen."""
     number = len(made.segments)
     order = np.concatenate([rng.permutation(number) for _ in range(-(-count // number))])
     return [made.segments[i] for i in order[:count]]
 
 
 def touched(mask: Tensor, size: int, patch: int) -> Tensor:
-    """Patches (P,) bool that a mask (H, W) touches, the image being resized to ``size``."""
-    # in three steps, as MaskCLIPClassifier sees it: at stride 4, at CLIP's size, by patches
+    """Return the patches that a mask touches.
+
+    Args:
+        mask: (H, W) bool.
+        size: Height and width of the resized image, in pixels.
+        patch: Edge length of the patches, in pixels.
+
+    Returns:
+        (P,) bool.
+    """
+    # the same three steps as in MaskCLIPClassifier: stride 4, CLIP's image size, patches
     logits = mask_logits(mask)[None, None]
     resized = F.interpolate(logits, (size, size), mode="bilinear", align_corners=False)
     return F.max_pool2d(resized, patch).flatten() >= 0
 
 
 def mask_logits(mask: Tensor) -> Tensor:
-    """A mask (H, W) bool as a head would give it, (H / 4, W / 4) float32."""
+    """Convert an (H, W) bool mask to (H / 4, W / 4) float32 logits, as a head predicts them."""
     return 20 * (F.avg_pool2d(mask[None, None].float(), 4)[0, 0] - 0.5)
 
 
 def collate(items: Sequence[tuple[Any, ...]]) -> Batch:
-    """A batch of items of :class:`Web`."""
+    """Collate items of :class:`Web` to a batch."""
     wholes, regions, patches, texts, labels = zip(*items, strict=True)
     k = len(patches[0])
     order = [[text[0] for text in texts]]
@@ -150,31 +159,32 @@ def collate(items: Sequence[tuple[Any, ...]]) -> Batch:
 
 
 def number(keys: Sequence[str]) -> Tensor:
-    """(n,) int64, equal for equal keys."""
+    """Number keys: (n,) int64, equal for equal keys."""
     found = {key: i for i, key in enumerate(dict.fromkeys(keys))}
     return torch.tensor([found[key] for key in keys])
 
 
-def _tensor(pictures: Sequence[np.ndarray]) -> Tensor:
-    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous()
+def _tensor(images: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
 
 # --- training -----------------------------------------------------------------------------------
 
 
 def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, groups: Tensor) -> Tensor:
-    """CLIP's loss where several texts may fit one image.
+    """Compute CLIP's loss with several correct texts per image.
 
-    An image's target is spread evenly over all texts of its group, and likewise a text's over all
-    images: names come again within a batch, and one of two equal texts is not wrong.
+    Names repeat within a batch, so all texts of an image's group are correct. The target of an
+    image is uniform over these texts, and the target of a text over all images of its group.
 
     Args:
-        images, texts: N pairs, (N, C), L2-normalized.
-        scale: factor on the cosine.
-        groups: (N,); equal for pairs that mean the same.
+        images: (N, C) image embeddings, L2-normalized.
+        texts: (N, C) text embeddings, L2-normalized.
+        scale: Factor for the cosine similarities.
+        groups: (N,) int64, equal for pairs with the same meaning.
 
     Returns:
-        Mean of the cross entropies of both directions, less their least possible value.
+        Mean of the cross entropies of both directions, minus its smallest possible value.
     """
     logits = scale * images.float() @ texts.float().T
     same = (groups[:, None] == groups[None]).float()
@@ -185,15 +195,16 @@ def contrastive_loss(images: Tensor, texts: Tensor, scale: Tensor, groups: Tenso
 
 
 def with_mask_tokens(visual: nn.Module, images: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings of images and of masked regions in them, in one pass.
+    """Embed images and masked regions of them in one pass.
 
     Args:
         visual: open_clip's vision transformer.
         images: (B, 3, S, S), normalized.
-        patches: (B, k, P) bool: what each region's token attends to, beside the class token.
+        patches: (B, k, P) bool, the patches that each region's token attends to, in addition to the
+            class token.
 
     Returns:
-        (B, C) and (B, k, C), not normalized.
+        (B, C) and (B, k, C) embeddings, not L2-normalized.
     """
     batch, regions, count = patches.shape
     tokens = visual._embeds(images)
@@ -210,11 +221,11 @@ def with_mask_tokens(visual: nn.Module, images: Tensor, patches: Tensor) -> tupl
 
 
 class Step:
-    """Losses of a batch.
+    """Loss function of a batch.
 
     Args:
-        model: open_clip's.
-        mask_tokens: whether masked regions are learned as tokens of the whole image.
+        model: open_clip's model.
+        mask_tokens: Whether masked regions are learned as tokens of the whole image.
     """
 
     def __init__(self, model: nn.Module, mask_tokens: bool) -> None:
@@ -241,21 +252,21 @@ class Step:
         return {"loss": contrastive_loss(images, embedded, scale, groups.to(device))}
 
 
-def normalize(pictures: Tensor) -> Tensor:
-    """uint8 to CLIP's mean and standard deviation, float32."""
-    mean, std = (torch.tensor(v, device=pictures.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (pictures.float() / 255 - mean) / std
+def normalize(images: Tensor) -> Tensor:
+    """Normalize uint8 images with CLIP's mean and standard deviation, to float32."""
+    mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
+    return (images.float() / 255 - mean) / std
 
 
 # --- evaluation ---------------------------------------------------------------------------------
 
 
 class Evaluation:
-    """Zero-shot accuracy on scenes that are never trained on.
+    """Zero-shot accuracy on held-out scenes.
 
     Args:
-        scenes: how many.
-        device: where it is computed.
+        scenes: Number of scenes.
+        device: Device of the computation.
     """
 
     def __init__(self, scenes: int, device: torch.device) -> None:
@@ -263,31 +274,31 @@ class Evaluation:
         self.device = device
         self.classifier = MaskCLIPClassifier(self.clip)
         size = self.clip.image_size
-        self.pictures, self.masks, self.names = [], [], []
+        self.images, self.masks, self.names = [], [], []
         crops: list[np.ndarray] = []
         for index in range(scenes):
             made = scene((_HELD_OUT, index), "val")
             rng = np.random.default_rng([_ITEM_SEED_OFFSET, _HELD_OUT, index])
             masks = [made.panoptic == segment.id for segment in made.segments]
             crops += [show_region(made.image, mask, "crop", size, rng) for mask in masks]
-            self.pictures.append(torch.from_numpy(made.image).permute(2, 0, 1) / 255)
+            self.images.append(torch.from_numpy(made.image).permute(2, 0, 1) / 255)
             self.masks.append(torch.stack([mask_logits(torch.from_numpy(m)) for m in masks]))
             self.names += [segment.name for segment in made.segments]
         self.crops = _tensor(crops).float() / 255
 
     @torch.no_grad()
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Accuracies in [0, 1].
+        """Compute accuracies from 0 to 1.
 
-        ``crop_*``: things on crops, over all names of things. ``mask_*``: base things, novel things
-        and stuff with mask tokens of true masks, over all names, stuff too.
+        ``crop_*``: crops of things, over all names of things. ``mask_*``: mask tokens of true masks
+        of base things, novel things and stuff, over all names.
         """
         self.clip.model.load_state_dict(model.state_dict())
         self.classifier.text_encoder.forget()
         crops = [self.clip.encode_image(part.to(self.device)) for part in self.crops.split(256)]
         masks = [
-            self.classifier.embed_masks(mask[None].to(self.device), [picture.to(self.device)])[0]
-            for mask, picture in zip(self.masks, self.pictures, strict=True)
+            self.classifier.embed_masks(mask[None].to(self.device), [image.to(self.device)])[0]
+            for mask, image in zip(self.masks, self.images, strict=True)
         ]
         found = self._choose(torch.cat(crops), len(THINGS))
         things = [i for i, name in enumerate(self.names) if name.is_thing]
@@ -312,7 +323,7 @@ class Evaluation:
         return result
 
     def _choose(self, embeddings: Tensor, count: int) -> list[int]:
-        """Places in ``NAMES`` of the most similar ones of the first ``count``."""
+        """Return the indices in ``NAMES`` of the most similar names among the first ``count``."""
         names = vocabulary("all")
         text = self.classifier.text_encoder(fill_template(TEMPLATES[-1], names.flat[0]))
         logits = class_logits(embeddings[None], text, names, 1.0)[0, :, :count]
@@ -320,13 +331,13 @@ class Evaluation:
 
 
 def _share(pairs: Sequence[tuple[Name, Name]], part: str) -> float:
-    """Of pairs that agree in an attribute; 0 of none."""
+    """Return the fraction of pairs that agree in an attribute; 0 without pairs."""
     agree = [getattr(name, part) == getattr(found, part) for name, found in pairs]
     return sum(agree) / max(1, len(agree))
 
 
 def export(model: nn.Module, folder: Path) -> None:
-    """Write a model as open_clip's folder, float16, for ``FrozenCLIP(folder, folder)``."""
+    """Write a model in open_clip's layout, float16, for ``FrozenCLIP(folder, folder)``."""
     folder.mkdir(parents=True, exist_ok=True)
     config = dict(model_cfg=MODEL, preprocess_cfg=dict(mean=MEAN, std=STD))
     write_json(folder / CONFIG_FILE, json.loads(json.dumps(config)))

@@ -1,7 +1,7 @@
-"""A small latent diffusion model of the toy world, of diffusers' and transformers' own classes.
+"""Small latent diffusion model for the toy world, built from classes of diffusers and transformers.
 
-First an autoencoder (128 x 128 pixels to 4 x 32 x 32), then, on its latents, a UNet together with
-the text encoder that it listens to, as in Rombach et al., arXiv 2112.10752, section 4.3.
+The autoencoder (128 x 128 pixels to 4 x 32 x 32) is trained first. The UNet is then trained on its
+latents, together with the text encoder (Rombach et al., arXiv 2112.10752, section 4.3).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ UNET: dict[str, Any] = dict(
     norm_num_groups=16,
     cross_attention_dim=128,
     attention_head_dim=4,  # diffusers' name for the number of heads
-    # attention where it is cheap: at 16 x 16 and 8 x 8
+    # attention only at 16 x 16 and 8 x 8, where it is cheap
     down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
 )
@@ -68,7 +68,7 @@ TEXT: dict[str, Any] = dict(
     bos_token_id=len(WORDS) + 1,
     eos_token_id=len(WORDS) + 2,
 )
-# as DiffusionBackbone and Stable Diffusion have it
+# the same as in DiffusionBackbone and Stable Diffusion
 SCHEDULE: dict[str, Any] = dict(
     num_train_timesteps=1000,
     beta_start=0.00085,
@@ -89,23 +89,30 @@ PROMPTS = (
     "a polka-dot red ball in the water",
     "the brick wall",
 )
-"""What the sample sheets show."""
+"""Prompts of the sample sheets."""
 SAMPLE_STEPS = 30
 GUIDANCE = 4.0
 SCALE_SCENES = 128
-"""That the scale of the latents is measured on: it is part of the model."""
+"""Number of scenes on which the scale of the latents, a part of the model, is measured."""
 
-_HELD_OUT = 10**6  # seed of the scenes for evaluation, of split "val"
-_CAPTION_DROPPED = 0.1
-_KL = 1e-4  # of the latent's divergence per number, against absolute differences in [-1, 1]
-_EDGES = 0.5  # of differences between neighbouring pixels
+_HELD_OUT = 10**6  # seed of the scenes for evaluation, split "val"
+_CAPTION_DROPPED = 0.1  # probability of an empty caption
+_KL = 1e-4  # weight of the KL divergence (mean over the latent)
+_EDGES = 0.5  # weight of the differences between neighboring pixels
 
 
 # --- autoencoder --------------------------------------------------------------------------------
 
 
 class Crops(Dataset):
-    """Square parts of scenes, (k, 3, size, size) uint8; item n is the same in every run."""
+    """Dataset of square crops of scenes; item n is the same in every run.
+
+    Args:
+        length: Number of scenes.
+        seed: Seed of the scenes and crops.
+        size: Height and width of the crops, in pixels.
+        per_scene: Number of crops per scene; an item is (per_scene, 3, size, size) uint8.
+    """
 
     def __init__(self, length: int, seed: int, *, size: int = 64, per_scene: int = 2) -> None:
         self.length, self.seed, self.size, self.per_scene = length, seed, size, per_scene
@@ -114,67 +121,71 @@ class Crops(Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> Tensor:
-        picture = _tensor(scene((self.seed, index)).image)
+        image = _tensor(scene((self.seed, index)).image)
         corners = np.random.default_rng([self.seed, index]).integers(
             SIZE - self.size + 1, size=(self.per_scene, 2)
         )
         size = self.size
-        return torch.stack([picture[:, y : y + size, x : x + size] for y, x in corners.tolist()])
+        return torch.stack([image[:, y : y + size, x : x + size] for y, x in corners.tolist()])
 
 
-def autoencoder_losses(vae: AutoencoderKL, pictures: Tensor, noise: Tensor) -> dict[str, Tensor]:
-    """Losses of an autoencoder, each with its weight.
+def autoencoder_losses(vae: AutoencoderKL, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    """Compute the weighted losses of an autoencoder.
 
     Args:
+        vae: The autoencoder.
         images: (N, 3, S, S) in [-1, 1].
-        noise: normal, (N, 4, S / 4, S / 4); what the latent is drawn with.
+        noise: (N, 4, S / 4, S / 4) normal noise for sampling the latents.
+
+    Returns:
+        "l1", "edges" and "kl"; the training loss is their sum.
     """
-    posterior = vae.encode(pictures).latent_dist
+    posterior = vae.encode(images).latent_dist
     mean, log_variance = posterior.mean.float(), posterior.logvar.float()
     made = vae.decode(mean + (log_variance / 2).exp() * noise).sample.float()
-    edges = sum((made.diff(dim=axis) - pictures.diff(dim=axis)).abs().mean() for axis in (-1, -2))
+    edges = sum((made.diff(dim=axis) - images.diff(dim=axis)).abs().mean() for axis in (-1, -2))
     divergence = 0.5 * (mean**2 + log_variance.exp() - 1 - log_variance).mean()
     return {
-        "l1": (made - pictures).abs().mean(),
+        "l1": (made - images).abs().mean(),
         "edges": _EDGES * edges,
         "kl": _KL * divergence,
     }
 
 
 class AutoencoderEvaluation:
-    """How well held-out scenes come back; a picture of some of them.
+    """Reconstruction quality on held-out scenes, with a sheet of examples.
 
     Args:
-        scenes: how many.
-        sheet: file of the picture.
+        scenes: Number of scenes.
+        sheet: PNG file of the sheet.
     """
 
     def __init__(self, scenes: int, sheet: Path) -> None:
-        self.pictures = to_input(held_out(scenes)[0])
+        self.images = to_input(held_out(scenes)[0])
         self.sheet = sheet
 
     @torch.no_grad()
     def __call__(self, vae: AutoencoderKL) -> dict[str, float]:
-        """``psnr`` in dB, mean over images."""
+        """Compute ``psnr`` in dB, the mean over images, and write the sheet."""
         made = []
-        for part in self.pictures.split(16):
+        for part in self.images.split(16):
             latent = vae.encode(part.to(vae.device)).latent_dist.mean
             made.append(vae.decode(latent).sample.float().clamp(-1, 1).cpu())
         found = torch.cat(made)
-        error = ((found - self.pictures) / 2).square().mean((1, 2, 3))
-        rows = [torch.cat([self.pictures[i], found[i]], dim=1) for i in range(min(8, len(found)))]
+        error = ((found - self.images) / 2).square().mean((1, 2, 3))
+        rows = [torch.cat([self.images[i], found[i]], dim=1) for i in range(min(8, len(found)))]
         write_sheet(self.sheet, rows, [""] * len(rows))
         return {"psnr": float((-10 * error.log10()).mean())}
 
 
 def scaling_factor(vae: AutoencoderKL) -> float:
-    """1 / standard deviation of latents, so that the UNet gets numbers around 1.
+    """Return 1 / standard deviation of the latents, which scales them to a deviation of 1.
 
-    Always measured on the same ``SCALE_SCENES`` scenes.
+    It is always measured on the same ``SCALE_SCENES`` scenes.
     """
-    pictures = torch.stack([_tensor(scene((_HELD_OUT, i)).image) for i in range(SCALE_SCENES)])
+    images = torch.stack([_tensor(scene((_HELD_OUT, i)).image) for i in range(SCALE_SCENES)])
     with torch.no_grad():
-        parts = to_input(pictures).split(16)
+        parts = to_input(images).split(16)
         latents = [vae.encode(part.to(vae.device)).latent_dist.mean for part in parts]
     return round(1 / float(torch.cat(latents).float().std()), 5)
 
@@ -182,11 +193,11 @@ def scaling_factor(vae: AutoencoderKL) -> float:
 # --- latents ------------------------------------------------------------------------------------
 
 
-Imaged = tuple[Tensor, tuple[str, ...]]  # an image (3, 128, 128) uint8 and all its captions
+_Captioned = tuple[Tensor, tuple[str, ...]]  # (3, 128, 128) uint8 image and its captions
 
 
 class _Scenes(Dataset):
-    """Images and all their captions."""
+    """Dataset of images with all their captions."""
 
     def __init__(self, length: int, seed: int) -> None:
         self.length, self.seed = length, seed
@@ -194,47 +205,49 @@ class _Scenes(Dataset):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> Imaged:
+    def __getitem__(self, index: int) -> _Captioned:
         made = scene((self.seed, index))
         return _tensor(made.image), made.captions
 
 
-# with a name of its own: a lambda cannot be sent to workers that are spawned
-def _collate(items: Sequence[Imaged]) -> tuple[Tensor, list[tuple[str, ...]]]:
-    """Images (N, 3, 128, 128) uint8, and the captions of each."""
-    pictures, captions = zip(*items, strict=True)
-    return torch.stack(pictures), list(captions)
+# a function, because a lambda cannot be pickled for spawned workers
+def _collate(items: Sequence[_Captioned]) -> tuple[Tensor, list[tuple[str, ...]]]:
+    """Collate to (N, 3, 128, 128) uint8 images and a list of their captions."""
+    images, captions = zip(*items, strict=True)
+    return torch.stack(images), list(captions)
 
 
 class Latents:
-    """Latents of web scenes on the disk, each computed once.
+    """Latents of web scenes, computed once and stored on disk.
 
-    ``FILE.npy`` is (scenes, 4, 32, 32) float16, memory-mapped, already times the scaling factor;
-    ``FILE.json`` has what it was made from and the captions so far.
+    ``FILE.npy`` has the latents, (scenes, 4, 32, 32) float16, multiplied by the scaling factor. It
+    is memory-mapped. ``FILE.json`` records the autoencoder, the scenes, and the captions of the
+    latents that are finished.
 
     Args:
-        file: without ending.
-        vae: in eval mode.
-        scenes: how many; seed of them.
-        workers: processes that draw.
+        file: Path without suffix.
+        vae: Autoencoder in eval mode.
+        scenes: Number of scenes.
+        seed: Seed of the scenes.
+        workers: Number of processes that draw scenes.
 
     Raises:
-        ConfigError: another autoencoder or number of scenes is in the file.
+        ConfigError: The files belong to another autoencoder or other scenes, or are damaged.
     """
 
     def __init__(
         self, file: Path, vae: AutoencoderKL, scenes: int, seed: int, workers: int = 0
     ) -> None:
         made_from = {"vae": digest(vae), "scenes": scenes, "seed": seed}
-        array, notes = file.with_suffix(".npy"), file.with_suffix(".json")
+        array, record = file.with_suffix(".npy"), file.with_suffix(".json")
         shape = (scenes, 4, SIZE // STRIDE, SIZE // STRIDE)
-        if notes.is_file():
-            known = read_json(notes, ConfigError)
+        if record.is_file():
+            known = read_json(record, ConfigError)
             found = known.get("made_from") if isinstance(known, dict) else None
             if found != made_from or not isinstance(known.get("captions"), list):
                 raise ConfigError(
-                    f"{notes} is of another autoencoder or other scenes ({found}, not "
-                    f"{made_from}), or damaged; remove it to have the latents computed anew"
+                    f"{record} belongs to another autoencoder or other scenes ({found}, not "
+                    f"{made_from}), or is damaged; remove it to compute the latents again"
                 )
         else:
             known = {"made_from": made_from, "captions": []}
@@ -242,7 +255,7 @@ class Latents:
         latents = np.lib.format.open_memmap(array, "r+")
         self.captions: list[list[str]] = known["captions"]
         if len(self.captions) < scenes:
-            self._fill(latents, vae, seed, workers, known, notes)
+            self._fill(latents, vae, seed, workers, known, record)
         self.latents = np.lib.format.open_memmap(array, "r")
 
     def _fill(
@@ -252,7 +265,7 @@ class Latents:
         seed: int,
         workers: int,
         known: dict[str, Any],
-        notes: Path,
+        record: Path,
     ) -> None:
         start, size = len(self.captions), 32
         rows = range(start, len(latents))
@@ -260,19 +273,19 @@ class Latents:
             _Scenes(len(latents), seed), size, sampler=rows, num_workers=workers,
             collate_fn=_collate,
         )  # fmt: skip
-        for count, (pictures, captions) in enumerate(track(data, "latents"), 1):
+        for count, (images, captions) in enumerate(track(data, "latents"), 1):
             with torch.no_grad():
-                inputs = to_input(pictures).to(vae.device)
+                inputs = to_input(images).to(vae.device)
                 latent = vae.encode(inputs).latent_dist.mean.float() * vae.config.scaling_factor
             first = len(self.captions)
-            latents[first : first + len(pictures)] = latent.cpu().numpy()
+            latents[first : first + len(images)] = latent.cpu().numpy()
             self.captions += [list(one) for one in captions]
             if count % 64 == 0 or len(self.captions) == len(latents):
-                latents.flush()  # before the note that says they are there
-                write_json(notes, known)
+                latents.flush()  # before they are recorded as finished
+                write_json(record, known)
 
     def draw(self, count: int, generator: torch.Generator) -> tuple[Tensor, list[str]]:
-        """Latents (count, 4, 32, 32) float32 and a caption of each, at random."""
+        """Draw random latents, (count, 4, 32, 32) float32, with one caption each."""
         rows = torch.randint(len(self.latents), (count,), generator=generator).tolist()
         which = torch.randint(10**6, (count,), generator=generator).tolist()
         texts = [
@@ -282,7 +295,7 @@ class Latents:
 
 
 def digest(module: nn.Module) -> str:
-    """Tells weights apart."""
+    """Return a hash of a module's weights."""
     found = hashlib.sha256()
     for key, value in sorted(module.state_dict().items()):
         found.update(key.encode() + value.detach().float().cpu().numpy().tobytes())
@@ -293,7 +306,7 @@ def digest(module: nn.Module) -> str:
 
 
 class TextToLatent(nn.Module):
-    """A UNet and the text encoder that is trained with it."""
+    """UNet with the text encoder that is trained together with it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -304,18 +317,18 @@ class TextToLatent(nn.Module):
         self.register_buffer("alphas_cumprod", alphas_cumprod, persistent=False)
 
     def context(self, texts: Sequence[str]) -> Tensor:
-        """What the UNet is told, (N, 32, 128)."""
+        """Encode texts to the condition of the UNet, (N, 32, 128)."""
         tokens = self.tokenizer(texts).to(self.alphas_cumprod.device)
         return self.text_encoder(tokens).last_hidden_state
 
     def loss(self, latents: Tensor, texts: Sequence[str], steps: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of the noise that is found in noisy latents.
+        """Compute the mean squared error of the noise predicted from noisy latents.
 
         Args:
             latents: (N, 4, 32, 32).
-            texts: N captions, some of them empty.
+            texts: N captions; some may be empty.
             steps: (N,) time steps.
-            noise: normal, as ``latents``.
+            noise: (N, 4, 32, 32) normal noise.
         """
         alphas_cumprod = self.alphas_cumprod[steps].view(-1, 1, 1, 1)
         noisy = alphas_cumprod.sqrt() * latents + (1 - alphas_cumprod).sqrt() * noise
@@ -324,7 +337,15 @@ class TextToLatent(nn.Module):
 
     @torch.no_grad()
     def sample(self, texts: Sequence[str], noise: Tensor) -> Tensor:
-        """Latents of texts from noise (N, 4, 32, 32), by DDIM with guidance away from no text."""
+        """Sample latents with DDIM and classifier-free guidance.
+
+        Args:
+            texts: N prompts.
+            noise: (N, 4, 32, 32) normal noise.
+
+        Returns:
+            (N, 4, 32, 32) latents.
+        """
         schedule = DDIMScheduler(**SCHEDULE)
         schedule.set_timesteps(SAMPLE_STEPS)
         context = self.context([*texts, *[""] * len(texts)])
@@ -338,12 +359,13 @@ class TextToLatent(nn.Module):
 
 
 class TextToLatentLosses:
-    """Losses of the steps of a training.
+    """Losses of the steps of a training run.
 
     Args:
-        model: what is trained.
-        latents: its data.
-        batch_size, seed: of every step.
+        model: The trained model.
+        latents: Training data.
+        batch_size: Latents per step.
+        seed: Seed of the random numbers.
     """
 
     def __init__(self, model: TextToLatent, latents: Latents, batch_size: int, seed: int) -> None:
@@ -363,26 +385,27 @@ class TextToLatentLosses:
 
 
 class TextToLatentEvaluation:
-    """Error on held-out scenes, and a sheet of samples.
+    """Loss on held-out scenes, with a sheet of samples.
 
     Args:
-        vae: in eval mode.
-        scenes: how many.
-        sheet: file of the image.
+        vae: Autoencoder in eval mode.
+        scenes: Number of scenes.
+        sheet: PNG file of the sheet.
     """
 
     def __init__(self, vae: AutoencoderKL, scenes: int, sheet: Path) -> None:
         self.vae, self.sheet = vae, sheet
-        pictures, self.texts = held_out(scenes)
+        images, self.texts = held_out(scenes)
         with torch.no_grad():
-            parts = [vae.encode(p.to(vae.device)) for p in to_input(pictures).split(16)]
+            parts = [vae.encode(p.to(vae.device)) for p in to_input(images).split(16)]
         self.latents = torch.cat([p.latent_dist.mean for p in parts]) * vae.config.scaling_factor
 
     @torch.no_grad()
     def __call__(self, model: TextToLatent) -> dict[str, float]:
-        """Mean losses.
+        """Compute mean losses, and write the sheet.
 
-        ``val``: with captions; ``val_unconditional``: without; ``val_early``: with, at steps < 250.
+        ``val``: with captions; ``val_unconditional``: without captions; ``val_early``: with
+        captions, at time steps below 250.
         """
         device = self.latents.device
         generator = random_of(_HELD_OUT)
@@ -402,7 +425,7 @@ class TextToLatentEvaluation:
         return {name: float(sum(some)) / len(noise) for name, some in names.items()}
 
     def draw(self, model: TextToLatent) -> None:
-        """Sample ``PROMPTS``, always from the same noise."""
+        """Write a sheet of samples for ``PROMPTS``, always from the same noise."""
         edge = SIZE // STRIDE
         noise = torch.randn(len(PROMPTS), 4, edge, edge, generator=random_of(_HELD_OUT, 1))
         latents = model.sample(PROMPTS, noise.to(self.latents.device))
@@ -415,37 +438,43 @@ class TextToLatentEvaluation:
 
 
 def held_out(count: int) -> tuple[Tensor, list[str]]:
-    """Scenes that no training here sees: images (N, 3, 128, 128) uint8, and a caption of each."""
+    """Return scenes that are never used for training: (N, 3, 128, 128) uint8 and N captions."""
     made = [scene((_HELD_OUT, i), "val") for i in range(count)]
     return torch.stack([_tensor(one.image) for one in made]), [one.captions[0] for one in made]
 
 
-def to_input(pictures: Tensor) -> Tensor:
-    """uint8 to [-1, 1] float32."""
-    return pictures.float() / 127.5 - 1
+def to_input(images: Tensor) -> Tensor:
+    """Convert uint8 images to float32 in [-1, 1]."""
+    return images.float() / 127.5 - 1
 
 
-def write_sheet(path: Path, pictures: Sequence[Tensor], titles: Sequence[str]) -> None:
-    """Images (3, H, W) in [-1, 1] side by side, with titles, as PNG."""
-    columns = min(4, len(pictures))
-    rows = -(-len(pictures) // columns)
-    height = 2.4 * pictures[0].shape[1] / pictures[0].shape[2]
+def write_sheet(path: Path, images: Sequence[Tensor], titles: Sequence[str]) -> None:
+    """Write a PNG file with images and titles.
+
+    Args:
+        path: The file.
+        images: (3, H, W) images in [-1, 1].
+        titles: Title of each image.
+    """
+    columns = min(4, len(images))
+    rows = -(-len(images) // columns)
+    height = 2.4 * images[0].shape[1] / images[0].shape[2]
     figure = Figure(figsize=(2.4 * columns, (height + 0.3) * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
-    for axis, picture, title in zip(axes, pictures, titles, strict=False):
-        axis.imshow((picture.clamp(-1, 1).permute(1, 2, 0).numpy() + 1) / 2)
+    for axis, image, title in zip(axes, images, titles, strict=False):
+        axis.imshow((image.clamp(-1, 1).permute(1, 2, 0).numpy() + 1) / 2)
         axis.set_title(title, fontsize=7)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
 
 
 def export(folder: Path, vae: AutoencoderKL, model: TextToLatent) -> None:
-    """Write diffusers' folder of a model, float16: ``DiffusionBackbone(folder, folder)``.
+    """Write a model in diffusers' layout, float16, for ``DiffusionBackbone(folder, folder)``.
 
     Raises:
-        DatasetError: there is a folder of that name that this function did not write.
+        DatasetError: The folder exists and was not written by this function.
     """
     claim(folder.parent, [folder])
     temporary = folder.with_name(f".{folder.name}.partial")
@@ -454,7 +483,7 @@ def export(folder: Path, vae: AutoencoderKL, model: TextToLatent) -> None:
     (temporary / "tokenizer").mkdir(parents=True)
     tokenizer().save(temporary / "tokenizer" / WORDS_FILE)
     DDIMScheduler(**SCHEDULE).save_pretrained(temporary / "scheduler")
-    # fresh ones: half precision is for the files alone
+    # new modules, because only the files are in half precision
     for part, fresh, trained in (
         ("vae", AutoencoderKL(**VAE, scaling_factor=vae.config.scaling_factor), vae),
         ("unet", UNet2DConditionModel(**UNET), model.unet),

@@ -1,7 +1,7 @@
-"""One training loop for all models here: resumable to the bit, with progress and curves.
+"""Training loop for all models of this project, with exact resuming, progress and curves.
 
-What a step sees is a function of the seed and the step alone. The state is saved under its name
-when it is complete, so that a kill at any moment costs the steps since the last save, no more.
+The data of a step depends only on the seed and the step. State files are replaced only by complete
+ones, so that a crash at any point loses only the steps since the last save.
 """
 
 from __future__ import annotations
@@ -39,25 +39,27 @@ from odise_mm.utils.files import remove_leftovers, replacing
 from odise_mm.utils.precision import check_precision, dtype_of
 
 SAVE_SECONDS = 120.0
-"""Between two saves of a training's state."""
+"""Time between two saves of the training state."""
 PRECISIONS = ("fp32", "bf16")
-"""What can be trained in: fp16 would need losses to be scaled."""
+"""Supported precisions; fp16 would need loss scaling."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is trained.
+    """Hyperparameters of a training run.
 
     Attributes:
-        steps: of the optimizer (AdamW).
-        lr: highest learning rate, after ``warmup`` steps; it then falls to 0 along a cosine.
-        weight_decay: of matrices; norms, biases and scalars have none.
-        beta2: of AdamW.
-        ema: decay of the moving average of the weights, i.e. what every step leaves of its old
-            value, from 0 to 1; less in the first steps. 0: no average.
-        seed: of data and noise.
-        precision: of the arithmetic, see :mod:`odise_mm.utils.precision`.
-        math_attention: attention in plain matrix products: faster for few tokens on a CPU in bf16.
+        steps: Number of optimizer steps (AdamW).
+        lr: Highest learning rate, reached after ``warmup`` steps, then decayed to 0 with a cosine.
+        warmup: Number of steps with a linearly increasing learning rate.
+        weight_decay: Weight decay of matrices; norms, biases and scalars have none.
+        beta2: AdamW's beta2.
+        ema: Decay of the exponential moving average of the weights, from 0 to 1; smaller in the
+            first steps. 0: no average.
+        seed: Seed of data and noise.
+        precision: Precision of the computation, see :mod:`odise_mm.utils.precision`.
+        math_attention: Whether to compute attention with plain matrix products, which is faster for
+            few tokens on a CPU in bf16.
     """
 
     steps: int
@@ -72,7 +74,10 @@ class Recipe:
 
 
 def best_precision(device: torch.device) -> str:
-    """bf16 where it is faster than fp32: on CUDA devices and CPUs with instructions for it."""
+    """Return "bf16" if it is faster than fp32 on the device, otherwise "fp32".
+
+    It is faster on CUDA devices and CPUs with bf16 instructions.
+    """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
     if device.type == "cpu":
@@ -81,7 +86,7 @@ def best_precision(device: torch.device) -> str:
 
 
 def random_of(seed: int, *numbers: int) -> torch.Generator:
-    """A generator of its own for every list of numbers."""
+    """Return a random generator that depends on all numbers."""
     state = np.random.SeedSequence([seed, len(numbers), *numbers]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> 1))
 
@@ -89,7 +94,15 @@ def random_of(seed: int, *numbers: int) -> torch.Generator:
 def batches(
     items: Dataset, size: int, first: int, collate: Callable, workers: int
 ) -> Iterator[Any]:
-    """Batch ``first`` and all after it, each of the next ``size`` items, read ahead by workers."""
+    """Iterate over batches of consecutive items.
+
+    Args:
+        items: The dataset.
+        size: Items per batch.
+        first: Index of the first batch to return.
+        collate: Function that makes a batch of a list of items.
+        workers: Number of processes that load items in advance.
+    """
     order = range(first * size, len(items) // size * size)
     return iter(
         DataLoader(
@@ -104,24 +117,24 @@ def batches(
 
 
 class Training:
-    """A module, its optimizer, and how far they are.
+    """Resumable training run of a module.
 
     Args:
-        module: what is trained; on its device.
-        recipe: how.
-        file: of the state; if it is there, training goes on from it.
-        settings: what else the result depends on, plain values; kept in the file.
+        module: The module to train, on its device.
+        recipe: Hyperparameters.
+        file: File of the training state. If it exists, the run is continued.
+        settings: Other settings that affect the result, as plain values; stored in the file.
 
     Attributes:
-        step: steps that have been done.
-        log: one entry for every evaluation, with its ``step``.
-        mean: running means of the losses.
-        seconds: that training took so far, without evaluations.
+        step: Number of finished steps.
+        log: One entry per evaluation, with its ``step``.
+        mean: Running means of the losses.
+        seconds: Duration of the training so far, without evaluations.
 
     Raises:
-        ConfigError: the file is of a training with other settings.
-        CheckpointError: the file is damaged.
-        DeviceError: the device cannot compute in the recipe's precision.
+        ConfigError: The file belongs to a run with other settings.
+        CheckpointError: The file is damaged.
+        DeviceError: The device does not support the recipe's precision.
     """
 
     def __init__(
@@ -130,7 +143,7 @@ class Training:
         self.module, self.recipe, self.file = module, recipe, file
         self.device = next(module.parameters()).device
         check_precision(recipe.precision, self.device)
-        # as JSON has it, so that what is read back compares equal
+        # through JSON, so that settings read from a file compare equal
         self.settings = json.loads(json.dumps({**asdict(recipe), **settings}))
         self.average = deepcopy(module).requires_grad_(False) if recipe.ema else None
         self.optimizer = torch.optim.AdamW(
@@ -145,12 +158,12 @@ class Training:
 
     @property
     def trained(self) -> nn.Module:
-        """What a user gets: the moving average if there is one, else the module."""
+        """The result: the moving average of the weights if there is one, else the module."""
         return self.module if self.average is None else self.average
 
     @property
     def done(self) -> bool:
-        """Whether all steps have been made."""
+        """Whether all steps are finished."""
         return self.step >= self.recipe.steps
 
     def run(
@@ -164,27 +177,28 @@ class Training:
         """Train to the end.
 
         Args:
-            name: for the progress bar.
-            losses_of: losses of a step by name; their sum is minimized. Called for every step in
-                its turn, from ``self.step`` on.
-            evaluate: called after every ``every`` steps and at the end; ``trained`` is in eval
-                mode.
-            until: stop, with the state saved, after so many steps.
+            name: Label of the progress bar.
+            losses_of: Returns the losses of a step by name; their sum is minimized. Called once for
+                every step in order, starting with ``self.step``.
+            evaluate: Returns metrics; called every ``every`` steps and at the end, with ``trained``
+                in eval mode.
+            every: Steps between evaluations.
+            until: Save the state and stop after this number of steps.
 
         Raises:
-            FloatingPointError: a loss is not finite.
+            FloatingPointError: A loss is not finite.
         """
         end = min(until or self.recipe.steps, self.recipe.steps)
         saved = time.monotonic()
         with _progress() as bar:
-            task = bar.add_task(name, total=self.recipe.steps, completed=self.step, told="")
+            task = bar.add_task(name, total=self.recipe.steps, completed=self.step, losses="")
             while self.step < end:
                 started = time.monotonic()
                 for key, value in self._advance(losses_of).items():
                     self.mean[key] = value + 0.98 * (self.mean.get(key, value) - value)
                 self.seconds += time.monotonic() - started
-                told = "  ".join(f"{key} {value:.4f}" for key, value in self.mean.items())
-                bar.update(task, completed=self.step, told=told)
+                text = "  ".join(f"{key} {value:.4f}" for key, value in self.mean.items())
+                bar.update(task, completed=self.step, losses=text)
                 if self.step % every == 0 or self.done:
                     self._evaluate(name, evaluate, bar)
                 elif time.monotonic() - saved < SAVE_SECONDS:
@@ -213,7 +227,7 @@ class Training:
         self.optimizer.step()
         self.step += 1
         if self.average is not None:
-            # at the start the average would otherwise be that of random weights
+            # a smaller decay at the start, so that the random weights are soon forgotten
             decay = min(recipe.ema, (1 + self.step) / (10 + self.step))
             with torch.no_grad():
                 pairs = zip(self.average.parameters(), self.module.parameters(), strict=True)
@@ -222,7 +236,7 @@ class Training:
         return values
 
     def arithmetic(self) -> ExitStack:
-        """The recipe's precision and attention, as a context."""
+        """Return a context manager with the recipe's precision and attention."""
         stack = ExitStack()
         if self.recipe.precision != "fp32":
             dtype = dtype_of(self.recipe.precision)
@@ -236,17 +250,17 @@ class Training:
         entry = {"step": self.step, **self.mean, **evaluate()}
         self.log.append(entry)
         pace = self.seconds / self.step
-        told = "  ".join(f"{key} {value:.3f}" for key, value in entry.items() if key != "step")
+        text = "  ".join(f"{key} {value:.3f}" for key, value in entry.items() if key != "step")
         left = (self.recipe.steps - self.step) * pace / 60
         bar.console.print(
-            f"{name} {self.step}/{self.recipe.steps}: {told}  ({pace:.2f} s a step, "
+            f"{name} {self.step}/{self.recipe.steps}: {text}  ({pace:.2f} s per step, "
             f"{left:.0f} min left)",
             soft_wrap=True,
             highlight=False,
         )
 
     def save(self) -> None:
-        """Write the state."""
+        """Write the training state."""
         state = {
             "settings": self.settings,
             "step": self.step,
@@ -263,18 +277,20 @@ class Training:
     def _load(self) -> None:
         try:
             state = torch.load(self.file, map_location="cpu", weights_only=True)
-            there = state["settings"]
-        except Exception as error:  # whatever reading a damaged or foreign file can raise
+            old = state["settings"]
+        except (
+            Exception
+        ) as error:  # a damaged file or another kind of file can raise almost anything
             raise CheckpointError(
-                f"{self.file} is damaged, or not the state of a training; remove it to start anew"
+                f"{self.file} is damaged or not a training state; remove it to start again"
             ) from error
-        asked = self.settings
-        differ = sorted(k for k in {*there, *asked} if there.get(k) != asked.get(k))
-        if differ:
-            told = ", ".join(f"{k}: {there.get(k)} there, {asked.get(k)} asked" for k in differ)
+        new = self.settings
+        keys = sorted(k for k in {*old, *new} if old.get(k) != new.get(k))
+        if keys:
+            differences = ", ".join(f"{k}: {old.get(k)} instead of {new.get(k)}" for k in keys)
             raise ConfigError(
-                f"{self.file} is of a training with other settings ({told}); name another folder, "
-                "or remove that file to start anew"
+                f"{self.file} belongs to a training run with other settings ({differences}); use "
+                "another folder, or remove that file to start again"
             )
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -294,7 +310,7 @@ def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
 
 def _schedule(step: int, warmup: int, steps: int) -> float:
-    """Factor on the learning rate: linear from 1 / warmup to 1, then a cosine to 0."""
+    """Return the factor of the learning rate: linear from 1 / warmup to 1, then a cosine to 0."""
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
@@ -308,7 +324,7 @@ def _progress() -> Progress:
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[losses]}"),
     )
 
 
@@ -316,19 +332,19 @@ def _progress() -> Progress:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Replace a JSON file."""
+    """Write a JSON file atomically."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def write_figure(path: Path, figure: Figure, dpi: int = 100) -> None:
-    """Replace a PNG file."""
+    """Write a figure to a PNG file atomically."""
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=dpi, format="png")
 
 
 def describe(training: Training) -> dict[str, Any]:
-    """What a model card needs: settings, minutes, machine, and all evaluations."""
+    """Return the facts for a model card: settings, minutes, machine, and all evaluations."""
     device = training.device
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
@@ -351,11 +367,11 @@ def _processor() -> str:
 
 
 def curves(log: Sequence[dict[str, float]], panels: dict[str, Sequence[str]]) -> Figure:
-    """Evaluations against steps.
+    """Plot evaluations against steps.
 
     Args:
-        log: of a :class:`Training`.
-        panels: title of each panel and the entries drawn in it.
+        log: Log of a :class:`Training`.
+        panels: Titles of the panels and the entries drawn in each.
     """
     figure = Figure(figsize=(4.6 * len(panels), 3.4), layout="constrained")
     steps = [entry["step"] for entry in log]
@@ -371,5 +387,5 @@ def curves(log: Sequence[dict[str, float]], panels: dict[str, Sequence[str]]) ->
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all weights below a folder."""
+    """Return the size of all weights in a folder, in bytes."""
     return sum(os.path.getsize(path) for path in folder.rglob("*.safetensors"))

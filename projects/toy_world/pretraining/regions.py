@@ -1,4 +1,4 @@
-"""Regions of scenes as images of their own: what CLIP learns names from."""
+"""Regions of scenes as separate images, from which CLIP learns names."""
 
 from __future__ import annotations
 
@@ -10,32 +10,35 @@ from PIL import Image
 Mode = Literal["crop", "masked", "masked_crop"]
 MODES: tuple[str, ...] = get_args(Mode)
 GRAY = 128
-"""What is not the region in masked images."""
+"""Gray level outside the region in masked images."""
 
-_SMALLEST = 24  # side of a crop in pixels
-_MARGIN = (0.05, 0.6)  # of a crop around a region, of the region's larger side
+_SMALLEST = 24  # smallest side of a crop, in pixels
+_MARGIN = (0.05, 0.6)  # range of margins, as a fraction of the region's larger side
 
 
 def show_region(
     image: np.ndarray, mask: np.ndarray, mode: Mode, size: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """A region as a picture of its own, (size, size, 3) uint8.
+    """Show a region as a separate image.
 
     Args:
         image: (H, W, 3) uint8.
-        mask: (H, W) bool, with a pixel at least.
-        mode: "crop": a square around it, larger by a margin at random. "masked": the whole picture,
-            grey but for the region. "masked_crop": both.
-        size: of the result, in pixels.
-        rng: of the margin.
+        mask: (H, W) bool, with at least one pixel.
+        mode: "crop": a square around the region with a random margin. "masked": the whole image,
+            gray outside the region. "masked_crop": both.
+        size: Height and width of the result, in pixels.
+        rng: Random numbers of the margin.
+
+    Returns:
+        (size, size, 3) uint8.
 
     Raises:
-        ValueError: another mode, or an empty mask.
+        ValueError: The mode is unknown, or the mask is empty.
     """
     if mode not in MODES:
-        raise ValueError(f"a region is shown as one of {', '.join(MODES)}, not {mode!r}")
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, not {mode!r}")
     if not mask.any():
-        raise ValueError("a region without a pixel cannot be shown")
+        raise ValueError("the mask of the region is empty")
     if mode != "crop":
         image = np.where(mask[..., None], image, np.uint8(GRAY))
     if mode == "masked":

@@ -1,4 +1,4 @@
-"""What both text encoders read."""
+"""Words and templates that both text encoders read."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from odise_mm.models.clip.word_tokenizer import WordTokenizer
 from projects.toy_world import captions
 
 CONTEXT_LENGTH = 32
-"""Tokens of a text: the longest caption has 30 words, start and end are two more."""
+"""Tokens per text: the longest caption has 30 words, plus the start and end tokens."""
 
 TEMPLATES = ("{}", "a {}", "a photo of a {}.")
-"""How names are written in training; the last is the package's own way to ask for one."""
+"""Prompt templates for names in training; the last one is the package's default."""
 
 WORDS: tuple[str, ...] = tuple(sorted({*captions.words(), "photo", "of"}))
 
 
 def tokenizer() -> WordTokenizer:
-    """The tokenizer of all models here."""
+    """Return the tokenizer of all models in this project."""
     return WordTokenizer(WORDS, CONTEXT_LENGTH)

@@ -1,4 +1,4 @@
-"""A small dataset of the toy world, written once."""
+"""Fixture with a small toy-world dataset, written once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TRAIN, VAL, WEB = 90, 30, 12
 
 @pytest.fixture(scope="package")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All three splits, one process, seed 5."""
+    """Write all three splits in one process, with seed 5."""
     root = tmp_path_factory.mktemp("toy_world")
     numbers = [str(TRAIN), str(VAL), str(WEB)]
     options = ["--splits", "train", "val", "web", "--number", *numbers]

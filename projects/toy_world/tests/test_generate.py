@@ -1,4 +1,4 @@
-"""The written dataset: reproducible, valid, resumable, and the package's own parts read it."""
+"""The written dataset is reproducible and valid, and the package can read it."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ def test_two_processes_write_the_same_bytes(toy_data: Path, tmp_path: Path) -> N
     options = dict(split="train", number=TRAIN, seed=5, novel_in_train=True)
     generate.write_split(tmp_path, options, workers=2)
     two, one = content(tmp_path), content(toy_data)
-    assert len(two) == 2 * TRAIN + 3  # and no journal is left
+    assert len(two) == 2 * TRAIN + 3  # and no journal
     assert two == {path: one[path] for path in two}
 
 
-def test_a_small_set_is_the_beginning_of_a_large_one(toy_data: Path, tmp_path: Path) -> None:
+def test_small_dataset_is_the_beginning_of_a_large_one(toy_data: Path, tmp_path: Path) -> None:
     write(tmp_path, "--splits", "val", "--number", "3", "--seed", "5", "--workers", "1")
     small, large = content(tmp_path), content(toy_data)
-    pictures = [path for path in small if not path.endswith(".json")]
-    assert len(pictures) == 6 and all(small[path] == large[path] for path in pictures)
+    image_files = [path for path in small if not path.endswith(".json")]
+    assert len(image_files) == 6 and all(small[path] == large[path] for path in image_files)
     write(tmp_path / "other", "--splits", "val", "--number", "3", "--seed", "6", "--workers", "1")
-    assert content(tmp_path / "other")[pictures[0]] != small[pictures[0]]
+    assert content(tmp_path / "other")[image_files[0]] != small[image_files[0]]
 
 
-def test_an_interrupted_run_goes_on(
+def test_interrupted_run_continues(
     toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     options = ["--splits", "val", "--number", str(VAL), "--seed", "5", "--workers", "1"]
@@ -77,14 +77,14 @@ def test_an_interrupted_run_goes_on(
     assert stopped.value.code == 2
     assert "000000000011.jpg: no space left" in capsys.readouterr().err
     write(tmp_path, *options)
-    assert drawn[11:] == list(range(10, VAL))  # the ten that were done are not drawn again
-    theirs = content(toy_data)
-    assert all(theirs[path] == digest for path, digest in content(tmp_path).items())
+    assert drawn[11:] == list(range(10, VAL))  # the ten finished scenes are not drawn again
+    expected = content(toy_data)
+    assert all(expected[path] == digest for path, digest in content(tmp_path).items())
     write(tmp_path, *options)
     assert len(drawn) == 11 + VAL - 10
 
 
-def test_other_options_do_not_mix_with_what_is_there(
+def test_other_options_raise_until_the_old_split_is_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     options = ["--splits", "val", "--number", "4", "--workers", "1"]
@@ -92,9 +92,9 @@ def test_other_options_do_not_mix_with_what_is_there(
     with pytest.raises(SystemExit) as stopped:
         generate.main([str(tmp_path), *options, "--seed", "3"])
     assert stopped.value.code == 2
-    said = capsys.readouterr().err
-    assert "captions_val2017.json" in said and "seed 0 instead of 3" in said
-    # removed as the message says, nothing of the old one is left, not even its phrases
+    error = capsys.readouterr().err
+    assert "captions_val2017.json" in error and "seed 0 instead of 3" in error
+    # after removing that file, nothing of the old split is left, not even its phrases
     (tmp_path / "annotations/captions_val2017.json").unlink()
     write(tmp_path, *options, "--seed", "3")
     write(tmp_path / "fresh", *options, "--seed", "3")
@@ -102,8 +102,8 @@ def test_other_options_do_not_mix_with_what_is_there(
     assert {path: content(tmp_path)[path] for path in fresh} == fresh
 
 
-def somebody_s(root: Path, split: str = "val") -> None:
-    """Annotations and images in COCO's layout, without captions."""
+def write_foreign_files(root: Path, split: str = "val") -> None:
+    """Write annotations and images in COCO's layout, without captions."""
     for name in ("panoptic", "instances", "phrases"):
         path = root / f"annotations/{name}_{split}2017.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,36 +121,34 @@ def refused(capsys: pytest.CaptureFixture, *arguments: str) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
 
-def test_somebody_else_s_folder_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    somebody_s(tmp_path)
+def test_foreign_folder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    write_foreign_files(tmp_path)
     before = content(tmp_path)
     for split in ("val", "train", "web"):
         line = refused(capsys, str(tmp_path), "--splits", split)
-        assert "files that this program did not write" in line
+        assert "contains files that this program did not write" in line
     assert content(tmp_path) == before and not (tmp_path / MADE).exists()
 
 
 @pytest.mark.parametrize("gone", [(), ("panoptic", "instances", "phrases")])
-def test_somebody_else_s_split_beside_ours_is_left_alone(
+def test_foreign_split_beside_an_own_one_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture, gone: tuple[str, ...]
 ) -> None:
-    """Also where only images are there."""
+    """Also if only its images exist."""
     write(tmp_path, "--splits", "web", "--number", "2", "--workers", "1")
-    somebody_s(tmp_path)
+    write_foreign_files(tmp_path)
     for name in gone:
         (tmp_path / f"annotations/{name}_val2017.json").unlink()
     before = content(tmp_path)
     line = refused(capsys, str(tmp_path), "--splits", "val")
     assert "val2017" in line and "was not written by this program" in line
     assert content(tmp_path) == before
-    # our own split may be drawn anew once its captions are removed
+    # the own split can be drawn again after removing its captions
     (tmp_path / "annotations/captions_web2017.json").unlink()
     write(tmp_path, "--splits", "web", "--number", "2", "--workers", "1", "--seed", "4")
 
 
-def test_folders_of_before_there_was_a_note(tmp_path: Path) -> None:
+def test_folder_without_record_is_recognized_by_its_captions(tmp_path: Path) -> None:
     options = ["--number", "2", "--workers", "1", "--splits"]
     write(tmp_path, *options, "web")
     (tmp_path / MADE).unlink()
@@ -158,10 +156,10 @@ def test_folders_of_before_there_was_a_note(tmp_path: Path) -> None:
     write(tmp_path, *options, "val")
 
 
-def test_unfinished_work_of_other_options_is_not_taken_over(
+def test_unfinished_work_of_other_options_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seed 1 is interrupted, seed 2 overwrites its files, then seed 1 again."""
+    """Interrupt seed 1, let seed 2 overwrite its files, and run seed 1 again."""
     options = ["--splits", "val", "--number", "4", "--workers", "1", "--seed"]
     draw = generate.draw
 
@@ -183,7 +181,7 @@ def test_unfinished_work_of_other_options_is_not_taken_over(
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_files_are_valid_coco(toy_data: Path, split: str) -> None:
-    """By the package's checks: ids, sizes, areas, boxes; and against the scenes they came from."""
+    """Run the package's checks, and compare with the drawn scenes."""
     number = dict(train=TRAIN, val=VAL)[split]
     path = toy_data / f"annotations/panoptic_{split}2017.json"
     images = toy_data / f"{split}2017"
@@ -241,7 +239,7 @@ def test_no_file_of_the_training_split_has_a_novel_name(toy_data: Path) -> None:
     for text in captions + phrases:
         padded = f" {text.rstrip('.').replace(',', '')} "
         assert not any(f" {name} " in padded for name in novel), text
-    # and that the test can see them: the other split has them everywhere
+    # the other split has novel names, so the test would find them
     others = [a["caption"].lower() for a in read(toy_data, "captions_val")["annotations"]]
     assert any(f" {name} " in f" {text} " for text in others for name in novel)
     void = [
@@ -265,7 +263,7 @@ def test_web_has_images_and_captions_with_all_names(toy_data: Path) -> None:
 
 
 @pytest.mark.parametrize(("split", "subset"), [("train", "base"), ("val", "all")])
-def test_the_dataset_loads_as_coco_does(toy_data: Path, split: str, subset: str) -> None:
+def test_dataset_loads_like_coco(toy_data: Path, split: str, subset: str) -> None:
     dataset = PanopticDataset(
         vocabulary=str(vocabulary_file(subset)),
         data_root=str(toy_data),
@@ -293,7 +291,7 @@ def test_the_dataset_loads_as_coco_does(toy_data: Path, split: str, subset: str)
         assert len(item["words"]) == 8 and item["caption"] in item["captions"]
 
 
-def test_cocos_own_preparation_runs_on_it(toy_data: Path) -> None:
+def test_coco_converter_accepts_it(toy_data: Path) -> None:
     arguments = [str(toy_data), "--splits", "train", "val", "--verify", "all", "--workers", "1"]
     before = content(toy_data)
     assert coco.main([*arguments, "--verify-only"]) == 0
@@ -321,7 +319,7 @@ def test_verification_finds_a_missing_image(tmp_path: Path, capsys: pytest.Captu
         (["--splits", "test"], "invalid choice"),
     ],
 )
-def test_wrong_options_are_refused(
+def test_wrong_options_raise(
     options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
@@ -331,14 +329,14 @@ def test_wrong_options_are_refused(
 
 
 @pytest.mark.parametrize(("ending", "kind"), [("png", "PNG"), ("jpg", "JPEG")])
-def test_the_ending_of_a_sheet_is_its_format(ending: str, kind: str, tmp_path: Path) -> None:
+def test_suffix_of_a_sheet_sets_its_format(ending: str, kind: str, tmp_path: Path) -> None:
     out = tmp_path / f"new/sheet.{ending}"
     assert show.main(["--number", "5", "--split", "train", "--out", str(out)]) == 0
-    with Image.open(out) as picture:
-        assert picture.format == kind and min(picture.size) > 300
+    with Image.open(out) as image:
+        assert image.format == kind and min(image.size) > 300
 
 
-def test_sheets_of_other_formats_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_sheets_of_other_formats_raise(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as stopped:
         show.main(["--number", "1", "--out", str(tmp_path / "sheet.gif")])
     assert stopped.value.code == 2
@@ -346,7 +344,7 @@ def test_sheets_of_other_formats_are_refused(tmp_path: Path, capsys: pytest.Capt
     assert not list(tmp_path.iterdir())
 
 
-def test_a_sheet_shows_segments_in_one_color() -> None:
+def test_sheet_draws_each_segment_in_one_color() -> None:
     made = scene((0, 0), "train")
     shown = show.colored(made)
     for segment in made.segments:

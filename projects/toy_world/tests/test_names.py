@@ -1,4 +1,4 @@
-"""The names: enough of them, split as documented, and no novel one inside a base one."""
+"""Names are split as documented, and no base name contains a novel one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from projects.toy_world.names import (
 )
 
 
-def test_there_are_enough_names_and_a_third_of_the_things_is_novel() -> None:
+def test_number_of_names_and_share_of_novel_things() -> None:
     assert len(THINGS) >= 60 and len(STUFFS) >= 6
     assert 0.3 < len(NOVEL_THINGS) / len(THINGS) < 0.37
     assert set(BASE_THINGS) | set(NOVEL_THINGS) == set(THINGS)
@@ -30,7 +30,7 @@ def test_there_are_enough_names_and_a_third_of_the_things_is_novel() -> None:
     assert len(set(texts)) == len(texts)
 
 
-def test_the_split_is_the_documented_rule() -> None:
+def test_split_follows_the_documented_rule() -> None:
     shapes, colors, patterns = list(SHAPES), list(COLORS), list(PATTERNS)
     for name in THINGS:
         place = shapes.index(name.shape)
@@ -38,7 +38,7 @@ def test_the_split_is_the_documented_rule() -> None:
             assert name.is_novel == ((place + patterns.index(name.pattern)) % 3 == 0), name
         else:
             assert name.is_novel == ((place + colors.index(name.color)) % 3 == 0), name
-    # what results and weights depend on must not change by accident
+    # results and weights depend on these
     novel = {str(name) for name in NOVEL_THINGS}
     assert {"red star", "blue moon", "striped green ball", "plaid red arrow"} <= novel
     assert not {"striped red star", "blue ring", "green star", "black heart"} & novel
@@ -54,7 +54,7 @@ def test_every_word_of_a_novel_name_occurs_in_base_names() -> None:
 
 
 def test_no_base_name_contains_a_novel_one() -> None:
-    """A tagger that takes "striped" for a verb makes "green heart" of "striped green heart"."""
+    """A tagger that mistakes "striped" for a verb finds "green heart" in "striped green heart"."""
     novel = {text for name in NOVEL_THINGS for text in name.synonyms}
     for name in BASE_THINGS:
         for text in name.synonyms:
@@ -64,22 +64,22 @@ def test_no_base_name_contains_a_novel_one() -> None:
 
 
 @pytest.mark.parametrize("subset", ["all", "base", "base_things", "novel"])
-def test_the_files_are_the_names(subset: str) -> None:
+def test_vocabulary_files_equal_the_names(subset: str) -> None:
     assert Vocabulary.load(vocabulary_file(subset)) == vocabulary(subset)
     assert vocabulary(subset).names == tuple(map(str, names_of(subset)))
 
 
-def test_ensemble_counts_base_names_as_seen_and_novel_ones_not() -> None:
-    seen = vocabulary("all").overlap(vocabulary("base"))
-    assert list(seen) == [not name.is_novel for name in NAMES]
+def test_overlap_with_base_vocabulary_is_the_base_names() -> None:
+    overlap = vocabulary("all").overlap(vocabulary("base"))
+    assert list(overlap) == [not name.is_novel for name in NAMES]
 
 
-def test_an_unknown_subset_is_refused() -> None:
+def test_unknown_subset_raises() -> None:
     with pytest.raises(ValueError, match="or 'novel', not 'seen'"):
         names_of("seen")
 
 
-def test_the_words_are_those_of_names_and_their_plurals() -> None:
+def test_words_contain_all_names_and_plurals() -> None:
     known = set(words())
     for name in THINGS:
         for text in name.synonyms:

@@ -1,4 +1,4 @@
-"""Pre-training: loop, losses, and that what is written is what was trained."""
+"""Pre-training: loop, losses, and equality of the written and the trained models."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ DIFFUSION_OPTIONS = (
     " --workers 0"
 )
 FOLDER = Path(pretrain_clip.__file__).parent
-SCALE_SCENES = diffusion.SCALE_SCENES  # as it is outside of these tests
+SCALE_SCENES = diffusion.SCALE_SCENES  # the value outside of these tests
 
 
 def as_written(module: nn.Module) -> nn.Module:
-    """A copy whose weights went through half precision."""
+    """Return a copy whose weights are rounded to half precision."""
     copy = deepcopy(module).eval()
     for parameter in copy.parameters():
         parameter.data = parameter.data.half().float()
@@ -70,11 +70,11 @@ def line(file: Path, until: int | None = None, **changes: object) -> loop.Traini
     return training
 
 
-def test_stopped_training_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+def test_resumed_training_equals_uninterrupted_training(tmp_path: Path) -> None:
     whole = line(tmp_path / "whole.pth")
     assert whole.done and [entry["step"] for entry in whole.log] == [2, 4, 6]
     assert line(tmp_path / "parts.pth", until=3).step == 3
-    (tmp_path / ".parts.pth.0123abcd.tmp").write_bytes(b"killed while it was saved")
+    (tmp_path / ".parts.pth.0123abcd.tmp").write_bytes(b"killed while saving")
     parts = line(tmp_path / "parts.pth")
     assert same(parts.module, whole.module) and same(parts.average, whole.average)
     assert parts.log == whole.log
@@ -83,7 +83,7 @@ def test_stopped_training_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
     assert line(parts.file).step == 6 and parts.file.stat().st_mtime_ns == before
 
 
-def test_the_average_of_the_weights(tmp_path: Path) -> None:
+def test_moving_average_of_the_weights(tmp_path: Path) -> None:
     torch.manual_seed(0)
     recipe = loop.Recipe(steps=3, lr=0.1, warmup=0, ema=0.22)
     training = loop.Training(nn.Linear(3, 1), recipe, tmp_path / "state.pth", {})
@@ -97,10 +97,10 @@ def test_the_average_of_the_weights(tmp_path: Path) -> None:
     training.run("average", losses, dict, 3)
     weights.append(training.module.weight.detach().double().clone())
     first = 2 / 11 * weights[0] + 9 / 11 * weights[1]
-    second = 0.22 * first + 0.78 * weights[2]  # (1 + 2) / (10 + 2) is more than is asked for
+    second = 0.22 * first + 0.78 * weights[2]  # (1 + 2) / (10 + 2) exceeds the decay
     third = 0.22 * second + 0.78 * weights[3]
     torch.testing.assert_close(training.trained.weight.double(), third, rtol=1e-5, atol=1e-6)
-    assert (third - weights[3]).abs().max() > 1e-3  # not the weights themselves
+    assert (third - weights[3]).abs().max() > 1e-3  # differs from the weights
 
 
 def test_schedule_and_random_numbers() -> None:
@@ -111,10 +111,10 @@ def test_schedule_and_random_numbers() -> None:
     assert loop.random_of(1, 2).initial_seed() == loop.random_of(1, 2).initial_seed()
 
 
-def test_wrong_states_are_refused(tmp_path: Path) -> None:
+def test_wrong_states_raise(tmp_path: Path) -> None:
     file = tmp_path / "state.pth"
     line(file, until=1)
-    with pytest.raises(ConfigError, match=r"other settings \(lr: 0.1 there, 0.2 asked\)"):
+    with pytest.raises(ConfigError, match=r"other settings \(lr: 0.1 instead of 0.2\)"):
         line(file, lr=0.2)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="state.pth is damaged"):
@@ -134,7 +134,7 @@ def test_wrong_states_are_refused(tmp_path: Path) -> None:
         (["--precision", "fp16"], "invalid choice: 'fp16'"),
     ],
 )
-def test_wrong_options_are_one_message(
+def test_wrong_options_raise_one_message(
     program: ModuleType,
     options: list[str],
     message: str,
@@ -156,33 +156,33 @@ def test_wrong_options_are_one_message(
         (pretrain_diffusion, "latents.npy"),
     ],
 )
-def test_what_others_wrote_stays(
+def test_foreign_files_are_kept(
     program: ModuleType, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    theirs = tmp_path / name
-    theirs.parent.mkdir(exist_ok=True)
-    theirs.write_text("a year of work")
+    foreign = tmp_path / name
+    foreign.parent.mkdir(exist_ok=True)
+    foreign.write_text("a year of work")
     with pytest.raises(SystemExit) as stop:
         program.main(["--out", str(tmp_path), "--device", "cpu"])
     assert stop.value.code == 2
     assert "was not written by this program" in capsys.readouterr().err
-    assert theirs.read_text() == "a year of work"
+    assert foreign.read_text() == "a year of work"
 
 
-def test_export_replaces_its_own_folder_only(tmp_path: Path) -> None:
-    theirs = tmp_path / "model/chapter.txt"
-    theirs.parent.mkdir()
-    theirs.write_text("a year of work")
+def test_export_replaces_only_its_own_folder(tmp_path: Path) -> None:
+    foreign = tmp_path / "model/chapter.txt"
+    foreign.parent.mkdir()
+    foreign.write_text("a year of work")
     parts = AutoencoderKL(**diffusion.VAE, scaling_factor=1.0), diffusion.TextToLatent()
     with pytest.raises(DatasetError, match="was not written by this program"):
-        diffusion.export(theirs.parent, *parts)
-    assert theirs.read_text() == "a year of work"
+        diffusion.export(foreign.parent, *parts)
+    assert foreign.read_text() == "a year of work"
     for _ in range(2):
-        diffusion.export(tmp_path / "ours", *parts)
-    assert (tmp_path / "ours/unet/config.json").is_file()
+        diffusion.export(tmp_path / "own", *parts)
+    assert (tmp_path / "own/unet/config.json").is_file()
 
 
-def test_bf16_is_for_devices_that_are_known_to_be_fast_in_it(
+def test_bf16_is_the_default_on_devices_with_bf16_instructions(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for fast, name in ((True, "bf16"), (False, "fp32")):
@@ -194,7 +194,7 @@ def test_bf16_is_for_devices_that_are_known_to_be_fast_in_it(
 # --- CLIP ---------------------------------------------------------------------------------------
 
 
-def test_all_texts_are_read_and_none_is_cut() -> None:
+def test_tokenizer_reads_all_texts_without_truncation() -> None:
     read = tokenizer()
     texts = [TEMPLATES[-1].format(text) for name in NAMES for text in name.synonyms]
     texts += [text for i in range(200) for text in scene((3, i)).captions]
@@ -214,12 +214,12 @@ def test_loss_with_several_positives() -> None:
         for row, group in zip(table, groups, strict=True):
             log_share = row - np.log(np.exp(row).sum())
             positives = groups == group
-            # the divergence of the prediction from an even spread over the positives
+            # divergence of the prediction from a uniform distribution over the positives
             total += -np.log(positives.sum()) - log_share[positives].mean()
     inputs = (torch.tensor(v).float() for v in (images, texts))
     found = clip.contrastive_loss(*inputs, torch.tensor(scale), torch.tensor(groups))
     assert float(found) == pytest.approx(total / 12, rel=1e-5)
-    # where all differ it is CLIP's own loss
+    # without repeated texts, it equals CLIP's loss
     inputs = [torch.tensor(v).float() for v in (images, texts)]
     plain = clip.contrastive_loss(*inputs, torch.tensor(scale), torch.arange(6))
     labels = torch.arange(6)
@@ -227,7 +227,7 @@ def test_loss_with_several_positives() -> None:
     assert float(plain) == pytest.approx(float(sum(wanted)) / 2, rel=1e-5)
 
 
-def test_batches_know_what_is_the_same() -> None:
+def test_groups_of_batches_follow_the_names() -> None:
     stream = clip.Web(5, 1, 64, 8, per_scene=2)
     batch = clip.collate([stream[i] for i in range(5)])
     assert batch.wholes.shape == (5, 3, 64, 64) and batch.regions.shape == (10, 3, 64, 64)
@@ -264,29 +264,29 @@ def test_clip_training_is_resumable(
     pretrain_clip.train(args, until=1)
     parts = pretrain_clip.train(args)
     assert same(parts.module, whole.module) and parts.log == whole.log
-    assert pretrain_clip.main(clip_arguments(tmp_path)) == 0  # nothing left to do
+    assert pretrain_clip.main(clip_arguments(tmp_path)) == 0  # nothing to do
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         pretrain_clip.main(clip_arguments(tmp_path, "--no-mask-tokens"))
     assert stop.value.code == 2
-    assert "mask_tokens: True there, False asked" in capsys.readouterr().err
+    assert "mask_tokens: True instead of False" in capsys.readouterr().err
 
 
-def test_written_clip_is_the_trained_one(trained_clip: tuple[loop.Training, Path]) -> None:
+def test_written_clip_equals_the_trained_one(trained_clip: tuple[loop.Training, Path]) -> None:
     training, out = trained_clip
     model = as_written(training.module)
     frozen = FrozenCLIP(str(out), str(out))
-    pictures = torch.rand(2, 3, 64, 64)
+    images = torch.rand(2, 3, 64, 64)
     texts = ["a photo of a red star.", "Two golden moons on the lawn"]
     with torch.no_grad():
-        wanted = model.encode_image(clip.normalize((pictures * 255).double()).float())
-        torch.testing.assert_close(frozen.encode_image(pictures), wanted, rtol=1e-4, atol=1e-5)
+        wanted = model.encode_image(clip.normalize((images * 255).double()).float())
+        torch.testing.assert_close(frozen.encode_image(images), wanted, rtol=1e-4, atol=1e-5)
         wanted = model.encode_text(tokenizer()(texts))
     torch.testing.assert_close(frozen.encode_text(texts), wanted, rtol=1e-4, atol=1e-5)
-    # the same, spelled out in a config
-    spelled = FrozenCLIP(clip.MODEL, str(out / "open_clip_model.safetensors"), WORDS)
-    assert torch.equal(spelled.encode_text(texts), frozen.encode_text(texts))
-    maps = OpenCLIPBackbone(str(out), str(out))(pictures)
+    # the same model, described in a config
+    described = FrozenCLIP(clip.MODEL, str(out / "open_clip_model.safetensors"), WORDS)
+    assert torch.equal(described.encode_text(texts), frozen.encode_text(texts))
+    maps = OpenCLIPBackbone(str(out), str(out))(images)
     assert maps[-1].shape == (2, 128, 8, 8)
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["steps"] == 4 and metrics["log"][-1]["crop"] <= 1
@@ -294,17 +294,19 @@ def test_written_clip_is_the_trained_one(trained_clip: tuple[loop.Training, Path
     assert loop.size_of(out) < 3.1e6
 
 
-def test_mask_tokens_are_those_of_the_classifier(trained_clip: tuple[loop.Training, Path]) -> None:
+def test_mask_tokens_equal_those_of_the_classifier(
+    trained_clip: tuple[loop.Training, Path],
+) -> None:
     _, out = trained_clip
     classifier = MaskCLIPClassifier(FrozenCLIP(str(out), str(out)))
     model = classifier.clip.model
     made = scene((5, 2), "val")
-    picture = torch.from_numpy(made.image).permute(2, 0, 1)[None]
+    image = torch.from_numpy(made.image).permute(2, 0, 1)[None]
     masks = [torch.from_numpy(made.panoptic == s.id) for s in made.segments]
     wanted = classifier.embed_masks(
-        torch.stack([clip.mask_logits(m) for m in masks])[None], picture / 255
+        torch.stack([clip.mask_logits(m) for m in masks])[None], image / 255
     )
-    resized = nn.functional.interpolate(picture.float(), (64, 64), mode="bilinear")
+    resized = nn.functional.interpolate(image.float(), (64, 64), mode="bilinear")
     patches = torch.stack([clip.touched(m, 64, 8) for m in masks])[None]
     with torch.no_grad():
         inputs = (resized / 255 - classifier.clip.mean) / classifier.clip.std
@@ -313,13 +315,13 @@ def test_mask_tokens_are_those_of_the_classifier(trained_clip: tuple[loop.Traini
         torch.testing.assert_close(whole, model.encode_image(inputs), rtol=1e-4, atol=1e-5)
 
 
-def test_accuracy_is_counted_right(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation = clip.Evaluation(12, torch.device("cpu"))
     model = evaluation.clip.model
     places = [name.category - 1 for name in evaluation.names]
     monkeypatch.setattr(evaluation, "_choose", lambda *_: places)
     assert set(evaluation(model).values()) == {1.0}
-    # plain names of another shape, all of the right color
+    # plain names of the right color with another shape
     others = []
     for name in evaluation.names:
         same_color = (n for n in THINGS if n.color == name.color and n.shape != name.shape)
@@ -371,13 +373,13 @@ def test_diffusion_training_is_resumable(
     assert parts.log == whole.log
 
 
-def test_evaluation_does_not_change_the_scale_of_latents(
+def test_number_of_validation_scenes_does_not_change_the_scale_of_latents(
     trained_diffusion: tuple[AutoencoderKL, loop.Training, Path], tmp_path: Path
 ) -> None:
     vae, _, out = trained_diffusion
-    pictures = np.stack([scene((10**6, i)).image for i in range(diffusion.SCALE_SCENES)])
+    images = np.stack([scene((10**6, i)).image for i in range(diffusion.SCALE_SCENES)])
     with torch.no_grad():
-        inputs = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
+        inputs = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
         latents = vae.encode(inputs).latent_dist.mean.numpy()
     assert vae.config.scaling_factor == pytest.approx(1 / latents.std(), rel=1e-4)
     folder = tmp_path / "again"
@@ -388,7 +390,7 @@ def test_evaluation_does_not_change_the_scale_of_latents(
     assert metrics["scaling_factor"] == written["scaling_factor"] == vae.config.scaling_factor
 
 
-def test_the_scale_of_the_weights_that_ship_can_be_measured_again(
+def test_scale_of_latents_of_the_shipped_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(diffusion, "SCALE_SCENES", SCALE_SCENES)
@@ -396,22 +398,24 @@ def test_the_scale_of_the_weights_that_ship_can_be_measured_again(
         FOLDER / "weights" / "diffusion" / "vae", local_files_only=True
     )
     found = diffusion.scaling_factor(vae.float().eval())
-    # measured before the weights went through half precision
+    # it was measured before rounding to half precision
     assert found == pytest.approx(vae.config.scaling_factor, rel=1e-4)
 
 
-def test_data_can_be_sent_to_spawned_workers(
+def test_datasets_can_be_pickled_for_spawned_workers(
     trained_diffusion: tuple[AutoencoderKL, loop.Training, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def sent(data: Dataset, *args: object, collate_fn: Callable, **options: object) -> DataLoader:
-        """A loader of what such a worker gets."""
+    def pickled_loader(
+        data: Dataset, *args: object, collate_fn: Callable, **options: object
+    ) -> DataLoader:
+        """Return a loader with pickled and unpickled arguments."""
         data, collate_fn = pickle.loads(pickle.dumps((data, collate_fn)))
         return DataLoader(data, *args, collate_fn=collate_fn, **options)
 
-    monkeypatch.setattr(diffusion, "DataLoader", sent)
-    monkeypatch.setattr(loop, "DataLoader", sent)
+    monkeypatch.setattr(diffusion, "DataLoader", pickled_loader)
+    monkeypatch.setattr(loop, "DataLoader", pickled_loader)
     vae, _, out = trained_diffusion
     made, wanted = (diffusion.Latents(f / "latents", vae, 6, 0) for f in (tmp_path, out))
     assert made.captions == wanted.captions
@@ -432,43 +436,45 @@ def test_latents_are_computed_once(
     before = file.with_suffix(".npy").stat().st_mtime_ns
     latents = diffusion.Latents(file, vae, 6, 0)
     assert file.with_suffix(".npy").stat().st_mtime_ns == before
-    picture = torch.from_numpy(scene((0, 4)).image).permute(2, 0, 1)[None]
+    image = torch.from_numpy(scene((0, 4)).image).permute(2, 0, 1)[None]
     with torch.no_grad():
-        mean = vae.encode(diffusion.to_input(picture)).latent_dist.mean
+        mean = vae.encode(diffusion.to_input(image)).latent_dist.mean
     wanted = (mean * vae.config.scaling_factor).half().numpy()
     np.testing.assert_allclose(latents.latents[4:5], wanted, rtol=2e-3, atol=1e-3)
     assert latents.captions[4] == list(scene((0, 4)).captions)
-    # half of them there: only the rest is computed
-    notes = json.loads(file.with_suffix(".json").read_text())
-    notes["captions"] = notes["captions"][:3]
-    (tmp_path / "some.json").write_text(json.dumps(notes))
+    # half of them exist: only the rest is computed
+    record = json.loads(file.with_suffix(".json").read_text())
+    record["captions"] = record["captions"][:3]
+    (tmp_path / "some.json").write_text(json.dumps(record))
     array = latents.latents.copy()
     array[:3], array[3:] = 7, 0
     np.save(tmp_path / "some.npy", array)
     again = diffusion.Latents(tmp_path / "some", vae, 6, 0)
     assert (again.latents[:3] == 7).all()
     np.testing.assert_allclose(again.latents[3:], latents.latents[3:], rtol=2e-3, atol=1e-3)
-    with pytest.raises(ConfigError, match="latents.json is of another autoencoder or other scenes"):
+    with pytest.raises(
+        ConfigError, match="latents.json belongs to another autoencoder or other scenes"
+    ):
         diffusion.Latents(file, vae, 7, 0)
 
 
 def test_autoencoder_losses() -> None:
     torch.manual_seed(0)
     vae = AutoencoderKL(**diffusion.VAE).eval()
-    pictures, noise = torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 4, 8, 8)
+    images, noise = torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 4, 8, 8)
     with torch.no_grad():
-        found = diffusion.autoencoder_losses(vae, pictures, noise)
-        posterior = vae.encode(pictures).latent_dist
+        found = diffusion.autoencoder_losses(vae, images, noise)
+        posterior = vae.encode(images).latent_dist
         made = vae.decode(posterior.mean + posterior.std * noise).sample.numpy()
-    wanted = pictures.numpy()
+    wanted = images.numpy()
     assert float(found["l1"]) == pytest.approx(np.abs(made - wanted).mean(), rel=1e-4)
     edges = [np.abs(np.diff(made, axis=a) - np.diff(wanted, axis=a)).mean() for a in (2, 3)]
     assert float(found["edges"]) == pytest.approx(0.5 * sum(edges), rel=1e-4)
-    # diffusers gives the sum over an image's latent
+    # diffusers returns the sum over an image's latent
     assert float(found["kl"]) == pytest.approx(1e-4 * float(posterior.kl().mean()) / 256, rel=1e-4)
 
 
-def test_noise_is_that_of_diffusers_and_of_the_backbone(
+def test_noise_equals_that_of_diffusers_and_of_the_backbone(
     trained_diffusion: tuple[AutoencoderKL, loop.Training, Path],
 ) -> None:
     _, training, out = trained_diffusion
@@ -482,24 +488,24 @@ def test_noise_is_that_of_diffusers_and_of_the_backbone(
         loss = model.loss(latents, texts, steps, noise)
     torch.testing.assert_close(loss, (found - noise).square().mean(), rtol=1e-4, atol=1e-5)
     backbone = DiffusionBackbone(str(out / "model"), taps=dict(unet=(1,)))
-    signal = model.alphas_cumprod.double().numpy()  # its share of the variance
+    signal = model.alphas_cumprod.double().numpy()  # its fraction of the variance
     levels = np.stack([signal**0.5, (1 - signal) ** 0.5], axis=1)
     np.testing.assert_allclose(backbone.noise_levels.numpy(), levels, rtol=1e-4, atol=1e-5)
 
 
-def test_written_diffusion_model_is_the_trained_one(
+def test_written_diffusion_model_equals_the_trained_one(
     trained_diffusion: tuple[AutoencoderKL, loop.Training, Path],
 ) -> None:
     vae, training, out = trained_diffusion
     source = str(out / "model")
-    # the input of every level's last residual block
+    # inputs of the last residual block of every level
     taps = dict(vae_encoder=(1, 2), unet=(1, 3, 5, 7), vae_decoder=(1, 3))
     backbone = DiffusionBackbone(source, source, taps)
     assert backbone.arch.scaling_factor == vae.config.scaling_factor != 0.18215
     assert backbone.strides == (2, 4, 32, 16, 8, 4, 4, 2)
-    assert backbone.noise.shape == (1, 4, SIZE // 4, SIZE // 4)  # of the model's own images
+    assert backbone.noise.shape == (1, 4, SIZE // 4, SIZE // 4)  # the model's image size
     vae, model = as_written(vae), as_written(training.trained)
-    pictures = torch.rand(2, 3, SIZE, SIZE)
+    images = torch.rand(2, 3, SIZE, SIZE)
     wanted: list[Tensor] = []
 
     def tap(block: nn.Module) -> None:
@@ -512,15 +518,15 @@ def test_written_diffusion_model_is_the_trained_one(
     for level in vae.decoder.up_blocks[:2]:
         tap(level.resnets[1])
     with torch.no_grad():
-        latent = vae.encode(pictures * 2 - 1).latent_dist.mean
+        latent = vae.encode(images * 2 - 1).latent_dist.mean
         noisy = backbone.add_noise(latent * vae.config.scaling_factor, 0)
-        told = model.context(["two golden stars on the sand"])
-        model.unet(noisy, 0, told.expand(2, -1, -1))
+        context = model.context(["two golden stars on the sand"])
+        model.unet(noisy, 0, context.expand(2, -1, -1))
         vae.decode(latent)
         prompt = backbone.encode_prompts(["two golden stars on the sand"])
-        torch.testing.assert_close(prompt, told, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(prompt, context, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(backbone.empty_context, model.context([""]))
-        found = backbone(pictures, Condition(prompt.expand(2, -1, -1)))
+        found = backbone(images, Condition(prompt.expand(2, -1, -1)))
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
     for file in ("reconstructions.png", "samples.png", "vae_curves.png", "unet_curves.png"):
@@ -531,7 +537,7 @@ def test_written_diffusion_model_is_the_trained_one(
     assert loop.size_of(out) < 11e6
 
 
-def test_the_readme_says_how_to_load(
+def test_loading_code_of_the_readme(
     trained_clip: tuple[loop.Training, Path],
     trained_diffusion: tuple[AutoencoderKL, loop.Training, Path],
 ) -> None:
@@ -541,20 +547,20 @@ def test_the_readme_says_how_to_load(
     code = code.replace("work_dirs/toy_world/diffusion", str(trained_diffusion[2]))
     found: dict = {}
     exec(compile(code, "README.md", "exec"), found)
-    said = re.search(r"backbone.strides  # (.+)", code)
-    assert str(found["backbone"].strides) == said[1]
+    comment = re.search(r"backbone.strides  # (.+)", code)
+    assert str(found["backbone"].strides) == comment[1]
 
 
-def test_psnr_is_that_of_the_images(tmp_path: Path) -> None:
+def test_psnr(tmp_path: Path) -> None:
     evaluation = diffusion.AutoencoderEvaluation(3, tmp_path / "sheet.png")
 
     class Gray(nn.Module):
-        """Knows one answer: the images, a tenth darker or lighter by turns."""
+        """Autoencoder that returns its input times 0.9."""
 
         device = torch.device("cpu")
 
-        def encode(self, pictures: Tensor) -> Gray:
-            self.mean = pictures
+        def encode(self, images: Tensor) -> Gray:
+            self.mean = images
             return self
 
         @property
@@ -562,9 +568,9 @@ def test_psnr_is_that_of_the_images(tmp_path: Path) -> None:
             return self
 
         def decode(self, latent: Tensor) -> Gray:
-            self.sample = latent * 0.9  # never leaves [-1, 1]
+            self.sample = latent * 0.9  # stays in [-1, 1]
             return self
 
-    pictures = evaluation.pictures.numpy().astype(np.float64) / 2
-    wanted = np.mean([-10 * np.log10(np.mean((0.1 * picture) ** 2)) for picture in pictures])
+    images = evaluation.images.numpy().astype(np.float64) / 2
+    wanted = np.mean([-10 * np.log10(np.mean((0.1 * image) ** 2)) for image in images])
     assert evaluation(Gray())["psnr"] == pytest.approx(wanted, rel=1e-5)

@@ -1,4 +1,4 @@
-"""The sheet of scenes and the files that ship: choice, verdicts, drawing, and all of it at once."""
+"""Sheet of scenes and shipped files: choice of scenes, verdicts, drawing, and the programs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NOVEL_NAME = min(NOVEL)
 
 
 def result(ids: np.ndarray, *names: str) -> SegmentationResult:
-    """Segments 1, 2, ... of a map, all of them things but one called "sky"."""
+    """Return segments 1, 2, ... of a map; all except "sky" are things."""
     segments = [
         Segment(i, i, name, 0.9, int((ids == i).sum()), name != "sky")
         for i, name in enumerate(names, 1)
@@ -37,7 +37,7 @@ def result(ids: np.ndarray, *names: str) -> SegmentationResult:
 
 
 def halves(size: int = 40, at: int = 20) -> np.ndarray:
-    """1 at the left, 2 at the right."""
+    """Return a map with 1 at the left and 2 at the right."""
     ids = np.full((size, size), 2, np.int32)
     ids[:, :at] = 1
     return ids
@@ -46,7 +46,7 @@ def halves(size: int = 40, at: int = 20) -> np.ndarray:
 # --- choice and verdicts ------------------------------------------------------------------------
 
 
-def test_scenes_are_chosen_by_the_rule(toy_data: Path) -> None:
+def test_choice_of_scenes(toy_data: Path) -> None:
     truths = read_coco_panoptic(toy_data / "annotations" / "panoptic_val2017.json")
     drawn = [scene((5, i), "val") for i in range(len(truths))]
     expected = []
@@ -60,23 +60,23 @@ def test_scenes_are_chosen_by_the_rule(toy_data: Path) -> None:
         sheet.choose(truths, NOVEL, 31)
 
 
-def test_a_name_is_right_where_its_region_fits() -> None:
+def test_verdicts() -> None:
     truth = result(halves(), BASE_NAME, "sky")
-    # 2/3 of the left half, and the right one with the rest: IoU 0.67 and 0.74
+    # two thirds of the left half, and the right half with the rest: IoU 0.67 and 0.74
     found = result(halves(at=14), BASE_NAME, OTHER_BASE_NAME)
     assert sheet.judge(found, truth) == {1: Verdict.RIGHT, 2: Verdict.WRONG}
-    # an IoU of one half is too little
+    # an IoU of 0.5 is too low
     assert sheet.judge(result(halves(at=10), BASE_NAME), truth) == {1: Verdict.LOOSE}
 
 
-def test_what_has_no_truth_does_not_count() -> None:
+def test_pixels_without_ground_truth_are_ignored() -> None:
     ids = halves()
-    ids[5:] *= ids[5:] == 1  # the right half is known in its first rows only
+    ids[5:] *= ids[5:] == 1  # the right half has ground truth only in its first rows
     truth = result(ids, "sky", BASE_NAME)
     assert sheet.judge(result(halves(), "sky", BASE_NAME), truth)[2] is Verdict.RIGHT
 
 
-def test_things_are_counted() -> None:
+def test_counts_of_things() -> None:
     image = np.zeros((40, 40, 3), np.uint8)
     truth = result(halves(), NOVEL_NAME, BASE_NAME)
     right = Row(image, truth, truth, [])
@@ -89,18 +89,18 @@ def test_things_are_counted() -> None:
 # --- drawing ------------------------------------------------------------------------------------
 
 
-def test_wrong_and_novel_names_are_visible_as_such() -> None:
+def test_wrong_and_novel_names_are_marked() -> None:
     ids = np.repeat(halves(128, 64), 1, 0)
     ids[:40] += 2
     truth = result(ids, NOVEL_NAME, BASE_NAME, "sky", BASE_NAME)
     found = result(ids, NOVEL_NAME, NOVEL_NAME, "sky")
-    found.panoptic = np.where(ids == 3, np.arange(128) % 3 + 2, ids)  # spoils the sky
+    found.panoptic = np.where(ids == 3, np.arange(128) % 3 + 2, ids)  # breaks up the sky
     found.panoptic[found.panoptic == 4] = 0
     flat = np.full((128, 128, 3), 90, np.uint8)
     figure = sheet.draw([Row(flat, truth, found, [ids, ids])], NOVEL)
-    picture, true, prediction, *features = figure.axes
+    image_axis, truth_axis, found_axis, *feature_axes = figure.axes
     assert [axis.get_title() for axis in figure.axes] == list(sheet._TITLES)
-    assert not picture.texts and not features[0].texts
+    assert not image_axis.texts and not feature_axes[0].texts
 
     def written(axis) -> dict[str, tuple]:
         return {
@@ -111,16 +111,16 @@ def test_wrong_and_novel_names_are_visible_as_such() -> None:
             for text in axis.texts
         }
 
-    assert set(written(true)) == {f"{NOVEL_NAME}*", BASE_NAME, "sky"}
-    labels = written(prediction)
+    assert set(written(truth_axis)) == {f"{NOVEL_NAME}*", BASE_NAME, "sky"}
+    labels = written(found_axis)
     assert set(labels) == {f"{NOVEL_NAME}*", "(sky)"}
-    seen = [text.get_bbox_patch().get_facecolor()[:3] for text in prediction.texts]
-    assert seen.count(to_rgb(sheet._RED)) == 1 and seen.count(to_rgb("white")) == 1
-    assert written(true)[f"{NOVEL_NAME}*"] == (to_rgb(sheet._GREEN), to_rgb("white"))
+    papers = [text.get_bbox_patch().get_facecolor()[:3] for text in found_axis.texts]
+    assert papers.count(to_rgb(sheet._RED)) == 1 and papers.count(to_rgb("white")) == 1
+    assert written(truth_axis)[f"{NOVEL_NAME}*"] == (to_rgb(sheet._GREEN), to_rgb("white"))
     assert labels["(sky)"][0] == to_rgb(sheet._FAINT)
 
 
-def test_names_stand_inside_the_image_and_apart(toy_data: Path) -> None:
+def test_names_are_inside_the_image_and_do_not_overlap(toy_data: Path) -> None:
     truths = read_coco_panoptic(toy_data / "annotations" / "panoptic_val2017.json")
     overlaps = names = 0
     for truth in truths:
@@ -141,7 +141,7 @@ def test_names_stand_inside_the_image_and_apart(toy_data: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[OpenVocabInferencer, Path]:
-    """A model, and a file of it as a training leaves it."""
+    """Return a model, and its training checkpoint."""
     inferencer = OpenVocabInferencer(str(ship.CONFIG), device="cpu")
     path = tmp_path_factory.mktemp("trained") / "iter_3.pth"
     content = dict(state_dict=inferencer.model.state_dict(), optimizer={"state": torch.ones(9)})
@@ -149,7 +149,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[OpenVocabInferenc
     return inferencer, path
 
 
-def test_what_ships_is_the_trained_part_in_half_precision(
+def test_shipped_file_has_the_trained_part_in_half_precision(
     trained: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     inferencer, path = trained
@@ -172,7 +172,7 @@ def test_what_ships_is_the_trained_part_in_half_precision(
         (lambda s: s.update({next(iter(s)): next(iter(s.values())) + 1e5}), "finite in float16"),
     ],
 )
-def test_what_cannot_ship_is_refused(trained: tuple, tmp_path: Path, change, message: str) -> None:
+def test_invalid_checkpoints_raise(trained: tuple, tmp_path: Path, change, message: str) -> None:
     state = dict(trained[0].model.state_dict())
     change(state)
     torch.save({"state_dict": state}, tmp_path / "iter_1.pth")
@@ -182,7 +182,7 @@ def test_what_cannot_ship_is_refused(trained: tuple, tmp_path: Path, change, mes
     assert not out.exists()
 
 
-def test_the_sheet_of_a_model(
+def test_sheet_program(
     trained: tuple, toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     out = tmp_path / "new" / "sheet.png"
@@ -190,12 +190,12 @@ def test_the_sheet_of_a_model(
     assert sheet.main([str(trained[1]), *options]) == 0
     printed = capsys.readouterr().out
     assert f"wrote {out}" in printed and "novel things of the sheet: " in printed
-    with Image.open(out) as picture:
-        picture.load()
-        assert picture.width == 1650 and picture.height == round(150 * (2 * 2.2 + 0.5))
+    with Image.open(out) as image:
+        image.load()
+        assert image.width == 1650 and image.height == round(150 * (2 * 2.2 + 0.5))
 
 
-def test_rows_are_the_scenes_and_both_kinds_of_clusters(trained: tuple, toy_data: Path) -> None:
+def test_rows_of_the_sheet(trained: tuple, toy_data: Path) -> None:
     inferencer, path = trained
     args = argparse.Namespace(
         checkpoint=str(path), config=str(ship.CONFIG), data_root=toy_data, rows=1, device="cpu"
@@ -205,12 +205,12 @@ def test_rows_are_the_scenes_and_both_kinds_of_clusters(trained: tuple, toy_data
     (index,) = sheet.choose(truths, NOVEL, 1)
     drawn = scene((5, index), "val")
     assert np.array_equal(row.truth.panoptic > 0, drawn.panoptic > 0)
-    assert np.abs(row.image.astype(int) - drawn.image).mean() < 4  # but for JPEG, and RGB
+    assert np.abs(row.image.astype(int) - drawn.image).mean() < 4  # JPEG, RGB
     assert len(row.found.class_names) == len(names_of("all"))
     for labels in row.clusters:
         assert labels.shape == (128, 128) and len(np.unique(labels)) == len(row.truth.segments)
         blocks = labels.reshape(16, 8, 16, 8).swapaxes(1, 2)
-        assert (blocks == blocks[:, :, :1, :1]).all()  # both of stride 8
+        assert (blocks == blocks[:, :, :1, :1]).all()  # stride 8
     assert not np.array_equal(*row.clusters)
     tower = sheet.clip_features(inferencer).backbone.tower
     assert tower is inferencer.model.clip.visual
@@ -219,12 +219,15 @@ def test_rows_are_the_scenes_and_both_kinds_of_clusters(trained: tuple, toy_data
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data-root", "nowhere"], "there is no nowhere/annotations/panoptic_val2017.json; draw"),
+        (
+            ["--data-root", "nowhere"],
+            "nowhere/annotations/panoptic_val2017.json: no such file; draw",
+        ),
         (["no.safetensors"], "there is no weights file no.safetensors"),
         (["--rows", "31"], "fewer than 31 rows"),
     ],
 )
-def test_mistakes_are_one_message(
+def test_mistakes_raise_one_message(
     toy_data: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
 ) -> None:
     with pytest.raises(SystemExit) as end:
@@ -234,7 +237,7 @@ def test_mistakes_are_one_message(
     assert "error: " in error and message in error
 
 
-def test_images_are_png_or_jpg(capsys: pytest.CaptureFixture) -> None:
+def test_wrong_suffixes_raise(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         sheet.parse_args(["--out", "sheet.gif"])
     with pytest.raises(SystemExit):
@@ -242,8 +245,8 @@ def test_images_are_png_or_jpg(capsys: pytest.CaptureFixture) -> None:
     assert "must end in .png or .jpg" in capsys.readouterr().err
 
 
-def test_found_names_are_those_of_the_truth() -> None:
-    """Verdicts compare names: the vocabulary and the annotations must call a class alike."""
+def test_vocabulary_and_annotations_use_the_same_names() -> None:
+    """Verdicts compare names."""
     from odise_mm.vocabulary import Vocabulary
 
     assert set(Vocabulary.load(str(sheet.VOCABULARY)).names) == {str(n) for n in names_of("all")}

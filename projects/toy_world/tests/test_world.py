@@ -1,4 +1,4 @@
-"""Scenes: reproducible, drawn as they are labeled, told as they are named."""
+"""Scenes are reproducible, and their images, labels and captions agree."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def same(one: Scene, other: Scene) -> bool:
     )
 
 
-def test_a_seed_makes_one_scene_and_another_seed_another() -> None:
+def test_scenes_depend_only_on_the_seed() -> None:
     first = scene((1, 7))
-    np.random.seed(0)  # numbers that others draw make no difference
+    np.random.seed(0)  # global random numbers make no difference
     np.random.random(100)
     assert same(first, scene((1, 7)))
     others = [scene((1, 8)), scene((2, 7)), scene((1, 7, 0)), scene((1, 7), "val"), scene(1)]
     assert not any(same(first, other) for other in others)
 
 
-def test_a_scene_has_the_documented_parts(plans: list[Plan]) -> None:
+def test_scene_has_the_documented_parts(plans: list[Plan]) -> None:
     for plan in plans:
         assert 1 <= len(plan.regions) <= 3 and 1 <= len(plan.things) <= 5
         assert len({region.name for region in plan.regions}) == len(plan.regions)
@@ -68,8 +68,8 @@ def test_segments_describe_the_map() -> None:
             assert (x + width - 1, y + height - 1) == (columns.max(), rows.max())
 
 
-def test_masks_are_the_pixels_of_their_color(plans: list[Plan]) -> None:
-    """Without effects a thing's pixels have its colors: inside its mask, and nowhere else."""
+def test_masks_equal_the_pixels_of_their_color(plans: list[Plan]) -> None:
+    """Without effects, exactly the pixels in a thing's mask have its colors."""
     white = np.round(drawing.unit(drawing.PATTERN_COLOR) * 255)
     for plan in plans:
         image = world.render(plan, np.random.default_rng(0), effects=False).astype(float)
@@ -78,7 +78,7 @@ def test_masks_are_the_pixels_of_their_color(plans: list[Plan]) -> None:
             mask = ids == i
             inner = ndimage.binary_erosion(mask, ERODED)
             own = np.round(thing.color * 255)
-            # between the two colors where the pattern changes: on the line from one to the other
+            # at borders of the pattern, colors are mixtures of the two
             step = white - own
             along = np.clip((image - own) @ step / (step @ step), 0, 1)
             off = np.abs(image - own - along[..., None] * step).max(-1)
@@ -93,21 +93,21 @@ def test_masks_are_the_pixels_of_their_color(plans: list[Plan]) -> None:
                 )
 
 
-def test_a_thing_changes_the_pixels_of_its_mask_and_no_others(plans: list[Plan]) -> None:
-    """With all effects: the same scene without its front thing differs where that is seen."""
+def test_a_thing_changes_only_the_pixels_of_its_mask(plans: list[Plan]) -> None:
+    """With effects, removing the front thing changes only its visible pixels."""
     for plan in plans[:40]:
         without = Plan(plan.regions, plan.things[:-1])
         images = [world.render(p, np.random.default_rng(5)).astype(int) for p in (plan, without)]
         changed = np.abs(images[0] - images[1]).max(-1) > 0
         mask = world.draw_ids(plan) == len(plan.regions) + len(plan.things) - 1
-        # a sharp tip fades out: it covers less than half of the last pixels
+        # a sharp tip covers less than half of its last pixels
         assert not changed[~ndimage.binary_dilation(mask, ERODED, 5)].any()
         assert changed[~ndimage.binary_dilation(mask, ERODED)].sum() < 0.02 * mask.sum()
-        assert changed[mask].mean() > 0.97  # a pixel may have the very color of what it hides
+        assert changed[mask].mean() > 0.97  # a pixel may have the color of what it covers
 
 
-def test_colors_are_told_apart_under_all_effects(plans: list[Plan]) -> None:
-    """The middle color of a plain thing is nearest to its own name's, whatever light and noise."""
+def test_colors_are_recognizable_with_effects(plans: list[Plan]) -> None:
+    """The median color of a plain thing is closest to the color of its name."""
     names = list(drawing.COLORS)
     table = np.array([drawing.COLORS[name] for name in names], float)
     right = total = 0
@@ -123,8 +123,8 @@ def test_colors_are_told_apart_under_all_effects(plans: list[Plan]) -> None:
 
 
 @pytest.mark.parametrize("shape", drawing.SHAPES)
-def test_a_stamp_covers_the_area_of_its_shape(shape: str) -> None:
-    """Against the area counted on a fine grid; whatever the angle."""
+def test_stamp_covers_the_area_of_its_shape(shape: str) -> None:
+    """Compare with the area on a fine grid, for several angles."""
     y, x = np.mgrid[-1.2:1.2:961j, -1.2:1.2:961j]
     area = (drawing.SHAPES[shape](x, y) < 0).sum() * (2.4 / 960) ** 2
     for angle in (0.3, 0.7, 2.1):
@@ -133,7 +133,7 @@ def test_a_stamp_covers_the_area_of_its_shape(shape: str) -> None:
         assert drawn.mask.sum() == pytest.approx(area * 25**2, rel=0.03)
 
 
-def test_things_are_seen_well_enough(plans: list[Plan]) -> None:
+def test_visible_areas_are_large_enough(plans: list[Plan]) -> None:
     for plan in plans:
         ids = world.draw_ids(plan)
         for i, thing in enumerate(plan.things, len(plan.regions)):
@@ -143,7 +143,7 @@ def test_things_are_seen_well_enough(plans: list[Plan]) -> None:
             assert (ids == i).sum() >= 180
 
 
-def test_training_scenes_show_novel_things_but_neither_label_nor_tell_them(
+def test_training_scenes_show_novel_things_without_labels_or_captions(
     training_scenes: list[Scene],
 ) -> None:
     novel = {text for name in NOVEL_THINGS for text in name.synonyms}
@@ -151,16 +151,16 @@ def test_training_scenes_show_novel_things_but_neither_label_nor_tell_them(
     assert not any(s.name.is_novel for made in training_scenes for s in made.segments)
     for made in training_scenes:
         for caption in made.captions:
-            said = f" {' '.join(split_words(caption))} "
-            assert not any(f" {text} " in said for text in novel), caption
+            text = f" {' '.join(split_words(caption))} "
+            assert not any(f" {name} " in text for name in novel), caption
     void = [(made.panoptic == 0).any() for made in training_scenes]
     assert 0.15 < np.mean(void) < 0.45
     without = [scene((3, i), "train", novel_in_train=False) for i in range(50)]
     assert not any((made.panoptic == 0).any() for made in without)
 
 
-def test_base_names_occur_alike_with_and_without_novel_things() -> None:
-    """The switch changes what is shown of novel names only, not how scenes are laid out."""
+def test_layout_does_not_depend_on_novel_things() -> None:
+    """``novel_in_train`` changes only novel things, not the layout."""
     pairs = [[scene((8, i), "train", novel_in_train=b) for b in (True, False)] for i in range(40)]
     stuff = [
         [[s.name for s in made.segments if not s.name.is_thing] for made in pair] for pair in pairs
@@ -175,11 +175,11 @@ def test_other_splits_have_all_names() -> None:
     assert seen == set(NAMES)
 
 
-def test_captions_parse_to_the_names() -> None:
-    extract = NounPhrases(tagger=load_tagger("textblob"))  # the one that comes with the package
+def test_noun_phrases_of_captions_contain_all_names() -> None:
+    extract = NounPhrases(tagger=load_tagger("textblob"))  # the one that is always installed
     texts = {text for name in NAMES for text in name.synonyms}
     texts |= {plural(text) for name in THINGS for text in name.synonyms}
-    # what is said, found by the words alone: the longest names at every place
+    # names in a caption, found by text: the longest at every position
     names = re.compile("|".join(sorted(map(re.escape, texts), key=len, reverse=True)))
     extra, total = 0, 0
     known = set(words())
@@ -187,35 +187,35 @@ def test_captions_parse_to_the_names() -> None:
         made = scene((2, i))
         for caption in made.captions:
             assert set(split_words(caption)) <= known
-            said = set(names.findall(caption.lower()))
+            mentioned = set(names.findall(caption.lower()))
             found = set(extract(caption))
-            assert said and said <= found, caption
-            extra, total = extra + len(found - said), total + len(found)
-    assert extra < 0.1 * total  # "top left" and the like
+            assert mentioned and mentioned <= found, caption
+            extra, total = extra + len(found - mentioned), total + len(found)
+    assert extra < 0.1 * total  # such as "top left"
 
 
-def test_captions_name_what_is_there_and_leave_some_of_it_out() -> None:
+def test_captions_name_some_of_the_segments() -> None:
     of_text = {text: name for name in NAMES for text in name.synonyms}
     of_text |= {plural(text): name for name in THINGS for text in name.synonyms}
     names = re.compile("|".join(sorted(map(re.escape, of_text), key=len, reverse=True)))
-    told = present = synonyms = 0
+    mentioned = present = synonyms = 0
     numbers = set()
     for i in range(80):
         made = scene((12, i))
-        there = {s.name for s in made.segments}
+        in_scene = {s.name for s in made.segments}
         for caption in made.captions:
-            said = [of_text[text] for text in names.findall(caption.lower())]
-            assert set(said) <= there, caption
-            told, present = told + len(set(said)), present + len(there)
+            found = [of_text[text] for text in names.findall(caption.lower())]
+            assert set(found) <= in_scene, caption
+            mentioned, present = mentioned + len(set(found)), present + len(in_scene)
             numbers |= {"two", "three"} & set(split_words(caption))
             synonyms += any(t != str(of_text[t]) for t in names.findall(caption.lower()))
-    assert 0.5 < told / present < 0.9
+    assert 0.5 < mentioned / present < 0.9
     assert "two" in numbers and synonyms > 50
     assert len({len(set(scene((12, i)).captions)) for i in range(10)} - {1}) > 0
 
 
-def test_number_words_count() -> None:
-    """Where a caption says "two red stars", two of that name are there."""
+def test_number_words() -> None:
+    """If a caption says "two red stars", the scene has two of them."""
     counted = 0
     for i in range(120):
         made = scene((14, i))
@@ -231,10 +231,10 @@ def test_number_words_count() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (((1, 2), "test"), "split is one of web, train, val, not 'test'"),
+        (((1, 2), "test"), "split must be one of web, train, val, not 'test'"),
         ((-1,), "non-negative|negative"),
     ],
 )
-def test_wrong_arguments_are_refused(arguments: tuple, message: str) -> None:
+def test_wrong_arguments_raise(arguments: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         scene(*arguments)
