@@ -79,7 +79,7 @@ def test_one_bad_image_finishes_the_others_and_fails(demo, config, tmp_path, cap
         (["--device", "cuda"], "was asked for"),
         (["--device", "xpu"], "not supported"),
         (["--precision", "fp16"], "fp16 is for GPUs"),
-        (["--weights", "nothing.pth"], "there is no weights file nothing.pth"),
+        (["--weights", "nothing.pth"], "no weights file nothing.pth"),
     ],
 )
 def test_mistakes_are_one_message(demo, config, tmp_path, capsys, monkeypatch, arguments, message):
@@ -187,7 +187,7 @@ def test_weights_that_are_not_there_are_one_message(demo, tmp_path, capsys):
     assert end.value.code == 2
     # other tests' loggers may complain of their closed streams
     errors = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error: ")]
-    assert len(errors) == 1 and f"there is no weights file {weights}" in errors[0]
+    assert len(errors) == 1 and f"no weights file {weights}" in errors[0]
 
 
 def test_the_shipped_weights_are_not_ignored_by_git():

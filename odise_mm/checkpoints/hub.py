@@ -1,13 +1,13 @@
-"""Weights that other libraries' hubs publish: the one place that fetches them.
+"""Downloads of weights from the Hugging Face Hub and from URLs.
 
-Names that are understood everywhere:
+All functions that take a source of weights accept these forms:
 
 * ``checkpoints/sd-v1-3.ckpt``, ``checkpoints/stable-diffusion``: a local file or folder;
-* ``CompVis/stable-diffusion-v1-3``: a hub id, of which the named files are downloaded once;
+* ``CompVis/stable-diffusion-v1-3``: a hub id; the required files are downloaded once;
 * ``hf://CompVis/cleandift/cleandift_sd21_unet.safetensors``: one file of a hub repository.
 
-The Hugging Face Hub's files go into its own cache (``HF_HOME``), plain addresses into torch's
-(``TORCH_HOME``). Whatever goes wrong is one :class:`~odise_mm.errors.CheckpointError`.
+Files from the Hugging Face Hub are stored in its cache (``HF_HOME``), files from URLs in torch's
+cache (``TORCH_HOME``). All failures are reported as :class:`~odise_mm.errors.CheckpointError`.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ HUB_FILE = "hf://"
 
 @contextmanager
 def reaching(subject: str, way: str) -> Iterator[None]:
-    """Turn whatever a hub's client raises inside into one message.
+    """Convert any exception that is raised inside the context to a ``CheckpointError``.
 
     Args:
-        subject: what could not be had, as the beginning of the sentence.
-        way: what the user can do, as a sentence without its beginning's "Check the network".
+        subject: beginning of the message: what could not be fetched.
+        way: end of the message: what the user can do, in full sentences.
 
     Raises:
-        CheckpointError: for any exception.
+        CheckpointError: any exception was raised inside.
     """
     try:
         yield
     except CheckpointError:
         raise
-    except Exception as error:  # the clients raise a dozen kinds, all meaning the same here
+    except Exception as error:  # the hub clients have a dozen exception types for this
         offline = f"; {OFFLINE} is set, so nothing is downloaded" if is_offline() else ""
         raise CheckpointError(
             f"{subject} ({type(error).__name__}: {first_line(error)}{offline}). {way}"
@@ -48,14 +48,20 @@ def reaching(subject: str, way: str) -> Iterator[None]:
 
 
 def hub_files(repository: str, patterns: Sequence[str]) -> Path:
-    """Folder with those files of a hub repository that fit the patterns; fetched once."""
+    """Return a local folder with the files of a hub repository that match ``patterns``.
+
+    Files are downloaded once, to the hub's cache.
+    """
     from huggingface_hub import snapshot_download
 
     return Path(snapshot_download(repository, allow_patterns=list(patterns)))
 
 
 def hub_file(repository: str, *files: str) -> Path:
-    """The first of these files that a hub repository has; fetched once."""
+    """Return the local path of the first of ``files`` that a hub repository has.
+
+    The file is downloaded once, to the hub's cache.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -63,7 +69,7 @@ def hub_file(repository: str, *files: str) -> Path:
     for file in earlier:
         try:
             return Path(hf_hub_download(repository, file))
-        except LocalEntryNotFoundError:  # no network, which says nothing about the repository
+        except LocalEntryNotFoundError:  # no network: the repository may still have the file
             raise
         except EntryNotFoundError:
             continue
@@ -71,11 +77,15 @@ def hub_file(repository: str, *files: str) -> Path:
 
 
 def url_file(url: str, what: str, instead: str = "") -> Path:
-    """The file at an address, in torch's cache; fetched once.
+    """Return the local path of the file at a URL, which is downloaded once, to torch's cache.
 
     Args:
-        what: what it is, for messages.
-        instead: what else can be done, for messages.
+        url: address of the file.
+        what: description of the file, for messages.
+        instead: alternative to the download, for messages.
+
+    Raises:
+        CheckpointError: the download failed.
     """
     file = RemoteFile(url)
     path = Path(torch.hub.get_dir()) / "checkpoints" / file.name
@@ -83,37 +93,35 @@ def url_file(url: str, what: str, instead: str = "") -> Path:
 
 
 def is_cached(repository: str) -> bool:
-    """Whether there is anything of a repository in the hub's cache."""
+    """Return whether the hub's cache has a folder for a repository."""
     from huggingface_hub import constants
 
     return (Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}").is_dir()
 
 
 def locate(source: str, wanted: str, fetch: Callable[[], Path], origin: str = "") -> Path:
-    """The local file or folder that ``source`` names, which is downloaded if it is a hub name.
+    """Return the local file or folder for ``source``; download it if ``source`` is a hub name.
 
     Args:
-        source: see the module's docstring.
-        wanted: what is looked for, for the messages: ``unet/, vae/``.
-        fetch: downloads the wanted files of a hub id and returns their folder.
-        origin: an address where such files are published, for the messages.
+        source: path, hub id or ``hf://`` name, see the module docstring.
+        wanted: names of the required files, for messages, such as ``unet/, vae/``.
+        fetch: function that downloads the required files of the hub id and returns their folder.
+        origin: URL where such files are published, for messages.
 
     Raises:
-        CheckpointError: there is no such path, or the hub does not answer.
+        CheckpointError: the path does not exist, or the download failed.
     """
     path = Path(source).expanduser()
     if source.startswith(HUB_FILE):
         owner, _, rest = source.removeprefix(HUB_FILE).partition("/")
         name, _, file = rest.partition("/")
         if not file:
-            raise CheckpointError(f"{source}: a file on the hub is named hf://owner/name/file")
+            raise CheckpointError(f"{source}: expected hf://owner/name/file for a file on the hub")
         return _ask_hub(source, file, lambda: hub_file(f"{owner}/{name}", file))
     if path.exists():
         return path
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
-        by_hand = (
-            f" Fetch it from {origin} by hand and place it there, or name" if origin else " Name"
-        )
+        by_hand = f" Download it from {origin} and place it there, or use" if origin else " Use"
         raise CheckpointError(
             f"{source}: no such file or folder.{by_hand} an original checkpoint (sd-v1-3.ckpt), a "
             "diffusers folder or a hub id such as CompVis/stable-diffusion-v1-3."
@@ -124,8 +132,8 @@ def locate(source: str, wanted: str, fetch: Callable[[], Path], origin: str = ""
 def _ask_hub(source: str, wanted: str, fetch: Callable[[], Path]) -> Path:
     repository = "/".join(source.removeprefix(HUB_FILE).split("/")[:2])
     way = (
-        "Check the name, the network and `huggingface-cli login`, or name a local file: fetch "
-        f"{wanted} from https://huggingface.co/{repository} by hand and name where it lies."
+        "Check the name, the network and `huggingface-cli login`, or use a local file: download "
+        f"{wanted} from https://huggingface.co/{repository} by hand and give its path."
     )
-    with reaching(f"{source}: neither a local path nor to be had from the hub", way):
+    with reaching(f"{source}: not a local path, and the download from the hub failed", way):
         return fetch()

@@ -1,7 +1,7 @@
-"""Trained weights in and out: our own checkpoints and the published ODISE files.
+"""Loading of trained weights from our own checkpoints and from the published ODISE files.
 
-A checkpoint of ours holds the trained parameters only (28 M numbers, 112 MB in float32); the frozen
-parts come from their own files, named in the config.
+Our checkpoints contain only the trained parameters (28 M numbers, 112 MB in float32). The frozen
+parts are loaded from their own files, which the config names.
 """
 
 import re
@@ -15,7 +15,7 @@ from odise_mm.checkpoints.training_names import compare_names
 from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import printable
 
-# Published name (regular expression) -> our name. Every key must match exactly one line.
+# Published name (regular expression) -> our name. Each key must match exactly one line.
 PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
     # implicit captioner
     (r"backbone\.feature_extractor\.alpha_cond$", "captioner.context_gate"),
@@ -99,7 +99,7 @@ PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
     (r"sem_seg_head\.predictor\.(query_feat|query_embed|level_embed)\.", r"head.\1."),
     (r"sem_seg_head\.predictor\.class_embed\.", "head.cls_embed."),
     (r"sem_seg_head\.predictor\.mask_embed\.layers\.(\d+)\.", r"head.mask_embed.<\1>."),
-    # mask embeddings and names
+    # mask embeddings and embeddings of the class names
     (
         r"sem_seg_head\.predictor\.post_mask_embed\.logit_scale$",
         "classifiers.0.logit_scale",
@@ -120,34 +120,34 @@ PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
     (r"(category|word)_head\.text_proj\.", "classifiers.0.text_proj."),
 )
 
-# Published keys that are deliberately not loaded, and why.
+# Published keys that are deliberately not loaded, with the reason.
 PUBLISHED_UNUSED: dict[str, str] = {
-    "criterion.empty_weight": "class weights of the training loss; the config states them",
+    "criterion.empty_weight": "class weights of the training loss; the config sets them",
 }
 
 
 def is_published(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict has the names of the published ODISE code."""
+    """Return whether a state dict uses the parameter names of the published ODISE code."""
     return any(key.startswith(("sem_seg_head.", "backbone.feature_extractor.")) for key in state)
 
 
 def known_names(model: nn.Module | None = None) -> Callable[[str], bool]:
-    """Whether a name is one of a model's, or of the published ODISE code."""
+    """Return a function that recognizes parameter names of a model and of the published code."""
     ours = frozenset() if model is None else frozenset(model.state_dict())
     return lambda key: key in ours or key in PUBLISHED_UNUSED or _rename(key) is not None
 
 
 def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Published names to ours.
+    """Rename the parameters of a published checkpoint.
 
     Args:
-        state: what a released ``odise_*_coco_50e`` file holds under ``model``.
+        state: the entry ``model`` of a released ``odise_*_coco_50e`` file.
 
     Returns:
         The trained parameters under our names, and the unused keys with the reason for each.
 
     Raises:
-        CheckpointError: a key that is neither known nor listed as unused.
+        CheckpointError: a key is neither in ``PUBLISHED_NAMES`` nor in ``PUBLISHED_UNUSED``.
     """
     ours: dict[str, Tensor] = {}
     unused: dict[str, str] = {}
@@ -163,31 +163,32 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
 
 def _rename(key: str) -> str | None:
-    """Our name of a published parameter; None if it is none."""
+    """Return our name of a published parameter; None if the name is unknown."""
     for pattern, name in PUBLISHED_NAMES:
         match = re.match(pattern, key)
         if match:
             renamed = match.expand(name) + key[match.end() :]
-            # layers of an MLP: ours is a Sequential with an activation between two of them
+            # Our MLPs are Sequentials with activations in between, so layer i has index 2 * i.
             return re.sub(r"<(\d+)>", lambda m: str(2 * int(m[1])), renamed)
     return None
 
 
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
-    """Load trained parameters, strictly: every one is filled, every key is used.
+    """Load trained parameters into a model, strictly: keys and shapes must match exactly.
 
-    A warning says so where the weights were trained with other names than the model's config has
-    for ``ensemble.train_vocabulary``.
+    Logs a warning if the weights were trained with other class names than those in the config's
+    ``ensemble.train_vocabulary``.
 
     Args:
         model: an :class:`~odise_mm.models.OpenVocabSegmentor`.
         path: our checkpoint (``.safetensors``, ``.pth``) or a published ODISE file.
 
     Returns:
-        Keys that were deliberately not used, with the reason.
+        Keys that were deliberately not loaded, with the reason for each.
 
     Raises:
-        CheckpointError: the file is of another model; the message names the first differences.
+        CheckpointError: the weights do not match the model; the message names the first
+            differences.
     """
     state = load_state_dict(path, fits=known_names(model))
     unused: dict[str, str] = {}
@@ -198,12 +199,12 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     wrong = differences(state, wanted)
     if wrong:
         advice = (
-            "A caption-supervised checkpoint wants odise_coco_caption.py, a label-supervised one "
-            "odise_coco_label.py."
+            "Use odise_coco_caption.py for caption-supervised checkpoints and "
+            "odise_coco_label.py for label-supervised ones."
             if any(key in wanted for key in state)
-            else "It holds weights of another model: name a checkpoint of ODISE's."
+            else "It contains the weights of another model: use a checkpoint of ODISE."
         )
-        raise CheckpointError(f"{path} was not made for this config: {wrong}. {advice}")
+        raise CheckpointError(f"{path} does not match this config: {wrong}. {advice}")
     model.load_state_dict(state)
     compare_names(model, path, {} if published else load_meta(path), published)
     return unused

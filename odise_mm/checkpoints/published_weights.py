@@ -1,8 +1,8 @@
-"""Weights by a config's name: what its metafile names, found on this machine or fetched.
+"""Published weights of a config: found in local caches, or downloaded.
 
-``metafile.yml`` beside a config, in OpenMMLab's format, names the checkpoint that was published for
-it. The frozen parts (a diffusion model, CLIP) are named in the config itself. Nothing comes with
-this package: every file is its publisher's, under its publisher's license.
+The checkpoint that was published for a config is named in ``metafile.yml`` beside the config, in
+OpenMMLab's format. The frozen parts (a diffusion model, CLIP) are named in the config itself. No
+weights are part of this package: each file is subject to its publisher's license.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LICENSES: dict[str, str] = {
     "Salesforce/blip-image-captioning-large": "BSD-3-Clause",
     "Salesforce/blip-image-captioning-base": "BSD-3-Clause",
 }
-# As in torch.hub: digits before the ending are the first ones of the file's SHA-256.
+# As in torch.hub: the digits at the end of the stem are the first digits of the file's SHA-256.
 _CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.\w+$")
 
 
@@ -48,9 +48,9 @@ class PublishedWeights:
     """The checkpoint that a metafile names for a config.
 
     Attributes:
-        name: of the model in the metafile, ``odise_coco_label``.
-        source: a file on the web, or a path of one that comes with the config.
-        license: of the weights, as the publisher names it; empty where the metafile does not say.
+        name: name of the model in the metafile, such as ``odise_coco_label``.
+        source: a file on the web, or the path of a file that is stored with the config.
+        license: license of the weights as the publisher names it; empty if the metafile has none.
     """
 
     name: str
@@ -59,20 +59,20 @@ class PublishedWeights:
 
     @property
     def path(self) -> Path:
-        """Where the checkpoint is, or belongs: torch's cache, below ``TORCH_HOME``."""
+        """Local path of the checkpoint; files on the web are stored in torch's cache."""
         if isinstance(self.source, Path):
             return self.source
         return Path(torch.hub.get_dir()) / "checkpoints" / self.source.name
 
 
 def find_published(config: str | os.PathLike[str] | Config) -> PublishedWeights | None:
-    """The checkpoint that was published for a config, by its metafile; None: none is named.
+    """Return the checkpoint that the metafile names for a config; None if it names none.
 
     Args:
         config: path, name under ``configs/``, or a config loaded from a file.
 
     Raises:
-        ConfigError: no such config, or a metafile that cannot be read.
+        ConfigError: the config does not exist, or the metafile cannot be read.
     """
     cfg = load_config(config)
     if not cfg.filename:
@@ -109,7 +109,7 @@ def _read_metafile(path: Path) -> dict[str, list[dict[str, Any]]]:
         if not all(isinstance(row, dict) for rows in lists.values() for row in rows):
             raise ValueError("Collections and Models must be lists of mappings")
     except (OSError, ValueError, AttributeError, TypeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: not a metafile: {first_line(error)}") from error
+        raise ConfigError(f"{path}: not a valid metafile: {first_line(error)}") from error
     return lists
 
 
@@ -120,27 +120,28 @@ def fetch(
     frozen: bool = True,
     progress: bool = True,
 ) -> Path | None:
-    """Have the published weights of a config on this machine: found in the caches, or downloaded.
+    """Download the published weights of a config, unless they are in the local caches.
 
-    The checkpoint goes into torch's cache (``TORCH_HOME``), files of the Hugging Face Hub into the
-    hub's (``HF_HOME``), both as other programs have them. With ``HF_HUB_OFFLINE=1`` nothing is
-    downloaded. A download that was ended in any way goes on in the next call.
+    The checkpoint is stored in torch's cache (``TORCH_HOME``), files of the Hugging Face Hub in the
+    hub's cache (``HF_HOME``); other programs use the same files. With ``HF_HUB_OFFLINE=1`` nothing
+    is downloaded. The next call continues an interrupted download.
 
     Args:
         config: path, name under ``configs/`` ("odise_coco_label"), or a config loaded from a file.
-        ask: is given a notice of the licenses before the first download, and says whether to go
-            on. None: the notice is logged.
-        frozen: whether to fetch the frozen parts' weights, too, which the config names. Building
-            the model fetches them as well.
-        progress: whether to draw a bar for the checkpoint.
+        ask: function that is called with the license notice before the first download and returns
+            whether to continue. None: the notice is logged.
+        frozen: whether to download also the frozen weights that the config names. Building the
+            model downloads them as well.
+        progress: whether to show a progress bar for the checkpoint.
 
     Returns:
-        The checkpoint; None where the metafile names none and only frozen parts were fetched.
+        Path of the checkpoint; None if the metafile names none and only frozen weights were
+        downloaded.
 
     Raises:
-        ConfigError: no such config, or parts of it that are unknown or wrong.
-        CheckpointError: nothing is published for the config, ``ask`` said no, or a file cannot be
-            had; the message says why and what to do.
+        ConfigError: the config does not exist, or one of its parts is unknown or invalid.
+        CheckpointError: no weights are published for the config, ``ask`` returned False, or a
+            download failed; the message names the cause and what to do.
     """
     cfg = load_config(config)
     published = find_published(cfg)
@@ -153,7 +154,7 @@ def fetch(
         if ask is None:
             print_log(notice, logger="current", level=logging.WARNING)
         elif not ask(notice):
-            raise CheckpointError(f"{name_of(cfg)}: nothing was downloaded, as you said no")
+            raise CheckpointError(f"{name_of(cfg)}: download declined, nothing was downloaded")
     path = None if published is None else _checkpoint(published, progress)
     if frozen:
         _fetch_frozen(cfg)
@@ -164,8 +165,8 @@ def _checkpoint(published: PublishedWeights, progress: bool) -> Path:
     if isinstance(published.source, Path):
         if not published.source.is_file():
             raise CheckpointError(
-                f"{published.source}: the weights of {published.name} come with the repository, "
-                "and are not here: get the whole repository, or name a checkpoint as weights"
+                f"{published.source}: file not found; the weights of {published.name} are part of "
+                "the repository: clone the whole repository, or pass a checkpoint as weights"
             )
         return published.source
     return download(
@@ -173,48 +174,47 @@ def _checkpoint(published: PublishedWeights, progress: bool) -> Path:
         published.path,
         CheckpointError,
         f"the checkpoint of {published.name}",
-        instead="name a local copy as weights",
+        instead="pass a local copy as weights",
         progress=progress,
     )
 
 
 def _is_there(source: str) -> bool:
-    """Whether nothing has to be fetched for a source of frozen weights, as far as one can tell."""
+    """Return whether a source of frozen weights is local, as far as the name and caches tell."""
     return source.count("/") != 1 or Path(source).expanduser().exists() or is_cached(source)
 
 
 def license_notice(cfg: Config) -> str:
-    """Whose weights a config runs on, and under which licenses; one line for each."""
-    lines = [f"{_name(cfg)} runs on weights of others, under their licenses, which are yours to"]
-    lines[0] += " check and to keep to:"
+    """Return a notice that lists the weights a config uses with their licenses, one per line."""
+    lines = [f"{_name(cfg)} uses third-party weights. Check their licenses and comply with them:"]
     published = find_published(cfg)
     if published is not None:
-        lines.append(f"  {published.path.name}: {published.license or 'as its publisher says'}")
+        lines.append(f"  {published.path.name}: {published.license or 'see its publisher'}")
     for source in dict.fromkeys(named_weights(cfg.get("model"))):
         if not Path(source).expanduser().exists():
-            place = f"see https://huggingface.co/{source}" if "/" in source else "as published"
+            place = f"see https://huggingface.co/{source}" if "/" in source else "see its publisher"
             lines.append(f"  {source}: {LICENSES.get(source, place)}")
     return "\n".join(lines)
 
 
 def without_weights(cfg: Config) -> str:
-    """What to do about a config for which no weights are named: which fit, and where they are."""
+    """Return advice for a config without published weights: which weights it can use."""
     if cfg.get("random_weights"):
-        return "it runs on random numbers, without any weights"
+        return "this config uses random weights, so there is nothing to download"
     name = Path(cfg.filename).stem if cfg.filename else None
     where = f" (`odise-mm train {name}` writes it to work_dirs/{name}/)" if name else ""
     return (
-        "it needs weights, and none are published for it. Give weights=PATH (--weights PATH) of a "
-        f"checkpoint that was trained with it{where}, or name one as load_from in the config. "
-        f"Configs with published weights: {', '.join(published_names())}. To try the program on "
-        "random numbers take odise_tiny, or a config with random_weights = True"
+        "this config needs weights, and none are published for it. Pass weights=PATH (--weights "
+        f"PATH) of a checkpoint that was trained with it{where}, or set load_from in the config. "
+        f"Configs with published weights: {', '.join(published_names())}. To try the program with "
+        "random weights, use odise_tiny or a config with random_weights = True"
     )
 
 
 def published_names() -> list[str]:
-    """Configs of this package for which a metafile names weights that are trained on one dataset.
+    """Return the names of this package's configs with published weights, one per checkpoint.
 
-    The configs of other test sets take the same checkpoints.
+    The configs of other test sets use the same checkpoints and are not listed.
     """
     found = {}
     for folder in own_config_folders():
@@ -241,7 +241,7 @@ def _fetch_frozen(cfg: Config) -> None:
 
 
 def _with_weights(node: Any) -> Iterator[dict[str, Any]]:
-    """Configs of parts that name weights."""
+    """Yield the configs of all parts that set ``weights``."""
     if isinstance(node, dict):
         if node.get("weights") and "type" in node:
             yield node

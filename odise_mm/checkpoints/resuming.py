@@ -1,4 +1,4 @@
-"""What a training's checkpoint may say, and whether a config goes on with that training."""
+"""Checks before resuming a run: types in the checkpoint, and differences from the config."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import printable
 
 ADVICE = (
-    "resume with the config that it was trained with (a copy lies beside it), or start from its "
-    "weights with load_from"
+    "resume with the config that it was trained with (a copy is in the same folder), or start from "
+    "its weights with load_from"
 )
 RECORD = "training"
-"""Key in a checkpoint's ``meta`` of what :func:`describe_training` returns."""
+"""Key in a checkpoint's ``meta`` for the result of :func:`describe_training`."""
 
-# Which of these the groups of an optimizer have tells what kind of optimizer it is.
-_OF_OPTIMIZERS = {"momentum", "betas", "alpha", "rho", "nesterov", "lambd", "etas"}
-# Entries of an optimizer's state with one number for each of a parameter's.
-_OF_SHAPE = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
-# What moves while a schedule runs.
-_OF_PROGRESS = {"last_step", "_global_step", "_last_value", "verbose", "base_values", "by_epoch"}
+# Keys of an optimizer's parameter groups that identify the type of the optimizer.
+_OPTIMIZER_KEYS = {"momentum", "betas", "alpha", "rho", "nesterov", "lambd", "etas"}
+# Entries of an optimizer's state that have the shape of their parameter.
+_MOMENT_KEYS = {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer"}
+# Entries of a schedule's state that change while it runs.
+_PROGRESS_KEYS = {"last_step", "_global_step", "_last_value", "verbose", "base_values", "by_epoch"}
 
 
 def check_types(state: Any, path: str) -> None:
-    """Refuse a training state whose entries are of other types than what reads them expects.
+    """Raise if an entry of a training state has another type than its reader expects.
 
-    ``meta`` loses its ``config``, which none of ours has, and which is never run.
+    Removes ``config`` from ``meta``: our checkpoints have none, and mmengine would run it.
+
+    Args:
+        state: content of a checkpoint.
+        path: path of the checkpoint, for messages.
 
     Raises:
-        CheckpointError: names the entry.
+        CheckpointError: an entry has the wrong type; the message names it.
     """
 
     def check(entry: str, value: Any, fits: bool, expected: str) -> None:
@@ -49,20 +53,20 @@ def check_types(state: Any, path: str) -> None:
     for key in ("state_dict", "optimizer", "meta", "message_hub"):
         check(key, state[key], isinstance(state[key], dict), "a dictionary")
     for key, value in state["state_dict"].items():
-        check("state_dict", key, isinstance(key, str), "tensors by name")
+        check("state_dict", key, isinstance(key, str), "a dictionary of tensors by name")
         check(f"state_dict[{key!r}]", value, isinstance(value, Tensor), "a tensor")
     meta, hub = state["meta"], state["message_hub"]
     meta.pop("config", None)  # mmengine's runner would run it as a program
     for key in ("iter", "epoch"):
-        check(f"meta[{key!r}]", meta.get(key), _is_whole(meta.get(key)), "a whole number from 0")
+        check(f"meta[{key!r}]", meta.get(key), _is_whole(meta.get(key)), "an integer >= 0")
     seed = meta.get("seed")
-    check("meta['seed']", seed, seed is None or _is_whole(seed), "a whole number from 0")
+    check("meta['seed']", seed, seed is None or _is_whole(seed), "an integer >= 0")
     record = meta.get(RECORD)
     check(f"meta[{RECORD!r}]", record, isinstance(record, dict | None), "a dictionary")
     for key in ("log_scalars", "runtime_info", "resumed_keys"):
         value = hub.get(key)
         fits = isinstance(value, dict) and all(isinstance(name, str) for name in value)
-        check(f"message_hub[{key!r}]", value, fits, "a dictionary with names as keys")
+        check(f"message_hub[{key!r}]", value, fits, "a dictionary with strings as keys")
     for name, resumed in hub["resumed_keys"].items():
         check(
             f"message_hub['resumed_keys'][{name!r}]",
@@ -96,7 +100,11 @@ def _is_history(buffer: HistoryBuffer) -> bool:
 
 
 def describe_training(runner: Any) -> dict[str, Any]:
-    """What decides which images an iteration sees, as a checkpoint keeps it."""
+    """Return the settings that decide which images an iteration uses, for a checkpoint's ``meta``.
+
+    Args:
+        runner: mmengine's ``Runner``.
+    """
     loop = runner.train_loop
     loader = loop.dataloader
     sampler = getattr(loader.batch_sampler, "sampler", loader.sampler)
@@ -111,7 +119,7 @@ def describe_training(runner: Any) -> dict[str, Any]:
     )
 
 
-_WORDS = {
+_LABELS = {
     "images_per_iteration": "images per iteration",
     "iterations_per_update": "iterations per update",
     "images": "images in the training data",
@@ -122,31 +130,38 @@ _WORDS = {
 
 
 def differences_of_training(state: Mapping[str, Any], runner: Any) -> tuple[list[str], list[str]]:
-    """What a config has otherwise than the training that is to go on.
+    """Compare a config with the run that it is to resume.
+
+    Args:
+        state: training state of the run, from a checkpoint.
+        runner: mmengine's ``Runner``, built from the config.
 
     Returns:
-        What forbids to go on: the result would be that of neither. And what does not: the
-        checkpoint's value counts, or it changes nothing but last digits.
+        The differences that forbid resuming, as the result would match neither config. And the
+        differences that do not: the checkpoint's value is used, or only the last digits change.
     """
     forbidding: list[str] = []
     ignored: list[str] = []
     there, here = state["meta"].get(RECORD), describe_training(runner)
     if there is None:
-        ignored.append("the checkpoint does not say its images per iteration, which must be equal")
+        ignored.append(
+            "the checkpoint does not contain its number of images per iteration, which must be "
+            "the same"
+        )
     else:
         forbidding += [
-            _differ(words, there[key], here[key])
-            for key, words in _WORDS.items()
+            _differ(label, there[key], here[key])
+            for key, label in _LABELS.items()
             if key in there and there[key] != here[key]
         ]
         if there.get("processes", here["processes"]) != here["processes"]:
             text = _differ("processes", there["processes"], here["processes"])
-            ignored.append(f"{text}: the same images, but other random points in them")
+            ignored.append(f"{text}: the run uses the same images, but different random points")
     optimizer = getattr(runner.optim_wrapper, "optimizer", None)
     if optimizer is not None:
         groups = state["optimizer"]["param_groups"], optimizer.param_groups
-        for words, forbids in _differences_of_optimizers(*groups):
-            (forbidding if forbids else ignored).append(words)
+        for text, forbids in _differences_of_optimizers(*groups):
+            (forbidding if forbids else ignored).append(text)
         forbidding += _misshapen(state["optimizer"], optimizer.param_groups)
     _compare_schedules(state.get("param_schedulers", []), runner, forbidding, ignored)
     return list(dict.fromkeys(forbidding)), list(dict.fromkeys(ignored))
@@ -156,10 +171,10 @@ def _differences_of_optimizers(
     there: Sequence[Mapping[str, Any]], here: Sequence[Mapping[str, Any]]
 ) -> Iterator[tuple[str, bool]]:
     if len(there) != len(here):
-        return  # refused when the optimizer takes its state
+        return  # the optimizer raises for this when it loads its state
     for old, new in zip(there, here, strict=True):
-        if (old.keys() ^ new.keys()) & _OF_OPTIMIZERS:
-            yield "another optimizer", True
+        if (old.keys() ^ new.keys()) & _OPTIMIZER_KEYS:
+            yield "different optimizer", True
             return
         rates = [group.get("initial_lr", group.get("lr")) for group in (old, new)]
         if not _equal(*rates):
@@ -168,16 +183,16 @@ def _differences_of_optimizers(
             if not _same_kind(old[key], new[key]):
                 yield _differ(key, old[key], new[key]), True
             elif key not in ("lr", "initial_lr") and not _equal(old[key], new[key]):
-                yield f"{_differ(key, old[key], new[key])}: the checkpoint's counts", False
+                yield f"{_differ(key, old[key], new[key])}: the checkpoint's value is used", False
 
 
 def _misshapen(there: Mapping[str, Any], here: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Running means of an optimizer that are not of their parameter's shape."""
+    """Yield a line for each running mean that has another shape than its parameter."""
     keys = [key for group in there["param_groups"] for key in _ids(group)]
     parameters = [parameter for group in here for parameter in group["params"]]
-    for key, parameter in zip(keys, parameters, strict=False):  # torch compares how many
+    for key, parameter in zip(keys, parameters, strict=False):  # torch checks the numbers of both
         for name, value in there["state"].get(key, {}).items():
-            if name in _OF_SHAPE and value is not None:
+            if name in _MOMENT_KEYS and value is not None:
                 shape = tuple(value.shape) if isinstance(value, Tensor) else value
                 if shape != tuple(parameter.shape):
                     yield _differ(f"{name} of parameter {key}", shape, tuple(parameter.shape))
@@ -202,9 +217,9 @@ def _compare_schedules(
         for key in sorted(old.keys() & new.keys()):
             if key != "verbose" and not _same_kind(old[key], new[key]):
                 forbidding.append(_differ(f"{kind}.{key}", old[key], new[key]))
-            elif key not in _OF_PROGRESS and not _equal(old[key], new[key]):
+            elif key not in _PROGRESS_KEYS and not _equal(old[key], new[key]):
                 text = _differ(f"{kind}.{key}", old[key], new[key])
-                ignored.append(f"{text}: the checkpoint's counts")
+                ignored.append(f"{text}: the checkpoint's value is used")
 
 
 def _equal(first: Any, second: Any) -> bool:
@@ -217,13 +232,13 @@ def _equal(first: Any, second: Any) -> bool:
 
 
 def _same_kind(first: Any, second: Any) -> bool:
-    """Whether what is made for one value can work with the other."""
+    """Return whether code that expects one of the values can work with the other."""
     numbers = (int, float)
     if isinstance(first, numbers) and isinstance(second, numbers):
         return True
     if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
         return len(first) == len(second) and all(map(_same_kind, first, second))
-    if first is None or second is None:  # a switch that may be left to the library
+    if first is None or second is None:  # None: the library chooses True or False
         return all(value is None or isinstance(value, bool) for value in (first, second))
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         return True
@@ -231,6 +246,7 @@ def _same_kind(first: Any, second: Any) -> bool:
 
 
 def _differ(what: str, there: Any, here: Any) -> str:
+    """Describe a difference between the checkpoint (``there``) and this run (``here``)."""
     shown = (
         f"{value:g}"
         if isinstance(value, float)
@@ -239,15 +255,15 @@ def _differ(what: str, there: Any, here: Any) -> str:
         else printable(value, 60)
         for value in (there, here)
     )
-    return "{}: {} there, {} here".format(what, *shown)
+    return "{}: {} in the checkpoint, {} now".format(what, *shown)
 
 
 def name_pattern(template: str, best: bool = False) -> re.Pattern[str]:
-    """What names of checkpoints look like.
+    """Return a regular expression for names of checkpoints.
 
     Args:
         template: ``filename_tmpl`` of the checkpoint hook, such as ``iter_{}.pth``.
-        best: those of the best ones (``save_best``).
+        best: match the names of the best checkpoints (``save_best``) instead of numbered ones.
     """
     parts = re.split(r"\{[^{}]*\}", template)
     pattern = r"\d+".join(re.escape(part) for part in parts)
@@ -255,9 +271,14 @@ def name_pattern(template: str, best: bool = False) -> re.Pattern[str]:
 
 
 def own_checkpoint(named: Any, folder: Path, pattern: re.Pattern[str]) -> Path | None:
-    """The checkpoint of ``folder`` that a training state means; None where it has no such file.
+    """Return the checkpoint in ``folder`` that a training state names; None if there is none.
 
-    Of a path only the name counts, as folders are copied, moved and received.
+    Only the name of the path is used, because work directories may be copied or moved.
+
+    Args:
+        named: path from the training state.
+        folder: work directory.
+        pattern: pattern of valid names, see :func:`name_pattern`.
     """
     if not isinstance(named, str) or "\0" in named:
         return None
@@ -266,6 +287,6 @@ def own_checkpoint(named: Any, folder: Path, pattern: re.Pattern[str]) -> Path |
 
 
 def checkpoints_in(folder: Path, patterns: Iterable[re.Pattern[str]]) -> list[Path]:
-    """Files of a folder with the names of checkpoints, sorted."""
+    """Return the files of a folder whose names match one of ``patterns``, sorted."""
     found = sorted(folder.iterdir()) if folder.is_dir() else []
     return [path for path in found if any(pattern.fullmatch(path.name) for pattern in patterns)]

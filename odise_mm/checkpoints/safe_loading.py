@@ -1,7 +1,7 @@
-"""Reading and writing weights, without ever running code from a file.
+"""Reading and writing of weights files without running code from them.
 
-What files in torch's formats may build is told by :mod:`odise_mm.checkpoints.safe_pickle`; their
-sizes and checksums are checked by :mod:`odise_mm.checkpoints.torch_file`.
+:mod:`odise_mm.checkpoints.safe_pickle` defines which objects files in torch's formats may contain;
+:mod:`odise_mm.checkpoints.torch_file` checks their sizes and checksums.
 """
 
 from __future__ import annotations
@@ -36,50 +36,51 @@ def load_state_dict(
     keep: Callable[[str], bool] | None = None,
     fits: Callable[[str], bool] | None = None,
 ) -> dict[str, Tensor]:
-    """Read the weights of a file on the CPU.
+    """Read the weights of a file to the CPU.
 
-    The kind of file is told by its content: safetensors, or torch's zip or older format (``.pth``,
-    ``.ckpt``, ``.bin``, ...). Weights under ``state_dict``, ``model``, ... are found there, see
-    :mod:`odise_mm.checkpoints.unwrapping`; entries that are no tensors are left out. Tensors of
+    The format is detected from the content: safetensors, or torch's zip or legacy format (``.pth``,
+    ``.ckpt``, ``.bin``, ...). Weights below ``state_dict``, ``model``, ... are found, see
+    :mod:`odise_mm.checkpoints.unwrapping`; entries that are not tensors are skipped. Tensors of
     safetensors and zip files stay on disk until they are used.
 
     Args:
         path: the file.
-        keep: tells which of the weights are wanted, by the names that are returned; the others are
-            not read (except in the older format).
-        fits: whether a name is one that the model has. With it what wrappers add to names
-            (``module.``, ``_orig_mod.``, ``model.``) is taken back, and of several sets the one
-            that fits is read, the averaged one where several do. None: names are as in the file.
+        keep: function that returns whether to read the weight with a (returned) name. Other weights
+            are not read, except in the legacy format.
+        fits: function that returns whether the model has a parameter with this name. If given,
+            prefixes of wrappers (``module.``, ``_orig_mod.``, ``model.``) are removed from names.
+            If the file has several sets of weights, the one that fits the model is read, or the
+            averaged one if several fit. None: names are returned as they are in the file.
 
     Returns:
-        tensors by key; empty if `keep` wants none.
+        Tensors by name; empty if ``keep`` accepts none.
 
     Raises:
-        CheckpointError: if the file is missing, empty, cut off, damaged or no checkpoint, has no
-            tensors, or is a pickle that wants to run code (which is not run).
+        CheckpointError: the file is missing, empty, truncated, damaged or not a checkpoint, has no
+            tensors, or is a pickle that tries to run code (which is not run).
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder: give the weights file inside it")
+        raise CheckpointError(f"{path} is a folder: pass the weights file inside it")
     try:
         status = path.stat()
         size = status.st_size
-        if not stat.S_ISREG(status.st_mode):  # opening it may never return
+        if not stat.S_ISREG(status.st_mode):  # opening it might block forever
             raise CheckpointError(f"{path} is a pipe, a device or a socket, not a weights file")
         with path.open("rb") as stream:
             start = stream.read(16)
     except FileNotFoundError:
         raise CheckpointError(
-            f"there is no weights file {path}: check the path, or place the file there by hand "
-            "(the head of a config says where its weights are from)"
+            f"no weights file {path}: check the path, or download the file and place it there "
+            "(the comment at the top of a config names the source of its weights)"
         ) from None
     except OSError as error:
         raise CheckpointError(f"cannot read the weights file {path}: {error.strerror}") from error
     if size == 0:
         raise CheckpointError(f"the weights file {path} is empty: download or copy it again")
 
-    # A safetensors file begins with the length of its JSON header, a zip archive with PK, a pickle
-    # with the opcode for "protocol" and the protocol's number.
+    # safetensors starts with the length of its JSON header, a zip archive with "PK", a pickle with
+    # the opcode PROTO and the protocol number.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size:
         return _checked(path, _load_safetensors(path, keep, fits))
     if start[:2] == b"PK":
@@ -94,18 +95,18 @@ def load_state_dict(
     elif path.suffix == ".safetensors":
         return _load_safetensors(path, keep, fits)
     raise CheckpointError(
-        f"{path} is not a checkpoint: neither safetensors nor a file of torch.save{hint}"
+        f"{path} is not a checkpoint: neither safetensors nor written by torch.save{hint}"
     )
 
 
 def load_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The notes that a weights file holds beside its tensors; empty where there are none.
+    """Return the metadata of a weights file; empty if it has none.
 
     Args:
-        path: a file that :func:`load_state_dict` has read.
+        path: a file that :func:`load_state_dict` can read.
 
     Returns:
-        ``meta`` of OpenMMLab's checkpoints and ours; of safetensors the header's texts.
+        ``meta`` of OpenMMLab's and our checkpoints, or the metadata in the header of safetensors.
     """
     path = Path(path).expanduser()
     with path.open("rb") as stream:
@@ -122,16 +123,19 @@ def load_meta(path: str | os.PathLike[str]) -> dict[str, Any]:
 def _choose_set(
     path: Path, content: Mapping[Any, Any], is_weight: Callable[[Any], bool], fits: Fits | None
 ) -> dict[str, Any]:
-    """The weights of a file by the model's names; says so where it holds them more than once."""
+    """Return the weights that fit the model; log the choice if the file has several sets."""
     chosen, others = unwrap(content, is_weight, fits)
     if chosen is None:
         shown = printable(", ".join(map(repr, list(innermost(content))[:5])), 300) or "nothing"
-        raise CheckpointError(f"{path} has no tensors inside, only: {shown}")
+        raise CheckpointError(f"{path} contains no tensors, only: {shown}")
     place, level = chosen.place or "the file itself", logging.INFO
     if chosen.averaged and any(other.score for other in others):
-        text = f"{path} holds averaged weights beside raw ones: the averaged are read ({place})"
+        text = f"{path} contains averaged and raw weights: using the averaged weights ({place})"
     elif not chosen.averaged and any(other.averaged and other.score for other in others):
-        text = f"{path}: raw weights are read ({place}), as the averaged ones do not fit as well"
+        text = (
+            f"{path}: using the raw weights ({place}), because the averaged weights do not match "
+            "the model as well"
+        )
         level = logging.WARNING
     else:
         return chosen.values
@@ -146,12 +150,12 @@ def _load_safetensors(
         with safe_open(path, framework="pt", device="cpu") as file:
             keys = list(file.keys())
             if not keys:
-                raise CheckpointError(f"{path} has no tensors inside")
+                raise CheckpointError(f"{path} contains no tensors")
             names = _choose_set(path, {key: key for key in keys}, lambda _: True, fits)
             return {k: file.get_tensor(v) for k, v in names.items() if keep is None or keep(k)}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} is cut off or no safetensors file: download or copy it again ({error})"
+            f"{path} is truncated or not a safetensors file: download or copy it again ({error})"
         ) from error
 
 
@@ -162,7 +166,7 @@ def _load_torch(
         if not isinstance(file.content, Mapping):
             kind = type(file.content).__name__.replace("StoredTensor", "Tensor")
             raise CheckpointError(
-                f"{printable(path)} is not a checkpoint: it holds a {kind}, not weights by name"
+                f"{printable(path)} is not a checkpoint: it contains a {kind}, not weights by name"
             )
         tensors = _choose_set(path, file.content, _is_tensor, fits)
         tensors = {k: v for k, v in tensors.items() if keep is None or keep(k)}
@@ -170,30 +174,30 @@ def _load_torch(
             if isinstance(value, UnusableTensor):
                 raise CheckpointError(
                     f"{printable(path)}: {printable(key)} is a tensor {value.kind}, which is not "
-                    "read as weights: save its plain numbers (to_dense(), dequantize(), ...)"
+                    "supported: save it as a plain tensor (to_dense(), dequantize(), ...)"
                 )
         return {key: file.tensor(value) for key, value in tensors.items()}
 
 
 def _checked(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Warn of numbers that are none: a damaged file, or weights of a training that went wrong."""
-    odd = [key for key, value in state.items() if _has_odd_numbers(value)]
-    if odd:
+    """Warn of tensors with NaN or infinite numbers; return ``state``."""
+    invalid = [key for key, value in state.items() if _has_nonfinite_numbers(value)]
+    if invalid:
         print_log(
-            f"{printable(path)}: {len(odd)} of its tensors hold NaN or infinite numbers (first: "
-            f"{printable(odd[0])}): the file is damaged, or its training had failed",
+            f"{printable(path)}: {len(invalid)} of its tensors contain NaN or infinite numbers "
+            f"(first: {printable(invalid[0])}): the file is damaged, or its training run diverged",
             logger="current",
             level=logging.WARNING,
         )
     return state
 
 
-def _has_odd_numbers(value: Tensor) -> bool:
-    # A view may stand for any count of numbers; those of the file are what is worth a look.
+def _has_nonfinite_numbers(value: Tensor) -> bool:
+    # An expanded view may have far more elements than the file; such views are skipped.
     if not value.is_floating_point() or value.nbytes > value.untyped_storage().nbytes():
         return False
     wide = value.float() if value.dtype.itemsize < 4 else value
-    # One sum is quicker than a look at each number; it may overflow.
+    # One sum is faster than checking each number. It may overflow, so check again if it does.
     return not bool(wide.sum().isfinite()) and not bool(wide.isfinite().all())
 
 
@@ -202,7 +206,7 @@ def _is_tensor(value: Any) -> bool:
 
 
 def load_training_state(path: str | os.PathLike[str]) -> Any:
-    """Everything in a file of ``torch.save``, on the CPU, by the same policy; no code in it is run.
+    """Read the whole content of a file of ``torch.save`` to the CPU, without running code from it.
 
     Raises:
         CheckpointError: see :func:`load_state_dict`.
@@ -217,19 +221,19 @@ def load_training_state(path: str | os.PathLike[str]) -> Any:
 def differences(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], unused: Set[str] = frozenset()
 ) -> str:
-    """How a file's tensors differ from those that a module wants; empty where they fit.
+    """Describe how the tensors of a file differ from those of a module; empty if they match.
 
     Args:
-        state: what the file holds.
+        state: tensors of the file.
         wanted: the module's ``state_dict()``; may be on the meta device.
-        unused: keys that the file may hold beside these.
+        unused: additional keys that the file may have.
     """
     misfits = [
         f"{key} is {tuple(state[key].shape)}, not {tuple(wanted[key].shape)}"
         for key in wanted
         if key in state and state[key].shape != wanted[key].shape
     ]
-    # An integer or complex number in place of a float is another thing, however it is rounded.
+    # Floats of any precision are interchangeable; floats, integers and complex numbers are not.
     kinds = [
         f"{key} is {_name(state[key])}, not {_name(wanted[key])}"
         for key in wanted
@@ -239,7 +243,7 @@ def differences(
         "missing": [key for key in wanted if key not in state],
         "unknown": [key for key in state if key not in wanted and key not in unused],
         "of another shape": misfits,
-        "of another type of numbers": kinds,
+        "of another dtype": kinds,
     }
     return ", ".join(
         f"{len(k)} {kind} (first: {printable(k[0], 200)})" for kind, k in found.items() if k
@@ -259,27 +263,27 @@ def save_state_dict(
     state: Mapping[str, Tensor],
     meta: Mapping[str, str] | None = None,
 ) -> None:
-    """Write weights so that a failure (a full disk, a kill) leaves a previous file as it was.
+    """Write weights to a file; a failure (full disk, kill) leaves an existing file unchanged.
 
-    They go to a temporary file beside it, which takes its place when it is complete.
+    The weights are written to a temporary file in the same folder, which then replaces the target.
 
     Args:
         path: ``.safetensors``, or ``.pth``, ``.pt``, ``.ckpt``, ``.bin`` (torch's format, with the
-            weights under ``state_dict`` as OpenMMLab has them). Missing folders are made.
-        state: tensors by key, on any device; they are written from the CPU.
-        meta: notes to keep with them (header of safetensors; ``meta`` otherwise).
+            weights under ``state_dict`` as in OpenMMLab). Missing folders are created.
+        state: tensors by name, on any device.
+        meta: metadata to store with the weights (header of safetensors; ``meta`` otherwise).
 
     Raises:
-        CheckpointError: if the suffix is another one, or writing fails.
+        CheckpointError: the suffix is unknown, or writing failed.
     """
-    # A link stays a link: what it points to is replaced.
+    # Resolve links, so that the target of a link is replaced and the link is kept.
     path = Path(path).expanduser().resolve()
     if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
         known = ", ".join((".safetensors", *TORCH_SUFFIXES))
-        raise CheckpointError(f"cannot tell how to write {path}: the suffix must be of {known}")
+        raise CheckpointError(f"cannot write {path}: the suffix must be one of {known}")
     try:
-        # Own memory for each: safetensors has no shared storage, and torch.save would write a
-        # whole storage for a slice of it.
+        # Copy each tensor: safetensors does not support shared storages, and torch.save would
+        # write the whole storage of a slice.
         tensors = {
             k: v.detach().to("cpu", memory_format=torch.contiguous_format, copy=True)
             for k, v in state.items()
@@ -290,7 +294,7 @@ def save_state_dict(
             else:
                 torch.save({"state_dict": tensors, "meta": dict(meta or {})}, temporary)
     except (OSError, RuntimeError, SafetensorError) as error:
-        before = "the file that was there is unchanged" if path.exists() else "nothing was left"
+        outcome = "the existing file is unchanged" if path.exists() else "no file was created"
         raise CheckpointError(
-            f"could not write {path} ({error}); {before}: is the disk full or write-protected?"
+            f"could not write {path} ({error}); {outcome}: is the disk full or write-protected?"
         ) from error

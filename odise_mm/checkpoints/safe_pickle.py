@@ -1,14 +1,15 @@
-"""The one policy for reading pickles in torch's files: what they may build, and nothing else.
+"""A pickle reader for torch's files that builds only objects from an allowlist.
 
-A pickle is a program for a small machine. Here the machine knows the steps that containers,
-numbers, text and tensors need; calls go to the functions of this module only. Of everything else
-that honest files carry beside weights (callbacks, settings), a few harmless classes are replaced by
-empty stand-ins; a file that names any other class or function is refused, and nothing of it is run.
+A pickle is a program for a small virtual machine. This reader supports only the opcodes that are
+needed for containers, numbers, text and tensors, and calls only functions of this module. A few
+harmless classes that checkpoints contain besides weights (callbacks, settings) are replaced by
+empty placeholders. A file that names any other class or function is rejected without running
+anything from it.
 
-Arrays of numpy are built from shape, type of numbers and bytes alone; the curves of mmengine's
-trainings (``HistoryBuffer``) from their arrays. ``torch.load(..., weights_only=True)``, by which
-mmengine resumes, gets the same builders for these, once, when :mod:`odise_mm.registry` is imported.
-The reader of this package asks no list that other libraries change.
+Arrays of numpy are built from their shape, dtype and bytes, the curves of mmengine's runs
+(``HistoryBuffer``) from their arrays. mmengine resumes with ``torch.load(..., weights_only=True)``,
+which gets the same builders for these once, when :mod:`odise_mm.models` is imported. The reader of
+this package does not use torch's allowlist, which other libraries can change.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ _STATISTICS = ("min", "max", "current", "mean")
 
 
 class RefusedError(pickle.UnpicklingError):
-    """A pickle wants something that weights have no need of.
+    """Error for a pickle that uses something that weights do not need.
 
     Attributes:
-        what: the class, function or step that it wants.
+        what: the class, function or operation that was rejected.
     """
 
     def __init__(self, what: str) -> None:
@@ -47,7 +48,7 @@ class RefusedError(pickle.UnpicklingError):
 
 @dataclass(frozen=True)
 class StoredNumbers:
-    """A storage in the file: ``count`` numbers of one type. Nothing is read yet."""
+    """A storage in the file: ``count`` numbers of one dtype, not read yet."""
 
     key: str
     dtype: torch.dtype
@@ -55,13 +56,13 @@ class StoredNumbers:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.count * self.dtype.itemsize
 
 
 @dataclass(frozen=True, eq=False)
 class StoredTensor:
-    """A tensor in the file, as a view of a storage. Nothing is read yet."""
+    """A tensor in the file, as a view of a storage that is not read yet."""
 
     storage: StoredNumbers
     dtype: torch.dtype
@@ -72,7 +73,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, eq=False)
 class UnusableTensor:
-    """A tensor of a kind that holds no plain numbers; ``kind`` says which."""
+    """A tensor that is not a plain strided tensor; ``kind`` describes it for messages."""
 
     kind: str
 
@@ -84,15 +85,15 @@ def _tensor(
         raise pickle.UnpicklingError("a tensor without a storage")
     dtype = storage.dtype if dtype is None else dtype
     if not isinstance(dtype, torch.dtype):
-        raise pickle.UnpicklingError("a tensor of no type of numbers")
+        raise pickle.UnpicklingError("a tensor without a valid dtype")
     shape, stride = tuple(shape), tuple(stride)
     numbers = (offset, *shape, *stride)
     if len(shape) != len(stride) or any(type(n) is not int or n < 0 for n in numbers):
-        raise pickle.UnpicklingError("a tensor whose shape is no shape")
+        raise pickle.UnpicklingError("a tensor with an invalid shape")
     last = offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
     if 0 not in shape and (last + 1) * dtype.itemsize > storage.size:
         raise pickle.UnpicklingError(
-            f"a tensor of shape {shape} does not lie inside its {storage.size} bytes"
+            f"a tensor of shape {shape} does not fit into its storage of {storage.size} bytes"
         )
     return StoredTensor(storage, dtype, offset, shape, stride)
 
@@ -124,9 +125,9 @@ _UNUSABLE_TENSORS = {
     "torch._utils._rebuild_nested_tensor": "nested",
     "torch.nested._internal.nested_tensor._rebuild_njt": "nested",
     "torch._utils._rebuild_meta_tensor_no_storage": "without numbers (on the meta device)",
-    "torch._utils._rebuild_wrapper_subclass": "of a class of its own",
-    "torch._utils._rebuild_device_tensor_from_numpy": "of another kind of device",
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": "of another kind of device",
+    "torch._utils._rebuild_wrapper_subclass": "of a wrapper subclass",
+    "torch._utils._rebuild_device_tensor_from_numpy": "of an unsupported device",
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": "of an unsupported device",
 }
 
 
@@ -134,29 +135,30 @@ _UNUSABLE_TENSORS = {
 
 
 class NumberType:
-    """Stands for numpy's dtype while a file is read: booleans, integers and floats of any size."""
+    """Placeholder for numpy's dtype while a file is read: booleans, integers, floats, complex."""
 
     def __init__(self, code: Any, *_: Any) -> None:
         if not isinstance(code, str) or not re.fullmatch(r"[biufc](1|2|4|8|16|32)", code):
-            raise RefusedError(f"numpy's type {str(code)[:40]!r}, which is no type of numbers")
+            raise RefusedError(f"numpy's dtype {str(code)[:40]!r}, which is not numeric")
         self.code = code
         self.order = "="
 
     def __setstate__(self, state: Any) -> None:
         order, *rest = state[1:] if isinstance(state, tuple) else ("",)
         if order not in ("<", ">", "|", "=") or rest[:3] != [None] * 3:
-            raise RefusedError("a type of numpy's with parts")
+            raise RefusedError("a structured dtype of numpy")
         self.order = order
 
     @property
     def dtype(self) -> np.dtype:
+        """The numpy dtype."""
         return np.dtype(self.order + self.code)
 
 
 class Array(np.ndarray):
-    """Stands for numpy's array while a file is read; saved again it is numpy's.
+    """Placeholder for numpy's array while a file is read; it is pickled as a numpy array.
 
-    Numbers of another byte order become those of this machine.
+    Numbers in another byte order are converted to the native one.
     """
 
     def __new__(cls, *_: Any) -> Array:
@@ -166,9 +168,9 @@ class Array(np.ndarray):
         _, shape, kind, fortran, data = state
         flat = _numbers(kind, data)
         if not isinstance(shape, tuple) or any(type(n) is not int or n < 0 for n in shape):
-            raise RefusedError("an array whose shape is no shape")
+            raise RefusedError("an array with an invalid shape")
         if flat.size != math.prod(shape):
-            raise RefusedError(f"an array of {flat.size} numbers in place of {math.prod(shape)}")
+            raise RefusedError(f"an array of {flat.size} numbers instead of {math.prod(shape)}")
         values = flat.reshape(shape, order="F" if fortran else "C")
         super().__setstate__(values.__reduce__()[2])
 
@@ -178,13 +180,13 @@ class Array(np.ndarray):
 
 def _numbers(kind: Any, data: Any) -> np.ndarray:
     if not isinstance(kind, NumberType) or not isinstance(data, bytes):
-        raise RefusedError("an array of numpy's that is not of plain numbers")
+        raise RefusedError("a numpy array that does not consist of plain numbers")
     return np.frombuffer(data, kind.dtype)
 
 
 def _empty_array(cls: Any, *_: Any) -> Array:
     if cls is not Array and getattr(cls, "new", None) is not Array:
-        raise RefusedError("an array of another class than numpy's")
+        raise RefusedError("an array of another class than numpy.ndarray")
     return np.empty(0).view(Array)
 
 
@@ -197,19 +199,19 @@ def _scalar(kind: Any, data: Any) -> np.generic:
 
 
 class History(HistoryBuffer):
-    """Stands for mmengine's HistoryBuffer while a file is read, and is one afterwards."""
+    """Placeholder for mmengine's HistoryBuffer while a file is read; becomes one afterwards."""
 
     def __setstate__(self, state: Any) -> None:
         log, count = (np.asarray(state[key]) for key in ("_log_history", "_count_history"))
         limit = state.get("max_length", state.get("_max_length", 1_000_000))
         if type(limit) is not int or log.shape != count.shape or log.ndim != 1:
-            raise RefusedError("a history that is no two rows of numbers")
+            raise RefusedError("a history that does not consist of two rows of numbers")
         HistoryBuffer.__init__(self, log, count, limit)
         self.__class__ = HistoryBuffer
 
 
 def _statistic(owner: Any, name: Any) -> Any:
-    """Stand in for ``getattr``: a HistoryBuffer pickles its four statistics as its attributes."""
+    """Replace ``getattr``, with which a HistoryBuffer pickles its four statistics."""
     if (owner is not History and getattr(owner, "new", None) is not History) or (
         name not in _STATISTICS
     ):
@@ -221,7 +223,7 @@ def _statistic(owner: Any, name: Any) -> Any:
 
 
 class Inert:
-    """Takes any arguments, state and items, and does nothing with them."""
+    """Placeholder that ignores all arguments, state and items."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -232,12 +234,12 @@ class Inert:
 
 @dataclass(frozen=True, eq=False)
 class Builder:
-    """What a pickle gets for the name of a class or function.
+    """Replacement for a class or function that a pickle names.
 
     Attributes:
-        name: in the file.
-        call: what a call of it does; None: it cannot be called.
-        new: the class of which it makes objects; None: of none.
+        name: full name in the file.
+        call: function that is called instead; None if calls are rejected.
+        new: class that is instantiated instead; None if instantiation is rejected.
     """
 
     name: str
@@ -246,15 +248,15 @@ class Builder:
 
 
 _INERT = (
-    # Original Stable Diffusion files, and other trainings with Lightning.
+    # In original Stable Diffusion files and other files written with Lightning.
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.utilities.parsing.AttributeDict",
     "lightning_fabric.utilities.data.AttributeDict",
-    # Settings of a training, in timm's and many others' files.
+    # Settings of training runs, in files of timm and many others.
     "argparse.Namespace",
     *(f"{module}.{kind}Path" for module in ("pathlib", "pathlib._local") for kind in
       ("Posix", "Windows", "PurePosix", "PureWindows")),
-    # What tensors of other kinds name.
+    # Used by tensors that are not plain strided tensors.
     "torch.serialization._get_layout",
     "torch.nested._internal.nested_tensor.NestedTensor",
     "torch._dynamo.decorators._DimRange",
@@ -266,7 +268,11 @@ _INERT = (
 
 
 def _numpy_names() -> dict[str, tuple[Callable[..., Any], type | None]]:
-    """Spellings of numpy 1 and 2 and Python 2 and 3, with what is called or made."""
+    """Return replacements for the names in numpy 1 and 2, mmengine and Python 2 and 3.
+
+    Returns:
+        Function to call and class to instantiate (see :class:`Builder`) by full name.
+    """
     names: dict[str, tuple[Callable[..., Any], type | None]] = {
         "numpy.dtype": (NumberType, NumberType),
         "numpy.ndarray": (_refuse_arrays, Array),
@@ -282,9 +288,9 @@ def _numpy_names() -> dict[str, tuple[Callable[..., Any], type | None]]:
 
 
 def _no_bytes(*arguments: Any) -> bytes:
-    """No bytes at all, which an old protocol spells like this; others come from text."""
+    """Return empty bytes, which old pickle protocols write as a call without arguments."""
     if arguments:
-        raise RefusedError("bytes made by a call")
+        raise RefusedError("a call of bytes with arguments")
     return b""
 
 
@@ -318,7 +324,7 @@ def _policy() -> dict[str, Builder]:
 
 def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise RefusedError("_codecs.encode of something else than bytes")
+        raise RefusedError("_codecs.encode of something other than bytes")
     return codecs.encode(text, "latin1")
 
 
@@ -335,7 +341,7 @@ _STORAGES = {
     "Bool": torch.bool,
     "ComplexDouble": torch.complex128,
     "ComplexFloat": torch.complex64,
-    # read as the bytes that they are; no tensor of these is used
+    # Read as raw bytes; tensors of these dtypes are never returned.
     "QInt8": torch.int8,
     "QUInt8": torch.uint8,
     "QInt32": torch.int32,
@@ -346,7 +352,7 @@ _STORAGES = {
 
 
 def _torch_value(name: str) -> Any:
-    """The type of numbers that a name of torch's stands for; None if it is none."""
+    """Return the dtype that a name of a dtype or storage of torch means; None for other names."""
     module, _, last = name.rpartition(".")
     if module in ("torch", "torch.cuda", "torch.storage") and last.endswith("Storage"):
         return _STORAGES.get(last.removesuffix("Storage"))
@@ -358,16 +364,16 @@ def _torch_value(name: str) -> Any:
 
 
 class Unpickler(pickle._Unpickler):
-    """Reads a pickle by the policy above.
+    """Unpickler that builds only objects of the policy above.
 
-    Python's own machine in Python, without the steps that nothing here needs: those that look up
-    registers of the process, and objects with arguments by name.
+    Derived from Python's pure-Python unpickler, without the opcodes that are not needed: those that
+    use registries of the process, and objects with keyword arguments.
 
     Args:
-        file: with ``read`` and ``readline``, which never give more than there is.
+        file: stream with ``read`` and ``readline``.
 
     Attributes:
-        storages: those that the pickle refers to, by key.
+        storages: storages that the pickle refers to, by key.
     """
 
     dispatch = {
@@ -383,6 +389,7 @@ class Unpickler(pickle._Unpickler):
         self.storages: dict[str, StoredNumbers] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return the replacement for a class or function; raise ``RefusedError`` if unknown."""
         full = f"{module}.{name}"
         value = _policy().get(full) or _torch_value(full)
         if value is None:
@@ -390,14 +397,15 @@ class Unpickler(pickle._Unpickler):
         return value
 
     def persistent_load(self, pid: Any) -> StoredNumbers:
+        """Return the storage that a persistent id describes, without reading it."""
         if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
-            raise RefusedError("a module with its source code, or another foreign object")
+            raise RefusedError("a module with its source code, or another external object")
         _, dtype, key, _, count, *view = pid
         if view not in ([], [None]):
-            raise pickle.UnpicklingError("a view of a storage, as torch wrote before 2018")
+            raise pickle.UnpicklingError("a view of a storage, as torch wrote them before 2018")
         valid = isinstance(dtype, torch.dtype) and isinstance(key, str) and type(count) is int
         if not valid or count < 0:
-            raise pickle.UnpicklingError("a storage that is none")
+            raise pickle.UnpicklingError("an invalid storage")
         storage = StoredNumbers(key, dtype, count)
         if self.storages.setdefault(key, storage).size != storage.size:
             raise pickle.UnpicklingError(f"storage {key} has two sizes")
@@ -406,7 +414,7 @@ class Unpickler(pickle._Unpickler):
     def load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
         if not isinstance(function, Builder) or function.call is None:
-            raise RefusedError(f"a call of {getattr(function, 'name', 'what it builds itself')}")
+            raise RefusedError(f"a call of {getattr(function, 'name', 'an object that it built')}")
         if not isinstance(arguments, tuple):
             raise pickle.UnpicklingError("a call without arguments")
         self.stack.append(function.call(*arguments))
@@ -414,26 +422,26 @@ class Unpickler(pickle._Unpickler):
     def load_newobj(self) -> None:
         arguments, cls = self.stack.pop(), self.stack.pop()
         if not isinstance(cls, Builder) or cls.new is None or cls.new in (Array, NumberType):
-            raise RefusedError(f"an object of {getattr(cls, 'name', 'what it builds itself')}")
+            raise RefusedError(f"an instance of {getattr(cls, 'name', 'an object that it built')}")
         del arguments
         self.stack.append(cls.new.__new__(cls.new))
 
     def load_build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
-        if isinstance(target, OrderedDict):  # torch notes versions of modules beside weights
+        if isinstance(target, OrderedDict):  # torch stores versions of modules with the weights
             if isinstance(state, dict) and "_metadata" in state:
                 target._metadata = state["_metadata"]
         elif isinstance(target, Inert | NumberType | Array | History):
             target.__setstate__(state)
         elif not isinstance(target, StoredTensor | UnusableTensor):
-            raise RefusedError(f"a change of {type(target).__name__}")
+            raise RefusedError(f"a state for {type(target).__name__}")
 
     def _extend(self, kinds: type | tuple[type, ...], items: list, add: Callable) -> None:
         target = self.stack[-1]
         if isinstance(target, Inert):
             return
         if not isinstance(target, kinds):
-            raise RefusedError(f"items in {type(target).__name__}")
+            raise RefusedError(f"items for {type(target).__name__}")
         add(target, items)
 
     def load_append(self) -> None:
@@ -466,10 +474,10 @@ def _set_items(target: dict, items: list) -> None:
 
 
 def torch_builders() -> list[tuple[Any, str]]:
-    """The builders for what a Runner's checkpoint holds beside tensors, with their names in files.
+    """Return the builders for objects other than tensors in a Runner's checkpoint, with names.
 
-    As ``torch.serialization.add_safe_globals`` takes them. The classes stand under their own names,
-    too, by which torch allows their objects to be filled.
+    The format is that of ``torch.serialization.add_safe_globals``. The classes are listed under
+    their own names too, because torch requires that to set the state of their instances.
     """
     pairs = [(new or call, name) for name, (call, new) in _numpy_names().items()]
     own = [(cls, f"{cls.__module__}.{cls.__qualname__}") for cls in (NumberType, Array, History)]
@@ -477,9 +485,9 @@ def torch_builders() -> list[tuple[Any, str]]:
 
 
 def allow_training_state() -> None:
-    """Let ``torch.load(..., weights_only=True)`` read mmengine's checkpoints, in this process.
+    """Let ``torch.load(..., weights_only=True)`` read mmengine's checkpoints in this process.
 
-    Our own programs do not need it. It is for ``mmengine.runner.load_checkpoint`` and the like, and
-    called once, when :mod:`odise_mm.models` is imported, as whoever builds a model does.
+    Our own programs do not need this; ``mmengine.runner.load_checkpoint`` and similar functions do.
+    It is called once, when :mod:`odise_mm.models` is imported.
     """
     torch.serialization.add_safe_globals(torch_builders())

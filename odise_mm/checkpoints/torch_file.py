@@ -1,7 +1,8 @@
-"""torch's files, opened without torch: sizes and checksums are checked, nothing is run.
+"""A reader for torch's file formats that checks sizes and checksums and runs no code.
 
-Both formats are read: the zip archive with ``data.pkl`` and one entry per storage, also where it
-was packed again by another program, and the older row of pickles with the numbers behind them.
+Both formats are supported: the zip archive with ``data.pkl`` and one entry per storage, even if it
+was repacked by another program, and the legacy format, a sequence of pickles followed by the
+numbers.
 """
 
 from __future__ import annotations
@@ -26,27 +27,29 @@ from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import first_line, printable
 
 _CHUNK = 1 << 20
-_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's older format
-# Weights hardly become smaller when packed: an archive that unpacks to more than this many times
-# its size, and to more than a harmless amount of memory, was made to fill the memory.
+_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of torch's legacy format
+# Weights are hardly compressible. An archive that unpacks to more than this many times its size,
+# and to more than a harmless amount of memory, is a zip bomb.
 _MOST_RATIO, _HARMLESS = 100, 64 << 20
 _HARMLESS_PICKLE = 4 << 20  # a byte of a pickle may become a hundred bytes of objects
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
 
 
 class TorchFile(AbstractContextManager):
-    """A file of ``torch.save``: its content, with tensors that are read one by one.
+    """An open file of ``torch.save``, whose tensors are read one by one.
 
     Args:
         path: the file.
-        is_zip: whether it is the archive, or the older format.
-        in_memory: tensors are read into memory at once; they do not depend on the file then.
+        is_zip: True for the zip format, False for the legacy format.
+        in_memory: copy tensors to memory when they are read, so that they do not depend on the
+            file.
 
     Attributes:
-        content: containers, numbers and text; tensors are :class:`StoredTensor`.
+        content: content of the file, with :class:`StoredTensor` in place of tensors.
 
     Raises:
-        CheckpointError: cut off, damaged, no such file, or a pickle that wants to run code.
+        CheckpointError: the file is truncated, damaged or not a checkpoint, or its pickle tries to
+            run code.
     """
 
     def __init__(self, path: Path, is_zip: bool, in_memory: bool = False) -> None:
@@ -70,10 +73,10 @@ class TorchFile(AbstractContextManager):
         self._stream.close()
 
     def tensor(self, stored: StoredTensor) -> Tensor:
-        """Read one tensor; those that share memory in the file share it again.
+        """Read one tensor; tensors that share a storage in the file share memory.
 
         Raises:
-            CheckpointError: its bytes are not those that were saved, or not all there.
+            CheckpointError: the bytes of the tensor are damaged or incomplete.
         """
         key = stored.storage.key
         if key not in self._storages:
@@ -85,7 +88,7 @@ class TorchFile(AbstractContextManager):
             damaged(self.path, error)
 
     def whole(self) -> Any:
-        """The content with all tensors read."""
+        """Return the content with all tensors read."""
         return self._filled(self.content, {})
 
     def _filled(self, value: Any, done: dict[int, Any]) -> Any:
@@ -105,10 +108,15 @@ class TorchFile(AbstractContextManager):
 
 
 def damaged(path: Path, error: Exception | str) -> NoReturn:
-    """Raise for a file that is not as it was saved."""
+    """Raise a ``CheckpointError`` for a damaged file.
+
+    Args:
+        path: the file.
+        error: the cause.
+    """
     reason = first_line(error) or type(error).__name__
     raise CheckpointError(
-        f"{printable(path)} is cut off, damaged or not a checkpoint: download or copy it again "
+        f"{printable(path)} is truncated, damaged or not a checkpoint: download or copy it again "
         f"({reason})"
     ) from (error if isinstance(error, Exception) else None)
 
@@ -118,18 +126,18 @@ def _unpickle(path: Path, unpickler: Unpickler) -> Any:
         return unpickler.load()
     except RefusedError as error:
         raise CheckpointError(
-            f"{printable(path)} was refused: it wants to run code, or to build what weights have "
-            f"no need of ({printable(error.what, 200)}). Nothing in it was run. Get the weights as "
-            "safetensors or from a trusted source"
+            f"{printable(path)} was rejected: it tries to run code, or contains objects that "
+            f"weights do not need ({printable(error.what, 200)}). No code from it was run. Get the "
+            "weights as safetensors or from a trusted source"
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # whatever a damaged pickle can make the reader stumble over
+    except Exception as error:  # a damaged pickle can cause any exception
         damaged(path, error)
 
 
 class _Bounded(io.BufferedIOBase):
-    """A stream that asks for no more memory than there are bytes left."""
+    """A stream that rejects reads of more bytes than are left, before memory is allocated."""
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
         self._stream, self._size = stream, size
@@ -137,7 +145,7 @@ class _Bounded(io.BufferedIOBase):
     def read(self, count: int = -1) -> bytes:
         left = self._size - self._stream.tell()
         if count > left:
-            raise EOFError(f"{count} bytes are wanted where {left} are left")
+            raise EOFError(f"{count} bytes expected, but only {left} left")
         return self._stream.read(count)
 
     def readline(self, limit: int = -1) -> bytes:
@@ -145,7 +153,7 @@ class _Bounded(io.BufferedIOBase):
 
 
 class _Zip:
-    """The archive format."""
+    """Reader of the zip format."""
 
     def __init__(self, path: Path, stream: BinaryIO, in_memory: bool) -> None:
         self.path, self._stream, self._in_memory = path, stream, in_memory
@@ -153,31 +161,31 @@ class _Zip:
         self._mapped: torch.UntypedStorage | None = None
         try:
             self._archive = zipfile.ZipFile(stream)
-        except Exception as error:  # zipfile has many for damaged lists of entries
+        except Exception as error:  # zipfile raises many types for damaged directories
             if "not a zip file" in str(error):
                 raise CheckpointError(
-                    f"{printable(path)} is cut off (the end of the archive is missing): download "
+                    f"{printable(path)} is truncated (the end of the archive is missing): download "
                     "or copy it again"
                 ) from error
             damaged(path, error)
         entries = self._archive.infolist()
         self._entries = {entry.filename: entry for entry in entries}
         if len(self._entries) < len(entries):
-            damaged(path, "the archive has two entries of one name")
+            damaged(path, "the archive has two entries with the same name")
         self._prefix = self._find_prefix()
         total = sum(entry.file_size for entry in entries)
         if total > max(_HARMLESS, _MOST_RATIO * self._size):
             raise CheckpointError(
-                f"{printable(path)} was refused: the archive of {self._size:,} bytes unpacks to "
-                f"{total:,}, which weights never do"
+                f"{printable(path)} was rejected: the archive of {self._size:,} bytes unpacks to "
+                f"{total:,} bytes, but weights cannot be compressed that much"
             )
-        # torch can be told to write no checksums; then all are zero.
+        # torch has a setting to write no checksums; then all are zero.
         self._has_checksums = any(entry.CRC for entry in entries)
         packed = self._entries[self._prefix + "data.pkl"]
         if packed.file_size > max(_HARMLESS_PICKLE, _MOST_RATIO * self._size):
             raise CheckpointError(
-                f"{printable(path)} was refused: its data.pkl unpacks to {packed.file_size:,} "
-                f"bytes, the whole archive has {self._size:,}, which weights never do"
+                f"{printable(path)} was rejected: its data.pkl unpacks to {packed.file_size:,} "
+                f"bytes, but the whole archive has only {self._size:,}"
             )
         pickled = bytes(self._read("data.pkl"))
         unpickler = Unpickler(_Bounded(io.BytesIO(pickled), len(pickled)))
@@ -188,7 +196,7 @@ class _Zip:
         self.content = _unpickle(path, unpickler)
 
     def _find_prefix(self) -> str:
-        """The folder in the archive that holds ``data.pkl``, with its slash."""
+        """Return the folder of ``data.pkl`` in the archive, with a trailing slash."""
         folders = {
             name[: -len("data.pkl")]
             for name in self._entries
@@ -197,20 +205,20 @@ class _Zip:
         shown = printable(self.path)
         if any(name.rpartition("/")[2] == "constants.pkl" for name in self._entries):
             raise CheckpointError(
-                f"{shown} is a TorchScript program, not plain weights, and was not run: OpenAI "
-                "gave out CLIP like this; use an open_clip tag or a safetensors file instead"
+                f"{shown} is a TorchScript program, not plain weights, and was not run (OpenAI "
+                "published CLIP in this format): use an open_clip tag or a safetensors file instead"
             )
         if not folders:
-            raise CheckpointError(f"{shown} is not a checkpoint but some other zip archive")
+            raise CheckpointError(f"{shown} is a zip archive, but not a checkpoint")
         if len(folders) > 1:
             raise CheckpointError(
-                f"{shown} holds {len(folders)} files of torch.save in one archive: unpack it and "
-                "pack each alone"
+                f"{shown} contains {len(folders)} files of torch.save in one archive: unpack it "
+                "and pack each separately"
             )
         return folders.pop()
 
     def _read(self, name: str) -> bytearray:
-        """The bytes of an entry, whose size and checksum are right."""
+        """Return the bytes of an entry after checking its size and checksum."""
         entry = self._entries[self._prefix + name]
         if entry.compress_type == zipfile.ZIP_STORED and not entry.flag_bits & 1:
             start = self._start(entry)
@@ -222,26 +230,26 @@ class _Zip:
                 data = _read_exactly(self.path, packed, entry.file_size)
                 packed.read(1)  # compares the checksum
                 return data
-        except RuntimeError as error:  # zipfile's for a password, and for an unknown method
+        except RuntimeError as error:  # zipfile: encrypted, or an unknown compression method
             raise CheckpointError(
-                f"{printable(self.path)} is packed in a way that cannot be read "
+                f"{printable(self.path)} is compressed in an unsupported way "
                 f"({first_line(error)}): pack it again without a password"
             ) from error
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
             damaged(self.path, error)
 
     def _start(self, entry: zipfile.ZipInfo) -> int:
-        """Where the bytes of an entry begin that is not compressed."""
+        """Return the offset of the bytes of an uncompressed entry."""
         if entry.header_offset < 0:
-            damaged(self.path, f"{entry.filename} begins before the file")
+            damaged(self.path, f"{entry.filename} starts before the beginning of the file")
         self._stream.seek(entry.header_offset)
         header = self._stream.read(_LOCAL_HEADER.size)
         if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\3\4":
-            damaged(self.path, f"no entry where {entry.filename} should begin")
+            damaged(self.path, f"no entry at the position of {entry.filename}")
         _, name, extra = _LOCAL_HEADER.unpack(header)
         start = entry.header_offset + _LOCAL_HEADER.size + name + extra
         if entry.compress_size != entry.file_size or start + entry.file_size > self._size:
-            damaged(self.path, f"{entry.filename} is not as long as it should be")
+            damaged(self.path, f"{entry.filename} has the wrong size")
         return start
 
     def _check(self, entry: zipfile.ZipInfo, start: int) -> None:
@@ -255,10 +263,10 @@ class _Zip:
                 damaged(self.path, f"{entry.filename} ends early")
             checksum, left = zlib.crc32(buffer[:count], checksum), left - count
         if checksum != entry.CRC:
-            damaged(self.path, f"the checksum of {entry.filename} is wrong: bits have changed")
+            damaged(self.path, f"the checksum of {entry.filename} is wrong: its bytes have changed")
 
     def read(self, numbers: StoredNumbers) -> torch.UntypedStorage:
-        """A storage; where it lies in the file as in memory it stays there until it is used."""
+        """Return a storage, memory-mapped if its bytes in the file can be used as they are."""
         name = f"data/{numbers.key}"
         entry = self._entries.get(self._prefix + name)
         if entry is None:
@@ -266,7 +274,7 @@ class _Zip:
         if entry.file_size != numbers.size:
             damaged(
                 self.path,
-                f"{entry.filename} has {entry.file_size} bytes where {numbers.size} belong",
+                f"{entry.filename} has {entry.file_size} bytes instead of {numbers.size}",
             )
         if not numbers.size:
             return torch.UntypedStorage(0)
@@ -284,10 +292,10 @@ class _Zip:
 
 
 class _Older:
-    """The format before torch 1.6: four pickles, the names of the storages, and their numbers."""
+    """Reader of the format before torch 1.6: pickles, names of storages, and their numbers."""
 
     def __init__(self, path: Path, stream: BinaryIO, in_memory: bool) -> None:
-        del in_memory  # it always is
+        del in_memory  # always read to memory
         self.path, self._stream = path, stream
         self._size = os.fstat(stream.fileno()).st_size
         bounded = _Bounded(stream, self._size)
@@ -295,15 +303,15 @@ class _Older:
         if magic != _MAGIC:
             damaged(
                 path,
-                "it does not begin as files of torch.save do; save it again with plain torch.save, "
-                "or as safetensors",
+                "it does not start like a file of torch.save; save it again with torch.save, or as "
+                "safetensors",
             )
         _unpickle(path, Unpickler(bounded))  # version of the format
         system = _unpickle(path, Unpickler(bounded))
         if not isinstance(system, Mapping) or system.get("little_endian") is not True:
             raise CheckpointError(
-                f"{printable(path)} was written on a machine of another byte order: load and save "
-                "it there as safetensors"
+                f"{printable(path)} was written on a machine with another byte order: convert it "
+                "to safetensors on such a machine"
             )
         unpickler = Unpickler(bounded)
         self.content = _unpickle(path, unpickler)
@@ -311,22 +319,22 @@ class _Older:
         self._starts = self._find(keys, unpickler.storages)
 
     def _find(self, keys: Any, storages: Mapping[str, StoredNumbers]) -> dict[str, int]:
-        """Where the numbers of each storage begin."""
+        """Return the offset of the numbers of each storage."""
         if not isinstance(keys, list) or {*storages} != {k for k in keys if isinstance(k, str)}:
-            damaged(self.path, "its list of storages is not that of its tensors")
+            damaged(self.path, "its list of storages does not match its tensors")
         starts, place = {}, self._stream.tell()
         for key in keys:
             self._stream.seek(place)
             count = int.from_bytes(self._stream.read(8), "little", signed=True)
             size = storages[key].size
             if count != storages[key].count or place + 8 + size > self._size:
-                damaged(self.path, f"storage {key} is not as long as it should be")
+                damaged(self.path, f"storage {key} has the wrong size")
             starts[key] = place + 8
             place += 8 + size
         return starts
 
     def read(self, numbers: StoredNumbers) -> torch.UntypedStorage:
-        """A storage, read into memory."""
+        """Return a storage, read to memory."""
         self._stream.seek(self._starts[numbers.key])
         return _as_storage(_read_exactly(self.path, self._stream, numbers.size))
 

@@ -1,7 +1,7 @@
-"""Which names a model was trained with, and what it means where a config says others.
+"""The class names that a model was trained with, compared with those of its config.
 
-Classes that share a name with the training vocabulary count as seen, and for these CLIP's second
-prediction is trusted less (:class:`~odise_mm.models.GeometricEnsemble`).
+Classes that share a name with the training vocabulary count as base classes. The ensemble gives
+CLIP's prediction less weight for them (:class:`~odise_mm.models.GeometricEnsemble`).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from odise_mm.utils.display import printable
 from odise_mm.vocabulary import Vocabulary
 
 NOTE = "train_vocabulary"
-"""Where the ``meta`` of a checkpoint holds the names."""
+"""Key of the training vocabulary in a checkpoint's ``meta``."""
 
-_LACKING = Path(__file__).parent / "not_in_openseg.txt"
+_NOT_IN_OPENSEG = Path(__file__).parent / "not_in_openseg.txt"
 _EXAMPLES = ("carpet", "mud", "home", "street", "beach", "meadow")
 _SHOWN = 12
 
 
 def train_vocabulary(model: nn.Module) -> Vocabulary | None:
-    """The names that a model takes for those it was trained with; None: it takes none."""
+    """Return the training vocabulary that a model's ensemble uses; None if it uses none."""
     names = getattr(getattr(model, "ensemble", None), "train_vocabulary", None)
     return names if isinstance(names, Vocabulary) else None
 
 
 def take_names(model: nn.Module, vocabulary: Vocabulary) -> bool:
-    """Let a model take these names for those it was trained with, unless its config said which.
+    """Set a model's training vocabulary, unless its config sets one.
 
     Returns:
-        Whether it does.
+        Whether the vocabulary was set.
     """
     if not getattr(model, "train_vocabulary_is_open", False) or train_vocabulary(model) is None:
         return False
@@ -46,14 +46,15 @@ def take_names(model: nn.Module, vocabulary: Vocabulary) -> bool:
 
 
 def note_of(vocabulary: Vocabulary) -> dict[str, Any]:
-    """A vocabulary's names as lists and text, for the ``meta`` of a checkpoint."""
+    """Return a vocabulary's names as lists and strings, for the ``meta`` of a checkpoint."""
     return dict(name=vocabulary.name, synonyms=[list(group) for group in vocabulary.synonyms])
 
 
 def noted(meta: Mapping[str, Any]) -> Vocabulary | None:
-    """The training vocabulary in the ``meta`` of a checkpoint, if it holds a usable one.
+    """Return the training vocabulary in the ``meta`` of a checkpoint; None if it has no valid one.
 
-    Older checkpoints hold the training dataset's names, which with captions is the one "object".
+    Older checkpoints contain the class names of the training dataset instead. For caption training,
+    these consist of the single class "object" and are ignored.
     """
     try:
         note = meta[NOTE] if NOTE in meta else meta["dataset_meta"]["vocabulary"]
@@ -69,22 +70,22 @@ def noted(meta: Mapping[str, Any]) -> Vocabulary | None:
 def compare_names(
     model: nn.Module, path: str | Path, meta: Mapping[str, Any], published: bool
 ) -> None:
-    """Warn, once, where a checkpoint's training names are not those of the model's config.
+    """Log one warning if a checkpoint's training vocabulary differs from the model's.
 
-    A model whose config says none takes the checkpoint's.
+    If the model's config sets no training vocabulary, the model gets that of the checkpoint.
 
     Args:
-        model: that the checkpoint was loaded into.
-        path: of the checkpoint.
-        meta: the notes in it.
-        published: whether it has the names of the published ODISE code.
+        model: model that the checkpoint was loaded into.
+        path: path of the checkpoint.
+        meta: metadata of the checkpoint.
+        published: whether it uses the parameter names of the published ODISE code.
     """
     if train_vocabulary(model) is None:
         return
     text = None
     theirs = noted(meta)
     if published or "converted_from" in meta:
-        theirs = Vocabulary.load("coco")  # as far as this package has them
+        theirs = Vocabulary.load("coco")  # the closest vocabulary in this package
     if theirs is not None:
         take_names(model, theirs)
     ours = train_vocabulary(model)
@@ -98,12 +99,13 @@ def compare_names(
 
 
 def unsure_classes(vocabulary: Vocabulary) -> list[str]:
-    """Classes that count as seen with our COCO names, but not with OpenSeg's as far as we know.
+    """Return the classes that are base classes with our COCO names but not with OpenSeg's.
 
-    Known is which of *our* names that file lacks; names that it alone has are not.
+    The list may be incomplete: this package knows which of its own names are missing from OpenSeg's
+    file, but not which additional names that file has.
     """
     ours = _keys(Vocabulary.load("coco"))
-    shared = ours - _lacking()
+    shared = ours - _not_in_openseg()
     keys = [_keys(Vocabulary((group,), (True,))) for group in vocabulary.synonyms]
     return [
         name
@@ -113,13 +115,13 @@ def unsure_classes(vocabulary: Vocabulary) -> list[str]:
 
 
 @cache
-def _lacking() -> frozenset[str]:
-    lines = _LACKING.read_text(encoding="utf-8").splitlines()
+def _not_in_openseg() -> frozenset[str]:
+    lines = _NOT_IN_OPENSEG.read_text(encoding="utf-8").splitlines()
     return frozenset(line.strip().casefold() for line in lines if not line.startswith("#"))
 
 
 def _keys(vocabulary: Vocabulary) -> frozenset[str]:
-    """All names, as they are compared: without case and surrounding space."""
+    """Return all names in the form in which they are compared: casefolded, spaces normalized."""
     return frozenset(
         " ".join(text.split()).casefold() for group in vocabulary.synonyms for text in group
     )
@@ -127,17 +129,17 @@ def _keys(vocabulary: Vocabulary) -> frozenset[str]:
 
 def _of_published(model: nn.Module, path: str | Path) -> str:
     return (
-        f"{printable(path)} is a published ODISE checkpoint, trained with OpenSeg's label file, "
-        "and model.ensemble.train_vocabulary is this package's `coco`: results differ from the "
-        f"published model's. {len(_lacking())} of our synonyms ({', '.join(_EXAMPLES)}, ...) are "
-        "not in that file, so a class with such a name counts as seen in training here and as "
-        f"unseen there{_affected(model, unsure_classes(model.vocabulary))}. For the published "
-        "model's results get coco_panoptic_with_prompt_eng.txt from "
-        "https://github.com/NVlabs/ODISE (odise/data/datasets/openseg_labels) and add "
-        "--cfg-options model.ensemble.train_vocabulary=PATH, or in Python "
-        "cfg_options={'model.ensemble.train_vocabulary': PATH}; with openseg:coco_panoptic in "
-        "place of PATH the file is downloaded. All synonyms are listed in "
-        "docs/vocabularies.md"
+        f"{printable(path)} is a published ODISE checkpoint. It was trained with OpenSeg's label "
+        "file, but model.ensemble.train_vocabulary is this package's `coco`, so results differ "
+        f"from the published model's. {len(_not_in_openseg())} of our synonyms "
+        f"({', '.join(_EXAMPLES)}, ...) are not in that file: a class with such a name is a base "
+        "class here and a novel class in the published model"
+        f"{_affected(model, unsure_classes(model.vocabulary))}. To get the published model's "
+        "results, download coco_panoptic_with_prompt_eng.txt from https://github.com/NVlabs/ODISE "
+        "(odise/data/datasets/openseg_labels) and add --cfg-options "
+        "model.ensemble.train_vocabulary=PATH, or in Python "
+        "cfg_options={'model.ensemble.train_vocabulary': PATH}. With openseg:coco_panoptic as "
+        "PATH, the file is downloaded for you. docs/vocabularies.md lists all synonyms"
     )
 
 
@@ -146,17 +148,17 @@ def _of_others(model: nn.Module, path: str | Path, ours: Vocabulary, theirs: Voc
     flags = zip(names.names, names.overlap(ours), names.overlap(theirs), strict=True)
     affected = [name for name, here, there in flags if here != there]
     return (
-        f"{printable(path)} was trained with the names of '{printable(theirs.name, 60)}' "
-        f"({len(theirs)} classes), but model.ensemble.train_vocabulary has those of "
-        f"'{printable(ours.name, 60)}' ({len(ours)} classes), which decide which classes count as "
-        f"seen in training{_affected(model, affected)}. Set model.ensemble.train_vocabulary to the "
-        "names that it was trained with"
+        f"{printable(path)} was trained with the vocabulary '{printable(theirs.name, 60)}' "
+        f"({len(theirs)} classes), but model.ensemble.train_vocabulary is "
+        f"'{printable(ours.name, 60)}' ({len(ours)} classes), which decides which classes are "
+        f"treated as base classes{_affected(model, affected)}. Set model.ensemble.train_vocabulary "
+        "to the vocabulary that the checkpoint was trained with"
     )
 
 
 def _affected(model: nn.Module, names: Sequence[str]) -> str:
-    """For messages: the classes of the model's vocabulary that this concerns."""
+    """Return the affected classes of the model's vocabulary, for messages."""
     shown = ", ".join(printable(name, 60) for name in names[:_SHOWN])
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     which = f"{shown}{more}" if names else "none"
-    return f" (in '{printable(model.vocabulary.name, 60)}': {which})"
+    return f" (affected classes of '{printable(model.vocabulary.name, 60)}': {which})"

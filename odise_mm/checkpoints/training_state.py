@@ -1,7 +1,7 @@
-"""Files of a training's state: found, read and written so that a kill or a full disk costs nothing.
+"""Finding and reading of the checkpoints of a training run.
 
-A checkpoint appears under its name when it is complete, and never before: it is written to a
-temporary file beside it, flushed to the disk and renamed.
+A file with the name of a checkpoint is always complete: checkpoints are written to a temporary file
+in the same folder, flushed to disk and then renamed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _RESUMABLE = ("state_dict", "optimizer", "meta", "message_hub")
 
 
 def latest_checkpoint(work_dir: str | os.PathLike[str]) -> Path | None:
-    """The checkpoint that a training in ``work_dir`` goes on from; None if there is none.
+    """Return the checkpoint to resume a run in ``work_dir`` from; None if there is none.
 
-    What ``last_checkpoint`` names is looked for in ``work_dir`` first, as folders are moved. Where
-    that file is missing it is the newest, ``iter_N.pth`` of the highest N: whatever has such a name
-    is complete.
+    The file that ``last_checkpoint`` names is searched in ``work_dir`` first, because folders may
+    be moved. Without ``last_checkpoint``, the newest checkpoint is used: ``iter_N.pth`` with the
+    highest N.
 
     Raises:
-        CheckpointError: ``last_checkpoint`` names a file that is gone.
+        CheckpointError: ``last_checkpoint`` names a file that does not exist.
     """
     note = Path(work_dir) / LAST
     if not note.is_file():
@@ -41,10 +41,10 @@ def latest_checkpoint(work_dir: str | os.PathLike[str]) -> Path | None:
         if path.is_file():
             return path
     newest = _newest(Path(work_dir))
-    others = f" (the newest there is {newest.name})" if newest else ""
+    others = f" (the newest in this folder is {newest.name})" if newest else ""
     raise CheckpointError(
-        f"{note} names {printable(named)}, which is not there: give the checkpoint to resume from "
-        f"by its path{others}, or choose another work directory to start from the beginning"
+        f"{note} names {printable(named)}, which does not exist: give the path of the checkpoint "
+        f"to resume from{others}, or choose another work directory to start from the beginning"
     )
 
 
@@ -58,25 +58,25 @@ def _newest(folder: Path) -> Path | None:
 
 
 def read_training_state(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A checkpoint with everything that resuming needs, on the CPU; no code in it is run.
+    """Read a checkpoint to resume from to the CPU, without running code from it.
 
     Raises:
-        CheckpointError: missing, damaged, weights without the state of a training, or a state
-            with something else than what a training puts there.
+        CheckpointError: the checkpoint is missing or damaged, contains only weights, or has
+            entries of unexpected types.
     """
     if not os.path.lexists(path):
-        raise CheckpointError(f"there is no checkpoint {path} to resume from")
+        raise CheckpointError(f"checkpoint {path} to resume from not found")
     try:
         state = load_training_state(path)
     except CheckpointError as err:
         raise CheckpointError(
-            f"{path} cannot be resumed from: it is damaged or no checkpoint of a training ({err})"
+            f"{path} cannot be resumed from: it is damaged or not a training checkpoint ({err})"
         ) from err
     missing = [key for key in _RESUMABLE if not isinstance(state, dict) or key not in state]
     if missing:
         raise CheckpointError(
-            f"{path} cannot be resumed from, as it has no {', '.join(missing)}: it holds weights, "
-            "not the state of a training; to start from its weights set load_from"
+            f"{path} cannot be resumed from, because it has no {', '.join(missing)}: it contains "
+            "only weights, not a training state; to start from its weights, set load_from"
         )
     check_types(state, os.fspath(path))
     return state

@@ -1,10 +1,11 @@
-"""Find a model's weights in what training code saves around them.
+"""Finding of a model's weights in the checkpoints of other training programs.
 
-Three kinds of wrapping come alone or together: levels (``{"epoch": 3, "state_dict": {...}}``),
-several sets of weights (averaged ones beside those of the last step), and beginnings of names that
-wrapper modules add (``module.`` by DistributedDataParallel, ``_orig_mod.`` by torch.compile,
-``model.`` by Lightning). What fits the model best is taken, so that a model with a part that is
-really called ``module`` or ``model`` keeps its names.
+Checkpoints can wrap weights in three ways: in nested dictionaries
+(``{"epoch": 3, "state_dict": {...}}``), as several sets of weights (averaged weights and those of
+the last step), and with prefixes that wrapper modules add to names (``module.`` by
+DistributedDataParallel, ``_orig_mod.`` by torch.compile, ``model.`` by Lightning). The variant that
+fits the model best is used, so a model whose own part is called ``module`` or ``model`` keeps its
+names.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-# Names under which files hold weights: Stable Diffusion and OpenMMLab, ODISE and detectron2,
-# DeepSpeed, PySlowFast, torch's tutorials.
+# Keys of weights in files of Stable Diffusion and OpenMMLab, ODISE and detectron2, DeepSpeed,
+# PySlowFast, and torch's tutorials.
 LEVELS = ("state_dict", "model", "module", "model_state", "model_state_dict")
-# Names of weights that are averaged over the steps of a training: timm, torchvision, others.
+# Keys of weights that are averaged over training steps: timm, torchvision, others.
 AVERAGED = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema_state", "ema")
 
-# Beginnings of names that wrapper modules add. The first two hardly ever are a model's own.
+# Prefixes that wrapper modules add. Models hardly ever use the first two themselves.
 _TECHNICAL = ("module.", "_orig_mod.")
 _PREFIXES = (*_TECHNICAL, "model.")
-# Parts of a model may be wrapped, too.
+# Submodules may be wrapped, too.
 _INSIDE = (re.compile(r"(?:(?<=\.)|^)(?:_orig_mod\.)+"), re.compile(r"(?:(?<=\.)|^)(?:module\.)+"))
-# What the wrappers for averaging count beside the weights: torch's and mmengine's.
+# Step counters that the averaging wrappers of torch and mmengine store with the weights.
 _COUNTERS = ("n_averaged", "steps")
 _DEEPEST = 8
 _MOST_WAYS = 64
@@ -36,10 +37,10 @@ class WeightSet(NamedTuple):
     """One set of weights in a file.
 
     Attributes:
-        place: the levels above it, ``model_ema.module``; empty: the file itself.
-        averaged: whether it holds weights averaged over the training.
+        place: keys that lead to the set, such as ``model_ema.module``; empty for the top level.
+        averaged: whether the weights are averaged over training steps.
         values: the weights by the model's names.
-        score: how many of them the model wants.
+        score: number of weights whose names the model has.
     """
 
     place: str
@@ -51,16 +52,17 @@ class WeightSet(NamedTuple):
 def unwrap(
     content: Mapping[Any, Any], is_weight: Callable[[Any], bool], fits: Fits | None = None
 ) -> tuple[WeightSet | None, list[WeightSet]]:
-    """The set of weights that fits a model best, the averaged one where several do.
+    """Find the set of weights that fits a model best; prefer averaged weights if several fit.
 
     Args:
-        content: what a file holds; levels may lead back to themselves.
-        is_weight: tells tensors from other entries.
-        fits: whether a name is one of the model's. None: the innermost set as it is.
+        content: content of a file; nested dictionaries may contain themselves.
+        is_weight: function that returns whether an entry is a tensor.
+        fits: function that returns whether the model has a parameter with this name. None: return
+            the innermost set with unchanged names.
 
     Returns:
-        The set, with the names that wrappers gave taken back; None if there are no weights. And
-        the other sets.
+        The best set, without prefixes of wrappers, and the other sets. The best set is None if the
+        file contains no weights.
     """
     found = _find(content, is_weight)
     if fits is not None:
@@ -75,7 +77,7 @@ def unwrap(
 def _find(
     content: Mapping[Any, Any], is_weight: Callable[[Any], bool]
 ) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
-    """All sets of weights with the names of the levels above, the innermost first."""
+    """Return all sets of weights with the keys that lead to them, the innermost first."""
     found: list[tuple[tuple[str, ...], dict[str, Any]]] = []
     seen: set[int] = set()
 
@@ -95,7 +97,7 @@ def _find(
 
 
 def innermost(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    """The level at which a file's weights are looked for first."""
+    """Return the innermost nested dictionary in which weights are expected."""
     seen = set()
     while id(content) not in seen:
         seen.add(id(content))
@@ -107,11 +109,11 @@ def innermost(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
 def _averaged_among(
     place: tuple[str, ...], values: dict[str, Any]
 ) -> list[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Averaged weights that are a part of a flat set: ``model_ema.x`` beside ``model.x``."""
+    """Return averaged weights inside a flat set, such as ``model_ema.x`` besides ``model.x``."""
     found = []
     for name in AVERAGED:
-        beginning = re.compile(rf"(?:(?:module|_orig_mod|model)\.)*{name}\.")
-        inside = {k[m.end() :]: v for k, v in values.items() if (m := beginning.match(k))}
+        prefix = re.compile(rf"(?:(?:module|_orig_mod|model)\.)*{name}\.")
+        inside = {k[m.end() :]: v for k, v in values.items() if (m := prefix.match(k))}
         if inside and len(inside) < len(values):
             found.append(((*place, name), inside))
     return found
@@ -129,14 +131,14 @@ def _peeled(place: tuple[str, ...], values: dict[str, Any], fits: Fits | None) -
 
 def _is_averaged(place: tuple[str, ...], values: Mapping[str, Any]) -> bool:
     if place[-1:] == ("ema_state_dict",) and "steps" in values:
-        # mmengine's EMAHook exchanges the two sets when it saves: the averaged weights are under
-        # state_dict, and those of the last step, with the hook's counter, here.
+        # mmengine's EMAHook swaps the two sets when it saves: state_dict has the averaged weights,
+        # and this entry has those of the last step and the hook's counter.
         return False
     return any(name in AVERAGED for name in place)
 
 
 def _best_names(names: tuple[str, ...], fits: Fits | None) -> dict[str, str]:
-    """The names to use, and the one in the file for each."""
+    """Return the names that fit the model best, each with the corresponding name in the file."""
     candidates = _peelings(names)
     raw = next(candidates)
     if fits is None:
@@ -155,7 +157,7 @@ def _best_names(names: tuple[str, ...], fits: Fits | None) -> dict[str, str]:
 
 
 def _without_technical(raw: dict[str, str], score: int, fits: Fits) -> dict[str, str]:
-    """Where no name tells (an author's own names), what all names begin with is no part of them."""
+    """Remove technical prefixes that all names share, as long as no fewer names fit the model."""
     best = raw
     while True:
         names = [name for name in best if name not in _COUNTERS]
@@ -167,7 +169,7 @@ def _without_technical(raw: dict[str, str], score: int, fits: Fits) -> dict[str,
 
 
 def _peelings(names: Iterable[str]) -> Iterable[dict[str, str]]:
-    """Every way to take wrappers' additions from names, with the name in the file for each."""
+    """Yield all ways to remove wrappers' prefixes, as names with those in the file."""
     queue = [{name: name for name in names}]
     seen = {frozenset(queue[0])}
     while queue:
@@ -175,7 +177,7 @@ def _peelings(names: Iterable[str]) -> Iterable[dict[str, str]]:
         yield current
         for shorten in _shortenings():
             shorter = {shorten(name): old for name, old in current.items()}
-            # Two names that become one are two things.
+            # Skip removals that make two names equal.
             if len(shorter) == len(current) and (key := frozenset(shorter)) not in seen:
                 if len(seen) > _MOST_WAYS:
                     return

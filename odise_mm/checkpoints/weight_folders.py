@@ -1,7 +1,8 @@
-"""Folders of weights as diffusers, transformers and open_clip write them, on disk or on the hub.
+"""Weights in folders of diffusers, transformers and open_clip, on disk or on the hub.
 
-A folder may hold the same weights several times: as safetensors and in torch's format, in full and
-in half precision ("variants", a word in the file's name), in one file or in shards with an index.
+A folder may contain several copies of the same weights: as safetensors and in torch's format, in
+full and in half precision ("variants", marked in the file name), in one file or in shards with an
+index.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import path_inside, read_json
 
-# From the first choice to the last; "" is the file without such a word. Of the half precisions fp16
-# keeps more digits; non_ema are the weights before averaging.
+# In order of preference; "" is a file name without a variant. fp16 has more digits than bf16;
+# non_ema are the weights without averaging.
 VARIANTS = ("", "fp32", "ema", "fp16", "bf16", "non_ema")
 ENDINGS = ("safetensors", "bin")
 
@@ -33,7 +34,7 @@ class WeightSet:
     """One complete copy of the weights in a folder.
 
     Attributes:
-        variant: the word of its precision, ``fp16``; empty for full precision.
+        variant: variant in the file name, such as ``fp16``; empty for full precision.
         ending: ``safetensors`` or ``bin``.
         path: the weights file, or the index of the shards.
     """
@@ -44,15 +45,15 @@ class WeightSet:
 
     @property
     def is_index(self) -> bool:
-        """Whether the weights are in shards that ``path`` lists."""
+        """Whether ``path`` is the index of a sharded copy."""
         return self.path.suffix == ".json"
 
     def files(self) -> list[Path]:
-        """The files to read.
+        """Return the weights files of this copy.
 
         Raises:
-            CheckpointError: the index is none, names a file outside the folder or one that is not
-                there.
+            CheckpointError: the index is invalid, or names a file that is missing or outside the
+                folder.
         """
         if not self.is_index:
             return [self.path]
@@ -60,8 +61,8 @@ class WeightSet:
         names = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(names, dict) or not names:
             raise CheckpointError(
-                f"{printable(self.path)}: no index of weights, as it has no weight_map; get the "
-                "file again"
+                f"{printable(self.path)} is not a valid index of weights: it has no weight_map; "
+                "download the file again"
             )
         what = f"{printable(self.path)}: weight_map"
         folder = self.path.parent
@@ -70,18 +71,20 @@ class WeightSet:
         if gone:
             raise CheckpointError(
                 f"{printable(self.path)} names {printable(gone[0])}, which is not in the folder "
-                f"({len(gone)} of {len(shards)} shards are missing): get the missing files, or "
-                "remove the index to have another copy of the weights in the folder read"
+                f"({len(gone)} of {len(shards)} shards are missing): download the missing files, "
+                "or remove the index to use another copy of the weights in the folder"
             )
         return [shards[name] for name in sorted(shards)]
 
 
 def find_weights(folder: Path, stems: Sequence[str]) -> list[WeightSet]:
-    """All copies of the weights in a folder, the best first: full precision, then safetensors.
+    """Return all copies of the weights in a folder, the best first.
+
+    Full precision is preferred to half precision, then safetensors to torch's format.
 
     Args:
-        folder: is not searched below.
-        stems: beginnings that the files' names may have, ``diffusion_pytorch_model``.
+        folder: folder that is searched, without its subfolders.
+        stems: file names without variant and ending, such as ``diffusion_pytorch_model``.
     """
     found = []
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -94,12 +97,12 @@ def find_weights(folder: Path, stems: Sequence[str]) -> list[WeightSet]:
 
 
 def _parse(name: str, stem: str) -> tuple[str, str] | None:
-    """Variant and ending of a file name; None for other files, shards among them."""
+    """Return variant and ending of a file name; None for shards and other files."""
     if not name.startswith(f"{stem}."):
         return None
     words = name[len(stem) + 1 :].split(".")
     if words[-1] == "json":
-        # index.json with the variant behind it, before it, or before the ending: all are written.
+        # The variant may be after "index", before it, or before the ending.
         if words.count("index") != 1:
             return None
         words = [word for word in words[:-1] if word != "index"]
@@ -117,36 +120,38 @@ def _preference(weights: WeightSet) -> tuple[int, str, int]:
 
 
 def choose_weights(folder: Path, stems: Sequence[str], what: str) -> list[Path]:
-    """The files of the best copy of the weights in a folder, see :func:`find_weights`.
+    """Return the files of the best copy of the weights in a folder, see :func:`find_weights`.
 
     Args:
-        what: of what, for messages: "weights of BLIP".
+        folder: folder with the weights.
+        stems: file names without variant and ending.
+        what: description of the weights, for messages, such as "weights of BLIP".
 
     Raises:
-        CheckpointError: there is none, which lists what is there; several of precisions that are
-            not known; a shard is missing.
+        CheckpointError: the folder has no weights (the message lists its files), only several
+            copies of unknown variants, or a shard is missing.
     """
     found = find_weights(folder, stems)
     if not found:
         wanted = f"{stems[0]}.{ENDINGS[0]}, {stems[-1]}.{ENDINGS[1]}"
         raise CheckpointError(
-            f"{printable(folder)} has no {what}: none of {wanted} is in it, nor shards with an "
-            f"index, nor a variant such as {stems[0]}.fp16.{ENDINGS[0]}; found {_listing(folder)}"
+            f"{printable(folder)} has no {what}: expected {wanted}, shards with an index, or a "
+            f"variant such as {stems[0]}.fp16.{ENDINGS[0]}; found {_listing(folder)}"
         )
     best = found[0]
     others = {weights.variant for weights in found}
     if best.variant not in VARIANTS and len(others) > 1:
         raise CheckpointError(
-            f"{printable(folder)} has {what} in {len(others)} kinds that are not known "
-            f"({', '.join(map(printable, sorted(others)))}): keep one of them in the folder"
+            f"{printable(folder)} has {what} in {len(others)} unknown variants "
+            f"({', '.join(map(printable, sorted(others)))}): keep only one of them in the folder"
         )
     if best.variant:
         print_log(
-            f"{printable(folder)}: {what} are read from {printable(best.path.name)}, as no "
-            f"{stems[0]} without the word {printable(best.variant)} is there",
+            f"{printable(folder)}: reading {what} from {printable(best.path.name)}, because there "
+            f"is no {stems[0]} without the variant {printable(best.variant)}",
             logger="current",
         )
-    # A stale index must not hide a whole file, but lower precision is never a way out.
+    # Fall back from an incomplete index to a single file, but never to another precision.
     problem = None
     for weights in found:
         if weights.variant == best.variant:
@@ -171,13 +176,17 @@ def read_weights(
     keep: Callable[[str], bool] | None = None,
     fits: Callable[[str], bool] | None = None,
 ) -> dict[str, Tensor]:
-    """The weights in a folder, see :func:`choose_weights`.
+    """Read the best copy of the weights in a folder, see :func:`choose_weights`.
 
     Args:
+        folder, stems, what: see :func:`choose_weights`.
         keep, fits: see :func:`odise_mm.checkpoints.safe_loading.load_state_dict`.
 
+    Returns:
+        Tensors by name, on the CPU.
+
     Raises:
-        CheckpointError: nothing usable is there.
+        CheckpointError: the folder has no usable weights.
     """
     state: dict[str, Tensor] = {}
     for path in choose_weights(folder, stems, what):
@@ -188,17 +197,17 @@ def read_weights(
 def download_weights(
     repository: str, parts: Mapping[str, Sequence[str]], others: Sequence[str] = ()
 ) -> Path:
-    """Fetch the best copy of the weights of every part of a hub repository, once.
+    """Download the best copy of the weights for each part of a hub repository, once.
 
-    The hub is asked for one kind of copy after the other, so that no part comes twice.
+    Variants and formats are requested one after the other, so that no part is downloaded twice.
 
     Args:
         repository: ``owner/name``.
-        parts: folders in the repository, "" for its root, and their files' stems.
-        others: patterns of further files, which are fetched too.
+        parts: file names without variant and ending, by folder in the repository ("" for its root).
+        others: patterns of additional files to download.
 
     Returns:
-        The local folder; a part of which the hub has nothing is missing in it.
+        The local folder; parts that the hub does not have are missing from it.
     """
     missing = dict(parts)
     extra = list(others)
@@ -223,7 +232,7 @@ def download_weights(
 
 
 def _patterns(stems: Sequence[str], variant: str, ending: str) -> list[str]:
-    """Names on the hub of one kind of copy, without those of any other kind."""
+    """Return patterns of file names that match one variant and ending, and no others."""
     number = "-?????-of-?????"
     if not variant:
         names = ("{s}.{e}", "{s}.{e}.index.json", f"{{s}}{number}.{{e}}")

@@ -1,4 +1,4 @@
-"""Trained weights: every published key has a home, and our own files come back as they were."""
+"""Trained weights: all published keys are renamed, and our own files are read as written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from odise_mm.registry import MODELS
 from tests.support import golden
 from tests.support.parts import load_config, meta_model, segmentor
 
-# METHOD of the published code: parameters trained, counted there.
+# Numbers of trained parameters in the published code.
 TRAINED = {"label": 28_067_009, "caption": 28_066_755}
 
 
@@ -45,12 +45,12 @@ def config_of(variant: str, size: str) -> OpenVocabSegmentor:
 
 @pytest.mark.parametrize("variant", ["label", "caption"])
 @pytest.mark.parametrize("size", ["tiny", "full"])
-def test_every_published_key_has_a_home(size: str, variant: str) -> None:
+def test_every_published_key_is_renamed(size: str, variant: str) -> None:
     state = published(size, variant)
     assert is_published(state)
     ours, unused = from_published(state)
     assert set(unused) == {"criterion.empty_weight"} and all(unused.values())
-    assert len(ours) == len(state) - 1  # no two keys share a home
+    assert len(ours) == len(state) - 1  # no two keys get the same name
     wanted = config_of(variant, size).state_dict()
     assert set(ours) == set(wanted)
     for key, value in ours.items():
@@ -58,7 +58,7 @@ def test_every_published_key_has_a_home(size: str, variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", TRAINED)
-def test_trained_parameters_are_counted_as_published(variant: str) -> None:
+def test_number_of_trained_parameters_is_as_published(variant: str) -> None:
     model = config_of(variant, "full")
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert trained == TRAINED[variant]
@@ -75,7 +75,7 @@ def test_every_rule_is_used() -> None:
 
 
 def test_published_file_fills_the_model(tiny_weights: Path) -> None:
-    """Numbers, not only shapes: every parameter of ours is the made-up one of its published key."""
+    """Every parameter has the (random) values of its published key, not only the shape."""
     state = golden.state_dict("tiny", "odise_label")
     ours, _ = from_published(state)
     config = load_config("toy/odise_tiny.py").model
@@ -104,17 +104,17 @@ def test_unknown_published_key() -> None:
 def test_file_of_the_other_supervision(config: str, file: str, tiny_weights: Path) -> None:
     model = config_of(config, "tiny")
     path = tiny_weights / f"odise_{file}.pth"
-    with pytest.raises(CheckpointError, match="was not made for this config") as caught:
+    with pytest.raises(CheckpointError, match="does not match this config") as caught:
         load_weights(model, path)
     message = str(caught.value)
     assert str(path) in message and "\n" not in message
-    assert "label-supervised one odise_coco_label.py" in message
+    assert "odise_coco_label.py for label-supervised ones" in message
 
 
 def test_files_of_other_models(tiny_weights: Path) -> None:
     model = config_of("label", "tiny")
     for name in ("clip.pt", "sd_v1.ckpt"):
-        with pytest.raises(CheckpointError, match=f"{name} was not made for this config"):
+        with pytest.raises(CheckpointError, match=f"{name} does not match this config"):
             load_weights(model, tiny_weights / name)
 
 
@@ -137,7 +137,9 @@ def model() -> OpenVocabSegmentor:
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".pth"])
-def test_our_own_files_come_back(ending: str, model: OpenVocabSegmentor, tmp_path: Path) -> None:
+def test_our_own_files_are_read_as_written(
+    ending: str, model: OpenVocabSegmentor, tmp_path: Path
+) -> None:
     path = tmp_path / f"model{ending}"
     before = {key: value.clone() for key, value in model.state_dict().items()}
     save_state_dict(path, before)

@@ -1,4 +1,4 @@
-"""Weights by a config's name: found, or fetched from a server that stands for the publisher."""
+"""Published weights of a config: found in caches, or downloaded from a local server."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def config(server: FileServer, content: bytes, tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("weights", [None, "published"])
-def test_an_inferencer_fetches_what_the_metafile_names(
+def test_an_inferencer_downloads_the_weights_in_the_metafile(
     config: str, server: FileServer, caches: Path, weights: str | None
 ) -> None:
     for _ in range(2):  # the second time from the cache
@@ -99,16 +99,18 @@ def test_the_license_is_shown_before_a_download(config: str, server: FileServer)
         seen.append((notice, len(server.requests)))
         return len(seen) > 1
 
-    with pytest.raises(CheckpointError, match=r"fake\.py: nothing was downloaded, as you said no"):
+    with pytest.raises(
+        CheckpointError, match=r"fake\.py: download declined, nothing was downloaded"
+    ):
         fetch(config, ask=ask)
     assert not server.requests
     path = fetch(config, ask=ask)
     assert path == fetch(config, ask=ask) and path.is_file()
-    assert len(seen) == 2 and seen[1][1] == 0  # it is not asked about what is there
+    assert len(seen) == 2 and seen[1][1] == 0  # no question if the file exists
     assert f"{path.name}: CC BY-NC-SA 4.0 (non-commercial)" in seen[0][0]
 
 
-def test_a_file_of_another_checksum_is_refused(config: str, server: FileServer) -> None:
+def test_a_file_with_a_wrong_checksum_is_rejected(config: str, server: FileServer) -> None:
     server.content = b"PK" + server.content
     with pytest.raises(CheckpointError, match="the checkpoint of fake came with a wrong checksum"):
         OpenVocabInferencer(config, device="cpu")
@@ -116,7 +118,7 @@ def test_a_file_of_another_checksum_is_refused(config: str, server: FileServer) 
 
 def test_offline(config: str, server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set.*name a local copy"):
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE is set.*pass a local copy"):
         OpenVocabInferencer(config, device="cpu")
     assert not server.requests
 
@@ -126,35 +128,43 @@ def test_a_config_without_weights_is_an_error(config: str) -> None:
     for weights in (None, "published"):
         with pytest.raises(CheckpointError) as caught:
             OpenVocabInferencer(path, weights, device="cpu")
-        for part in ("weightless.py: it needs weights", "weights=PATH", "work_dirs/weightless/"):
+        for part in (
+            "weightless.py: this config needs weights",
+            "weights=PATH",
+            "work_dirs/weightless/",
+        ):
             assert part in str(caught.value)
         for name in ("odise_coco_label", "odise_coco_caption", "odise_toy_label", "odise_tiny"):
             assert name in str(caught.value)
-    with pytest.raises(CheckpointError, match="weightless.py: it needs weights"):
+    with pytest.raises(CheckpointError, match="weightless.py: this config needs weights"):
         fetch(path)
 
 
 def test_a_derived_config_is_not_the_published_one(config: str, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(f"_base_ = [{config!r}]\nx = 1\n")
     assert find_published(str(tmp_path / "mine.py")) is None
-    with pytest.raises(CheckpointError, match="mine.py: it needs weights"):
+    with pytest.raises(CheckpointError, match="mine.py: this config needs weights"):
         OpenVocabInferencer(str(tmp_path / "mine.py"), device="cpu")
 
 
-def test_random_weights_are_declared(tmp_path: Path) -> None:
+def test_random_weights_must_be_set_in_the_config(tmp_path: Path) -> None:
     path = tmp_path / "random.py"
     path.write_text(CONFIG)
     assert OpenVocabInferencer(path, device="cpu").random_weights
-    with pytest.raises(CheckpointError, match="runs on random numbers, without any weights"):
+    with pytest.raises(
+        CheckpointError, match="uses random weights, so there is nothing to download"
+    ):
         OpenVocabInferencer(path, "published", device="cpu")
-    with pytest.raises(CheckpointError, match="runs on random numbers, without any weights"):
+    with pytest.raises(
+        CheckpointError, match="uses random weights, so there is nothing to download"
+    ):
         fetch(path)
     path.write_text(CONFIG.replace("random_weights = True", "random_weights = 1"))
     with pytest.raises(ConfigError, match="random_weights=1 must be True or False"):
         OpenVocabInferencer(path, device="cpu")
 
 
-def test_a_model_is_random_as_a_whole_or_not_at_all() -> None:
+def test_random_weights_with_pretrained_parts_are_an_error() -> None:
     with pytest.raises(ConfigError, match="random as a whole, but a part .* weights openai"):
         OpenVocabInferencer("odise_coco_label", cfg_options={"random_weights": True})
 
@@ -172,7 +182,11 @@ def test_load_from_comes_before_the_metafile(
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("Models: [1]", "lists of mappings"), ("a: [", "not a metafile"), ("- 1", "not a metafile")],
+    [
+        ("Models: [1]", "lists of mappings"),
+        ("a: [", "not a valid metafile"),
+        ("- 1", "not a valid metafile"),
+    ],
 )
 def test_a_broken_metafile(config: str, text: str, message: str) -> None:
     path = Path(config).parent / "metafile.yml"
@@ -205,7 +219,7 @@ def test_the_published_models(name: str, file: str, digits: str, caches: Path) -
 
 
 @pytest.mark.parametrize("kind", ["label", "caption"])
-def test_the_toy_world_s_models_come_with_the_repository(kind: str) -> None:
+def test_weights_of_toy_models_are_in_the_repository(kind: str) -> None:
     path = ROOT / f"projects/toy_world/weights/odise_{kind}.safetensors"
     assert fetch(f"odise_toy_{kind}") == path
     inferencer = OpenVocabInferencer(f"odise_toy_{kind}", device="cpu")
@@ -223,7 +237,7 @@ def test_the_names_of_published_models() -> None:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """What the hubs' clients are asked for; their files are empty, as nothing is to read them."""
+    """Record the requests to the hub clients, which return empty files."""
     asked: list[str] = []
     for part, stem in (
         ("unet", "diffusion_pytorch_model"),
@@ -251,17 +265,16 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     return asked
 
 
-def test_frozen_parts_are_fetched_by_their_own_loaders(asked: list[str]) -> None:
-    assert (
-        fetch("ablation/representation/mae_h") is None
-    )  # trained by nobody yet, but its parts are there to be had
+def test_frozen_parts_are_downloaded_by_their_own_loaders(asked: list[str]) -> None:
+    # Without a published checkpoint, only the frozen parts are downloaded.
+    assert fetch("ablation/representation/mae_h") is None
     assert sorted(asked) == ["clip", "timm/vit_huge_patch14_224.mae/model.safetensors"]
     asked.clear()
     assert fetch("ablation/representation/stable_diffusion") is None
     assert sorted(asked) == ["CompVis/stable-diffusion-v1-3", "clip"]
 
 
-def test_a_wrong_copy_is_refused_before_anything_else_is_fetched(asked: list[str]) -> None:
+def test_a_wrong_copy_is_rejected_before_any_download(asked: list[str]) -> None:
     path = find_published("odise_coco_label").path
     path.parent.mkdir(parents=True)
     path.touch()
@@ -276,15 +289,13 @@ def test_a_repository_in_the_cache(tmp_path: Path) -> None:
     assert hub.is_cached("owner/name")
 
 
-def test_licenses_are_those_of_the_documents() -> None:
+def test_licenses_are_documented() -> None:
     page = (ROOT / "docs" / "weights.md").read_text(encoding="utf-8")
     for source in LICENSES:
         assert f"`{source}`" in page
 
 
-def test_the_notice_is_logged_where_nobody_asks(
-    config: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_notice_is_logged_without_ask(config: str, monkeypatch: pytest.MonkeyPatch) -> None:
     logged: list[str] = []
     monkeypatch.setattr(published_weights, "print_log", lambda text, **_: logged.append(text))
     for _ in range(2):

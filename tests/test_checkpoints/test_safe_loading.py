@@ -1,4 +1,4 @@
-"""Weights files: every format, every way to be broken, and none may run code."""
+"""Weights files: all formats, damaged files, and files that try to run code."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_torch_files(save: Callable, wrap: Callable, tmp_path: Path) -> None:
     assert_weights(load_state_dict(tmp_path / "w.pth"))
 
 
-def test_safetensors_whatever_the_name(tmp_path: Path) -> None:
+def test_format_is_detected_from_the_content(tmp_path: Path) -> None:
     save_file(WEIGHTS, tmp_path / "w.safetensors")
     assert_weights(load_state_dict(tmp_path / "w.safetensors"))
     (tmp_path / "w.safetensors").rename(tmp_path / "w.bin")
@@ -76,7 +76,7 @@ def test_safetensors_whatever_the_name(tmp_path: Path) -> None:
 def test_original_stable_diffusion_files_name_a_lightning_class(
     save: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They hold {"callbacks": {ModelCheckpoint: ...}}; Lightning need not be installed."""
+    """They contain {"callbacks": {ModelCheckpoint: ...}}; Lightning need not be installed."""
     name = "pytorch_lightning.callbacks.model_checkpoint"
     parts = name.split(".")
     with monkeypatch.context() as patch:
@@ -102,7 +102,7 @@ def test_openmmlab_training_checkpoint(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "iter_2.pth")
     assert_weights(load_state_dict(tmp_path / "iter_2.pth"))
 
-    # Also where another library has registered some of the real classes.
+    # The same if another library has registered some of the real classes.
     real = [np.ndarray, np.dtype, HistoryBuffer, (np.ndarray.__reduce__, "builtins.getattr")]
     with torch.serialization.safe_globals(real):
         assert_weights(load_state_dict(tmp_path / "iter_2.pth"))
@@ -120,7 +120,7 @@ def test_published_files(name: str, tiny_weights: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 def test_keep_reads_only_what_is_wanted(suffix: str, tmp_path: Path) -> None:
-    """100 MB of unwanted numbers stay on disk: measured by the memory of a fresh process."""
+    """100 MB of unwanted numbers stay on disk, measured by the memory of a new process."""
     state = {"wanted": torch.ones(10), "unwanted": torch.ones(25_000_000)}
     save_state_dict(tmp_path / f"w{suffix}", state)
     loaded = load_state_dict(tmp_path / f"w{suffix}", keep=lambda key: key == "wanted")
@@ -186,27 +186,27 @@ def torchscript() -> bytes:
     [
         ("w.pth", lambda _: b"", "is empty: download or copy it again"),
         ("w.safetensors", lambda _: b"", "is empty: download or copy it again"),
-        ("w.pth", lambda _: zip_bytes(WEIGHTS)[:-300], "is cut off"),
-        ("w.pth", lambda _: zip_bytes(WEIGHTS)[:40], "is cut off"),
-        ("w.pth", lambda _: legacy_bytes(WEIGHTS)[:-9], "is cut off, damaged"),
-        ("w.pth", lambda _: legacy_bytes(WEIGHTS)[:200], "is cut off, damaged"),
-        ("w.pth", lambda _: legacy_bytes(WEIGHTS)[:3], "is cut off, damaged"),
-        ("w.safetensors", lambda p: safetensors_bytes(p)[:-1], "is cut off or no safetensors"),
-        ("w.safetensors", lambda p: safetensors_bytes(p)[:50], "is cut off or no safetensors"),
-        ("w.safetensors", lambda p: safetensors_bytes(p)[:5], "is cut off or no safetensors"),
-        ("w.safetensors", lambda _: b"some text, no weights", "is cut off or no safetensors"),
+        ("w.pth", lambda _: zip_bytes(WEIGHTS)[:-300], "is truncated"),
+        ("w.pth", lambda _: zip_bytes(WEIGHTS)[:40], "is truncated"),
+        ("w.pth", lambda _: legacy_bytes(WEIGHTS)[:-9], "is truncated, damaged"),
+        ("w.pth", lambda _: legacy_bytes(WEIGHTS)[:200], "is truncated, damaged"),
+        ("w.pth", lambda _: legacy_bytes(WEIGHTS)[:3], "is truncated, damaged"),
+        ("w.safetensors", lambda p: safetensors_bytes(p)[:-1], "is truncated or not a safetensors"),
+        ("w.safetensors", lambda p: safetensors_bytes(p)[:50], "is truncated or not a safetensors"),
+        ("w.safetensors", lambda p: safetensors_bytes(p)[:5], "is truncated or not a safetensors"),
+        ("w.safetensors", lambda _: b"some text, no weights", "is truncated or not a safetensors"),
         ("w.pth", lambda _: b"some text, no weights", "is not a checkpoint: neither"),
         ("w.pth", lambda _: b"<!DOCTYPE html><html>", "looks like a web page"),
         ("w.safetensors", lambda _: b"version https://git-lfs.github.com", "git lfs pull"),
-        ("w.pth", lambda _: other_zip(), "some other zip archive"),
+        ("w.pth", lambda _: other_zip(), "is a zip archive, but not a checkpoint"),
         ("w.pt", lambda _: torchscript(), "TorchScript program.*open_clip tag"),
-        ("w.pth", lambda _: zip_bytes([1, 2]), "holds a list, not weights by name"),
-        ("w.pth", lambda _: zip_bytes(torch.ones(2)), "holds a Tensor, not weights by name"),
-        ("w.pth", lambda _: zip_bytes({}), "no tensors inside, only: nothing"),
-        ("w.pth", lambda _: zip_bytes({"a": 1, "b": "c"}), "no tensors inside, only: 'a', 'b'"),
-        ("w.pth", lambda _: zip_bytes({"state_dict": {}}), "no tensors inside, only: nothing"),
-        ("w.pth", lambda _: pickle.dumps({"a": 1}, 4), "save it again with plain torch.save"),
-        ("w.pkl", lambda _: pickle.dumps([1, 2], 2), "is cut off, damaged or not a checkpoint"),
+        ("w.pth", lambda _: zip_bytes([1, 2]), "contains a list, not weights by name"),
+        ("w.pth", lambda _: zip_bytes(torch.ones(2)), "contains a Tensor, not weights by name"),
+        ("w.pth", lambda _: zip_bytes({}), "contains no tensors, only: nothing"),
+        ("w.pth", lambda _: zip_bytes({"a": 1, "b": "c"}), "contains no tensors, only: 'a', 'b'"),
+        ("w.pth", lambda _: zip_bytes({"state_dict": {}}), "contains no tensors, only: nothing"),
+        ("w.pth", lambda _: pickle.dumps({"a": 1}, 4), "save it again with torch.save"),
+        ("w.pkl", lambda _: pickle.dumps([1, 2], 2), "is truncated, damaged or not a checkpoint"),
     ],
 )  # fmt: skip
 def test_broken_files(name: str, make: Callable, message: str, tmp_path: Path) -> None:
@@ -218,12 +218,12 @@ def test_broken_files(name: str, make: Callable, message: str, tmp_path: Path) -
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="there is no weights file .*nowhere.pth"):
+    with pytest.raises(CheckpointError, match="no weights file .*nowhere.pth"):
         load_state_dict(tmp_path / "nowhere.pth")
     with pytest.raises(CheckpointError, match="is a folder"):
         load_state_dict(tmp_path)
     save_file({}, tmp_path / "none.safetensors")
-    with pytest.raises(CheckpointError, match="has no tensors inside"):
+    with pytest.raises(CheckpointError, match="contains no tensors"):
         load_state_dict(tmp_path / "none.safetensors")
 
 
@@ -231,7 +231,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Unpickling it the ordinary way calls a function."""
+    """An object that calls a function when it is unpickled."""
 
     def __init__(self, function: Callable, *args: object) -> None:
         self.call = function, args
@@ -246,7 +246,7 @@ class Bomb:
     ("function", "culprit"),
     [(os.system, r"(posix|nt)\.system"), (eval, r"eval"), (os.mkdir, r"(posix|nt)\.mkdir")],
 )
-def test_code_is_refused_and_not_run(
+def test_code_is_rejected_and_not_run(
     write: str, function: Callable, culprit: str, tmp_path: Path
 ) -> None:
     trace = tmp_path / "it_ran"
@@ -264,18 +264,18 @@ def test_code_is_refused_and_not_run(
     else:
         path.write_bytes(pickle.dumps({"extra": Bomb(function, argument)}, int(write[-1])))
 
-    with pytest.raises(CheckpointError, match=f"refused.*{culprit}.*Nothing in it was run"):
+    with pytest.raises(CheckpointError, match=f"rejected.*{culprit}.*No code from it was run"):
         load_state_dict(path)
     assert not trace.exists()
 
-    # The file is a real danger: an ordinary reader runs it.
+    # torch.load without weights_only runs the code, so the file is really harmful.
     if write == "zip":
         torch.load(path, weights_only=False)
         assert trace.exists()
 
 
-def test_stand_ins_do_nothing_and_are_gone_afterwards(tmp_path: Path) -> None:
-    """getattr is replaced for the time of reading: not even it can be used to reach a function."""
+def test_getattr_cannot_be_used_to_reach_a_function(tmp_path: Path) -> None:
+    """getattr is replaced while a file is read, and torch's allowlist is unchanged afterwards."""
     before = torch.serialization.get_safe_globals()
     trace = tmp_path / "it_ran"
     reach = Bomb(getattr, os, "mkdir")
@@ -284,13 +284,13 @@ def test_stand_ins_do_nothing_and_are_gone_afterwards(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="builtin.*__import__"):
         load_state_dict(tmp_path / "import.pth")
 
-    # The result of the stand-in is called: refused as well.
+    # A call of the placeholder's result is rejected as well.
     nested = b"\x80\x02cbuiltins\ngetattr\n(X\x01\x00\x00\x00aX\x01\x00\x00\x00btR)R."
     with zipfile.ZipFile(tmp_path / "call.pth", "w") as archive:
         archive.writestr("call/data.pkl", nested)
         archive.writestr("call/version", "3\n")
         archive.writestr("call/byteorder", "little")
-    with pytest.raises(CheckpointError, match="refused"):
+    with pytest.raises(CheckpointError, match="rejected"):
         load_state_dict(tmp_path / "call.pth")
     assert not trace.exists()
     assert set(torch.serialization.get_safe_globals()) == set(before)
@@ -348,7 +348,7 @@ def test_failed_write_leaves_the_previous_file(suffix: str, tmp_path: Path) -> N
 
 
 def test_replacing_a_file_that_is_being_read(tmp_path: Path) -> None:
-    """Tensors still on disk keep their values when the file is written anew."""
+    """Tensors that are still on disk keep their values when the file is replaced."""
     path = tmp_path / "w.pth"
     save_state_dict(path, WEIGHTS)
     loaded = load_state_dict(path)
@@ -363,11 +363,11 @@ def test_links_and_unknown_suffixes(tmp_path: Path) -> None:
     save_state_dict(link, WEIGHTS)
     assert link.is_symlink()
     assert_weights(load_state_dict(target))
-    with pytest.raises(CheckpointError, match="suffix must be of .safetensors, .pth"):
+    with pytest.raises(CheckpointError, match="suffix must be one of .safetensors, .pth"):
         save_state_dict(tmp_path / "w.npz", WEIGHTS)
 
 
-def test_home_folder_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     save_state_dict("~/weights.pth", {"a": torch.ones(2)})
     assert (tmp_path / "weights.pth").is_file()

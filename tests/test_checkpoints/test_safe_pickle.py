@@ -1,4 +1,4 @@
-"""Training checkpoints of mmengine's Runner load again, and nothing else becomes loadable."""
+"""Checkpoints of mmengine's Runner can be loaded, and nothing else becomes loadable."""
 
 import builtins
 import io
@@ -31,7 +31,7 @@ from odise_mm.errors import CheckpointError
 
 @pytest.fixture(autouse=True)
 def leave_no_runner_behind() -> Iterator[None]:
-    """A Runner makes its scope, logger, message hub and visualizer the current ones for good."""
+    """Restore the global scope, logger, message hub and visualizer, which a Runner replaces."""
     managers = (DefaultScope, MMLogger, MessageHub, Visualizer)
     before = [manager._instance_dict.copy() for manager in managers]
     yield
@@ -112,8 +112,8 @@ def test_runner_resumes_its_own_checkpoint(tmp_path: Path) -> None:
     assert second.param_schedulers[0].last_step == 6
 
 
-def test_importing_the_models_is_enough() -> None:
-    """As a config's ``custom_imports`` does."""
+def test_importing_the_models_makes_checkpoints_loadable() -> None:
+    """A config's ``custom_imports`` imports them."""
     code = (
         "import odise_mm.models, torch\n"
         "assert any('HistoryBuffer' in str(g) for g in torch.serialization.get_safe_globals())"
@@ -173,7 +173,7 @@ class Evil:
     ],
     ids=["eval", "method of HistoryBuffer", "method of ndarray", "not a HistoryBuffer"],
 )
-def test_code_stays_refused(content: Evil) -> None:
+def test_torch_still_rejects_code(content: Evil) -> None:
     stream = io.BytesIO()
     torch.save({"meta": content}, stream)
     stream.seek(0)
@@ -183,7 +183,7 @@ def test_code_stays_refused(content: Evil) -> None:
         torch.load(stream, weights_only=True)
 
 
-def test_nothing_of_numpys_own_is_declared_safe() -> None:
+def test_no_classes_of_numpy_are_on_torchs_allowlist() -> None:
     safe = [entry for entry, _ in safe_pickle.torch_builders()]
     assert not {getattr, np.ndarray, np.dtype, HistoryBuffer} & set(safe)
     assert all(entry.__module__ == safe_pickle.__name__ for entry in safe)
@@ -200,7 +200,7 @@ def saved(content: object) -> io.BytesIO:
 
 
 def read_both(content: object, path: Path) -> tuple[Any, Any]:
-    """By torch, as mmengine resumes, and by this package's reader."""
+    """Read with torch, as mmengine does when it resumes, and with this package's reader."""
     path.write_bytes(saved(content).getvalue())
     return torch.load(path, weights_only=True), load_training_state(path)
 
@@ -227,21 +227,21 @@ def test_arrays_of_numbers(array: np.ndarray, tmp_path: Path) -> None:
             and found["array"].shape == array.shape
         )
         assert found["scalar"] == scalar and found["scalar"].dtype == scalar.dtype.newbyteorder("=")
-        # saved again it is numpy's own
+        # saved again, it is an ordinary numpy array
         again = saved(found)
         assert b"odise_mm" not in again.getvalue()
         np.testing.assert_array_equal(torch.load(again, weights_only=True)["array"], array)
 
 
 def rebuild(kind: object, shape: object = (2,), data: object = b"0123456789abcdef") -> Evil:
-    """An array as numpy pickles it, with parts of one's own."""
+    """An array as numpy pickles it, with custom parts."""
     return Filled(
         np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, shape, kind, False, data)
     )
 
 
 class Filled:
-    """Calls a function when unpickled and fills the result."""
+    """Calls a function when unpickled and sets the state of the result."""
 
     def __init__(self, function: object, arguments: tuple, state: object) -> None:
         self.parts = (function, arguments, state)
@@ -278,19 +278,19 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_other_arrays_are_refused(name: str, tmp_path: Path) -> None:
+def test_other_arrays_are_rejected(name: str, tmp_path: Path) -> None:
     path = tmp_path / "a.pth"
     torch.save({"state_dict": {"w": torch.ones(2)}, "extra": HOSTILE[name]}, path)
     with pytest.raises(Exception, match=r"refused|Weights only load failed"):
         torch.load(path, weights_only=True)
     for read in (load_training_state, load_state_dict):
-        with pytest.raises(CheckpointError, match="was refused|is cut off, damaged") as caught:
+        with pytest.raises(CheckpointError, match="was rejected|is truncated, damaged") as caught:
             read(path)
         assert "\n" not in str(caught.value)
 
 
-def test_types_of_the_process_are_not_changed(tmp_path: Path) -> None:
-    """numpy's types are shared by all: a byte order, or flags, in a file must not reach them."""
+def test_global_dtypes_are_not_changed(tmp_path: Path) -> None:
+    """numpy's dtypes are global: a byte order or flags in a file must not change them."""
     for state in ((">", *PLAIN), ("<", None, None, None, -1, -1, 63)):
         content = {"a": rebuild(number_type("f8", *state)), "kind": number_type("f8", *state)}
         for found in read_both(content, tmp_path / "a.pth"):
@@ -301,8 +301,8 @@ def test_types_of_the_process_are_not_changed(tmp_path: Path) -> None:
     assert np.float64(1.0).tobytes() == struct.pack("=d", 1.0)
 
 
-def test_histories_bring_no_methods(tmp_path: Path) -> None:
-    """A HistoryBuffer's own way of reading puts the file's functions into its class."""
+def test_histories_add_no_methods(tmp_path: Path) -> None:
+    """The ``__setstate__`` of HistoryBuffer would add functions from the file to the class."""
     before = dict(HistoryBuffer._statistics_methods)
     buffer = HistoryBuffer([1.0, 3.0], [1, 1])
     buffer._statistics_methods = {**before, "evil": HistoryBuffer.min}
@@ -346,13 +346,13 @@ def test_reading_changes_nothing_for_other_threads(tmp_path: Path) -> None:
     assert not wrong and set(torch.serialization.get_safe_globals()) == before
 
 
-def test_what_others_declare_safe_is_not_believed(tmp_path: Path) -> None:
+def test_torchs_allowlist_is_ignored(tmp_path: Path) -> None:
     trace = tmp_path / "it_ran"
     path = tmp_path / "w.pth"
     torch.save({"w": torch.ones(1), "extra": Evil(os.mkdir, str(trace))}, path)
     with torch.serialization.safe_globals([(os.mkdir, "posix.mkdir")]):
         for read in (load_training_state, load_state_dict):
-            with pytest.raises(CheckpointError, match=r"refused.*mkdir.*Nothing in it was run"):
+            with pytest.raises(CheckpointError, match=r"rejected.*mkdir.*No code from it was run"):
                 read(path)
     assert not trace.exists()
 
@@ -360,18 +360,18 @@ def test_what_others_declare_safe_is_not_believed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "program",
     [
-        b"cbuiltins\nset\n(]tR.",  # a call, which is fine
+        b"cbuiltins\nset\n(]tR.",  # an allowed call
         b"\x80\x02ccollections\nOrderedDict\n)RX\x01\x00\x00\x00aK\x01s.",
     ],
 )
-def test_harmless_steps(program: bytes) -> None:
+def test_harmless_programs(program: bytes) -> None:
     safe_pickle.Unpickler(io.BytesIO(program)).load()
 
 
 @pytest.mark.parametrize(
     "program",
     [
-        b"ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00aK\x01sb.",  # fills a function
+        b"ctorch._utils\n_rebuild_tensor_v2\n}X\x01\x00\x00\x00aK\x01sb.",  # a state for a function
         b"(ibuiltins\nset\n.",  # INST
         b"(cbuiltins\nset\no.",  # OBJ
         b"\x80\x04cbuiltins\nset\n)}\x92.",  # NEWOBJ_EX
@@ -388,12 +388,12 @@ def test_harmless_steps(program: bytes) -> None:
         b"ctorch.hub\nload\n.",
     ],
 )
-def test_hostile_steps(program: bytes) -> None:
+def test_hostile_programs(program: bytes) -> None:
     with pytest.raises((pickle.UnpicklingError, KeyError, IndexError)):
         safe_pickle.Unpickler(io.BytesIO(program)).load()
 
 
-def test_survives_what_others_declare_safe_for_a_while() -> None:
+def test_loadable_after_others_changed_torchs_allowlist() -> None:
     stream = io.BytesIO()
     torch.save({"array": np.arange(3)}, stream)
     stream.seek(0)

@@ -1,4 +1,4 @@
-"""Archives of torch: damage is found, what is only packed otherwise is read."""
+"""Files of torch: damage is detected, and repacked archives can be read."""
 
 from __future__ import annotations
 
@@ -69,12 +69,12 @@ REPACKED = {
     "junk of an operating system": lambda data: packed(
         {**entries(data), "__MACOSX/archive/._data.pkl": b"junk", ".DS_Store": b"junk"}
     ),
-    "a beginning of its own": lambda data: b"PK" + bytes(62) + data,
+    "extra bytes at the beginning": lambda data: b"PK" + bytes(62) + data,
 }
 
 
 @pytest.mark.parametrize("how", REPACKED)
-def test_packed_again(how: str, tmp_path: Path) -> None:
+def test_repacked_archives(how: str, tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(REPACKED[how](saved()))
     assert_weights(load_state_dict(tmp_path / "w.pth"))
     assert_weights(load_training_state(tmp_path / "w.pth"))
@@ -83,7 +83,7 @@ def test_packed_again(how: str, tmp_path: Path) -> None:
 
 
 def test_written_without_checksums(tmp_path: Path) -> None:
-    """As torch does it where it is told to; all checksums are then zero."""
+    """With this setting of torch, all checksums are zero."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -97,7 +97,9 @@ def test_written_without_checksums(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["a", "b", "half", "count", "flag"])
 @pytest.mark.parametrize("pack", [lambda data: data, REPACKED["deflated"], REPACKED["no folder"]])
-def test_one_bit(key: str, pack: Callable[[bytes], bytes], tmp_path: Path) -> None:
+def test_one_changed_bit_in_a_tensor(
+    key: str, pack: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
     archive = pack(saved())
     with zipfile.ZipFile(io.BytesIO(archive)) as source:
         number = list(WEIGHTS).index(key)
@@ -110,18 +112,18 @@ def test_one_bit(key: str, pack: Callable[[bytes], bytes], tmp_path: Path) -> No
     spoilt[start + info.compress_size // 2] ^= 1 << 6
     (tmp_path / "w.pth").write_bytes(spoilt)
     if info.compress_type != zipfile.ZIP_STORED and info.file_size < 10:
-        return  # there are bits that stand for nothing
+        return  # some bits of compressed data have no meaning
     for read in (load_state_dict, load_training_state):
         with pytest.raises(CheckpointError, match=f"damaged .*(data/{number}|decompress)") as error:
             read(tmp_path / "w.pth")
         assert "\n" not in str(error.value)
-    # Others are whole, and only what is read is looked at.
+    # The other tensors are intact, and only tensors that are read are checked.
     others = load_state_dict(tmp_path / "w.pth", keep=lambda other: other != key)
     assert all(torch.equal(value, WEIGHTS[k]) for k, value in others.items())
 
 
-def test_any_bit_of_the_archive(tmp_path: Path) -> None:
-    """Every kind of byte there is: refused in one line, or read as it was; never other numbers."""
+def test_one_changed_bit_anywhere_in_the_archive(tmp_path: Path) -> None:
+    """The file is rejected with a one-line message or read correctly, but never read wrongly."""
     archive = saved({"w": WEIGHTS["b"], "note": "text"})
     rng = np.random.default_rng(0)
     refused = 0
@@ -143,13 +145,13 @@ def test_any_bit_of_the_archive(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda files: files.pop("archive/data/0"), "archive/data/0 is missing"),
-        (lambda files: files.update({"archive/data/0": b"1234"}), "4 bytes where 16000 belong"),
+        (lambda files: files.update({"archive/data/0": b"1234"}), "has 4 bytes instead of 16000"),
         (
             lambda files: files.update({"archive/data/0": files["archive/data/0"] + b"1"}),
-            "16001 bytes where 16000 belong",
+            "has 16001 bytes instead of 16000",
         ),
         (lambda files: files.update({"other/data.pkl": b""}), "2 files of torch.save"),
-        (lambda files: files.pop("archive/data.pkl"), "some other zip archive"),
+        (lambda files: files.pop("archive/data.pkl"), "is a zip archive, but not a checkpoint"),
     ],
 )
 def test_sizes_and_entries(change: Callable, message: str, tmp_path: Path) -> None:
@@ -161,11 +163,11 @@ def test_sizes_and_entries(change: Callable, message: str, tmp_path: Path) -> No
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_two_entries_of_one_name(tmp_path: Path) -> None:
+def test_two_entries_with_the_same_name(tmp_path: Path) -> None:
     (tmp_path / "w.pth").write_bytes(saved())
     with zipfile.ZipFile(tmp_path / "w.pth", "a") as archive:
         archive.writestr("archive/data/0", bytes(16000))
-    with pytest.raises(CheckpointError, match="two entries of one name"):
+    with pytest.raises(CheckpointError, match="two entries with the same name"):
         load_state_dict(tmp_path / "w.pth")
 
 
@@ -197,7 +199,7 @@ def test_views_outside_of_their_storage(
         load_state_dict(tmp_path / "w.pth")
 
 
-def test_shared_memory_is_shared_again(tmp_path: Path) -> None:
+def test_tensors_share_memory_as_in_the_file(tmp_path: Path) -> None:
     table = torch.arange(12.0).view(3, 4)
     views = {"whole": table, "row": table[1], "turned": table.T, "wide": table[0, 0].expand(10**9)}
     torch.save(views, tmp_path / "w.pth")
@@ -208,7 +210,7 @@ def test_shared_memory_is_shared_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_types_of_numbers(older: bool, tmp_path: Path) -> None:
+def test_dtypes(older: bool, tmp_path: Path) -> None:
     kinds = [torch.float64, torch.bfloat16, torch.int8, torch.uint8, torch.int16, torch.int32]
     kinds += [torch.complex64] if older else [torch.complex64, torch.uint16, torch.float8_e4m3fn]
     state = {str(kind): torch.tensor([0, 1, 2]).to(kind) for kind in kinds}
@@ -227,7 +229,7 @@ def test_archive_of_another_byte_order(tmp_path: Path) -> None:
     assert torch.equal(load_state_dict(tmp_path / "w.pth")["w"], WEIGHTS["b"])
 
 
-def test_older_format_whose_storages_are_cut_or_another_size(tmp_path: Path) -> None:
+def test_legacy_format_with_a_wrong_storage_size(tmp_path: Path) -> None:
     archive = saved(_use_new_zipfile_serialization=False)
     (tmp_path / "w.pth").write_bytes(archive)
     assert_weights(load_state_dict(tmp_path / "w.pth"))
@@ -235,7 +237,7 @@ def test_older_format_whose_storages_are_cut_or_another_size(tmp_path: Path) -> 
     place = archive.index((4000).to_bytes(8, "little"))
     spoilt = archive[:place] + (4001).to_bytes(8, "little") + archive[place + 8 :]
     (tmp_path / "w.pth").write_bytes(spoilt)
-    with pytest.raises(CheckpointError, match="not as long as it should be"):
+    with pytest.raises(CheckpointError, match="has the wrong size"):
         load_state_dict(tmp_path / "w.pth")
 
 

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's training names are those of the config, and what is said if not."""
+"""Comparison of a checkpoint's training vocabulary with that of the config, and its warnings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMALL = Vocabulary((("cat", "Kitten"), ("road", "street")), (True, False), "smal
 
 
 class Model(nn.Module):
-    """What the comparison looks at."""
+    """A model with the attributes that the comparison uses."""
 
     def __init__(self, trained: Vocabulary | str, current: Vocabulary | str) -> None:
         super().__init__()
@@ -44,10 +44,10 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return messages
 
 
-def test_classes_that_only_our_synonyms_make_seen() -> None:
+def test_base_classes_only_with_our_synonyms() -> None:
     typed = Vocabulary.parse("carpet; mud, Mud; dirt, soil; road; rug, mat; zeppelin; Automobile")
     assert unsure_classes(typed) == ["carpet", "mud", "Automobile"]
-    # Compared with the real file of OpenSeg's.
+    # Checked against OpenSeg's file.
     for name, wanted in {
         "coco": ["light", "net", "playing field"],
         "ade20k": ["earth", "light"],
@@ -59,10 +59,10 @@ def test_classes_that_only_our_synonyms_make_seen() -> None:
         assert unsure_classes(Vocabulary.load(name)) == wanted
 
 
-def test_the_list_holds_our_synonyms_alone() -> None:
+def test_the_list_contains_only_our_synonyms() -> None:
     ours = {text.casefold() for group in Vocabulary.load("coco").synonyms for text in group}
-    assert training_names._lacking() < ours and len(training_names._lacking()) == 137
-    assert set(training_names._EXAMPLES) <= training_names._lacking()
+    assert training_names._not_in_openseg() < ours and len(training_names._not_in_openseg()) == 137
+    assert set(training_names._EXAMPLES) <= training_names._not_in_openseg()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_published_weights_with_our_names(
         "--cfg-options model.ensemble.train_vocabulary=PATH",
     ):
         assert part in text
-    compare_names(Model(SMALL, "ade20k"), "odise.pth", meta, published)  # a file of the user's
+    compare_names(Model(SMALL, "ade20k"), "odise.pth", meta, published)  # the user's own file
     assert len(warnings) == 1
 
 
@@ -127,11 +127,11 @@ def test_a_model_without_training_names(warnings: list[str]) -> None:
     assert warnings == []
 
 
-def test_a_config_without_names_takes_those_of_the_checkpoint(
+def test_without_names_in_the_config_those_of_the_checkpoint_are_used(
     tmp_path: Path, warnings: list[str]
 ) -> None:
     model = segmentor(ensemble=dict(type="GeometricEnsemble"), vocabulary="voc20")
-    assert model.ensemble.train_vocabulary == Vocabulary.load("voc20"), "of the model, by default"
+    assert model.ensemble.train_vocabulary == Vocabulary.load("voc20"), "by default, the model's"
     save_state_dict(tmp_path / "unnamed.pth", model.state_dict())
     load_weights(model, tmp_path / "unnamed.pth")
     assert model.ensemble.train_vocabulary == Vocabulary.load("voc20")
@@ -146,7 +146,7 @@ def test_a_config_without_names_takes_those_of_the_checkpoint(
 
 
 @pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_files_bring_their_names(ending: str, tmp_path: Path, warnings: list[str]) -> None:
+def test_files_contain_their_names(ending: str, tmp_path: Path, warnings: list[str]) -> None:
     model = segmentor(ensemble=dict(type="GeometricEnsemble", train_vocabulary="coco"))
     path = tmp_path / f"ours.{ending}"
     note = json.dumps(note_of(SMALL))
@@ -160,7 +160,7 @@ def test_files_bring_their_names(ending: str, tmp_path: Path, warnings: list[str
     assert len(warnings) == 1
 
 
-def test_published_keys_are_told_from_ours(
+def test_published_checkpoints_are_recognized_by_their_keys(
     tmp_path: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = segmentor()

@@ -1,4 +1,4 @@
-"""Which names, and which of several sets of weights; timm's and open_clip's loaders decide."""
+"""Choice of names and of sets of weights, compared with the loaders of timm and open_clip."""
 
 from __future__ import annotations
 
@@ -73,20 +73,20 @@ def test_prefixes(prefix: str, level: str | None, ending: str, tmp_path: Path) -
     assert_same(load_state_dict(path, fits=NAMES.__contains__), numbers(1))
     kept = load_state_dict(path, keep=lambda k: k == "head.scale", fits=NAMES.__contains__)
     assert_same(kept, {"head.scale": numbers(1)["head.scale"]})
-    # Nothing is known of the model: names stay as they are.
+    # Without knowledge of the model, names are unchanged.
     assert_same(load_state_dict(path), state)
 
 
 @pytest.mark.parametrize("child", ["module", "model", "_orig_mod"])
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "_orig_mod."])
-def test_a_part_that_is_really_called_so(child: str, prefix: str) -> None:
+def test_submodule_with_the_name_of_a_prefix(child: str, prefix: str) -> None:
     names = (f"{child}.weight", f"{child}.{child}.bias", "head.weight")
     assert_same(read(prefixed(prefix, numbers(1, names)), names), numbers(1, names))
-    names = names[:2]  # all names of the model begin like this
+    names = names[:2]  # all names of the model begin with it
     assert_same(read(prefixed(prefix, numbers(1, names)), names), numbers(1, names))
 
 
-def test_parts_that_are_wrapped() -> None:
+def test_wrapped_submodules() -> None:
     state = {
         "stem._orig_mod.weight": torch.ones(1),
         "blocks.0.module.bias": torch.ones(2),
@@ -95,32 +95,32 @@ def test_parts_that_are_wrapped() -> None:
     assert {k: len(v) for k, v in read(state).items()} == dict(zip(NAMES, (1, 2, 3), strict=True))
 
 
-def test_some_names_only() -> None:
-    """What a wrapper did not name stays, and is then refused by name."""
+def test_names_without_the_prefix_are_kept() -> None:
+    """They are reported as unknown when the weights are loaded."""
     state = {**prefixed("module.", numbers(1)), "loss.weight": torch.ones(1)}
     assert set(read(state)) == {*NAMES, "loss.weight"}
 
 
-def test_names_that_would_become_one_stay_two() -> None:
+def test_prefixes_are_kept_if_names_would_collide() -> None:
     state = {**numbers(1), **prefixed("module.", numbers(5))}
     assert set(read(state)) == set(state)
 
 
-def test_an_authors_own_names() -> None:
-    """No name is one of the model's: what wrappers of torch add goes, ``model.`` may be theirs."""
+def test_unknown_names() -> None:
+    """If no name fits the model, only torch's prefixes are removed; ``model.`` is kept."""
     theirs = ("layers.w", "layers.b")
     assert set(read(prefixed("module._orig_mod.", numbers(1, theirs)))) == set(theirs)
     assert set(read(prefixed("model.", numbers(1, theirs)))) == {f"model.{name}" for name in theirs}
 
 
-def test_counters_of_averaging_wrappers_go_with_them() -> None:
+def test_counters_of_averaging_wrappers_are_removed() -> None:
     model = nn.Linear(2, 3)
     averaged = AveragedModel(model)
     averaged.update_parameters(model)
     state = averaged.state_dict()
     assert "n_averaged" in state
     assert_same(read(state, tuple(model.state_dict())), dict(model.state_dict()))
-    # a weight of the model that is called so
+    # a weight of the model with the name of a counter
     names = (*NAMES, "steps")
     assert_same(read(prefixed("module.", numbers(1, names)), names), numbers(1, names))
 
@@ -164,34 +164,34 @@ def test_averaged_weights_of_a_flat_file() -> None:
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     lines: list[str] = []
     monkeypatch.setattr(checkpoint, "print_log", lambda text, **_: lines.append(text))
     return lines
 
 
-def test_averaged_weights_that_do_not_fit(tmp_path: Path, said: list[str]) -> None:
+def test_averaged_weights_that_do_not_fit(tmp_path: Path, logged: list[str]) -> None:
     content = {"state_dict": numbers(1), "state_dict_ema": numbers(7, NAMES[:2])}
     torch.save(content, tmp_path / "w.pth")
     assert_same(load_state_dict(tmp_path / "w.pth", fits=NAMES.__contains__), numbers(1))
-    assert "raw weights are read (state_dict), as the averaged ones" in said[0]
+    assert "using the raw weights (state_dict), because the averaged weights" in logged[0]
 
 
-def test_what_is_read_is_said(tmp_path: Path, said: list[str]) -> None:
+def test_the_chosen_set_is_logged(tmp_path: Path, logged: list[str]) -> None:
     torch.save({"model": numbers(1), "model_ema": {"module": numbers(7)}}, tmp_path / "w.pth")
     assert_same(load_state_dict(tmp_path / "w.pth", fits=NAMES.__contains__), numbers(7))
-    assert "the averaged are read (model_ema.module)" in said[0]
+    assert "using the averaged weights (model_ema.module)" in logged[0]
 
 
-def test_the_set_of_the_model_asked_for() -> None:
-    """A file with two models: names decide, not the order."""
+def test_the_set_that_fits_the_model() -> None:
+    """In a file with two models, the names decide, not the order."""
     other = numbers(9, ("w.a", "w.b", "w.c", "w.d"))
     assert_same(read({"state_dict": other, "model": numbers(1)}), numbers(1))
     assert_same(read({"model_ema": other, "model": numbers(1)}), numbers(1))
 
 
-def test_layout_of_mmengines_hook() -> None:
-    """Its averaged weights are under ``state_dict``; the last step's under ``ema_state_dict``."""
+def test_layout_of_mmengines_ema_hook() -> None:
+    """``state_dict`` has the averaged weights, ``ema_state_dict`` those of the last step."""
     raw, averaged = nn.Linear(2, 2), None
     averaged = ExponentialMovingAverage(raw, momentum=0.5)
     averaged.update_parameters(raw)  # copies at the first step
@@ -264,11 +264,11 @@ def test_as_open_clip_reads_it(prefix: str, wrap: Callable, tmp_path: Path) -> N
 # ----------------------------------------------------------------------------------------- hostile
 
 
-def test_levels_that_contain_themselves(tmp_path: Path) -> None:
+def test_dictionaries_that_contain_themselves(tmp_path: Path) -> None:
     content: dict[str, Any] = {"epoch": 1}
     content["model"] = content
     torch.save(content, tmp_path / "loop.pth")
-    with pytest.raises(CheckpointError, match="has no tensors inside, only: 'epoch', 'model'"):
+    with pytest.raises(CheckpointError, match="contains no tensors, only: 'epoch', 'model'"):
         load_state_dict(tmp_path / "loop.pth")
     ring: dict[str, Any] = {"state_dict": {"module": {}, **numbers(1)}}
     ring["state_dict"]["module"]["model"] = ring
@@ -276,12 +276,12 @@ def test_levels_that_contain_themselves(tmp_path: Path) -> None:
     assert_same(load_state_dict(tmp_path / "ring.pth", fits=NAMES.__contains__), numbers(1))
 
 
-def test_names_without_end_take_no_time() -> None:
+def test_many_prefixes_are_handled_quickly() -> None:
     names = [f"{'module.' * (i % 40)}{'model.' * (i % 7)}x{i}" for i in range(2000)]
     state = dict.fromkeys(names, torch.ones(1))
     assert len(read(state)) == len(names)
 
 
-def test_no_training_data_is_taken_for_weights() -> None:
+def test_optimizer_state_is_not_taken_for_weights() -> None:
     state = {"optimizer": {"state": numbers(3)}, "loader": DataLoader, "state_dict": numbers(1)}
     assert_same(read(state), numbers(1))

@@ -1,4 +1,4 @@
-"""Which of the copies in a folder is read, and that nothing outside of it is."""
+"""Choice of the copy of the weights in a folder; files outside the folder are never read."""
 
 from __future__ import annotations
 
@@ -89,8 +89,7 @@ def test_shards(index: str, shard: str, tmp_path: Path) -> None:
     (tmp_path / second).unlink()
     with pytest.raises(CheckpointError, match=f"{second}, which is not in the folder .1 of 2"):
         read_weights(tmp_path, STEMS, "weights")
-    # An index without its shards hides no whole file of the same precision, but lower precision
-    # does not step in for a file that is missing.
+    # If shards are missing, a single file of the same precision is used, but none of a lower one.
     ending = "safetensors" if "safetensors" in index else "bin"
     variant = next((f"{word}." for word in ("fp16", "bf16") if word in index), "")
     write(tmp_path, f"model.non_ema.{ending}", 3.0)
@@ -103,7 +102,7 @@ def test_shards(index: str, shard: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("variant", [None, "fp16", "bf16", "anything"])
 @pytest.mark.parametrize("safe", [True, False])
 @pytest.mark.parametrize("size", ["10GB", "100KB"])
-def test_folders_as_the_libraries_write_them(
+def test_folders_written_by_diffusers(
     variant: str | None, safe: bool, size: str, tmp_path: Path
 ) -> None:
     torch.manual_seed(0)
@@ -119,7 +118,7 @@ def test_folders_as_the_libraries_write_them(
 
 @pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("size", ["10GB", "100KB"])
-def test_text_encoders_as_transformers_writes_them(
+def test_text_encoders_written_by_transformers(
     variant: str | None, size: str, tmp_path: Path
 ) -> None:
     config = dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, vocab_size=2000)
@@ -159,24 +158,26 @@ def test_shards_outside_of_the_folder(shard: object, message: str, tmp_path: Pat
 )
 def test_index_without_a_map(content: str, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)
-    with pytest.raises(CheckpointError, match="no index of weights, as it has no weight_map"):
+    with pytest.raises(
+        CheckpointError, match="is not a valid index of weights: it has no weight_map"
+    ):
         read_weights(tmp_path, STEMS, "weights")
 
 
-def test_index_that_is_no_json(tmp_path: Path) -> None:
+def test_index_that_is_not_json(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": ')
     with pytest.raises(CheckpointError, match="index.json: not JSON, or cut short"):
         read_weights(tmp_path, STEMS, "weights")
 
 
-def test_what_was_found_is_listed(tmp_path: Path) -> None:
+def test_missing_weights_list_the_files_of_the_folder(tmp_path: Path) -> None:
     names = ["config.json", "flax_model.msgpack", "model-00001-of-00002.safetensors", "a\nb"]
     for name in names:
         (tmp_path / name).write_text("")
     with pytest.raises(CheckpointError) as caught:
         read_weights(tmp_path, STEMS, "weights of it")
     message = str(caught.value)
-    assert "has no weights of it: none of model.safetensors, pytorch_model.bin" in message
+    assert "has no weights of it: expected model.safetensors, pytorch_model.bin" in message
     assert "\n" not in message and "a\\nb" in message
     assert all(name in message for name in names[:3])
     with pytest.raises(CheckpointError, match="found nothing"):
@@ -184,10 +185,10 @@ def test_what_was_found_is_listed(tmp_path: Path) -> None:
         read_weights(tmp_path / "empty", STEMS, "weights")
 
 
-def test_two_unknown_kinds_are_a_question(tmp_path: Path) -> None:
+def test_two_unknown_variants_are_an_error(tmp_path: Path) -> None:
     write(tmp_path, "model.int3.safetensors")
     write(tmp_path, "model.nf7.safetensors")
-    with pytest.raises(CheckpointError, match=r"2 kinds that are not known \(int3, nf7\)"):
+    with pytest.raises(CheckpointError, match=r"2 unknown variants \(int3, nf7\)"):
         read_weights(tmp_path, STEMS, "weights")
 
 
@@ -196,7 +197,7 @@ def test_two_unknown_kinds_are_a_question(tmp_path: Path) -> None:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Path, list[str]]]:
-    """A hub of files with these names; gives what was fetched, in order."""
+    """A function that downloads from a fake hub and returns the downloaded files, in order."""
 
     def fetch(names: list[str], parts: dict[str, tuple[str, ...]]) -> tuple[Path, list[str]]:
         cache, fetched = tmp_path / "cache", []
@@ -279,10 +280,10 @@ def test_one_copy_is_fetched(
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("spelling", ["new", "old"])
-def test_patterns_fit_the_names_that_diffusers_fetches(
+def test_patterns_match_the_files_that_diffusers_downloads(
     variant: str, ending: str, spelling: str
 ) -> None:
-    """diffusers' own choice of files is the reference, for whole files and both spellings."""
+    """The reference is diffusers' choice of files, for single files and both spellings."""
     if variant and spelling == "new":
         shards = [f"unet/{D}.{variant}-0000{i}-of-00002.{ending}" for i in (1, 2)]
         names = [f"unet/{D}.{ending}.index.{variant}.json", *shards]
@@ -303,7 +304,7 @@ def test_patterns_fit_the_names_that_diffusers_fetches(
         assert not any(fnmatch(name, p) for name in [*names, *whole] for p in patterns), other
 
 
-def test_nothing_but_files_of_the_folder_itself(tmp_path: Path) -> None:
+def test_subfolders_are_not_searched(tmp_path: Path) -> None:
     (tmp_path / "checkpoint-5").mkdir()
     write(tmp_path / "checkpoint-5", "model.safetensors")
     assert find_weights(tmp_path, STEMS) == []

@@ -75,8 +75,8 @@ def test_a_checkpoint_by_the_name_of_its_config(
 @pytest.mark.parametrize(
     ("terminal", "message"),
     [
-        (Terminal("n\n"), "as you said no"),
-        (Terminal(""), "as you said no"),
+        (Terminal("n\n"), "download declined, nothing was downloaded"),
+        (Terminal(""), "download declined, nothing was downloaded"),
         (io.StringIO("y\n"), "agree to these licenses with --yes, or run this in a terminal"),
     ],
 )
@@ -129,7 +129,7 @@ def test_class_names_and_checkpoints_in_one_call(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("odise_tiny", "runs on random numbers"),
+        ("odise_tiny", "uses random weights, so there is nothing to download"),
         ("odise_nothing", "no config 'odise_nothing'"),
         ("openseg:nothing", "unknown vocabulary 'openseg:nothing'"),
     ],

@@ -243,6 +243,6 @@ def test_what_is_wrong_is_said_in_the_models_own_names(
         CheckpointError, match=r"1 missing \(first: visual.proj\), 1 unknown \(first: extra.weight"
     ):
         FrozenCLIP(TINY_CLIP, str(tmp_path / "clip.pt"))
-    with pytest.raises(CheckpointError, match="weights of another model") as caught:
+    with pytest.raises(CheckpointError, match="the weights of another model") as caught:
         load_weights(model, tmp_path / "clip.pt")
     assert "odise_coco" not in str(caught.value)

@@ -61,19 +61,36 @@ def change(path: Path, edit: Callable[[dict], Any]) -> None:
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (dict(train_dataloader__batch_size=3), "images per iteration: 2 there, 3 here"),
-        (dict(optim_wrapper__optimizer__lr=0.02), "learning rate: 0.01 there, 0.02 here"),
-        (dict(train_dataloader__dataset__size=8), "images in the training data: 7 there, 8 here"),
-        (dict(train_dataloader__sampler__shuffle=False), "True there, False here"),
-        (dict(train_dataloader__sampler__type="InfiniteSampler"), "sampler: SeededSampler there"),
-        (dict(train_dataloader__sampler__seed=3), "seed of the sampler: 0 there, 3 here"),
-        (dict(optim_wrapper__accumulative_counts=2), "iterations per update: 1 there, 2 here"),
+        (dict(train_dataloader__batch_size=3), "images per iteration: 2 in the checkpoint, 3 now"),
+        (
+            dict(optim_wrapper__optimizer__lr=0.02),
+            "learning rate: 0.01 in the checkpoint, 0.02 now",
+        ),
+        (
+            dict(train_dataloader__dataset__size=8),
+            "images in the training data: 7 in the checkpoint, 8 now",
+        ),
+        (dict(train_dataloader__sampler__shuffle=False), "True in the checkpoint, False now"),
+        (
+            dict(train_dataloader__sampler__type="InfiniteSampler"),
+            "sampler: SeededSampler in the checkpoint",
+        ),
+        (
+            dict(train_dataloader__sampler__seed=3),
+            "seed of the sampler: 0 in the checkpoint, 3 now",
+        ),
+        (
+            dict(optim_wrapper__accumulative_counts=2),
+            "iterations per update: 1 in the checkpoint, 2 now",
+        ),
         (dict(randomness=dict(seed=5)), "seed=0, this config says 5"),
-        (dict(param_scheduler=[]), "schedules (param_scheduler): 2 there, 0 here"),
-        (dict(optim_wrapper__optimizer=dict(type="SGD", lr=0.01, momentum=0.9)),
-         "another optimizer"),
+        (dict(param_scheduler=[]), "schedules (param_scheduler): 2 in the checkpoint, 0 now"),
+        (
+            dict(optim_wrapper__optimizer=dict(type="SGD", lr=0.01, momentum=0.9)),
+            "different optimizer",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_gone_on_with_is_named(work: Path, changes: dict, words: str) -> None:
     before = names(work)
     with pytest.raises(CheckpointError) as caught:
@@ -96,8 +113,14 @@ def test_what_the_checkpoint_decides_is_told(work: Path, caplog: pytest.LogCaptu
     runner.logger.addHandler(caplog.handler)
     with caplog.at_level(logging.WARNING):
         runner.train()
-    assert "weight_decay: 0.05 there, 0.1 here: the checkpoint's counts" in caplog.text
-    assert "MultiStepLR.milestones: {9: 1} there, {11: 1} here: the checkpoint's" in caplog.text
+    assert (
+        "weight_decay: 0.05 in the checkpoint, 0.1 now: the checkpoint's value is used"
+        in caplog.text
+    )
+    assert (
+        "MultiStepLR.milestones: {9: 1} in the checkpoint, {11: 1} now: the checkpoint's value"
+        in caplog.text
+    )
 
 
 def test_the_same_images_in_other_processes(work: Path) -> None:
@@ -124,7 +147,9 @@ def test_the_newest_is_gone_on_with_where_the_note_is_missing(work: Path) -> Non
 
 def test_a_note_that_is_no_text(work: Path) -> None:
     (work / "last_checkpoint").write_bytes(b"\xff\x00\x1b[2J")
-    with pytest.raises(CheckpointError, match=r"the newest there is iter_6\.pth") as caught:
+    with pytest.raises(
+        CheckpointError, match=r"the newest in this folder is iter_6\.pth"
+    ) as caught:
         latest_checkpoint(work)
     assert "\x1b" not in str(caught.value)
 
@@ -236,13 +261,19 @@ def test_entries_of_the_wrong_type(finished: Path, tmp_path: Path, edit: Any, en
 @pytest.mark.parametrize(
     "edit, words",
     [
-        (put("optimizer", "param_groups", 0, "lr", value="0.01"), "lr: 0.01 there"),
-        (put("optimizer", "param_groups", 0, "eps", value=None), "eps: None there"),
-        (put("optimizer", "param_groups", 0, "betas", value=(0.9,)), "betas: (0.9,) there"),
+        (put("optimizer", "param_groups", 0, "lr", value="0.01"), "lr: 0.01 in the checkpoint"),
+        (put("optimizer", "param_groups", 0, "eps", value=None), "eps: None in the checkpoint"),
+        (
+            put("optimizer", "param_groups", 0, "betas", value=(0.9,)),
+            "betas: (0.9,) in the checkpoint",
+        ),
         (put("optimizer", "param_groups", 0, "betas", value=("a", 0.9)), "betas: "),
         (put("optimizer", "state", 0, "exp_avg", value=torch.ones(7)), "exp_avg of parameter 0"),
         (put("optimizer", "state", 0, "exp_avg_sq", value=[1.0]), "exp_avg_sq of parameter 0"),
-        (put("param_schedulers", 0, "end", value=None), "LinearLR.end: None there, 5 here"),
+        (
+            put("param_schedulers", 0, "end", value=None),
+            "LinearLR.end: None in the checkpoint, 5 now",
+        ),
         (put("param_schedulers", 0, "last_step", value="6"), "LinearLR.last_step"),
         (put("param_schedulers", 1, "milestones", value=[9]), "MultiStepLR.milestones"),
     ],

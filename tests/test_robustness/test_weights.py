@@ -90,7 +90,7 @@ def test_numbers_that_are_none(
     path = tmp_path / f"clip.{ending}"
     torch.save(spoilt, path) if ending == "pt" else save_file(spoilt, path)
     FrozenCLIP(TINY_CLIP, str(path))
-    assert len(said) == 1 and "1 of its tensors hold NaN or infinite" in said[0]
+    assert len(said) == 1 and "1 of its tensors contain NaN or infinite" in said[0]
     assert "visual.proj" in said[0] and path.name in said[0]
     # sums that overflow are not mistaken for it
     large = {"w": torch.full((9,), 3e38), "h": torch.full((9,), 6e4).half()}
@@ -112,7 +112,7 @@ def test_a_dictionary_that_contains_itself(tmp_path: Path) -> None:
     content: dict = {"epoch": 1}
     content["state_dict"] = {"model": content}
     torch.save(content, tmp_path / "clip.pt")
-    refused(tmp_path / "clip.pt", "has no tensors inside")
+    refused(tmp_path / "clip.pt", "contains no tensors")
 
 
 def test_an_archive_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_an_archive_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) ->
             for _ in range(80):
                 entry.write(bytes(1 << 20))
     assert (tmp_path / "clip.pt").stat().st_size < 1e5
-    refused(tmp_path / "clip.pt", "unpacks to 83,.*which weights never do")
+    refused(tmp_path / "clip.pt", "unpacks to 83,.*weights cannot be compressed that much")
 
 
 def test_a_pickle_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_pickle_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) -> N
             lists = b"\x80\x02" + b"]" * (5 << 20) + b"."
             target.writestr(name, lists if name.endswith("data.pkl") else source.read(name))
     assert (tmp_path / "clip.pt").stat().st_size < 5e4
-    refused(tmp_path / "clip.pt", r"data\.pkl unpacks to 5,.*which weights never do")
+    refused(tmp_path / "clip.pt", r"data\.pkl unpacks to 5,.*but the whole archive has only")
 
 
 def test_a_view_that_stands_for_more_numbers_than_memory_has(state: dict, tmp_path: Path) -> None:
@@ -170,14 +170,16 @@ def test_code_in_a_file(where: str, state: dict, tmp_path: Path) -> None:
     else:
         content["state_dict"]["visual.proj"] = Code(os.mkdir, str(trace))
     torch.save(content, tmp_path / "clip.pt")
-    refused(tmp_path / "clip.pt", "was refused: it wants to run code.*mkdir.*Nothing in it was run")
+    refused(
+        tmp_path / "clip.pt", "was rejected: it tries to run code.*mkdir.*No code from it was run"
+    )
     assert not trace.exists()
 
 
 def test_texts_and_objects_of_numpy(state: dict, tmp_path: Path) -> None:
     for value in (np.array(["text"]), np.array([None]), np.zeros(1, dtype=[("a", "f4")])):
         torch.save({"state_dict": state, "extra": value}, tmp_path / "clip.pt")
-        refused(tmp_path / "clip.pt", "was refused.*numpy")
+        refused(tmp_path / "clip.pt", "was rejected.*numpy")
 
 
 def test_keys_that_steer_a_terminal(state: dict, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_misuse_ends_in_one_line(
 ) -> None:
     source, target = str(tiny_weights / "odise_label.pth"), tmp_path / "x.pth"
     for arguments, message in (
-        ([str(tmp_path / "none.pth"), str(target)], "there is no weights file"),
+        ([str(tmp_path / "none.pth"), str(target)], "no weights file"),
         ([source, source], "would replace an input"),
         ([source, str(tmp_path / "x.txt")], "suffix"),
         ([source, str(target), "--config", "odise_coco_caption"], "does not fit"),

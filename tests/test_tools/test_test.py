@@ -532,7 +532,7 @@ def test_mistakes_end_in_one_line_before_anything_is_built(
 @pytest.mark.parametrize(
     ("config", "checkpoint", "message"),
     [
-        ("model.py", "nope.pth", "there is no weights file nope.pth"),
+        ("model.py", "nope.pth", "no weights file nope.pth"),
         ("odise_coco_label", "none", "CHECKPOINT is `none`, but .*odise_coco_label"),
     ],
 )
@@ -580,7 +580,7 @@ def test_the_checkpoint_of_a_training_is_loaded_strictly(
     assert set(found["sets"]["one"]["per_class"]["semantic"]) == {"cat", "sky"}
 
     error = fails(capsys, "model.py", *arguments)
-    assert "iter_2.pth was not made for this config: 1 missing (first: scale)" in error
+    assert "iter_2.pth does not match this config: 1 missing (first: scale)" in error
 
 
 def launch(project: Path, *arguments: str) -> subprocess.CompletedProcess:

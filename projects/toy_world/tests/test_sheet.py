@@ -223,7 +223,7 @@ def test_rows_of_the_sheet(trained: tuple, toy_data: Path) -> None:
             ["--data-root", "nowhere"],
             "nowhere/annotations/panoptic_val2017.json: no such file; draw",
         ),
-        (["no.safetensors"], "there is no weights file no.safetensors"),
+        (["no.safetensors"], "no weights file no.safetensors"),
         (["--rows", "31"], "fewer than 31 rows"),
     ],
 )

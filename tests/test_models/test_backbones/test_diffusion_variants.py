@@ -326,7 +326,9 @@ def test_ldm_from_other_places(ldm: Whole, ldm_file: Path, tmp_path: Path) -> No
         DiffusionBackbone(fewer, str(ldm_file), UNET)
     with pytest.raises(CheckpointError, match="weights are not those of the architecture"):
         DiffusionBackbone("tiny", str(ldm_file), UNET)
-    message = r"/nowhere/model.ckpt: no such file.*Fetch it from https://ommer-lab.*place it there"
+    message = (
+        r"/nowhere/model.ckpt: no such file.*Download it from https://ommer-lab.*place it there"
+    )
     with pytest.raises(CheckpointError, match=message):
         DiffusionBackbone(
             {**vars(LDM), "origin": "https://ommer-lab.com/x"}, "/nowhere/model.ckpt", UNET
@@ -543,7 +545,7 @@ def test_architecture_on_a_hub_out_of_reach(
         DiffusionBackbone("tiny", "hf://some/model/file.ckpt", UNET)
     for part in ("hf://some/model/file.ckpt", "fetch file.ckpt", "https://huggingface.co/some/"):
         assert part in str(error.value)
-    with pytest.raises(CheckpointError, match="is named hf://owner/name/file"):
+    with pytest.raises(CheckpointError, match="expected hf://owner/name/file"):
         DiffusionBackbone("tiny", "hf://some/model", UNET)
 
 

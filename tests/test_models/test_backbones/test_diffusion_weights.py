@@ -412,7 +412,9 @@ def test_missing_file(source: str, no_network: None) -> None:
 def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    refused("some/model", "neither a local path nor to be had from the hub.*or name a local file")
+    refused(
+        "some/model", "not a local path, and the download from the hub failed.*or use a local file"
+    )
 
 
 def test_hub_download_asks_for_weights_only(
