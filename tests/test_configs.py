@@ -1,6 +1,6 @@
-"""Every config builds, at full size and without memory, and a misspelled key is no secret.
+"""All configs build at full size, on the meta device, and contain no unknown keys.
 
-Every config is loaded once, and one model is built for all configs with the same.
+Each config is loaded once, and configs with the same model share one instance.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FILES += sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("projects/*/co
 
 @cache
 def loaded(file: str) -> Config:
-    """A config, to be read only; ``fresh`` gives copies."""
+    """Return a config that must not be changed; ``fresh`` returns copies."""
     return Config.fromfile(ROOT / file)
 
 
@@ -54,7 +54,7 @@ _built: dict[str, nn.Module] = {}
 
 
 def meta_model(file: str) -> nn.Module:
-    """The model of a config on the meta device; of configs that differ in their data, one."""
+    """Return the model of a config on the meta device; configs with the same model share it."""
     key = str(loaded(file).model)
     if key not in _built:
         with torch.device("meta"):
@@ -70,7 +70,7 @@ def test_there_are_configs() -> None:
 
 
 def test_bases_inherit_from_bases_only() -> None:
-    """A change of a config that is run must not change others behind their backs."""
+    """A change of one config must not change others unexpectedly."""
     files = [*(ROOT / "configs").rglob("*.py"), *ROOT.glob("projects/*/configs/**/*.py")]
     bases = [path for path in files if "_base_" in path.parts]
     assert ROOT / "configs/_base_/ablation.py" in bases
@@ -99,7 +99,10 @@ def test_test_pipeline_builds(file: str) -> None:
 
 
 def having(key: str) -> list[str]:
-    """Configs with a setting; one that cannot be loaded fails the tests of its own, not all."""
+    """Return the configs with a setting, without those that cannot be loaded.
+
+    The latter fail in their own tests and should not fail the collection of all tests.
+    """
     found = []
     for file in FILES:
         with contextlib.suppress(Exception):
@@ -111,7 +114,7 @@ def having(key: str) -> list[str]:
 TRAINED, TESTED = having("train_dataloader"), having("test_dataloader")
 
 
-def test_what_trains_and_what_tests() -> None:
+def test_configs_for_training_and_testing() -> None:
     assert {"configs/odise/odise_coco_label.py", "configs/odise/odise_coco_caption.py"} <= set(
         TRAINED
     )
@@ -120,7 +123,7 @@ def test_what_trains_and_what_tests() -> None:
 
 @pytest.mark.parametrize("file", sorted({*TRAINED, *TESTED}))
 def test_datasets_are_complete_without_our_runner(file: str, tmp_path: Path) -> None:
-    """Built as mmengine's runner and mmdet's tools do; where the data lie does not matter."""
+    """Build datasets like mmengine's runner and mmdet's tools; the data need not exist."""
     cfg = fresh(file)
     assert not unused_pipelines(cfg)
     init_default_scope(cfg.default_scope)
@@ -129,7 +132,7 @@ def test_datasets_are_complete_without_our_runner(file: str, tmp_path: Path) -> 
             assert dataset.pipeline == cfg[key], place
             names = dataset.get("vocabulary")
             if str(names).endswith(".txt") and not Path(names).is_file():
-                dataset.vocabulary = "voc20"  # the list comes with the data
+                dataset.vocabulary = "voc20"  # the vocabulary file is part of the data
             for registry in (mmengine.registry.DATASETS, mmdet.registry.DATASETS):
                 built = registry.build({**dataset, "lazy_init": True})
                 steps = [type(step).__name__ for step in built.pipeline.transforms]
@@ -145,7 +148,7 @@ def test_training_pipeline_builds(file: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_every_part_is_known(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of data, metrics, loops, hooks, optimizer and schedules; with data and a GPU at hand."""
+    """Check data, metrics, loops, hooks, optimizer and schedules as if data and a GPU existed."""
     monkeypatch.setattr("odise_mm.config.checking.os.path.exists", lambda path: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -154,8 +157,8 @@ def test_every_part_is_known(file: str, monkeypatch: pytest.MonkeyPatch) -> None
     assert not list(unknown_keys(cfg))
 
 
-# What the runner and mmengine's build functions take out before a part sees its config.
-TAKEN_OUT = {
+# Settings that the runner and mmengine remove before they build a part.
+REMOVED = {
     "optim_wrapper": {"constructor", "paramwise_cfg"},
     "param_scheduler": {"by_epoch", "convert_to_iter_based"},
     "default_hooks": {"priority"},
@@ -164,10 +167,10 @@ TAKEN_OUT = {
 
 
 def unknown_keys(cfg: Config) -> Iterator[str]:
-    """Places of arguments that the part there does not have, but for the model's parts."""
+    """Yield the places of arguments that a part does not have; the model's parts are skipped."""
     for place, part, registry in engine_config._parts(cfg):
         known = {"type", "_scope_"} | arguments(part["type"], registry)
-        known |= TAKEN_OUT.get(re.match(r"\w+", place)[0], set())
+        known |= REMOVED.get(re.match(r"\w+", place)[0], set())
         yield from (f"{place}.{key}" for key in part if key not in known)
     loader_keys = set(inspect.signature(DataLoader.__init__).parameters)
     for stage in ("train", "val", "test"):
@@ -176,7 +179,7 @@ def unknown_keys(cfg: Config) -> Iterator[str]:
 
 
 def arguments(kind: str, registry: Registry) -> set[str]:
-    """Names that a part's ``__init__`` takes, its base classes' where it hands them on."""
+    """Return the arguments of a part's ``__init__``, including those it passes to base classes."""
     found: set[str] = set()
     for cls in registry.get(kind).__mro__:
         if "__init__" not in vars(cls):
@@ -192,7 +195,7 @@ def arguments(kind: str, registry: Registry) -> set[str]:
     ("changes", "place"),
     [
         ({"test_dataloader.dataset.vocabularies": 1}, "test_dataloader.dataset.vocabularies"),
-        ({"test_dataloader.dataset.filter_cfg": None}, None),  # of a base class
+        ({"test_dataloader.dataset.filter_cfg": None}, None),  # an argument of a base class
         ({"test_dataloader.shuffles": 1}, "test_dataloader.shuffles"),
         ({"test_dataloader.sampler.roundup": 1}, "test_dataloader.sampler.roundup"),
         ({"test_pipeline.1.scales": 1}, "test_dataloader.dataset.pipeline[1].scales"),
@@ -205,7 +208,7 @@ def arguments(kind: str, registry: Registry) -> set[str]:
     ],
 )
 def test_unknown_keys_are_found(changes: dict[str, Any], place: str | None) -> None:
-    """The check above can fail."""
+    """The check above detects unknown keys."""
     cfg = fresh("configs/odise/odise_coco_label.py")
     change_config(cfg, changes)
     assert place is None or place in list(unknown_keys(complete_config(cfg)))
@@ -223,13 +226,13 @@ def test_runner_and_samplers_are_ours(file: str) -> None:
     if file in TRAINED:
         assert cfg.train_dataloader.sampler.type == "SeededSampler"
         assert cfg.model.vocabulary == cfg.train_dataloader.dataset.vocabulary
-        assert "train_vocabulary" not in cfg.model.ensemble, "it stands in one place"
+        assert "train_vocabulary" not in cfg.model.ensemble, "it is set in one place only"
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_survives_being_written(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if file != FILES[0]:  # laying the text out takes most of the time, once is enough
-        # where mmengine looks for it, and where its fork does
+def test_written_config_is_read_back(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if file != FILES[0]:  # formatting takes most of the time, so it is tested once
+        # mmengine and its fork use different names
         for place in ("mmengine.config.config", "yapf.yapflib.yapf_api"):
             monkeypatch.setattr(
                 f"{place}.FormatCode", lambda text, **_: (text, True), raising=False
@@ -261,7 +264,10 @@ def test_unknown_keys_of_classifiers_fail(index: int) -> None:
 def test_unknown_parts_fail(part: str) -> None:
     model = fresh("configs/toy/odise_tiny.py").model
     model[part].type = "NoSuchPart"
-    with torch.device("meta"), pytest.raises(KeyError, match="NoSuchPart.*ours are: .*Mask"):
+    with (
+        torch.device("meta"),
+        pytest.raises(KeyError, match="NoSuchPart.*this package has: .*Mask"),
+    ):
         MODELS.build(model)
 
 
@@ -269,7 +275,7 @@ ROWS = [file for file in FILES if file.startswith("configs/ablation/")]
 
 
 def code_lines(path: Path) -> list[str]:
-    """Lines that are more than a comment or blank."""
+    """Return the lines of a file that are neither blank nor only comments."""
     skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.ENCODING}
     skipped |= {tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
     with path.open("rb") as stream:
@@ -280,7 +286,7 @@ def code_lines(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("file", ROWS)
-def test_a_row_is_a_few_lines_and_says_what_it_is(file: str) -> None:
+def test_an_ablation_config_is_short_and_has_a_comment(file: str) -> None:
     path = ROOT / file
     assert path.read_text(encoding="utf-8").startswith("# ")
     assert len(code_lines(path)) <= 10
@@ -329,7 +335,7 @@ def test_collections_are_described(file: str) -> None:
 
 
 @pytest.mark.parametrize("name", ENTRIES)
-def test_results_are_sane_and_not_ours(name: str) -> None:
+def test_results_are_plausible_and_from_the_paper(name: str) -> None:
     entry = ENTRIES[name]
     allowed = {"Name", "In Collection", "Config", "Metadata", "Results", "Weights"}
     assert set(entry) <= allowed
@@ -344,7 +350,7 @@ def test_results_are_sane_and_not_ours(name: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["label", "caption"])
-def test_the_papers_results_are_those_of_the_page(variant: str) -> None:
+def test_the_papers_results_equal_those_of_the_documentation(variant: str) -> None:
     text = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
     (row,) = re.findall(rf"^\| {variant} \|(.*)\|$", text, re.M)
     page = [[float(n) for n in re.findall(r"[\d.]+", cell)] for cell in row.split("|")]
@@ -357,7 +363,7 @@ def test_the_papers_results_are_those_of_the_page(variant: str) -> None:
     assert ours == page
 
 
-def test_weights_are_where_the_documents_say() -> None:
+def test_links_to_weights_equal_those_of_the_documentation() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     page = (ROOT / "docs/weights.md").read_text(encoding="utf-8")
     named = {name: entry["Weights"] for name, entry in ENTRIES.items() if "Weights" in entry}

@@ -65,7 +65,7 @@ def read_training_state(path: str | os.PathLike[str]) -> dict[str, Any]:
             entries of unexpected types.
     """
     if not os.path.lexists(path):
-        raise CheckpointError(f"checkpoint {path} to resume from not found")
+        raise CheckpointError(f"no checkpoint {path} to resume from: check the path")
     try:
         state = load_training_state(path)
     except CheckpointError as err:

@@ -1,1 +1,1 @@
-"""A config's way: found, changed, checked, built."""
+"""Finding, changing, checking and building of configs."""

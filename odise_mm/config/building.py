@@ -1,4 +1,4 @@
-"""What a config describes, built: parts, models, test pipelines."""
+"""Building of models, their parts and test pipelines from configs."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from odise_mm.errors import ConfigError, OdiseError
 from odise_mm.registry import MODELS, TRANSFORMS
 
 BUILDING = threading.RLock()
-"""To be held while something is built from a config: reading one changes where Python looks for
-modules, and the registries have one default scope for the whole process."""
+"""Lock to hold while building from a config: loading a config changes ``sys.path``, and the default
+scope of the registries is global."""
 
 
 def build_model(cfg: Config) -> nn.Module:
-    """The model of a config.
+    """Build the model of a config.
 
     Raises:
-        ConfigError: no model in it, a part that is not registered, or an argument that a part does
-            not take or not with this value.
+        ConfigError: the config has no model, a part is not registered, or a part does not accept
+            an argument or its value.
     """
     if not isinstance(cfg.get("model"), dict):
-        raise ConfigError(f"{name_of(cfg)}: has no `model`")
+        raise ConfigError(f"{name_of(cfg)}: missing key `model`")
     init_default_scope(cfg.get("default_scope", "odise_mm"))
     with config_errors(cfg):
         return build_part(cfg.model, MODELS)
@@ -38,26 +38,34 @@ def build_model(cfg: Config) -> nn.Module:
 
 @contextmanager
 def config_errors(cfg: Config) -> Iterator[None]:
-    """What parts refuse while they are built is the config's fault; the cause stays attached."""
+    """Convert errors while building parts to ``ConfigError``, with the original as the cause.
+
+    Args:
+        cfg: the config, for messages.
+
+    Raises:
+        ConfigError: a ``KeyError``, ``TypeError`` or ``ValueError`` was raised inside.
+    """
     try:
         yield
     except OdiseError:
-        raise  # a missing weights file, a wrong vocabulary: named well already
+        raise  # already has a good message
     except KeyError as err:
-        raise ConfigError(f"{name_of(cfg)}: unknown part or setting: {text_of(err)}") from err
+        raise ConfigError(f"{name_of(cfg)}: unknown type or setting: {text_of(err)}") from err
     except (TypeError, ValueError) as err:
-        raise ConfigError(f"{name_of(cfg)}: wrong argument: {err}") from err
+        raise ConfigError(f"{name_of(cfg)}: invalid argument: {err}") from err
 
 
 def make_test_pipeline(cfg: Config, *, already_read: bool = False) -> Compose:
-    """The config's test pipeline, fit for images from anywhere.
+    """Build the config's test pipeline for images from any source.
 
-    ``test_pipeline``, or else that of ``test_dataloader``. Whatever loads the image is replaced
-    by ``LoadImage``; what loads annotations is left out, as there are none.
+    The pipeline is ``test_pipeline``, or that of ``test_dataloader`` if the config has none. The
+    step that loads the image is replaced with ``LoadImage``; steps that load annotations are
+    removed.
 
     Args:
         cfg: the config.
-        already_read: leave ``LoadImage`` out too: the pipeline takes what that step gives, namely
+        already_read: omit ``LoadImage`` as well. The input of the pipeline is then a dict with
             ``img`` (uint8 (H, W, 3) BGR), ``img_path``, ``img_shape`` and ``ori_shape``.
 
     Raises:
@@ -70,11 +78,11 @@ def make_test_pipeline(cfg: Config, *, already_read: bool = False) -> Compose:
         inside = inner_configs(dataset, "test_dataloader.dataset")
         steps = next((each["pipeline"] for _, each, _ in inside if "pipeline" in each), None)
     if not steps:
-        raise ConfigError(f"{name_of(cfg)}: has no `test_pipeline`")
+        raise ConfigError(f"{name_of(cfg)}: missing key `test_pipeline`")
     kept = [] if already_read else [dict(type="LoadImage")]
     for step in steps:
         if not isinstance(step, dict) or "type" not in step:
-            raise ConfigError(f"{name_of(cfg)}: a step of the test pipeline has no `type`: {step}")
+            raise ConfigError(f"{name_of(cfg)}: step of test_pipeline without `type`: {step}")
         kind = step["type"] if isinstance(step["type"], str) else step["type"].__name__
         kind = kind.rpartition(".")[2]
         if not kind.startswith("LoadImage") and "Annotations" not in kind:
@@ -88,17 +96,17 @@ def make_test_pipeline(cfg: Config, *, already_read: bool = False) -> Compose:
 
 
 def build_part(cfg: Any, registry: Registry, **shared: Any) -> nn.Module:
-    """Build a part from its config, lending it what it shares with other parts.
+    """Build a part of a model from its config and pass it objects that it shares with other parts.
 
     Args:
-        cfg: config with ``type``; a module that is already built is returned as it is.
-        registry: where to look up ``type``.
-        shared: values for arguments of the part's ``__init__`` that ``cfg`` leaves out or None.
-            What it has no argument for is not given: a part asks by naming what it wants.
+        cfg: config with ``type``; a module that is already built is returned unchanged.
+        registry: registry in which ``type`` is looked up.
+        shared: values for arguments of the part's ``__init__`` that are missing or None in ``cfg``.
+            Values for which the part has no argument are ignored.
 
     Raises:
-        TypeError: for an argument in ``cfg`` that the part does not have (known ones are listed).
-        KeyError: for a ``type`` that is not registered.
+        TypeError: the part has no argument of a name in ``cfg``; the message lists its arguments.
+        KeyError: ``type`` is not registered.
     """
     if isinstance(cfg, nn.Module):
         return cfg
@@ -107,7 +115,7 @@ def build_part(cfg: Any, registry: Registry, **shared: Any) -> nn.Module:
     cls = registry.get(name) if isinstance(name, str) else name
     if cls is None:
         known = ", ".join(sorted(registry.module_dict))
-        raise KeyError(f"no part named {name!r} in the config's registry; ours are: {known}")
+        raise KeyError(f"type {name!r} is not registered; this package has: {known}")
     parameters = inspect.signature(cls.__init__).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     unknown = [key for key in cfg if key not in parameters and key not in ("type", "_scope_")]

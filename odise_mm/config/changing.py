@@ -1,4 +1,4 @@
-"""Configs of a run: what is changed in them from outside, and what short ones leave out."""
+"""Changes to the config of a run: command-line options, and defaults for omitted settings."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from odise_mm.utils.old_keys import rename_model_keys
 
 
 def complete_config(cfg: Config) -> Config:
-    """A copy in which everything is said that a run needs and a short config leaves out.
+    """Return a copy of a config with defaults for the settings that it omits.
 
-    * A dataset without ``pipeline`` gets ``train_pipeline`` or ``test_pipeline``, wrapped ones
-      included. Of ``MultiImageMixDataset`` it is the wrapper that gets it: the dataset inside says
-      itself how a single image is loaded. A pipeline that is there stays, as in mmdet; see
-      :func:`unused_pipelines`.
-    * ``optim_wrapper.constructor`` is the one that leaves frozen parameters out.
-    * Schedules in steps have no ``end``. mmengine ends them with the training and saves that: a
-      training that is resumed to go on for longer would miss its milestones.
+    * A dataset without ``pipeline`` gets ``train_pipeline`` or ``test_pipeline``; this includes
+      wrapped datasets. For ``MultiImageMixDataset`` the wrapper gets the pipeline, because the
+      wrapped dataset needs its own one to load single images. As in mmdet, existing pipelines are
+      not changed; see :func:`unused_pipelines`.
+    * ``optim_wrapper.constructor`` is set to the one that omits frozen parameters.
+    * Step schedules get no ``end``. By default, mmengine sets it to the end of the run and saves
+      it, so a run that is resumed with more iterations would miss its milestones.
     """
     cfg = copy.deepcopy(cfg) if isinstance(cfg, Config) else Config(copy.deepcopy(cfg))
     for stage in STAGES:
@@ -48,11 +48,10 @@ def complete_config(cfg: Config) -> Config:
 
 
 def unused_pipelines(cfg: Config) -> list[str]:
-    """What to warn of: ``train_pipeline`` or ``test_pipeline`` that no dataset of a stage uses.
+    """Return warnings for a ``train_pipeline`` or ``test_pipeline`` that no dataset uses.
 
-    A config that inherits and replaces ``train_pipeline`` alone changes a variable: the dataset
-    of its base keeps the pipeline that it was given there. To change it in both places is mmdet's
-    way.
+    A derived config that replaces only ``train_pipeline`` changes a variable, but not the pipeline
+    of the dataset in the base config. As in mmdet, both must be set.
     """
     found = []
     for stage, key in PIPELINES.items():
@@ -62,21 +61,25 @@ def unused_pipelines(cfg: Config) -> list[str]:
         if all(dataset.get("pipeline", cfg[key]) != cfg[key] for _, dataset in users):
             loader = f"{stage}_dataloader"
             found.append(
-                f"`{key}` is not used by {loader}: {users[0][0]} has another pipeline. If "
-                f"`{key}` is meant, say so in the config: {loader} = dict(dataset=dict(pipeline="
-                f"{key})); if the dataset's own is, {key} = None"
+                f"`{key}` is not used by {loader}: {users[0][0]} has another pipeline. To use "
+                f"`{key}`, set {loader} = dict(dataset=dict(pipeline={key})) in the config; to use "
+                f"the dataset's pipeline, set {key} = None"
             )
     return found
 
 
 def change_config(cfg: Config, changes: dict[str, Any]) -> None:
-    """Change settings by dotted keys, as mmengine's ``--cfg-options`` does.
+    """Change settings by dotted keys, in place, as mmengine's ``--cfg-options`` does.
 
-    A change of ``train_pipeline`` or ``test_pipeline`` reaches the datasets whose pipeline is the
-    same one.
+    A change of ``train_pipeline`` or ``test_pipeline`` also applies to the datasets that have the
+    same pipeline.
+
+    Args:
+        cfg: the config to change.
+        changes: new values by dotted keys.
 
     Raises:
-        ConfigError: a key that leads through something without keys, or past a list's end.
+        ConfigError: a key goes through a value without keys, or past the end of a list.
     """
     before = {stage: copy.deepcopy(cfg.get(key)) for stage, key in PIPELINES.items()}
     same = {
@@ -99,26 +102,26 @@ def change_config(cfg: Config, changes: dict[str, Any]) -> None:
 
 
 def set_frozen_weights(cfg: Config, part: str, weights: str) -> None:
-    """Tell a config where the weights of a frozen part are: ``model.<part>.weights``.
+    """Set the weights of a frozen part of the model, ``model.<part>.weights``.
 
     Raises:
-        ConfigError: the model has no such part, or one that takes no weights.
+        ConfigError: the model has no such part, or the part has no setting ``weights``.
     """
     config = cfg.model.get(part)
     if not isinstance(config, dict) or "weights" not in config:
-        raise ConfigError(f"{name_of(cfg)}: has no `model.{part}.weights` to set")
+        raise ConfigError(f"{name_of(cfg)}: cannot set `model.{part}.weights`: no such setting")
     config["weights"] = weights
 
 
 def set_precision(cfg: Config, precision: str) -> None:
-    """Choose the arithmetic of training: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling).
+    """Set the precision of training: ``fp32``, ``bf16`` or ``fp16`` (with loss scaling).
 
     Raises:
-        ConfigError: an unknown name, or a config that does not train.
+        ConfigError: the precision is unknown, or the config has no ``optim_wrapper``.
     """
     wrapper = cfg.get("optim_wrapper")
     if not isinstance(wrapper, dict):
-        raise ConfigError(f"{name_of(cfg)}: has no `optim_wrapper`, so no precision of training")
+        raise ConfigError(f"{name_of(cfg)}: cannot set the precision: missing key `optim_wrapper`")
     for key in ("dtype", "loss_scale"):
         wrapper.pop(key, None)
     kinds: dict[str, dict[str, Any]] = {
@@ -127,12 +130,12 @@ def set_precision(cfg: Config, precision: str) -> None:
         "fp16": dict(type="AmpOptimWrapper", dtype="float16", loss_scale="dynamic"),
     }
     if precision not in kinds:
-        raise ConfigError(f"precision {precision!r} is not one of {', '.join(kinds)}")
+        raise ConfigError(f"unknown precision {precision!r}: must be one of {', '.join(kinds)}")
     wrapper.update(kinds[precision])
 
 
 def precision_of(cfg: Config) -> str:
-    """The arithmetic that a config trains with, for people."""
+    """Return a description of the precision that a config trains with."""
     wrapper = cfg.optim_wrapper
     kind = kind_of(wrapper.get("type"))
     if kind == "BFloat16OptimWrapper":
@@ -143,7 +146,7 @@ def precision_of(cfg: Config) -> str:
 
 
 def set_data_root(cfg: Config, root: str | os.PathLike[str]) -> None:
-    """Let another folder stand for ``data/`` at the beginning of all paths of a config."""
+    """Replace ``data/`` at the beginning of all data paths of a config with another folder."""
     for stage in STAGES:
         for key in STAGES[stage]:
             if key in cfg:

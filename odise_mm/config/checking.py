@@ -1,4 +1,4 @@
-"""Configs of a run: refused with one sentence before anything is built."""
+"""Checks of the config of a run before anything is built."""
 
 from __future__ import annotations
 
@@ -44,23 +44,24 @@ LAUNCHERS = ("none", *_WORLD)
 
 
 def check_config(cfg: Config) -> None:
-    """Refuse what cannot run, before anything is built. Meant for :func:`complete_config`'s result.
+    """Raise if a config cannot run, before anything is built.
 
-    Files of datasets are looked for where training and validation need them; those for testing
-    only where there is no training.
+    Expects a config from :func:`complete_config`. Checks that the files of the training and
+    validation datasets exist, or those of the test datasets if the config does not train.
 
     Raises:
-        ConfigError: a misspelled setting, parts that are missing or unknown, settings of loading or
-            of the best checkpoint that contradict each other, a sampler that would count images
-            twice, or a launcher that did not start this process.
-        DeviceError: float16 without a GPU, or more processes than GPUs.
+        ConfigError: a setting is misspelled, a part is missing or unknown, settings of the data
+            loader or of the best checkpoint contradict each other, a sampler would count images
+            twice, or the launcher did not start this process.
+        DeviceError: the config needs float16 and there is no GPU, or there are more processes than
+            GPUs.
         DatasetError: a file or folder of a dataset is missing.
     """
     where = name_of(cfg)
     _check_names(cfg, where)
     _check_random_weights(cfg)
     if not isinstance(cfg.get("model"), dict):
-        raise ConfigError(f"{where}: has no `model`")
+        raise ConfigError(f"{where}: missing key `model`")
     world = world_size(cfg.get("launcher", "none"))
     for stage, keys in STAGES.items():
         missing = [key for key in keys if cfg.get(key) is None]
@@ -68,7 +69,8 @@ def check_config(cfg: Config) -> None:
             continue
         if missing:
             raise ConfigError(
-                f"{where}: `{'`, `'.join(keys)}` belong together; missing: {', '.join(missing)}"
+                f"{where}: `{'`, `'.join(keys)}` must be set together; missing: "
+                f"{', '.join(missing)}"
             )
         _check_dataloader(cfg[keys[0]], f"{where}: {keys[0]}", world, evaluates=stage != "train")
     for path, part, registry in _parts(cfg):
@@ -83,8 +85,8 @@ def check_config(cfg: Config) -> None:
         ):
             if mixed and "pipeline" not in dataset:
                 raise ConfigError(
-                    f"{where}: {path}: has no `pipeline`; inside of {MIXER} a dataset needs one "
-                    "of its own, which loads an image and its annotations"
+                    f"{where}: {path}: missing key `pipeline`; a dataset inside {MIXER} needs its "
+                    "own pipeline that loads an image and its annotations"
                 )
     _check_devices(cfg, world)
     trains = cfg.get("train_dataloader") is not None
@@ -94,13 +96,13 @@ def check_config(cfg: Config) -> None:
 
 
 def runs_on_random_weights(cfg: Config) -> bool:
-    """Whether a config says that without weights its model runs on random numbers.
+    """Return whether the config allows random weights for the whole model.
 
-    ``random_weights = True`` says so; the base of all configs sets it to False.
+    This is set with ``random_weights = True``; the base of all configs sets it to False.
 
     Raises:
-        ConfigError: it is neither True nor False, or parts of the model name weights: with a half
-            random model, results would look real.
+        ConfigError: ``random_weights`` is neither True nor False, or it is True and parts of the
+            model set weights: results of a partly random model might look real.
     """
     _check_random_weights(cfg)
     if not cfg.get("random_weights"):
@@ -108,8 +110,8 @@ def runs_on_random_weights(cfg: Config) -> bool:
     named = named_weights(cfg.get("model"))
     if named:
         raise ConfigError(
-            f"{name_of(cfg)}: random_weights = True is for models that are random as a whole, but "
-            f"a part of this one has the weights {named[0]}: give it a checkpoint, too"
+            f"{name_of(cfg)}: random_weights = True requires that the whole model is random, but "
+            f"a part of it has the weights {named[0]}: pass a checkpoint for the rest of the model"
         )
     return True
 
@@ -121,21 +123,21 @@ def _check_random_weights(cfg: Config) -> None:
 
 
 def world_size(launcher: str) -> int:
-    """Number of processes that a launcher started.
+    """Return the number of processes that a launcher started.
 
     Raises:
-        ConfigError: an unknown launcher, or one that did not start this process.
+        ConfigError: the launcher is unknown, or did not start this process.
     """
     if launcher == "none":
         return 1
     if launcher not in _WORLD:
-        raise ConfigError(f"launcher {launcher!r} is not one of {', '.join(LAUNCHERS)}")
+        raise ConfigError(f"unknown launcher {launcher!r}: must be one of {', '.join(LAUNCHERS)}")
     try:
         return int(os.environ[_WORLD[launcher]])
     except KeyError:
         raise ConfigError(
             f"launcher {launcher!r} did not start this process ({_WORLD[launcher]} is not set): "
-            "use tools/dist_train.sh, tools/slurm_train.sh and the like, or --launcher none"
+            "use tools/dist_train.sh, tools/slurm_train.sh or similar, or --launcher none"
         ) from None
 
 
@@ -146,10 +148,10 @@ def _check_names(cfg: Config, where: str) -> None:
     for key in cfg:
         if key in known:
             continue
-        # Configs may have variables of their own, but hardly any that is called almost like this.
+        # Configs may define variables, but hardly any with a name this close to that of a setting.
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.9)
         if close:
-            raise ConfigError(f"{where}: `{key}` is no setting; did you mean `{close[0]}`?")
+            raise ConfigError(f"{where}: unknown setting `{key}` (did you mean `{close[0]}`?)")
 
 
 def _check_dataloader(loader: Any, where: str, world: int, evaluates: bool) -> None:
@@ -159,76 +161,77 @@ def _check_dataloader(loader: Any, where: str, world: int, evaluates: bool) -> N
     if "batch_size" not in loader and isinstance(loader.get("batch_sampler") or {}, dict):
         missing.append("batch_size")
     if missing:
-        raise ConfigError(f"{where} has no `{'`, `'.join(missing)}`")
+        raise ConfigError(f"{where}: missing `{'`, `'.join(missing)}`")
     _check_loading(loader, where)
     if evaluates and loader.get("drop_last"):
         raise ConfigError(
-            f"{where}.drop_last=True would leave the last images out of the numbers: remove it"
+            f"{where}.drop_last=True would exclude the last images from evaluation: remove it"
         )
     sampler = loader["sampler"]
     rounds_up = kind_of(sampler.get("type")) == "DefaultSampler" and sampler.get("round_up", True)
     if evaluates and world > 1 and rounds_up:
         raise ConfigError(
-            f"{where}.sampler would give some images to two of {world} processes, and they would "
-            "count twice: set round_up=False there"
+            f"{where}.sampler would give some images to two of {world} processes and count them "
+            "twice: set round_up=False in the sampler"
         )
 
 
-# Beside torch's own: what mmengine takes out before it makes the DataLoader.
+# Settings that mmengine removes before it builds the DataLoader, and those of torch's DataLoader.
 _LOADER_SETTINGS = {"num_batch_per_epoch", "disable_subprocess_warning"}
 _LOADER_SETTINGS |= set(inspect.signature(DataLoader.__init__).parameters) - {"self"}
-# What only worker processes have a use for; torch notices when everything else is built.
-_OF_WORKERS = ("persistent_workers", "prefetch_factor", "timeout", "multiprocessing_context")
+# Settings that require worker processes. torch checks them only when the loader is built.
+_WORKER_SETTINGS = ("persistent_workers", "prefetch_factor", "timeout", "multiprocessing_context")
 
 
 def _check_loading(loader: dict[str, Any], where: str) -> None:
     for key in loader:
         if key not in _LOADER_SETTINGS:
             close = difflib.get_close_matches(key, _LOADER_SETTINGS, n=1)
-            hint = f"; did you mean `{close[0]}`?" if close else ""
-            raise ConfigError(f"{where}.{key}: torch's DataLoader has no such setting{hint}")
+            hint = f" (did you mean `{close[0]}`?)" if close else ""
+            raise ConfigError(f"{where}.{key}: unknown setting of torch's DataLoader{hint}")
     if loader.get("shuffle") is not None:
         raise ConfigError(
-            f"{where}.shuffle={loader['shuffle']!r}: the order is the sampler's: remove it, and "
-            f"set {where.rpartition(' ')[2]}.sampler"
+            f"{where}.shuffle={loader['shuffle']!r}: the sampler decides the order: remove "
+            f"shuffle and set {where.rpartition(' ')[2]}.sampler"
         )
     if "batch_size" in loader:
-        _whole(loader["batch_size"], 1, f"{where}.batch_size", "it counts images per process")
+        _check_integer(loader["batch_size"], 1, f"{where}.batch_size", "images per process")
     workers = loader.get("num_workers", 0)
-    _whole(workers, 0, f"{where}.num_workers", "it counts processes that load images")
+    _check_integer(workers, 0, f"{where}.num_workers", "processes that load images")
     if loader.get("prefetch_factor") is not None:
-        _whole(loader["prefetch_factor"], 1, f"{where}.prefetch_factor", "batches per worker")
+        _check_integer(
+            loader["prefetch_factor"], 1, f"{where}.prefetch_factor", "batches per worker"
+        )
     timeout = loader.get("timeout", 0)
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
-        raise ConfigError(f"{where}.timeout={timeout!r}: seconds, 0 for no limit")
-    beside = [key for key in _OF_WORKERS if loader.get(key)]
-    if workers == 0 and beside:
-        off = " (persistent_workers=False)" if "persistent_workers" in beside else ""
+        raise ConfigError(f"{where}.timeout={timeout!r}: must be seconds >= 0 (0 for no limit)")
+    used = [key for key in _WORKER_SETTINGS if loader.get(key)]
+    if workers == 0 and used:
+        off = " (persistent_workers=False)" if "persistent_workers" in used else ""
         raise ConfigError(
-            f"{where}.num_workers=0 beside {', '.join(f'{k}={loader[k]!r}' for k in beside)}: "
-            f"without worker processes remove {' and '.join(beside)}{off}, or set num_workers to "
-            "at least 1"
+            f"{where}.num_workers=0 with {', '.join(f'{k}={loader[k]!r}' for k in used)}: "
+            f"remove {' and '.join(used)}{off}, or set num_workers to at least 1"
         )
 
 
-def _whole(value: Any, least: int, where: str, meaning: str) -> None:
+def _check_integer(value: Any, least: int, where: str, meaning: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{where}={value!r}: {meaning}, a whole number, at least {least}")
+        raise ConfigError(f"{where}={value!r}: must be an integer >= {least} ({meaning})")
 
 
 def _check_steps(cfg: Config, where: str) -> None:
-    """Numbers of iterations, which loops divide by or compare with."""
+    """Check the numbers of iterations and epochs in ``train_cfg``."""
     loop = cfg.get("train_cfg")
     for key in ("max_iters", "max_epochs", "val_interval"):
         if isinstance(loop, dict) and loop.get(key) is not None:
             value = loop[key]
-            # mmengine takes 9e4 for 90000, too.
+            # mmengine also accepts 9e4 for 90000.
             value = int(value) if isinstance(value, float) and value.is_integer() else value
-            _whole(value, 1, f"{where}: train_cfg.{key}", "it counts steps of the training")
+            _check_integer(value, 1, f"{where}: train_cfg.{key}", "training steps or epochs")
 
 
 def _check_best(cfg: Config, where: str) -> None:
-    """``save_best`` of the checkpoint hook: numbers that validation has, and which is better."""
+    """Check ``save_best`` and ``rule`` of the checkpoint hook."""
     hook = (cfg.get("default_hooks") or {}).get("checkpoint")
     if not isinstance(hook, dict) or hook.get("save_best") is None:
         return
@@ -237,36 +240,38 @@ def _check_best(cfg: Config, where: str) -> None:
     keys = [best] if isinstance(best, str) else best
     if not isinstance(keys, (list, tuple)) or not all(isinstance(key, str) for key in keys):
         raise ConfigError(
-            f"{where}.save_best={best!r}: the name of a number, such as 'panoptic/PQ', or a list "
-            "of names"
+            f"{where}.save_best={best!r}: must be the name of a result, such as 'panoptic/PQ', or "
+            "a list of names"
         )
     rule = hook.get("rule")
     rules = list(rule) if isinstance(rule, (list, tuple)) else [rule]
     if not set(rules) <= {None, "greater", "less"} or len(rules) not in (1, len(keys)):
         raise ConfigError(
-            f"{where}.rule={rule!r}: 'greater' or 'less', or one of them for each of save_best"
+            f"{where}.rule={rule!r}: must be 'greater' or 'less', or a list with one of them for "
+            "each entry of save_best"
         )
     if not cfg.get("val_dataloader"):
         raise ConfigError(
-            f"{where}.save_best={best!r}: the config has no val_dataloader, so no number is ever "
-            "measured: remove save_best, or add validation"
+            f"{where}.save_best={best!r}: the config has no val_dataloader, so there are no "
+            "validation results: remove save_best, or add validation"
         )
     prefixes = _prefixes(cfg.get("val_evaluator"))
     for key, one in zip(keys, rules if len(rules) == len(keys) else rules * len(keys), strict=True):
         if prefixes is not None and key != "auto" and key.partition("/")[0] not in prefixes:
             known = " or ".join(f"{prefix}/..." for prefix in prefixes)
             raise ConfigError(
-                f"{where}.save_best={key!r}: the metrics of val_evaluator give {known}, not this"
+                f"{where}.save_best={key!r}: not a result of val_evaluator, whose metrics return "
+                f"{known}"
             )
         if one is None and key != "auto" and better_when(key, hook) is None:
             raise ConfigError(
-                f"{where}.save_best={key!r}: whether more or less of it is better is not known "
-                "here: set default_hooks.checkpoint.rule to 'greater' or 'less'"
+                f"{where}.save_best={key!r}: unknown whether greater or less is better: set "
+                "default_hooks.checkpoint.rule to 'greater' or 'less'"
             )
 
 
 def _prefixes(evaluator: Any) -> list[str] | None:
-    """What the names of the metrics' numbers begin with; None where that is not known."""
+    """Return the prefixes of the names of results; None if one of them is unknown."""
     metrics = evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]
     found = []
     for metric in metrics:
@@ -285,8 +290,8 @@ def _check_devices(cfg: Config, world: int) -> None:
     wrapper = cfg.get("optim_wrapper")
     if wrapper is not None and kind_of(wrapper.get("type")).startswith("Amp") and not gpus:
         raise DeviceError(
-            f"{kind_of(wrapper.type)} needs a GPU and PyTorch finds none; to train on the CPU, "
-            "take --precision fp32 or bf16"
+            f"{kind_of(wrapper.type)} needs a GPU, but PyTorch finds none; to train on the CPU, "
+            "use --precision fp32 or bf16"
         )
     launcher = cfg.get("launcher", "none")
     if launcher == "none":
@@ -298,20 +303,20 @@ def _check_devices(cfg: Config, world: int) -> None:
     local = int(os.environ.get(_LOCAL_RANK[launcher], 0))
     if local >= gpus:
         raise DeviceError(
-            f"process {local} of this machine has no GPU, there are only {gpus}: start at most "
-            f"{gpus} processes per machine"
+            f"process {local} of this machine has no GPU, because there are only {gpus}: start at "
+            f"most {gpus} processes per machine"
         )
 
 
 def _check_part(part: Any, registry: Registry, where: str) -> None:
     name = part.get("type")
     if name is None:
-        raise ConfigError(f"{where} has no `type`")
+        raise ConfigError(f"{where}: missing key `type`")
     if not isinstance(name, str) or registry.get(name) is not None:
         return
     scope, _, bare = name.rpartition(".")
     if scope not in ("", "odise_mm", "mmdet", "mmengine"):
-        return  # of a package that is imported when the part is built
+        return  # the registry imports the package when the part is built
     known: set[str] = set()
     level: Registry | None = registry
     while level is not None:
@@ -319,7 +324,7 @@ def _check_part(part: Any, registry: Registry, where: str) -> None:
         level = level.parent
     close = difflib.get_close_matches(bare, known, n=3)
     hint = f"did you mean {' or '.join(close)}?" if close else "is its module in custom_imports?"
-    raise ConfigError(f"{where}: there is no {registry.name} called {name!r}; {hint}")
+    raise ConfigError(f"{where}: unknown {registry.name} {name!r} ({hint})")
 
 
 def _check_files(dataset: dict[str, Any], where: str) -> None:
@@ -331,13 +336,13 @@ def _check_files(dataset: dict[str, Any], where: str) -> None:
         path = os.path.join(root, name) if name else None
         if path and not os.path.exists(os.path.expanduser(path)):
             raise DatasetError(
-                f"{where}.{key}: there is no {path}; prepare the dataset as docs/datasets.md "
-                "says, or name the folder that stands for data/ with --data-root"
+                f"{where}.{key}: {path} not found; prepare the dataset as described in "
+                "docs/datasets.md, or give the folder to use instead of data/ with --data-root"
             )
 
 
 def _parts(cfg: Config) -> Iterator[tuple[str, dict[str, Any], Registry]]:
-    """What will be built from a registry, beside the model: place, config, registry."""
+    """Yield place, config and registry of all parts other than the model that will be built."""
 
     def listed(path: str, value: Any, registry: Registry) -> Iterator:
         if isinstance(value, (list, tuple)):
@@ -378,18 +383,19 @@ def _parts(cfg: Config) -> Iterator[tuple[str, dict[str, Any], Registry]]:
         yield from listed("visualizer.vis_backends", backends, VISBACKENDS)
 
 
-# Numbers of this package's metrics, without what stands before them; more is better in all.
-_NUMBER = re.compile(r"(PQ|SQ|RQ)(_th|_st)?|mIoU|mAcc|aAcc|AP[a-z0-9]{0,2}|AR@\d+")
+# Names of results of this package's metrics, without prefix; for all of them, greater is better.
+_RESULT = re.compile(r"(PQ|SQ|RQ)(_th|_st)?|mIoU|mAcc|aAcc|AP[a-z0-9]{0,2}|AR@\d+")
 
 
 def better_when(key: str, settings: Mapping[str, Any]) -> str | None:
-    """Whether ``greater`` or ``less`` of a number is better; None if that is not known.
+    """Return whether ``greater`` or ``less`` values of a result are better; None if unknown.
 
     Args:
-        key: the number's name, such as ``panoptic/PQ``.
-        settings: of the checkpoint hook, which may have ``greater_keys`` and ``less_keys``.
+        key: name of the result, such as ``panoptic/PQ``.
+        settings: settings of the checkpoint hook, which may have ``greater_keys`` and
+            ``less_keys``.
     """
-    if _NUMBER.fullmatch(key.rpartition("/")[2]):
+    if _RESULT.fullmatch(key.rpartition("/")[2]):
         return "greater"
     for rule, default in (
         ("greater", CheckpointHook._default_greater_keys),

@@ -1,4 +1,4 @@
-"""Configs by path or by name."""
+"""Finding and loading of configs by path or name."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from odise_mm.utils.old_keys import rename_model_keys
 
 
 def config_folders() -> list[Path]:
-    """Where config names are looked up: the working directory, then what came with the package.
+    """Return the folders in which config names are looked up.
 
-    That is the repository's folder, or what was packed into a wheel.
+    These are ``configs/`` in the working directory, and the package's configs: those in the
+    repository or those in the installed wheel.
     """
     folders: dict[Path, Path] = {}
-    for folder in (Path.cwd() / "configs", *_came_with_the_package()):
-        folders.setdefault(folder.resolve(), folder)  # either may be a link to the other
+    for folder in (Path.cwd() / "configs", *_package_folders()):
+        folders.setdefault(folder.resolve(), folder)  # one may be a link to another
     return [folder for folder in folders.values() if folder.is_dir()]
 
 
 def own_config_folders() -> list[Path]:
-    """Those of :func:`config_folders` that came with the package."""
-    own = {folder.resolve() for folder in _came_with_the_package()}
+    """Return the folders of :func:`config_folders` that are part of the package."""
+    own = {folder.resolve() for folder in _package_folders()}
     return [folder for folder in config_folders() if folder.resolve() in own]
 
 
-def _came_with_the_package() -> tuple[Path, Path]:
+def _package_folders() -> tuple[Path, Path]:
     package = Path(__file__).resolve().parents[1]
     return package / ".mim" / "configs", package.parent / "configs"
 
 
 def known_configs() -> dict[str, Path]:
-    """Files of all configs, by names under which :func:`load_config` finds them.
+    """Return the files of all configs by names that :func:`load_config` accepts.
 
-    A name is the file's stem where that is unique, else its path below ``configs/``. Where the
-    working directory and the package both have that, it is the full path.
+    A name is the file's stem if that is unique, otherwise its path below ``configs/``, or the full
+    path if both the working directory and the package have the latter.
     """
     own = own_config_folders()
-    folders = [folder for folder in config_folders() if folder not in own[1:]]  # hold the same
+    folders = [folder for folder in config_folders() if folder not in own[1:]]  # same content
     paths = [
         (file, file.relative_to(f).with_suffix("")) for f in folders for file in _configs_in(f)
     ]
@@ -57,17 +58,17 @@ def known_configs() -> dict[str, Path]:
 
 
 def load_config(config: str | os.PathLike | Config) -> Config:
-    """A config from a path, from a name under ``configs/``, or as it is (copied).
+    """Load a config from a path or a name under ``configs/``; copy it if it is loaded already.
 
-    A config is a Python program, which runs when it is loaded.
+    A config is a Python program, which is run when it is loaded.
 
     Args:
         config: e.g. ``configs/odise/odise_coco_label.py``, ``odise/odise_coco_label`` or
             ``odise_coco_label``.
 
     Raises:
-        ConfigError: no such file, a name that fits several (of the working directory and of the
-            package, too), or a file that is not a valid config.
+        ConfigError: the config does not exist, the name matches several files (in the package, in
+            the working directory, or in both), or the file is not a valid config.
     """
     if isinstance(config, Config):
         copied = config.copy()
@@ -76,7 +77,7 @@ def load_config(config: str | os.PathLike | Config) -> Config:
     path = _find_config(os.fspath(config))
     try:
         loaded = Config.fromfile(path)
-    except Exception as err:  # whatever a Python file can raise
+    except Exception as err:  # a Python file can raise anything
         raise ConfigError(f"{path}: not a valid config: {type(err).__name__}: {err}") from err
     rename_model_keys(loaded.get("model"))
     return loaded
@@ -88,7 +89,7 @@ def _find_config(name: str) -> Path:
         return regular_file(path, ConfigError, "config file")
     wanted = Path(name if name.endswith(".py") else name + ".py").parts
     own, known = own_config_folders(), set()
-    # Of the package's own folders, which hold the same, the first with a hit counts.
+    # The package's folders have the same content, so the first one with a match is used.
     hits: dict[bool, list[Path]] = {}
     for folder in config_folders():
         files = _configs_in(folder)
@@ -99,19 +100,21 @@ def _find_config(name: str) -> Path:
             hits.setdefault(folder in own, found)
     for found in hits.values():
         if len(found) > 1:
-            raise ConfigError(f"config {name!r} fits several files: {', '.join(map(str, found))}")
+            raise ConfigError(
+                f"config {name!r} matches several files: {', '.join(map(str, found))}"
+            )
     if len(hits) == 2:
         raise ConfigError(
-            f"config {name!r} is {hits[False][0]} as well as the package's own {hits[True][0]}: "
-            "write the path of the one that is meant"
+            f"config {name!r} matches {hits[False][0]} and the package's {hits[True][0]}: give the "
+            "path of one of them"
         )
     for found in hits.values():
         return found[0]
     close = difflib.get_close_matches(Path(name).stem, known, n=3, cutoff=0.5)
-    mean = f" Did you mean {' or '.join(close)}?" if close else ""
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise ConfigError(
-        f"no config {name!r}: neither a file nor a name under configs/.{mean} "
-        f"There are: {', '.join(sorted(known)) or 'none'}"
+        f"no config {name!r}: neither a file nor a name under configs/.{hint} "
+        f"Available configs: {', '.join(sorted(known)) or 'none'}"
     )
 
 

@@ -1,8 +1,8 @@
-"""Configs in files of results and beside trained weights: data, which must not choose what runs.
+"""Checks of configs from untrusted sources: result files and folders of trained models.
 
-mmengine's registries import whatever a dotted ``type`` names, so that building from such a config
-could run anything. Only parts of this package are built from it, and of modules that the user
-names.
+mmengine's registries import any module that a dotted ``type`` names, so building from such a config
+could run arbitrary code. Therefore only parts of this package and of modules that the user names
+are allowed.
 """
 
 from __future__ import annotations
@@ -16,53 +16,55 @@ from odise_mm.errors import ConfigError
 from odise_mm.registry import MODELS, TASK_UTILS, TRANSFORMS
 from odise_mm.utils.display import printable
 
-# Prefixes under which configs name parts of ours, or what ours stands for.
+# Scopes in which configs may name parts of this package.
 _SCOPES = ("", "odise_mm", "mmdet", "mmseg", "mmengine")
-# Parts of OpenMMLab's that models of this package are made of.
+# Parts of OpenMMLab that models of this package consist of.
 OPENMMLAB_PARTS = frozenset(
     """mmdet.ClassificationCost mmdet.CrossEntropyLoss mmdet.CrossEntropyLossCost
     mmdet.DetDataPreprocessor mmdet.DiceCost mmdet.DiceLoss mmdet.HungarianAssigner
     mmdet.MSDeformAttnPixelDecoder mmdet.MaskPseudoSampler mmdet.PackDetInputs GN ReLU""".split()
 )
-# Settings that would write where a stranger wants, or let other registries look types up.
+# Settings that could write to arbitrary paths, or use other registries.
 _REFUSED_SETTINGS = ("_base_", "_scope_", "cache_file", "init_cfg")
 
 
 def check_imports(custom_imports: Any, trusted: Sequence[str], where: str) -> None:
-    """Refuse modules that a file names and the user did not; those of this package are known.
+    """Raise if a config imports modules other than this package's and those the user named.
 
     Args:
-        custom_imports: of the config.
+        custom_imports: the config's ``custom_imports``.
         trusted: modules that the user named.
         where: the file, for messages.
 
     Raises:
-        ConfigError: names the first such module and the option that allows it.
+        ConfigError: a module is not trusted; the message names it and the option that allows it.
     """
     named = custom_imports.get("imports", ()) if isinstance(custom_imports, dict) else ()
     for module in [named] if isinstance(named, str) else named:
         if not isinstance(module, str) or not _is_known(module, trusted):
             raise ConfigError(
-                f"{where}: asks for the module {printable(repr(module))}, and a file of results "
-                "does not choose what runs: name it yourself, with --custom-imports, if you "
-                "trust it"
+                f"{where}: untrusted module {printable(repr(module))} in custom_imports: result "
+                "files must not choose the code that runs; pass the module with --custom-imports "
+                "if you trust it"
             )
 
 
 def check_types(
     node: Any, registry: Registry, where: str, trusted: Sequence[str] = (), base: type = object
 ) -> None:
-    """Refuse parts that are not this package's, or a trusted module's; nothing is imported.
+    """Raise if a config has parts of other modules than this package and trusted ones.
+
+    Nothing is imported.
 
     Args:
-        node: a part's config, or a list of some; parts inside are looked at, too.
-        registry: ours, where it will be built.
+        node: config of a part, or a list of configs; nested parts are checked as well.
+        registry: registry of this package with which the config will be built.
         where: the file and the place in it, for messages.
-        trusted: modules that the user named, imported already.
-        base: what the parts must derive from.
+        trusted: modules that the user named; must be imported already.
+        base: class from which the parts must be derived.
 
     Raises:
-        ConfigError: names the first part that is refused.
+        ConfigError: a part is not allowed; the message names it.
     """
     if isinstance(node, (list, tuple)):
         for item in node:
@@ -74,14 +76,13 @@ def check_types(
         found = _registered(node["type"], registry)
         if found is None or not _is_known(found.__module__, trusted):
             raise ConfigError(
-                f"{where}: {printable(repr(node['type']))} is no {registry.name} of this package, "
-                "and a file of results does not choose what runs: name its module yourself, with "
-                "--custom-imports, if you trust it"
+                f"{where}: {printable(repr(node['type']))} is not a {registry.name} of this "
+                "package, and result files must not choose the code that runs; pass its module "
+                "with --custom-imports if you trust it"
             )
         if not (isinstance(found, type) and issubclass(found, base)):
             raise ConfigError(
-                f"{where}: {printable(repr(node['type']))} is no {base.__name__}, which is needed "
-                "here"
+                f"{where}: {printable(repr(node['type']))} is not a subclass of {base.__name__}"
             )
     for value in node.values():
         check_types(value, registry, where, trusted, base)
@@ -99,18 +100,18 @@ def _is_known(module: str, trusted: Sequence[str]) -> bool:
 
 
 def check_model_config(node: Any, where: str, trusted: Sequence[str] = ()) -> None:
-    """Refuse what a model's config from elsewhere must not choose.
+    """Raise if a model's config from an untrusted source has parts or settings that are not safe.
 
     Every ``type`` must be a part of this package or of a trusted module, or one of the parts of
-    OpenMMLab's that models of this package are made of. Nothing is imported.
+    OpenMMLab in ``OPENMMLAB_PARTS``. Nothing is imported.
 
     Args:
         node: ``model`` and ``test_pipeline`` of the config.
         where: the file, for messages.
-        trusted: modules that the user named, imported already.
+        trusted: modules that the user named; must be imported already.
 
     Raises:
-        ConfigError: names the first part or setting that is refused.
+        ConfigError: a part or setting is not allowed; the message names it.
     """
     if isinstance(node, (list, tuple)):
         for item in node:
@@ -120,16 +121,16 @@ def check_model_config(node: Any, where: str, trusted: Sequence[str] = ()) -> No
     for key in _REFUSED_SETTINGS:
         if node.get(key) is not None:
             raise ConfigError(
-                f"{where}: sets {key}, which the config of a trained model must not choose"
+                f"{where}: setting {key} is not allowed in the config of a trained model"
             )
     kind = node.get("type")
     if "type" in node and not (isinstance(kind, str) and kind in OPENMMLAB_PARTS):
         parts = (_registered(kind, registry) for registry in (MODELS, TASK_UTILS, TRANSFORMS))
         if not any(part is not None and _is_known(part.__module__, trusted) for part in parts):
             raise ConfigError(
-                f"{where}: {printable(repr(kind))} is no part of this package, and a trained "
-                "model's config does not choose what runs: name its module yourself, with "
-                "custom_imports=[...], if you trust it"
+                f"{where}: {printable(repr(kind))} is not a part of this package, and the config "
+                "of a trained model must not choose the code that runs; pass its module with "
+                "custom_imports=[...] if you trust it"
             )
     for value in node.values():
         check_model_config(value, where, trusted)

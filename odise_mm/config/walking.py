@@ -1,4 +1,4 @@
-"""What stands where in a config."""
+"""Access to the parts of a config: datasets, pipelines, weights."""
 
 from __future__ import annotations
 
@@ -13,27 +13,29 @@ STAGES = {
     "test": ("test_dataloader", "test_cfg", "test_evaluator"),
 }
 PIPELINES = {"train": "train_pipeline", "val": "test_pipeline", "test": "test_pipeline"}
-"""The variable that holds the pipeline of a stage's datasets."""
+"""Name of the variable with the pipeline of the datasets, by stage."""
 
 MIXER = "MultiImageMixDataset"
 
 
 def kind_of(name: Any) -> str:
-    """Bare name of a part's ``type``, which may be a class or have a scope before it."""
+    """Return the name of a part's ``type`` without scope; the type may be a string or a class."""
     return (name if isinstance(name, str) else getattr(name, "__name__", "")).rpartition(".")[2]
 
 
 def name_of(cfg: Config) -> str:
+    """Return the name of a config for messages: its file name, or "config"."""
     return cfg.filename or "config"
 
 
 def text_of(err: Exception) -> str:
+    """Return the message of an exception."""
     # str() of a KeyError is the repr of its message.
     return str(err.args[0]) if isinstance(err, KeyError) and err.args else str(err)
 
 
 def named_weights(node: object) -> list[str]:
-    """Weights (files, folders, hub names) that the parts of a model's config name."""
+    """Return all weights (files, folders, hub names) in a model's config."""
     if isinstance(node, dict):
         own = [str(node["weights"])] if node.get("weights") else []
         return own + [name for value in node.values() for name in named_weights(value)]
@@ -43,14 +45,14 @@ def named_weights(node: object) -> list[str]:
 
 
 def inner_configs(dataset: Any, path: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """A dataset's config and those that it wraps, from the outermost to the innermost.
+    """Yield a dataset's config and those of the datasets that it wraps, the outermost first.
 
     Args:
-        dataset: the config; what is not a dict, such as a built dataset, is passed over.
-        path: its place, for messages.
+        dataset: the config; values other than dicts, such as built datasets, are skipped.
+        path: its place in the config, for messages.
 
-    Returns:
-        Place, config, and whether it wraps others.
+    Yields:
+        Place, config, and whether the dataset wraps others.
     """
     if not isinstance(dataset, dict):
         return
@@ -64,7 +66,7 @@ def inner_configs(dataset: Any, path: str) -> Iterator[tuple[str, dict[str, Any]
 
 
 def with_pipeline(dataset: Any, path: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
-    """Datasets that have pipelines, with their places, and whether they are inside of a mixer."""
+    """Yield the datasets that use a pipeline: place, config, and whether a mixer contains them."""
     mixers: list[str] = []
     for place, each, wraps in inner_configs(dataset, path):
         mixes = kind_of(each.get("type")) == MIXER
@@ -75,9 +77,9 @@ def with_pipeline(dataset: Any, path: str) -> Iterator[tuple[str, dict[str, Any]
 
 
 def pipeline_users(cfg: Config, stage: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Datasets of a stage that have the stage's pipeline where they name none, with their places.
+    """Yield place and config of the datasets whose default pipeline is that of the stage.
 
-    These are all with pipelines but those inside of a mixer, which load single images.
+    These are all datasets with a pipeline except those inside a mixer, which load single images.
     """
     loader = cfg.get(f"{stage}_dataloader")
     if isinstance(loader, dict):
@@ -89,13 +91,14 @@ def pipeline_users(cfg: Config, stage: str) -> Iterator[tuple[str, dict[str, Any
 
 
 def all_datasets(cfg: Config, stage: str) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Yield place, config, and whether it wraps others, for all datasets of a stage."""
     loader = cfg.get(f"{stage}_dataloader")
     if isinstance(loader, dict):
         yield from inner_configs(loader.get("dataset"), f"{stage}_dataloader.dataset")
 
 
 def datasets_of(cfg: Config, stage: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The datasets of a stage with their places, wrapped ones included, wrappers left out."""
+    """Yield place and config of the datasets of a stage, without wrappers."""
     for path, dataset, wraps in all_datasets(cfg, stage):
         if not wraps:
             yield path, dataset

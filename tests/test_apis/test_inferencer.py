@@ -490,9 +490,9 @@ def test_configs_are_found_by_name(tmp_path, monkeypatch):
 def test_config_errors_name_the_part(config):
     for options, match in (
         ({"model.type": "NoSuchThing"}, "unknown part.*NoSuchThing"),
-        ({"model.wheels": 4}, "wrong argument.*wheels"),
+        ({"model.wheels": 4}, "invalid argument.*wheels"),
         ({"test_pipeline.1.type": "NoSuchStep"}, "unknown part.*NoSuchStep"),
-        ({"test_pipeline.1.wheels": 4}, "wrong argument.*wheels"),
+        ({"test_pipeline.1.wheels": 4}, "invalid argument.*wheels"),
         ({"test_pipeline.9.scale": 4}, "cannot set test_pipeline.9.scale"),
     ):
         with pytest.raises(ConfigError, match=match):

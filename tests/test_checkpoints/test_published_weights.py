@@ -165,7 +165,7 @@ def test_random_weights_must_be_set_in_the_config(tmp_path: Path) -> None:
 
 
 def test_random_weights_with_pretrained_parts_are_an_error() -> None:
-    with pytest.raises(ConfigError, match="random as a whole, but a part .* weights openai"):
+    with pytest.raises(ConfigError, match="whole model is random, but a part .* weights openai"):
         OpenVocabInferencer("odise_coco_label", cfg_options={"random_weights": True})
 
 

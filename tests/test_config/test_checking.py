@@ -1,4 +1,4 @@
-"""Configs are completed, and refused in one sentence before anything is built."""
+"""Configs are completed, and mistakes in them are reported before anything is built."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_datasets_get_the_pipelines() -> None:
     assert done.test_dataloader.dataset.pipeline == cfg.test_pipeline
     assert done.val_dataloader.dataset.datasets[0].pipeline == cfg.test_pipeline
     assert done.val_dataloader.dataset.datasets[1].pipeline == own
-    assert "pipeline" not in cfg.train_dataloader.dataset, "the given config stays as it is"
+    assert "pipeline" not in cfg.train_dataloader.dataset, "the given config is unchanged"
     assert "pipeline" not in done.val_dataloader.dataset
 
 
@@ -54,8 +54,8 @@ test_pipeline = [dict(type="LoadImage", exif=False)]
 """
 
 
-def test_a_pipeline_that_no_dataset_uses_is_warned_of(tmp_path: Path) -> None:
-    """A child that replaces a variable does not change the datasets of its base."""
+def test_unused_pipelines_are_reported(tmp_path: Path) -> None:
+    """A derived config that replaces a variable does not change the datasets of its base."""
     assert not unused_pipelines(load_config(LABEL))
     child = Config.fromstring(CHILD, ".py")
     lines = unused_pipelines(complete_config(child))
@@ -65,15 +65,15 @@ def test_a_pipeline_that_no_dataset_uses_is_warned_of(tmp_path: Path) -> None:
         "`test_pipeline` is not used by test_dataloader",
     ]
     assert "train_dataloader = dict(dataset=dict(pipeline=train_pipeline))" in lines[0]
-    said = CHILD + "train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n"
-    said += "val_dataloader = dict(dataset=dict(pipeline=test_pipeline))\n"
-    said += "test_dataloader = val_dataloader\n"
-    told = Config.fromstring(said, ".py")
-    assert not unused_pipelines(told)
-    assert told.train_dataloader.dataset.pipeline == [dict(type="LoadImage")]
-    meant = Config.fromstring(CHILD + "train_pipeline = None\ntest_pipeline = None\n", ".py")
-    assert not unused_pipelines(meant)
-    # One of several datasets is enough, and short configs have nothing to contradict.
+    text = CHILD + "train_dataloader = dict(dataset=dict(pipeline=train_pipeline))\n"
+    text += "val_dataloader = dict(dataset=dict(pipeline=test_pipeline))\n"
+    text += "test_dataloader = val_dataloader\n"
+    explicit = Config.fromstring(text, ".py")
+    assert not unused_pipelines(explicit)
+    assert explicit.train_dataloader.dataset.pipeline == [dict(type="LoadImage")]
+    removed = Config.fromstring(CHILD + "train_pipeline = None\ntest_pipeline = None\n", ".py")
+    assert not unused_pipelines(removed)
+    # It is enough if one of several datasets uses the pipeline, or if the datasets set none.
     child.train_dataloader.dataset = dict(
         type="ConcatDataset", datasets=[child.train_dataloader.dataset, dict(type="X")]
     )
@@ -82,7 +82,7 @@ def test_a_pipeline_that_no_dataset_uses_is_warned_of(tmp_path: Path) -> None:
     assert not unused_pipelines(complete_config(child))
 
 
-def test_the_log_of_a_run_has_that_warning(tmp_path: Path) -> None:
+def test_unused_pipelines_are_logged(tmp_path: Path) -> None:
     cfg = config(tmp_path, train_pipeline=[dict(type="LoadImage")])
     cfg.train_dataloader.dataset.pipeline = "its own"
     with pytest.MonkeyPatch.context() as patch:
@@ -96,7 +96,7 @@ def _with_pipeline(init: Callable[..., None]) -> Callable[..., None]:
     return lambda self, pipeline=None, **settings: init(self, **settings)
 
 
-def test_changes_of_a_pipeline_reach_the_datasets_that_use_it() -> None:
+def test_changes_of_a_pipeline_apply_to_the_datasets_that_use_it() -> None:
     cfg = load_config(LABEL)
     own = [dict(type="LoadImage"), dict(type="ResizeKeepRatio", scale=(7, 7))]
     cfg.test_dataloader.dataset.pipeline = own
@@ -106,8 +106,8 @@ def test_changes_of_a_pipeline_reach_the_datasets_that_use_it() -> None:
     )
     assert cfg.train_dataloader.dataset.pipeline[crop].crop_size == (5, 5)
     assert cfg.val_dataloader.dataset.pipeline[1].scale == (64, 32)
-    assert cfg.test_dataloader.dataset.pipeline == own, "it was another one"
-    # What is said of the dataset itself wins, and changes nothing else.
+    assert cfg.test_dataloader.dataset.pipeline == own, "it has another pipeline"
+    # Settings of the dataset itself have priority, and change nothing else.
     both = {"test_pipeline.1.scale": (8, 8), "val_dataloader.dataset.pipeline.1.scale": (9, 9)}
     change_config(cfg, both)
     assert cfg.val_dataloader.dataset.pipeline[1].scale == (9, 9)
@@ -140,10 +140,10 @@ def refusal(cfg: Config, kind: type[OdiseError]) -> str:
 def test_misspelt_settings(key: str, meant: str, tmp_path: Path) -> None:
     cfg = config(tmp_path)
     cfg[key] = {}
-    assert f"`{key}` is no setting; did you mean `{meant}`?" in refusal(cfg, ConfigError)
+    assert f"unknown setting `{key}` (did you mean `{meant}`?)" in refusal(cfg, ConfigError)
 
 
-def test_variables_of_ones_own_are_fine(tmp_path: Path) -> None:
+def test_variables_in_configs_are_allowed(tmp_path: Path) -> None:
     cfg = config(tmp_path)
     cfg.merge_from_dict(dict(max_iters=3, data_root="data/", dataset_type="X", num_classes=3))
     check_config(complete_config(cfg))
@@ -152,31 +152,31 @@ def test_variables_of_ones_own_are_fine(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (dict(train_cfg=None), "belong together; missing: train_cfg"),
-        (dict(val_evaluator=None), "belong together; missing: val_evaluator"),
+        (dict(train_cfg=None), "must be set together; missing: train_cfg"),
+        (dict(val_evaluator=None), "must be set together; missing: val_evaluator"),
         (dict(train_dataloader__batch_size=0), "train_dataloader.batch_size=0"),
         (dict(train_dataloader__sampler=None), None),
         (dict(train_dataloader__sampler__type="SededSampler"),
-         "train_dataloader.sampler: there is no data sampler called 'SededSampler'; did you mean "
+         "train_dataloader.sampler: unknown data sampler 'SededSampler' (did you mean "
          "SeededSampler"),
         (dict(train_dataloader__dataset__type="PanoptikDataset"), "did you mean PanopticDataset"),
         (dict(val_evaluator=[dict(type="PanopticQualty")]),
-         "val_evaluator[0]: there is no metric called 'PanopticQualty'; did you mean Panoptic"),
+         "val_evaluator[0]: unknown metric 'PanopticQualty' (did you mean Panoptic"),
         (dict(train_cfg__type="OpenVocabTrainLop"), "did you mean OpenVocabTrainLoop"),
-        (dict(optim_wrapper__optimizer__type="AdamX"), "optim_wrapper.optimizer: there is no"),
+        (dict(optim_wrapper__optimizer__type="AdamX"), "optim_wrapper.optimizer: unknown "),
         (dict(optim_wrapper__type="OptimWraper"), "did you mean OptimWrapper"),
         (dict(default_hooks__checkpoint__type="AtomicHook"), "default_hooks.checkpoint: "),
-        (dict(custom_hooks=[dict(type="mmengine.EMAHok")]), "custom_hooks[0]: there is no hook"),
-        (dict(custom_hooks=[dict(interval=1)]), "custom_hooks[0] has no `type`"),
+        (dict(custom_hooks=[dict(type="mmengine.EMAHok")]), "custom_hooks[0]: unknown hook"),
+        (dict(custom_hooks=[dict(interval=1)]), "custom_hooks[0]: missing key `type`"),
         (dict(train_dataloader__dataset__pipeline=[dict(type="LoadImag")]),
-         "train_dataloader.dataset.pipeline[0]: there is no transform called 'LoadImag'"),
+         "train_dataloader.dataset.pipeline[0]: unknown transform 'LoadImag'"),
         (dict(visualizer__vis_backends=[dict(type="TensorBoard")]), "TensorboardVisBackend"),
-        (dict(model=None), "has no `model`"),
+        (dict(model=None), "missing key `model`"),
         (dict(launcher="pytorch"), "tools/dist_train.sh"),
-        (dict(launcher="ssh"), "launcher 'ssh' is not one of none, pytorch"),
+        (dict(launcher="ssh"), "unknown launcher 'ssh': must be one of none, pytorch"),
     ],
 )  # fmt: skip
-def test_what_is_missing_or_unknown(
+def test_missing_or_unknown_parts(
     changes: dict[str, Any], words: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
@@ -184,7 +184,7 @@ def test_what_is_missing_or_unknown(
     for key in (k for k, v in changes.items() if v is None):
         *parents, last = key.split("__")
         functools.reduce(lambda node, name: node[name], parents, cfg).pop(last)
-    words = words or "train_dataloader has no `sampler`"
+    words = words or "train_dataloader: missing `sampler`"
     assert words in refusal(cfg, ConfigError)
 
 
@@ -192,10 +192,10 @@ def test_what_is_missing_or_unknown(
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (dict(persistent_workers=True), "num_workers=0 beside persistent_workers=True"),
-        (dict(prefetch_factor=2), "num_workers=0 beside prefetch_factor=2"),
-        (dict(timeout=30), "num_workers=0 beside timeout=30"),
-        (dict(multiprocessing_context="fork"), "num_workers=0 beside multiprocessing_context"),
+        (dict(persistent_workers=True), "num_workers=0 with persistent_workers=True"),
+        (dict(prefetch_factor=2), "num_workers=0 with prefetch_factor=2"),
+        (dict(timeout=30), "num_workers=0 with timeout=30"),
+        (dict(multiprocessing_context="fork"), "num_workers=0 with multiprocessing_context"),
         (dict(persistent_workers=True, timeout=5), "remove persistent_workers and timeout"),
         (dict(prefetch_factor=2), "remove prefetch_factor, or"),
         (dict(num_workers=-1), "num_workers=-1"),
@@ -207,12 +207,12 @@ def test_what_is_missing_or_unknown(
         (dict(batch_size=0), "batch_size=0"),
         (dict(batch_size=1.5), "batch_size=1.5"),
         (dict(batch_size=None), "batch_size=None"),
-        (dict(num_worker=2), "num_worker: torch's DataLoader has no such setting; did you mean "
+        (dict(num_worker=2), "num_worker: unknown setting of torch's DataLoader (did you mean "
          "`num_workers`?"),
-        (dict(shuffle=True), "shuffle=True: the order is the sampler's"),
+        (dict(shuffle=True), "shuffle=True: the sampler decides the order"),
     ],
 )  # fmt: skip
-def test_settings_of_loading_that_contradict_each_other(
+def test_contradicting_settings_of_data_loaders(
     stage: str, changes: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     cfg = config(tmp_path)
@@ -221,7 +221,7 @@ def test_settings_of_loading_that_contradict_each_other(
     assert f": {stage}_dataloader." in message and words in message
 
 
-def test_settings_of_loading_that_fit_each_other(tmp_path: Path) -> None:
+def test_valid_settings_of_data_loaders(tmp_path: Path) -> None:
     cfg = config(tmp_path)
     for changes in (
         dict(persistent_workers=False, prefetch_factor=None, timeout=0),
@@ -232,16 +232,16 @@ def test_settings_of_loading_that_fit_each_other(tmp_path: Path) -> None:
         check_config(complete_config(cfg))
 
 
-def test_evaluation_must_not_lose_images(tmp_path: Path) -> None:
+def test_evaluation_with_drop_last_is_an_error(tmp_path: Path) -> None:
     cfg = config(tmp_path, val_dataloader__drop_last=True)
     assert "val_dataloader.drop_last=True" in refusal(cfg, ConfigError)
 
 
-def test_a_batch_sampler_needs_the_size_too(tmp_path: Path) -> None:
+def test_a_batch_sampler_needs_the_batch_size(tmp_path: Path) -> None:
     cfg = config(tmp_path)
     cfg.train_dataloader.pop("batch_size")
     cfg.train_dataloader.batch_sampler = dict(type="AspectRatioBatchSampler")
-    assert "train_dataloader has no `batch_size`" in refusal(cfg, ConfigError)
+    assert "train_dataloader: missing `batch_size`" in refusal(cfg, ConfigError)
 
 
 @pytest.mark.parametrize("key", ["max_iters", "val_interval"])
@@ -250,7 +250,7 @@ def test_numbers_of_iterations(key: str, value: Any, tmp_path: Path) -> None:
     cfg = config(tmp_path)
     cfg.train_cfg[key] = value
     assert f": train_cfg.{key}={value!r}" in refusal(cfg, ConfigError)
-    cfg.train_cfg[key] = 6.0  # mmengine's own configs say 9e4
+    cfg.train_cfg[key] = 6.0  # mmengine's configs set 9e4
     check_config(complete_config(cfg))
 
 
@@ -270,13 +270,13 @@ OUR_METRICS = [
         ["panoptic/PQ", "instance/AP"], "auto",
     ],
 )  # fmt: skip
-def test_more_of_our_numbers_is_better(best: Any, tmp_path: Path) -> None:
+def test_greater_is_better_for_all_our_results(best: Any, tmp_path: Path) -> None:
     cfg = config(tmp_path, default_hooks__checkpoint__save_best=best)
     cfg.val_evaluator = OUR_METRICS
     check_config(complete_config(cfg))
     hook = OpenVocabRunner.from_cfg(complete_config(cfg))._hooks[-1]
     assert isinstance(hook, AtomicCheckpointHook)
-    if best == "auto":  # settled when the first numbers are there
+    if best == "auto":  # decided when the first results are known
         hook._init_rule(hook.rules, ["panoptic/PQ"])
     assert set(hook.rules) == {"greater"}
 
@@ -284,16 +284,18 @@ def test_more_of_our_numbers_is_better(best: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes, words",
     [
-        (dict(save_best="count/images"), "save_best='count/images': whether more or less of it"),
-        (dict(save_best="panoptic/PQ"), "save_best='panoptic/PQ': the metrics of val_evaluator "
-         "give count/..."),
-        (dict(save_best="PQ"), "save_best='PQ': the metrics of val_evaluator give count/..."),
-        (dict(save_best=3), "save_best=3: the name of a number"),
-        (dict(save_best="count/images", rule="more"), "rule='more': 'greater' or 'less'"),
-        (dict(save_best="count/images", rule=["less", "less"]), "or one of them for each"),
+        (dict(save_best="count/images"), "save_best='count/images': unknown whether greater or "
+         "less is better"),
+        (dict(save_best="panoptic/PQ"), "save_best='panoptic/PQ': not a result of val_evaluator, "
+         "whose metrics return count/..."),
+        (dict(save_best="PQ"), "save_best='PQ': not a result of val_evaluator, whose metrics "
+         "return count/..."),
+        (dict(save_best=3), "save_best=3: must be the name of a result"),
+        (dict(save_best="count/images", rule="more"), "rule='more': must be 'greater' or 'less'"),
+        (dict(save_best="count/images", rule=["less", "less"]), "one of them for each entry"),
     ],
 )  # fmt: skip
-def test_the_best_checkpoint_of_what(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_invalid_save_best(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
     cfg = config(tmp_path)
     cfg.default_hooks.checkpoint.update(changes)
     message = refusal(cfg, ConfigError)
@@ -302,27 +304,27 @@ def test_the_best_checkpoint_of_what(changes: dict[str, Any], words: str, tmp_pa
     check_config(complete_config(cfg))
 
 
-def test_there_is_no_best_checkpoint_without_validation(tmp_path: Path) -> None:
+def test_save_best_without_validation_is_an_error(tmp_path: Path) -> None:
     cfg = config(tmp_path, default_hooks__checkpoint__save_best="panoptic/PQ")
     for key in ("val_dataloader", "val_evaluator", "val_cfg"):
         cfg.pop(key)
     assert "no val_dataloader" in refusal(cfg, ConfigError)
 
 
-def test_a_number_that_validation_does_not_give(tmp_path: Path) -> None:
+def test_save_best_of_a_result_that_validation_does_not_return(tmp_path: Path) -> None:
     cfg = config(tmp_path, train_cfg__max_iters=2, train_cfg__val_interval=2)
     cfg.default_hooks.checkpoint.update(save_best="count/imagez", rule="less", by_epoch=False)
     with pytest.raises(ConfigError, match="save_best='count/imagez': .* it gives count/images"):
         OpenVocabRunner.from_cfg(cfg).train()
 
 
-def test_parts_that_refuse_an_argument(tmp_path: Path) -> None:
+def test_unknown_arguments_of_parts(tmp_path: Path) -> None:
     for changes in (
         dict(model__widht=3),
         dict(train_dataloader__dataset__siz=3),
         dict(default_hooks__checkpoint__intervall=3),
     ):
-        with pytest.raises(ConfigError, match="wrong argument: .*(widht|siz|intervall)"):
+        with pytest.raises(ConfigError, match="invalid argument: .*(widht|siz|intervall)"):
             OpenVocabRunner.from_cfg(config(tmp_path, **changes)).train()
 
 
@@ -341,7 +343,7 @@ def test_missing_files(stage: str, key: str, tmp_path: Path) -> None:
     check_config(complete_config(cfg))
     cfg.merge_from_dict({f"{stage}_dataloader.dataset.{key}": "gone/x.json"})
     message = refusal(cfg, DatasetError)
-    assert f"{stage}_dataloader.dataset.{key}: there is no {tmp_path}/gone/x.json" in message
+    assert f"{stage}_dataloader.dataset.{key}: {tmp_path}/gone/x.json not found" in message
     assert "--data-root" in message
 
 
@@ -352,10 +354,12 @@ def test_files_of_the_test_set_are_not_needed_for_training(tmp_path: Path) -> No
     check_config(complete_config(cfg))
     for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
         cfg.pop(key)
-    assert "test_dataloader.dataset.ann_file: there is no no" in refusal(cfg, DatasetError)
+    assert "test_dataloader.dataset.ann_file: no not found" in refusal(cfg, DatasetError)
 
 
-def test_images_must_not_count_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampler_that_counts_images_twice_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cfg = config(tmp_path, val_dataloader__sampler=dict(type="DefaultSampler", round_up=True))
     check_config(complete_config(cfg))
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -372,7 +376,7 @@ def test_float16_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     message = refusal(cfg, DeviceError)
     assert message.startswith("AmpOptimWrapper needs a GPU")
-    assert "take --precision fp32 or bf16" in message
+    assert "use --precision fp32 or bf16" in message
     for precision in ("fp32", "bf16"):
         set_precision(cfg, precision)
         check_config(complete_config(cfg))
@@ -405,7 +409,7 @@ def test_precisions() -> None:
     assert (cfg.optim_wrapper.clip_grad, cfg.optim_wrapper.constructor) == (clip, constructor)
     with pytest.raises(ConfigError, match="precision 'fp8'"):
         set_precision(cfg, "fp8")
-    with pytest.raises(ConfigError, match="no `optim_wrapper`"):
+    with pytest.raises(ConfigError, match="missing key `optim_wrapper`"):
         set_precision(load_config("odise/odise_label_ade20k.py"), "fp32")
 
 

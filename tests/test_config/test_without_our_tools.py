@@ -1,4 +1,4 @@
-"""Configs are complete for mmengine's runner and mmdet's tools, which complete nothing."""
+"""Configs work without changes in mmengine's runner and mmdet's tools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 from tests.support.parts import CONFIGS
 from tests.support.small_coco import write_small_coco
 
-# Words that the toy world's CLIP knows.
+# Class names that the toy world's CLIP knows.
 NAMES = {
     "cat": "red box",
     "dog": "white ball",
@@ -26,7 +26,7 @@ BROWSE = Path(mmdet.__file__).parent / ".mim/tools/analysis_tools/browse_dataset
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
-    """The toy world's config, on three small images."""
+    """The toy world's config with three small images."""
     for split in ("train", "val"):
         data = write_small_coco(tmp_path, split)
         content = data.read()
@@ -52,9 +52,9 @@ work_dir = "{tmp_path}/work"
     return path
 
 
-@pytest.mark.skipif(not BROWSE.is_file(), reason="this mmdet came without its tools")
+@pytest.mark.skipif(not BROWSE.is_file(), reason="mmdet is installed without its tools")
 def test_mmdets_browser_shows_the_images(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tool itself, which builds the dataset by mmdet's registry and draws what it gives."""
+    """Run mmdet's tool, which builds the dataset with mmdet's registry and draws its images."""
     out = toy.parent / "drawn"
     arguments = ["browse_dataset.py", str(toy), "--output-dir", str(out), "--not-show"]
     monkeypatch.setattr("sys.argv", arguments)

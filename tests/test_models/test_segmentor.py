@@ -369,7 +369,10 @@ def test_unknown_mode(model: OpenVocabSegmentor) -> None:
         ),
         (dict(max_tiles_per_batch=0), "max_tiles_per_batch=0: at least 1"),
         (dict(tilesize=512), "tilesize"),
-        (dict(neck=dict(type="FeatureProjector")), "no part named 'FeatureProjector'.*FeatureProj"),
+        (
+            dict(neck=dict(type="FeatureProjector")),
+            "type 'FeatureProjector' is not registered.*FeatureProj",
+        ),
         (
             dict(neck=dict(type="FeatureProjection", channels=3)),
             "FeatureProjection has no argument channels; it has: .*out_channels",

@@ -137,7 +137,7 @@ def test_parts_of_ones_own_are_named_by_the_user(tmp_path: Path) -> None:
     module = "projects.coat.coat_ensemble"
     changes = dict(custom_imports=dict(imports=[module]), model__ensemble=dict(type="CoatEnsemble"))
     folder = predictions(tmp_path / "x", **changes)
-    with pytest.raises(ConfigError, match=rf"asks for the module '{module}'.*--custom-imports"):
+    with pytest.raises(ConfigError, match=rf"untrusted module '{module}'.*--custom-imports"):
         read_config(folder)
     assert read_config(folder, [module]).model.ensemble.type == "CoatEnsemble"
     with pytest.raises(ConfigError, match="--custom-imports gone_module: cannot be imported"):
@@ -153,7 +153,9 @@ def test_what_is_known_is_known_by_its_whole_name() -> None:
             check_types(dict(type=name), DATASETS, "x.json")
     with pytest.raises(ConfigError, match="x.json"):
         check_imports(dict(imports=["mines"]), ["mine"], "x.json")
-    with pytest.raises(ConfigError, match="is no DatasetMetric|no metric of this package"):
+    with pytest.raises(
+        ConfigError, match="is not a subclass of DatasetMetric|is not a metric of this package"
+    ):
         check_types(dict(type="CountImages"), METRICS, "x.json", ["tests"], DatasetMetric)
 
 
@@ -191,7 +193,7 @@ def test_the_working_directory_does_not_replace_our_configs(
         load_config(name)
     own = own_config_folders()[0] / "toy/odise_tiny.py"
     assert str(file) in str(caught.value) and str(own) in str(caught.value)
-    assert "write the path" in str(caught.value) and not mark.exists()
+    assert "give the path" in str(caught.value) and not mark.exists()
     assert "backbone" in load_config(own).model
     load_config("configs/toy/odise_tiny.py")
     assert mark.exists(), "a path is what the user meant"
