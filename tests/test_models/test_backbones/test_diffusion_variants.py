@@ -543,7 +543,7 @@ def test_architecture_on_a_hub_out_of_reach(
         assert part in str(error.value)
     with pytest.raises(CheckpointError) as error:
         DiffusionBackbone("tiny", "hf://some/model/file.ckpt", UNET)
-    for part in ("hf://some/model/file.ckpt", "fetch file.ckpt", "https://huggingface.co/some/"):
+    for part in ("hf://some/model/file.ckpt", "download file.ckpt", "https://huggingface.co/some/"):
         assert part in str(error.value)
     with pytest.raises(CheckpointError, match="expected hf://owner/name/file"):
         DiffusionBackbone("tiny", "hf://some/model", UNET)

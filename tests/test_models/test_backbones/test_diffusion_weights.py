@@ -390,7 +390,7 @@ def test_folder_without_weights(folder: Path, tmp_path: Path) -> None:
         (tmp_path / part).symlink_to(folder / part)
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="unet: none of diffusion_pytorch_model.safetensors"):
+    with pytest.raises(CheckpointError, match="unet: expected diffusion_pytorch_model.safetensors"):
         DiffusionBackbone("tiny", str(tmp_path), PAPER)
 
 

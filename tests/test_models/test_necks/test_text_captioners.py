@@ -357,7 +357,7 @@ def change_weights(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (without("model.safetensors"), "none of model.safetensors, pytorch_model.bin"),
+        (without("model.safetensors"), "expected model.safetensors, pytorch_model.bin"),
         (without("config.json"), "config.json: no such config of a BLIP model"),
         (
             without("tokenizer.json"),
