@@ -1,4 +1,4 @@
-"""Datasets, the order in which they are seen, their transforms, and vocabularies."""
+"""Datasets, samplers, transforms and vocabularies."""
 
 from odise_mm.datasets import transforms  # noqa: F401  (fills the registry)
 from odise_mm.datasets.instance import InstanceDataset

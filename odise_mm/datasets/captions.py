@@ -1,4 +1,4 @@
-"""Captions of images, and the noun phrases in them."""
+"""Captions and noun phrases of images."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ from odise_mm.utils.files import read_json
 
 
 def read_phrases(path: str | os.PathLike) -> dict[str, list[list[str]]]:
-    """Noun phrases by image id (as text): one list per caption, see docs/training_data.md.
+    """Read a file of noun phrases; docs/training_data.md describes the format.
+
+    Returns:
+        Image id (as a string) -> one list of phrases per caption.
 
     Raises:
-        DatasetError: missing, or something else.
+        DatasetError: the file is missing or not a file of noun phrases.
     """
     if not os.path.exists(path):
         raise DatasetError(
-            f"{path}: no such file of noun phrases; tools/dataset_converters/coco.py writes it"
+            f"{path}: file of noun phrases not found; create it with "
+            "tools/dataset_converters/coco.py"
         )
     content = read_json(path, DatasetError, "file of noun phrases")
     phrases = content.get("phrases") if isinstance(content, dict) else None
@@ -43,10 +47,14 @@ def _are_phrases(captions: Any) -> bool:
 
 
 def add_phrases(data: list[dict], path: str | os.PathLike) -> None:
-    """Give the images the noun phrases of a file, as ``captions_phrases``.
+    """Add the noun phrases of a file to the images, under the key ``captions_phrases``.
+
+    Args:
+        data: information of the images, modified in place.
+        path: file of noun phrases, see :func:`read_phrases`.
 
     Raises:
-        DatasetError: no image is in the file.
+        DatasetError: the file contains none of the images.
     """
     phrases = read_phrases(path)
     without = 0
@@ -55,33 +63,39 @@ def add_phrases(data: list[dict], path: str | os.PathLike) -> None:
         without += not any(info["captions_phrases"])
     if data and not any(str(info["img_id"]) in phrases for info in data):
         raise DatasetError(
-            f"{path}: has none of the {len(data)} images of this dataset (the first image's id "
-            f"is {shown(data[0]['img_id'])}); is it that of another split?"
+            f"{path}: contains none of the {len(data)} images of this dataset (the first image's "
+            f"id is {shown(data[0]['img_id'])}); does the file belong to another split?"
         )
     if without:
         print_log(
-            f"{path}: {without} of {len(data)} images have no noun phrase; they train masks, "
-            "not words",
+            f"{path}: {without} of {len(data)} images have no noun phrases; they train only the "
+            "masks, not the class predictions",
             logger="current",
         )
 
 
 def add_captions(data: list[dict], path: str | os.PathLike) -> None:
-    """Give the images the captions of a file, as ``captions``, and the first as ``caption``.
+    """Add the captions of a file to the images.
+
+    Args:
+        data: information of the images, modified in place: ``captions`` gets all captions of an
+            image, ``caption`` the first one.
+        path: COCO's ``captions_*.json``.
 
     Raises:
-        DatasetError: an image has none, or other ones than its noun phrases were read off.
+        DatasetError: the file is missing, an image has no caption, or the number of captions
+            differs from that of the image's noun phrases.
     """
     if not os.path.exists(path):
-        raise DatasetError(f"{printable(path)}: no such file of captions; {LAYOUT}")
+        raise DatasetError(f"{printable(path)}: file of captions not found; {LAYOUT}")
     captions = read_captions(path)
     without = [info for info in data if info["img_id"] not in captions]
     if without:
         first = without[0]["img_id"]
         raise DatasetError(
             f"{path}: {len(without)} of {len(data)} images have no caption (the first: "
-            f"{without[0]['img_path']}, id {shown(first)}){twin(first, captions)}; is it that of "
-            "another split? Leave captions_file out where the model needs no captions"
+            f"{without[0]['img_path']}, id {shown(first)}){twin(first, captions)}; does the "
+            "file belong to another split? Leave captions_file out if the model needs no captions"
         )
     for info in data:
         info["captions"] = captions[info["img_id"]]
@@ -89,6 +103,6 @@ def add_captions(data: list[dict], path: str | os.PathLike) -> None:
         phrases = info.get("captions_phrases")
         if phrases and len(phrases) != len(info["captions"]):
             raise DatasetError(
-                f"{path}: image id {info['img_id']} has {len(info['captions'])} captions, and "
-                f"noun phrases of {len(phrases)}; make the phrases_file from this file"
+                f"{path}: image id {info['img_id']} has {len(info['captions'])} captions, but the "
+                f"noun phrases of {len(phrases)}; create phrases_file from this file"
             )

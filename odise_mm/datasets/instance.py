@@ -1,4 +1,4 @@
-"""Instance datasets in COCO's format: COCO, LVIS, UVO and alike."""
+"""Instance datasets in COCO's format, such as COCO, LVIS and UVO."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from odise_mm.vocabulary.categories import label_of_category
 
 @DATASETS.register_module()
 class InstanceDataset(SeededItems, OrientedImages, CocoDataset):
-    """mmdet's ``CocoDataset`` with the classes of a vocabulary, in its order.
+    """mmdet's ``CocoDataset`` with the classes of a vocabulary, in the vocabulary's order.
 
-    Serves LVIS, too (its files name images by ``coco_url``). In training, instances without a
-    mask and images without an instance are left out; in testing they stay. Masks that cannot be
-    used are left out always, see :mod:`odise_mm.annotations.coco_json`.
+    It also reads LVIS, whose files name images by ``coco_url``. In training, instances without a
+    mask and images without instances are left out; in testing they are kept. Unusable masks are
+    always left out, see :mod:`odise_mm.annotations.coco_json`.
 
-    An image's information: ``img_path``, ``img_id``, ``height``, ``width`` and mmdet's
+    Each image has the keys ``img_path``, ``img_id``, ``height``, ``width`` and mmdet's
     ``instances`` (bbox, bbox_label, mask, ignore_flag).
 
     Args:
         vocabulary, label_file, class_agnostic, subsets: see
             :class:`odise_mm.datasets.PanopticDataset`.
-        kwargs: of ``CocoDataset``: ``ann_file``, ``data_root``, ``data_prefix`` with the folder
-            'img', ``pipeline``, ``test_mode``, ``indices``; and ``exif``, see
+        kwargs: arguments of ``CocoDataset``: ``ann_file``, ``data_root``, ``data_prefix`` with
+            the folder 'img', ``pipeline``, ``test_mode``, ``indices``; and ``exif``, see
             :class:`odise_mm.datasets.orientation.OrientedImages`.
 
     Raises:
-        DatasetError: files or folders are missing, are something else or contradict the
-            vocabulary, or no image is left.
+        DatasetError: a file or folder is missing, is invalid or contradicts the vocabulary, or no
+            image is left.
     """
 
     METAINFO: dict = {}
@@ -58,7 +58,7 @@ class InstanceDataset(SeededItems, OrientedImages, CocoDataset):
     ) -> None:
         if kwargs.get("filter_cfg"):
             raise ConfigError(
-                "InstanceDataset leaves out images without instances by itself: remove filter_cfg"
+                "InstanceDataset always leaves out images without instances: remove filter_cfg"
             )
         root = kwargs.get("data_root")
         self.vocabulary, self._annotated = resolve_vocabulary(
@@ -68,13 +68,14 @@ class InstanceDataset(SeededItems, OrientedImages, CocoDataset):
         super().__init__(metainfo=metainfo_of(self.vocabulary, subsets, root), **kwargs)
 
     def load_data_list(self) -> list[dict]:
+        """Read the annotation file; no image is opened."""
         folder = self.data_prefix.get("img")
         check_folder(folder, "images")
         content = read_annotations(self.ann_file, "instance", masks=not self.test_mode)
         label_of = label_of_category(content, self._annotated)
         if self.class_agnostic:
             label_of = dict.fromkeys(label_of, 0)
-        self.cat2label, self.cat_ids = label_of, label_of.keys()  # as mmdet's parsing wants them
+        self.cat2label, self.cat_ids = label_of, label_of.keys()  # read by mmdet's parser
         annotations_of: dict[Id, list[dict]] = defaultdict(list)
         for annotation in content.annotations:
             annotations_of[annotation["image_id"]].append(annotation)
@@ -99,18 +100,18 @@ class InstanceDataset(SeededItems, OrientedImages, CocoDataset):
         return info
 
     def _log_empty_boxes(self, data: list[dict], content: CocoFile) -> None:
-        """Say how many instances mmdet has left out: in testing, nothing is made of them."""
+        """Log how many instances mmdet left out. In testing, none of them is used anyway."""
         missing = len(content.annotations) - sum(len(info["instances"]) for info in data)
         if missing and not self.test_mode:
             print_log(
                 f"{content.path}: {missing} of {len(content.annotations)} annotations are left "
-                "out: they are marked to be ignored, or have no area, or a box of less than a "
-                "pixel in their image",
+                "out: they are marked as ignored, have no area, or have a box that covers less "
+                "than a pixel of the image",
                 logger="current",
             )
 
     def filter_data(self) -> list[dict]:
-        """Leave out images that cannot be trained on; see the class.
+        """Leave out images that cannot be trained on, see the class.
 
         Raises:
             DatasetError: no image is left.
@@ -119,4 +120,4 @@ class InstanceDataset(SeededItems, OrientedImages, CocoDataset):
             self.test_mode or any(not i["ignore_flag"] for i in info["instances"])
             for info in self.data_list
         ]
-        return keep_usable(self.data_list, usable, self.ann_file, "without an instance")
+        return keep_usable(self.data_list, usable, self.ann_file, "without instances")

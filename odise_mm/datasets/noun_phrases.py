@@ -1,8 +1,8 @@
-"""Noun phrases of captions: the words of caption supervision (ODISE, arXiv 2303.04803).
+"""Noun phrases of captions, for caption supervision (ODISE, arXiv 2303.04803).
 
-A caption is cut into words, every word gets its part of speech, and phrases are read off the parts
-of speech by one of three grammars. All of it works offline: NLTK's tagger is used where its data is
-installed, else TextBlob's, which brings its own lexicon. Nothing is ever downloaded.
+A caption is split into words, a tagger assigns the parts of speech, and one of three grammars
+selects the phrases. Everything works offline: NLTK's tagger is used if its data is installed, else
+TextBlob's, which includes its lexicon. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ GRAMMARS: dict[str, tuple[re.Pattern, ...]] = {
     "prepositions": (re.compile(f"{_JOINED.pattern}|{_RUN}"),),
     "both": (_RUNS, _JOINED),
 }
-"""How phrases are read off a caption.
+"""Rules that select the phrases of a caption.
 
-- ``runs``: the longest runs of adjectives and nouns that end in a noun:
-  "red apples", "dining room table".
-- ``prepositions``: two such runs with a preposition between them are one phrase, "slice of pizza";
-  what is left are runs.
-- ``both``, the default: the runs, then the phrases with a preposition. The paper does not say which
-  of the two it means; here a model sees the parts as well as the whole.
+- ``runs``: the longest runs of adjectives and nouns that end in a noun, such as "red apples" and
+  "dining room table".
+- ``prepositions``: two runs joined by a preposition form one phrase, such as "slice of pizza"; the
+  remaining runs are phrases as well.
+- ``both``, the default: all runs, then the phrases with a preposition. The paper does not specify
+  which of the two it uses; with both, the model sees the parts as well as the whole.
 """
 DEFAULT_GRAMMAR = "both"
 TAGGERS = ("nltk", "textblob")
@@ -41,11 +41,11 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 @dataclass(frozen=True)
 class Tagger:
-    """Gives words their parts of speech (Penn Treebank's tags).
+    """A part-of-speech tagger (Penn Treebank tags).
 
     Attributes:
-        name: which one it is, with its version.
-        tag: from the words of a sentence to (word, tag) pairs.
+        name: name and version.
+        tag: maps the words of a sentence to (word, tag) pairs.
     """
 
     name: str
@@ -53,16 +53,17 @@ class Tagger:
 
 
 def load_tagger(kind: str | None = None) -> Tagger:
-    """NLTK's perceptron, which the paper used, or TextBlob's lexicon and rules.
+    """Load NLTK's perceptron tagger, which the paper used, or TextBlob's rule-based one.
 
     Args:
-        kind: one of ``TAGGERS``; None: NLTK's where its data is installed, else TextBlob's.
+        kind: one of ``TAGGERS``. None selects NLTK's if its data is installed, else TextBlob's.
 
     Raises:
-        DatasetError: NLTK's was asked for and its data is not installed.
+        DatasetError: ``kind`` is "nltk", but its data is not installed.
+        ValueError: ``kind`` is not in ``TAGGERS``.
     """
     if kind not in (None, *TAGGERS):
-        raise ValueError(f"no tagger {kind!r}; there are {', '.join(TAGGERS)}")
+        raise ValueError(f"unknown tagger {kind!r}; choose from {', '.join(TAGGERS)}")
     if kind != "textblob":
         import nltk
 
@@ -73,7 +74,7 @@ def load_tagger(kind: str | None = None) -> Tagger:
                 raise DatasetError(
                     "the data of NLTK's tagger is not installed: "
                     "python -m nltk.downloader averaged_perceptron_tagger_eng "
-                    "(or take the tagger textblob, which needs none)"
+                    "(or use the tagger textblob, which needs no data)"
                 ) from err
         else:
             return Tagger(f"nltk {nltk.__version__} perceptron", perceptron.tag)
@@ -92,12 +93,15 @@ class NounPhrases:
 
     Args:
         grammar: one of ``GRAMMARS``.
-        tagger: by default what :func:`load_tagger` finds.
+        tagger: by default the one that :func:`load_tagger` selects.
+
+    Raises:
+        ValueError: ``grammar`` is not in ``GRAMMARS``.
     """
 
     def __init__(self, grammar: str = DEFAULT_GRAMMAR, tagger: Tagger | None = None) -> None:
         if grammar not in GRAMMARS:
-            raise ValueError(f"no grammar {grammar!r}; there are {', '.join(GRAMMARS)}")
+            raise ValueError(f"unknown grammar {grammar!r}; choose from {', '.join(GRAMMARS)}")
         from nltk.tokenize import TreebankWordTokenizer  # rules only, no data
 
         self.grammar = grammar
@@ -105,7 +109,10 @@ class NounPhrases:
         self._split = TreebankWordTokenizer().tokenize
 
     def __call__(self, caption: str) -> list[str]:
-        """Phrases in lower case, each once: by grammar rule, then in the caption's order."""
+        """Return the distinct phrases of a caption in lower case.
+
+        They are sorted by grammar rule, then by their position in the caption.
+        """
         found: dict[str, None] = {}
         sentences = [
             self.tagger.tag(words)
@@ -121,7 +128,7 @@ class NounPhrases:
 
 
 def _letter(word: str, tag: str) -> str:
-    """One of A, N, P and O, see above. What has no letter in it is no word."""
+    """Return the code of a word: A, N, P or O. Tokens without letters count as O."""
     if not _LETTER.search(word):
         return "O"
     return {"JJ": "A", "NN": "N", "IN": "P"}.get(tag[:2], "O")

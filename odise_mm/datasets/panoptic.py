@@ -1,4 +1,4 @@
-"""Panoptic datasets in COCO's format: one JSON file, and a PNG file of segment ids per image."""
+"""Panoptic datasets in COCO's format: a JSON file, and one PNG file of segment ids per image."""
 
 from __future__ import annotations
 
@@ -27,43 +27,45 @@ from odise_mm.vocabulary.categories import label_of_category
 
 @DATASETS.register_module()
 class PanopticDataset(SeededItems, OrientedImages, CocoPanopticDataset):
-    """mmdet's ``CocoPanopticDataset`` with the classes of a vocabulary, in its order.
+    """mmdet's ``CocoPanopticDataset`` with the classes of a vocabulary, in the vocabulary's order.
 
-    Loading reads the JSON file alone: no image is opened, and panopticapi is not needed. Class
-    indices are places in the vocabulary, not in the file. In training, images without a segment
-    (other than crowd regions) are left out; in testing they stay. Images that the file has no
-    annotation for are left out always, as panopticapi does.
+    Loading reads only the JSON file: no image is opened, and panopticapi is not needed. Class
+    indices are positions in the vocabulary, not in the file. In training, images without segments
+    (crowd regions do not count) are left out; in testing they are kept. Images without an
+    annotation in the file are always left out, as in panopticapi.
 
-    An image's information: ``img_path``, ``img_id``, ``height``, ``width``, ``seg_map_path``,
-    ``segments_info`` (a list of dict(id, label, is_thing, is_crowd, area)); with ``data_prefix``
-    'sem_seg' also ``sem_seg_path`` and ``reduce_zero_label``, with ``phrases_file`` also
-    ``captions_phrases`` (captions, each a list of noun phrases), with ``captions_file``
-    ``captions`` (texts) and ``caption`` (the first of them).
+    Each image has the keys ``img_path``, ``img_id``, ``height``, ``width``, ``seg_map_path`` and
+    ``segments_info`` (a list of dict(id, label, is_thing, is_crowd, area)). ``data_prefix`` with
+    'sem_seg' adds ``sem_seg_path`` and ``reduce_zero_label``. ``phrases_file`` adds
+    ``captions_phrases`` (one list of noun phrases per caption). ``captions_file`` adds ``captions``
+    (strings) and ``caption`` (the first of them).
 
     Args:
-        vocabulary: a built-in vocabulary's name, a file, or a :class:`Vocabulary`. Its
-            ``source_names`` are the names of the file's categories. May be None if
-            ``class_agnostic``: then any category will do.
-        label_file: a file of names that replace the vocabulary's synonyms, class by class.
-        class_agnostic: all classes become one, the thing "object".
-        subsets: parts of the classes that metrics report numbers of, too, such as "base" and
-            "novel": name -> a built-in vocabulary, a file, or a list of names. Their
-            ``source_names`` are among the dataset's own, whatever their case; subsets may
-            overlap. Not with ``class_agnostic``.
+        vocabulary: name of a built-in vocabulary, a file, or a :class:`Vocabulary`. Its
+            ``source_names`` are the names of the file's categories. With ``class_agnostic`` it may
+            be None, which accepts any categories.
+        label_file: file of names that replace the vocabulary's synonyms, class by class.
+        class_agnostic: whether to merge all classes into one, the thing "object".
+        subsets: subsets of the classes, such as "base" and "novel", for which metrics report
+            separate numbers: name -> a built-in vocabulary, a file, or a list of names. Their
+            ``source_names`` must be among the dataset's; case is ignored. Subsets may overlap. Not
+            available with ``class_agnostic``.
         phrases_file: noun phrases of the captions, see docs/training_data.md.
-        captions_file: the captions themselves (COCO's ``captions_*.json``), for models that are
-            told them; every image must have one.
-        img_suffix, sem_seg_suffix: the semantic label file is called like the image, the first
-            replaced by the second; ``img_suffix`` None: whatever the extension is.
-        reduce_zero_label: in the semantic label files, 0 is ignored and classes count from 1.
-        kwargs: of ``CocoPanopticDataset``: ``ann_file``, ``data_root``, ``data_prefix`` with
-            folders 'img', 'seg' and perhaps 'sem_seg', ``pipeline``, ``test_mode``, ``indices``.
-            Relative paths (of the files above, too) are looked up below ``data_root``. And
-            ``exif``, see :class:`odise_mm.datasets.orientation.OrientedImages`.
+        captions_file: the captions (COCO's ``captions_*.json``), for models that are conditioned on
+            them; every image must have one.
+        img_suffix, sem_seg_suffix: the name of the semantic label file is that of the image with
+            ``img_suffix`` replaced by ``sem_seg_suffix``. If ``img_suffix`` is None, the extension
+            is replaced.
+        reduce_zero_label: whether 0 is ignored in semantic label files, so that classes start at 1.
+        kwargs: arguments of ``CocoPanopticDataset``: ``ann_file``, ``data_root``, ``data_prefix``
+            with the folders 'img', 'seg' and optionally 'sem_seg', ``pipeline``, ``test_mode``,
+            ``indices``; and ``exif``, see
+            :class:`odise_mm.datasets.orientation.OrientedImages`. Relative paths, also those of the
+            files above, are looked up below ``data_root``.
 
     Raises:
-        DatasetError: files or folders are missing, are something else or contradict the
-            vocabulary or each other, or no image is left.
+        DatasetError: a file or folder is missing, is invalid or contradicts the vocabulary or
+            another file, or no image is left.
     """
 
     METAINFO: dict = {}
@@ -84,7 +86,7 @@ class PanopticDataset(SeededItems, OrientedImages, CocoPanopticDataset):
     ) -> None:
         if kwargs.get("filter_cfg"):
             raise ConfigError(
-                "PanopticDataset leaves out images without segments by itself: remove filter_cfg"
+                "PanopticDataset always leaves out images without segments: remove filter_cfg"
             )
         check_flag("reduce_zero_label", reduce_zero_label)
         root = kwargs.get("data_root")
@@ -100,7 +102,7 @@ class PanopticDataset(SeededItems, OrientedImages, CocoPanopticDataset):
         super().__init__(metainfo=metainfo_of(self.vocabulary, subsets, root), **kwargs)
 
     def load_data_list(self) -> list[dict]:
-        """Read the JSON file (COCO's largest in seconds, not by way of pycocotools' index)."""
+        """Read the JSON file, without the slow index of pycocotools."""
         check_folder(self.data_prefix.get("img"), "images")
         check_folder(self.data_prefix.get("seg"), "panoptic PNG files")
         if "sem_seg" in self.data_prefix:
@@ -116,7 +118,7 @@ class PanopticDataset(SeededItems, OrientedImages, CocoPanopticDataset):
         label_of = label_of_category(content, self._annotated)
         if self.class_agnostic:
             label_of = dict.fromkeys(label_of, 0)
-        self.cat2label = label_of  # as mmdet calls it
+        self.cat2label = label_of  # mmdet's name
         self._warn_of_flags(content, label_of)
         annotation_of: dict[Id, dict] = {a["image_id"]: a for a in content.annotations}
         data = [
@@ -127,7 +129,7 @@ class PanopticDataset(SeededItems, OrientedImages, CocoPanopticDataset):
         if len(data) < len(content.images):
             print_log(
                 f"{content.path}: {len(content.images) - len(data)} of {len(content.images)} "
-                "images have no annotation and are left out",
+                "images are left out: they have no annotation",
                 logger="current",
             )
         return data
@@ -135,8 +137,8 @@ class PanopticDataset(SeededItems, OrientedImages, CocoPanopticDataset):
     def _parse_image(self, image: dict, annotation: dict, label_of: dict[Id, int]) -> dict:
         if "file_name" not in image:
             raise DatasetError(
-                f"{printable(self.ann_file)}: image {shown(image['id'])} has no `file_name`, which "
-                "names its image"
+                f"{printable(self.ann_file)}: image {shown(image['id'])} has no `file_name`, so "
+                "its image cannot be found"
             )
         is_thing = self.vocabulary.is_thing
         segments = [
@@ -164,7 +166,7 @@ class PanopticDataset(SeededItems, OrientedImages, CocoPanopticDataset):
         return info
 
     def _path(self, prefix: str, name: str, image: dict) -> str:
-        """Of a file that the JSON file names, below one of the folders of ``data_prefix``."""
+        """Return the path of a file that the annotations name, inside a ``data_prefix`` folder."""
         where = f"{printable(self.ann_file)}: image {shown(image['id'])}"
         path_inside(self.data_prefix[prefix], name, DatasetError, where)
         return osp.join(self.data_prefix[prefix], name)
@@ -188,14 +190,14 @@ class PanopticDataset(SeededItems, OrientedImages, CocoPanopticDataset):
         ]
         if differ and not self.class_agnostic:
             print_log(
-                f"{content.path}: thing or stuff of {len(differ)} categories is otherwise in the "
-                f"vocabulary '{self.vocabulary.name}', which counts (the first: "
+                f"{content.path}: isthing of {len(differ)} categories differs from the vocabulary "
+                f"'{self.vocabulary.name}', whose things and stuff are used (the first: "
                 f"{printable(differ[0])})",
                 logger="current",
             )
 
     def filter_data(self) -> list[dict]:
-        """Leave out images that cannot be trained on; see the class.
+        """Leave out images that cannot be trained on, see the class.
 
         Raises:
             DatasetError: no image is left.
@@ -204,8 +206,8 @@ class PanopticDataset(SeededItems, OrientedImages, CocoPanopticDataset):
             self.test_mode or any(not s["is_crowd"] for s in info["segments_info"])
             for info in self.data_list
         ]
-        return keep_usable(self.data_list, usable, self.ann_file, "without a segment to train on")
+        return keep_usable(self.data_list, usable, self.ann_file, "without segments to train on")
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """Class indices of the segments of one image (for ``ClassBalancedDataset``)."""
+        """Return the class indices of an image's segments (for ``ClassBalancedDataset``)."""
         return [segment["label"] for segment in self.get_data_info(idx)["segments_info"]]

@@ -1,4 +1,4 @@
-"""Which images training sees, in which order, with which random numbers."""
+"""Sampler that makes the order and the augmentation of training images reproducible."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from odise_mm.utils.settings import check_flag, check_whole
 
 @DATA_SAMPLERS.register_module()
 class SeededSampler(Sampler):
-    """An endless stream of shuffled epochs, a function of the seed and the position alone.
+    """Infinite stream of shuffled epochs that depends only on the seed and the position.
 
-    Process r of w takes the positions r, r + w, r + 2 w ... So iteration i of w processes with b
-    images each holds the positions from i w b to (i + 1) w b, as that of one process with w b
-    images does. An item carries its own seed, that of (seed, epoch, index), so that its
-    augmentation depends neither on worker processes nor on the images before it.
+    Process r of w takes the positions r, r + w, r + 2 w ... Iteration i of w processes with b
+    images each therefore covers the positions from i w b to (i + 1) w b, the same as one process
+    with w b images. Each item carries a seed derived from (seed, epoch, index), so its augmentation
+    depends neither on worker processes nor on the images before it.
 
-    Made for training by iterations: there is no last item.
+    Use it for iteration-based training; the stream never ends.
 
     Args:
-        dataset: what is sampled from.
-        seed: by default one drawn by the first process.
-        shuffle: False keeps the order of the dataset in every epoch.
+        dataset: dataset to sample from.
+        seed: seed of the stream; by default the first process draws one.
+        shuffle: whether to shuffle each epoch. If False, epochs keep the order of the dataset.
     """
 
     def __init__(self, dataset: Sized, seed: int | None = None, shuffle: bool = True) -> None:
@@ -41,14 +41,17 @@ class SeededSampler(Sampler):
         self.position = 0
 
     def start_at(self, position: int) -> None:
-        """Where the stream begins from now on; costs nothing, no data is loaded.
+        """Set the position at which the stream starts. This loads no data.
 
         Args:
-            position: number of images that all processes together have seen, i.e. iterations done
+            position: number of images that all processes have seen together: completed iterations
                 x images per process x processes.
+
+        Raises:
+            ValueError: ``position`` is negative.
         """
         if position < 0:
-            raise ValueError(f"a stream starts at position 0 or later, not {position}")
+            raise ValueError(f"the position in the stream must be at least 0, not {position}")
         self.position = position
 
     def __iter__(self) -> Iterator[SeededIndex]:
@@ -64,18 +67,18 @@ class SeededSampler(Sampler):
     def _order(self, epoch: int) -> np.ndarray:
         if not self.shuffle:
             return np.arange(self.size)
-        # numpy promises that RandomState's numbers never change, unlike torch.randperm's.
+        # NumPy guarantees that RandomState's numbers never change; torch.randperm's may.
         return np.random.RandomState([self.seed % 2**32, epoch]).permutation(self.size)
 
     def __len__(self) -> int:
-        """Images per process in an epoch, for those who ask how long one is."""
+        """Return the number of images per process in one epoch."""
         return -(-self.size // self.world_size)
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing to do: epochs follow from the position (mmengine's loops call it)."""
+        """Do nothing: the position determines the epoch. mmengine's loops call this method."""
 
 
 def item_seed(seed: int, epoch: int, index: int) -> int:
-    """The seed, below 2^32, of one image in one epoch."""
+    """Return the seed, in [0, 2^32), of one image in one epoch."""
     entropy = np.random.SeedSequence([seed % 2**32, epoch, index])
     return int(entropy.generate_state(1)[0])

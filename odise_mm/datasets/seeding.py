@@ -1,4 +1,4 @@
-"""Random numbers of a dataset's items: an index says which ones its pipeline sees."""
+"""Seeded dataset items: an index carries the seed of its item's random numbers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from odise_mm.registry import DATASETS, TRANSFORMS
 
 
 class SeededIndex(int):
-    """An index of a dataset that says which random numbers its pipeline sees: ``seed``."""
+    """Index of a dataset item that also carries the seed for the item's random numbers."""
 
     seed: int
 
@@ -23,17 +23,17 @@ class SeededIndex(int):
         self.seed = seed
         return self
 
-    def __getnewargs__(self) -> tuple[int, int]:  # pickled on the way to worker processes
+    def __getnewargs__(self) -> tuple[int, int]:  # worker processes get it pickled
         return int(self), self.seed
 
 
 @contextmanager
 def random_numbers_of(seed: int) -> Iterator[None]:
-    """``random``, ``numpy.random`` and torch's on the CPU seeded, and afterwards as they were."""
+    """Seed ``random``, ``numpy.random`` and torch on the CPU; restore their states at the end."""
     before = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed GPUs, too
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed also seeds GPUs
     try:
         yield
     finally:
@@ -43,7 +43,7 @@ def random_numbers_of(seed: int) -> Iterator[None]:
 
 
 class TakesSeeds:
-    """Mixin of datasets: a :class:`SeededIndex` decides all random numbers of its item."""
+    """Mixin for datasets: a :class:`SeededIndex` determines all random numbers of its item."""
 
     def __getitem__(self, index: int) -> Any:
         if not isinstance(index, SeededIndex):
@@ -55,7 +55,7 @@ class TakesSeeds:
 class SeededItems(TakesSeeds):
     """:class:`TakesSeeds` for datasets with a pipeline.
 
-    Pipelines are built by our registry, so that our transforms need no prefix anywhere.
+    This package's registry builds the pipeline, so its transforms need no prefix in configs.
     """
 
     def __init__(self, *args: Any, pipeline: Sequence[dict | Callable] = (), **kwargs: Any) -> None:
@@ -64,13 +64,13 @@ class SeededItems(TakesSeeds):
 
 
 class _SeededStranger:
-    """A dataset of any class whose items take seeds; in everything else it is that dataset."""
+    """Proxy of a dataset of any class that adds seeded items."""
 
     def __init__(self, dataset: Any) -> None:
         self.__dict__["_dataset"] = dataset
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_dataset":  # asked for before unpickling has put it there
+        if name == "_dataset":  # not there yet while unpickling
             raise AttributeError(name)
         return getattr(self._dataset, name)
 
@@ -88,10 +88,13 @@ class _SeededStranger:
 
 
 def build_seeded(dataset: dict[str, Any]) -> Any:
-    """A dataset of a config, loaded; whatever its class, its items take seeds.
+    """Build and load a dataset; its items accept seeds, whatever its class.
+
+    Args:
+        dataset: config of the dataset.
 
     Raises:
-        DatasetError: see the class.
+        DatasetError: see the dataset's class.
     """
     built = DATASETS.build(dataset)
     if hasattr(built, "full_init"):

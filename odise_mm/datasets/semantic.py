@@ -1,4 +1,4 @@
-"""Semantic datasets: a folder of images and one of label files."""
+"""Semantic datasets: a folder of images and a folder of label files."""
 
 from __future__ import annotations
 
@@ -25,26 +25,27 @@ from odise_mm.vocabulary import Vocabulary
 
 @DATASETS.register_module()
 class SemanticDataset(SeededItems, OrientedImages, BaseSegDataset):
-    """mmseg's ``BaseSegDataset`` with the classes of a vocabulary. Made for testing.
+    """mmseg's ``BaseSegDataset`` with the classes of a vocabulary, for testing.
 
-    Pixels of the label files are class indices, 255 (8 bit files) or 65535 (16 bit files) where
-    nothing counts; from 256 classes on the files need 16 bits. No file is opened when loading, so
-    that sizes come with the image (``ori_shape``).
+    Pixels of the label files are class indices. The value 255 (8-bit files) or 65535 (16-bit files)
+    marks ignored pixels; more than 255 classes need 16-bit files. Loading opens no image or label
+    file, so sizes are known only once an image is read (``ori_shape``).
 
-    An image's information: ``img_path``, ``img_id`` (its path below the folder of images, without
-    the suffix), ``sem_seg_path``, ``reduce_zero_label``.
+    Each image has the keys ``img_path``, ``img_id`` (its path inside the folder of images, without
+    the suffix), ``sem_seg_path`` and ``reduce_zero_label``.
 
     Args:
-        vocabulary, label_file, subsets: see :class:`odise_mm.datasets.PanopticDataset`; classes
-            are in the order of the label files' numbers.
-        kwargs: of ``BaseSegDataset``: ``data_root``, ``data_prefix`` with folders 'img_path' and
-            'seg_map_path', ``ann_file`` (a list of names; empty: all images of the folder),
-            ``img_suffix``, ``seg_map_suffix``, ``reduce_zero_label``, ``pipeline``, ``test_mode``;
-            and ``exif``, see :class:`odise_mm.datasets.orientation.OrientedImages`.
+        vocabulary, label_file, subsets: see :class:`odise_mm.datasets.PanopticDataset`. The order
+            of the classes is that of the indices in the label files.
+        kwargs: arguments of ``BaseSegDataset``: ``data_root``, ``data_prefix`` with the folders
+            'img_path' and 'seg_map_path', ``ann_file`` (a list of names; if empty, all images of
+            the folder), ``img_suffix``, ``seg_map_suffix``, ``reduce_zero_label``, ``pipeline``,
+            ``test_mode``; and ``exif``, see
+            :class:`odise_mm.datasets.orientation.OrientedImages`.
 
     Raises:
-        ConfigError: ``ignore_index`` is something else than 255.
-        DatasetError: files or folders are missing, or there is no image.
+        ConfigError: ``ignore_index`` is not 255.
+        DatasetError: a file or folder is missing, or there are no images.
     """
 
     def __init__(
@@ -57,21 +58,23 @@ class SemanticDataset(SeededItems, OrientedImages, BaseSegDataset):
     ) -> None:
         if kwargs.get("ignore_index", 255) != 255:
             raise ConfigError(
-                f"SemanticDataset(ignore_index={kwargs['ignore_index']!r}): what is ignored is 255 "
-                "in label files of 8 bits and 65535 in those of 16; remove it, and write such files"
+                f"SemanticDataset(ignore_index={kwargs['ignore_index']!r}): ignored pixels must be "
+                "255 in 8-bit and 65535 in 16-bit label files; remove ignore_index and convert the "
+                "files"
             )
         root = kwargs.get("data_root")
         self.vocabulary, _ = resolve_vocabulary(vocabulary, label_file, data_root=root)
         super().__init__(metainfo=metainfo_of(self.vocabulary, subsets, root), **kwargs)
 
     def load_data_list(self) -> list[dict]:
+        """List the images and label files; none of them is opened."""
         images, labels = self.data_prefix.get("img_path"), self.data_prefix.get("seg_map_path")
         check_folder(images, "images")
         check_folder(labels, "semantic label files")
         if self.ann_file and not os.path.isfile(self.ann_file):
-            raise DatasetError(f"{self.ann_file}: no such list of images (`ann_file`)")
+            raise DatasetError(f"{self.ann_file}: list of images (`ann_file`) not found")
         if not self.ann_file:
-            self._say_what_is_left_out(images, labels)
+            self._warn_of_other_suffixes(images, labels)
         found = self._read_list() if self.ann_file else super().load_data_list()
         return [
             dict(
@@ -83,8 +86,8 @@ class SemanticDataset(SeededItems, OrientedImages, BaseSegDataset):
             for info in found
         ]
 
-    def _say_what_is_left_out(self, images: str, labels: str) -> None:
-        """One line of log on images that have a label file, and not the suffix."""
+    def _warn_of_other_suffixes(self, images: str, labels: str) -> None:
+        """Log how many images have a label file, but a different suffix than ``img_suffix``."""
         others: Counter[str] = Counter()
         tail = self.img_suffix.rpartition(".")[0]  # of "_rgb.png"
         for folder, _, names in os.walk(images):
@@ -97,14 +100,14 @@ class SemanticDataset(SeededItems, OrientedImages, BaseSegDataset):
         if others.total():
             kinds = ", ".join(f"{count} {printable(suffix)}" for suffix, count in (+others).items())
             print_log(
-                f"{printable(images)}: images with label files are left out as they do not end "
-                f"in img_suffix={self.img_suffix!r}: {kinds}",
+                f"{printable(images)}: images with label files are left out because they do not "
+                f"end in img_suffix={self.img_suffix!r}: {kinds}",
                 logger="current",
                 level=logging.WARNING,
             )
 
     def _read_list(self) -> list[dict]:
-        """Images and label files that ``ann_file`` names; they stay below their folders."""
+        """Read ``ann_file``; refuse names that point outside the dataset's folders."""
         path = printable(self.ann_file)
         try:
             found = super().load_data_list()
@@ -117,16 +120,16 @@ class SemanticDataset(SeededItems, OrientedImages, BaseSegDataset):
         return found
 
     def filter_data(self) -> list[dict]:
-        """All images; each must have its label file.
+        """Keep all images; each must have a label file.
 
         Raises:
-            DatasetError: a label file is missing, or there is no image.
+            DatasetError: a label file is missing, or there are no images.
         """
         where = self.ann_file or self.data_prefix["img_path"]
         for info in self.data_list:
             if not os.path.isfile(info["sem_seg_path"]):
                 raise DatasetError(
-                    f"{info['sem_seg_path']}: no such label file for {info['img_path']}; check "
+                    f"{info['sem_seg_path']}: label file of {info['img_path']} not found; check "
                     "seg_map_suffix, or prepare the dataset"
                 )
         return keep_usable(
@@ -137,10 +140,10 @@ class SemanticDataset(SeededItems, OrientedImages, BaseSegDataset):
         )
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """Class indices of one image's pixels, from its file (for ``ClassBalancedDataset``).
+        """Return the class indices in an image's label file (for ``ClassBalancedDataset``).
 
         Raises:
-            DatasetError: the label file cannot be read, or has a class beyond the vocabulary.
+            DatasetError: the label file cannot be read, or has a class outside the vocabulary.
         """
         from odise_mm.annotations.ground_truth import read_semantic_truth
 

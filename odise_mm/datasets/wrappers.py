@@ -1,7 +1,7 @@
-"""Datasets made of others: mmengine's and mmdet's wrappers, with items as reproducible as theirs.
+"""mmengine's and mmdet's dataset wrappers, with reproducible items.
 
-They are registered under the same names. ``mmdet.ConcatDataset``, ``mmengine.RepeatDataset`` and so
-on mean these, too, where our registry builds them.
+They are registered under the same names. If this package's registry builds a
+``mmdet.ConcatDataset``, ``mmengine.RepeatDataset`` and so on, it uses these classes as well.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from odise_mm.registry import DATASETS, TRANSFORMS
 from odise_mm.utils.display import printable
 from odise_mm.vocabulary import Vocabulary
 
-# Of a vocabulary's metainfo; they follow from the vocabulary, or are names in one file only.
+# Metainfo that follows from the vocabulary; check_same_classes compares vocabularies instead.
 _OF_VOCABULARY = ("vocabulary", "classes", "thing_classes", "stuff_classes")
 
 
 def build_dataset(
     cfg: Mapping[str, Any], registry: Registry, default_args: Mapping[str, Any] | None = None
 ) -> Any:
-    """What our registry of datasets builds by: others' wrappers become ours."""
+    """Build a dataset; wrappers of mmengine and mmdet are replaced by this package's."""
     kind = cfg.get("type")
     if not isinstance(kind, str):
         found = kind
-    else:  # a name without a scope finds ours by itself
+    else:  # a name without a scope already resolves to this package's wrapper
         found = registry.get(kind) if "." in kind else None
     own = _REPLACED.get(found) if isinstance(found, type) else None
     return build_from_cfg({**cfg, "type": own} if own else cfg, registry, default_args)
 
 
 class _Wrapper(TakesSeeds):
-    """What our wrappers share.
+    """Base of the wrappers.
 
-    The outermost of nested wrappers seeds the random numbers of an item, for all that is inside.
-    So a repeated image is augmented otherwise on its second pass: its index is another one there.
+    If wrappers are nested, the outermost one seeds the random numbers of an item. A repeated image
+    has a different index there each time, so it is augmented differently.
     """
 
     ids_repeat = False
-    """Whether images may share their ids: of several datasets, or one image several times."""
+    """Whether several items may share an image id."""
     _metainfo: dict[str, Any]
 
     @property
@@ -56,17 +56,17 @@ class _Wrapper(TakesSeeds):
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """That of all datasets inside; None where they have none."""
+        """The common vocabulary of all datasets inside; None if they have none."""
         return self._metainfo.get("vocabulary")
 
     @property
     def cat2label(self) -> dict[int, int]:
-        """Class index of category ids, where all datasets inside agree on it; else empty."""
+        """Category id -> class index; empty if the datasets inside differ."""
         first, *others = (getattr(part, "cat2label", None) for part in self.parts)
         return first if first and all(other == first for other in others) else {}
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """Class indices of the segments of one image (for ``ClassBalancedDataset``)."""
+        """Return the class indices of an image's segments (for ``ClassBalancedDataset``)."""
         return self.dataset.get_cat_ids(self._get_ori_dataset_idx(idx))
 
     def _begin(self, lazy_init: bool, ids_repeat: bool = False) -> None:
@@ -79,17 +79,17 @@ class _Wrapper(TakesSeeds):
 
 @DATASETS.register_module()
 class ConcatDataset(_Wrapper, mmdet.ConcatDataset):
-    """Datasets one after the other, as one; they have the same classes.
+    """Concatenation of datasets with the same classes.
 
     Args:
-        datasets: configs or built datasets; their classes are the same, in the same order.
-        lazy_init: load annotations later.
-        ignore_keys: of metainfo, which may differ; that of the first dataset counts. Classes may
-            not differ.
+        datasets: configs or built datasets. Their classes must be the same, in the same order.
+        lazy_init: whether to load annotations later.
+        ignore_keys: keys of metainfo that may differ; those of the first dataset are used. Classes
+            must not differ.
 
     Raises:
-        ConfigError: there is none.
-        DatasetError: datasets of other classes, or of other metainfo.
+        ConfigError: ``datasets`` is empty or not a list.
+        DatasetError: the datasets differ in their classes or other metainfo.
     """
 
     def __init__(
@@ -108,22 +108,22 @@ class ConcatDataset(_Wrapper, mmdet.ConcatDataset):
         self._begin(lazy_init, ids_repeat=len(self.datasets) > 1)
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """Class indices of the segments of one image (for ``ClassBalancedDataset``)."""
+        """Return the class indices of an image's segments (for ``ClassBalancedDataset``)."""
         dataset, index = self._get_ori_dataset_idx(idx)
         return self.datasets[dataset].get_cat_ids(index)
 
 
 @DATASETS.register_module()
 class RepeatDataset(_Wrapper, mmengine.RepeatDataset):
-    """A dataset ``times`` times in an epoch, augmented otherwise each time.
+    """A dataset that is repeated in an epoch, augmented differently each time.
 
     Args:
-        dataset: a config or a built dataset.
-        times: at least 1.
-        lazy_init: load annotations later.
+        dataset: config or built dataset.
+        times: number of repetitions, at least 1.
+        lazy_init: whether to load annotations later.
 
     Raises:
-        ConfigError: ``times`` is not a whole number from 1.
+        ConfigError: ``times`` is not a positive integer.
     """
 
     def __init__(self, dataset: dict | Any, times: int, lazy_init: bool = False) -> None:
@@ -135,25 +135,27 @@ class RepeatDataset(_Wrapper, mmengine.RepeatDataset):
 
 @DATASETS.register_module()
 class ClassBalancedDataset(_Wrapper, mmengine.ClassBalancedDataset):
-    """A dataset whose images with rare classes come several times in an epoch.
+    """A dataset that repeats images with rare classes in an epoch.
 
-    How often: see mmengine's class of this name. Semantic datasets open all of their label files.
+    mmengine's class of the same name defines how often. Semantic datasets open all label files for
+    this.
 
     Args:
-        dataset: a config or a built dataset with ``get_cat_ids``.
-        oversample_thr: classes in a smaller share of the images than this (in [0, 1]) are rare.
-        lazy_init: load annotations later.
+        dataset: config or built dataset with ``get_cat_ids``.
+        oversample_thr: a class is rare if the fraction of images with it, in [0, 1], is below this
+            threshold.
+        lazy_init: whether to load annotations later.
 
     Raises:
-        ConfigError: the threshold is not a finite number from 0.
+        ConfigError: the threshold is negative or not a finite number.
     """
 
     def __init__(self, dataset: dict | Any, oversample_thr: float, lazy_init: bool = False) -> None:
         number = isinstance(oversample_thr, (int, float)) and not isinstance(oversample_thr, bool)
         if not number or not 0 <= oversample_thr < math.inf:
             raise ConfigError(
-                f"ClassBalancedDataset: oversample_thr={oversample_thr!r}: it must be a number "
-                "from 0, the share of images below which a class is rare"
+                f"ClassBalancedDataset: oversample_thr={oversample_thr!r} must be a number >= 0, "
+                "the fraction of images below which a class is rare"
             )
         self.dataset = _built(dataset)
         self.oversample_thr = oversample_thr
@@ -163,15 +165,15 @@ class ClassBalancedDataset(_Wrapper, mmengine.ClassBalancedDataset):
 
 @DATASETS.register_module()
 class MultiImageMixDataset(_Wrapper, mmdet.MultiImageMixDataset):
-    """A dataset whose pipeline mixes several images, such as mosaic does.
+    """A dataset whose pipeline mixes several images, for example with mosaic.
 
     Args:
-        dataset: a config or a built dataset; its own pipeline loads an image and its annotations.
-        pipeline: configs of transforms. Those with ``get_indexes`` get further images.
-        skip_type_keys, max_refetch, lazy_init: of mmdet's class of this name.
+        dataset: config or built dataset; its pipeline loads an image and its annotations.
+        pipeline: configs of transforms. Those with ``get_indexes`` get more images.
+        skip_type_keys, max_refetch, lazy_init: see mmdet's class of the same name.
 
     Raises:
-        ConfigError: no pipeline.
+        ConfigError: ``pipeline`` is empty or not a list of transforms.
     """
 
     def __init__(
@@ -195,21 +197,21 @@ class MultiImageMixDataset(_Wrapper, mmdet.MultiImageMixDataset):
         self._begin(lazy_init)
 
     def get_cat_ids(self, idx: int) -> list[int]:
-        """Class indices of the segments of one image, before others are mixed in."""
+        """Return the class indices of an image's segments, before other images are mixed in."""
         return self.dataset.get_cat_ids(idx)
 
 
 @DATASETS.register_module()
 class FirstImages(RepeatDataset):
-    """The first images of a dataset of any kind; wrappers have no ``indices`` that would do it.
+    """The first images of a dataset. Unlike ``indices``, it also works with wrappers.
 
     Args:
-        dataset: a config or a built dataset.
-        number: how many; all, where the dataset has fewer.
-        lazy_init: load annotations later.
+        dataset: config or built dataset.
+        number: number of images; if the dataset has fewer, all are used.
+        lazy_init: whether to load annotations later.
 
     Raises:
-        ConfigError: ``number`` is not a whole number from 1.
+        ConfigError: ``number`` is not a positive integer.
     """
 
     def __init__(self, dataset: dict | Any, number: int, lazy_init: bool = False) -> None:
@@ -220,7 +222,7 @@ class FirstImages(RepeatDataset):
         return min(self.number, super().__len__())
 
 
-# Names with a scope and classes find the originals, which know nothing of seeds.
+# Classes, and names with a scope, resolve to the originals, which do not support seeds.
 _REPLACED: dict[type, type] = {
     mmengine.ConcatDataset: ConcatDataset,
     mmdet.ConcatDataset: ConcatDataset,
@@ -231,14 +233,15 @@ _REPLACED: dict[type, type] = {
 
 
 def _built(dataset: dict | Any) -> Any:
-    """
+    """Build the dataset of a config, or return a built dataset.
+
     Raises:
         ConfigError: neither a config nor a dataset with metainfo.
     """
     built = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
     if not isinstance(getattr(built, "metainfo", None), Mapping):
         raise ConfigError(
-            f"a wrapper needs the config of a dataset, or a dataset with `metainfo`, not a "
+            f"a dataset wrapper needs a config or a dataset with `metainfo`, not a "
             f"{type(built).__name__}"
         )
     return built
@@ -246,17 +249,21 @@ def _built(dataset: dict | Any) -> Any:
 
 def _whole_number(value: Any, what: str) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{what}={value!r}: it must be a whole number from 1")
+        raise ConfigError(f"{what}={value!r} must be a positive integer")
     return value
 
 
 def check_same_classes(
     first: Vocabulary, other: Vocabulary, first_name: str, other_name: str
 ) -> None:
-    """Refuse to join datasets whose class indices mean different things.
+    """Check that two vocabularies assign the same classes to the same indices.
+
+    Args:
+        first, other: the vocabularies.
+        first_name, other_name: names of their datasets, for the message.
 
     Raises:
-        DatasetError: names the first class that differs.
+        DatasetError: they differ; the message names the first class that does.
     """
     if first.synonyms == other.synonyms and first.is_thing == other.is_thing:
         return
@@ -272,9 +279,9 @@ def check_same_classes(
         )
         difference = f"class {index} ({names[0]}) is {there} there, {here} here"
     raise DatasetError(
-        f"{printable(other_name)}: cannot be joined with {printable(first_name)}, which has other "
-        f"classes: {difference}. Datasets that are joined have one `vocabulary` (or `label_file`), "
-        "the same names in the same order"
+        f"{printable(other_name)}: cannot be concatenated with {printable(first_name)}, whose "
+        f"classes differ: {difference}. Give both the same `vocabulary` or `label_file`, with the "
+        "same names in the same order"
     )
 
 
@@ -287,9 +294,10 @@ def _kind(is_thing: bool) -> str:
 
 
 def _check_agreement(first: Any, other: Any, ignored: Sequence[str]) -> None:
-    """
+    """Check that two datasets have the same metainfo, apart from the ``ignored`` keys.
+
     Raises:
-        DatasetError: two datasets' metainfo differ in more than the ``ignored`` keys.
+        DatasetError: they differ.
     """
     names = _name(first), _name(other)
     ours, theirs = first.metainfo, other.metainfo
@@ -300,10 +308,10 @@ def _check_agreement(first: Any, other: Any, ignored: Sequence[str]) -> None:
     for key in sorted(ours.keys() | theirs.keys()):
         if key not in left_out and not _equal(ours.get(key), theirs.get(key)):
             raise DatasetError(
-                f"{printable(names[1])}: cannot be joined with {printable(names[0])}: their "
+                f"{printable(names[1])}: cannot be concatenated with {printable(names[0])}: their "
                 f"metainfo differs in `{printable(key)}` ({printable(theirs.get(key), 80)} here, "
-                f"{printable(ours.get(key), 80)} there); make them equal, or name the key in "
-                "ConcatDataset's ignore_keys to take those of the first dataset"
+                f"{printable(ours.get(key), 80)} there); make them equal, or add the key to "
+                "ConcatDataset's ignore_keys to use the value of the first dataset"
             )
 
 
@@ -314,7 +322,7 @@ def _equal(first: Any, second: Any) -> bool:
 
 
 def _name(dataset: Any) -> str:
-    """What tells a dataset from others, for messages."""
+    """Return a name that identifies a dataset in messages."""
     while isinstance(dataset, _Wrapper):
         dataset = dataset.parts[0]
     prefixes = getattr(dataset, "data_prefix", None) or {}

@@ -1,4 +1,4 @@
-"""What drives training and evaluation: runner, loops, hooks."""
+"""Runner, loops, hooks and optimizer wrappers."""
 
 from odise_mm.engine.hooks import AtomicCheckpointHook, FiniteLossHook, IterationSeedHook
 from odise_mm.engine.loops import OpenVocabTestLoop, OpenVocabTrainLoop, OpenVocabValLoop

@@ -1,4 +1,4 @@
-"""Hooks that make training resumable to the bit, and that stop before anything is spoilt."""
+"""Hooks for reproducible iterations, safe checkpoints and early detection of broken losses."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from odise_mm.utils.files import remove_leftovers, replacing
 
 @HOOKS.register_module()
 class IterationSeedHook(Hook):
-    """Random numbers of an iteration are a function of (seed, iteration, process).
+    """Seed the random numbers of each iteration with (seed, iteration, process).
 
-    What the model draws (points for the losses, dropout) is then the same whether the iterations
-    before it ran in this process or before an interruption.
+    The random numbers that the model draws (points for the losses, dropout) are then the same
+    whether the run was interrupted before or not.
     """
 
     priority = "VERY_HIGH"
@@ -37,16 +37,17 @@ class IterationSeedHook(Hook):
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any | None = None
     ) -> None:
+        """Seed ``random``, NumPy and torch on all devices."""
         entropy = np.random.SeedSequence([runner.seed % 2**32, runner.iter, runner.rank])
         seed = int(entropy.generate_state(1)[0])
-        torch.manual_seed(seed)  # of all devices
+        torch.manual_seed(seed)
         random.seed(seed)
         np.random.seed(seed)
 
 
 @HOOKS.register_module()
 class FiniteLossHook(Hook):
-    """A loss that is not finite stops training before anything is saved."""
+    """Stop training if the loss is not finite, before anything is saved."""
 
     priority = "ABOVE_NORMAL"
 
@@ -57,12 +58,15 @@ class FiniteLossHook(Hook):
         data_batch: Any | None = None,
         outputs: Mapping[str, Any] | None = None,
     ) -> None:
-        """
+        """Check the loss of an iteration.
+
         Raises:
-            TrainingError: names the losses, the images and the last checkpoint.
+            TrainingError: the loss is not finite. The message names the losses, the images and the
+                last checkpoint.
         """
         losses = {k: v for k, v in (outputs or {}).items() if isinstance(v, Tensor)}
-        # The sum is not finite if a part is not. To look at one number is one wait for the GPU.
+        # The sum is not finite if any part is not; checking only the sum synchronizes with the GPU
+        # only once.
         watched = [losses["loss"]] if "loss" in losses else losses.values()
         if not all(value.isfinite().all() for value in watched):
             broken = [name for name, value in losses.items() if not value.isfinite().all()]
@@ -70,21 +74,27 @@ class FiniteLossHook(Hook):
 
 
 def stopped(runner: Runner, data_batch: Any, why: str) -> TrainingError:
-    """The error that ends a training whose numbers are broken."""
+    """Build the error that ends a run whose losses or weights are not finite.
+
+    Args:
+        runner: the runner.
+        data_batch: batch of the iteration, or None.
+        why: what is not finite.
+    """
     images = _images(data_batch)
     parts = [
         f"iteration {runner.iter + 1}: {why}",
         f"images: {', '.join(images)}" if images else "",
         last_checkpoint(runner),
-        "go on with --precision bf16 or fp32 instead of fp16, or try a lower learning rate",
+        "continue with --precision bf16 or fp32 instead of fp16, or lower the learning rate",
     ]
     return TrainingError("; ".join(part for part in parts if part))
 
 
 def last_checkpoint(runner: Runner) -> str:
-    """For messages: what a training that ends now can go on from."""
+    """Describe, for messages, the checkpoint from which a run can be resumed."""
     last = runner.message_hub.get_info("last_ckpt", None)
-    return f"the last good checkpoint is {last}" if last else "no checkpoint was saved yet"
+    return f"the last good checkpoint is {last}" if last else "no checkpoint has been saved yet"
 
 
 def _images(data_batch: Any) -> list[str]:
@@ -93,23 +103,28 @@ def _images(data_batch: Any) -> list[str]:
     return [f"{i.get('img_path', '?')} (id {i.get('img_id', '?')})" for i in infos]
 
 
-# Under mmengine's name, too: configs that say CheckpointHook get the one that is safe.
+# Also registered under mmengine's name, so that existing configs use the safe hook.
 @HOOKS.register_module(name=["AtomicCheckpointHook", "CheckpointHook"])
 class AtomicCheckpointHook(CheckpointHook):
-    """mmengine's hook, but at any moment there is a complete checkpoint to resume from.
+    """mmengine's ``CheckpointHook`` that keeps a complete checkpoint available at all times.
 
-    A checkpoint that is due for removal (``max_keep_ckpts``, ``save_best``) goes only when the new
-    one is complete and ``last_checkpoint`` names it. Weights that are not finite are not saved.
-    Of this package's numbers more is better, so that ``save_best`` of them needs no ``rule``.
-    Arguments are those of mmengine's ``CheckpointHook``, for a local ``out_dir``.
+    An old checkpoint (``max_keep_ckpts``, ``save_best``) is removed only after the new one is
+    complete and ``last_checkpoint`` refers to it. Weights that are not finite are not saved. For
+    this package's metrics higher is better, so ``save_best`` needs no ``rule``.
+
+    The arguments are those of mmengine's ``CheckpointHook``, but ``out_dir`` must be local.
+
+    Raises:
+        ValueError: ``backend_args`` or ``file_client_args`` is set.
+        TypeError: an argument is unknown.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if self.backend_args is not None or self.file_client_args is not None:
             raise ValueError("AtomicCheckpointHook writes to local folders: remove backend_args")
-        if self.args:  # mmengine would pass them on when the first checkpoint is saved
-            raise TypeError(f"AtomicCheckpointHook has no argument {', '.join(self.args)}")
+        if self.args:  # mmengine would use them only when it saves the first checkpoint
+            raise TypeError(f"AtomicCheckpointHook: unknown argument {', '.join(self.args)}")
         self._saving: str | None = None
 
     def _init_rule(self, rules: Sequence[str | None], key_indicators: Sequence[str]) -> None:
@@ -120,19 +135,24 @@ class AtomicCheckpointHook(CheckpointHook):
         super()._init_rule(found, list(key_indicators))
 
     def before_train(self, runner: Runner) -> None:
-        """
+        """Check the folder and remove incomplete files of interrupted saves.
+
         Raises:
-            TrainingError: the folder has checkpoints of another training, which this one would
-                overwrite or remove.
+            TrainingError: the folder has checkpoints of another run, which this one would overwrite
+                or remove.
         """
-        self._take_over(runner)
+        self._adopt_checkpoints(runner)
         super().before_train(runner)
         if is_main_process():
             for path in remove_leftovers(self.out_dir):
-                runner.logger.info(f"removed {path}, left by a save that was interrupted")
+                runner.logger.info(f"removed {path}, which an interrupted save left behind")
 
-    def _take_over(self, runner: Runner) -> None:
-        """Of the paths in a resumed state those count that are checkpoints of this folder."""
+    def _adopt_checkpoints(self, runner: Runner) -> None:
+        """Keep only those checkpoint paths of a resumed state that lie in this folder.
+
+        Raises:
+            TrainingError: the folder has checkpoints of another run.
+        """
         folder = Path(runner.work_dir)
         if self.out_dir is not None and self.out_dir != runner.work_dir:  # as mmengine joins them
             folder = Path(self.out_dir) / Path(runner.work_dir.rstrip(os.sep)).name
@@ -142,10 +162,10 @@ class AtomicCheckpointHook(CheckpointHook):
         there = checkpoints_in(folder, (plain, best))
         if there and not inside:
             raise TrainingError(
-                f"{folder} has checkpoints of another training ({there[0].name}"
+                f"{folder} has checkpoints of another run ({there[0].name}"
                 + (f" and {len(there) - 1} more" if len(there) > 1 else "")
-                + "), which this one would overwrite or remove: go on with that one (--resume), "
-                "choose another --work-dir, or move them away"
+                + "), which this run would overwrite or remove: continue that run (--resume), "
+                "choose another --work-dir, or move the checkpoints elsewhere"
             )
         hub = runner.message_hub
         for key in [key for key in hub.runtime_info if key.split("_ckpt")[0] in ("last", "best")]:
@@ -166,12 +186,13 @@ class AtomicCheckpointHook(CheckpointHook):
             hub.update_info("keep_ckpt_ids", kept)
 
     def _remove(self, path: Path) -> None:
-        # A folder of this name is none of ours, which are files.
+        # Checkpoints are files; a folder of this name is something else.
         if is_main_process() and not path.is_dir():
             path.unlink(missing_ok=True)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict[str, Any]) -> None:
-        """
+        """Check the weights, and record the file as the last checkpoint.
+
         Raises:
             TrainingError: weights are not finite.
         """
@@ -180,9 +201,9 @@ class AtomicCheckpointHook(CheckpointHook):
             raise stopped(
                 runner,
                 None,
-                f"{len(broken)} weights are not finite (first: {broken[0]}) and are not saved",
+                f"{len(broken)} weights are not finite (first: {broken[0]}) and were not saved",
             )
-        if self._saving is not None:  # who resumes from this file finds it as the last one
+        if self._saving is not None:  # the state that is resumed from this file
             hub = checkpoint["message_hub"]
             hub["runtime_info"]["last_ckpt"] = self._saving
             hub["resumed_keys"]["last_ckpt"] = True
@@ -192,10 +213,10 @@ class AtomicCheckpointHook(CheckpointHook):
         if step not in kept:
             kept.append(step)
         path = Path(self.out_dir) / self.filename_tmpl.format(step)
-        with self._told(runner):
+        with self._saving_errors(runner):
             if self.max_keep_ckpts > 0:
-                # Written into the checkpoint with the one that is about to go: should this process
-                # be killed in between, mmengine's before_train removes it after resuming.
+                # The list in the checkpoint still includes the file that is removed next. If this
+                # process is killed in between, mmengine's before_train removes it after resuming.
                 runner.message_hub.update_info("keep_ckpt_ids", kept)
             self._saving = str(path)
             runner.save_checkpoint(
@@ -222,30 +243,30 @@ class AtomicCheckpointHook(CheckpointHook):
         missing = {*(self.key_indicators if self.save_best else ())} - {*metrics, "auto"}
         if missing:
             raise ConfigError(
-                f"default_hooks.checkpoint.save_best={min(missing)!r}: validation gives no such "
-                f"number; it gives {', '.join(metrics)}"
+                f"default_hooks.checkpoint.save_best={min(missing)!r}: validation has no such "
+                f"metric; choose from {', '.join(metrics)}"
             )
-        with self._told(runner), self._late_removals():
+        with self._saving_errors(runner), self._late_removals():
             super()._save_best_checkpoint(runner, metrics)
 
     @contextmanager
-    def _told(self, runner: Runner) -> Iterator[None]:
-        """A save that fails says what there still is."""
+    def _saving_errors(self, runner: Runner) -> Iterator[None]:
+        """Add the last complete checkpoint to the error of a failed save."""
         try:
             yield
         except OSError as err:
             last = runner.message_hub.get_info("last_ckpt", None)
-            there = f"{last} is complete" if last else "no checkpoint was saved before"
+            kept = f"{last} is complete" if last else "no checkpoint was saved before"
             raise TrainingError(
                 f"iteration {runner.iter + 1}: could not save a checkpoint to {self.out_dir} "
-                f"({err}); {there}. Make room there and go on with --resume"
+                f"({err}); {kept}. Free some disk space and continue with --resume"
             ) from err
         finally:
             self._saving = None
 
     @contextmanager
     def _late_removals(self) -> Iterator[None]:
-        """What mmengine removes before it saves is removed after it has saved."""
+        """Delay the removals that mmengine does before saving until the new file is complete."""
         backend = self.file_backend
         self.file_backend = _LateRemoval(backend)
         try:
@@ -257,7 +278,7 @@ class AtomicCheckpointHook(CheckpointHook):
 
 
 class _LateRemoval:
-    """A file backend of mmengine's that remembers what is to be removed."""
+    """Proxy of mmengine's file backend that collects removals instead of executing them."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend

@@ -1,4 +1,4 @@
-"""Loops that look for the names of the dataset they run on, and make what its metrics need."""
+"""Loops that set the model's vocabulary to the dataset's and make the results its metrics need."""
 
 from __future__ import annotations
 
@@ -33,22 +33,25 @@ TASKS = ("panoptic", "semantic", "instance")
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself, without the wrapper for several processes."""
+    """Return the model without the wrapper for distributed training."""
     return model.module if is_model_wrapper(model) else model
 
 
 def vocabulary_of(dataset: Dataset) -> Vocabulary | None:
-    """The names of a dataset: its ``metainfo["vocabulary"]``, or the classes in its metainfo.
+    """Return the vocabulary of a dataset.
+
+    It is ``metainfo["vocabulary"]``, or is made from the classes in the metainfo. None if there are
+    no classes.
 
     Raises:
-        DatasetError: datasets of different names were joined.
+        DatasetError: the dataset concatenates datasets with different metainfo.
     """
     metainfo = getattr(dataset, "metainfo", None) or {}
-    if not isinstance(metainfo, Mapping):  # as mmdet's ConcatDataset has it
+    if not isinstance(metainfo, Mapping):  # mmdet's ConcatDataset with different metainfo
         raise DatasetError(
-            f"{type(dataset).__name__} joins datasets of different metainfo, so that its classes "
-            "have no common names: give the datasets in it one vocabulary, and let odise_mm's "
-            "registry build it"
+            f"{type(dataset).__name__} concatenates datasets with different metainfo, so its "
+            "classes have no common names: give all datasets in it the same vocabulary, and build "
+            "it with odise_mm's registry"
         )
     if metainfo.get("vocabulary") is None and metainfo.get("classes"):
         return Vocabulary.from_metainfo(metainfo)
@@ -56,17 +59,21 @@ def vocabulary_of(dataset: Dataset) -> Vocabulary | None:
 
 
 def tasks_of(evaluator: Evaluator) -> set[str]:
-    """The results that an evaluator's metrics need; a metric that does not say needs all."""
+    """Return the tasks whose results an evaluator's metrics need.
+
+    A metric without a ``task`` is assumed to need all of them.
+    """
     tasks = {getattr(metric, "task", None) for metric in evaluator.metrics}
     return set(TASKS) if None in tasks or not tasks else tasks
 
 
 @contextmanager
 def bound_to(model: nn.Module, dataset: Dataset, evaluator: Evaluator | None = None) -> Iterator:
-    """Inside, the model looks for a dataset's names and makes what an evaluator needs.
+    """Set a model up for a dataset and an evaluator.
 
-    Afterwards ``model.vocabulary`` and ``model.test_cfg`` are as they were. A model without them,
-    and a dataset without names, are left alone.
+    Inside the context, ``model.vocabulary`` is the dataset's, and ``model.test_cfg`` enables the
+    results that the evaluator needs. Both are restored at the end. Nothing is changed if the model
+    lacks these attributes or the dataset has no class names.
     """
     model = unwrapped(model)
     vocabulary = vocabulary_of(dataset)
@@ -87,10 +94,7 @@ def bound_to(model: nn.Module, dataset: Dataset, evaluator: Evaluator | None = N
 
 @contextmanager
 def plain_worker_errors() -> Iterator[None]:
-    """What a dataset refuses in a worker process is told as if there were none.
-
-    torch puts the worker's traceback into the message.
-    """
+    """Remove the worker's traceback, which torch adds to the message, from a dataset's errors."""
     try:
         yield
     except OdiseError as err:
@@ -103,22 +107,22 @@ def plain_worker_errors() -> Iterator[None]:
 
 @LOOPS.register_module()
 class OpenVocabTrainLoop(IterBasedTrainLoop):
-    """Training by iterations, on the names of the training dataset.
+    """Iteration-based training on the class names of the training dataset.
 
-    A resumed training goes on with the image that would have been next: nothing is loaded to be
-    thrown away, provided the sampler can ``start_at`` a position (as ``SeededSampler`` can).
-    Arguments are those of mmengine's ``IterBasedTrainLoop``.
+    A resumed run continues with the next image. No images are loaded just to skip them if the
+    sampler has a method ``start_at``, like ``SeededSampler``. The arguments are those of mmengine's
+    ``IterBasedTrainLoop``.
 
     Raises:
-        ConfigError: the model takes other names for those it was trained with
-            (``model.ensemble.train_vocabulary``, if the config says it).
+        ConfigError: the config sets ``model.ensemble.train_vocabulary`` to other class names than
+            the training dataset's.
         DatasetError: the dataset is empty.
     """
 
     def __init__(self, runner: Any, dataloader: Any, **kwargs: Any) -> None:
         super().__init__(runner, dataloader, **kwargs)
         if not len(self.dataloader.dataset):
-            raise DatasetError("the training dataset has no image")
+            raise DatasetError("the training dataset has no images")
         _set_train_vocabulary(unwrapped(runner.model), vocabulary_of(self.dataloader.dataset))
 
     @property
@@ -159,19 +163,20 @@ class OpenVocabTrainLoop(IterBasedTrainLoop):
             self.dataloader_iterator = iter(self.dataloader)
             return
         print_log(
-            f"{type(sampler).__name__} cannot start in the middle: loading the {self._iter} "
-            "batches that were seen before",
+            f"{type(sampler).__name__} has no start_at: loading and skipping the {self._iter} "
+            "batches that were already seen",
             logger="current",
         )
         for _ in range(self._iter):
             next(self.dataloader_iterator)
 
     def run_iter(self, data_batch: Any) -> None:
-        """One iteration.
+        """Run one iteration.
 
         Raises:
-            TrainingError: the model's numbers are not finite; names images and last checkpoint.
-            DeviceMemoryError: out of memory; says what to lower.
+            TrainingError: the model's numbers are not finite. The message names the images and the
+                last checkpoint.
+            DeviceMemoryError: out of memory. The message lists settings that need less.
         """
         try:
             super().run_iter(data_batch)
@@ -181,40 +186,44 @@ class OpenVocabTrainLoop(IterBasedTrainLoop):
                 raise
             raise DeviceMemoryError(
                 f"iteration {self._iter + 1}: out of memory on {device}; set "
-                "model.backbone.use_checkpoint=True, lower train_dataloader.batch_size, take "
+                "model.backbone.use_checkpoint=True, lower train_dataloader.batch_size, use "
                 "--precision bf16 or fp16, or use a device with more memory; "
                 f"{last_checkpoint(self.runner)}"
             ) from err
         except (FloatingPointError, ValueError) as err:
-            # The second is scipy's, which matches masks with segments before there is a loss.
+            # SciPy raises ValueError while matching masks to segments, before the loss is computed.
             if isinstance(err, ValueError) and "invalid numeric entries" not in str(err):
                 raise
             raise stopped(self.runner, data_batch, f"numbers not finite ({err})") from err
 
 
 def _set_train_vocabulary(model: nn.Module, vocabulary: Vocabulary | None) -> None:
-    """Names of the training dataset are those that the model is trained with."""
+    """Set the model's training vocabulary to the training dataset's.
+
+    Raises:
+        ConfigError: the config sets other class names.
+    """
     expected = getattr(getattr(model, "ensemble", None), "train_vocabulary", None)
     if expected is None or vocabulary is None or vocabulary == OBJECT:
         return
     if take_names(model, vocabulary):
-        model.train_vocabulary_is_open = False  # a checkpoint to begin with has others, perhaps
+        model.train_vocabulary_is_open = False  # ``load_from`` must not replace it
         return
     if expected.synonyms != vocabulary.synonyms:
         raise ConfigError(
             f"model.ensemble.train_vocabulary has the names of '{expected.name}' ({len(expected)} "
-            f"classes), the training dataset those of '{vocabulary.name}' ({len(vocabulary)} "
-            "classes): set model.ensemble.train_vocabulary to what "
-            "train_dataloader.dataset.vocabulary is, so that classes seen in training count as seen"
+            f"classes), but the training dataset has those of '{vocabulary.name}' "
+            f"({len(vocabulary)} classes): set model.ensemble.train_vocabulary to the value of "
+            "train_dataloader.dataset.vocabulary, so that classes seen in training count as seen"
         )
 
 
 class _Evaluation(BaseLoop):
-    """What validation and test loops share; mixed into mmengine's."""
+    """Mixin with the common code of the validation and test loops."""
 
     def __init__(self, runner: Any, dataloader: Any, evaluator: Any, **kwargs: Any) -> None:
         super().__init__(runner, dataloader, evaluator, **kwargs)
-        if type(self.evaluator) is Evaluator:  # whoever brings one of another type wants it
+        if type(self.evaluator) is Evaluator:  # keep evaluators of other types
             self.evaluator = OpenVocabEvaluator(self.evaluator.metrics)
         images = len(self.dataloader.dataset)
         if images < runner.world_size:
@@ -226,14 +235,18 @@ class _Evaluation(BaseLoop):
             metric.ids_repeat = getattr(self.dataloader.dataset, "ids_repeat", False)
 
     def run(self) -> dict[str, float]:
-        """Evaluate: what the metrics say.
+        """Evaluate the model.
+
+        Returns:
+            Name of the metric -> value.
 
         Raises:
-            EvaluationError: some metrics failed, or, in testing, some hooks did when the numbers
-                were there. All other hooks have been called by then. The numbers that there are
-                are in the error, too.
-            Exception: in validation, of the first hook that failed.
-            OdiseError: a file that a metric needs is missing or wrong, before the first image.
+            EvaluationError: a metric failed, or, in testing, a hook failed after the metrics were
+                computed. All other hooks have been called, and the error contains the computed
+                metrics.
+            Exception: in validation, the error of the first hook that failed.
+            OdiseError: a file that a metric needs is missing or invalid; raised before the first
+                image.
         """
         model, dataset = self.runner.model, self.dataloader.dataset
         evaluator = self.evaluator if isinstance(self.evaluator, OpenVocabEvaluator) else None
@@ -250,9 +263,10 @@ class _Evaluation(BaseLoop):
 
     @contextmanager
     def _hooks_one_by_one(self) -> Iterator[dict[str, Exception]]:
-        """A hook that fails when the numbers are there does not keep the others from them.
+        """Call all hooks after an evaluation, even if some of them fail.
 
-        Gives the hooks that failed in any process, once the block has ended.
+        Yields:
+            The hooks that failed in any process; complete once the context ends.
         """
         failed: dict[str, Exception] = {}
         self.runner.failed_hooks = failed
@@ -260,15 +274,16 @@ class _Evaluation(BaseLoop):
             yield failed
         finally:
             self.runner.failed_hooks = None
-        for said in all_gather_object({name: str(err) for name, err in failed.items()}):
-            for name, text in said.items():
+        for texts in all_gather_object({name: str(err) for name, err in failed.items()}):
+            for name, text in texts.items():
                 failed.setdefault(name, EvaluationError(text))
 
     def run_iter(self, idx: int, data_batch: Any) -> None:
-        """One batch.
+        """Evaluate one batch.
 
         Raises:
-            DeviceMemoryError: out of memory; says with which images and what to lower.
+            DeviceMemoryError: out of memory. The message names the image sizes and the settings to
+                lower.
         """
         model = unwrapped(self.runner.model)
         device = next(model.parameters()).device
@@ -280,9 +295,9 @@ class _Evaluation(BaseLoop):
 
 @LOOPS.register_module()
 class OpenVocabValLoop(_Evaluation, ValLoop):
-    """Validation on the names of its dataset; arguments as mmengine's ``ValLoop``."""
+    """Validation on the class names of its dataset. Arguments: see mmengine's ``ValLoop``."""
 
 
 @LOOPS.register_module()
 class OpenVocabTestLoop(_Evaluation, TestLoop):
-    """Testing on the names of its dataset; arguments as mmengine's ``TestLoop``."""
+    """Testing on the class names of its dataset. Arguments: see mmengine's ``TestLoop``."""

@@ -1,4 +1,4 @@
-"""What a test run leaves behind beside its numbers: result files, images, a progress bar."""
+"""Hooks of a test run that write result files and images and show a progress bar."""
 
 from __future__ import annotations
 
@@ -58,27 +58,31 @@ _DESCRIPTION = "results of odise_mm on "
 
 @HOOKS.register_module()
 class ResultWriterHook(Hook):
-    """Writes results while a test runs, each process those of its own images.
+    """Write the results of a test run; each process writes those of its own images.
 
-    Below ``dump_dir/<set name>``: ``panoptic/*.png`` and ``panoptic.json`` (COCO's panoptic
-    format), ``instances.json`` (COCO's results format), ``semantic/*.png`` (class indices; 16 bits
-    for more than 255 classes, as the largest number means "ignored" to readers of label maps).
-    Category ids are the dataset's own where it has them, else class index + 1; image ids likewise,
-    or places in the dataset where two images share one. Everything appears when the set is
-    finished, in the place of an earlier dump, which stays as it was if the run is ended before; it
-    does not depend on the number of processes.
-    Below ``show_dir/<set name>``: images with the panoptic result drawn, one after the other.
-    No file is replaced that was not written by this hook.
+    ``dump_dir/<set name>`` gets
 
-    All three results are made while dumping, whatever the metrics need.
+    - ``panoptic/*.png`` and ``panoptic.json`` (COCO's panoptic format),
+    - ``instances.json`` (COCO's results format),
+    - ``semantic/*.png`` (class indices; 16 bits for more than 255 classes, because the largest
+      value means "ignored").
+
+    Category ids are the dataset's if it has any, else class index + 1. Image ids are the dataset's
+    if they are unique, else the index of the image. The files appear when the set is finished and
+    replace an earlier dump, which stays unchanged if the run ends early. They do not depend on the
+    number of processes. While dumping, all three results are made, whatever the metrics need.
+
+    ``show_dir/<set name>`` gets images with the panoptic result drawn on them, one after the other.
+
+    Files that this hook did not write are never replaced.
 
     Args:
-        dump_dir, show_dir: made where missing; None: nothing is written.
-        show_interval: every how many images of the set an image is drawn; the first one is.
+        dump_dir, show_dir: output folders, created if missing. None writes nothing.
+        show_interval: draw every n-th image of the set, starting with the first.
         notice: text for a banner above images, and for ``info`` in the JSON file.
     """
 
-    priority = "LOWEST"  # the numbers are in the log before a dump is finished
+    priority = "LOWEST"  # metrics are logged before the dump is finished
 
     def __init__(
         self,
@@ -93,16 +97,17 @@ class ResultWriterHook(Hook):
         self.show_interval = show_interval
         self.notice = notice
         self.set_name = ""
-        """Name of the set whose results come next: the folder that they go to."""
+        """Name of the current test set, which is also the name of its output folder."""
         self._open = ExitStack()
         self._failure = ""
-        """Why no more is written of this set; a test goes on for its numbers."""
+        """Why writing this set's results was stopped; the test itself continues."""
 
     def check(self, set_name: str) -> None:
-        """Look before long work whether a set's results can be written.
+        """Check that a set's results can be written, before a long evaluation starts.
 
         Raises:
-            OutputError: a folder cannot be made or written to, or there is somebody else's dump.
+            OutputError: a folder cannot be created or written to, or contains files that this hook
+                did not write.
         """
         if self.show_dir is not None:
             check_folder(self.show_dir / set_name)
@@ -112,19 +117,21 @@ class ResultWriterHook(Hook):
             there = [name for name in _DUMPED if os.path.lexists(folder / name)]
             if there and not _is_dump(folder) and not self._unfinished(set_name).exists():
                 raise OutputError(
-                    f"{printable(folder)}: has {' and '.join(there)} that no test wrote; choose "
-                    "another folder for the dump, or remove them"
+                    f"{printable(folder)}: contains {' and '.join(there)}, which no test run "
+                    "wrote; choose another folder for the dump, or remove them"
                 )
 
     def _unfinished(self, set_name: str) -> Path:
-        """Where a set's dump is made."""
+        """Return the temporary folder of a set's dump."""
         return self.dump_dir / f".{set_name}.unfinished"
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Prepare for a set.
+        """Prepare the folders and files of a test set.
 
         Raises:
-            ConfigError: the vocabulary has too many classes for label maps.
+            ConfigError: the vocabulary has too many classes for label maps, or the dataset repeats
+                images.
+            OutputError: see :meth:`check`, or an output would replace an input or a foreign file.
         """
         self._failure = ""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
@@ -137,11 +144,11 @@ class ResultWriterHook(Hook):
         self._index = {path: index for index, path in enumerate(paths)}
         if len(self._index) < len(paths) and (self.dump_dir or self.show_dir):
             raise ConfigError(
-                f"{self.set_name}: has images several times, and their results would be written "
-                "over each other: write those of the dataset that is repeated"
+                f"{self.set_name}: the dataset repeats images, so their results would overwrite "
+                "each other: test the dataset that is repeated instead"
             )
         ids = [info.get("img_id", index) for index, info in enumerate(infos)]
-        # Datasets that are joined may use the same ids, but a file of results has each once.
+        # Concatenated datasets may share ids, but ids in a result file must be unique.
         self._image_ids = ids if len(set(ids)) == len(ids) else list(range(len(ids)))
         self._stems = unique_stems(paths)
         self.check(self.set_name)
@@ -161,7 +168,7 @@ class ResultWriterHook(Hook):
             if get_rank() == 0:
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
-            barrier()  # it is there, and empty
+            barrier()  # until the empty folder exists
             self._parts = {
                 kind: self._open.enter_context(
                     _part(folder, kind, get_rank()).open("w", encoding="utf-8")
@@ -176,6 +183,7 @@ class ResultWriterHook(Hook):
         data_batch: Any = None,
         outputs: Sequence[DetDataSample] | None = None,
     ) -> None:
+        """Write the results of a batch."""
         for sample in outputs or ():
             index = self._index[sample.img_path]
             draw = self.show_dir is not None and index % self.show_interval == 0
@@ -192,23 +200,24 @@ class ResultWriterHook(Hook):
                 if self.dump_dir is not None:
                     self._dump(index, sample, result)
             except (OSError, OutputError, MemoryError) as err:
-                if batch_idx == 0:  # where nothing is lost yet
+                if batch_idx == 0:  # nothing is lost yet
                     raise
                 self._failure = (
                     f"results of {printable(sample.img_path)} could not be written ({err})"
                 )
-                runner.logger.error(f"{self._failure}; the test goes on without writing results")
+                runner.logger.error(f"{self._failure}; the test continues without writing results")
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
         """Finish a set's files.
 
         Raises:
-            OutputError: not all could be written, in any process; on all processes.
+            OutputError: results could not be written. It is raised in all processes, even if only
+                one of them failed.
         """
         failures = all_gather_object(self._failure or self._attempt(self._open.close))
         if self.dump_dir is not None and not any(failures):  # all parts are complete
             outcome = [self._attempt(self._finish) if get_rank() == 0 else ""]
-            broadcast_object_list(outcome)  # nobody goes on to open parts that are being removed
+            broadcast_object_list(outcome)  # wait before parts are removed
             failures = outcome
         self._attempt(self._open.close)
         why = next(filter(None, failures), None)
@@ -216,7 +225,7 @@ class ResultWriterHook(Hook):
             raise OutputError(why)
 
     def _attempt(self, work: Callable[[], None]) -> str:
-        """Run it; what the file system refuses, as a sentence."""
+        """Run ``work`` and return the error message of a failure, or an empty string."""
         try:
             work()
         except (OSError, ValueError, MemoryError) as err:
@@ -225,7 +234,7 @@ class ResultWriterHook(Hook):
         return ""
 
     def _finish(self) -> None:
-        """Join what all processes wrote."""
+        """Merge the parts of all processes."""
         folder = self._unfinished(self.set_name)
         info = dict(description=f"{_DESCRIPTION}{self.set_name}")
         if self.notice:
@@ -247,10 +256,10 @@ class ResultWriterHook(Hook):
 
     def _show(self, result: SegmentationResult) -> None:
         turn = result.image_path not in self._as_stored
-        # No limit of its own: the pipeline, whose limit may be higher, has read it already.
+        # No pixel limit here: the pipeline has applied its own when it read the image.
         image = read_image(result.image_path, exif=turn, max_pixels=None)
-        picture = draw_panoptic(image, result, notice=self.notice)
-        write_image(self.show_dir / self.set_name, self._stems[result.image_path], picture)
+        drawing = draw_panoptic(image, result, notice=self.notice)
+        write_image(self.show_dir / self.set_name, self._stems[result.image_path], drawing)
 
     def _dump(self, index: int, sample: DetDataSample, result: SegmentationResult) -> None:
         folder = self._unfinished(self.set_name)
@@ -262,7 +271,7 @@ class ResultWriterHook(Hook):
         entry = dict(
             image=dict(id=image_id, **image), annotation=dict(image_id=image_id, **annotation)
         )
-        # ASCII only: parts of file names that are in no encoding become \udcXX
+        # ASCII only: bytes of file names that cannot be decoded become \udcXX
         print(index, json.dumps(entry), file=self._parts["panoptic"])
         for found in self._describe_instances(sample, image_id):
             print(index, json.dumps(found), file=self._parts["instances"])
@@ -291,7 +300,11 @@ class ResultWriterHook(Hook):
 
 
 class ProgressHook(Hook):
-    """Advances a bar of rich, in images over all processes; its columns tell the time left."""
+    """Show the number of evaluated images, over all processes, in a progress bar of rich.
+
+    Args:
+        bar: the progress bar.
+    """
 
     def __init__(self, bar: Progress) -> None:
         self.bar = bar
@@ -299,6 +312,7 @@ class ProgressHook(Hook):
         self._task: TaskID | None = None
 
     def before_test_epoch(self, runner: Runner) -> None:
+        """Add a task for the test set."""
         total = len(runner.test_loop.dataloader.dataset)
         self._task = self.bar.add_task(self.set_name, total=total)
 
@@ -309,7 +323,8 @@ class ProgressHook(Hook):
         data_batch: Any = None,
         outputs: Sequence[DetDataSample] | None = None,
     ) -> None:
-        # Processes walk in step, about; the last round may be shorter for the others.
+        """Advance by the images of a batch."""
+        # Processes are roughly in step; in the last round, other processes may have fewer images.
         self.bar.advance(self._task, len(outputs or ()) * get_world_size())
         if batch_idx + 1 == len(runner.test_loop.dataloader):
             total = len(runner.test_loop.dataloader.dataset)
@@ -318,15 +333,18 @@ class ProgressHook(Hook):
             )
 
     def after_test_epoch(self, runner: Runner, metrics: dict[str, float] | None = None) -> None:
+        """Show the name of the finished test set."""
         self.bar.update(self._task, description=self.set_name)
 
 
 def unique_stems(paths: Sequence[str]) -> dict[str, str]:
-    """A file name without extension for every path: the path's own, or, where two share theirs,
-    with the folders in which they differ (``a/1.jpg``, ``b/1.jpg``: ``a_1``, ``b_1``).
+    """Return a unique file name without extension for each path.
+
+    It is the path's own stem. If two paths share it, the folders below their common one are added:
+    ``a/1.jpg`` and ``b/1.jpg`` become ``a_1`` and ``b_1``.
 
     Raises:
-        ValueError: paths that still cannot be told apart.
+        ValueError: the names are still not unique.
     """
     stems = {path: stem_of(path) for path in paths}
     if len(set(map(spelling, stems.values()))) < len(stems):
@@ -335,12 +353,12 @@ def unique_stems(paths: Sequence[str]) -> dict[str, str]:
             path: stem_of(os.path.relpath(path, common).replace(os.sep, "_")) for path in paths
         }
         if len(set(map(spelling, stems.values()))) < len(stems):
-            raise ValueError(f"below {common}: images of one name with different extensions")
+            raise ValueError(f"{common} has images whose names differ only in the extension")
     return stems
 
 
 def _category_ids(dataset: Any, num_classes: int) -> list[int]:
-    """The dataset's category ids by class index; index + 1 for datasets that have none."""
+    """Return category ids by class index: the dataset's, or index + 1 if it has none."""
     label_of: Mapping[int, int] = getattr(dataset, "cat2label", None) or {}
     ids = {label: category for category, label in label_of.items()}
     if len(label_of) != num_classes or sorted(ids) != list(range(num_classes)):
@@ -354,7 +372,7 @@ def _part(folder: Path, kind: str, rank: int) -> Path:
 
 @contextmanager
 def _lines(folder: Path, kind: str) -> Iterator[Iterator[dict]]:
-    """What all processes wrote of one kind, in the order of the dataset."""
+    """Read the parts of all processes of one kind, merged in the order of the dataset."""
     with ExitStack() as stack:
         paths = [_part(folder, kind, rank) for rank in range(get_world_size())]
         parts = [stack.enter_context(path.open(encoding="utf-8")) for path in paths]
@@ -363,7 +381,7 @@ def _lines(folder: Path, kind: str) -> Iterator[Iterator[dict]]:
 
 
 def _write_json_list(path: Path, items: Iterator[dict]) -> None:
-    """As json.dump of the list, which never exists: 20,000 images have millions of instances."""
+    """Write items as a JSON list without holding them in memory; there may be millions."""
     with atomic_writer(path, "w") as stream:
         stream.write("[")
         for index, item in enumerate(items):
@@ -373,7 +391,7 @@ def _write_json_list(path: Path, items: Iterator[dict]) -> None:
 
 
 def _is_dump(folder: Path) -> bool:
-    """Whether a test wrote what lies in a folder."""
+    """Return whether a folder contains the dump of a test run."""
     with suppress(PanopticFileError):
         content = read_json(folder / "panoptic.json", PanopticFileError)
         info = content.get("info") if isinstance(content, dict) else None
@@ -382,7 +400,10 @@ def _is_dump(folder: Path) -> bool:
 
 
 def _take_place(made: Path, target: Path) -> None:
-    """Move a finished dump to where an earlier one may be; the index goes first and comes last."""
+    """Move a finished dump to its folder and replace an earlier one.
+
+    ``panoptic.json``, by which :func:`_is_dump` recognizes a dump, is removed first and moved last.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for name in reversed(_DUMPED):
         if (target / name).is_dir():

@@ -1,4 +1,4 @@
-"""The runner: mmengine's, with configs checked first and checkpoints that can be relied on."""
+"""mmengine's runner with checked configs and safe checkpoints."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ class OpenVocabRunner(Runner):
 
     * Configs are completed and checked before anything is built, see
       :mod:`odise_mm.config.checking`.
-    * ``load_from`` takes our weights and published ODISE files, strictly. ``resume`` takes
-      checkpoints of a training with the same config only.
-    * Checkpoints hold the trained parameters, the state of optimizer and schedules, and the
-      curves; they appear complete or not at all.
-    * Iterations are reproducible, and losses are watched: see :mod:`odise_mm.engine.hooks`.
+    * ``load_from`` accepts this package's weights and published ODISE files, which must fit the
+      model exactly. ``resume`` only accepts checkpoints of a run with the same config.
+    * Checkpoints contain the trained parameters, the state of the optimizer and the schedules, and
+      the curves. They are written atomically.
+    * Iterations are reproducible, and losses are checked, see :mod:`odise_mm.engine.hooks`.
     """
 
     _runners_of_second: ClassVar[Counter[str]] = Counter()
-    _state: dict[str, Any] | None = None  # read by resume() for load_checkpoint()
+    _state: dict[str, Any] | None = None  # passed from resume() to load_checkpoint()
     resumed_from: Path | None = None
-    """The checkpoint that the training goes on from."""
+    """Checkpoint from which the run was resumed."""
 
     @classmethod
     def from_cfg(cls, cfg: Config) -> OpenVocabRunner:
-        """A runner from a config.
+        """Build a runner from a config.
 
         Raises:
             ConfigError, DatasetError, DeviceError: see
-                :func:`odise_mm.config.checking.check_config`; a part that refuses its arguments.
-            CheckpointError: there is no resuming from the file that the config names.
+                :func:`odise_mm.config.checking.check_config`; or a component has invalid arguments.
+            CheckpointError: the run cannot be resumed from the checkpoint.
         """
         cfg = complete_config(cfg)
         check_config(cfg)
@@ -71,11 +71,11 @@ class OpenVocabRunner(Runner):
             self.logger.warning(line)
 
     def setup_env(self, env_cfg: dict[str, Any]) -> None:
-        """As mmengine; processes without a GPU talk to each other through gloo.
+        """Extend mmengine's method: use gloo without GPUs, and a unique name per runner.
 
-        mmengine names logger, message hub and visualizer after the second in which the runner is
-        built, and finds them again by that name. A second runner of the same second would write
-        its log into the first one's file, so it gets a name of its own.
+        mmengine identifies logger, message hub and visualizer by the second in which the runner is
+        built. A second runner built in the same second would write into the log file of the first,
+        so its name gets a suffix.
         """
         if self.distributed and not is_distributed() and not torch.cuda.is_available():
             torch.distributed.init_process_group("gloo")
@@ -86,9 +86,9 @@ class OpenVocabRunner(Runner):
             self._timestamp = f"{second}_{self._runners_of_second[second]}"
 
     def dump_config(self) -> None:
-        """As mmengine, but a config that is read from the work directory itself stays as it is.
+        """Extend mmengine's method: do not overwrite a config that lies in the work directory.
 
-        What was changed in it for this run stands in the log and in ``vis_data/config.py``.
+        Changes made to it for this run are in the log and in ``vis_data/config.py``.
         """
         source = self.cfg.filename
         target = Path(self.work_dir, Path(source).name) if source else None
@@ -96,14 +96,14 @@ class OpenVocabRunner(Runner):
             super().dump_config()
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
-        """As mmengine, on CPUs too."""
+        """Extend mmengine's method to CPUs."""
         if self.distributed and not torch.cuda.is_available():
             defaults = dict(broadcast_buffers=False, find_unused_parameters=False, device_ids=None)
             model_wrapper_cfg = {**defaults, **(model_wrapper_cfg or {})}
         return super().wrap_model(model_wrapper_cfg, model)
 
     def register_default_hooks(self, hooks: dict[str, Any] | None = None) -> None:
-        """As mmengine, with what makes a training resumable and watches its losses."""
+        """Extend mmengine's method by the hooks for seeded iterations and finite losses."""
         own = dict(
             iteration_seed=dict(type="IterationSeedHook"),
             finite_loss=dict(type="FiniteLossHook"),
@@ -114,34 +114,39 @@ class OpenVocabRunner(Runner):
     def build_dataloader(
         dataloader: Any, seed: int | None = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """As mmengine; items take the seeds of their indices, whatever class their dataset has."""
+        """Extend mmengine's method: items accept seeds, whatever the class of their dataset."""
         if isinstance(dataloader, dict) and isinstance(dataloader.get("dataset"), dict):
             cfg = dict(type=build_seeded, dataset=dataloader["dataset"])
             dataloader = {**dataloader, "dataset": cfg}
         return Runner.build_dataloader(dataloader, seed, *args, **kwargs)
 
     def build_train_loop(self, loop: Any) -> Any:
+        """Extend mmengine's method by errors that name the setting."""
         with config_errors(self.cfg):
             return super().build_train_loop(loop)
 
     def build_val_loop(self, loop: Any) -> Any:
+        """Extend mmengine's method by errors that name the setting."""
         with config_errors(self.cfg):
             return super().build_val_loop(loop)
 
     def build_test_loop(self, loop: Any) -> Any:
+        """Extend mmengine's method by errors that name the setting."""
         with config_errors(self.cfg):
             return super().build_test_loop(loop)
 
     def build_optim_wrapper(self, optim_wrapper: Any) -> Any:
+        """Extend mmengine's method by errors that name the setting."""
         with config_errors(self.cfg):
             return super().build_optim_wrapper(optim_wrapper)
 
     def build_param_scheduler(self, scheduler: Any) -> Any:
+        """Extend mmengine's method by errors that name the setting."""
         with config_errors(self.cfg):
             return super().build_param_scheduler(scheduler)
 
     def scale_lr(self, optim_wrapper: Any, auto_scale_lr: dict[str, Any] | None = None) -> None:
-        """As mmengine; says what batch and learning rate it comes to."""
+        """Extend mmengine's method: log the batch size and the learning rate."""
         super().scale_lr(optim_wrapper, auto_scale_lr)
         batch = self.train_loop.total_batch if hasattr(self.train_loop, "total_batch") else None
         if batch is None:
@@ -156,22 +161,24 @@ class OpenVocabRunner(Runner):
         images = len(self.train_dataloader.dataset)
         if images < batch:
             self.logger.warning(
-                f"an iteration takes {batch} images and the dataset has {images}: images repeat "
-                "within an iteration"
+                f"an iteration uses {batch} images, but the dataset has only {images}: images "
+                "repeat within an iteration"
             )
         base = (auto_scale_lr or {}).get("base_batch_size")
         if base not in (None, batch * accumulated) and not auto_scale_lr.get("enable", False):
             self.logger.warning(
-                f"the learning rate was made for {base} images per update, here they are "
+                f"the learning rate was chosen for {base} images per update, but this run uses "
                 f"{batch * accumulated}: scale it with --auto-scale-lr, or set "
                 f"train_dataloader.batch_size so that batch x {self.world_size} processes = {base}"
             )
 
     def test_on(self, cfg: Config) -> dict[str, float]:
-        """Test on the test set of another config, with the model as it is.
+        """Test the current model on the test set of another config.
+
+        Afterwards, ``test_loop`` is that of this test set.
 
         Returns:
-            What the metrics say. ``test_loop`` is then that of this test set.
+            Name of the metric -> value.
 
         Raises:
             ConfigError, DatasetError, DeviceError: see :meth:`from_cfg`.
@@ -185,7 +192,7 @@ class OpenVocabRunner(Runner):
         return self.test()
 
     def load_or_resume(self) -> None:
-        """As mmengine; starts from the beginning where there is nothing to resume from."""
+        """Extend mmengine's method: start from the beginning if there is no checkpoint."""
         self.resumed_from = None
         if self._resume and self._load_from is None and not self._has_loaded:
             self._load_from = latest_checkpoint(self.work_dir)
@@ -203,11 +210,11 @@ class OpenVocabRunner(Runner):
         resume_param_scheduler: bool = True,
         map_location: Any = "cpu",
     ) -> None:
-        """Go on with a training.
+        """Resume a run.
 
         Raises:
-            CheckpointError: not a training's checkpoint, or that of another config: images per
-                iteration, learning rate, data, ... The message says what differs.
+            CheckpointError: the file has no training state, or was made with another config (images
+                per iteration, learning rate, data, ...). The message lists the differences.
         """
         self._state = read_training_state(filename)
         self.resumed_from = Path(filename)
@@ -226,13 +233,15 @@ class OpenVocabRunner(Runner):
     def load_checkpoint(
         self, filename: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> dict[str, Any] | None:
-        """Load weights, strictly: ours (.pth, .safetensors) or a published ODISE file.
+        """Load weights of this package (.pth, .safetensors) or a published ODISE file.
+
+        The weights must fit the model exactly.
 
         Returns:
-            Training state, if :meth:`resume` asks.
+            The training state if :meth:`resume` calls it, else None.
 
         Raises:
-            CheckpointError: the file is of another model; the message names the first differences.
+            CheckpointError: the file is of another model. The message names the first differences.
         """
         model, state = unwrapped(self.model), self._state
         self._state = None
@@ -253,35 +262,38 @@ class OpenVocabRunner(Runner):
         names = getattr(self.train_dataloader.dataset, "metainfo", None)
         if state["meta"].get("dataset_meta") != plain(names):
             raise CheckpointError(
-                f"{filename} was trained on other names than the training dataset's: {ADVICE}"
+                f"{filename} was trained on other class names than the training dataset's: {ADVICE}"
             )
         forbidding, ignored = differences_of_training(state, self)
         if forbidding:
             raise CheckpointError(
-                f"{filename} cannot be gone on with by this config, as the result would be that of "
-                f"neither ({'; '.join(forbidding)}): {ADVICE}"
+                f"{filename} cannot be resumed with this config, because it was made with other "
+                f"settings ({'; '.join(forbidding)}): {ADVICE}"
             )
         for text in ignored:
             self.logger.warning(f"{filename}: {text}")
-        state["meta"]["dataset_meta"] = names  # as mmengine compares it
+        state["meta"]["dataset_meta"] = names  # mmengine compares it
 
     def save_checkpoint(self, out_dir: str, filename: str, *args: Any, **kwargs: Any) -> None:
-        """As mmengine, but the file appears when it is complete.
+        """Extend mmengine's method: write the file atomically.
 
         Raises:
-            OSError: the disk is full, ...; a file of this name that was there stays as it was.
+            OSError: the file cannot be written, e.g. because the disk is full. An older file of
+                this name is kept.
         """
         if is_main_process():
             with replacing(Path(out_dir) / filename) as temporary:
                 super().save_checkpoint(str(temporary.parent), temporary.name, *args, **kwargs)
 
     failed_hooks: dict[str, Exception] | None = None
-    """Our loops put a dictionary here while an evaluation ends: hooks that failed, by their class.
-    The others are called all the same, and the loop says what failed."""
+    """Errors of hooks by class name. The evaluation loops set a dictionary to collect them, so that
+    the remaining hooks are still called; None raises errors at once."""
 
     def call_hook(self, fn_name: str, **kwargs: Any) -> None:
-        """As mmengine. What goes into a checkpoint is made plain first, so that it can be read
-        without running code."""
+        """Extend mmengine's method: simplify the content of checkpoints, collect errors.
+
+        Checkpoints get only plain types, so that they can be read without running code.
+        """
         if fn_name == "before_save_checkpoint":
             checkpoint = kwargs["checkpoint"]
             trained_with = train_vocabulary(unwrapped(self.model))
@@ -300,20 +312,22 @@ class OpenVocabRunner(Runner):
             except Exception as err:
                 name = type(hook).__name__
                 self.failed_hooks.setdefault(name, err)
-                # A bug has to be found; a mistake of the user's is told in one line.
+                # One line for mistakes of the user; bugs need the traceback.
                 plain_error = isinstance(err, (OdiseError, OSError))
                 self.logger.error(f"{name}: {err if plain_error else traceback.format_exc()}")
 
 
-# When the numbers are there, and must not be lost.
+# Hooks that are called when the metrics are computed and must not be lost.
 _AFTER_EVALUATION = ("after_val_epoch", "after_val", "after_test_epoch", "after_test")
 
 
 def _take_over_seed(cfg: Config) -> None:
-    """A resumed training has the seed it began with: its sampler is built before it is loaded.
+    """Set the seed of a resumed run to that of its checkpoint.
+
+    The sampler needs the seed before the checkpoint is loaded.
 
     Raises:
-        CheckpointError: the config names another seed.
+        CheckpointError: the config sets another seed.
     """
     path = cfg.get("load_from") or latest_checkpoint(cfg.work_dir)
     if path is None:
@@ -321,14 +335,17 @@ def _take_over_seed(cfg: Config) -> None:
     seed, given = read_training_state(path)["meta"].get("seed"), cfg.get("randomness") or {}
     if seed is not None and given.get("seed") not in (None, seed):
         raise CheckpointError(
-            f"{path} was trained with randomness.seed={seed}, this config says {given['seed']}: "
-            f"{ADVICE}"
+            f"{path} was trained with randomness.seed={seed}, but this config sets "
+            f"{given['seed']}: {ADVICE}"
         )
     cfg.randomness = {**given, "seed": seed}
 
 
 def plain(value: Any) -> Any:
-    """Metainfo of a dataset as lists, numbers and text; what is none of these as its text."""
+    """Convert a dataset's metainfo to dictionaries, lists, numbers and strings.
+
+    Other objects are converted with ``str``.
+    """
     if isinstance(value, Vocabulary):
         value = dict(synonyms=value.synonyms, is_thing=value.is_thing)
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""What all metrics share: images are counted, results summed or gathered over processes."""
+"""Base class of the metrics, and helpers."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ GATHERED_AT_ONCE = 256
 
 
 class DatasetMetric(BaseMetric):
-    """Base of the metrics: an image comes, numbers of the whole dataset go.
+    """Base of the metrics, which collect results image by image.
 
-    Subclasses say what an image adds to ``self.results`` (one running sum, or one record per
-    image), and how the joined ``results`` of all processes become numbers. mmengine's way of
-    collecting is not used: it cuts the joined list to the dataset's size, which hides images
+    Subclasses define what an image adds to ``self.results`` (one running sum, or one record per
+    image), and how the metrics are computed from the ``results`` of all processes. mmengine's
+    gathering is not used, because it cuts the list to the size of the dataset and so hides images
     that a sampler repeated.
 
-    Where the dataset has subsets of classes (``dataset_meta["subsets"]``), there are also the
-    means over the classes of each: of ``panoptic/PQ`` and the subset "novel" it is
-    ``panoptic/novel/PQ``. Results are the same, made with all names; classes without a number are
-    left out, and the mean is NaN where none is left.
+    If the dataset has subsets of classes (``dataset_meta["subsets"]``), means over the classes of
+    each subset are reported as well: ``panoptic/novel/PQ`` is the mean of ``panoptic/PQ`` over the
+    subset "novel". They use the same results, made with all class names. Classes without a value
+    are left out; if none is left, the mean is NaN.
 
     Args:
-        prefix: of the numbers' names; by default the class's own.
+        prefix: prefix of the metrics' names; by default that of the class.
 
     Attributes:
-        task: the result that the model has to make: panoptic, semantic or instance.
-        class_means: number of a class, as in ``per_class`` -> name of its mean over classes; empty
-            where classes have no numbers.
-        ids_repeat: whether images of the dataset may share their ids, as those of joined data
-            sets do; set by the loop.
-        per_class: after ``evaluate``, in percent: class (the dataset's own name) -> number's
-            name -> value. Classes that never occurred are left out. On all processes.
+        task: the result that the metric needs: panoptic, semantic or instance.
+        class_means: name of a per-class value -> name of its mean over classes; empty if there are
+            no per-class values.
+        ids_repeat: whether images of the dataset may share ids, as in concatenated datasets; set
+            by the loop.
+        per_class: after ``evaluate``, in all processes: class name in the dataset -> name of the
+            metric -> value in percent. Classes that never occurred are left out.
     """
 
     task: str
@@ -61,52 +61,62 @@ class DatasetMetric(BaseMetric):
 
     @abstractmethod
     def add_image(self, sample: Mapping[str, Any]) -> None:
-        """Take in one image's result: put into ``self.results`` what is kept of it."""
+        """Add one image to ``self.results``.
+
+        Args:
+            sample: results and ground truth of the image.
+        """
 
     @abstractmethod
     def compute(self, results: list) -> tuple[Numbers, list[Numbers | None]]:
-        """Numbers in percent of everything that all processes kept; runs on the main process.
+        """Compute the metrics, in percent; called only in the main process.
+
+        Args:
+            results: the ``results`` of all processes.
 
         Returns:
-            Those of the whole dataset, and those of every class, None where it never occurred.
+            Metrics of the whole dataset, and a list with those of each class; None for classes that
+            never occurred.
         """
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """The dataset's.
+        """The dataset's vocabulary.
 
         Raises:
-            ConfigError: ``dataset_meta`` does not hold one.
+            ConfigError: ``dataset_meta`` has no vocabulary.
         """
         vocabulary = (self.dataset_meta or {}).get("vocabulary")
         if vocabulary is None:
             raise ConfigError(
-                f"{type(self).__name__}: the dataset's metainfo has no vocabulary; take one of "
-                "PanopticDataset, SemanticDataset, InstanceDataset"
+                f"{type(self).__name__}: the dataset's metainfo has no vocabulary; use "
+                "PanopticDataset, SemanticDataset or InstanceDataset"
             )
         return vocabulary
 
     @property
     def class_names(self) -> list[str]:
-        """The dataset's own names, told apart by their index where two are spelled alike."""
+        """Class names in the dataset; names that occur twice get their class index added."""
         names = self.vocabulary.source_names
         return [n if names.count(n) == 1 else f"{n} (class {i})" for i, n in enumerate(names)]
 
     def prepare(self) -> None:
-        """Read what is needed from files, before the first image; on the main process.
+        """Read files that the metric needs.
+
+        It is called in the main process before the first image.
 
         Raises:
-            DatasetError: a file is missing or wrong.
+            DatasetError: a file is missing or invalid.
         """
 
     def process(self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]) -> None:
-        """Take in the results of a batch, one image after the other."""
+        """Add the images of a batch."""
         for sample in data_samples:
             self.add_image(sample)
             self._images += 1
 
     def compute_metrics(self, results: list) -> Numbers:
-        """As mmengine names it."""
+        """Compute the metrics, including those of subsets, and set ``per_class``."""
         numbers, per_class = self.compute(results)
         pairs = zip(self.class_names, per_class, strict=True)
         self.per_class = {name: values for name, values in pairs if values is not None}
@@ -121,14 +131,17 @@ class DatasetMetric(BaseMetric):
         return numbers
 
     def evaluate(self, size: int) -> Numbers:
-        """Numbers of the whole dataset, the same on all processes; then starts anew.
+        """Compute the metrics of the whole dataset and reset.
 
         Args:
             size: number of images in the dataset.
 
+        Returns:
+            Name of the metric -> value, the same in all processes.
+
         Raises:
-            ConfigError: not every image came, or some came more than once.
-            DatasetError: no image came, or ground truth is missing or broken.
+            ConfigError: images are missing, or some were evaluated more than once.
+            DatasetError: no image was evaluated, or ground truth is missing or invalid.
         """
         own: Exception | None = None
         try:
@@ -150,12 +163,12 @@ class DatasetMetric(BaseMetric):
         return {f"{self.prefix}/{name}": value for name, value in numbers.items()}
 
     def reset(self) -> None:
-        """Forget what was taken in."""
+        """Discard all results."""
         self.results.clear()
         self._images = 0
 
     def _gather(self) -> Iterator[list]:
-        # In portions: what is under way takes memory, with NCCL on the GPU.
+        # Gathering needs extra memory (GPU memory with NCCL), so it is done in portions.
         longest = max(all_gather_object(len(self.results)))
         for start in range(0, longest, GATHERED_AT_ONCE):
             yield from gather_object(self.results[start : start + GATHERED_AT_ONCE]) or []
@@ -163,50 +176,60 @@ class DatasetMetric(BaseMetric):
     def _check_count(self, images: int, size: int) -> None:
         name = type(self).__name__
         if images == 0:
-            raise DatasetError(f"{name}: no image was evaluated; the dataset is empty")
+            raise DatasetError(f"{name}: no images were evaluated; the dataset is empty")
         if images != size:
             raise ConfigError(
                 f"{name}: {images} images were evaluated, but the dataset has {size}; the test "
-                "sampler must give every image once: sampler=dict(type='DefaultSampler', "
+                "sampler must return each image once: sampler=dict(type='DefaultSampler', "
                 "shuffle=False, round_up=False), drop_last=False"
             )
 
 
 def result_of(sample: Mapping[str, Any], name: str, metric: DatasetMetric) -> Mapping[str, Any]:
-    """The model's result of a kind.
+    """Return one of the model's results.
+
+    Args:
+        sample: results of an image.
+        name: key of the result.
+        metric: the metric that needs it, for the message.
 
     Raises:
-        ConfigError: the model did not make it.
+        ConfigError: the model did not compute this result.
     """
     result = sample.get(name)
     if result is None:
         raise ConfigError(
-            f"{name_of(sample)}: {type(metric).__name__} finds no {name}; let the model make it: "
-            f"test_cfg=dict({metric.task}=True)"
+            f"{name_of(sample)}: {type(metric).__name__} needs {name}, which the model did not "
+            f"compute; set test_cfg=dict({metric.task}=True)"
         )
     return result
 
 
 def check_labels(sample: Mapping[str, Any], labels: np.ndarray, num_classes: int) -> None:
-    """Refuse class indices that the dataset's vocabulary does not have.
+    """Check that predicted class indices are in the dataset's vocabulary.
+
+    Args:
+        sample: the image, for the message.
+        labels: predicted class indices, of any shape.
+        num_classes: number of classes in the vocabulary.
 
     Raises:
-        ConfigError: there are some.
+        ConfigError: a class index is out of range.
     """
     if labels.size and not (labels.min() >= 0 and labels.max() < num_classes):
         bad = labels.max() if labels.min() >= 0 else labels.min()
         raise ConfigError(
-            f"{name_of(sample)}: the model answers with class index {bad}, but the dataset's "
+            f"{name_of(sample)}: the model predicts class index {bad}, but the dataset's "
             f"vocabulary has {num_classes} classes; set model.vocabulary to the dataset's"
         )
 
 
 def mean_of(values: Iterable[float]) -> float:
-    """Of those that are numbers; NaN of none."""
+    """Return the mean of the values that are not NaN; NaN if there are none."""
     known = [value for value in values if not np.isnan(value)]
     return float(np.mean(known)) if known else np.nan
 
 
 def to_numpy(value: Tensor | np.ndarray) -> np.ndarray:
-    """A tensor of any device, or an array, as array."""
+    """Convert a tensor on any device, or an array, to an array."""
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)

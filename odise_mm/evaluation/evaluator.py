@@ -1,4 +1,4 @@
-"""The evaluator of our loops: a metric that fails does not take the others' numbers with it."""
+"""Evaluator that keeps the results of all other metrics if one fails."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from odise_mm.errors import EvaluationError, OdiseError
 
 
 class OpenVocabEvaluator(Evaluator):
-    """mmengine's ``Evaluator``, with metrics that fail one by one.
+    """mmengine's ``Evaluator`` that handles the failure of single metrics.
 
-    What a metric needs is read before the first image. Later on, a metric that fails is left out
-    with an error in the log, and the others go on; :meth:`raise_failures` says so when all is done.
-    At the first batch, where nothing can be lost, an error is raised at once, and so it is where no
-    metric is left.
+    Metrics read their files before the first image. If a metric fails later, the error is logged
+    and the other metrics continue; :meth:`raise_failures` reports the failure at the end. An error
+    is raised at once in the first batch, where nothing can be lost, and if no metric is left.
+
+    Args:
+        metrics: see mmengine's ``Evaluator``.
 
     Attributes:
-        failures: why a metric has no numbers, by its class's name.
-        done: whether :meth:`evaluate` has come to its end.
+        failures: class name of a failed metric -> error.
+        done: whether :meth:`evaluate` has finished.
     """
 
     def __init__(self, metrics: dict | BaseMetric | Sequence) -> None:
@@ -36,10 +38,10 @@ class OpenVocabEvaluator(Evaluator):
         self._batches = 0
 
     def prepare(self) -> None:
-        """Start anew, and let the metrics read their files, on the main process.
+        """Reset, and let the metrics read their files in the main process.
 
         Raises:
-            OdiseError: a file is missing or wrong; on all processes.
+            OdiseError: a file is missing or invalid; raised in all processes.
         """
         self.failures.clear()
         self.done, self._numbers, self._batches = False, {}, 0
@@ -57,7 +59,7 @@ class OpenVocabEvaluator(Evaluator):
     def process(
         self, data_samples: Sequence[BaseDataElement | dict], data_batch: Any = None
     ) -> None:
-        """Give a batch's results to the metrics."""
+        """Pass the results of a batch to the metrics."""
         samples = [s.to_dict() if isinstance(s, BaseDataElement) else s for s in data_samples]
         for metric in self.metrics:
             if self._name(metric) in self.failures:
@@ -71,14 +73,17 @@ class OpenVocabEvaluator(Evaluator):
         self._batches += 1
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Numbers of the metrics that did not fail; see :meth:`raise_failures` for the others.
+        """Compute the metrics; see :meth:`raise_failures` for those that failed.
 
         Args:
             size: number of images in the dataset.
+
+        Returns:
+            Name of the metric -> value, of the metrics that did not fail.
         """
         numbers: dict[str, float] = {}
-        said = {name: str(err) for name, err in self.failures.items()}
-        failed = {name: text for part in all_gather_object(said) for name, text in part.items()}
+        texts = {name: str(err) for name, err in self.failures.items()}
+        failed = {name: text for part in all_gather_object(texts) for name, text in part.items()}
         for metric in self.metrics:
             name = self._name(metric)
             if name in failed:  # perhaps in another process
@@ -90,7 +95,7 @@ class OpenVocabEvaluator(Evaluator):
                 double = sorted(numbers.keys() & found.keys())
                 if double:
                     raise EvaluationError(
-                        f"another metric gives {double[0]}, too; set another prefix for one of them"
+                        f"two metrics are named {double[0]}; set another prefix for one of them"
                     )
                 numbers.update(found)
             except Exception as err:
@@ -101,16 +106,16 @@ class OpenVocabEvaluator(Evaluator):
     def raise_failures(
         self, hooks: Mapping[str, Exception] | None = None, as_numbers: bool = True
     ) -> None:
-        """Say which metrics failed, and which hooks when the numbers were there.
+        """Raise an error if metrics, or hooks after the evaluation, failed.
 
         Args:
-            hooks: those that failed, by name.
-            as_numbers: whether hooks alone that failed are an EvaluationError with the numbers in
-                it; else the first one's error is raised.
+            hooks: name -> error of the hooks that failed.
+            as_numbers: if only hooks failed, whether to raise an EvaluationError that contains the
+                metrics. If False, the first hook's error is raised.
 
         Raises:
-            EvaluationError: some failed; the numbers that there are are in it.
-            Exception: all metrics failed; the first one's error.
+            EvaluationError: some metrics or hooks failed. It contains the other metrics' values.
+            Exception: the error of the first metric if all of them failed.
         """
         hooks = hooks or {}
         causes = [*self.failures.values(), *hooks.values()]
@@ -119,14 +124,14 @@ class OpenVocabEvaluator(Evaluator):
         if not self._numbers or (not self.failures and not as_numbers):
             raise causes[0]
         failed = {**self.failures, **hooks}
-        said = {name: str(err) or repr(err) for name, err in failed.items()}
-        text = "; ".join(f"{name}: {why}" for name, why in said.items())
+        reasons = {name: str(err) or repr(err) for name, err in failed.items()}
+        text = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         if self.failures:
             text = (
-                f"{len(self.failures)} of {len(self.metrics)} metrics failed, the others' numbers "
-                f"are kept: {text}"
+                f"{len(self.failures)} of {len(self.metrics)} metrics failed, the results of the "
+                f"others are kept: {text}"
             )
-        raise EvaluationError(text, numbers=self._numbers, failures=said) from causes[0]
+        raise EvaluationError(text, numbers=self._numbers, failures=reasons) from causes[0]
 
     def _name(self, metric: BaseMetric) -> str:
         kind = type(metric).__name__
@@ -135,10 +140,10 @@ class OpenVocabEvaluator(Evaluator):
 
     def _note(self, metric: BaseMetric, err: Exception) -> None:
         self.failures[self._name(metric)] = err
-        # A bug has to be found; a mistake of the user's is told in one line.
+        # One line for mistakes of the user; bugs need the traceback.
         text = str(err) if isinstance(err, OdiseError) else traceback.format_exc()
         print_log(
-            f"{self._name(metric)} failed and gives no numbers: {text}",
+            f"{self._name(metric)} failed and has no results: {text}",
             logger="current",
             level=logging.ERROR,
         )

@@ -1,4 +1,4 @@
-"""Metrics of instance masks, on pycocotools: AP as of COCO, AP as of LVIS, average recall."""
+"""Metrics of instance masks, based on pycocotools: COCO's AP, LVIS's AP, average recall."""
 
 from __future__ import annotations
 
@@ -28,27 +28,27 @@ from odise_mm.registry import METRICS
 from odise_mm.utils.display import printable
 from odise_mm.utils.settings import check_whole
 
-_LVIS = "LVISInstanceAP needs LVIS v1's own file; for others there is InstanceAP"
+_LVIS = "LVISInstanceAP needs LVIS v1's own file; use InstanceAP for other files"
 
 
 class MaskMetric(DatasetMetric):
-    """Base of the metrics that compare scored masks with objects.
+    """Base of the metrics that match scored masks to objects.
 
-    What is kept until the end are run-length codes, about 0.6 kB for a mask at COCO's image size
-    (300 MB for its 5,000 images of 100 masks). They are matched on the main process.
+    Masks are kept until the end as run-length codes. A mask takes about 0.6 kB at COCO's image
+    size; COCO's 5,000 images with 100 masks each take 300 MB. The main process matches them.
 
     Args:
-        ann_file: instance annotations in COCO's format. None: the things of the samples' panoptic
-            ground truth.
+        ann_file: instance annotations in COCO's format. None uses the things of the samples'
+            panoptic ground truth.
         prefix: see :class:`DatasetMetric`.
     """
 
     task = "instance"
     class_means = {name: name for name in ("AP", "AP50", "AP75", "APs", "APm", "APl")}
     max_dets = 100
-    """Results of one image, and of one class, that count."""
+    """Maximum number of results per image and class."""
     max_dets_of_image: int | None = None
-    """Results of one image, of all classes together, that count; None: no bound."""
+    """Maximum number of results per image, over all classes; None for no limit."""
     uses_classes = True
 
     def __init__(self, ann_file: str | None = None, prefix: str | None = None) -> None:
@@ -60,23 +60,23 @@ class MaskMetric(DatasetMetric):
         """Read ``ann_file``.
 
         Raises:
-            DatasetError: it is missing or wrong, or of other classes.
+            DatasetError: it is missing or invalid, or has other classes.
         """
         if self.ann_file is not None:
             self._read_file()
 
     def add_image(self, sample: Mapping[str, Any]) -> None:
-        """Encode one image's ``pred_instances``, and its ground truth if that is panoptic.
+        """Encode an image's ``pred_instances``, and its ground truth if that is panoptic.
 
         Raises:
-            DatasetError: ground truth is missing or broken, or of another size.
-            ConfigError: the model made no instances, or some with another vocabulary.
+            DatasetError: the ground truth is missing or invalid, or has another size.
+            ConfigError: the model made no instances, or used another vocabulary.
         """
         num_classes = len(self.vocabulary)
         img_id = sample.get("img_id")
         if img_id is None:
             raise DatasetError(f"{name_of(sample)}: {type(self).__name__} needs its img_id")
-        # Other processes need not read the file: what they miss is noticed in the end.
+        # Only the main process reads the file; compute() checks the other processes' images.
         file = self._read_file() if self.ann_file is not None and is_main_process() else None
         if file is not None:
             file.check_id(img_id)
@@ -93,7 +93,10 @@ class MaskMetric(DatasetMetric):
         self.results.append(MaskRecord(img_id, path, size, found, truths))
 
     def compute(self, results: list[MaskRecord]) -> tuple[Numbers, list[Numbers | None]]:
-        """Match class by class, in order of the image ids, whatever process they come from."""
+        """Match the masks class by class.
+
+        Images are sorted by id, so the result does not depend on the number of processes.
+        """
         self._check_ids(results)
         file, self._file = None if self.ann_file is None else self._read_file(), None
         records = sorted(
@@ -107,19 +110,27 @@ class MaskMetric(DatasetMetric):
             name = f"{type(self).__name__}: image id {record.img_id!r}"
             if record.img_id in path_of and not self.ids_repeat:
                 raise DatasetError(
-                    f"{name} was evaluated more than once; every image needs an id of its own"
+                    f"{name} was evaluated more than once; every image needs a unique id"
                 )
             other = path_of.setdefault(record.img_id, record.path)
             if other != record.path and self.ann_file is not None:
                 raise DatasetError(
-                    f"{name} is that of {printable(other)} and of {printable(record.path)}, which "
-                    f"{printable(self.ann_file)} does not tell apart: test the datasets one by one"
+                    f"{name} is used by {printable(other)} and {printable(record.path)}, which "
+                    f"{printable(self.ann_file)} cannot distinguish: test the datasets separately"
                 )
 
     def summarize(
         self, curves: dict[int, ClassCurves], file: InstanceFile | None
     ) -> tuple[Numbers, list[Numbers | None]]:
-        """Numbers of the dataset and of its classes from the classes' curves."""
+        """Compute the metrics of the dataset and of its classes.
+
+        Args:
+            curves: class index -> precision and recall.
+            file: annotations, or None.
+
+        Returns:
+            See :meth:`compute`.
+        """
         found = {label: average_precision(curve) for label, curve in curves.items()}
         found = {label: numbers for label, numbers in found.items() if numbers["AP"] >= 0}
         numbers = {
@@ -128,11 +139,11 @@ class MaskMetric(DatasetMetric):
         return numbers, [found.get(label) for label in range(len(self.vocabulary))]
 
     def known_labels(self, record: MaskRecord, file: InstanceFile | None) -> Container[int] | None:
-        """Classes of which it is known whether the image has them; None: all."""
+        """Return the classes whose presence in the image was annotated; None for all."""
         return None
 
     def incomplete_labels(self, record: MaskRecord, file: InstanceFile | None) -> Iterable[int]:
-        """Classes of which not all objects in the image are annotated."""
+        """Return the classes of which only some objects in the image are annotated."""
         return ()
 
     def _read_file(self) -> InstanceFile:
@@ -143,12 +154,12 @@ class MaskMetric(DatasetMetric):
         return self._file
 
     def check_file(self, file: InstanceFile) -> None:
-        """Refuse a file that lacks what the metric needs, before the first image."""
+        """Check that the file has everything that the metric needs."""
 
     def _match(
         self, records: list[MaskRecord], file: InstanceFile | None
     ) -> Iterator[tuple[int, ClassCurves]]:
-        # label -> place in records -> masks; a class without objects has no numbers.
+        # label -> index in records -> masks; classes without objects have no metrics.
         truths = defaultdict(lambda: defaultdict(list))
         results = defaultdict(lambda: defaultdict(list))
         incomplete = defaultdict(set)
@@ -195,13 +206,12 @@ class MaskMetric(DatasetMetric):
             )
 
     def _warn_of_empty(self, number: int, empty: list[int | str]) -> None:
-        """Say how many objects have no pixel, as where all points of a ring are on a line."""
+        """Log how many objects have no pixels, for example because a polygon is a line."""
         if empty:
             print_log(
-                f"{self.prefix}: {len(empty)} of {number} annotated objects have masks without a "
-                f"pixel (the first: in image {shown(empty[0])} of "
-                f"{printable(self.ann_file)}). They count as objects that were not found, as in "
-                "pycocotools; mend their masks, or remove them",
+                f"{self.prefix}: {len(empty)} of {number} annotated objects have masks without "
+                f"pixels (the first: in image {shown(empty[0])} of {printable(self.ann_file)}). "
+                "They count as missed objects, as in pycocotools; fix their masks, or remove them",
                 logger="current",
                 level=logging.WARNING,
             )
@@ -212,10 +222,10 @@ class MaskMetric(DatasetMetric):
 
 @METRICS.register_module()
 class InstanceAP(MaskMetric):
-    """Mask AP as of COCO: at most 100 results of an image and class, crowd regions ignored.
+    """COCO's mask AP: at most 100 results per image and class, crowd regions are ignored.
 
-    ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm``, ``APl``. Results of classes of which the ground
-    truth has no object (stuff among them) do not count.
+    It reports ``AP``, ``AP50``, ``AP75``, ``APs``, ``APm`` and ``APl``. Results of classes without
+    objects in the ground truth, such as stuff, are not counted.
     """
 
     default_prefix = "instance"
@@ -223,12 +233,13 @@ class InstanceAP(MaskMetric):
 
 @METRICS.register_module()
 class LVISInstanceAP(MaskMetric):
-    """Mask AP as of LVIS v1 (arXiv 1908.03195): numbers as lvis-api's, which needs an old numpy.
+    """LVIS v1's mask AP (arXiv 1908.03195), equal to that of lvis-api, which needs an old numpy.
 
-    At most 300 results of an image, of all classes together. An image's results count only in
-    classes that it has or is known not to have (``neg_category_ids``); where a class is annotated
-    incompletely (``not_exhaustive_category_ids``), results without a match are ignored. Besides
-    COCO's numbers ``APr``, ``APc``, ``APf`` of rare, common and frequent classes.
+    At most 300 results per image, over all classes, are counted. Results are counted only for
+    classes that the image has, or is known not to have (``neg_category_ids``). If a class is
+    annotated incompletely (``not_exhaustive_category_ids``), results without a match are ignored.
+    In addition to COCO's metrics, it reports ``APr``, ``APc`` and ``APf`` of rare, common and
+    frequent classes.
 
     Args:
         ann_file: LVIS's JSON file.
@@ -242,10 +253,10 @@ class LVISInstanceAP(MaskMetric):
         super().__init__(ann_file=ann_file, prefix=prefix)
 
     def check_file(self, file: InstanceFile) -> None:
-        """Federated annotations and frequencies must be there.
+        """Check that the file has federated annotations and class frequencies.
 
         Raises:
-            DatasetError: they are not.
+            DatasetError: they are missing.
         """
         for image in file.images.values():
             for key in ("neg_category_ids", "not_exhaustive_category_ids"):
@@ -259,11 +270,11 @@ class LVISInstanceAP(MaskMetric):
                 raise DatasetError(f"{name} has no frequency 'r', 'c' or 'f'; {_LVIS}")
 
     def known_labels(self, record: MaskRecord, file: InstanceFile) -> Container[int]:
-        """Those that are known to be absent; those that are present are known anyway."""
+        """Return the classes that are known to be absent; present ones need no annotation."""
         return {*self._labels(record, file, "neg_category_ids")}
 
     def incomplete_labels(self, record: MaskRecord, file: InstanceFile) -> Iterable[int]:
-        """As the file says."""
+        """Return the classes that the file marks as not exhaustively annotated."""
         return self._labels(record, file, "not_exhaustive_category_ids")
 
     def _labels(self, record: MaskRecord, file: InstanceFile, key: str) -> list[int]:
@@ -273,7 +284,7 @@ class LVISInstanceAP(MaskMetric):
     def summarize(
         self, curves: dict[int, ClassCurves], file: InstanceFile
     ) -> tuple[Numbers, list[Numbers | None]]:
-        """COCO's numbers and those of the three groups of classes."""
+        """Compute COCO's metrics, and AP of rare, common and frequent classes."""
         numbers, per_class = super().summarize(curves, file)
         for group in "rcf":
             labels = [
@@ -288,15 +299,15 @@ class LVISInstanceAP(MaskMetric):
 
 @METRICS.register_module()
 class AverageRecall(MaskMetric):
-    """Class-agnostic average recall of the best masks of every image, IoU 0.5 to 0.95: ``AR@100``.
+    """Class-agnostic average recall over IoU 0.5 to 0.95, reported as ``AR@100``.
 
-    Which class a mask or an object has does not matter. Objects: all of ``ann_file``, or the
-    things of the panoptic ground truth; a dataset with ``class_agnostic=True`` makes stuff
-    segments things, too.
+    Classes of masks and objects are ignored. The objects are those of ``ann_file``, or the things
+    of the panoptic ground truth. With ``class_agnostic=True`` in the dataset, stuff segments are
+    things as well.
 
     Args:
-        ann_file: see :class:`MaskMetric`; needs no category that the vocabulary knows.
-        max_dets: masks of an image that count, the best ones.
+        ann_file: see :class:`MaskMetric`. Its categories need not be in the vocabulary.
+        max_dets: maximum number of masks per image; those with the highest scores are used.
         prefix: see :class:`DatasetMetric`.
     """
 
@@ -314,7 +325,7 @@ class AverageRecall(MaskMetric):
     def summarize(
         self, curves: dict[int, ClassCurves], file: InstanceFile | None
     ) -> tuple[Numbers, list[Numbers | None]]:
-        """One number; there are no classes."""
+        """Compute average recall; there are no per-class values."""
         recall = float(curves[0].recall[:, ALL].mean()) if curves else np.nan
         return {f"AR@{self.max_dets}": 100 * recall}, [None] * len(self.vocabulary)
 

@@ -1,7 +1,8 @@
-"""pycocotools' COCOeval, class by class: precision and recall of masks that are kept in memory.
+"""Precision and recall of masks, computed class by class with pycocotools' COCOeval.
 
-COCOeval looks at every image for every class, which with LVIS's 1,203 classes and 20,000 images
-takes hours and tens of gigabytes. Here a class sees the images that have it.
+COCOeval visits every image for every class, which takes hours and tens of gigabytes with LVIS's
+1,203 classes and 20,000 images. Here only the images with objects or results of a class are
+visited.
 """
 
 from __future__ import annotations
@@ -19,24 +20,27 @@ ALL, SMALL, MEDIUM, LARGE = range(4)
 
 
 class ClassCurves(NamedTuple):
-    """Of one class; NaN where no object counts. 10 IoU thresholds from 0.5 to 0.95, 101 recalls
-    from 0 to 1, 4 ranges of area: all, below 32^2, up to 96^2, above."""
+    """Precision and recall of one class.
+
+    The axes are 10 IoU thresholds from 0.5 to 0.95, 101 recalls from 0 to 1, and 4 ranges of area:
+    all, below 32^2, up to 96^2, above. Values are NaN where there are no objects.
+    """
 
     precision: np.ndarray
     """(10, 101, 4)."""
     recall: np.ndarray
-    """(10, 4), the highest one reached."""
+    """(10, 4), maximum recall."""
 
 
 class _OneClass(COCOeval):
-    """COCOeval on objects that are given instead of files.
+    """COCOeval on objects in memory instead of files.
 
     Args:
         truths: image -> dicts of segmentation (run-length code), area and iscrowd.
         results: image -> dicts of segmentation, area and score.
-        max_dets: only so many results of an image count, the best.
-        incomplete: images where not all objects are annotated: there a result without a match is
-            ignored (LVIS).
+        max_dets: maximum number of results per image; those with the highest scores are used.
+        incomplete: images in which only some objects are annotated. Their results without a match
+            are ignored (LVIS).
     """
 
     def __init__(
@@ -55,14 +59,14 @@ class _OneClass(COCOeval):
             number = 0
             for image, masks in given.items():
                 for mask in masks:
-                    number += 1  # from 1: COCOeval takes an id of 0 for no match
+                    number += 1  # ids start at 1: COCOeval interprets 0 as "no match"
                     kept[image, 0].append(mask | dict(id=number))
         for masks in self._gts.values():
             for mask in masks:
                 mask["ignore"] = mask["iscrowd"]
 
     def _prepare(self) -> None:
-        """Nothing to read."""
+        """Do nothing: the constructor sets the objects."""
 
     def evaluateImg(self, imgId: int, catId: int, aRng: list, maxDet: int) -> dict[str, Any] | None:
         found = super().evaluateImg(imgId, catId, aRng, maxDet)
@@ -77,7 +81,15 @@ def match_class(
     max_dets: int,
     incomplete: Container[int] = (),
 ) -> ClassCurves:
-    """Match results with objects of one class in all images; see :class:`_OneClass`."""
+    """Match the results of one class to its objects, in all images.
+
+    Args:
+        truths: image -> dicts of segmentation (run-length code), area and iscrowd.
+        results: image -> dicts of segmentation, area and score.
+        max_dets: maximum number of results per image; those with the highest scores are used.
+        incomplete: images in which only some objects are annotated. Their results without a match
+            are ignored (LVIS).
+    """
     engine = _OneClass(truths, results, max_dets, incomplete)
     with contextlib.redirect_stdout(io.StringIO()):
         engine.evaluate()
@@ -90,9 +102,11 @@ def match_class(
 
 
 def average_precision(curves: ClassCurves) -> dict[str, float]:
-    """``AP`` (mean of IoU 0.5 to 0.95), ``AP50``, ``AP75``, and of small, medium, large objects.
+    """Compute the average precision of one class, in percent; NaN if there are no objects.
 
-    In percent, NaN where no object counts.
+    Returns:
+        ``AP`` (mean over IoU 0.5 to 0.95), ``AP50`` and ``AP75``; ``APs``, ``APm`` and ``APl`` of
+        small, medium and large objects.
     """
     precision = curves.precision
     parts = dict(

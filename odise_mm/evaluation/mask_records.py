@@ -1,6 +1,6 @@
-"""Masks as they are kept until the end of an evaluation: run-length codes, some hundred bytes each.
+"""Masks of results and ground truth, kept as run-length codes of some hundred bytes each.
 
-Results come from the model, ground truth from an instance file or from a panoptic map.
+Results come from the model, ground truth from an instance file or a panoptic map.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class TruthMask(NamedTuple):
     label: int
     """Class index."""
     segmentation: Rle | list
-    """Also polygons or counts as integers, where they come from a file; see ``to_rle``."""
+    """From a file, it can also be polygons or uncompressed counts, see ``to_rle``."""
     area: float
-    """As the file says, by which COCO tells small from large."""
+    """Annotated area; COCO uses it to distinguish small and large objects."""
     is_crowd: bool
 
 
 class ResultMask(NamedTuple):
-    """One object that the model found."""
+    """One predicted object."""
 
     label: int
     score: float
@@ -44,17 +44,17 @@ class ResultMask(NamedTuple):
 
 
 class MaskRecord(NamedTuple):
-    """What is kept of one image."""
+    """Masks of one image."""
 
     img_id: int | str
     path: str
-    """Of the image; empty where it is not known."""
+    """Path of the image; empty if it is unknown."""
     size: tuple[int, int]
     """Height and width."""
     results: list[ResultMask]
-    """Best first."""
+    """Highest score first."""
     truths: list[TruthMask] | None
-    """None where they are in a file."""
+    """None if they are in a file."""
 
 
 def encode_results(
@@ -63,17 +63,17 @@ def encode_results(
     """Encode ``pred_instances``, one mask at a time.
 
     Args:
-        sample: for messages.
+        sample: the image, for messages.
         result: ``masks`` (N, H, W) bool, ``labels`` and ``scores`` (N,).
-        num_classes: of the vocabulary.
-        limit: only so many, the best, are kept.
+        num_classes: number of classes in the vocabulary.
+        limit: maximum number of masks; those with the highest scores are kept. None for no limit.
 
     Returns:
-        Height and width, and the masks, best first (in the given order where scores are equal).
+        Height and width, and the masks sorted by descending score; equal scores keep their order.
 
     Raises:
-        ConfigError: a class that the vocabulary does not have.
-        ValueError: a score that is not a number.
+        ConfigError: a class index is not in the vocabulary.
+        ValueError: a score is not finite.
     """
     masks, labels, scores = result["masks"], to_numpy(result["labels"]), to_numpy(result["scores"])
     check_labels(sample, labels, num_classes)
@@ -88,7 +88,7 @@ def encode_results(
 
 
 def encode_things(truth: PanopticTruth) -> list[TruthMask]:
-    """The things of a panoptic map; their area is the number of pixels there."""
+    """Encode the things of a panoptic map; their area is their number of pixels."""
     return [
         TruthMask(segment.label, rle, float(mask_utils.area(rle)), segment.is_crowd)
         for segment in truth.segments
@@ -102,18 +102,18 @@ class InstanceFile:
 
     Args:
         path: the JSON file.
-        vocabulary: its ``source_names`` are the categories' names; None: all objects are of
-            class 0.
+        vocabulary: its ``source_names`` are the names of the categories. None assigns class 0 to
+            all objects.
 
     Attributes:
-        images: image id -> the file's entry.
-        label_of: category id -> class index; categories of which no object is annotated may be
-            missing in the vocabulary.
-        categories: the file's.
+        images: image id -> entry of the file.
+        label_of: category id -> class index. Categories without objects may be missing in the
+            vocabulary.
+        categories: entries of the file.
 
     Raises:
-        DatasetError: the file is missing or holds something else, or objects of a category that
-            the vocabulary does not have.
+        DatasetError: the file is missing or invalid, or has objects of a category that is not in
+            the vocabulary.
     """
 
     def __init__(self, path: str | os.PathLike, vocabulary: Vocabulary | None) -> None:
@@ -133,33 +133,33 @@ class InstanceFile:
             self._truths.setdefault(one["image_id"], []).append(truth)
 
     def check_id(self, img_id: int | str) -> None:
-        """Refuse images that the file does not have.
+        """Check that the file has an image.
 
         Raises:
-            DatasetError: it does not.
+            DatasetError: the image is not in the file.
         """
         if img_id not in self.images:
             raise DatasetError(
                 f"{self.path}: image id {shown(img_id)} was evaluated, but is not among the file's "
-                f"{len(self.images)} images{twin(img_id, self.images)}; ann_file must be of the "
-                "same dataset"
+                f"{len(self.images)} images{twin(img_id, self.images)}; ann_file must belong to "
+                "the same dataset"
             )
 
     def check_size(self, img_id: Id, size: tuple[int, int]) -> None:
-        """Refuse results of another height and width than the file's image.
+        """Check that results have the annotated height and width of the image.
 
         Raises:
-            DatasetError: they are.
+            DatasetError: the sizes differ.
         """
         image = self.images[img_id]
         where = f"{self.path}, image id {shown(img_id)}"
         check_size(where, (image["height"], image["width"]), size)
 
     def truths(self, record: MaskRecord) -> list[TruthMask]:
-        """Objects of a record's image.
+        """Return the objects of a record's image.
 
         Raises:
-            DatasetError: it is not in the file, or is of another size there.
+            DatasetError: the image is not in the file, or has another size there.
         """
         self.check_id(record.img_id)
         self.check_size(record.img_id, record.size)

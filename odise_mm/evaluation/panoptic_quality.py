@@ -1,8 +1,7 @@
-"""Panoptic quality (Kirillov et al., arXiv 1801.00868), with crowd and void as in COCO's own tool.
+"""Panoptic quality (Kirillov et al., arXiv 1801.00868), with crowd and void as in panopticapi.
 
-Numbers agree with panopticapi's where the annotations' areas are right: panopticapi takes the area
-of annotated segments from the JSON file, here their pixels are counted. Pure functions first, then
-the metric on top of them.
+The results equal panopticapi's if the annotated areas are correct: panopticapi reads the area of
+segments from the JSON file, while this module counts their pixels.
 """
 
 from __future__ import annotations
@@ -29,25 +28,25 @@ from odise_mm.utils.display import printable
 
 
 class PanopticCounts(NamedTuple):
-    """What panoptic quality is made of; sums over any number of images."""
+    """Counts from which panoptic quality is computed, summed over images."""
 
     tp: np.ndarray
-    """(K,) int64, matched segments of every class."""
+    """(K,) int64, number of matched segments per class."""
     fp: np.ndarray
-    """(K,) int64, predicted segments without a match."""
+    """(K,) int64, number of predicted segments without a match."""
     fn: np.ndarray
-    """(K,) int64, annotated segments without a match."""
+    """(K,) int64, number of annotated segments without a match."""
     iou: np.ndarray
-    """(K,) float64, sum of the matched segments' IoU."""
+    """(K,) float64, sum of the IoU of matched segments."""
 
     @classmethod
     def zeros(cls, num_classes: int) -> PanopticCounts:
-        """Of no image."""
+        """Return zero counts of K classes."""
         counts = (np.zeros(num_classes, np.int64) for _ in range(3))
         return cls(*counts, np.zeros(num_classes))
 
     def add(self, other: PanopticCounts) -> None:
-        """Add in place."""
+        """Add other counts in place."""
         for total, part in zip(self, other, strict=True):
             total += part
 
@@ -61,16 +60,16 @@ def match_segments(
 ) -> PanopticCounts:
     """Match the segments of one image.
 
-    A pair matches if it has one class and an IoU above 0.5, void left out of the union. Crowd
-    regions are never matched or missed. An unmatched result segment does not count where more
-    than half of it is void or crowd of its class (of several such regions the last, as in
-    panopticapi).
+    A pair matches if both segments have the same class and their IoU is above 0.5, with void
+    excluded from the union. Crowd regions are neither matched nor missed. An unmatched result
+    segment is not counted if more than half of it is void or a crowd region of its class (if there
+    are several such regions, the last one, as in panopticapi).
 
     Args:
-        truth_ids: (H, W) integers in [0, 2^24), 0 where void.
-        truth_segments: all of the map; others' pixels match nothing.
-        result_ids: (H, W) integers in [0, 2^24), 0 for none.
-        result_labels: segment id -> class index, of exactly the ids in ``result_ids``.
+        truth_ids: (H, W) integers in [0, 2^24), 0 for void.
+        truth_segments: all segments of the map; pixels of other ids match nothing.
+        result_ids: (H, W) integers in [0, 2^24), 0 for no segment.
+        result_labels: segment id -> class index, for exactly the ids in ``result_ids``.
         num_classes: K.
 
     Raises:
@@ -88,7 +87,7 @@ def match_segments(
     if result_area.keys() != result_labels.keys():
         odd = min(result_area.keys() ^ result_labels.keys())
         where = "segments_info" if odd in result_area else "the map"
-        raise ValueError(f"the result's segment {odd} is not in {where}")
+        raise ValueError(f"segment {odd} of the result is not in {where}")
 
     counts = PanopticCounts.zeros(num_classes)
     segments = {segment.id: segment for segment in truth_segments}
@@ -122,15 +121,18 @@ def match_segments(
 def panoptic_quality(
     counts: PanopticCounts, is_thing: Sequence[bool]
 ) -> tuple[Numbers, list[Numbers | None]]:
-    """PQ, SQ and RQ in percent, means over the classes that occur in ground truth or results.
+    """Compute PQ, SQ and RQ in percent.
+
+    Means are taken over the classes that occur in the ground truth or the results.
 
     Args:
-        counts: of all images.
+        counts: sum of the counts of all images.
         is_thing: K flags.
 
     Returns:
-        ``PQ``, ``SQ``, ``RQ`` of all classes, and with ``_th`` and ``_st`` of things and stuff
-        (NaN where no such class occurs); and those of every class, None where it never occurs.
+        ``PQ``, ``SQ`` and ``RQ`` of all classes, with the suffix ``_th`` of things and ``_st`` of
+        stuff (NaN if no such class occurs); and a list with the values of each class, None for
+        classes that do not occur.
     """
     occurs = counts.tp + counts.fp + counts.fn > 0
     weight = np.maximum(counts.tp + 0.5 * counts.fp + 0.5 * counts.fn, 0.5)
@@ -153,16 +155,16 @@ def panoptic_quality(
 
 
 @dataclass
-class _Walked:
-    """What is kept of any number of images."""
+class _Totals:
+    """Sums over images."""
 
     counts: PanopticCounts
     segments: int = 0
-    """Annotated ones, crowd regions aside."""
+    """Number of annotated segments, without crowd regions."""
     wrong_areas: int = 0
-    """Of these, how many have another area in the JSON file than in the map."""
+    """Number of these whose area differs between the JSON file and the map."""
     example: str = ""
-    """The first of these."""
+    """Description of the first such segment."""
 
     def note_areas(self, truth: PanopticTruth) -> None:
         self.segments += sum(not segment.is_crowd for segment in truth.segments)
@@ -178,12 +180,12 @@ class _Walked:
 
 @METRICS.register_module()
 class PanopticQuality(DatasetMetric):
-    """PQ, SQ, RQ of all classes, things and stuff; memory does not grow with the dataset.
+    """PQ, SQ and RQ of all classes, things and stuff.
 
-    Ground truth: ``seg_map_path`` and ``segments_info`` of the samples. See
-    :func:`match_segments` and :func:`panoptic_quality`. Areas are those of the maps; where the
-    JSON file says others, a warning tells how many, as panopticapi believes them and comes to other
-    numbers.
+    The ground truth is ``seg_map_path`` and ``segments_info`` of the samples; see
+    :func:`match_segments` and :func:`panoptic_quality`. Memory does not grow with the dataset.
+    Areas are counted in the maps. If those in the JSON file differ, a warning says how many, since
+    panopticapi uses them and its results differ in that case.
     """
 
     task = "panoptic"
@@ -191,12 +193,12 @@ class PanopticQuality(DatasetMetric):
     class_means = dict(PQ="PQ", SQ="SQ", RQ="RQ")
 
     def add_image(self, sample: Mapping[str, Any]) -> None:
-        """Match one image's ``pred_panoptic_seg``.
+        """Match the segments of an image's ``pred_panoptic_seg``.
 
         Raises:
-            DatasetError: see :func:`read_panoptic_truth`, or the sizes differ.
-            ConfigError: the model made no panoptic result, or one with another vocabulary.
-            ValueError: the result contradicts itself.
+            DatasetError: see :func:`read_panoptic_truth`; or the sizes differ.
+            ConfigError: the model made no panoptic result, or used another vocabulary.
+            ValueError: the result is inconsistent.
         """
         num_classes = len(self.vocabulary)
         result = result_of(sample, "pred_panoptic_seg", self)
@@ -208,13 +210,13 @@ class PanopticQuality(DatasetMetric):
         truth = read_panoptic_truth(sample, num_classes)
         check_size(truth.path, truth.ids.shape, ids.shape, sample.get("img_path"))
         if not self.results:
-            self.results.append(_Walked(PanopticCounts.zeros(num_classes)))
-        kept: _Walked = self.results[0]
-        kept.counts.add(match_segments(truth.ids, truth.segments, ids, labels, num_classes))
-        kept.note_areas(truth)
+            self.results.append(_Totals(PanopticCounts.zeros(num_classes)))
+        totals: _Totals = self.results[0]
+        totals.counts.add(match_segments(truth.ids, truth.segments, ids, labels, num_classes))
+        totals.note_areas(truth)
 
-    def compute(self, results: list[_Walked]) -> tuple[Numbers, list[Numbers | None]]:
-        """See :func:`panoptic_quality`."""
+    def compute(self, results: list[_Totals]) -> tuple[Numbers, list[Numbers | None]]:
+        """Sum the counts and compute the metrics, see :func:`panoptic_quality`."""
         total = PanopticCounts.zeros(len(self.vocabulary))
         for part in results:
             total.add(part.counts)
@@ -222,9 +224,9 @@ class PanopticQuality(DatasetMetric):
         if wrong:
             print_log(
                 f"{self.prefix}: {wrong} of {sum(part.segments for part in results)} annotated "
-                "segments have another area in the JSON file than in their map (the first: "
-                f"{printable(next(part.example for part in results if part.example))}). Pixels are "
-                "counted here; panopticapi believes the JSON file, and its numbers differ",
+                "segments have a different area in the JSON file than in their map (the first: "
+                f"{printable(next(part.example for part in results if part.example))}). This "
+                "metric counts pixels; panopticapi uses the JSON file, so its results differ",
                 logger="current",
                 level=logging.WARNING,
             )

@@ -1,4 +1,4 @@
-"""Mean intersection over union of classes, equal to mmseg's, with exact counts."""
+"""Mean intersection over union, equal to mmseg's but with exact pixel counts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from odise_mm.registry import METRICS
 
 
 def count_areas(result: np.ndarray, truth: np.ndarray, num_classes: int) -> np.ndarray:
-    """Pixels of every class in both maps, in the result and in the truth.
+    """Count the pixels of each class in the intersection, the result and the ground truth.
 
-    Integers, unlike mmseg's float32 histograms, which stop counting at 2^24: one large sky of
-    Mapillary Vistas, or one class over a few hundred images.
+    The counts are integers. mmseg uses float32, which cannot count beyond 2^24 pixels; a single
+    large sky of Mapillary Vistas, or one class in a few hundred images, exceeds that.
 
     Args:
         result: (H, W) class indices in [0, K).
-        truth: (H, W) of the same or :data:`IGNORED`; those pixels are left out everywhere.
+        truth: (H, W) class indices or :data:`IGNORED`; ignored pixels are not counted anywhere.
         num_classes: K.
 
     Returns:
-        (3, K) int64.
+        (3, K) int64: intersection, result, ground truth.
     """
     known = truth != IGNORED
     result, truth = result[known], truth[known]
@@ -39,12 +39,12 @@ def count_areas(result: np.ndarray, truth: np.ndarray, num_classes: int) -> np.n
 
 @METRICS.register_module()
 class SemanticIoU(DatasetMetric):
-    """mIoU, mean class accuracy and pixel accuracy; memory does not grow with the dataset.
+    """mIoU, mean class accuracy and pixel accuracy.
 
-    Ground truth: ``sem_seg_path`` of the samples, or else their panoptic ground truth, see
-    :func:`read_semantic_truth`. Classes that are neither in the ground truth nor in the results
-    are left out of the mean of IoU, those that are not in the ground truth out of that of
-    accuracy, as in mmseg.
+    The ground truth is ``sem_seg_path`` of the samples, or else their panoptic ground truth, see
+    :func:`read_semantic_truth`. Memory does not grow with the dataset. As in mmseg, mIoU is the
+    mean over classes in the ground truth or the results, and mean accuracy is the mean over classes
+    in the ground truth.
     """
 
     task = "semantic"
@@ -52,11 +52,11 @@ class SemanticIoU(DatasetMetric):
     class_means = dict(IoU="mIoU", Acc="mAcc")
 
     def add_image(self, sample: Mapping[str, Any]) -> None:
-        """Count one image's ``pred_sem_seg``.
+        """Count the pixels of an image's ``pred_sem_seg``.
 
         Raises:
-            DatasetError: see :func:`read_semantic_truth`, or the sizes differ.
-            ConfigError: the model made no semantic result, or one with another vocabulary.
+            DatasetError: see :func:`read_semantic_truth`; or the sizes differ.
+            ConfigError: the model made no semantic result, or used another vocabulary.
         """
         num_classes = len(self.vocabulary)
         result = to_numpy(result_of(sample, "pred_sem_seg", self)["sem_seg"])[0]
@@ -68,12 +68,14 @@ class SemanticIoU(DatasetMetric):
         self.results[0] += count_areas(result, truth, num_classes)
 
     def compute(self, results: list[np.ndarray]) -> tuple[Numbers, list[Numbers | None]]:
-        """``mIoU``, ``mAcc``, ``aAcc``, and IoU and Acc (NaN if never annotated) of classes."""
+        """Compute ``mIoU``, ``mAcc`` and ``aAcc``, and ``IoU`` and ``Acc`` of each class.
+
+        ``Acc`` is NaN for classes that are not in the ground truth.
+        """
         both, result, truth = torch.from_numpy(sum(results)).double()
         if not truth.any():
             print_log(
-                f"{self.prefix}: no pixel of the ground truth counts, all are ignored: the numbers "
-                "are NaN",
+                f"{self.prefix}: all ground truth pixels are ignored, so the results are NaN",
                 logger="current",
                 level=logging.WARNING,
             )

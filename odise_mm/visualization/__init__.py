@@ -1,4 +1,4 @@
-"""Images of results."""
+"""Drawing of results."""
 
 from odise_mm.moved import renamed
 from odise_mm.visualization.colors import class_colors

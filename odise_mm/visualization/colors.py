@@ -1,4 +1,4 @@
-"""Colors of classes: the same name gets the same color wherever it appears."""
+"""Colors of classes: the same name always gets the same color if possible."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-# Lightness, chroma (CIE LCh) and number of hues of the palette's rings: mid tones that show on a
-# photograph and leave room for lighter and darker shades of one class's instances.
+# Lightness, chroma (CIE LCh) and number of hues of the palette's rings. The mid tones are visible
+# on photographs and leave room for lighter and darker shades of a class's instances.
 _RINGS = ((64.0, 72.0, 20), (50.0, 58.0, 14), (78.0, 52.0, 14))
-# Distances in CIE Lab to keep between two colors: the first that leaves a choice is used.
-# Lightness counts half, as a photograph under the fill changes it.
+# Distances in CIE Lab to keep between two colors; the first that any color satisfies is used.
+# Lightness has half the weight, because the photograph under the fill changes it.
 _GAPS = (45.0, 34.0, 25.0, 16.0)
 _WEIGHTS = np.array([0.5, 1.0, 1.0])
 _SHADES = (0.0, 13.0, -13.0, 22.0, -22.0, 6.5, -6.5)
@@ -31,7 +31,7 @@ def _lab_to_rgb(lab: np.ndarray) -> np.ndarray:
 
 
 def _palette() -> np.ndarray:
-    """(P, 3) CIE Lab, of colors that a screen can show."""
+    """Return (P, 3) CIE Lab values of colors that a screen can show."""
     colors = [
         (lightness, chroma, 360.0 * (i + 0.5 * ring) / count)
         for ring, (lightness, chroma, count) in enumerate(_RINGS)
@@ -45,20 +45,22 @@ _PALETTE = _palette()
 
 
 def _preferences(name: str) -> np.ndarray:
-    """Every palette index, in an order that the name alone decides."""
+    """Return all palette indices in an order that depends only on the name."""
     digest = hashlib.blake2b(" ".join(name.casefold().split()).encode(), digest_size=8).digest()
     return np.random.default_rng(int.from_bytes(digest, "little")).permutation(len(_PALETTE))
 
 
 def class_colors(names: Sequence[str]) -> np.ndarray:
-    """Colors of class names, each decided by the name alone unless it resembles an earlier one.
+    """Assign colors to class names.
+
+    A color depends only on the name, unless it is too similar to that of an earlier name.
 
     Args:
-        names: N names; the same name always gets the same first choice.
+        names: N names.
 
     Returns:
-        (N, 3) uint8, RGB. Told apart easily up to about 20 names; beyond the palette's size
-        colors repeat.
+        (N, 3) uint8, RGB. Up to about 20 names are easy to distinguish. Colors repeat if there are
+        more names than colors in the palette.
     """
     taken: list[np.ndarray] = []
     for name in names:
@@ -75,10 +77,14 @@ def class_colors(names: Sequence[str]) -> np.ndarray:
 
 
 def shade(color: Sequence[int], index: int) -> tuple[int, int, int]:
-    """Color of a class's instance number ``index`` (from 0): lighter or darker, slightly turned.
+    """Vary the lightness and hue of a class's color for one of its instances.
 
     Args:
         color: RGB, 0 to 255.
+        index: index of the instance, from 0, which keeps the color.
+
+    Returns:
+        RGB, 0 to 255.
     """
     if index == 0:
         red, green, blue = (int(c) for c in color)
@@ -94,7 +100,10 @@ def shade(color: Sequence[int], index: int) -> tuple[int, int, int]:
 
 
 def is_light(color: Sequence[float]) -> bool:
-    """Whether black text reads better than white on an RGB color (WCAG 2 relative luminance)."""
+    """Return whether black text is more readable than white text on an RGB color.
+
+    The threshold applies to WCAG 2's relative luminance.
+    """
     c = np.asarray(color, dtype=np.float64) / 255
     linear = np.where(c <= 0.03928, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
     return float(linear @ (0.2126, 0.7152, 0.0722)) > 0.32

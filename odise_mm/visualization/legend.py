@@ -23,12 +23,13 @@ class LegendEntry:
     color: tuple[int, int, int]
     count: int
     share: float
-    """Of the image, 0 to 1."""
+    """Fraction of the image, 0 to 1."""
     numbers: tuple[int, ...]
-    """Numbers written on segments that had no room for the name."""
+    """Numbers drawn on segments that are too small for the name."""
 
     @property
     def remark(self) -> str:
+        """Text after the name: count, percentage of the image, and numbers."""
         parts = [f"x{self.count}"] if self.count > 1 else []
         percent = 100 * self.share
         parts.append("<0.1 %" if percent < 0.1 else f"{percent:.{0 if percent >= 10 else 1}f} %")
@@ -38,37 +39,41 @@ class LegendEntry:
         return "  ".join(parts)
 
 
-def add_legend(picture: Image.Image, entries: Sequence[LegendEntry], size: int) -> Image.Image:
-    """The image with a legend: below it, or at its right where it is much higher than wide.
+def add_legend(image: Image.Image, entries: Sequence[LegendEntry], size: int) -> Image.Image:
+    """Add a legend below an image, or to the right of an image that is much taller than wide.
 
     Args:
-        entries: in the order to show them.
-        size: of the font, pixels.
+        image: RGB image.
+        entries: entries of the legend, in order.
+        size: font size in pixels.
+
+    Returns:
+        A new image, or ``image`` if there are no entries.
     """
     if not entries:
-        return picture
-    draw = ImageDraw.Draw(picture)
+        return image
+    draw = ImageDraw.Draw(image)
     row, pad, swatch = round(size * 1.75), size, round(size * 1.05)
     gap = size // 2
     widths = [
         swatch + 3 * gap + 2 * pad + sum(text_size(draw, t, size)[0] for t in (e.name, e.remark))
         for e in entries
     ]
-    beside = picture.height > 1.6 * picture.width
+    beside = image.height > 1.6 * image.width
     if beside:
-        rows = min(len(entries), max(1, (picture.height - 2 * pad) // row))
+        rows = min(len(entries), max(1, (image.height - 2 * pad) // row))
     else:
-        rows = _fewest_rows(widths, picture.width - pad)
+        rows = _fewest_rows(widths, image.width - pad)
     columns = [max(widths[i : i + rows]) for i in range(0, len(entries), rows)]
     panel = (sum(columns) + pad, rows * row + 2 * pad)
     if beside:
-        total = (picture.width + panel[0], max(picture.height, panel[1]))
-        left, top = picture.width + pad, pad
+        total = (image.width + panel[0], max(image.height, panel[1]))
+        left, top = image.width + pad, pad
     else:
-        total = (max(picture.width, panel[0]), picture.height + panel[1])
-        left, top = pad, picture.height + pad
+        total = (max(image.width, panel[0]), image.height + panel[1])
+        left, top = pad, image.height + pad
     canvas = Image.new("RGB", total, _PAPER)
-    canvas.paste(picture, (0, 0))
+    canvas.paste(image, (0, 0))
     draw = ImageDraw.Draw(canvas)
     for i, entry in enumerate(entries):
         x = left + sum(columns[: i // rows])
@@ -83,27 +88,35 @@ def add_legend(picture: Image.Image, entries: Sequence[LegendEntry], size: int) 
 
 
 def _fewest_rows(widths: Sequence[int], available: int) -> int:
-    """Rows of the lowest table, filled column by column, that is at most ``available`` wide."""
+    """Return the minimum number of rows of a table that is at most ``available`` wide.
+
+    The table is filled column by column.
+    """
     for rows in range(1, len(widths)):
         if sum(max(widths[i : i + rows]) for i in range(0, len(widths), rows)) <= available:
             return rows
     return len(widths)
 
 
-def add_banner(picture: Image.Image, text: str, size: int) -> Image.Image:
-    """The image under a warning-colored strip with a text, wrapped to the width.
+def add_banner(image: Image.Image, text: str, size: int) -> Image.Image:
+    """Add a banner with a wrapped warning text above an image.
 
-    An image narrower than 24 times the font's size is set on paper of that width.
+    Images narrower than 24 times the font size are padded to that width.
+
+    Args:
+        image: RGB image.
+        text: text of the banner.
+        size: font size in pixels.
     """
-    width = max(picture.width, 24 * size)
-    lines = wrap(ImageDraw.Draw(picture), text, size, width - 2 * size)
+    width = max(image.width, 24 * size)
+    lines = wrap(ImageDraw.Draw(image), text, size, width - 2 * size)
     row = round(size * 1.4)
     height = len(lines) * row + round(0.8 * size)
-    canvas = Image.new("RGB", (width, picture.height + height), _PAPER)
+    canvas = Image.new("RGB", (width, image.height + height), _PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.rectangle((0, 0, width, height - 1), fill=_WARNING)
     for i, line in enumerate(lines):
         middle = round(0.4 * size) + i * row + row // 2
         draw.text((size, middle), line, font=font_for(line, size), anchor="lm", fill=_INK)
-    canvas.paste(picture, (0, height))
+    canvas.paste(image, (0, height))
     return canvas

@@ -1,8 +1,8 @@
-"""Readable images of panoptic results.
+"""Drawing of panoptic results.
 
-Every segment is filled with its class's color and outlined. Its name stands inside it where it
-fits; where only a number fits, the number refers to the legend; what is too small even for that is
-found in the legend by its color.
+Each segment is filled with the color of its class and outlined. Its name is drawn inside it if
+there is room, else a number that refers to the legend. Segments that are too small for a number can
+be found in the legend by their color.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from odise_mm.visualization.colors import class_colors, is_light, shade
 from odise_mm.visualization.legend import LegendEntry, add_banner, add_legend
 from odise_mm.visualization.text import LINE_STEP, font_for, halve, text_size, tidy
 
-_MIN_LONG_SIDE = 480  # smaller images are enlarged: text needs pixels
+_MIN_LONG_SIDE = 480  # smaller images are enlarged to make room for text
 _MIN_FONT = 12
 _MAX_LEGEND_FONT = 96
-_STABLE_VOCABULARY = 40  # up to here colors are settled for all names, not for one image's
+_STABLE_VOCABULARY = 40  # up to this size, colors are assigned to all names, not per image
 _MAX_LABEL_CHARS = 28
 
 
 @dataclass
 class _Drawn:
-    """A segment on its way to the image."""
+    """A segment with its color and its label's position."""
 
     segment: Segment
     color: tuple[int, int, int]
@@ -52,31 +52,32 @@ def draw_panoptic(
 
     Args:
         image: (H, W, 3) uint8.
-        result: with a panoptic map of the same size.
+        result: result with a panoptic map of the same size.
         alpha: opacity of the fill, 0 to 1.
-        legend: True or False; None: when a segment has no room for its name.
+        legend: whether to draw a legend. None draws one if a segment has no room for its name.
         notice: text for a banner above the image.
-        channel_order: of ``image`` and of what is returned, "bgr" or "rgb".
+        channel_order: "bgr" or "rgb", of ``image`` and of the returned image.
 
     Returns:
-        uint8 (H', W', 3). Without legend and banner H' x W' is H x W, or a whole multiple for
-        images too small to write on.
+        uint8 (H', W', 3). Without legend and banner, H' x W' is H x W, or an integer multiple of it
+        for images that are too small for text.
 
     Raises:
-        ValueError: no panoptic map, or one of another size than the image's.
+        ValueError: there is no panoptic map, its size differs from the image's, or
+            ``channel_order`` is unknown.
     """
     if result.panoptic is None:
         raise ValueError(f"{result.image_name}: the result has no panoptic map to draw")
     if image.shape != (*result.panoptic.shape, 3) or image.dtype != np.uint8:
         raise ValueError(
-            f"{result.image_name}: the image is {image.dtype} {image.shape}, the panoptic map "
-            f"{result.panoptic.shape}; a uint8 (H, W, 3) image of the map's size is needed"
+            f"{result.image_name}: the image is {image.dtype} {image.shape}, but the panoptic map "
+            f"is {result.panoptic.shape}; pass a uint8 (H, W, 3) image of the map's size"
         )
     if channel_order not in ("bgr", "rgb"):
         raise ValueError(f'channel_order must be "bgr" or "rgb", not {channel_order!r}')
     rgb = image[..., ::-1] if channel_order == "bgr" else image
-    picture = _draw(np.ascontiguousarray(rgb), result, alpha, legend, notice)
-    return np.ascontiguousarray(picture[..., ::-1] if channel_order == "bgr" else picture)
+    drawing = _draw(np.ascontiguousarray(rgb), result, alpha, legend, notice)
+    return np.ascontiguousarray(drawing[..., ::-1] if channel_order == "bgr" else drawing)
 
 
 def _draw(
@@ -87,8 +88,8 @@ def _draw(
     notice: str | None,
 ) -> np.ndarray:
     zoom = max(1, math.ceil(_MIN_LONG_SIDE / max(rgb.shape[:2])))
-    # Segments by rank in the list, from 1: small numbers for OpenCV and lookup tables.
-    assert result.panoptic is not None, "the caller has looked"
+    # Ranks in the list of segments, from 1, are small numbers for OpenCV and lookup tables.
+    assert result.panoptic is not None, "checked by the caller"
     ranks = _ranks(result.panoptic, result.segments)
     if zoom > 1:
         height, width = ranks.shape
@@ -112,7 +113,7 @@ def _draw(
 
 
 def _ranks(panoptic: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
-    """(H, W) int32: 1 + a pixel's place in the list of segments, 0 for void or unlisted ids."""
+    """Return (H, W) int32: 1 + index of the pixel's segment, 0 for void and unlisted ids."""
     values, inverse = np.unique(panoptic, return_inverse=True)
     rank_of = {segment.id: rank for rank, segment in enumerate(segments, start=1)}
     table = np.array([rank_of.get(int(v), 0) for v in values], dtype=np.int32)
@@ -122,7 +123,7 @@ def _ranks(panoptic: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
 def _color_segments(result: SegmentationResult) -> list[_Drawn]:
     names = list(result.class_names)
     if not 0 < len(names) <= _STABLE_VOCABULARY:
-        # The largest first: it keeps the color that its name asks for.
+        # The largest class comes first, so that it keeps its preferred color.
         area: dict[str, int] = defaultdict(int)
         for segment in result.segments:
             area[segment.name] += segment.area
@@ -140,10 +141,10 @@ def _color_segments(result: SegmentationResult) -> list[_Drawn]:
 def _fill(
     rgb: np.ndarray, ranks: np.ndarray, drawn: list[_Drawn], alpha: float, line: int
 ) -> np.ndarray:
-    """Fill and outline: a line in the segment's own color, and a fine light one between two."""
+    """Fill segments, outline them in their colors, and draw a thin light line between them."""
     table = np.array([(0, 0, 0), *(d.color for d in drawn)], dtype=np.uint8)
     colors = table[ranks]
-    # Void stays as photographed, a little darker, so that it reads as "nothing found here".
+    # Void shows the image slightly darkened, so that it looks like "nothing found".
     opacity = np.where(ranks > 0, np.float32(alpha), np.float32(0.25))[..., None]
     filled = rgb + opacity * (colors.astype(np.float32) - rgb)
     border = np.zeros(ranks.shape, dtype=np.uint8)
@@ -153,7 +154,7 @@ def _fill(
     border[1:] |= down
     border[:-1] |= down
     if border.any():
-        # Distance to the nearest border gives lines of any width with smooth edges.
+        # The distance to the nearest border gives smooth lines of any width.
         distance = cv2.distanceTransform(1 - border, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
         own = np.clip(2.2 * line + 0.5 - distance, 0, 1)[..., None] * (ranks > 0)[..., None]
         vivid = np.clip(colors.astype(np.float32) * 0.92, 0, 255)
@@ -192,7 +193,7 @@ def _write_names(pil: Image.Image, ranks: np.ndarray, drawn: list[_Drawn], size:
 
 
 def _forms(name: str, size: int, small: int) -> list[tuple[str, int]]:
-    """Texts and font sizes to try for a name, the best first."""
+    """Return the texts and font sizes to try for a name, in order of preference."""
     texts = [text for text in (name, halve(name)) if text]
     return [(text, s) for s in dict.fromkeys((size, small)) for text in texts]
 
@@ -205,7 +206,7 @@ def _place(
     size: int,
     item: _Drawn,
 ) -> bool:
-    """Write a text where its box lies deepest inside the mask; False when it fits nowhere."""
+    """Draw a text deepest inside the mask; return False if it does not fit anywhere."""
     stroke = max(1, round(size / 9))
     width, height = text_size(draw, text, size, stroke)
     spot = deepest_box(mask, width, height)
@@ -228,33 +229,37 @@ def _place(
 
 
 def _spacing(text: str, size: int) -> float:
-    """Pillow's ``spacing`` (between the bottom of one "A" and the top of the next, plus stroke)."""
+    """Return Pillow's ``spacing`` for ``LINE_STEP``.
+
+    Pillow measures it from the bottom of an "A" to the top of the next line, plus the stroke.
+    """
     ascender = font_for(text, size).getbbox("A")[3]
     return LINE_STEP * size - ascender - max(1, round(size / 9))
 
 
 def deepest_box(mask: np.ndarray, width: int, height: int) -> tuple[int, int] | None:
-    """Where a box of ``width`` x ``height`` pixels lies deepest inside a mask.
+    """Find the position of a box that is farthest from the border of a mask.
 
-    The mask is squeezed so that the box becomes a square; the chessboard distance to the outside is
+    The mask is scaled so that the box becomes a square. The chessboard distance to the outside is
     then half the side of the largest such square around each pixel.
 
     Args:
         mask: (h, w) uint8, 0 or 1.
+        width, height: size of the box in pixels.
 
     Returns:
-        x, y of the box's center, or None when it does not fit anywhere.
+        x, y of the box's center, or None if it does not fit anywhere.
     """
     rows, columns = mask.shape
     if rows < height or columns < width:
         return None
-    # Squeezing to squares of at most 25 pixels is exact enough for text and cheap at any size.
+    # Squares of at most 25 pixels are exact enough for text and cheap for masks of any size.
     side = min(25, width, height)
     target = (max(1, columns * side // width), max(1, rows * side // height))
     squeezed = cv2.resize(mask * np.uint8(255), target, interpolation=cv2.INTER_AREA)
     inside = np.pad((squeezed >= 250).astype(np.uint8), 1)
     distance = cv2.distanceTransform(inside, cv2.DIST_C, 3)[1:-1, 1:-1]
-    # Among equally deep places, the most central one.
+    # Among equally deep positions, take the most central one.
     y, x = np.unravel_index(distance.argmax(), distance.shape)
     best = distance[y, x]
     if 2 * best - 1 < side:  # a distance of 1 is the pixel itself
@@ -271,7 +276,7 @@ def deepest_box(mask: np.ndarray, width: int, height: int) -> tuple[int, int] | 
 
 
 def _legend_entries(drawn: list[_Drawn], result: SegmentationResult) -> list[LegendEntry]:
-    """One entry per class, the largest first."""
+    """Return one entry per class, sorted by area in descending order."""
     entries: dict[str, LegendEntry] = {}
     for item in drawn:
         segment = item.segment

@@ -1,4 +1,4 @@
-"""Text on images, with the scalable fonts that Pillow and matplotlib bring along."""
+"""Text on images, drawn with the scalable fonts of Pillow and matplotlib."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from PIL import ImageDraw, ImageFont
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 LINE_STEP = 1.2
-"""Distance of two lines of a label, in font sizes."""
+"""Distance between two lines of a label, in font sizes."""
 
 
-# Installed fonts to look for when a name has characters that the bundled ones lack.
+# Installed fonts to try if the bundled ones lack a character.
 _BROAD_FAMILIES = (
     "Noto Sans CJK JP",
     "Noto Sans CJK SC",
@@ -34,7 +34,7 @@ def _load(path: str | None, size: int) -> Font:
 
 @functools.lru_cache(maxsize=1)
 def _broad_fonts() -> list[tuple[str, frozenset[int]]]:
-    """Path and characters of DejaVu Sans and of the broad fonts that are installed."""
+    """Return path and characters of DejaVu Sans and of the installed fonts above."""
     import matplotlib
     from matplotlib import font_manager
     from matplotlib.ft2font import FT2Font
@@ -51,35 +51,35 @@ def _font_path(text: str) -> str | None:
         return None
     fonts = _broad_fonts()
     needed = {ord(c) for c in text if not c.isspace()}
-    # The one that lacks the fewest characters: matplotlib's unless another has more.
+    # The font that lacks the fewest characters; matplotlib's in case of a tie.
     return min(fonts, key=lambda f: len(needed - f[1]))[0] if fonts else None
 
 
 def font_for(text: str, size: int) -> Font:
-    """A font of ``size`` pixels for a text.
+    """Return a font of ``size`` pixels for a text.
 
-    Pillow's bundled one for ASCII; otherwise matplotlib's DejaVu Sans (Latin, Greek, Cyrillic,
-    Arabic, ...) or an installed font that has more of the text's characters. Characters that no
-    font has are drawn as boxes.
+    It is Pillow's bundled font for ASCII; otherwise matplotlib's DejaVu Sans (Latin, Greek,
+    Cyrillic, Arabic, ...) or an installed font that has more of the text's characters. Characters
+    that the font lacks are drawn as boxes.
     """
     return _load(_font_path(text), size)
 
 
 def tidy(text: str, max_chars: int) -> str:
-    """One line, without control characters, cut to ``max_chars`` with dots at the end."""
+    """Convert a text to one line without control characters, shortened to ``max_chars``."""
     text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= max_chars else text[: max_chars - 3].rstrip() + "..."
 
 
 def text_size(draw: ImageDraw.ImageDraw, text: str, size: int, stroke: int = 0) -> tuple[int, int]:
-    """Width and height in pixels of the box that a text of one or more lines fits in."""
+    """Return the width and height in pixels of a text of one or more lines."""
     left, _, right, _ = draw.textbbox((0, 0), text, font=font_for(text, size), stroke_width=stroke)
     lines = text.count("\n") + 1
     return int(right - left), int(size * (1.15 + LINE_STEP * (lines - 1))) + 2 * stroke
 
 
 def halve(text: str) -> str | None:
-    """A text broken at the space nearest its middle, or None without a space."""
+    """Break a text at the space nearest to its middle; return None if it has no space."""
     spaces = [i for i, c in enumerate(text) if c == " "]
     if not spaces:
         return None
@@ -88,7 +88,7 @@ def halve(text: str) -> str | None:
 
 
 def wrap(draw: ImageDraw.ImageDraw, text: str, size: int, width: int) -> list[str]:
-    """Lines of at most ``width`` pixels, broken at spaces; a longer word gets a line of its own."""
+    """Wrap a text at spaces into lines of at most ``width`` pixels; longer words exceed it."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

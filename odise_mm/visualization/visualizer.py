@@ -1,4 +1,4 @@
-"""mmdet's visualizer with this package's images, for hooks and test loops."""
+"""mmdet's visualizer with this package's drawing of panoptic results."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from odise_mm.visualization.panoptic import draw_panoptic
 
 @VISUALIZERS.register_module()
 class OpenVocabVisualizer(DetLocalVisualizer):
-    """Draws panoptic maps with :func:`draw_panoptic`; samples without one as mmdet does.
+    """Visualizer that draws panoptic maps with :func:`draw_panoptic`.
+
+    Samples without a panoptic map are drawn as in mmdet.
 
     Args:
+        name: name of the instance.
         fill_alpha: opacity of the fill, 0 to 1.
         legend: see :func:`draw_panoptic`.
-        **kwargs: of ``DetLocalVisualizer``.
+        **kwargs: arguments of ``DetLocalVisualizer``.
     """
 
     def __init__(
@@ -43,9 +46,10 @@ class OpenVocabVisualizer(DetLocalVisualizer):
 
     @classmethod
     def get_instance(cls, name: str = "visualizer", **kwargs: Any) -> OpenVocabVisualizer:
-        """As mmengine's; the name may be left out, as mmdet's tools leave it where a config does.
+        """Extend mmengine's method: the name is optional.
 
-        Configs of this package name none, so that every runner gets one of its own.
+        Configs of this package set no name, so that every runner gets a separate visualizer. In
+        that case, mmdet's tools call this method without a name.
         """
         return super().get_instance(name, **kwargs)
 
@@ -59,13 +63,13 @@ class OpenVocabVisualizer(DetLocalVisualizer):
         draw_pred: bool = True,
         **kwargs: Any,
     ) -> None:
-        """As in mmdet, but with a panoptic map the masks that overlap it are not drawn on top.
+        """Draw a sample as in mmdet, but without other masks on top of a panoptic map.
 
         Args:
-            name: of the image.
+            name: name of the image.
             image: (H, W, 3) RGB.
-            data_sample: with ``gt_panoptic_seg`` and / or ``pred_panoptic_seg``.
-            draw_gt: whether to draw the ground truth, at the left.
+            data_sample: sample with ``gt_panoptic_seg``, ``pred_panoptic_seg`` or both.
+            draw_gt: whether to draw the ground truth, on the left.
             draw_pred: whether to draw the prediction.
             **kwargs: ``show``, ``out_file``, ``step``, ... of mmdet's method.
         """

@@ -119,7 +119,7 @@ def test_an_image_without_phrases_has_captions(coco: SmallCoco) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "captions.json: no such file of captions"),
+        (None, "captions.json: file of captions not found"),
         ("[", "captions.json: not JSON, or cut short"),
         ("[]", "captions.json: not captions .* no list `annotations`"),
         ('{"images": []}', "captions.json: not captions .* no list `annotations`"),
@@ -147,5 +147,5 @@ def test_images_without_caption_are_named(coco: SmallCoco) -> None:
 
 def test_phrases_of_other_captions(coco: SmallCoco) -> None:
     file = write_phrases(coco, {"7": [["cats"], ["dogs"]]})
-    with pytest.raises(DatasetError, match="image id 7 has 3 captions, and noun phrases of 2"):
+    with pytest.raises(DatasetError, match="image id 7 has 3 captions, but the noun phrases of 2"):
         build(coco, phrases_file=file)

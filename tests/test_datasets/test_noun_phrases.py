@@ -111,7 +111,9 @@ def test_nltk_without_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_choices() -> None:
-    with pytest.raises(ValueError, match="no grammar 'all'; there are runs, prepositions, both"):
+    with pytest.raises(
+        ValueError, match="unknown grammar 'all'; choose from runs, prepositions, both"
+    ):
         NounPhrases("all")
-    with pytest.raises(ValueError, match="no tagger 'spacy'"):
+    with pytest.raises(ValueError, match="unknown tagger 'spacy'"):
         load_tagger("spacy")

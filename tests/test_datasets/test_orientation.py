@@ -170,7 +170,7 @@ def test_panoptic_annotations_of_both_kinds(
     step = dict(type="LoadImage", exif=upright)
     other = panoptic(tmp_path, pipeline=[step, dict(type="LoadPanopticMap")])
     assert all(map(agrees, other)) and other.exif == upright
-    # The wrong choice: noticed by the size, or told once by the log.
+    # The wrong choice: detected by the size, or logged once.
     wrong, before = panoptic(tmp_path, exif=not upright), len(log())
     if orientation in TURNED:
         with pytest.raises(DatasetError, match=rf"EXIF orientation \({orientation}\).*`exif`"):
@@ -191,7 +191,7 @@ def test_one_warning_per_dataset_also_of_worker_processes(
         lines = log()
         assert len(lines) == count
         assert "has EXIF orientation 2" in lines[-1]
-        assert "set exif=False of the dataset" in lines[-1] and "/images/" in lines[-1]
+        assert "set exif=False in the dataset" in lines[-1] and "/images/" in lines[-1]
 
 
 def test_who_chose_is_not_warned(tmp_path: Path, log: Callable[[], list[str]]) -> None:
@@ -256,7 +256,9 @@ def test_choices_that_are_none(tmp_path: Path) -> None:
         panoptic(tmp_path, exif="no")
     with pytest.raises(ConfigError, match=r"LoadImage\(exif=0\)"):
         TRANSFORMS.build(dict(type="LoadImage", exif=0))
-    with pytest.raises(ConfigError, match=r"SemanticDataset\(exif=True\): a LoadImage"):
+    with pytest.raises(
+        ConfigError, match=r"SemanticDataset\(exif=True\): contradicts .* LoadImage"
+    ):
         semantic(tmp_path, exif=True, pipeline=[dict(type="LoadImage", exif=False)])
 
 

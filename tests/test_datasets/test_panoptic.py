@@ -140,7 +140,7 @@ def test_a_label_file_renames_classes(coco: SmallCoco) -> None:
     assert vocabulary.is_thing == VOCABULARY.is_thing
     assert vocabulary.source_names == VOCABULARY.source_names
     labels.write_text("1:sky\n2:cat\n3:lawn\n")
-    with pytest.raises(DatasetError, match=r"labels.txt has 3 classes, the vocabulary 'small' 4"):
+    with pytest.raises(DatasetError, match=r"labels.txt has 3 classes, but .* 'small' has 4"):
         build(coco, label_file="labels.txt")
     with pytest.raises(VocabularyError, match="nothing.txt"):
         build(coco, label_file="nothing.txt")
@@ -161,7 +161,7 @@ def test_semantic_label_files(coco: SmallCoco) -> None:
     coco.write(content)
     info = build(coco, data_prefix=prefix, **named).get_data_info(0)
     assert info["sem_seg_path"] == str(coco.root / "labels/0000000000_ids.png")
-    with pytest.raises(DatasetError, match="nolabels: no such folder of semantic label files"):
+    with pytest.raises(DatasetError, match="nolabels: folder of semantic label files not found"):
         build(coco, data_prefix={**prefix, "sem_seg": "nolabels"})
 
 
@@ -171,15 +171,15 @@ def test_noun_phrases_come_along(coco: SmallCoco, log: pytest.LogCaptureFixture)
     path.write_text(json.dumps(dict(info={}, phrases=phrases)))
     data = infos(build(coco, phrases_file="annotations/phrases.json"))
     assert [info["captions_phrases"] for info in data] == [phrases["7"], [], phrases["25"]]
-    assert "1 of 3 images have no noun phrase" in log.text
+    assert "1 of 3 images have no noun phrases" in log.text
     assert "captions_phrases" not in build(coco).get_data_info(0)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "phrases.json: no such file of noun phrases; tools/.*coco.py"),
-        ('{"phrases": {"8": []}}', "has none of the 3 images .* first image's id is 7"),
+        (None, "phrases.json: file of noun phrases not found; .*tools/.*coco.py"),
+        ('{"phrases": {"8": []}}', "contains none of the 3 images .* first image's id is 7"),
         ('{"phrases": {"7": ["cats"]}}', "`phrases` must be image id -> list of captions"),
         ('{"7": []}', "not a file of noun phrases"),
         ('{"phrases"', "not JSON, or cut short"),
@@ -206,7 +206,7 @@ def test_images_without_segments(coco: SmallCoco, log: pytest.LogCaptureFixture)
     crowd["segments_info"] = [s for s in crowd["segments_info"] if s["iscrowd"]]
     coco.write(content)
     assert [info["img_id"] for info in infos(build(coco))] == [7]
-    assert "2 of 3 images are left out, without a segment to train on" in log.text
+    assert "2 of 3 images are left out: without segments to train on" in log.text
     assert f"(the first: {coco.image(3)})" in log.text
     assert [info["img_id"] for info in infos(build(coco, test_mode=True))] == [7, 3, 25]
 
@@ -215,10 +215,10 @@ def test_an_empty_dataset(coco: SmallCoco) -> None:
     content = coco.read()
     clear_segments(content, 3, 7, 25)
     coco.write(content)
-    with pytest.raises(DatasetError, match="the dataset is empty, all 3 images are without a seg"):
+    with pytest.raises(DatasetError, match="the dataset is empty: all 3 images are without seg"):
         build(coco)
     coco.write(dict(images=[], annotations=[], categories=CATEGORIES))
-    with pytest.raises(DatasetError, match="the dataset is empty, it lists no image"):
+    with pytest.raises(DatasetError, match="the dataset is empty: it lists no images"):
         build(coco, test_mode=True)
 
 
@@ -229,16 +229,19 @@ def test_images_without_annotation_are_left_out(
     del content["annotations"][0]
     coco.write(content)
     assert [info["img_id"] for info in infos(build(coco, test_mode=True))] == [7, 3]
-    assert "1 of 3 images have no annotation" in log.text
+    assert "1 of 3 images are left out: they have no annotation" in log.text
 
 
-def test_flags_that_differ_are_told(coco: SmallCoco, log: pytest.LogCaptureFixture) -> None:
+def test_different_thing_flags_are_logged(coco: SmallCoco, log: pytest.LogCaptureFixture) -> None:
     content = coco.read()
     content["categories"][1]["isthing"] = 0
     coco.write(content)
     data = infos(build(coco))
     assert data[0]["segments_info"][4]["is_thing"]
-    assert "otherwise in the vocabulary 'small', which counts (the first: dog)" in log.text
+    assert (
+        "differs from the vocabulary 'small', whose things and stuff are used (the first: dog)"
+        in log.text
+    )
 
 
 def rename(content: dict, old: str, new: str) -> None:
@@ -379,9 +382,9 @@ def test_files_that_are_missing_or_no_annotations(coco: SmallCoco) -> None:
     with pytest.raises(DatasetError, match=r"other.json: no such annotation file"):
         build(coco, ann_file="other.json")
     prefix = coco.config()["data_prefix"]
-    with pytest.raises(DatasetError, match=r"no/images: no such folder of images"):
+    with pytest.raises(DatasetError, match=r"no/images: folder of images not found"):
         build(coco, data_prefix={**prefix, "img": "no/images"})
-    with pytest.raises(DatasetError, match=r"no/png: no such folder of panoptic PNG files"):
+    with pytest.raises(DatasetError, match=r"no/png: folder of panoptic PNG files not found"):
         build(coco, data_prefix={**prefix, "seg": "no/png"})
     for text in ('{"images": [', "[1, 2]"):
         coco.json.write_text(text)

@@ -217,17 +217,19 @@ def test_maps_that_do_not_fit(coco: SmallCoco) -> None:
     dataset = build(coco, LOAD)
     first, second, third = (coco.png(image_id) for image_id in (7, 3, 25))
     write_panoptic_png(first, coco.maps[7][:-1])
-    with pytest.raises(DatasetError, match=f"{first} is 40 x 23 .* image .*7.jpg 40 x 24"):
+    with pytest.raises(DatasetError, match=f"{first} has 40 x 23 .* image .*7.jpg has 40 x 24"):
         dataset[0]
     for strange in (1, 77_006, 16_777_215):  # below, beside and above the known ones
         changed = coco.maps[7].copy()
         changed[0, :3] = strange
         write_panoptic_png(first, changed)
-        with pytest.raises(DatasetError, match=rf"{first} has a segment of id {strange} .3 pixels"):
+        with pytest.raises(
+            DatasetError, match=rf"{first} has a segment with id {strange} .3 pixels"
+        ):
             dataset[0]
     changed = np.where(coco.maps[3] == 73_003, 73_001, coco.maps[3])
     write_panoptic_png(second, changed)
-    with pytest.raises(DatasetError, match=f"{second} has no pixel of segment 73003"):
+    with pytest.raises(DatasetError, match=f"{second} has no pixels of segment 73003"):
         dataset[1]
     Image.new("L", (33, 33)).save(third)
     with pytest.raises(DatasetError, match=f"{third}: a panoptic PNG is RGB"):

@@ -93,23 +93,26 @@ def test_a_name_that_several_classes_have_means_all_of_them() -> None:
 @pytest.mark.parametrize(
     ("subsets", "message"),
     [
-        (dict(novel=["dog", "catt"]), "subset 'novel': 'catt' not among .*'small'.*4.*mean cat?"),
+        (dict(novel=["dog", "catt"]), "subset 'novel': 'catt' not among .*4.*'small'.*mean cat?"),
         (dict(novel=["grass"]), "subset 'novel': 'grass' not among .* mean grass-merged?"),
         (dict(novel=["q", "z"]), "'q', 'z' not among .* which are 'sky-other-merged', 'cat', .*"),
         (dict(novel=[0, 1]), "subset 'novel': 0, 1 not among .* which are"),
         (dict(novel=[]), "subset 'novel' has no class"),
         (
             dict(novel="cat"),
-            "subset 'novel': unknown vocabulary 'cat'.*names of classes go in a list",
+            "subset 'novel': unknown vocabulary 'cat'.*to name classes, pass a list",
         ),
-        (dict(novel="lost.txt"), "subset 'novel': no file of names lost.txt, neither in .*coco"),
+        (
+            dict(novel="lost.txt"),
+            "subset 'novel': lost.txt: file of class names not found, neither in .*coco",
+        ),
         (dict(novel="empty.txt"), "subset 'novel': .*empty.txt has no classes"),
         (dict(novel="voc20"), "subset 'novel': 'aeroplane', .* not among"),
-        (dict(novel=17), "subset 'novel' is a built-in vocabulary, a file or a list .*not 17"),
+        (dict(novel=17), "subset 'novel' must be a built-in vocabulary, a file or a list .*not 17"),
         ({"panoptic/novel": ["cat"]}, "subset 'panoptic/novel': .* plain word"),
         ({"": ["cat"]}, "subset '': .* plain word"),
         ({17: ["cat"]}, "subset 17: .* plain word"),
-        (["cat"], r"`subsets` maps names of subsets to their classes, not \['cat'\]"),
+        (["cat"], r"`subsets` must map names of subsets to classes, not \['cat'\]"),
     ],
 )
 def test_mistakes_are_named(subsets: Any, message: str, tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_broken_loss_stops_before_it_is_saved(tmp_path: Path) -> None:
 
 
 def test_before_the_first_checkpoint_there_is_none(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="iteration 2: .*no checkpoint was saved yet"):
+    with pytest.raises(TrainingError, match="iteration 2: .*no checkpoint has been saved yet"):
         runner(tmp_path, model__broken_at=2).train()
 
 
@@ -134,7 +134,9 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.Mo
         raise torch.OutOfMemoryError("Tried to allocate 9 GiB")
 
     monkeypatch.setattr(type(run.model), "forward", full)
-    with pytest.raises(DeviceMemoryError, match="iteration 1: .*use_checkpoint.*no checkpoint was"):
+    with pytest.raises(
+        DeviceMemoryError, match="iteration 1: .*use_checkpoint.*no checkpoint has been saved"
+    ):
         run.train()
     with pytest.raises(DeviceMemoryError, match="out of memory on cpu .*; lower"):
         run.val_loop.run()

@@ -252,7 +252,7 @@ def test_a_checkpoint_of_another_config(uninterrupted: Path, tmp_path: Path) -> 
     for changes, message in [
         (dict(model__width=5), r"of another shape \(first: layers.0.weight is \(4, 2\)"),
         (dict(train_dataloader__dataset__names="cat; bird", model__train_vocabulary="cat; bird"),
-         "other names"),
+         "other class names"),
         (dict(optim_wrapper__paramwise_cfg=dict(custom_keys=dict(layers=dict(lr_mult=1.0)))), ""),
     ]:  # fmt: skip
         cfg = config(tmp_path, resume=True, load_from=str(uninterrupted), **changes)

@@ -99,7 +99,7 @@ def test_it_ends_where_no_metric_is_left() -> None:
 
 def test_metrics_of_one_prefix_cost_only_the_second() -> None:
     with pytest.raises(
-        EvaluationError, match="Counting 2: another metric gives a/images"
+        EvaluationError, match="Counting 2: two metrics are named a/images"
     ) as caught:
         run(evaluator(Counting("a"), Counting("a")))
     assert caught.value.numbers == {"a/images": 4}

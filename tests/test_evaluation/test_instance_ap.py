@@ -228,7 +228,7 @@ def test_bad_input_is_named(tmp_path: Path, kind: str) -> None:
     wrong = items[0]["pred_instances"] | dict(scores=items[0]["pred_instances"]["scores"] * np.nan)
     with pytest.raises(ValueError, match=r"31\.jpg: a score of the result is not a finite"):
         run([items[0] | dict(pred_instances=wrong)])
-    with pytest.raises(ConfigError, match="finds no pred_instances.*instance=True"):
+    with pytest.raises(ConfigError, match="needs pred_instances, which .*instance=True"):
         run([items[0] | dict(pred_instances=None)])
     path.unlink()
     with pytest.raises(DatasetError, match=r"instances\.json: no such annotation file"):

@@ -127,7 +127,7 @@ def test_areas_are_counted_whatever_the_json_says(
     first, (line,) = segments[0], warnings()
     assert f"{len(segments)} of {len(segments)} annotated segments" in line
     assert f"{tmp_path}" in line and f"segment {first['id']}: {first['area']} in the JSON" in line
-    assert f"{4 * first['area']} pixels" in line and "panopticapi believes the JSON file" in line
+    assert f"{4 * first['area']} pixels" in line and "panopticapi uses the JSON file" in line
 
 
 def test_areas_that_are_not_given_are_not_compared(
@@ -319,13 +319,15 @@ def test_results_that_cannot_be_are_refused(tmp_path: Path) -> None:
     def result(segments: list[dict]) -> dict:
         return item["pred_panoptic_seg"] | dict(segments_info=segments)
 
-    with pytest.raises(ValueError, match=r"segment \d+ is not in segments_info"):
+    with pytest.raises(ValueError, match=r"segment \d+ of the result is not in segments_info"):
         run(pred_panoptic_seg=result(info[1:]))
-    with pytest.raises(ValueError, match="segment 3 is not in the map"):
+    with pytest.raises(ValueError, match="segment 3 of the result is not in the map"):
         run(pred_panoptic_seg=result([*info, dict(id=3, category_id=0)]))
     with pytest.raises(ValueError, match="two segments of the result"):
         run(pred_panoptic_seg=result([*info, info[0]]))
     with pytest.raises(ConfigError, match="class index 3, .* vocabulary has 3 classes"):
         run(pred_panoptic_seg=result([info[0] | dict(category_id=3), *info[1:]]))
-    with pytest.raises(ConfigError, match=r"1\.jpg: PanopticQuality finds no pred_panoptic_seg"):
+    with pytest.raises(
+        ConfigError, match=r"1\.jpg: PanopticQuality needs pred_panoptic_seg, which"
+    ):
         run(pred_panoptic_seg=None)

@@ -113,7 +113,7 @@ def test_two_processes_say_what_one_says(tmp_path: Path) -> None:
         for kind, error in zip(KINDS, errors[:n], strict=True):
             assert error.startswith(f"{kind}: 8 images were evaluated, but the dataset has 7")
             assert "round_up=False" in error
-        assert all("no image was evaluated" in error for error in errors[n : 2 * n])
+        assert all("no images were evaluated" in error for error in errors[n : 2 * n])
         assert all("image id 90 was evaluated more than once" in e for e in errors[2 * n :])
 
 
@@ -122,7 +122,7 @@ def test_shares_that_are_wrong_in_one_process(tmp_path: Path, kind: str) -> None
     items = samples(tmp_path)
     lvis_file(tmp_path, items)
     metric = build(tmp_path).metrics[KINDS.index(kind)]
-    with pytest.raises(DatasetError, match=f"{kind}: no image was evaluated"):
+    with pytest.raises(DatasetError, match=f"{kind}: no images were evaluated"):
         metric.evaluate(COUNT)
     metric.process(None, items[:-1])
     with pytest.raises(ConfigError, match=f"{kind}: 6 images .* 7; .*round_up=False"):

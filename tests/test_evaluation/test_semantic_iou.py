@@ -134,7 +134,7 @@ def test_maps_in_which_nothing_counts(
     found = dict(sem_seg=torch.zeros(1, 2, 2, dtype=torch.int32))
     metric.process(None, [item | dict(pred_sem_seg=found)])
     assert np.isnan(metric.evaluate(1)["semantic/mIoU"])
-    assert "no pixel of the ground truth counts" in warnings()[-1]
+    assert "all ground truth pixels are ignored" in warnings()[-1]
 
 
 def test_class_255_of_256_counts(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
         run(np.zeros((2, 2)), sem_seg_path=tmp_path / "b.png")
     with pytest.raises(ConfigError, match=r"a\.jpg: .*class index 3, .* 3 classes"):
         run(np.zeros((2, 2)), pred_sem_seg=dict(sem_seg=result + 3))
-    with pytest.raises(ConfigError, match="finds no pred_sem_seg.*semantic=True"):
+    with pytest.raises(ConfigError, match="needs pred_sem_seg, which .*semantic=True"):
         run(np.zeros((2, 2)), pred_sem_seg=None)
     with pytest.raises(DatasetError, match="no panoptic ground truth"):
         run(np.zeros((2, 2)), sem_seg_path=None)

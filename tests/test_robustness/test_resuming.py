@@ -83,7 +83,7 @@ def change(path: Path, edit: Callable[[dict], Any]) -> None:
             dict(optim_wrapper__accumulative_counts=2),
             "iterations per update: 1 in the checkpoint, 2 now",
         ),
-        (dict(randomness=dict(seed=5)), "seed=0, this config says 5"),
+        (dict(randomness=dict(seed=5)), "seed=0, but this config sets 5"),
         (dict(param_scheduler=[]), "schedules (param_scheduler): 2 in the checkpoint, 0 now"),
         (
             dict(optim_wrapper__optimizer=dict(type="SGD", lr=0.01, momentum=0.9)),
@@ -157,7 +157,7 @@ def test_a_note_that_is_no_text(work: Path) -> None:
 def test_a_new_training_removes_nothing_of_an_older_one(work: Path, finished: Path) -> None:
     content = {path.name: path.read_bytes() for path in work.glob("*.pth")}
     for changes in ({}, dict(load_from=str(work / "iter_6.pth"))):
-        with pytest.raises(TrainingError, match=r"of another training .* and 2 more.*--resume"):
+        with pytest.raises(TrainingError, match=r"of another run .* and 2 more.*--resume"):
             train(work, **changes)
     # resumed from elsewhere, it is a stranger here too
     with pytest.raises(TrainingError, match="another --work-dir"):

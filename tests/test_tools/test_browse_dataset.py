@@ -155,7 +155,8 @@ def test_mistakes(data: Path, capsys: pytest.CaptureFixture) -> None:
         str(config), "--split", "train"
     )
     error = fails(str(config), "--data-root", str(data / "nothing"))
-    assert f"no file of names names.txt, neither in {data / 'nothing/coco'} nor here" in error
+    missing = f"names.txt: file of class names not found, neither in {data / 'nothing/coco'} nor"
+    assert missing in error
     (data / "coco/annotations/panoptic_train2017/000000000007.png").unlink()
     assert "000000000007.png" in fails(str(config), "--data-root", str(data), "--split", "val")
 

@@ -161,7 +161,7 @@ def test_wrapped_sets_nested_and_limited(project: Path, capsys: pytest.CaptureFi
     assert found["images"] == found["limit"] == 2
     write_wrapped(project, 'dict(type="RepeatDataset", times=2, dataset=part)')
     line = fails(capsys, "model_wrapped.py", "none", "--dump", "dump2")
-    assert "has images several times" in line
+    assert "the dataset repeats images" in line
 
 
 def test_what_is_wrong_with_a_wrapped_set_is_said_before_testing(
@@ -170,7 +170,7 @@ def test_what_is_wrong_with_a_wrapped_set_is_said_before_testing(
     write_wrapped(project, JOINED)
     Path("data/one/names.txt").write_text("thing: cat\nstuff: sky\n")
     line = fails(capsys, "model_wrapped.py", "none")
-    assert "data/one/panoptic.json: cannot be joined with data/five/panoptic.json" in line
+    assert "data/one/panoptic.json: cannot be concatenated with data/five/panoptic.json" in line
     assert "class 1 (sky) is 'sky,blue sky' there, 'sky' here" in line
     Path("data/one/panoptic.json").unlink()
     assert "there is no data/one/panoptic.json" in fails(capsys, "model_wrapped.py", "none")
@@ -359,7 +359,10 @@ def fail_at(count: int, method):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dump", "data"], r"data/five: has panoptic and panoptic.json that no test wrote"),
+        (
+            ["--dump", "data"],
+            r"data/five: contains panoptic and panoptic.json, which no test run wrote",
+        ),
         (["--dump", "data/five/names.txt"], r"names.txt is not a folder"),
         (["--show-dir", "model.py"], "model.py is not a folder"),
         (["--out", "data/five/panoptic.json"], "panoptic.json: would replace an input"),

@@ -1,4 +1,4 @@
-"""Transforms of data pipelines."""
+"""Transforms for data pipelines."""
 
 from odise_mm.datasets.transforms.loading import LargeScaleJitter, LoadImage, ResizeKeepRatio
 from odise_mm.datasets.transforms.panoptic import DrawWords, LoadPanopticMap, PanopticMapToMasks

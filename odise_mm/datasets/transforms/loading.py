@@ -1,4 +1,4 @@
-"""Loading and resizing of images in pipelines."""
+"""Transforms that load and resize images."""
 
 from __future__ import annotations
 
@@ -37,41 +37,44 @@ from odise_mm.utils.settings import check_choice, check_size, check_whole, is_nu
 class LoadImage(BaseTransform):
     """Read an image with :func:`odise_mm.utils.image.read_image`.
 
-    Required keys: ``img_path``, or ``img`` with something already in memory (an array in BGR order,
-    a PIL image, a file's bytes), which then wins. Optional key: ``exif``, as datasets say it.
+    Required keys: ``img_path``, or ``img`` with an image in memory (an array in BGR order, a PIL
+    image or the bytes of a file). ``img`` takes precedence. Optional key: ``exif``, the dataset's
+    setting.
 
     Modified and added keys: ``img`` (uint8 (H, W, 3) BGR), ``img_path`` (None without a file),
     ``img_shape`` and ``ori_shape`` ((H, W)).
 
-    Where annotated images have an EXIF orientation and sizes cannot tell what the annotations
-    were made on, a warning names the first one.
+    If an annotated image has an EXIF orientation that leaves its size unchanged, the size does not
+    show whether the annotations were made on the rotated image. A warning names the first such
+    image.
 
     Args:
-        max_pixels: of images with more, an error is raised before they are decoded; None: of
-            none. Arrays are not counted.
-        exif: True: images are turned by their EXIF orientation; False: pixels are taken as
-            stored. None: as the dataset says; without one, they are turned.
+        max_pixels: images with more pixels raise an error before they are decoded. None disables
+            the limit. It does not apply to arrays.
+        exif: True rotates images by their EXIF orientation, False keeps pixels as stored. None uses
+            the dataset's setting; without a dataset, images are rotated.
 
     Raises:
         ImageError: the image cannot be used; the message names it.
-        DatasetError: instances were annotated on the image turned by 90 degrees.
-        ConfigError: another value of ``exif``.
+        DatasetError: instances were annotated on the image rotated by 90 degrees.
+        ConfigError: an invalid value of ``exif``.
     """
 
     def __init__(self, max_pixels: int | None = MAX_PIXELS, exif: bool | None = None) -> None:
         self.max_pixels = check_max_pixels(max_pixels)
         self.exif = check_exif(exif, "LoadImage")
-        # Shared with the worker processes that load images: one warning, not one in each.
+        # Shared with the worker processes, so that only one of them warns.
         self._warned = torch.zeros(1, dtype=torch.bool).share_memory_()
 
     def transform(self, results: dict) -> dict:
+        """Load the image and set the keys listed in the class's docstring."""
         path = results.get("img_path")
         source = results.get("img")
         exif = results.get("exif", True) if self.exif is None else self.exif
         if source is None:
             source = path
         if source is None:
-            raise ImageError("a pipeline that starts with LoadImage needs `img_path` or `img`")
+            raise ImageError("LoadImage needs the key `img_path` or `img`")
         image = read_image(
             source,
             name=None if path is None else str(path),
@@ -95,9 +98,9 @@ class LoadImage(BaseTransform):
         if orientation in hidden:
             self._warned.fill_(True)
             print_log(
-                f"{printable(path)}: has EXIF orientation {orientation} and is turned upright, as "
-                "are all such images of this dataset, from here on without a word. If the "
-                "annotations were made on the pixels as stored, set exif=False of the dataset",
+                f"{printable(path)}: has EXIF orientation {orientation} and is rotated upright, "
+                "like all such images of this dataset (no more warnings follow). If the "
+                "annotations were made on the pixels as stored, set exif=False in the dataset",
                 logger="current",
                 level=logging.WARNING,
             )
@@ -106,41 +109,46 @@ class LoadImage(BaseTransform):
         return f"{type(self).__name__}(max_pixels={self.max_pixels}, exif={self.exif})"
 
 
-# Keys of datasets' information that say what is where in an image.
+# Keys of a dataset's information that hold annotations of regions.
 _ANNOTATIONS = {"segments_info", "seg_map_path", "sem_seg_path", "instances"}
-# Half a turn and mirror images: annotations of either kind have the size of the image.
+# Orientations that keep the size of the image: rotation by 180 degrees, and flips.
 _SAME_SIZE = (2, 3, 4)
 
 
 def _check_turned(results: dict, shape: tuple[int, int]) -> None:
-    """Masks and boxes of instances have no size of their own to compare with."""
-    said = results.get("height"), results.get("width")
-    hint = turned_hint(said, shape, results.get("img_path"))
+    """Check that instances were not annotated on the rotated image.
+
+    Masks and boxes carry no size, so the annotated height and width of the image are compared.
+    """
+    annotated = results.get("height"), results.get("width")
+    hint = turned_hint(annotated, shape, results.get("img_path"))
     if hint:
         raise DatasetError(
             f"{printable(results['img_path'])}: {shape[1]} x {shape[0]} pixels (width x height), "
-            f"annotated as {said[1]} x {said[0]}{hint}"
+            f"annotated as {annotated[1]} x {annotated[0]}{hint}"
         )
 
 
 @TRANSFORMS.register_module()
 class ResizeKeepRatio(Resize):
-    """mmdet's ``Resize`` for images of any shape: no side ever becomes 0 pixels.
+    """mmdet's ``Resize`` with a fixed aspect ratio, for images of any shape.
 
-    Strips more than ``2 * max(scale)`` times longer than wide round to zero in mmdet's version and
-    fail there; here the short side stays at 1. All others get exactly mmdet's numbers.
+    In mmdet's version, the short side of a strip that is more than ``2 * max(scale)`` times longer
+    than wide is rounded to 0, which raises an error. Here it is at least 1 pixel. All other images
+    are resized exactly as in mmdet.
 
-    A map of any number of segments (``gt_seg_map``, int32) is resized along, where mmcv's way
-    through Pillow takes 8 bits only.
+    ``gt_seg_map`` (int32) is resized as well, with any number of segments; mmcv's Pillow backend is
+    limited to 8 bits.
 
     Args:
-        scale: (long, short): as large as possible with the long edge at most ``max(scale)`` and
-            the short edge at most ``min(scale)`` pixels.
-        backend, interpolation: as in mmcv; the published test pipeline resizes with Pillow,
-            bilinearly.
+        scale: (long, short). The result is as large as possible with a long edge of at most
+            ``max(scale)`` and a short edge of at most ``min(scale)`` pixels.
+        backend, interpolation: as in mmcv. The published test pipeline resizes bilinearly with
+            Pillow.
 
     Raises:
-        ConfigError: a scale that is no size in pixels, an unknown backend or interpolation.
+        ConfigError: ``scale`` is not a size in pixels, or ``backend`` or ``interpolation`` is
+            unknown.
     """
 
     def __init__(
@@ -150,7 +158,7 @@ class ResizeKeepRatio(Resize):
         interpolation: str = "bilinear",
         **kwargs,
     ) -> None:
-        if type(scale) is not int or scale != 0:  # what mmcv's RandomResize begins with
+        if type(scale) is not int or scale != 0:  # mmcv's RandomResize builds it with 0
             _check_scale(scale)
         scale = tuple(scale) if isinstance(scale, list) else scale
         check_choice("backend", backend, ("pillow", "cv2"))
@@ -161,14 +169,15 @@ class ResizeKeepRatio(Resize):
         )
 
     def check_scale(self) -> None:
-        """Refuse the scale 0, which is allowed only until mmcv's ``RandomResize`` sets another.
+        """Check the scale. 0 is allowed only until mmcv's ``RandomResize`` sets another one.
 
         Raises:
-            ConfigError: the scale is no size in pixels.
+            ConfigError: the scale is not a size in pixels.
         """
         _check_scale(self.scale)
 
     def transform(self, results: dict) -> dict:
+        """Resize the image and its annotations."""
         self.check_scale()
         height, width = results["img"].shape[:2]
         if min(rescale_size((width, height), self.scale)) > 0:
@@ -199,17 +208,18 @@ class ResizeKeepRatio(Resize):
 
 @TRANSFORMS.register_module()
 class LargeScaleJitter(RandomResize):
-    """mmcv's ``RandomResize`` by :class:`ResizeKeepRatio`: Pillow, and any number of segments.
+    """mmcv's ``RandomResize`` with :class:`ResizeKeepRatio` as its transform.
 
-    The resizing half of large-scale jitter (Simple Copy-Paste, arXiv 2012.07177); a crop and
-    padding follow it. Modified keys as for :class:`ResizeKeepRatio`.
+    It is the resizing step of large-scale jitter (Simple Copy-Paste, arXiv 2012.07177); a crop and
+    padding follow. It modifies the same keys as :class:`ResizeKeepRatio`.
 
     Args:
-        scale: (width, height) of the box that an image fits into at ratio 1.
-        ratio_range: the box is enlarged by a factor drawn uniformly from this range.
+        scale: (width, height) of the box into which an image is fitted at ratio 1.
+        ratio_range: range of the factor that scales the box, drawn uniformly.
 
     Raises:
-        ConfigError: no size in pixels, no range, or one that makes the box vanish.
+        ConfigError: ``scale`` is not a size in pixels, or ``ratio_range`` is not a range or makes
+            the box smaller than a pixel.
     """
 
     def __init__(
@@ -218,7 +228,9 @@ class LargeScaleJitter(RandomResize):
         check_size("scale", scale)
         pair = isinstance(ratio_range, list | tuple) and len(ratio_range) == 2
         if not (pair and all(map(is_number, ratio_range)) and 0 < ratio_range[0] <= ratio_range[1]):
-            raise ConfigError(f"ratio_range={ratio_range!r}: two numbers above 0, the lower first")
+            raise ConfigError(
+                f"ratio_range={ratio_range!r} must be two positive numbers, the lower first"
+            )
         if min(scale) * ratio_range[0] < 1:
             raise ConfigError(
                 f"ratio_range={ratio_range!r} makes scale={scale!r} smaller than a pixel"

@@ -1,7 +1,7 @@
 """Ground truth of panoptic datasets in training pipelines.
 
-All segments travel as one map of numbers, so that flips, resizing and crops cost the same however
-many there are; one mask per segment is made at the end, of what is left.
+All segments are kept in one map of numbers, so the cost of flips, resizing and crops does not
+depend on the number of segments. The last step makes one mask for each segment that is left.
 """
 
 from __future__ import annotations
@@ -17,26 +17,30 @@ from odise_mm.utils.image import turned_hint
 from odise_mm.utils.settings import check_whole
 
 _FILL = 255
-"""What mmdet's and mmseg's transforms fill maps with beyond an image's borders, unless told."""
+"""Value with which mmdet's and mmseg's transforms pad label maps by default."""
 
 
 @TRANSFORMS.register_module()
 class LoadPanopticMap(BaseTransform):
-    """Read an image's panoptic PNG file and compare it with the image and the annotations.
+    """Read an image's panoptic PNG file and check it against the image and the annotations.
 
     Required keys: ``img``, ``img_path``, ``seg_map_path``, ``segments_info``.
 
-    Added keys: ``gt_seg_map`` (H, W) int32: 0 where there is nothing or a crowd region, else the
-    segment's number; ``gt_segment_labels`` (n,) int64: class indices of the n segments that are no
-    crowd regions, in order of their numbers. Numbers are 1, 2, ... without 255, which mmdet's and
-    mmseg's transforms fill maps with.
+    Added keys:
+
+    - ``gt_seg_map`` (H, W) int32: number of the segment; 0 for void and crowd regions.
+    - ``gt_segment_labels`` (n,) int64: class indices of the n segments that are not crowd regions,
+      in the order of their numbers.
+
+    Numbers are 1, 2, ... without 255, with which mmdet's and mmseg's transforms pad label maps.
 
     Raises:
-        DatasetError: the file is missing or unreadable, has another size than the image, a segment
-            that the annotations lack, or lacks one of theirs.
+        DatasetError: the file is missing or unreadable, its size differs from the image's, or its
+            segments differ from the annotated ones.
     """
 
     def transform(self, results: dict) -> dict:
+        """Add the keys listed in the class's docstring."""
         path, segments = results["seg_map_path"], results["segments_info"]
         try:
             ids = read_panoptic_png(path)
@@ -45,8 +49,8 @@ class LoadPanopticMap(BaseTransform):
         shape = results["img"].shape[:2]
         if ids.shape != shape:
             raise DatasetError(
-                f"{path} is {ids.shape[1]} x {ids.shape[0]} pixels, its image "
-                f"{results['img_path']} {shape[1]} x {shape[0]}; they do not belong together"
+                f"{path} has {ids.shape[1]} x {ids.shape[0]} pixels, but its image "
+                f"{results['img_path']} has {shape[1]} x {shape[0]}; they do not match"
                 + turned_hint(ids.shape, shape, results["img_path"])
             )
         results["gt_seg_map"] = _local_numbers(ids, segments, path)
@@ -59,22 +63,26 @@ class LoadPanopticMap(BaseTransform):
 
 
 def _local_numbers(ids: np.ndarray, segments: list[dict], path: str) -> np.ndarray:
-    """Segment ids (H, W) as numbers, see :class:`LoadPanopticMap`."""
+    """Convert a map of segment ids (H, W) to numbers, see :class:`LoadPanopticMap`.
+
+    Raises:
+        DatasetError: the segments differ from the annotated ones.
+    """
     known = np.array([0, *(segment["id"] for segment in segments)], dtype=np.int32)
     order = np.argsort(known)
     place = np.searchsorted(known[order], ids)
-    rank = order[np.minimum(place, len(known) - 1)].astype(np.int32)  # 0 void, else 1 + in the list
-    strange = ids[known[rank] != ids]
-    if strange.size:
+    rank = order[np.minimum(place, len(known) - 1)].astype(np.int32)  # 0: void, i + 1: segments[i]
+    unknown = ids[known[rank] != ids]
+    if unknown.size:
         raise DatasetError(
-            f"{path} has a segment of id {strange[0]} ({(ids == strange[0]).sum()} pixels), which "
-            "`segments_info` of its annotation lacks"
+            f"{path} has a segment with id {unknown[0]} ({(ids == unknown[0]).sum()} pixels), "
+            "which is missing from `segments_info` of its annotation"
         )
     pixels = np.bincount(rank.ravel(), minlength=len(known))
     for segment, count in zip(segments, pixels[1:], strict=True):
         if count == 0:
             raise DatasetError(
-                f"{path} has no pixel of segment {segment['id']}, which its annotation lists"
+                f"{path} has no pixels of segment {segment['id']}, which its annotation lists"
             )
     numbers = np.zeros(len(known), dtype=np.int32)
     shown = [i for i, segment in enumerate(segments, start=1) if not segment["is_crowd"]]
@@ -85,16 +93,20 @@ def _local_numbers(ids: np.ndarray, segments: list[dict], path: str) -> np.ndarr
 
 @TRANSFORMS.register_module()
 class PanopticMapToMasks(BaseTransform):
-    """One mask per segment of what flips, resizing and crops left of the map.
+    """Split the map of segments into one mask per segment.
 
-    Required keys: ``gt_seg_map`` and ``gt_segment_labels`` of :class:`LoadPanopticMap`; they are
-    removed. Pixels of 0 and of 255 have no segment.
+    Required keys, which are removed: ``gt_seg_map`` and ``gt_segment_labels`` of
+    :class:`LoadPanopticMap`. Pixels with the values 0 and 255 belong to no segment.
 
-    Added keys: ``gt_masks`` (``BitmapMasks`` of the N segments with a pixel left; things and
-    stuff, in the order of their numbers) and ``gt_bboxes_labels`` (N,) int64.
+    Added keys:
+
+    - ``gt_masks``: ``BitmapMasks`` of the N segments that have pixels left, both things and stuff,
+      in the order of their numbers.
+    - ``gt_bboxes_labels`` (N,) int64: their class indices.
     """
 
     def transform(self, results: dict) -> dict:
+        """Replace the map by the keys listed in the class's docstring."""
         numbers, labels = results.pop("gt_seg_map"), results.pop("gt_segment_labels")
         pixels = np.bincount(numbers.ravel(), minlength=_FILL + 1)
         pixels[[0, _FILL]] = 0
@@ -112,15 +124,19 @@ class PanopticMapToMasks(BaseTransform):
 
 @TRANSFORMS.register_module()
 class DrawWords(BaseTransform):
-    """Words of an image for caption supervision, other ones every time.
+    """Draw random words of an image for caption supervision.
 
-    One caption is drawn at random and from its noun phrases, with replacement, ``num_words`` words
+    Draws one caption at random, and then ``num_words`` of its noun phrases with replacement
     (ODISE, arXiv 2303.04803, section 3.4: K_word phrases per image-caption pair).
 
     Optional keys: ``captions_phrases`` and ``captions`` of the dataset.
 
-    Added key: ``words``: ``num_words`` texts; none if the image has no caption, or the drawn
-    caption no noun phrase. Modified key, where there are ``captions``: ``caption``, the drawn one.
+    Added key: ``words``, a list of ``num_words`` strings; empty if the image has no captions or
+    the drawn caption has no noun phrases. If there are ``captions``, ``caption`` is set to the
+    drawn one.
+
+    Args:
+        num_words: number of words to draw.
     """
 
     def __init__(self, num_words: int = 8) -> None:
@@ -128,6 +144,7 @@ class DrawWords(BaseTransform):
         self.num_words = num_words
 
     def transform(self, results: dict) -> dict:
+        """Draw a caption and its words."""
         of_captions, captions = results.get("captions_phrases"), results.get("captions")
         count = len(of_captions or captions or ())
         place = np.random.randint(count) if count else 0
