@@ -1,4 +1,4 @@
-"""demo/image_demo.py and `odise-mm segment`, from the command line to the files."""
+"""demo/image_demo.py, `odise-mm segment` and `make demo`."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def test_a_real_photograph(demo, config, tmp_path, capsys):
     (result,) = read_coco_panoptic(out / "panoptic.json")
     assert result.panoptic.shape == (427, 640)
     assert [s.name for s in result.segments] == ["pagoda", "lake"]
-    with Image.open(out / "vis" / "pagoda.jpg") as picture:
-        assert picture.width == 640 and picture.height > 427  # the banner says "random weights"
+    with Image.open(out / "vis" / "pagoda.jpg") as drawing:
+        assert drawing.width == 640 and drawing.height > 427  # the banner says "random weights"
     categories = json.loads((out / "panoptic.json").read_text())["categories"]
     assert categories[0]["synonyms"] == ["pagoda", "temple"]
 
@@ -97,10 +97,10 @@ def test_a_batch_size_below_one_is_refused(demo, capsys):
     assert "at least 1" in capsys.readouterr().err
 
 
-def test_where_the_images_are_from_is_written_down():
+def test_sources_of_the_images_are_documented():
     text = (ROOT / "demo" / "images" / "README.md").read_text()
-    for picture in PHOTO.parent.glob("*.jpg"):
-        assert f"`{picture.name}`" in text
+    for image in PHOTO.parent.glob("*.jpg"):
+        assert f"`{image.name}`" in text
     assert "CC BY 2.0" in text
 
 
@@ -108,7 +108,7 @@ def test_where_the_images_are_from_is_written_down():
 
 
 def make_demo(*variables: str) -> list[list[str]]:
-    """Words of the commands that `make demo` would run, without those that make .venv."""
+    """Return the arguments of the commands that `make demo` would run in .venv."""
     command = ["make", "--no-print-directory", "--dry-run", "demo", *variables]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     lines = done.stdout.replace("\\\n", " ").splitlines()
@@ -120,55 +120,57 @@ def parse(script: str, arguments: list[str]):
     name = f"made_{Path(script).stem}"
     spec = importlib.util.spec_from_file_location(name, ROOT / script)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module.parse_args(arguments)
 
 
-def test_make_demo_segments_tests_and_draws_in_a_folder_of_its_own():
+def test_make_demo_segments_tests_and_draws_in_a_separate_folder():
     scripts = ["demo/image_demo.py", "projects/toy_world/generate.py", "tools/test.py"]
     commands = make_demo()
     assert [words[0] for words in commands] == [*scripts, "projects/toy_world/sheet.py"]
-    picture, scenes, test, sheet = (parse(words[0], words[1:]) for words in commands)
-    assert picture.weights == test.checkpoint == sheet.checkpoint
-    assert picture.config == test.config == sheet.config == "odise_toy_label"
+    segment, scenes, test, sheet = (parse(words[0], words[1:]) for words in commands)
+    assert segment.weights == test.checkpoint == sheet.checkpoint
+    assert segment.config == test.config == sheet.config == "odise_toy_label"
     assert scenes.splits == ["val"] and scenes.number == {"val": 50}
     assert scenes.data_root == sheet.data_root == Path(test.data_root) / "toy_world"
     assert "demo_output" in scenes.data_root.parts  # never a user's own data
 
 
-def test_the_names_typed_for_the_demo_are_those_of_its_scene_and_others():
+def test_demo_names_include_all_of_its_scene():
     from odise_mm.vocabulary import Vocabulary
     from projects.toy_world.names import names_of
 
     (words, *_) = make_demo()
     args = parse(words[0], words[1:])
-    (picture,) = args.images
+    (image,) = args.images
     typed = Vocabulary.parse(args.texts, args.stuff_texts)
     known = {text: name for name in names_of("all") for text in name.synonyms}
     for names, thing in zip(typed.synonyms, typed.is_thing, strict=True):
-        assert len({known[name] for name in names}) == 1  # KeyError: no name of that world
+        assert (
+            len({known[name] for name in names}) == 1
+        )  # KeyError if the name is not in the toy world
         assert known[names[0]].is_thing == thing
-    there = {s.name for s in drawn_scene(picture).segments}
+    in_scene = {s.name for s in drawn_scene(image).segments}
     asked = {known[name] for name in typed.names}
-    assert there < asked
-    assert sum(name.is_novel for name in there) >= 2
+    assert in_scene < asked
+    assert sum(name.is_novel for name in in_scene) >= 2
 
 
-def drawn_scene(picture: str):
-    """The scene that a file was drawn from, after comparing the two."""
+def drawn_scene(file: str):
+    """Return the scene that a file was drawn from, after comparing them."""
     import numpy as np
 
     from projects.toy_world.world import scene
 
     drawn = scene((1, 2), "val")
-    with Image.open(ROOT / picture) as image:
-        # but for what JPEG changes
+    with Image.open(ROOT / file) as image:
+        # JPEG changes pixels slightly
         assert np.abs(np.asarray(image).astype(int) - drawn.image).mean() < 4
     return drawn
 
 
-def test_an_image_of_the_users_own_is_segmented_and_nothing_else():
+def test_make_demo_with_a_photo_only_segments_it():
     names = "bus; person, man"
     (words,) = make_demo(
         "PHOTO=street.jpg", f"TEXTS={names}", "STUFF=road", "CONFIG=odise_tiny", "WEIGHTS=a.pth"
@@ -179,13 +181,13 @@ def test_an_image_of_the_users_own_is_segmented_and_nothing_else():
     assert (args.config, args.weights) == ("odise_tiny", "a.pth")
 
 
-def test_weights_that_are_not_there_are_one_message(demo, tmp_path, capsys):
+def test_missing_weights_are_one_message(demo, tmp_path, capsys):
     weights = str(tmp_path / "odise_label.safetensors")
     words = make_demo(f"WEIGHTS={weights}")[0]
     with pytest.raises(SystemExit) as end:
         demo.main([*words[1:], "--device", "cpu", "--out", str(tmp_path)])
     assert end.value.code == 2
-    # other tests' loggers may complain of their closed streams
+    # loggers of other tests may report their closed streams
     errors = [s for s in capsys.readouterr().err.splitlines() if s.startswith("error: ")]
     assert len(errors) == 1 and f"no weights file {weights}" in errors[0]
 

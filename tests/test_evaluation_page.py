@@ -223,7 +223,7 @@ def test_a_missing_set_is_named_with_its_converter(
         with pytest.raises(SystemExit):
             tool.main(["odise_tiny", "none", "--datasets", name, "--data-root", "disk/"])
         error = capsys.readouterr().err
-        assert f"error: {name}: there is no disk/" in error
+        assert f"error: {name}: no file disk/" in error
         command = command.replace("data/", "disk/")
         assert f"`python tools/dataset_converters/{command}`" in error
 

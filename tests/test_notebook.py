@@ -1,4 +1,4 @@
-"""demo/odise_mm.ipynb runs from the first cell to the last, and is kept without outputs."""
+"""demo/odise_mm.ipynb: all cells run, and it is stored without outputs."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def notebook() -> nbformat.NotebookNode:
     return nbformat.read(NOTEBOOK, as_version=4)
 
 
-def test_it_is_valid_and_without_outputs(notebook: nbformat.NotebookNode) -> None:
+def test_notebook_is_valid_and_without_outputs(notebook: nbformat.NotebookNode) -> None:
     nbformat.validate(notebook)
     for cell in notebook.cells:
         assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
-def test_its_links_lead_somewhere(notebook: nbformat.NotebookNode) -> None:
+def test_links_of_the_notebook_exist(notebook: nbformat.NotebookNode) -> None:
     prose = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
     links = re.findall(r"\]\(([^)\s]+)\)", prose)
     assert links
@@ -32,10 +32,10 @@ def test_its_links_lead_somewhere(notebook: nbformat.NotebookNode) -> None:
         assert (NOTEBOOK.parent / link).is_file(), link
 
 
-def test_it_runs(
+def test_notebook_runs(
     notebook: nbformat.NotebookNode, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # This environment's kernel, not one that the user installed; and nothing in the user's home.
+    # Use this environment's kernel, and write nothing to the user's home.
     for name in ("JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(name, str(tmp_path / name.lower()))
     folder = {"metadata": {"path": str(NOTEBOOK.parent)}}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Test on several GPUs of one machine, or of several (NNODES, NODE_RANK, MASTER_ADDR).
+# Test on several GPUs of one machine, or of several machines (NNODES, NODE_RANK, MASTER_ADDR).
 #   tools/dist_test.sh CONFIG CHECKPOINT GPUS [arguments of tools/test.py]
 set -euo pipefail
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on several GPUs of one machine, or of several (NNODES, NODE_RANK, MASTER_ADDR).
+# Train on several GPUs of one machine, or of several machines (NNODES, NODE_RANK, MASTER_ADDR).
 #   tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
 set -euo pipefail
 

@@ -1,11 +1,11 @@
 #!/usr/bin/env python
-"""Train and test one config after the other: a study, or a whole folder of them.
+"""Train and test several configs, one after the other.
 
-Every config gets a work directory below --work-root, named like the config, with the checkpoints,
-the log of both steps (study.log), the results (result.json) and images of them (shown/). Stopped
-in any way and started again, it goes on where it was: results that are there are kept, a training
-is resumed. Where a config fails, the others are still run. Configs that say the same about the
-training, such as rows of several studies that are the paper's own model, share the first one's.
+Every config gets a work directory below --work-root, named like the config, with checkpoints, the
+log of both steps (study.log), the results (result.json) and drawings of them (shown/). An
+interrupted study continues when it is started again: existing results are kept, and training runs
+are resumed. If a config fails, the others still run. Configs with equal training settings, such as
+the paper's model in several studies, share one training run.
 
 Examples:
     python tools/run_study.py configs/toy/ablation/representation
@@ -28,19 +28,31 @@ TOOLS = Path(__file__).resolve().parent
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("configs", nargs="+", type=Path, help="config files, or folders of them")
-    parser.add_argument("--work-root", type=Path, default=Path("work_dirs"), metavar="DIR")
-    parser.add_argument("--data-root", metavar="DIR", help="instead of data/ in the configs")
     parser.add_argument(
-        "--datasets", nargs="+", default=[], metavar="NAME", help="test sets, as of tools/test.py"
+        "--work-root",
+        type=Path,
+        default=Path("work_dirs"),
+        metavar="DIR",
+        help="parent folder of the work directories (default: %(default)s)",
     )
-    parser.add_argument("--precision", help="as of tools/train.py and tools/test.py")
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="folder to use instead of data/ in the configs"
+    )
+    parser.add_argument(
+        "--datasets",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="test sets, as for tools/test.py (default: those of the configs)",
+    )
+    parser.add_argument("--precision", help="as for tools/train.py and tools/test.py")
     parser.add_argument(
         "--cfg-options",
         nargs="+",
         action="extend",
         default=[],
         metavar="KEY=VALUE",
-        help="changes of every config; those of the training alone are left out in testing",
+        help="changes of every config; those that only affect training are left out in testing",
     )
     return parser.parse_args(argv)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train in a Slurm cluster; GPUS, GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS from the environment.
+# Train on a Slurm cluster. Environment: GPUS, GPUS_PER_NODE, CPUS_PER_TASK and SRUN_ARGS.
 #   GPUS=16 tools/slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of tools/train.py]
 set -euo pipefail
 
@@ -12,7 +12,7 @@ shift 4
 gpus=${GPUS:-8}
 per_node=${GPUS_PER_NODE:-$((gpus < 8 ? gpus : 8))}
 
-# SRUN_ARGS is several words.
+# SRUN_ARGS may contain several arguments.
 # shellcheck disable=SC2086
 exec srun --partition="$partition" --job-name="$job" \
     --ntasks="$gpus" --ntasks-per-node="$per_node" --gres="gpu:$per_node" \

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure a model on test sets; the same as `odise-mm test`."""
+"""Test a model on one or several test sets; the same as `odise-mm test`."""
 
 import sys
 

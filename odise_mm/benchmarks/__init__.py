@@ -1,1 +1,1 @@
-"""Test sets, and reports and tables of what was measured on them."""
+"""Test sets, and reports and tables of the results on them."""

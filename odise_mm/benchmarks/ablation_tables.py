@@ -1,4 +1,4 @@
-"""Our numbers of the ablations beside the paper's: a table and an image per study."""
+"""Tables and figures that compare our ablation results with the paper's."""
 
 from __future__ import annotations
 
@@ -15,20 +15,26 @@ MARK = " *"
 
 
 def datasets_of(rows: list[Row]) -> list[str]:
-    """The paper's sets, then others that something was run on."""
+    """List the paper's datasets, then the others that have results."""
     names = [paper for paper, _ in PAPER_SETS.values()]
     others = dict.fromkeys(name for row in rows for name in row.runs if name not in names)
     return [*names, *others]
 
 
 def subsets_of(rows: list[Row], dataset: str) -> list[str]:
-    """Subsets of a set's classes that a row has numbers of; first "", which is all of them."""
+    """List the subsets of classes that any row has results for, first "" for all classes."""
     runs = [row.runs[dataset] for row in rows if dataset in row.runs]
     return list(dict.fromkeys(["", *(subset for run in runs for subset in run.metrics)]))
 
 
 def make_table(study: str, rows: list[Row], note: str | None = None) -> Table:
-    """A study's table; a cell has PQ / mAP / mIoU."""
+    """Make the table of a study, with cells "PQ / mAP / mIoU".
+
+    Args:
+        study: Name of the study.
+        rows: Rows of the study.
+        note: A sentence to add below the table.
+    """
     paper_sets = [name for name, _ in PAPER_SETS.values()]
     with_facts = any(row.facts for row in rows)
     columns = [study, *(["pre-training"] if with_facts else [])]
@@ -57,29 +63,29 @@ def _joined(cells: list[str]) -> str:
 
 
 def notes_of(rows: list[Row], note: str | None) -> list[str]:
-    """What has to be said below a table."""
+    """Return the notes below a table; results that are not comparable get their reasons."""
     notes = [
-        f"{NOT_RUN}: there is no result of ours. {NOT_IN_PAPER}: the paper has no such number, or "
-        "it is not known here."
+        f"{NOT_RUN}: we have no result. {NOT_IN_PAPER}: the paper gives no number, or the metafile "
+        "does not list it."
     ]
-    because: dict[str, list[str]] = {}
+    cells_by_reason: dict[str, list[str]] = {}
     for row in rows:
         for dataset, run in row.runs.items():
             for reason in run.reasons:
-                because.setdefault(reason, []).append(f"{row.name} on {dataset}")
-    if because:
+                cells_by_reason.setdefault(reason, []).append(f"{row.name} on {dataset}")
+    if cells_by_reason:
         notes.append(
             f"{MARK.strip()} These are pipeline numbers: they show that everything runs and must "
-            "not be compared with the paper's. Why:"
+            "not be compared with the paper's. Reasons:"
         )
-        for reason, cells in because.items():
+        for reason, cells in cells_by_reason.items():
             shown = ", ".join(cells[:4]) + (f" and {len(cells) - 4} more" if len(cells) > 4 else "")
             notes.append(f"{reason}: {shown}.")
     return [*notes, *([note] if note else [])]
 
 
 def write_csv(rows: list[Row], path: Path) -> None:
-    """One line per row, set, subset of classes and metric; ours unrounded."""
+    """Write a CSV file with one line per row, dataset, subset of classes and metric, unrounded."""
     with atomic_writer(path, "w") as stream:
         lines = csv.writer(stream, lineterminator="\n")
         lines.writerow(
@@ -105,7 +111,13 @@ def write_csv(rows: list[Row], path: Path) -> None:
 
 
 def draw(study: str, rows: list[Row], path: Path) -> None:
-    """A panel for every set and metric: the paper's numbers as rings, ours as dots."""
+    """Draw a panel for every dataset and metric, with the paper's numbers as rings, ours as dots.
+
+    Args:
+        study: Name of the study.
+        rows: Rows of the study.
+        path: Image file to write.
+    """
     from matplotlib.figure import Figure
 
     datasets = [d for d in datasets_of(rows) if any(d in r.paper or d in r.runs for r in rows)]

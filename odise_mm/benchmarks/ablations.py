@@ -1,7 +1,7 @@
-"""The rows of the ablations: what the paper says of them, and what was run of them.
+"""Rows of the ablations, with the paper's numbers and our results.
 
-A config is a program: only those that came with the package are loaded, and those that the user
-named, never one that a file of results names.
+A config is a program. Only the package's configs, and those that the user names, are loaded, never
+one that a results file names.
 """
 
 from __future__ import annotations
@@ -17,29 +17,28 @@ from odise_mm.benchmarks.tables import find_reports
 from odise_mm.errors import ConfigError
 
 STUDIES = ("representation", "captioner", "steps", "classification")
-# Metric -> keys of tools/test.py's JSON; a set has one of them at most.
+# Metric -> keys in the JSON files of tools/test.py; a dataset has at most one of them.
 METRICS = {
     "PQ": ("panoptic/PQ",),
     "mAP": ("instance/AP", "lvis/AP"),
     "mIoU": ("semantic/mIoU",),
 }
-# Set of tools/test.py -> the paper's name for it and the number of its images.
+# Name of a dataset in tools/test.py -> its name in the paper and its number of images.
 PAPER_SETS = {"ade20k": ("ADE20K", 2000), "coco": ("COCO", 5000)}
-OWN_SET = "the config's own set"
+OWN_SET = "the config's own dataset"
 NOT_RUN, NOT_IN_PAPER = "not run", "-"
 
 
 @dataclass
 class Run:
-    """What one JSON file says about one test set.
+    """Result of one JSON file on one dataset.
 
     Attributes:
-        file: it.
-        config: file that the model was built from.
-        metrics: subset of classes, "" for all of them -> METRICS' names -> percent.
-        started: when, as text that sorts.
-        reasons: why the numbers cannot be compared with the paper's; empty: nothing speaks
-            against it.
+        file: The JSON file.
+        config: Config file of the model.
+        metrics: Subset of classes ("" for all) -> metric of ``METRICS`` -> percent.
+        started: Start of the run in ISO format, which sorts by time.
+        reasons: Reasons why the numbers are not comparable with the paper's; empty if they are.
     """
 
     file: Path
@@ -54,12 +53,15 @@ class Row:
     """One row of a study.
 
     Attributes:
-        title: what it is called.
-        config: of the ablation, relative to the repository, or as a JSON file names it.
-        file: the config, if it may be loaded: it is the repository's, or the user named it.
-        facts: further words, such as the pre-training.
-        paper: the paper's name of a set -> metric -> percent.
-        runs: name of a set -> ours.
+        study: Name of the study.
+        name: Name of the config without suffix.
+        title: Title in tables.
+        config: Config file relative to the repository, or as a JSON file names it.
+        facts: Further facts, such as the pre-training.
+        file: The config file if it may be loaded, which means that it belongs to the package or
+            that the user named it.
+        paper: The paper's numbers: dataset (the paper's name) -> metric -> percent.
+        runs: Our results by dataset.
     """
 
     study: str
@@ -72,42 +74,48 @@ class Row:
     runs: dict[str, Run] = field(default_factory=dict)
 
     def number(self, dataset: str, metric: str, subset: str = "") -> float | None:
-        """Ours, of a subset of classes or of all; None where there is none."""
+        """Return our number in percent, or None.
+
+        Args:
+            dataset: Name of the dataset.
+            metric: Metric of ``METRICS``.
+            subset: Subset of classes; "" for all classes.
+        """
         run = self.runs.get(dataset)
         return None if run is None else run.metrics.get(subset, {}).get(metric)
 
     def ours(self, dataset: str, metric: str, subset: str = "") -> str:
-        """A cell: the number, or that there is none."""
+        """Format our number as a cell, see :meth:`number`."""
         number = self.number(dataset, metric, subset)
         return NOT_RUN if number is None else f"{number:.1f}"
 
     def theirs(self, dataset: str, metric: str) -> str:
-        """A cell: the paper's number, or that it has none."""
+        """Format the paper's number as a cell."""
         number = self.paper.get(dataset, {}).get(metric)
         return NOT_IN_PAPER if number is None else f"{number:.1f}"
 
 
 def _root() -> Path:
-    """The folder whose ``configs`` came with the package."""
+    """Return the folder that contains the package's ``configs``."""
     from odise_mm.config.finding import own_config_folders  # here, for a quick --help
 
     return own_config_folders()[0].parent
 
 
 def read_rows() -> list[Row]:
-    """All rows, in the metafile's order, without ours."""
+    """Read all rows with the paper's numbers, in the order of the metafile."""
     import yaml
 
     root, rows = _root(), []
     metafile = root / "configs" / "ablation" / "metafile.yml"
     for model in yaml.safe_load(metafile.read_text(encoding="utf-8"))["Models"]:
-        told = model["Metadata"]
+        metadata = model["Metadata"]
         row = Row(
-            study=told["Study"],
+            study=metadata["Study"],
             name=Path(model["Config"]).stem,
-            title=told["Row"],
+            title=metadata["Row"],
             config=model["Config"],
-            facts=told.get("Pre-training", ""),
+            facts=metadata.get("Pre-training", ""),
             file=root / model["Config"],
         )
         for result in model.get("Results", ()):
@@ -117,7 +125,17 @@ def read_rows() -> list[Row]:
 
 
 def row_of(config: str, rows: list[Row]) -> Row | None:
-    """The row that a config belongs to: by study and name, or by a name that only one row has."""
+    """Find the row of a config, by study and name, or else by a name that only one row has.
+
+    A config in a study's folder that matches no row gets a new row.
+
+    Args:
+        config: Config file, as a JSON file names it.
+        rows: All rows; a new one is appended.
+
+    Returns:
+        The row, or None if the config belongs to no study.
+    """
     path = Path(config)
     for study in STUDIES:
         if path.parts[-3:-1] == ("ablation", study):
@@ -132,12 +150,14 @@ def row_of(config: str, rows: list[Row]) -> Row | None:
 
 
 def own_row(study: str, name: str, config: str, file: Path | None = None) -> Row:
-    """A row that the metafile does not list.
+    """Make a row that the metafile does not list.
 
     Args:
-        study, name: what it is called.
-        config: as a JSON file names it.
-        file: the config, if the user named it; else it is loaded only where the repository has one.
+        study: Name of the study.
+        name: Name of the config without suffix.
+        config: Config file, as a JSON file names it.
+        file: Config file, as the user named it. Otherwise the package's config of this name, if
+            it exists, is used.
     """
     if file is None and re.fullmatch(r"\w[\w-]*", name):
         file = _root() / "configs" / "ablation" / study / f"{name}.py"
@@ -145,17 +165,21 @@ def own_row(study: str, name: str, config: str, file: Path | None = None) -> Row
 
 
 def add_named(rows: list[Row], configs: Sequence[str]) -> None:
-    """Rows of configs that the user named.
+    """Add rows for configs that the user named, or set the config of their existing rows.
+
+    Args:
+        rows: All rows; changed in place.
+        configs: Config files.
 
     Raises:
-        ConfigError: no such file, or none of a study's folder.
+        ConfigError: A file does not exist, or its folder is not named like a study.
     """
     for config in configs:
         path = Path(config)
         if not path.is_file() or path.absolute().parent.name not in STUDIES:
             raise ConfigError(
-                f"--configs {config}: a config in a folder called like a study, such as "
-                f"configs/ablation/{STUDIES[0]}/mine.py"
+                f"--configs {config}: must be a config file in a folder named like a study, such "
+                f"as configs/ablation/{STUDIES[0]}/mine.py"
             )
         study = path.absolute().parent.name
         known = [row for row in rows if (row.study, row.name) == (study, path.stem)]
@@ -166,16 +190,20 @@ def add_named(rows: list[Row], configs: Sequence[str]) -> None:
 
 
 def collect(places: Sequence[str], rows: list[Row]) -> list[str]:
-    """Put what was run into the rows; of several runs of a set the latest counts.
+    """Collect our results into the rows; of several runs on a dataset the latest counts.
+
+    Args:
+        places: JSON files of ``tools/test.py``, or folders that contain them.
+        rows: All rows; changed in place.
 
     Returns:
-        Remarks for people: what was passed over.
+        Remarks about results that were skipped.
     """
     remarks = []
     for file, content in find_reports(places):
         row = row_of(content["config"]["file"], rows)
         if row is None:
-            remarks.append(f"{file}: {content['config']['file']} is no row of a study")
+            remarks.append(f"{file}: {content['config']['file']} is not a row of a study")
             continue
         for name, found in content["sets"].items():
             numbers = found["metrics"]
@@ -195,24 +223,30 @@ def collect(places: Sequence[str], rows: list[Row]) -> list[str]:
                 row.runs[dataset] = run
             if before is not None:
                 older = before if row.runs[dataset] is run else run
-                remarks.append(f"{older.file}: older than {row.runs[dataset].file}, passed over")
+                remarks.append(f"{older.file}: skipped, {row.runs[dataset].file} is newer")
     return remarks
 
 
 def reasons_against(row: Row, name: str, content: dict[str, Any]) -> list[str]:
-    """Why a result on the set ``name`` cannot stand beside the paper's."""
+    """List the reasons why a result is not comparable with the paper's.
+
+    Args:
+        row: Row of the result.
+        name: Name of the dataset in ``tools/test.py``.
+        content: Content of the JSON file.
+    """
     found = content["sets"][name]
     reasons = []
     if content["random_weights"]:
         reasons.append("random weights")
     if name not in PAPER_SETS:
-        reasons.append("not a set of the paper's table")
+        reasons.append("not a dataset of the paper's table")
     elif found["images"] != PAPER_SETS[name][1]:
         reasons.append(f"{found['images']} images of {PAPER_SETS[name][1]:,}")
     if _ablation_config(row) is None:
-        reasons.append("no config of this row is known: name it with --configs")
+        reasons.append("this row has no known config: name it with --configs")
     elif not same_model(row, content["config"]):
-        reasons.append("another model or image size than the row's config in configs/ablation")
+        reasons.append("model or image size differ from the row's config in configs/ablation")
     iteration = re.search(r"iter_(\d+)\.", (content["checkpoint"] or {}).get("file", ""))
     if iteration and int(iteration[1]) < full_schedule(row):
         reasons.append(f"trained for {int(iteration[1]):,} of {full_schedule(row):,} iterations")
@@ -220,9 +254,13 @@ def reasons_against(row: Row, name: str, content: dict[str, Any]) -> list[str]:
 
 
 def same_model(row: Row, tested: dict[str, Any]) -> bool:
-    """Whether a result was made with the model and the test pipeline of the row's config.
+    """Return whether a result was made with the model and test pipeline of the row's config.
 
-    Where frozen weights lie and which list names the training's classes may differ.
+    Settings that do not change the comparison, such as paths of weights, may differ.
+
+    Args:
+        row: Row of the result.
+        tested: Entry ``config`` of the JSON file.
     """
     config = _ablation_config(row)
     if config is None:
@@ -233,7 +271,7 @@ def same_model(row: Row, tested: dict[str, Any]) -> bool:
 
 
 def full_schedule(row: Row) -> int:
-    """Iterations that the row's config trains for."""
+    """Return the iterations that the row's config trains for; 0 without a config."""
     config = _ablation_config(row)
     return 0 if config is None else config.train_cfg.max_iters
 
@@ -252,7 +290,7 @@ _CONFIGS: dict[Path, Any] = {}
 
 
 def _comparable(value: Any) -> Any:
-    """As after a way through JSON, without what may differ."""
+    """Convert to JSON types, without the settings that may differ."""
     if isinstance(value, dict):
         left_out = ("weights", "train_vocabulary", "use_checkpoint", "max_tiles_per_batch")
         return {key: _comparable(v) for key, v in value.items() if key not in left_out}

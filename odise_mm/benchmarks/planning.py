@@ -1,4 +1,4 @@
-"""What is to be run on test sets, and what speaks against it before anything long begins."""
+"""Planning of test runs, with checks that run before anything slow starts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from odise_mm.config.walking import named_weights
 from odise_mm.errors import CheckpointError
 
 NO_CHECKPOINT = "none"
-"""In the place of a checkpoint: all weights are random."""
+"""Value of CHECKPOINT for a model whose weights are all random."""
 
 
 def plan_sets(
@@ -31,19 +31,24 @@ def plan_sets(
     launcher: str = "none",
     changes: Mapping[str, Any] | None = None,
 ) -> list[BenchmarkSet]:
-    """The test sets in order, each with its complete config.
+    """Make the test sets of a run, each with its complete config.
 
     Args:
-        config: of the model; a file or its name under ``configs/``.
-        names: of the test sets; "all" among them: all that there are; None: the config's own.
-        data_root, label_files, limit: see :func:`make_benchmark_sets`.
-        work_dir: of the logs; by default ``work_dirs/CONFIG/test``.
-        launcher: what started this process.
-        changes: of every config, by dotted keys.
+        config: Config file of the model, or its name under ``configs/``.
+        names: Names of the test sets. "all" means all available ones, None the config's own.
+        data_root: See :func:`make_benchmark_sets`.
+        label_files: See :func:`make_benchmark_sets`.
+        limit: See :func:`make_benchmark_sets`.
+        work_dir: Folder for logs. Defaults to ``work_dirs/CONFIG/test``.
+        launcher: Launcher that started this process.
+        changes: Changes of every config, by dotted key.
+
+    Returns:
+        The test sets, in the given order.
 
     Raises:
-        ConfigError: no such config or set, or the config has none.
-        DatasetError: ``label_files`` has none for a set.
+        ConfigError: The config or a test set does not exist, or the config has no test set.
+        DatasetError: ``label_files`` has no file for a test set.
     """
     cfg = load_config(config)
     if names is not None:
@@ -55,9 +60,9 @@ def plan_sets(
     for test_set in sets:
         test_set.cfg.work_dir = folder
         test_set.cfg.launcher = launcher
-        # Parts with random weights are the same as for the inferencer.
+        # The seed of the inferencer, so that random weights are the same.
         test_set.cfg.setdefault("randomness", dict(seed=0))
-        if sys.stderr.isatty():  # there is a bar, which lines of the log would tear
+        if sys.stderr.isatty():  # log lines would break up the progress bar
             hooks = test_set.cfg.setdefault("default_hooks", {})
             hooks["logger"] = dict(type="LoggerHook", interval=sys.maxsize)
         change_config(test_set.cfg, changes or {})
@@ -65,7 +70,7 @@ def plan_sets(
 
 
 def inputs_of(checkpoint: str, sets: Sequence[BenchmarkSet]) -> list[str | None]:
-    """Files that are read, as far as their names are known beforehand."""
+    """List the input files of a test run, as far as their names are known beforehand."""
     found = [checkpoint]
     for test_set in sets:
         cfg = test_set.cfg
@@ -75,19 +80,24 @@ def inputs_of(checkpoint: str, sets: Sequence[BenchmarkSet]) -> list[str | None]
 
 
 def check_checkpoint(checkpoint: str, cfg: Config) -> None:
-    """Refuse what cannot be loaded before the frozen parts are, which takes minutes.
+    """Check that the checkpoint exists, before the frozen parts are loaded, which takes minutes.
+
+    Args:
+        checkpoint: File, or ``NO_CHECKPOINT``.
+        cfg: Config of the model.
 
     Raises:
-        CheckpointError: no such file, or none where the model is not a tiny model.
+        CheckpointError: The file does not exist, or ``NO_CHECKPOINT`` is given for a model with
+            real weights.
     """
     if checkpoint != NO_CHECKPOINT:
         if not os.path.isfile(os.path.expanduser(checkpoint)):
-            raise CheckpointError(f"there is no weights file {checkpoint}: check the path")
+            raise CheckpointError(f"no weights file {checkpoint}; check the path")
         return
     named = named_weights(cfg.model)
     if named:
         raise CheckpointError(
-            f"CHECKPOINT is `none`, but {cfg.filename} has real weights ({named[0]}): numbers of "
-            "a model whose trained part is random would look real. Give its checkpoint; `none` "
-            "is for tiny models such as odise_tiny, whose weights are all random"
+            f"CHECKPOINT is `none`, but {cfg.filename} has real weights ({named[0]}), so the "
+            "numbers of a model with random trained parts would look real; pass its checkpoint "
+            "(`none` is for tiny models such as odise_tiny, whose weights are all random)"
         )

@@ -1,6 +1,6 @@
-"""What a test run found: tables for people, JSON and CSV for programs.
+"""Results of a test run, as tables and as JSON and CSV files.
 
-Nothing is compared with anything here, and nothing is rounded but what is shown.
+Only the tables round numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from odise_mm.utils.files import write_json, write_text
 from odise_mm.version import __version__
 from odise_mm.vocabulary import Vocabulary
 
-# Heading -> keys of the metrics that fill it (a dataset has one of them at most).
+# Heading -> keys of its metrics; a dataset has at most one of them.
 COLUMNS: dict[str, tuple[str, ...]] = {
     "PQ": ("panoptic/PQ",),
     "SQ": ("panoptic/SQ",),
@@ -52,19 +52,19 @@ _PACKAGES = (
 
 @dataclass
 class SetResult:
-    """Everything that is known about one test set after its run.
+    """Results on one test set.
 
     Args:
-        name: of the set, e.g. "ade20k".
-        metrics: in percent, by "prefix/name" as the metrics give them.
-        per_class: prefix -> class (the dataset's own name) -> metric -> percent.
-        is_thing: of every class, in the vocabulary's order.
-        images: how many were seen, over all processes.
-        limit: the number that the run was limited to, None where it was not.
-        vocabulary: see :func:`describe_vocabulary`.
-        seconds: of the whole run over the set, metrics included.
-        subsets: name -> classes of which there are numbers, too, see :class:`DatasetMetric`.
-        failed: metric -> why it gives no numbers; or hook -> what it could not do.
+        name: Name of the test set, such as "ade20k".
+        metrics: Results in percent, by "prefix/name".
+        per_class: Prefix -> class (named as in the dataset) -> metric -> percent.
+        is_thing: Whether each class is a thing, in the order of the vocabulary.
+        images: Number of images, over all processes.
+        limit: Number of images that the run was limited to; None for all.
+        vocabulary: See :func:`describe_vocabulary`.
+        seconds: Duration of the run on this test set, metrics included.
+        subsets: Classes of each subset that is also measured, see :class:`DatasetMetric`.
+        failed: Failures: metric -> reason, or hook -> reason.
     """
 
     name: str
@@ -81,12 +81,13 @@ class SetResult:
 
 @dataclass
 class Report:
-    """Results of a run over several test sets.
+    """Results of a run on several test sets.
 
     Args:
-        run: what holds for all sets: config, checkpoint, precision, versions, ...
-        planned: names of the sets that are to be walked, in order.
-        random_weights: whether the numbers mean nothing, as no trained weights were given.
+        run: Facts that hold for all test sets: config, checkpoint, precision, versions, ...
+        planned: Names of the test sets of the run, in order.
+        random_weights: Whether the model has random weights, so that the numbers are meaningless.
+        results: Results of the finished test sets.
     """
 
     run: dict[str, Any]
@@ -96,13 +97,13 @@ class Report:
 
     @property
     def missing(self) -> list[str]:
-        """Planned sets without a result so far."""
+        """Planned test sets without a result."""
         done = {result.name for result in self.results}
         return [name for name in self.planned if name not in done]
 
     @property
     def failures(self) -> list[str]:
-        """Set, name and reason of every metric that gives no numbers, and of failed hooks."""
+        """Test set, name and reason of every failed metric and hook."""
         return [
             f"{result.name}, {metric}: {why}"
             for result in self.results
@@ -110,7 +111,7 @@ class Report:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: full precision; what does not exist (no such class, no such object) is None."""
+        """Return the report as JSON types, in full precision; numbers that don't exist are None."""
         return _finite(
             dict(
                 random_weights=self.random_weights,
@@ -124,11 +125,14 @@ class Report:
     def write(self, path: str | os.PathLike) -> None:
         """Write a ``.json`` file, or a ``.csv`` file of (set, class, kind, metric, percent).
 
-        A file that was there stays whole until the new one is complete.
+        An existing file is replaced only when the new one is complete.
+
+        Args:
+            path: File to write.
 
         Raises:
-            OSError: it cannot be written.
-            ValueError: another suffix.
+            OSError: The file cannot be written.
+            ValueError: The suffix is neither ``.json`` nor ``.csv``.
         """
         path = Path(path)
         if path.suffix == ".json":
@@ -136,7 +140,7 @@ class Report:
         elif path.suffix == ".csv":
             write_text(path, self._csv())
         else:
-            raise ValueError(f"{path}: results are written as .json or .csv")
+            raise ValueError(f"{path}: results must be written as .json or .csv")
 
     def _csv(self) -> str:
         stream = io.StringIO()
@@ -153,7 +157,7 @@ class Report:
         return stream.getvalue()
 
     def table(self) -> Table:
-        """One row per set; columns that no set has are left out."""
+        """Make a table with one row per test set, without empty columns."""
         headings = [h for h in COLUMNS if any(_value(r, h) is not None for r in self.results)]
         table = _new_table("Results in percent")
         for heading in ("images", *headings):
@@ -166,9 +170,9 @@ class Report:
             table.add_row(_text(result.name), images, *cells)
         notes = []
         if any(result.limit is not None for result in self.results):
-            notes.append("limited to the first images of each set: these are no benchmark numbers")
+            notes.append("limited to the first images of each dataset: not benchmark numbers")
         if self.random_weights:
-            notes.append("random weights: these numbers mean nothing")
+            notes.append("random weights: these numbers are meaningless")
         if self.missing:
             notes.append(f"not done: {', '.join(self.missing)}")
         notes += [f"failed: {failure}" for failure in self.failures]
@@ -177,7 +181,7 @@ class Report:
         return table
 
     def subset_table(self) -> Table | None:
-        """One row per set and subset of its classes; None where no set has any."""
+        """Make a table with one row per test set and subset; None without subsets."""
         rows = [(result, subset) for result in self.results for subset in result.subsets]
         if not rows:
             return None
@@ -193,23 +197,23 @@ class Report:
         return table
 
     def class_tables(self) -> list[Table]:
-        """One table per set with one row per class, things and stuff told apart."""
+        """Make a table per test set, with one row per class and its kind (thing or stuff)."""
         return [_class_table(result) for result in self.results]
 
 
 def describe_vocabulary(
     vocabulary: Vocabulary, source: str, label_file: str | os.PathLike | None = None
 ) -> dict[str, Any]:
-    """Where names come from and what they are, so that a result can be traced to them.
+    """Describe a vocabulary, so that a result can be traced to its class names.
 
     Args:
-        vocabulary: as it is used.
-        source: the built-in vocabulary's name, or the file, that gave the classes.
-        label_file: a file of names that replaced the synonyms.
+        vocabulary: The vocabulary in use.
+        source: Name of the built-in vocabulary, or file, that defines the classes.
+        label_file: File of names that replaced the synonyms.
 
     Returns:
-        ``source``, ``classes`` (their number), ``label_file``, ``sha256`` of every file among
-        these, and ``content_sha256`` of the names as they are used, wherever they come from.
+        ``source``, ``classes`` (their number), ``label_file``, ``sha256`` (of these files) and
+        ``content_sha256`` (of the names in use).
     """
     rows = zip(vocabulary.synonyms, vocabulary.is_thing, vocabulary.source_names, strict=True)
     content = "\n".join(repr(row) for row in rows)
@@ -225,7 +229,7 @@ def describe_vocabulary(
 
 
 def sha256_of(file: str | os.PathLike) -> str:
-    """Of a file's content, in hexadecimal digits."""
+    """Return the SHA-256 of a file in hexadecimal digits."""
     digest = hashlib.sha256()
     with open(file, "rb") as stream:
         while block := stream.read(2**20):
@@ -234,7 +238,7 @@ def sha256_of(file: str | os.PathLike) -> str:
 
 
 def software_versions() -> dict[str, str]:
-    """Versions of what a result depends on."""
+    """Return the versions of this package, Python and the libraries that results depend on."""
     found = {"odise_mm": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -245,7 +249,7 @@ def software_versions() -> dict[str, str]:
 
 
 def _text(name: str) -> Text:
-    """A text as it is: neither markup nor anything that steers a terminal."""
+    """Wrap a text without interpreting markup or terminal escapes."""
     return Text(printable(name))
 
 
@@ -275,7 +279,7 @@ def _class_table(result: SetResult) -> Table:
             continue
         table.add_row(_text(name), _kind(result, name), *map(_two_digits, values))
     if absent:
-        table.caption = f"{absent} more classes neither occur nor were found"
+        table.caption = f"{absent} more classes occur neither in the dataset nor in the results"
     return table
 
 
@@ -310,7 +314,7 @@ def _exact(value: float) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have."""
+    """Replace numbers that are not finite, which JSON does not have, by None."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""A model on one test set after the other."""
+"""Running of a model on several test sets."""
 
 from __future__ import annotations
 
@@ -46,7 +46,16 @@ from odise_mm.vocabulary import Vocabulary
 
 
 def prepare_model(runner: OpenVocabRunner, checkpoint: str, precision: str) -> None:
-    """Trained weights, strictly; then the precision."""
+    """Load the checkpoint strictly and set the precision.
+
+    Args:
+        runner: Runner with the model.
+        checkpoint: File, or ``NO_CHECKPOINT`` for random weights.
+        precision: Precision of the model, "fp32", "fp16" or "bf16".
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read or does not fit the model.
+    """
     model = unwrapped(runner.model)
     if checkpoint == NO_CHECKPOINT:
         fill_with_random_weights(model, ("head", "classifiers", "clip"))
@@ -65,26 +74,28 @@ def run_sets(
     limit: int | None = None,
     per_class: bool = False,
 ) -> None:
-    """Walk all sets; write the report after each and print it in the end, however that comes.
+    """Test the model on all test sets.
+
+    The report is written after each test set, and printed at the end, even after an error.
 
     Args:
-        runner: with a model that is ready, see :func:`prepare_model`.
-        report: to be filled.
-        sets: in order.
-        writer: of what is kept beside the numbers.
-        out: file of the report; by default ``results.json`` in the runner's folder of logs, which
-            is also where the report goes when ``out`` cannot be written.
-        limit: what each set was limited to, for the report.
-        per_class: whether a table of classes is printed, too.
+        runner: Runner with a model from :func:`prepare_model`.
+        report: Report to fill.
+        sets: Test sets in order.
+        writer: Hook that writes results and images.
+        out: File of the report. Defaults to ``results.json`` in the runner's log folder, which is
+            also used if ``out`` cannot be written.
+        limit: Number of images that each test set was limited to, for the report.
+        per_class: Also print a table of classes.
 
     Raises:
-        EvaluationError: something of it could not be done. All else was.
+        EvaluationError: A metric, a hook or the report failed. Everything else was finished.
     """
     runner.register_hook(writer)
     spare = Path(runner.log_dir) / "results.json"
     out = Path(out or spare)
     console = Console(highlight=False, quiet=not is_main_process())
-    if not console.is_terminal:  # in a pipe rich assumes 80 columns, which would fold the cells
+    if not console.is_terminal:  # in a pipe rich assumes 80 columns, which would wrap the cells
         console = Console(highlight=False, quiet=not is_main_process(), width=200)
     unwritten = ""
     try:
@@ -96,7 +107,7 @@ def run_sets(
                 report.results.append(run_set(runner, test_set, limit))
                 if is_main_process():
                     unwritten = _write_report(report, out, spare)
-    finally:  # whatever ended it: what is done is shown, and what is not is said
+    finally:  # after an error, show the finished results and name the others
         if report.results:
             tables = [report.table(), report.subset_table()]
             tables += report.class_tables() if per_class else []
@@ -109,15 +120,21 @@ def run_sets(
             console.print(Text(f"not done: {missing}", style="red"))
     failures = [*report.failures, *([unwritten] if unwritten else [])]
     if failures:
-        raise EvaluationError(f"not everything could be done: {'; '.join(failures)}")
+        raise EvaluationError(f"the test run has failures: {'; '.join(failures)}")
 
 
 def run_set(runner: OpenVocabRunner, test_set: BenchmarkSet, limit: int | None) -> SetResult:
-    """Walk one set."""
+    """Test the model on one test set.
+
+    Args:
+        runner: Runner with a model from :func:`prepare_model`.
+        test_set: The test set.
+        limit: Number of images that the test set was limited to, for the result.
+    """
     start = time.perf_counter()
     scalars = runner.message_hub.log_scalars
     for key in [key for key in scalars if key.startswith("test/")]:
-        del scalars[key]  # the log would repeat the previous set's numbers as this one's
+        del scalars[key]  # the log would repeat the numbers of the previous test set
     failed: dict[str, str] = {}
     try:
         metrics = runner.test_on(test_set.cfg)
@@ -127,7 +144,7 @@ def run_set(runner: OpenVocabRunner, test_set: BenchmarkSet, limit: int | None) 
     dataset = loop.dataloader.dataset
     vocabulary = vocabulary_of(dataset)
     names = loop.evaluator.metrics[0].class_names
-    settings = test_set.datasets[0]  # others have the same names
+    settings = test_set.datasets[0]  # the others have the same class names
     return SetResult(
         name=test_set.name,
         metrics=metrics,
@@ -154,15 +171,15 @@ def run_set(runner: OpenVocabRunner, test_set: BenchmarkSet, limit: int | None) 
 
 
 def _write_report(report: Report, out: Path, spare: Path) -> str:
-    """Write the results of the sets that are done.
+    """Write the report so far.
 
     Args:
-        report: the results.
-        out: the file.
-        spare: another one, which is written where that is not possible.
+        report: The report.
+        out: File to write.
+        spare: File to write if ``out`` cannot be written.
 
     Returns:
-        Why ``out`` could not be written; nothing if it was.
+        Why ``out`` could not be written, or "".
     """
     try:
         report.write(out)
@@ -180,7 +197,7 @@ def _write_report(report: Report, out: Path, spare: Path) -> str:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A bar for terminals; in files the log's lines tell how far it is and how long it takes."""
+    """Show a progress bar on stderr if it is a terminal; log lines show the progress otherwise."""
     console = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}", markup=False),
@@ -198,19 +215,23 @@ def progress_bar() -> Iterator[Progress]:
 def describe_run(
     runner: OpenVocabRunner, checkpoint: str, precision: str, changes: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the numbers depend on, and is the same for all sets.
+    """Describe what the results of all test sets depend on.
 
     Args:
-        runner: its config and where its model lies.
-        checkpoint: as the user named it.
-        precision: of the arithmetic.
-        changes: of the config, as the user gave them.
+        runner: Runner with the config and the model.
+        checkpoint: Name or file of the checkpoint, as given by the user.
+        precision: Precision of the model.
+        changes: Changes of the config, as given by the user.
+
+    Returns:
+        ``config``, ``checkpoint``, ``train_vocabulary``, ``precision``, ``device``, ``processes``,
+        ``started`` and ``versions``, in JSON types.
     """
     model = unwrapped(runner.model)
     device = next(model.parameters()).device
     cfg = runner.cfg
-    said = (cfg.model.get("ensemble") or {}).get("train_vocabulary")
-    trained = train_vocabulary(model) if said is None else Vocabulary.load(said)
+    configured = (cfg.model.get("ensemble") or {}).get("train_vocabulary")
+    trained = train_vocabulary(model) if configured is None else Vocabulary.load(configured)
     random_weights = checkpoint == NO_CHECKPOINT
     return dict(
         config=dict(
@@ -224,7 +245,7 @@ def describe_run(
         else dict(file=checkpoint, sha256=sha256_of(os.path.expanduser(checkpoint))),
         train_vocabulary=None
         if trained is None
-        else describe_vocabulary(trained, trained.name if said is None else str(said)),
+        else describe_vocabulary(trained, trained.name if configured is None else str(configured)),
         precision=precision,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
         processes=get_world_size(),

@@ -1,4 +1,4 @@
-"""The test sets that there are configs for, and what has to be there before a test can start."""
+"""Test sets by name, and the checks that run before a test starts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import MODELS
 from odise_mm.vocabulary import Vocabulary
 
-# The published models were tested with these lists of names, by the built-in vocabulary's or the
-# test set's name. They come with OpenSeg and with the published code; nobody publishes the others.
+# Name of a built-in vocabulary or test set -> the label file that the published models were tested
+# with. These files come with OpenSeg and with the published code; there are no others.
 LABEL_FILES: dict[str, str] = {
     "coco": "coco_panoptic_with_prompt_eng.txt",
     "ade20k": "ade20k_150_with_prompt_eng.txt",
@@ -33,7 +33,7 @@ LABEL_FILES: dict[str, str] = {
     "voc21": "pascal_voc_21_with_prompt_eng.txt",
     "lvis": "lvis_1203_with_prompt_eng.txt",
 }
-# What prepares a set, below tools/dataset_converters/.
+# Name of a test set -> command that prepares it, below tools/dataset_converters/.
 CONVERTERS: dict[str, str] = {
     "coco": "coco.py data/coco",
     "ade20k": "ade20k.py data/ADEChallengeData2016",
@@ -56,25 +56,30 @@ _TRAINING_KEYS = (
 
 @dataclass(frozen=True)
 class BenchmarkSet:
-    """One test set with the config that a runner tests it with."""
+    """A test set with its complete config.
+
+    Attributes:
+        name: Name of the test set.
+        cfg: Config of the model and the test set, for a runner.
+        data_root: Folder that replaces ``data/`` in configs.
+    """
 
     name: str
     cfg: Config
     data_root: str = "data"
-    """The folder that stands for ``data/`` in configs."""
 
     @property
     def dataset(self) -> dict[str, Any]:
-        """The dataset's config; of one made of others, the wrapper's."""
+        """Config of the dataset; the outermost wrapper if there are wrappers."""
         return self.cfg.test_dataloader.dataset
 
     @property
     def datasets(self) -> list[dict[str, Any]]:
-        """The config of the dataset, or of each one that it is made of; no wrappers."""
+        """Configs of all datasets inside the wrappers."""
         return [each for _, each, wraps in inner_configs(self.dataset, "") if not wraps]
 
     def files(self) -> Iterator[str]:
-        """Files and folders that the config names, as far as they are known without reading."""
+        """Yield the files and folders that the config names."""
         for dataset in self.datasets:
             root = dataset.get("data_root") or ""
             for name in (dataset.get("ann_file"), *(dataset.get("data_prefix") or {}).values()):
@@ -89,26 +94,26 @@ class BenchmarkSet:
                 yield metric["ann_file"]
 
     def how_to_prepare(self) -> str:
-        """The sentence that tells a user how the files are made."""
-        elsewhere = "--data-root names another folder than data/; see docs/datasets.md"
+        """Return a hint on how to prepare the files of this test set."""
+        elsewhere = "use --data-root if your data is not in data/; see docs/datasets.md"
         if self.name not in CONVERTERS:
             return elsewhere
         command = CONVERTERS[self.name].replace("data/", f"{self.data_root.rstrip('/')}/")
         return f"prepare it with `python tools/dataset_converters/{command}`; {elsewhere}"
 
     def check(self) -> None:
-        """Refuse a set that cannot be tested, before anything long runs.
+        """Check files, config and class names, before anything slow runs.
 
         Raises:
-            ConfigError, DeviceError: see :func:`odise_mm.config.checking.check_config`.
-            DatasetError: a file is missing (the message says how to make it), or a label file has
-                other classes than the set, or in another order; or a subset has classes that the
-                set does not have.
-            VocabularyError: a file of names that cannot be read.
+            ConfigError: See :func:`odise_mm.config.checking.check_config`.
+            DeviceError: See :func:`odise_mm.config.checking.check_config`.
+            DatasetError: A file is missing (the message says how to prepare it), a label file has
+                other classes or another order, or a subset has classes that are not in the dataset.
+            VocabularyError: A file of class names cannot be read.
         """
         for file in self.files():
             if not os.path.exists(file):
-                raise DatasetError(f"{self.name}: there is no {file}; {self.how_to_prepare()}")
+                raise DatasetError(f"{self.name}: no file {file}; {self.how_to_prepare()}")
         check_config(complete_config(self.cfg))
         first, *others = ((each, self._check_names(each)) for each in self.datasets)
         for dataset, vocabulary in others:
@@ -127,7 +132,7 @@ class BenchmarkSet:
 
 
 def known_sets() -> list[str]:
-    """Names of all test sets, those with published results first."""
+    """Return the names of all test sets, those with published label files first."""
     found = _configs()
     return [n for n in LABEL_FILES if n in found] + sorted(found.keys() - LABEL_FILES.keys())
 
@@ -140,19 +145,20 @@ def make_benchmark_sets(
     label_files: str | os.PathLike | None = None,
     limit: int | None = None,
 ) -> list[BenchmarkSet]:
-    """The sets to test a config's model on, one after another.
+    """Make the test sets for a config's model.
 
     Args:
-        cfg: of the model; its training and validation are dropped.
-        names: of the test sets, see :func:`known_sets`; None: the one in ``cfg``.
-        data_root: the folder that stands for ``data/`` in configs.
-        label_files: a folder of lists of names, called as in :data:`LABEL_FILES`, that replace
-            the built-in synonyms of the test sets and of the training vocabulary.
-        limit: take the first so many images only.
+        cfg: Config of the model. Its training and validation settings are dropped.
+        names: Names of test sets, see :func:`known_sets`, or config files. Defaults to the test
+            set of ``cfg``.
+        data_root: Folder that replaces ``data/`` in configs.
+        label_files: Folder of label files, named as in :data:`LABEL_FILES`. They replace the
+            built-in synonyms of the test sets and of the training vocabulary.
+        limit: Use only the first images, at most this many.
 
     Raises:
-        ConfigError: an unknown name, or no test set at all.
-        DatasetError: ``label_files`` has none for a set.
+        ConfigError: A name is unknown, or there is no test set.
+        DatasetError: ``label_files`` has no file for a test set.
     """
     sets = [_from_config(cfg)] if names is None else [_from_name(cfg, n) for n in names]
     if data_root is not None:
@@ -170,7 +176,7 @@ def make_benchmark_sets(
 
 
 def _configs() -> dict[str, list[Path]]:
-    """Files by name: the package's own, and one in the working directory's ``configs/``."""
+    """Find the config files of each test set, in the package and the working directory."""
     from odise_mm.config.finding import config_folders
 
     found: dict[str, list[Path]] = {}
@@ -188,19 +194,19 @@ def _own_configs() -> dict[str, Path]:
 
 
 def _file_of(name: str) -> Path:
-    """The config of a test set that the user named."""
+    """Find the config file of a test set that the user named."""
     if name.endswith(".py") and os.path.isfile(name):
         return Path(name)
     own, found = _own_configs().get(name), _configs().get(name)
     if found is None:
         raise ConfigError(
-            f"no test set {name!r}; there are: {', '.join(known_sets())}; or write the path of a "
+            f"unknown test set {name!r}; available: {', '.join(known_sets())}, or the path of a "
             "config"
         )
     if own not in (None, found[0]):
         raise ConfigError(
-            f"test set {name!r} is {found[0]} as well as the package's own {own}: write the path "
-            "of the one that is meant"
+            f"test set {name!r} is ambiguous: {found[0]} and the package's {own}; pass the path of "
+            "one of them"
         )
     return found[0]
 
@@ -212,8 +218,8 @@ def _from_name(cfg: Config, name: str) -> BenchmarkSet:
     cfg = cfg.copy()
     for key in _KEYS:
         cfg[key] = data[key]
-    # The pipeline is the model's where it has one: what it was trained for. A pipeline that is the
-    # dataset's alone stays.
+    # The model's test pipeline, if there is one, replaces the dataset's default pipeline, because
+    # the model was trained for it. Pipelines that a dataset defines for itself stay.
     for _, dataset in pipeline_users(cfg, "test"):
         if "pipeline" in dataset and dataset["pipeline"] == data.get("test_pipeline"):
             del dataset["pipeline"]
@@ -225,11 +231,12 @@ def _from_name(cfg: Config, name: str) -> BenchmarkSet:
 def _from_config(cfg: Config) -> BenchmarkSet:
     if not cfg.get("test_dataloader"):
         raise ConfigError(
-            f"{cfg.filename or 'config'}: has no test set; name some with --datasets: "
+            f"{cfg.filename or 'config'}: the config has no test set; choose some with --datasets: "
             f"{', '.join(known_sets())}"
         )
     dataset = _images_and_names(cfg)
-    # Files of the working directory are programs that nobody has named here.
+    # Only the package's configs: those in the working directory are programs that the user has not
+    # named.
     for name, path in _own_configs().items():
         if _images_and_names(Config.fromfile(path)) == dataset:
             return BenchmarkSet(name, cfg.copy())
@@ -237,8 +244,7 @@ def _from_config(cfg: Config) -> BenchmarkSet:
 
 
 def _images_and_names(cfg: Config) -> dict[str, Any]:
-    """What makes a test set; of which classes there are more numbers does not, and the pipeline is
-    the model's."""
+    """Return the dataset's settings without those that do not identify it."""
     ignored = ("subsets", "pipeline")
     return {key: v for key, v in cfg.test_dataloader.dataset.items() if key not in ignored}
 
@@ -252,20 +258,20 @@ def _limit(test_set: BenchmarkSet, number: int) -> None:
 
 
 def _name(dataset: dict[str, Any]) -> str:
-    """What tells a dataset from others, for messages."""
+    """Return a path that identifies a dataset in messages."""
     file = dataset.get("ann_file") or next(iter((dataset.get("data_prefix") or {}).values()), "")
     return os.path.join(dataset.get("data_root") or "", file)
 
 
 def _use_label_files(test_set: BenchmarkSet, folder: Path) -> None:
     for dataset in test_set.datasets:
-        if not dataset.get("class_agnostic"):  # else its one name is "object"
+        if not dataset.get("class_agnostic"):  # its only class is "object"
             dataset["label_file"] = str(_label_file(folder, test_set.name))
     model = test_set.cfg.model
     ensemble = model.get("ensemble") or {}
     trained = ensemble.get("train_vocabulary")
     if trained is None and _takes_names(ensemble):
-        trained = model.get("vocabulary")  # what segmentors fill in
+        trained = model.get("vocabulary")  # the default that segmentors fill in
     if isinstance(trained, str) and not os.path.isfile(trained):
         ensemble["train_vocabulary"] = str(_label_file(folder, trained))
 
@@ -277,33 +283,37 @@ def _takes_names(ensemble: dict[str, Any]) -> bool:
 
 
 def _check_order(name: str, own: Vocabulary, renamed: Vocabulary, label_file: str) -> None:
-    """A label file names classes by their place: those of another order would be silently wrong."""
-    strangers = []
+    """Check that a label file has the order of the dataset's classes, which it names by position.
+
+    Raises:
+        DatasetError: Most classes have no name in common. A few such classes give a warning.
+    """
+    different = []
     for index, names in enumerate(renamed.synonyms):
         known = {_key(text) for text in (*own.synonyms[index], own.source_names[index])}
         if not known & {_key(text) for text in names}:
-            strangers.append(index)
-    if not strangers:
+            different.append(index)
+    if not different:
         return
-    first = strangers[0]
-    said = (
-        f"{name}: {len(strangers)} of {len(own)} classes share no name with the class at their "
-        f"place in {label_file} (the first, number {first}: {own.names[first]!r} there is "
-        f"{renamed.names[first]!r})"
+    first = different[0]
+    message = (
+        f"{name}: {len(different)} of {len(own)} classes have no name in common with the class at "
+        f"the same position of {label_file} (first: class {first} is {own.names[first]!r} in the "
+        f"dataset and {renamed.names[first]!r} in the file)"
     )
-    if 2 * len(strangers) > len(own):
-        hint = "is it that of another set?"
-        if name == "ade847":  # whose classes the user's copy of the data decides
+    if 2 * len(different) > len(own):
+        hint = "is it the label file of another dataset?"
+        if name == "ade847":  # the user's copy of the data determines its classes
             hint = (
-                "prepare the set with its classes in the published order: --classes of "
+                "prepare the dataset with its classes in the published order: --classes of "
                 "tools/dataset_converters/ade20k_full.py"
             )
-        raise DatasetError(f"{said}; {hint}")
-    print_log(said, logger="current", level=logging.WARNING)
+        raise DatasetError(f"{message}; {hint}")
+    print_log(message, logger="current", level=logging.WARNING)
 
 
 def _key(text: str) -> str:
-    """Compared without case, blanks and signs."""
+    """Return a name for comparison, without case, spaces and punctuation."""
     return "".join(filter(str.isalnum, text.casefold()))
 
 
@@ -313,6 +323,6 @@ def _label_file(folder: Path, name: str) -> Path:
         if (folder / file).is_file():
             return folder / file
     raise DatasetError(
-        f"no label file for {name} in {folder}: looked for {' and '.join(candidates)}. Put a list "
-        "of lines `id:name,name` there, or test this set without --label-files"
+        f"no label file for {name} in {folder} (looked for {' and '.join(candidates)}); add one "
+        "with lines `id:name,name`, or test this dataset without --label-files"
     )

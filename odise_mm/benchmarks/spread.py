@@ -1,4 +1,4 @@
-"""Mean and spread over results of several runs of one config."""
+"""Mean and standard deviation over the results of several runs of one config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from odise_mm.benchmarks.tables import ReportError, Table, find_reports
 from odise_mm.config.naming import path_below_configs
 
-# Heading -> metric, "" or "SUBSET/" in its place.
+# Heading -> key of the metric; {} stands for "" or "SUBSET/".
 METRICS = {
     "PQ": "panoptic/{}PQ",
     "PQ st": "panoptic/{}PQ_st",
@@ -23,10 +23,16 @@ Runs = dict[str, dict[str, dict[str, float]]]
 
 
 def group(paths: Sequence[Path]) -> Runs:
-    """What was run (config, options, test set, ...) -> checkpoint -> metrics.
+    """Group results by config, options, precision, test set and number of images.
+
+    Args:
+        paths: JSON files of ``tools/test.py``, or folders that contain them.
+
+    Returns:
+        Name of the group -> SHA-256 of the checkpoint -> metrics.
 
     Raises:
-        ReportError: no results, or a checkpoint comes twice.
+        ReportError: There are no results, or a group has two results of one checkpoint.
     """
     runs: Runs = defaultdict(dict)
     for file, content in find_reports(paths):
@@ -35,17 +41,17 @@ def group(paths: Sequence[Path]) -> Runs:
             name = ", ".join([*what_ran(content), dataset, *what_was_seen(result)])
             if checkpoint in runs[name]:
                 raise ReportError(
-                    f"{file}: another file has {name} with the same checkpoint, too; a spread is "
-                    "over different trainings"
+                    f"{file}: another file has a result of {name} with the same checkpoint, but "
+                    "the deviation is computed over different training runs; remove one of them"
                 )
             runs[name][checkpoint] = result["metrics"]
     if not runs:
-        raise ReportError(f"no result of tools/test.py in {', '.join(map(str, paths))}")
+        raise ReportError(f"no results of tools/test.py in {', '.join(map(str, paths))}")
     return runs
 
 
 def what_ran(content: dict[str, Any]) -> list[str]:
-    """The config, by its path below configs/, with options, and a precision that is not fp32."""
+    """Name the config (its path below ``configs/``), its options, and the precision if not fp32."""
     name = path_below_configs(Path(content["config"]["file"]))
     options = [f"{key}={value}" for key, value in sorted(content["config"]["options"].items())]
     precision = content.get("precision", "fp32")
@@ -53,12 +59,20 @@ def what_ran(content: dict[str, Any]) -> list[str]:
 
 
 def what_was_seen(result: dict[str, Any]) -> list[str]:
-    """Which images, where they are not all of them."""
+    """Name the number of images if it was limited."""
     return [] if result.get("limit") is None else [f"first {result['images']}"]
 
 
 def summarize(runs: Runs) -> tuple[Table, dict]:
-    """A table with one row per group, and the same for programs: mean, deviation and values."""
+    """Compute mean and standard deviation of every group.
+
+    Args:
+        runs: Result of :func:`group`.
+
+    Returns:
+        A table with one row per group, and a dictionary: group -> metric -> ``mean``, ``std`` and
+        ``values``.
+    """
     every = [metrics for group in runs.values() for metrics in group.values()]
     parts = (key.split("/") for metrics in every for key in metrics)
     subsets = dict.fromkeys(part[1] for part in parts if len(part) == 3)
@@ -83,7 +97,7 @@ def summarize(runs: Runs) -> tuple[Table, dict]:
 
 
 def mean_and_spread(mean: float | None, deviation: float | None) -> str:
-    """ "12.3 ± 0.4"; without a spread for one value, "-" for none."""
+    """Format as "12.3 ± 0.4", or "12.3" without a deviation, or "-" without a mean."""
     if mean is None:
         return "-"
     return f"{mean:.1f}" if deviation is None else f"{mean:.1f} ± {deviation:.1f}"

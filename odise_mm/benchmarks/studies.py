@@ -1,4 +1,4 @@
-"""Studies: configs that are trained and tested one after the other. Imports no torch by itself."""
+"""Studies: training and testing of several configs. Importing this module imports no torch."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from odise_mm.utils.display import printable
 from odise_mm.utils.files import read_json
 from odise_mm.utils.processes import run_child
 
-_LAST_LINES = 5
-_OF_TESTS = ("test_", "val_")
-# Beginnings of settings that tools/test.py has no use for, or even refuses.
+_LAST_LINES = 5  # of the log, which are shown after a failure
+# Prefixes of settings that do not affect training.
+_TESTING = ("test_", "val_")
+# Prefixes of settings that tools/test.py ignores or rejects.
 _TRAINING = (
     "train_",
     "val_",
@@ -32,10 +33,13 @@ _TRAINING = (
 
 
 def find_configs(paths: list[Path]) -> list[Path]:
-    """The configs named, and those in the folders named, in order and once each.
+    """List the configs of some files and folders, in order and without repetitions.
+
+    Args:
+        paths: Config files, or folders of configs.
 
     Raises:
-        ConfigError: a path that does not exist, or a folder without configs.
+        ConfigError: A path does not exist, or a folder contains no configs.
     """
     found: list[Path] = []
     for path in paths:
@@ -47,27 +51,27 @@ def find_configs(paths: list[Path]) -> list[Path]:
 
 
 def training_of(config: Path) -> dict[str, Any] | None:
-    """What a config says about the training; None if it cannot be read."""
+    """Return the settings of a config that affect training, or None if it cannot be read."""
     from odise_mm.config.finding import load_config  # here: imports torch
 
     try:
         cfg = load_config(config)
     except ConfigError:
         return None
-    return {key: value for key, value in cfg.to_dict().items() if not key.startswith(_OF_TESTS)}
+    return {key: value for key, value in cfg.to_dict().items() if not key.startswith(_TESTING)}
 
 
 class Study:
-    """Trains and tests configs, in processes of their own, and tells how far it is.
+    """Runner that trains and tests configs in separate processes and prints its progress.
 
     Args:
-        tools: folder of the programs ``train.py`` and ``test.py``.
-        work_root: where every config gets its work directory.
-        data_root: the folder that stands for ``data/`` in configs.
-        datasets: names of test sets; none: the configs' own.
-        precision: as the programs take it; None: what the configs say.
-        options: changes of every config, KEY=VALUE; those of the training alone are left out in
-            testing.
+        tools: Folder of the programs ``train.py`` and ``test.py``.
+        work_root: Folder in which every config gets its work directory.
+        data_root: Folder that replaces ``data/`` in configs.
+        datasets: Names of test sets. Defaults to those of the configs.
+        precision: Precision option for the programs. Defaults to those of the configs.
+        options: Changes of every config, KEY=VALUE. Those that only affect training are left out
+            in testing.
     """
 
     def __init__(
@@ -92,7 +96,14 @@ class Study:
         self.trainings: list[tuple[dict[str, Any], Path]] = []
 
     def run(self, configs: list[Path]) -> int:
-        """All of them; the number of those that failed."""
+        """Run all configs that are not finished yet.
+
+        Args:
+            configs: Config files.
+
+        Returns:
+            The number of failures.
+        """
         failed = []
         start, done = time.monotonic(), 0
         for number, config in enumerate(configs, 1):
@@ -101,27 +112,32 @@ class Study:
             work = self.work_root / name
             trained_in = self.trained_in(config, work)
             if _is_done(work / "result.json", self.datasets):
-                self.console.print(Text(f"{head}: done before"))
+                self.console.print(Text(f"{head}: already done"))
                 continue
             with self.console.status(Text(head)):
-                complaint = self.run_one(config, work, trained_in)
+                error = self.run_one(config, work, trained_in)
             done += 1
-            took = time.monotonic() - start
-            left = took / done * (len(configs) - number)
-            state = "FAILED" if complaint else f"results in {work / 'result.json'}"
+            elapsed = time.monotonic() - start
+            left = elapsed / done * (len(configs) - number)
+            state = "FAILED" if error else f"results in {work / 'result.json'}"
             if trained_in != work:
-                state = f"trained as {trained_in}; {state}"
-            times = f"{took / 60:.1f} min so far, about {left / 60:.1f} left"
+                state = f"shares the training run {trained_in}; {state}"
+            times = f"{elapsed / 60:.1f} min so far, about {left / 60:.1f} left"
             self.console.print(Text(f"{head}: {printable(state)}; {times}"))
-            if complaint:
-                failed.append((name, complaint))
-        for name, complaint in failed:
-            lines = [f"{name} failed:", *complaint.splitlines()]
+            if error:
+                failed.append((name, error))
+        for name, error in failed:
+            lines = [f"{name} failed:", *error.splitlines()]
             self.console.print(Text("\n".join(map(printable, lines)), style="red"))
         return len(failed)
 
     def trained_in(self, config: Path, work: Path) -> Path:
-        """Where the same training was run, in this study and before; else ``work``."""
+        """Return the work directory of an earlier config with equal training, else ``work``.
+
+        Args:
+            config: Config file.
+            work: Work directory of the config.
+        """
         training = training_of(config)
         for known, folder in self.trainings:
             if known == training:
@@ -131,13 +147,22 @@ class Study:
         return work
 
     def run_one(self, config: Path, work: Path, trained_in: Path) -> str:
-        """Train, unless it was done, and test; what the log ends with if one of them failed."""
+        """Train, unless that is done, and test.
+
+        Args:
+            config: Config file.
+            work: Work directory of the config.
+            trained_in: Work directory of the training run.
+
+        Returns:
+            The end of the log if a step failed, else "".
+        """
         from odise_mm.checkpoints.training_state import latest_checkpoint  # here: imports torch
 
         work.mkdir(parents=True, exist_ok=True)
         if trained_in != work and latest_checkpoint(trained_in) is None:
-            return f"the training that it shares, {trained_in}, has failed"
-        of_tests = [option for option in self.options if not option.startswith(_TRAINING)]
+            return f"the shared training run {trained_in} has failed"
+        test_options = [option for option in self.options if not option.startswith(_TRAINING)]
         log = work / "study.log"
         steps = [
             lambda: ["train.py", config, "--work-dir", work, "--resume", *_changes(self.options)],
@@ -145,7 +170,7 @@ class Study:
                 *("test.py", config, latest_checkpoint(trained_in)),
                 *("--work-dir", work, "--out", work / "result.json", "--show-dir", work / "shown"),
                 *(["--datasets", *self.datasets] if self.datasets else []),
-                *_changes(of_tests),
+                *_changes(test_options),
             ],
         ]
         if trained_in != work:
@@ -156,19 +181,22 @@ class Study:
                 command = [sys.executable, self.tools / tool, *rest, *self.shared]
                 if run_child([*map(str, command)], stream):
                     lines = log.read_text(errors="replace").strip().splitlines()
-                    return "\n".join([*lines[-_LAST_LINES:], f"(all of it: {printable(log)})"])
+                    return "\n".join([*lines[-_LAST_LINES:], f"(complete log: {printable(log)})"])
         return ""
 
 
 def _changes(options: Sequence[str]) -> list[str]:
-    """The arguments that change a config, if anything is to be changed."""
+    """Return the command-line arguments for changes of a config."""
     return ["--cfg-options", *options] if options else []
 
 
 def _is_done(file: Path, datasets: Sequence[str]) -> bool:
-    """Whether a file of tools/test.py has all its sets; it writes one when the first is through."""
+    """Return whether a JSON file of tools/test.py is complete.
+
+    tools/test.py already writes the file after the first test set.
+    """
     try:
         content = read_json(file, ConfigError)
         return not content["not_done"] and content["sets"].keys() >= set(datasets)
-    except (ConfigError, KeyError, TypeError, AttributeError):  # the test is run again
+    except (ConfigError, KeyError, TypeError, AttributeError):  # missing or damaged: test again
         return False

@@ -1,4 +1,4 @@
-"""Tables for the terminal, as markdown and as JSON; the JSON files of tools/test.py."""
+"""Tables for terminals and markdown, and reading of the JSON files of tools/test.py."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -21,13 +21,13 @@ FORMATS = ("table", "markdown", "json")
 
 @dataclass
 class Table:
-    """A table; the first column is left-aligned, the others right.
+    """A table with a left-aligned first column and right-aligned other columns.
 
     Attributes:
-        title: what it is about.
-        columns: headings.
-        rows: cells as they are shown; an empty row is a line.
-        notes: sentences below it.
+        title: Title above the table.
+        columns: Headings.
+        rows: Formatted cells; an empty row is a rule.
+        notes: Sentences below the table.
     """
 
     title: str
@@ -36,7 +36,7 @@ class Table:
     notes: list[str] = field(default_factory=list)
 
     def rich(self) -> RichTable:
-        """For ``rich``."""
+        """Convert to a table of ``rich``, without the notes."""
         table = RichTable(title=_text(self.title), title_justify="left")
         for index, name in enumerate(self.columns):
             table.add_column(_text(name), justify="right" if index else "left")
@@ -48,7 +48,7 @@ class Table:
         return table
 
     def markdown(self) -> str:
-        """As markdown; nothing in titles, cells and notes is markup."""
+        """Convert to markdown; markup in titles, cells and notes is escaped."""
         rule = " | ".join([":--", *["--:"] * (len(self.columns) - 1)])
         lines = [f"### {markdown_cell(self.title)}", "", _line(self.columns), f"| {rule} |"]
         lines += [_line(row) for row in self.rows if row]
@@ -58,7 +58,7 @@ class Table:
 
 
 def _text(cell: str) -> Text:
-    """A text as it is: neither markup nor anything that steers a terminal."""
+    """Wrap a text without interpreting markup or terminal escapes."""
     return Text(printable(cell))
 
 
@@ -67,14 +67,20 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def show(tables: Sequence[Table], data: dict, form: str) -> None:
-    """Print tables in one of :data:`FORMATS`; ``data`` is what JSON gets."""
+    """Print tables in one of :data:`FORMATS`.
+
+    Args:
+        tables: The tables.
+        data: The same content in JSON types, for the format "json".
+        form: One of :data:`FORMATS`.
+    """
     if form == "json":
         print(json.dumps(data, indent=1))
     elif form == "markdown":
         print("\n\n".join(table.markdown() for table in tables))
     else:
         console = Console()
-        # in a pipe rich assumes 80 columns, which would fold the cells
+        # In a pipe rich assumes 80 columns, which would wrap the cells.
         if not console.is_terminal:
             console = Console(width=200)
         for table in tables:
@@ -85,46 +91,56 @@ def show(tables: Sequence[Table], data: dict, form: str) -> None:
 
 
 def write_json(path: str, data: dict) -> None:
-    """Write ``data`` to a JSON file, making its folder."""
+    """Write ``data`` to a JSON file; create its folder if needed."""
     files.write_json(path, data, indent=1)
 
 
 def write_figure(path: str | Path, figure: Any, **kwargs: Any) -> None:
-    """Write a figure of matplotlib, in the format that the file's extension names.
+    """Write a matplotlib figure in the format of the file's suffix.
 
     Args:
-        kwargs: of ``savefig``.
+        path: Image file to write.
+        figure: The figure.
+        **kwargs: Arguments of ``savefig``.
     """
     with files.replacing(path) as temporary:
         figure.savefig(temporary, format=Path(path).suffix[1:].lower(), **kwargs)
 
 
 class ReportError(OdiseError):
-    """A file that should be tools/test.py's and is not."""
+    """A results file is missing, damaged, or was not written by tools/test.py."""
 
 
 def find_reports(places: Sequence[str | Path]) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """JSON files of tools/test.py below folders; other JSON files are passed over.
+    """Yield the JSON files of tools/test.py; other JSON files in folders are skipped.
+
+    Args:
+        places: JSON files, or folders to search.
+
+    Yields:
+        The file and its content.
 
     Raises:
-        ReportError: a place that does not exist; a file that was named is none of tools/test.py's,
-            or one is damaged.
+        ReportError: A place does not exist, a named file was not written by tools/test.py, or a
+            file is damaged.
     """
     seen = set()
     for place in map(Path, places):
         if not place.exists():
-            raise ReportError(f"there is no {place}: name work dirs, or files of tools/test.py")
+            raise ReportError(
+                f"no file or folder {place}; pass work directories, or JSON files of tools/test.py"
+            )
         found = [place] if place.is_file() else sorted(place.rglob("*.json"))
-        for file in filter(Path.is_file, found):  # a pipe would never end
+        for file in filter(Path.is_file, found):  # reading a named pipe would block
             if file.resolve() in seen:
                 continue
             seen.add(file.resolve())
             try:
-                content = files.read_json(file, ReportError, "file of results")
+                content = files.read_json(file, ReportError, "results file")
             except ReportError as err:
                 if place.is_file() or file.name in ("result.json", "results.json"):
                     raise ReportError(
-                        f"{printable(file)} is damaged ({err}): run tools/test.py again"
+                        f"{printable(file)} is damaged ({err}); run tools/test.py again"
                     ) from err
                 continue
             content = rename_recorded_keys(content)
@@ -138,9 +154,9 @@ def find_reports(places: Sequence[str | Path]) -> Iterator[tuple[Path, dict[str,
 
 
 def _check_report(content: dict, file: Path) -> None:
-    """Types of what is shown; somebody else's file may have anything there."""
+    """Check the types of all fields that are used, as the file may come from anywhere."""
     config, sets = content["config"], content["sets"]
-    right = (
+    valid = (
         isinstance(config, dict)
         and is_text(config.get("file"))
         and isinstance(config.get("options", {}), dict)
@@ -148,15 +164,15 @@ def _check_report(content: dict, file: Path) -> None:
         and isinstance(sets, dict)
         and all(map(_is_result, sets.values()))
     )
-    if not right:
+    if not valid:
         raise ReportError(
-            f"{printable(file)} is damaged (fields of other types than tools/test.py writes): run "
-            "tools/test.py again"
+            f"{printable(file)} is damaged (fields have other types than tools/test.py writes); "
+            "run tools/test.py again"
         )
 
 
 def _is_result(found: Any) -> bool:
-    """Whether it is what is known about a test set."""
+    """Return whether a value is a valid entry of ``sets``."""
     metrics = found.get("metrics") if isinstance(found, dict) else None
     return (
         isinstance(metrics, dict)

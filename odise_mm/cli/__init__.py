@@ -1,5 +1,5 @@
-"""The installed command ``odise-mm``: one module for each of its subcommands.
+"""The command ``odise-mm``, with one module per subcommand.
 
-:mod:`odise_mm.cli.main` lists them. Nothing here imports torch or MMEngine before the arguments are
-read, so that ``--help`` answers at once.
+:mod:`odise_mm.cli.main` lists the subcommands. No module imports torch or MMEngine before the
+arguments are parsed, so that ``--help`` is fast.
 """

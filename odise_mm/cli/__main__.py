@@ -1,4 +1,4 @@
-"""``python -m odise_mm.cli``, for launchers that start modules."""
+"""Entry point of ``python -m odise_mm.cli``, for launchers that start modules."""
 
 import sys
 

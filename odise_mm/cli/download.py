@@ -1,9 +1,9 @@
-"""Download what published models run on, so that nothing has to be fetched later.
+"""Download published weights and label files, so that nothing has to be fetched later.
 
-For a config: the checkpoint that was published for it and the frozen models that it names. For a
-name such as openseg:coco_panoptic: that file of class names. All go into the usual caches, where
-they are found again (`odise-mm info` shows these). What is there already is left alone, and a
-download that was ended in any way goes on in the next run.
+For a config, this downloads its published checkpoint and the frozen models that it names. For a
+name such as openseg:coco_panoptic, it downloads that label file. Files go to the usual caches,
+which `odise-mm info` shows. Existing files are kept, and the next run continues an interrupted
+download.
 
 Examples:
     odise-mm download odise_coco_label
@@ -19,7 +19,7 @@ from odise_mm.errors import CheckpointError
 from odise_mm.utils.command_line import Parser, ended_by_signals, one_line_errors
 from odise_mm.utils.display import printable
 
-GO_ON = "the same command goes on where this one stopped"
+GO_ON = "run the same command again to continue"
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -28,12 +28,12 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         "names",
         nargs="+",
         metavar="NAME",
-        help="config file, its name under configs/, or a published file of class names",
+        help="config file, its name under configs/, or a published label file",
     )
     parser.add_argument(
         "--yes",
         action="store_true",
-        help="agree to the licenses beforehand; they are shown all the same",
+        help="agree to the licenses without being asked; they are shown nevertheless",
     )
     parser.add_argument(
         "--no-frozen",
@@ -44,13 +44,14 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
-    """Run the command: 0; mistakes exit with 2, as argparse does."""
+    """Run the command and return 0; errors exit with status 2, like argparse."""
     args = parse_args(argv, prog)
     with one_line_errors(f"interrupted; {GO_ON}"), ended_by_signals():
         return run(args)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Download everything and print where it is; return the exit status."""
     from odise_mm.checkpoints.published_weights import fetch
     from odise_mm.vocabulary.label_files import find_label_file, is_published
 
@@ -61,30 +62,30 @@ def run(args: argparse.Namespace) -> int:
             path = fetch(
                 name, ask=lambda notice: agrees(notice, args.yes), frozen=not args.no_frozen
             )
-        what = "frozen models are there, no checkpoint is published" if path is None else path
-        print(printable(f"{name}: {what}"))
+        place = "frozen models are available, no checkpoint is published" if path is None else path
+        print(printable(f"{name}: {place}"))
     return 0
 
 
 def agrees(notice: str, yes: bool) -> bool:
-    """Show a notice of licenses; ask, unless the user agreed beforehand.
+    """Show a license notice, and ask for agreement unless the user agreed beforehand.
 
     Args:
-        notice: several lines.
-        yes: whether ``--yes`` was given.
+        notice: Text of several lines.
+        yes: Whether ``--yes`` was given.
 
     Returns:
         Whether to download.
 
     Raises:
-        CheckpointError: nobody agreed beforehand, and there is no terminal to ask in.
+        CheckpointError: ``--yes`` was not given, and stdin is not a terminal.
     """
     print("\n".join(map(printable, notice.splitlines())), file=sys.stderr)
     if yes:
         return True
     if not sys.stdin.isatty():
         raise CheckpointError(
-            "nothing was downloaded: agree to these licenses with --yes, or run this in a terminal"
+            "nothing was downloaded; agree to these licenses with --yes, or run this in a terminal"
         )
     print("Download? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().casefold() in ("y", "yes")

@@ -1,4 +1,4 @@
-"""Show versions, devices, folders, configs and weights: what a bug report needs.
+"""Show versions, devices, folders, configs and weights, as needed for a bug report.
 
 Nothing is downloaded.
 
@@ -30,7 +30,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
-    """Run the command: 0; mistakes exit with 2, as argparse does."""
+    """Run the command and return 0; errors exit with status 2, like argparse."""
     args = parse_args(argv, prog)
     with one_line_errors():
         found = gather()
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
 
 def gather() -> dict[str, Any]:
-    """Everything that is shown, in types that JSON has."""
+    """Collect everything that is shown, in JSON types."""
     from odise_mm.benchmarks.report import software_versions
 
     return dict(
@@ -100,9 +100,9 @@ def _configs() -> dict[str, str]:
 
 
 def _weights() -> list[dict[str, Any]]:
-    """Published checkpoints, then the frozen models that their configs name, each once.
+    """List the published checkpoints and the frozen models of their configs, each once.
 
-    Of files that only other libraries know where to find, nothing can be said here.
+    Weights that only other libraries can locate are left out.
     """
     from odise_mm.checkpoints.hub import is_cached
     from odise_mm.checkpoints.published_weights import find_published, published_names
@@ -116,7 +116,7 @@ def _weights() -> list[dict[str, Any]]:
         try:
             cfg = load_config(name)
             published = find_published(cfg)
-        except ConfigError as error:  # such as a config of that name in the working directory
+        except ConfigError as error:  # such as a broken config of this name in the work directory
             rows.append(dict(name=name, place=None, there=False, error=str(error)))
             continue
         if published is not None:
@@ -132,10 +132,10 @@ def _weights() -> list[dict[str, Any]]:
 
 
 def as_text(found: dict[str, Any]) -> str:
-    """What :func:`gather` found, as tables for people."""
+    """Format the result of :func:`gather` as text."""
     devices, folders = found["devices"], found["folders"]
     operators = {
-        "compiled": "compiled: mmcv's CUDA kernel for deformable attention",
+        "compiled": "compiled: deformable attention uses mmcv's CUDA kernel",
         "pytorch": "not compiled: deformable attention runs in plain PyTorch",
     }
     rows = [(f"cuda:{i}", f"{gpu['name']}, {gpu['memory'] / 2**30:.1f} GiB")
@@ -172,7 +172,7 @@ def as_text(found: dict[str, Any]) -> str:
 def _weights_row(row: dict[str, Any]) -> tuple[str, str]:
     if row["place"] is None:
         return row["name"], f"error: {row['error']}"
-    return row["name"], row["place"] if row["there"] else f"not here ({row['place']})"
+    return row["name"], row["place"] if row["there"] else f"not found ({row['place']})"
 
 
 def _by_folder(configs: dict[str, str], folders: list[str]) -> list[tuple[str, str]]:

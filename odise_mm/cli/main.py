@@ -1,4 +1,4 @@
-"""The command ``odise-mm``, which hands its arguments to one of its subcommands."""
+"""The command ``odise-mm``, which runs one of its subcommands."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from odise_mm.version import __version__
 # To add a subcommand, write a module of its name with `parse_args(argv, prog)` and
 # `main(argv, prog) -> exit status`, and add a line here.
 COMMANDS = {
-    "segment": "segment images, with class names of your choice",
-    "train": "train a model as its config says",
+    "segment": "segment images with class names of your choice",
+    "train": "train a model",
     "test": "measure PQ, mAP and mIoU on one or several test sets",
-    "download": "fetch published weights and files of class names beforehand",
+    "download": "download published weights and label files beforehand",
     "info": "show versions, devices, folders, configs and weights",
 }
 NAME = "odise-mm"
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of the options before the subcommand."""
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
     parser = Parser(
@@ -30,7 +31,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog=NAME,
         usage=f"{NAME} [-h] [--version] COMMAND ...",
         epilog="\n".join(
-            ["commands:", *lines, "", f"`{NAME} COMMAND --help` shows what a command takes."]
+            ["commands:", *lines, "", f"`{NAME} COMMAND --help` shows the options of a command."]
         ),
     )
     parser.add_argument("--version", action="version", version=f"odise_mm {__version__}")
@@ -41,11 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run a subcommand.
 
     Args:
-        argv: name of the subcommand and its arguments; those of the process by default.
+        argv: Name of the subcommand and its arguments. Defaults to those of the process.
 
     Returns:
-        The subcommand's exit status, or 2 when none is named. Other mistakes end the program with
-        one line and the status 2, Ctrl-C with 130.
+        The subcommand's exit status, or 2 without a subcommand. Other errors end the program with
+        one line and status 2, Ctrl-C with status 130.
     """
     words = sys.argv[1:] if argv is None else argv
     with one_line_errors():
@@ -58,6 +59,9 @@ def main(argv: list[str] | None = None) -> int:
             if name.startswith("-"):
                 parser.parse_args(words[:1])  # ends the program unless the option is unknown
             close = difflib.get_close_matches(name, COMMANDS, n=1)
-            mean = f"; did you mean {close[0]}?" if close else f" (of {', '.join(COMMANDS)})"
-            parser.error(f"there is no command {name!r}{mean}")
+            if close:
+                hint = f"did you mean {close[0]}?"
+            else:
+                hint = f"choose from {', '.join(COMMANDS)}"
+            parser.error(f"unknown command {name!r} ({hint})")
         return import_module(f"odise_mm.cli.{name}").main(arguments, f"{NAME} {name}")

@@ -1,7 +1,7 @@
 """Segment images and name the segments with class names of your choice.
 
 Example:
-    odise-mm segment demo/images/pagoda.jpg \
+    odise-mm segment demo/images/pagoda.jpg \\
         --texts "pagoda, temple; tree" --stuff-texts "sky; lake, water" --out out
 """
 
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 
     from odise_mm.structures import SegmentationResult
 
-GO_ON = "the same command goes on where this one stopped"
+GO_ON = "run the same command again to continue"
 DEFAULT_CONFIG = "odise_tiny"
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = Parser(__doc__, prog=prog)
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="images, folders or glob patterns"
+        "images", nargs="+", metavar="IMAGE", help="image files, folders or glob patterns"
     )
-    names = parser.add_argument_group("names")
+    names = parser.add_argument_group("class names")
     names.add_argument(
         "--texts",
-        help="names of things, ';' between classes, ',' between synonyms; names of vocabularies "
-        "(coco, ade20k, lvis, ...) work as well",
+        help="names of things; ';' separates classes and ',' separates synonyms. Names of "
+        "vocabularies (coco, ade20k, lvis, ...) work as well",
     )
-    names.add_argument("--stuff-texts", help="names of stuff (sky, grass, ...), written alike")
+    names.add_argument("--stuff-texts", help="names of stuff (sky, grass, ...), in the same format")
     names.add_argument(
-        "--vocabulary", help="vocabularies, by name or file, joined to the typed names"
+        "--vocabulary", help="names or files of vocabularies, in addition to --texts"
     )
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -52,43 +52,57 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     )
     model.add_argument(
         "--weights",
-        help="our checkpoint or a published ODISE checkpoint (default: what is published for the "
-        "config, which is downloaded on first use)",
+        help="checkpoint of this package or published ODISE checkpoint (default: the published "
+        "one of the config, which is downloaded on first use)",
     )
-    model.add_argument("--diffusion-weights", help="folder, single file or hub id")
-    model.add_argument("--clip-weights", help="file or open_clip tag")
-    model.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: cuda where there is one)")
-    model.add_argument("--precision", choices=PRECISIONS, default="fp32")
     model.add_argument(
-        "--batch-size", type=positive_int, default=1, help="images that run together"
+        "--diffusion-weights",
+        help="folder, file or hub id of the diffusion model (default: as in the config)",
+    )
+    model.add_argument(
+        "--clip-weights", help="file or open_clip tag of CLIP (default: as in the config)"
+    )
+    model.add_argument("--device", help="cuda, cuda:1, cpu, ... (default: a GPU if there is one)")
+    model.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="precision of the model (default: %(default)s)",
+    )
+    model.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="number of images that run together (default: %(default)s)",
     )
     model.add_argument(
         "--max-pixels",
         type=positive_int,
         metavar="N",
-        help="refuse images of more pixels (default: 67,108,864, which is 8192 x 8192)",
+        help="reject images with more pixels (default: 67,108,864, which is 8192 x 8192)",
     )
     out = parser.add_argument_group("output")
     out.add_argument(
         "--out",
         default="out",
         metavar="DIR",
-        help="default: %(default)s; results of an earlier run there are replaced, and a run that "
-        "was ended goes on when the same command is given again",
+        help="folder for the results (default: %(default)s). Results of earlier runs are replaced; "
+        "the same command continues an interrupted run",
     )
     out.add_argument(
         "--overwrite",
         action="store_true",
-        help="replace files in DIR that this program did not write (never its inputs), and drop "
-        "an unfinished run",
+        help="also replace files in DIR that this program did not write (never its inputs), and "
+        "start over instead of continuing an interrupted run",
     )
-    out.add_argument("--no-vis", action="store_true", help="write the maps alone")
-    out.add_argument("--no-progress", action="store_true", help="no progress bar")
+    out.add_argument("--no-vis", action="store_true", help="write only the maps, no drawings")
+    out.add_argument("--no-progress", action="store_true", help="hide the progress bar")
     return parser.parse_args(argv)
 
 
 def print_segments(console: Console, result: SegmentationResult) -> None:
-    """A table of one image's segments, the largest first."""
+    """Print a table of one image's segments, largest first."""
     from rich.table import Table
     from rich.text import Text
 
@@ -114,9 +128,9 @@ def print_segments(console: Console, result: SegmentationResult) -> None:
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
-    """Run the command: 0, or 1 when an image was skipped; mistakes exit with 2, as argparse."""
+    """Run the command and return 0, or 1 if images were skipped; errors exit with status 2."""
     args = parse_args(argv, prog)
-    # After the arguments: these imports take seconds, and --help should not.
+    # Imported after parsing the arguments, so that --help is fast.
     from rich.console import Console
 
     with one_line_errors(f"interrupted; {GO_ON}"), ended_by_signals():
@@ -124,6 +138,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
+    """Segment all images and print the results; return the exit status."""
     from odise_mm.apis import OpenVocabInferencer
     from odise_mm.apis.output import OutputFolder
     from odise_mm.apis.sources import expand
@@ -131,7 +146,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from odise_mm.utils.outputs import InputFiles
 
     named = (args.config, args.weights, args.diffusion_weights, args.clip_weights, args.vocabulary)
-    # Before the model is built, which takes minutes.
+    # Check the outputs before building the model, which takes minutes.
     folder = OutputFolder(args.out, InputFiles(*named), args.overwrite)
     folder.check(list(expand(args.images, log=False)), not args.no_vis)
     limit = {} if args.max_pixels is None else dict(max_pixels=args.max_pixels)
@@ -143,7 +158,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         diffusion_weights=args.diffusion_weights,
         clip_weights=args.clip_weights,
         **limit,
-        # Only the panoptic result is shown: don't compute the others.
+        # Only the panoptic result is shown, so the others are not computed.
         cfg_options={"model.test_cfg.semantic": False, "model.test_cfg.instance": False},
     )
     results = inferencer.stream(
@@ -176,7 +191,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:
-    """A line that is neither folded nor markup."""
+    """Print a line without wrapping it or interpreting markup."""
     from rich.text import Text
 
     console.print(Text(text, style=style), soft_wrap=True)

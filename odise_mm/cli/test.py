@@ -1,7 +1,7 @@
 """Measure panoptic quality, mAP and mIoU of a model on one or several test sets.
 
-The model is loaded once and every image is run once for all three tasks. Results of a set are
-written as soon as it is finished.
+The model is loaded once, and every image runs once for all three tasks. Results are written after
+each test set.
 
 Examples:
     odise-mm test odise_coco_label checkpoints/odise_label_coco_50e-b67d2efc.pth
@@ -29,7 +29,7 @@ from odise_mm.utils.processes import follow_parent
 
 
 def result_file(text: str) -> Path:
-    """Argument type: a path that ends in .json or .csv."""
+    """Parse a path that ends in .json or .csv (argument type)."""
     path = Path(text)
     if path.suffix not in (".json", ".csv"):
         raise argparse.ArgumentTypeError(f"must end in .json or .csv: {text}")
@@ -42,7 +42,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="ours (.pth, .safetensors, iter_*.pth of a training), a published ODISE file, or "
+        help="checkpoint of this package (.pth, .safetensors), published ODISE checkpoint, or "
         "`none` for a tiny model whose weights are all random",
     )
     data = parser.add_argument_group("data")
@@ -53,52 +53,74 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         help="test sets, or `all` (default: the config's own): coco ade20k ade847 pc59 pc459 voc20 "
         "voc21 cityscapes mapillary lvis uvo",
     )
-    data.add_argument("--data-root", metavar="DIR", help="instead of data/ in the configs")
+    data.add_argument(
+        "--data-root", metavar="DIR", help="folder to use instead of data/ in the configs"
+    )
     data.add_argument(
         "--label-files",
         metavar="DIR",
         help="folder of OpenSeg's label files, which replace the built-in synonyms of test sets "
-        "and training vocabulary (as in the published protocol)",
+        "and training vocabulary, as in the published protocol",
     )
     data.add_argument(
-        "--limit", type=positive_int, metavar="N", help="the first N images of each set only"
+        "--limit", type=positive_int, metavar="N", help="use only the first N images of each set"
     )
     out = parser.add_argument_group("output")
     out.add_argument(
-        "--out", type=result_file, metavar="FILE", help=".json (everything) or .csv (numbers)"
+        "--out",
+        type=result_file,
+        metavar="FILE",
+        help="file for the results, .json (everything) or .csv (only numbers)",
     )
-    out.add_argument("--per-class", action="store_true", help="print a table of classes, too")
+    out.add_argument("--per-class", action="store_true", help="also print a table of classes")
     out.add_argument(
         "--dump",
         metavar="DIR",
-        help="write panoptic PNGs and COCO JSON, instances (COCO results), semantic PNGs",
+        help="write panoptic results (PNG and COCO JSON), instances (COCO results) and semantic "
+        "label maps (PNG)",
     )
-    out.add_argument("--show-dir", metavar="DIR", help="write images")
+    out.add_argument("--show-dir", metavar="DIR", help="write drawings of the results")
     out.add_argument(
-        "--show-interval", type=positive_int, default=1, metavar="N", help="of every Nth image"
+        "--show-interval",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="draw every Nth image (default: %(default)s)",
     )
-    out.add_argument("--work-dir", metavar="DIR", help="logs; default: work_dirs/CONFIG/test")
-    how = parser.add_argument_group("how")
-    how.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    out.add_argument(
+        "--work-dir", metavar="DIR", help="folder for logs (default: work_dirs/CONFIG/test)"
+    )
+    how = parser.add_argument_group("running")
+    how.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="precision of the model (default: %(default)s)",
+    )
     how.add_argument(
         "--cfg-options",
         action=ConfigOptions,
-        help="further changes of the config, for every test set",
+        help="further changes of the config, for all test sets",
     )
-    how.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
+    how.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        default="none",
+        help="how the processes of a distributed run are started (default: %(default)s)",
+    )
     how.add_argument("--local-rank", "--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
-    """Run the command: 0; mistakes exit with 2, as argparse does."""
+    """Run the command and return 0; errors exit with status 2, like argparse."""
     args = parse_args(argv, prog)
     follow_parent(args.launcher)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
     folders = (args.dump, args.show_dir, args.work_dir)
     with one_line_errors():
         try:
-            with owned_folders(folders, "writing results of a test"):
+            with owned_folders(folders, "writing test results"):
                 return run(args)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
@@ -106,6 +128,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Test the model on all test sets; return the exit status."""
     import torch
     from mmengine.device import get_device
 

@@ -1,7 +1,7 @@
-"""Train a model as its config says.
+"""Train a model.
 
-Checkpoints, curves and the log go to the work directory. A training that was interrupted, in any
-way, goes on with --resume and ends with the same weights.
+Checkpoints, curves and the log go to the work directory. With --resume, an interrupted run
+continues and ends with the same weights.
 
 Examples:
     odise-mm train odise_coco_label --precision bf16
@@ -32,39 +32,50 @@ if TYPE_CHECKING:
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     parser = Parser(__doc__, prog=prog)
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
-    parser.add_argument("--work-dir", metavar="DIR", help="default: work_dirs/CONFIG")
+    parser.add_argument(
+        "--work-dir",
+        metavar="DIR",
+        help="folder for checkpoints and logs (default: work_dirs/CONFIG)",
+    )
     parser.add_argument(
         "--resume",
         nargs="?",
         const="auto",
         metavar="CHECKPOINT",
-        help="go on from a checkpoint; by default the last one in the work directory, or from the "
-        "beginning if there is none",
+        help="continue from a checkpoint, by default the last one in the work directory; start "
+        "from the beginning if there is none",
     )
     parser.add_argument(
         "--precision",
         "--amp-dtype",
         choices=PRECISIONS,
-        help="arithmetic; default: what the config says",
+        help="precision of the model (default: that of the config)",
     )
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",
         help="scale the learning rate with the number of images per iteration",
     )
-    parser.add_argument("--data-root", metavar="DIR", help="instead of data/ in the config")
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="folder to use instead of data/ in the config"
+    )
     parser.add_argument(
         "--cfg-options",
         action=ConfigOptions,
         help="further changes of the config, e.g. train_dataloader.batch_size=4",
     )
-    parser.add_argument("--launcher", choices=("none", "pytorch", "slurm", "mpi"), default="none")
+    parser.add_argument(
+        "--launcher",
+        choices=("none", "pytorch", "slurm", "mpi"),
+        default="none",
+        help="how the processes of a distributed run are started (default: %(default)s)",
+    )
     parser.add_argument("--local-rank", "--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None, prog: str | None = None) -> int:
-    """Run the command: 0; mistakes exit with 2, as argparse does."""
+    """Run the command and return 0; errors exit with status 2, like argparse."""
     args = parse_args(argv, prog)
     follow_parent(args.launcher)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
@@ -72,11 +83,12 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         try:
             return run(args)
         except KeyboardInterrupt:
-            print("interrupted; --resume goes on from the last checkpoint", file=sys.stderr)
+            print("interrupted; --resume continues from the last checkpoint", file=sys.stderr)
             return INTERRUPTED
 
 
 def run(args: argparse.Namespace) -> int:
+    """Train the model; return the exit status."""
     from mmengine.dist import is_main_process
     from rich.console import Console
     from rich.text import Text
@@ -99,7 +111,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace) -> Config:
-    """The config with what the arguments change."""
+    """Load the config and apply the changes of the arguments.
+
+    Raises:
+        ConfigError: The config does not exist or cannot be used for training.
+    """
     from odise_mm.checkpoints.training_state import latest_checkpoint
     from odise_mm.config.changing import change_config, set_data_root, set_precision
     from odise_mm.config.finding import load_config
@@ -114,31 +130,32 @@ def plan(args: argparse.Namespace) -> Config:
     if args.auto_scale_lr:
         if not (cfg.get("auto_scale_lr") or {}).get("base_batch_size"):
             raise ConfigError(
-                f"{cfg.filename}: has no `auto_scale_lr.base_batch_size`, the number of images per "
-                "iteration that its learning rate was made for"
+                f"{cfg.filename}: --auto-scale-lr needs `auto_scale_lr.base_batch_size`, the "
+                "number of images per iteration that the learning rate was chosen for"
             )
         cfg.auto_scale_lr.enable = True
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{Path(cfg.filename).stem}"
     if args.resume:
-        # Nothing to resume from: `load_from` of the config, if any, is where training starts.
+        # Without a checkpoint to resume from, training starts from the config's `load_from`, if
+        # there is one.
         path = latest_checkpoint(cfg.work_dir) if args.resume == "auto" else args.resume
         cfg.resume = path is not None
         if path is not None:
             cfg.load_from = os.path.expanduser(path)
         else:
             folder = printable(cfg.work_dir)
-            print(f"{folder} has no checkpoint to resume from: starting at iteration 0")
+            print(f"{folder} has no checkpoint to resume from; starting at iteration 0")
     if not cfg.get("train_dataloader"):
         raise ConfigError(
-            f"{cfg.filename}: has no `train_dataloader`, it is made for testing only; "
-            "odise_coco_label and odise_coco_caption train"
+            f"{cfg.filename}: the config has no `train_dataloader`, it is for testing only; use a "
+            "config such as odise_coco_label or odise_coco_caption"
         )
     return cfg
 
 
 def summary(runner: OpenVocabRunner) -> list[str]:
-    """What will be trained on what, in a few lines."""
+    """Describe model, data and schedule of a training run in a few lines."""
     from odise_mm.config.changing import precision_of
     from odise_mm.engine.loops import vocabulary_of
 
@@ -149,7 +166,7 @@ def summary(runner: OpenVocabRunner) -> list[str]:
     dataset = loop.dataloader.dataset
     lines = [
         f"parameters: {counts[True]:,} trained, {counts[False]:,} frozen",
-        f"training data: {len(dataset):,} images, names: {vocabulary_of(dataset)}",
+        f"training data: {len(dataset):,} images, class names: {vocabulary_of(dataset)}",
     ]
     if runner.val_loop is not None:
         lines.append(

@@ -1,4 +1,4 @@
-"""Reports say what was measured, with which names and weights; shown numbers are rounded."""
+"""Reports: tables, JSON and CSV files, descriptions of vocabularies and versions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def cells(line: str) -> list[str]:
     return [cell.strip() for cell in line.strip("│┃").replace("┃", "│").split("│")]
 
 
-def test_a_table_has_two_digits_and_only_the_columns_that_are_measured() -> None:
+def test_table_has_two_digits_and_only_measured_columns() -> None:
     report = Report({}, ["ade20k", "voc21"])
     report.results = [result(), result("voc21", metrics={"semantic/mIoU": 84.6}, images=1449)]
     lines = [cells(line) for line in shown(report.table()).splitlines()]
@@ -76,12 +76,12 @@ def test_lvis_and_instance_ap_share_a_column() -> None:
     assert ["lvis", "2000", "15.40", "19.40", "-"] in lines
 
 
-def test_what_the_numbers_are_worth_is_said_below_the_table() -> None:
+def test_limit_random_weights_and_missing_sets_are_noted() -> None:
     report = Report({}, ["ade20k", "pc59"], random_weights=True)
     report.results = [result(limit=5, images=5)]
     text = shown(report.table())
-    assert "first 5" in text and "no benchmark numbers" in text
-    assert "mean nothing" in text and "not done: pc59" in text
+    assert "first 5" in text and "not benchmark numbers" in text
+    assert "meaningless" in text and "not done: pc59" in text
 
 
 def test_classes_with_their_kinds() -> None:
@@ -100,7 +100,9 @@ def test_classes_without_a_number_are_counted_only() -> None:
     report.results = [result(per_class={"panoptic": {"cat": {"PQ": 1.0}, "sky": {"PQ": math.nan}}})]
     text = shown(report.class_tables()[0])
     assert "cat" in text and "sky" not in text and "dog" not in text
-    assert "2 more classes neither occur nor were found" in " ".join(text.split())
+    assert "2 more classes occur neither in the dataset nor in the results" in " ".join(
+        text.split()
+    )
 
 
 SUBSETS = dict(
@@ -201,7 +203,7 @@ def test_csv_has_every_digit(tmp_path: Path) -> None:
     assert len(rows) == 3 + 3 + 3
 
 
-def test_a_failure_leaves_the_previous_file(
+def test_failed_write_keeps_the_previous_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "out.json"
@@ -219,25 +221,25 @@ def test_a_failure_leaves_the_previous_file(
     assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_other_formats_are_refused(tmp_path: Path) -> None:
+def test_other_suffixes_raise(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"out\.txt: .*\.json or \.csv"):
         Report({}, []).write(tmp_path / "out.txt")
 
 
-def test_names_can_be_traced_to_their_files(tmp_path: Path) -> None:
+def test_describe_vocabulary(tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     labels.write_text("0:cat,kitty\n1:dog\n")
     found = describe_vocabulary(Vocabulary.load(labels), "ade20k", labels)
     assert found["source"] == "ade20k" and found["classes"] == 2
     assert found["sha256"] == {str(labels): hashlib.sha256(labels.read_bytes()).hexdigest()}
-    # The names themselves count, wherever they come from; one synonym more makes a difference.
+    # content_sha256 depends only on the names, and changes with every synonym.
     typed = describe_vocabulary(Vocabulary.parse("cat, kitty; dog"), "typed")
     assert typed["content_sha256"] == found["content_sha256"] and not typed["sha256"]
     other = describe_vocabulary(Vocabulary.parse("cat, kitty; dog, puppy"), "typed")
     assert other["content_sha256"] != found["content_sha256"]
 
 
-def test_versions_of_what_computes_are_told() -> None:
+def test_software_versions() -> None:
     import torch
 
     found = software_versions()

@@ -1,4 +1,4 @@
-"""``odise-mm download``, from a server that stands for the publisher."""
+"""``odise-mm download``, from a local server."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
-    """The server of the checkpoint that a metafile in the working directory names."""
+    """Server of the checkpoint that a metafile in the working directory names."""
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -53,7 +53,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServ
 
 
 @pytest.mark.parametrize("answer", ["y\n", " Yes\n", None])
-def test_a_checkpoint_by_the_name_of_its_config(
+def test_download_checkpoint_of_a_config(
     answer: str | None,
     server: FileServer,
     tmp_path: Path,
@@ -62,7 +62,7 @@ def test_a_checkpoint_by_the_name_of_its_config(
 ) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO() if answer is None else Terminal(answer))
     agreed = ["--yes"] if answer is None else []
-    for first in (True, False):  # the second time there is nothing to do
+    for first in (True, False):  # the second call finds the file
         assert main(["download", "fake", *agreed]) == 0
         captured = capsys.readouterr()
         (file,) = (tmp_path / "torch/checkpoints").glob("*.pth")
@@ -106,18 +106,17 @@ def test_ctrl_c_at_the_question(
     with pytest.raises(SystemExit) as end:
         main(["download", "fake"])
     assert end.value.code == 130 and not server.requests
-    assert capsys.readouterr().err.endswith("interrupted; the same command goes on where this "
-                                            "one stopped\n")  # fmt: skip
+    assert capsys.readouterr().err.endswith("interrupted; run the same command again to continue\n")
 
 
-def test_what_comes_with_the_package_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_shipped_weights_are_not_downloaded(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["download", "odise_toy_label"]) == 0
     captured = capsys.readouterr()
     assert captured.out.endswith("projects/toy_world/weights/odise_label.safetensors\n")
     assert "Download?" not in captured.err
 
 
-def test_class_names_and_checkpoints_in_one_call(
+def test_label_files_and_checkpoints_in_one_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(label_files, "download", lambda source, path, *_, **__: path)
@@ -134,7 +133,7 @@ def test_class_names_and_checkpoints_in_one_call(
         ("openseg:nothing", "unknown vocabulary 'openseg:nothing'"),
     ],
 )
-def test_names_of_nothing(name: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_names_raise(name: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["download", name])
     assert end.value.code == 2

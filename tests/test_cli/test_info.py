@@ -1,4 +1,4 @@
-"""``odise-mm info``: what there is, for people and for programs."""
+"""``odise-mm info``: tables and JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from odise_mm.utils import mmcv_ops
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_everything_is_there_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert info.main(["--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["odise_mm"] == odise_mm.__version__
@@ -29,7 +29,7 @@ def test_everything_is_there_as_json(capsys: pytest.CaptureFixture[str]) -> None
     assert found["configs"]["odise_coco_label"].endswith("configs/odise/odise_coco_label.py")
 
 
-def test_the_tables_say_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_have_the_same_content(capsys: pytest.CaptureFixture[str]) -> None:
     assert info.main([]) == 0
     printed = capsys.readouterr().out
     found = info.gather()
@@ -48,7 +48,7 @@ def test_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     published = Path(rows["odise_coco_label"]["place"])
     assert published.is_relative_to(tmp_path) and not rows["odise_coco_label"]["there"]
     assert not rows["CompVis/stable-diffusion-v1-3"]["there"]
-    assert f"not here ({published})" in info.as_text(info.gather())
+    assert f"not found ({published})" in info.as_text(info.gather())
 
     published.parent.mkdir(parents=True)
     published.touch()
@@ -73,8 +73,8 @@ def test_devices_and_operators_of_other_machines(monkeypatch: pytest.MonkeyPatch
     assert "mmcv operators  error: mmcv does not load\n" in text
 
 
-def test_names_of_configs_lead_to_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where the working directory has configs of its own, some with the same names."""
+def test_config_names_load_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The working directory may have other configs, some with equal names."""
     for name in ("odise/odise_coco_label.py", "mine/own.py", "mine/odise_tiny.py"):
         path = tmp_path / "configs" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The command ``odise-mm``: quick help, one line for each mistake, and Ctrl-C."""
+"""The command ``odise-mm``: fast help, one-line errors, and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert not end.value.code and capsys.readouterr().out == f"odise_mm {__version__}\n"
 
 
-def test_without_a_command_help_is_shown_as_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     captured = capsys.readouterr()
     assert "segment" in captured.err and not captured.out
@@ -71,8 +71,8 @@ def test_without_a_command_help_is_shown_as_a_mistake(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["segmnt"], "odise-mm: error: there is no command 'segmnt'; did you mean segment?"),
-        (["\x1b[1m"], "there is no command '\\x1b[1m' (of segment, train, "),
+        (["segmnt"], "odise-mm: error: unknown command 'segmnt' (did you mean segment?)"),
+        (["\x1b[1m"], "unknown command '\\x1b[1m' (choose from segment, train, "),
         (["--jsn"], "odise-mm: error: unrecognized arguments: --jsn"),
         (["info", "--jsn"], "odise-mm info: error: unrecognized arguments: --jsn"),
         (["train"], "odise-mm train: error: the following arguments are required: CONFIG"),
@@ -98,7 +98,7 @@ def test_mistakes_are_one_line(
         (ConfigError("it is wrong"), 2, "error: it is wrong"),
     ],
 )
-def test_what_a_command_lets_through_is_one_line(
+def test_errors_of_a_command_are_one_line(
     error: BaseException,
     status: int,
     line: str,

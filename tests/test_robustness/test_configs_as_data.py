@@ -62,7 +62,7 @@ def test_a_table_runs_no_config_that_results_name(
     table = (tmp_path / "out/ablations.md").read_text()
     assert "9.0 / not run / not run *" in table
     if where.endswith("mine.py"):
-        assert "no config of this row is known: name it with --configs: mine on COCO" in table
+        assert "this row has no known config: name it with --configs: mine on COCO" in table
 
 
 def test_a_table_compares_with_configs_that_the_user_names(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_test_sets_of_the_working_directory_do_not_replace_ours(
     cfg = load_config("odise_label_voc20")
     (found,) = make_benchmark_sets(cfg)
     assert found.name == "voc20"
-    with pytest.raises(ConfigError, match="test set 'voc21' is .* as well as the package's own"):
+    with pytest.raises(ConfigError, match="test set 'voc21' is ambiguous: .* and the package's"):
         make_benchmark_sets(cfg, ["voc21"])
     assert not mark.exists()
     assert make_benchmark_sets(cfg, ["mine"])[0].name == "mine"

@@ -80,9 +80,7 @@ def test_a_run_that_a_signal_ends_goes_on(
         patch.setattr(FakeSegmentor, "signal_at", 2)
         assert demo("trip/images") == 128 + number
     lines = capsys.readouterr().err.splitlines()
-    assert any(
-        line == "interrupted; the same command goes on where this one stopped" for line in lines
-    )
+    assert any(line == "interrupted; run the same command again to continue" for line in lines)
     assert [r.image_name for r in read_coco_panoptic("out/panoptic.json")] == ["0.jpg", "1.jpg"]
     before = os.stat("out/panoptic/0.png").st_mtime_ns
     assert demo("trip/images") == 0

@@ -1,4 +1,4 @@
-"""The table of the ablations: ours where there is a result, the paper's as the paper has it."""
+"""Tables of the ablations: our results, the paper's numbers and notes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FULL = {"ade20k": 2000, "coco": 5000}
 
 
 def report(row: str, sets: dict[str, dict[str, float]], **changes: Any) -> dict[str, Any]:
-    """What tools/test.py would write for a row, as if it were trained and tested in full."""
+    """Return the report of tools/test.py for a row, as after full training and testing."""
     file = f"configs/ablation/{row}.py"
     config = Config.fromfile(ROOT / file, import_custom_modules=False)
     content = dict(
@@ -52,7 +52,7 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 
 def make(folder: Path, *arguments: str) -> tuple[dict[str, list[str]], list[dict[str, str]], str]:
-    """Markdown rows by title, CSV lines, and the whole markdown text."""
+    """Return the markdown rows by title, the CSV lines, and the markdown text."""
     out = folder / "out"
     assert tool.main([str(folder / "work"), "--out", str(out), *arguments]) == 0
     text = (out / "ablations.md").read_text()
@@ -67,7 +67,7 @@ def work(tmp_path: Path) -> Path:
     return tmp_path / "work"
 
 
-def test_nothing_run_is_nothing_invented(work: Path) -> None:
+def test_without_results(work: Path) -> None:
     rows, lines, text = make(work.parent)
     assert {line["ours"] for line in lines} == {"not run"}
     assert rows["CLIP (H)"][1:] == [
@@ -81,8 +81,8 @@ def test_nothing_run_is_nothing_invented(work: Path) -> None:
     configs = {str(p.relative_to(ROOT)) for p in (ROOT / "configs/ablation").glob("*/*.py")}
     assert {line["config"] for line in lines} == configs
     for study in STUDIES:
-        with Image.open(work.parent / "out" / f"{study}.png") as picture:
-            assert picture.width > 600
+        with Image.open(work.parent / "out" / f"{study}.png") as figure:
+            assert figure.width > 600
 
 
 def test_the_paper_s_numbers_are_those_of_the_metafile(work: Path) -> None:
@@ -143,11 +143,11 @@ def test_subsets_of_classes_have_columns_where_there_are_some(work: Path) -> Non
         (dict(random_weights=True, checkpoint=None), "random weights"),
         (dict(checkpoint=dict(file="work_dirs/x/iter_200.pth")), "trained for 200 of 92,188"),
         (dict(images=12), "12 images of 2,000"),
-        (dict(model=dict(tile_size=64)), "another model or image size than the row's config"),
-        (dict(scale=[640, 256]), "another model or image size"),
+        (dict(model=dict(tile_size=64)), "model or image size differ from the row's config"),
+        (dict(scale=[640, 256]), "model or image size differ"),
     ],
 )
-def test_what_cannot_be_compared_is_called_so(
+def test_results_that_are_not_comparable_are_marked(
     change: dict[str, Any], reason: str, work: Path
 ) -> None:
     content = report("representation/clip_h", {"ade20k": numbers(1.0, 2.0, 3.0)})
@@ -161,9 +161,11 @@ def test_what_cannot_be_compared_is_called_so(
     assert rows["CLIP (H)"][1] == "1.0 / 2.0 / 3.0 *"
     assert re.search("pipeline numbers.*must not be compared", text)
     assert re.search(rf"- {reason}.*: clip_h on ADE20K\.", text)
-    told = {x["not comparable"] for x in lines if x["row"] == "CLIP (H)" and x["ours"] != "not run"}
-    (told,) = told
-    assert re.match(reason, told)
+    reasons = {
+        x["not comparable"] for x in lines if x["row"] == "CLIP (H)" and x["ours"] != "not run"
+    }
+    (found,) = reasons
+    assert re.match(reason, found)
 
 
 def test_other_weights_files_are_the_same_model(work: Path) -> None:
@@ -183,13 +185,13 @@ def test_the_latest_of_several_runs_counts(work: Path, capsys: pytest.CaptureFix
     (work / "log.json").write_text('{"a": 1}\n{"b": 2}\n')
     rows, _, _ = make(work.parent, "--studies", "steps")
     assert rows["t = 0 (ODISE)"][2] == "55.0 / not run / not run"
-    said = capsys.readouterr().err
-    assert len(re.findall("older than .*b/results.json, passed over", said)) == 2
-    assert "1 of 7 rows were run" in said
+    remarks = capsys.readouterr().err
+    assert len(re.findall("skipped, .*b/results.json is newer", remarks)) == 2
+    assert "1 of 7 rows have results" in remarks
 
 
-def test_rows_of_one_s_own(work: Path, capsys: pytest.CaptureFixture) -> None:
-    """A config in a study's folder that the metafile does not list; and one that is no row."""
+def test_configs_outside_the_metafile(work: Path, capsys: pytest.CaptureFixture) -> None:
+    """A config in a study's folder gets a new row; any other config is skipped."""
     content = report("captioner/empty", {"coco": numbers(9.0)})
     content["config"]["file"] = "/home/me/configs/ablation/captioner/my_captioner.py"
     write(work / "a.json", content)
@@ -197,12 +199,12 @@ def test_rows_of_one_s_own(work: Path, capsys: pytest.CaptureFixture) -> None:
     write(work / "b.json", content)
     rows, _, text = make(work.parent, "--studies", "captioner")
     assert rows["my captioner"] == ["not run", "-", "9.0 / not run / not run *", "-"]
-    assert "CLIP (H)" not in rows and "no config of this row is known" in text
-    assert "odise_coco_label.py is no row of a study" in capsys.readouterr().err
+    assert "CLIP (H)" not in rows and "this row has no known config" in text
+    assert "odise_coco_label.py is not a row of a study" in capsys.readouterr().err
 
 
 def test_from_a_test_run_to_the_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """tools/test.py's own file, of a tiny model in a folder of the study's name."""
+    """A real file of tools/test.py, for a tiny model in a folder named like a study."""
     write_project(tmp_path, {"five": (20, 16)})
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "configs/toy/ablation/representation"
@@ -221,8 +223,8 @@ def test_from_a_test_run_to_the_table(tmp_path: Path, monkeypatch: pytest.Monkey
         " / ".join(expected) + " *",
     ]  # fmt: skip
     assert rows["CLIP (L)"][-1] == "not run"
-    for reason in ("random weights", "not a set of the paper's table", "another model"):
-        assert re.search(rf"- {reason}.*clip_h on the config's own set", text)
+    for reason in ("random weights", "not a dataset of the paper's table", "model or image size"):
+        assert re.search(rf"- {reason}.*clip_h on the config's own dataset", text)
     ours = {line["metric"]: line["ours"] for line in lines if line["ours"] != "not run"}
     assert float(ours["PQ"]) == found["panoptic/PQ"]
 
@@ -230,7 +232,7 @@ def test_from_a_test_run_to_the_table(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("nowhere", None, "there is no .*nowhere: name work dirs"),
+        ("nowhere", None, "no file or folder .*nowhere; pass work directories"),
         ("x.json", "{", "x.json is damaged"),
         ("x.json", "[1, 2]", "x.json was not written by tools/test.py"),
         ("deep/results.json", "{", "results.json is damaged"),

@@ -98,7 +98,7 @@ def test_refuses_what_is_not_a_whole_published_checkpoint(
     more = state | {"sem_seg_head.extra.weight": torch.zeros(1)}
     with pytest.raises(CheckpointError, match=r"sem_seg_head\.extra\.weight"):
         odise_to_mm.convert(written("more.pth", more))
-    with pytest.raises(CheckpointError, match="of ours already"):
+    with pytest.raises(CheckpointError, match="already a checkpoint of this package"):
         odise_to_mm.convert(written("ours.pth", from_published(state)[0]))
     with pytest.raises(CheckpointError, match="not a published ODISE checkpoint"):
         odise_to_mm.convert(written("other.pth", {"conv.weight": torch.zeros(1)}))

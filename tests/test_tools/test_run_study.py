@@ -1,4 +1,4 @@
-"""A study goes on where it was, and one bad config does not end it. Both tools are stood in for."""
+"""Studies continue after interruptions and failures. Fakes replace train.py and test.py."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ out.write_text(json.dumps(dict(arguments=sys.argv[1:], sets=dict.fromkeys(sets),
 
 @pytest.fixture
 def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of three configs, in a repository whose tools only take notes."""
+    """Folder of three configs, in a repository whose fake tools only record their arguments."""
     (tmp_path / "tools").mkdir()
     (tmp_path / "tools/train.py").write_text(TRAIN)
     (tmp_path / "tools/test.py").write_text(TEST)
@@ -74,7 +74,7 @@ def test_all_are_run_and_the_broken_one_is_named(
     assert "--precision bf16" in train
 
 
-def test_what_is_done_is_not_done_again(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_finished_configs_are_skipped(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
     configs = [str(study / "t0.py"), str(study / "t100.py")]
     assert run_study.main(configs) == 0
     (study.parents[2] / "work_dirs/ablation/steps/t100/result.json").unlink()
@@ -82,11 +82,11 @@ def test_what_is_done_is_not_done_again(study: Path, capfd: pytest.CaptureFixtur
     calls = study.parents[2] / "work_dirs/ablation/steps"
     assert len((calls / "t0/calls.txt").read_text().splitlines()) == 2
     assert len((calls / "t100/calls.txt").read_text().splitlines()) == 4
-    assert "[1/2] ablation/steps/t0: done before" in capfd.readouterr().out
+    assert "[1/2] ablation/steps/t0: already done" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("left", ["not_done", "other set", "damaged"])
-def test_a_test_that_was_stopped_is_run_again(study: Path, left: str) -> None:
+def test_interrupted_test_is_run_again(study: Path, left: str) -> None:
     arguments = [str(study / "t0.py"), "--datasets", "coco", "ade20k"]
     assert run_study.main(arguments) == 0
     work = study.parents[2] / "work_dirs/ablation/steps/t0"
@@ -103,23 +103,23 @@ def test_a_test_that_was_stopped_is_run_again(study: Path, left: str) -> None:
         assert calls == ["train", "test", "train", "test"]
 
 
-def test_the_same_training_is_not_run_twice(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_equal_training_runs_once(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (study / "same.py").write_text("steps = 't0'\ntest_dataloader = dict(batch_size=2)")
     assert run_study.main([str(study / "t0.py"), str(study / "same.py")]) == 0
-    assert "trained as work_dirs/ablation/steps/t0" in " ".join(capfd.readouterr().out.split())
+    assert "shares the training run work_dirs/ablation/steps/t0" in " ".join(
+        capfd.readouterr().out.split()
+    )
     work = study.parents[2] / "work_dirs/ablation/steps/same"
     assert [line.split()[0] for line in (work / "calls.txt").read_text().splitlines()] == ["test"]
     called = json.loads((work / "result.json").read_text())["arguments"]
     assert called[:2] == [str(study / "same.py"), "work_dirs/ablation/steps/t0/iter_2.pth"]
 
 
-def test_who_shares_a_run_that_failed_is_told(
-    study: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_shared_training_run_that_failed(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (study / "same.py").write_text("steps = 'broken'")
     assert run_study.main([str(study / "broken.py"), str(study / "same.py")]) == 1
     shown = " ".join(capfd.readouterr().out.split())
-    assert "the training that it shares, work_dirs/ablation/steps/broken, has failed" in shown
+    assert "the shared training run work_dirs/ablation/steps/broken has failed" in shown
 
 
 def test_a_folder_without_configs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,7 +128,9 @@ def test_a_folder_without_configs(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "neither a config nor a folder with configs" in capsys.readouterr().err
 
 
-def test_names_of_others_stay_on_their_line(study: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_control_characters_in_names_are_escaped(
+    study: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = study.parent / "odd"
     folder.mkdir()
     (study / "broken.py").rename(folder / "broken.py")

@@ -1,4 +1,4 @@
-"""Mean and spread over the results of several trainings."""
+"""Mean and standard deviation over the results of several training runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_means_and_sample_deviations(tmp_path: Path, capsys: pytest.CaptureFixtu
         numbers = dict(panoptic__PQ=value, panoptic__novel__PQ=value / 2)
         write(tmp_path / f"seed_{seed}/result.json", str(seed), **numbers)
     write(tmp_path / "other/result.json", "0", "b.py", panoptic__PQ=7.0)
-    (tmp_path / "other/dataset.json").write_text("[]")  # something else, and mmengine's log:
+    (tmp_path / "other/dataset.json").write_text("[]")  # not a results file, and mmengine's log:
     (tmp_path / "other/scalars.json").write_text('{"loss": 2.0}\n{"loss": 1.0}\n')
     assert main([str(tmp_path), "--format", "markdown"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -49,7 +49,7 @@ def test_means_and_sample_deviations(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert rows == {"a, toy": ["3", *wanted], "b, toy": ["1", "7.0", "-"]}
 
 
-def test_what_differs_in_more_than_the_training_is_kept_apart(
+def test_results_are_grouped_by_everything_but_the_checkpoint(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write(tmp_path / "1.json", "1", "steps/t0.py", panoptic__PQ=1.0)
@@ -69,30 +69,35 @@ def test_what_differs_in_more_than_the_training_is_kept_apart(
     assert data["steps/t0, toy"]["PQ"]["std"] == pytest.approx(np.std([1, 5], ddof=1))
 
 
-def test_a_checkpoint_counts_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_results_of_one_checkpoint_raise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("one", "two"):
         write(tmp_path / f"{name}.json", "same", panoptic__PQ=1.0)
     with pytest.raises(SystemExit):
         main([str(tmp_path)])
-    assert "two.json: another file has a, toy with the same checkpoint" in capsys.readouterr().err
+    assert (
+        "two.json: another file has a result of a, toy with the same checkpoint"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "there is no"),
+        (None, "no file or folder"),
         ("{", "is damaged"),
         ("[" * 100_000, "nested too deeply"),
         ("{}", "was not written by"),
-        ('{"sets": [], "config": 3, "random_weights": 0}', "is damaged (fields of other types"),
+        ('{"sets": [], "config": 3, "random_weights": 0}', "is damaged (fields have other types"),
         (
             '{"sets": {"a": {"metrics": {"PQ": "50"}}}, "config": {"file": "a.py"},'
             ' "random_weights": false}',
-            "is damaged (fields of other types",
+            "is damaged (fields have other types",
         ),
     ],
 )
-def test_what_is_no_result_is_named(
+def test_invalid_result_files_raise(
     content: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "result.json"

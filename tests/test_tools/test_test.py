@@ -1,4 +1,4 @@
-"""tools/test.py as a user calls it: several sets, files, mistakes, one and two processes."""
+"""tools/test.py from the command line: test sets, files, errors, one and two processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.support.small_test_set import (
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-# The model's border is at 20: IoU of the cat is 1, .8, 20/28, .4, .5, of the sky likewise.
+# Borders between cat and sky. The model's is at 20, so the cat's IoU is 1, .8, 20/28, .4, .5.
 FIVE = (20, 16, 28, 8, 10)
 
 
@@ -56,7 +56,7 @@ def run(*arguments: str, out: str = "out.json") -> dict:
 
 
 def fails(capsys: pytest.CaptureFixture, *arguments: str) -> str:
-    """The one line that a mistake ends with."""
+    """Run the tool with a mistake and return its error message."""
     with pytest.raises(SystemExit) as end:
         tool.main(list(arguments))
     assert end.value.code == 2
@@ -65,9 +65,7 @@ def fails(capsys: pytest.CaptureFixture, *arguments: str) -> str:
     return lines[0]
 
 
-def test_numbers_are_those_that_follow_from_the_images(
-    project: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_numbers_equal_those_computed_by_hand(project: Path, capsys: pytest.CaptureFixture) -> None:
     found = run("--datasets", "five", "one", "--per-class")
     assert found["done"] == ["five", "one"] and found["not_done"] == []
     one, five = found["sets"]["one"], found["sets"]["five"]
@@ -92,16 +90,16 @@ def test_numbers_are_those_that_follow_from_the_images(
     assert found["config"]["file"].endswith("model.py") and "torch" in found["versions"]
     shown = capsys.readouterr().out
     pq = f"{five['metrics']['panoptic/PQ']:.2f}"
-    assert pq in shown and "mean nothing" in shown and "five: classes" in shown
+    assert pq in shown and "meaningless" in shown and "five: classes" in shown
     assert "wrote out.json" in shown
 
 
-def test_a_part_of_a_set_is_called_so(project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_limit_is_noted(project: Path, capsys: pytest.CaptureFixture) -> None:
     found = run("--datasets", "five", "--limit", "2")["sets"]["five"]
     assert found["images"] == 2 and found["limit"] == 2
     assert found["metrics"]["panoptic/PQ"] == pytest.approx((100 + (80 + 100 * 20 / 24) / 2) / 2)
     shown = capsys.readouterr().out
-    assert "first 2" in shown and "no benchmark numbers" in shown
+    assert "first 2" in shown and "not benchmark numbers" in shown
 
 
 WRAPPED = """
@@ -128,7 +126,7 @@ JOINED = 'dict(type="ConcatDataset", datasets=[part, other])'
 
 @pytest.mark.parametrize("scope", ["", "mmdet."])
 def test_joined_sets_are_tested_as_one(project: Path, scope: str) -> None:
-    """Both have an image with id 10; of equal scores, those of lower ids come first."""
+    """Both datasets have an image with id 10; ties of scores are ordered by id."""
     write_set(project / "data/six", (FIVE[0], 20, *FIVE[1:]))
     (project / "configs/_base_/datasets/six.py").write_text(SET_CONFIG.format(name="six"))
     expected = run("--datasets", "six")["sets"]["six"]
@@ -164,7 +162,7 @@ def test_wrapped_sets_nested_and_limited(project: Path, capsys: pytest.CaptureFi
     assert "the dataset repeats images" in line
 
 
-def test_what_is_wrong_with_a_wrapped_set_is_said_before_testing(
+def test_wrapped_sets_are_checked_before_testing(
     project: Path, capsys: pytest.CaptureFixture
 ) -> None:
     write_wrapped(project, JOINED)
@@ -173,24 +171,22 @@ def test_what_is_wrong_with_a_wrapped_set_is_said_before_testing(
     assert "data/one/panoptic.json: cannot be concatenated with data/five/panoptic.json" in line
     assert "class 1 (sky) is 'sky,blue sky' there, 'sky' here" in line
     Path("data/one/panoptic.json").unlink()
-    assert "there is no data/one/panoptic.json" in fails(capsys, "model_wrapped.py", "none")
+    assert "no file data/one/panoptic.json" in fails(capsys, "model_wrapped.py", "none")
 
 
 @pytest.mark.parametrize("more", ["", "test_dataloader['dataset']['subsets'] = dict(a=['sky'])\n"])
-def test_the_config_s_own_set_is_called_like_the_config(project: Path, more: str) -> None:
+def test_config_s_own_set_has_the_config_s_name(project: Path, more: str) -> None:
     text = Path("model.py").read_text() + SET_CONFIG.format(name="one") + more
     Path("model_one.py").write_text(text)
     assert tool.main(["model_one.py", "none", "--out", "out.json"]) == 0
     found = json.loads(Path("out.json").read_text())
-    # Sets of the working directory are programs that nobody named; ours are known by their names.
+    # Configs in the working directory are not loaded, so their names are not found.
     assert found["done"] == ["model_one"]
     assert found["sets"]["model_one"]["subsets"] == (dict(a=["sky"]) if more else {})
 
 
-def test_subsets_of_classes_have_numbers_of_their_own(
-    project: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """Of the cat, from a file in the set's folder; of both classes it is what it is without."""
+def test_subsets_of_classes(project: Path, capsys: pytest.CaptureFixture) -> None:
+    """Subsets come from a file or a list; a subset of all classes gives the overall numbers."""
     (project / "data/five/novel.txt").write_text("thing: cat\n")
     key = "test_dataloader.dataset.subsets"
     options = [f"{key}.novel=novel.txt", f"{key}.both=['sky', 'cat']", f"{key}.stuff=['sky']"]
@@ -221,7 +217,7 @@ def test_subsets_of_classes_have_numbers_of_their_own(
 
 
 def instances(project: Path, **changes: dict) -> str:
-    """The cats of the set "five" as instances; entries of the list ``images`` changed."""
+    """Write the cats of the set "five" as instances, with changed entries of ``images``."""
     content = json.loads((project / "data/five/panoptic.json").read_text())
     annotations = [
         dict(
@@ -247,7 +243,7 @@ def test_a_metric_that_fails_leaves_the_others_numbers(
     project: Path, capsys: pytest.CaptureFixture
 ) -> None:
     whole = run("--datasets", "five", "one", "--cfg-options", instances(project))
-    # The size of the fourth image is noticed when it comes: no file says it before.
+    # The wrong size of the fourth image is detected only when the image is tested.
     option = instances(project, i3=dict(height=HEIGHT + 1))
     text = (project / "configs/_base_/datasets/five.py").read_text()
     path = option.partition("=")[2]
@@ -323,13 +319,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
-def test_a_dump_that_is_ended_leaves_the_one_before(
+def test_interrupted_dump_keeps_the_previous_one(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["--datasets", "five", "--dump", "dump"]
     run(*arguments)
     before = contents(project / "dump" / "five")
-    for name in ("000.png", "001.png"):  # other results from here on
+    for name in ("000.png", "001.png"):  # changes the results
         Image.new("RGB", (WIDTH, HEIGHT)).save(project / "data/five/images" / name)
     with monkeypatch.context() as patch:
         patch.setattr(FakeSegmentor, "_predict", fail_at(3, FakeSegmentor._predict))
@@ -345,7 +341,7 @@ def test_a_dump_that_is_ended_leaves_the_one_before(
 
 
 def fail_at(count: int, method):
-    """The method, which fails when it is called for the given time."""
+    """Wrap a method so that its call number ``count`` fails."""
     calls = iter(range(1, count))
 
     def counted(*args):
@@ -385,7 +381,9 @@ def test_outputs_never_land_on_inputs(
     assert contents(project / "data") == before
 
 
-def test_images_are_not_drawn_over_others(project: Path, capsys: pytest.CaptureFixture) -> None:
+def test_drawings_do_not_overwrite_other_images(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
     (project / "show/one").mkdir(parents=True)
     Image.new("RGB", (5, 5)).save(project / "show/one/000.jpg")
     before = contents(project / "show")
@@ -393,7 +391,7 @@ def test_images_are_not_drawn_over_others(project: Path, capsys: pytest.CaptureF
     assert "000.jpg: is there already" in fails(capsys, *arguments)
     assert contents(project / "show/one") == {"000.jpg": before["one/000.jpg"]}
     (project / "show/one/000.jpg").unlink()
-    for _ in range(2):  # its own images may be replaced
+    for _ in range(2):  # drawings may be replaced
         assert tool.main(arguments) == 0
 
 
@@ -403,7 +401,7 @@ def test_a_dump_has_one_writer(project: Path, capsys: pytest.CaptureFixture) -> 
     assert "dump: in use by process" in error and "(another test)" in error
 
 
-def test_the_log_does_not_repeat_another_set_s_numbers(project: Path) -> None:
+def test_log_has_only_the_numbers_of_its_set(project: Path) -> None:
     with (project / "configs/_base_/datasets/one.py").open("a") as file:
         file.write('test_evaluator = [dict(type="SemanticIoU")]\n')
     found = run("--datasets", "five", "one", "--work-dir", "work")
@@ -414,7 +412,7 @@ def test_the_log_does_not_repeat_another_set_s_numbers(project: Path) -> None:
     assert "panoptic/PQ" not in one and "semantic/mIoU: 100" in one
 
 
-def test_two_runs_of_one_second_have_logs_of_their_own(
+def test_two_runs_in_one_second_have_separate_logs(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = SimpleNamespace(time=lambda: 1e9, localtime=time.localtime, strftime=time.strftime)
@@ -439,7 +437,7 @@ def test_an_interruption_loses_no_finished_set(
     assert found["sets"]["five"]["metrics"]["panoptic/PQ"] > 0
 
 
-def test_ctrl_c_says_what_is_done(
+def test_ctrl_c_reports_the_finished_sets(
     project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     walk = running.run_set
@@ -498,14 +496,14 @@ def nothing_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--datasets", "one", "two"], "no test set 'two'; there are: .*five.*one"),
-        ([], "model.py: has no test set; name some with --datasets"),
-        (["--datasets", "one", "--data-root", "disk"], "one: there is no disk/one.*--data-root"),
+        (["--datasets", "one", "two"], "unknown test set 'two'; available: .*five.*one"),
+        ([], "model.py: the config has no test set; choose some with --datasets"),
+        (["--datasets", "one", "--data-root", "disk"], "one: no file disk/one.*--data-root"),
         (["--datasets", "one", "five", "--label-files", "labels"], "no label file for five"),
         (["--datasets", "one", "--label-files", "wrong"], "has 1 classes.*2"),
         (
             ["--datasets", "one", "--label-files", "swapped"],
-            "one: 2 of 2 classes share no name with .*number 0: 'cat' there is 'sky'",
+            "one: 2 of 2 classes have no name in common with .*class 0 is 'cat' in .* and 'sky' in",
         ),
         (
             ["--datasets", "one", "--cfg-options", "test_dataloader.dataset.subsets.novel=['cta']"],
@@ -539,7 +537,7 @@ def test_mistakes_end_in_one_line_before_anything_is_built(
         ("odise_coco_label", "none", "CHECKPOINT is `none`, but .*odise_coco_label"),
     ],
 )
-def test_no_weights_are_no_result(
+def test_missing_weights_raise(
     config: str,
     checkpoint: str,
     message: str,
@@ -552,14 +550,14 @@ def test_no_weights_are_no_result(
 
 
 def write_tiny(path: Path, **changes) -> None:
-    """A config of a real model, if a tiny one."""
+    """Write the config of a real, tiny model."""
     cfg = Config.fromfile("model.py")
     cfg.custom_imports = dict(imports=["odise_mm.models"])
     cfg.model = parts.segmentor_config(**changes)
     cfg.dump(path)
 
 
-def test_the_checkpoint_of_a_training_is_loaded_strictly(
+def test_training_checkpoint_is_loaded_strictly(
     project: Path, capsys: pytest.CaptureFixture
 ) -> None:
     write_tiny(project / "label.py", tile_size=64)
@@ -576,7 +574,7 @@ def test_the_checkpoint_of_a_training_is_loaded_strictly(
     arguments = ["iter_2.pth", "--datasets", "one", "--out", "out.json"]
     assert tool.main(["label.py", *arguments]) == 0
     found = json.loads(Path("out.json").read_text())
-    assert found["random_weights"] is False and "mean nothing" not in capsys.readouterr().out
+    assert found["random_weights"] is False and "meaningless" not in capsys.readouterr().out
     sha256 = hashlib.sha256(Path("iter_2.pth").read_bytes()).hexdigest()
     assert found["checkpoint"] == dict(file="iter_2.pth", sha256=sha256)
     assert found["train_vocabulary"]["source"] == "coco"
@@ -587,7 +585,7 @@ def test_the_checkpoint_of_a_training_is_loaded_strictly(
 
 
 def launch(project: Path, *arguments: str) -> subprocess.CompletedProcess:
-    """In two processes, as tools/dist_test.sh does."""
+    """Run the tool in two processes, as tools/dist_test.sh does."""
     environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
@@ -596,8 +594,8 @@ def launch(project: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
 
 
-def test_two_processes_find_the_same(project: Path) -> None:
-    """Five images, which two do not share evenly; and one image, which is fewer than two."""
+def test_two_processes_give_the_same_results(project: Path) -> None:
+    """Five images do not divide evenly, and one image is too few for two processes."""
     arguments = ["--datasets", "five", "one"]
     alone = run(*arguments, "--dump", "dump_1")
     done = launch(project, *arguments, "--dump", "dump_2", "--out", "two.json")

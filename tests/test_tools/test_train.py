@@ -1,4 +1,4 @@
-"""tools/train.py as users call it, on a tiny model of COCO and a real, small model."""
+"""tools/train.py from the command line, with a fake model and with a real, small model."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A config of the training that takes no time."""
+    """Config of a training run that takes no time."""
     path = tmp_path / "small.py"
     path.write_text(CONFIG)
     return path
@@ -33,7 +33,7 @@ def small(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A config that trains a whole model of a fraction of the size, on data/coco of its folder."""
+    """Config that trains a small but complete model, and data for it."""
     folder = tmp_path_factory.mktemp("train")
     shown = dict(zip(VOCABULARY.source_names, VOCABULARY.names, strict=True))
     for split in ("train", "val"):
@@ -85,11 +85,11 @@ def test_a_real_model_resumed(
     data = ["--data-root", str(coco.parent / "elsewhere"), "--precision", "fp32"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert train(coco, "--work-dir", str(whole), *data) == 0
-    told = capsys.readouterr().out
-    assert "training data: 3 images, names: Vocabulary('names'" in told
-    assert "validation: 3 images, every 4 iterations" in told
-    assert "iterations: 4 of 2 images in 1 processes" in told
-    assert f"done; checkpoint: {whole}/iter_4.pth" in told
+    printed = capsys.readouterr().out
+    assert "training data: 3 images, class names: Vocabulary('names'" in printed
+    assert "validation: 3 images, every 4 iterations" in printed
+    assert "iterations: 4 of 2 images in 1 processes" in printed
+    assert f"done; checkpoint: {whole}/iter_4.pth" in printed
     assert list(whole.glob("*/vis_data/events.out.tfevents.*")), "curves for TensorBoard"
 
     options = ["--work-dir", str(parts), *data]
@@ -99,24 +99,24 @@ def test_a_real_model_resumed(
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
-    # What was trained is a checkpoint like any other, and moved everything that is trained.
+    # The result is an ordinary checkpoint, and all trained parameters have changed.
     model = MODELS.build(Config.fromfile(coco).model)
     assert isinstance(model, OpenVocabSegmentor)
     assert first.keys() == model.state_dict().keys()
     load_weights(model, whole / "iter_4.pth")
     earlier = read_training_state(whole / "iter_2.pth")["state_dict"]
-    still = [key for key in first if torch.equal(first[key], earlier[key])]
-    assert not still, still
+    unchanged = [key for key in first if torch.equal(first[key], earlier[key])]
+    assert not unchanged, unchanged
 
 
-def test_a_config_in_the_work_directory_stays_as_it_is(small: Path) -> None:
+def test_config_in_the_work_directory_is_not_changed(small: Path) -> None:
     small.write_text(f"# notes on this experiment\n{CONFIG}")
     before = small.read_bytes()
     other = small.parent / "elsewhere"
     assert train(small, "--work-dir", str(small.parent)) == 0
     assert small.read_bytes() == before
     assert train(small, "--work-dir", str(other)) == 0
-    assert "notes" not in (other / small.name).read_text(), "a copy, with all that it inherits"
+    assert "notes" not in (other / small.name).read_text(), "the copy is a flattened config"
 
 
 def test_options(small: Path, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_resume_options(small: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     work = ["--work-dir", str(tmp_path / "w")]
     cfg = tool.plan(tool.parse_args([str(small), *work, "--resume"]))
     assert cfg.resume is False and cfg.load_from is None
-    assert "no checkpoint to resume from: starting at iteration 0" in capsys.readouterr().out
+    assert "no checkpoint to resume from; starting at iteration 0" in capsys.readouterr().out
     assert train(small, *work, "--cfg-options", "train_cfg.max_iters=3") == 0
     for given, loaded in ((["--resume"], "w/iter_3.pth"), (["--resume", "a.pth"], "a.pth")):
         cfg = tool.plan(tool.parse_args([str(small), *work, *given]))
@@ -158,7 +158,7 @@ def test_auto_scale_lr(small: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     "arguments, words",
     [
         (["no_such_config"], "no config 'no_such_config'"),
-        (["odise_label_ade20k"], "has no `train_dataloader`, it is made for testing only"),
+        (["odise_label_ade20k"], "has no `train_dataloader`, it is for testing only"),
         (["odise_coco_label", "--precision", "fp32", "--data-root", "/nowhere"],
          "/nowhere/coco/annotations/panoptic_train2017.json not found"),
         (["odise_coco_label"], "use --precision fp32 or bf16"),
@@ -189,7 +189,7 @@ def test_one_line_for_every_mistake(
 
 @pytest.mark.parametrize("script", ["dist_train", "dist_test", "slurm_train", "slurm_test"])
 def test_launchers_pass_everything_on(script: str, tmp_path: Path) -> None:
-    """With programs in the place of python and srun that print their arguments."""
+    """Fakes of python and srun print their arguments."""
     for name in ("python", "srun"):
         program = tmp_path / name
         program.write_text('#!/bin/sh\nprintf "[%s]" "${0##*/}" "$@"\n')
@@ -222,7 +222,7 @@ def test_launchers_pass_everything_on(script: str, tmp_path: Path) -> None:
     assert few.returncode == 2 and few.stderr.startswith("usage: ")
 
 
-def test_configs_of_training_are_there() -> None:
+def test_training_configs_use_our_runner_and_loop() -> None:
     for name in ("odise_coco_label", "odise_coco_caption"):
         cfg = Config.fromfile(CONFIGS / f"odise/{name}.py")
         assert cfg.runner_type == "OpenVocabRunner"

@@ -1,15 +1,16 @@
 #!/usr/bin/env python
-"""Our numbers of the ablations beside the paper's: a table and an image per study.
+"""Compare our ablation results with the paper's: a table and a figure per study.
 
-Ours come from the JSON files that tools/test.py writes, wherever they lie below WORK_DIRS; a file
-belongs to the row whose config it was made with (configs/ablation/STUDY/ROW.py, or a config of
-that name elsewhere). A config is a program: only those of this repository are loaded, and those
-that --configs names, never one that a JSON file names. The paper's numbers and the order of the
-rows come from configs/ablation/metafile.yml. What was not run is called so, and a number that
-cannot be compared with the paper's carries a mark that the notes explain. Results with numbers of
-subsets of classes get a column for every subset.
+Our results come from the JSON files that tools/test.py writes, anywhere below the WORK_DIRs. A file
+belongs to the row of its config (configs/ablation/STUDY/ROW.py, or a config of that name
+elsewhere). The paper's numbers and the order of the rows come from configs/ablation/metafile.yml.
+Rows without a result are shown as "not run". Numbers that are not comparable with the paper's are
+marked, and notes give the reasons. Subsets of classes get a column each.
 
-Writes ablations.md, ablations.csv and an image for every study, STUDY.png.
+Configs are programs. Only the configs of this package and those after --configs are loaded, never
+one that a JSON file names.
+
+Writes ablations.md, ablations.csv and a figure STUDY.png for every study.
 
 Example:
     python tools/analysis_tools/ablation_table.py work_dirs --out ablations
@@ -36,21 +37,31 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "work_dirs", metavar="WORK_DIR", nargs="*", help="folders, or JSON files of tools/test.py"
     )
     parser.add_argument(
-        "--out", metavar="DIR", default="work_dirs/ablations", help="default: %(default)s"
+        "--out",
+        metavar="DIR",
+        default="work_dirs/ablations",
+        help="folder for the output (default: %(default)s)",
     )
     parser.add_argument(
-        "--studies", nargs="+", choices=STUDIES, default=list(STUDIES), help="default: all"
+        "--studies",
+        nargs="+",
+        choices=STUDIES,
+        default=list(STUDIES),
+        help="studies to include (default: all)",
     )
     parser.add_argument(
         "--configs",
         nargs="+",
         default=[],
         metavar="FILE",
-        help="configs of rows of your own, to compare results with; they are programs and are run",
+        help="configs of your own rows; they are run, as configs are programs",
     )
-    parser.add_argument("--note", help="a sentence for below every table")
+    parser.add_argument("--note", help="sentence to add below every table")
     parser.add_argument(
-        "--format", choices=("table", "markdown"), default="table", help="default: %(default)s"
+        "--format",
+        choices=("table", "markdown"),
+        default="table",
+        help="format of the printed tables (default: %(default)s)",
     )
     return parser.parse_args(argv)
 
@@ -78,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         for remark in remarks:
             print(printable(remark), file=sys.stderr)
         run = sum(bool(row.runs) for row in rows)
-        print(f"{run} of {len(rows)} rows were run; wrote {printable(out)}/", file=sys.stderr)
+        print(f"{run} of {len(rows)} rows have results; wrote {printable(out)}/", file=sys.stderr)
     return 0
 
 

@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""FLOPs, time and peak memory of every part of a model, beside the published implementation's.
+"""Measure FLOPs, time and peak memory of every part of a model.
 
-FLOPs are counted on torch's meta device, by shapes alone: seconds at any size. Names are embedded
-before anything is measured. With random weights (the default) no download is needed; what the
-parts cost does not depend on the weights' values.
+The tables include the published implementation's FLOPs if the architecture is the published one.
+FLOPs are counted on torch's meta device, which takes seconds for any image size. Class names are
+embedded before anything is measured. The default, random weights, needs no downloads; cost does
+not depend on the values of the weights.
 
 Examples:
     python tools/analysis_tools/benchmark.py odise_coco_label --flops-only --size 512 --size 1024
@@ -35,12 +36,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="edge of the square image in pixels; may be repeated (default: 1024)",
     )
     parser.add_argument(
-        "--flops-only", action="store_true", help="no weights, no memory, no timing"
+        "--flops-only", action="store_true", help="only count FLOPs; loads and measures nothing"
     )
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: %(default)s)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument(
-        "--repeats", type=positive_int, default=3, help="runs after the warm-up: their median"
+        "--device", default="cpu", help="cpu, cuda, cuda:1, ... (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="precision to measure with (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=positive_int,
+        default=3,
+        metavar="N",
+        help="measured runs after the warm-up; the median is reported (default: %(default)s)",
     )
     parser.add_argument(
         "--weights",
@@ -50,23 +62,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--vocabulary",
-        help="a vocabulary's name or file (default: invented names, as many as the published "
-        f"numbers were counted with: {published.COUNTED_CLASSES} classes, "
-        f"{published.COUNTED_SYNONYMS} synonyms)",
+        help="name or file of a vocabulary (default: placeholder names, as many as in the "
+        f"published count: {published.COUNTED_CLASSES} classes, {published.COUNTED_SYNONYMS} "
+        "synonyms)",
     )
-    parser.add_argument("--max-tiles-per-batch", type=positive_int, help="instead of the config's")
-    parser.add_argument("--threads", type=positive_int, help="of torch on the CPU")
+    parser.add_argument(
+        "--max-tiles-per-batch",
+        type=positive_int,
+        metavar="N",
+        help="tiles that run together (default: the config's value)",
+    )
+    parser.add_argument(
+        "--threads", type=positive_int, metavar="N", help="number of CPU threads of torch"
+    )
     parser.add_argument("--compile", action="store_true", help="torch.compile the frozen parts")
     parser.add_argument(
         "--crops",
         action="store_true",
-        help="also compare CLIP's mask pooling with box crops of the same masks, in turns",
+        help="also compare CLIP's mask pooling with box crops on the same masks",
     )
-    parser.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
-    parser.add_argument("--json", metavar="FILE", help="write all numbers there, too")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write all numbers to this file")
     args = parser.parse_args(argv)
     if args.crops and args.flops_only:
-        parser.error("--crops measures time: not with --flops-only")
+        parser.error("--crops measures time, so it cannot be used with --flops-only")
     args.size = args.size or [1024]
     return args
 

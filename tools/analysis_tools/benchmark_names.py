@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""What naming the masks of an image costs, with the same vocabulary for all images and with others.
+"""Measure the cost of classifying the masks of an image, depending on changes of the vocabulary.
 
-From mask embeddings to class probabilities, on the CPU, without CLIP's image tower. Every name is
-embedded by CLIP before anything is measured. "The same": a matrix of the vocabulary's text
-embeddings is at hand after the first image. "Another for every image": the same names in another
-order each time, so that it has to be put together anew. Random weights will do.
+The measurement covers everything from mask embeddings to class probabilities, on the CPU, without
+CLIP's image tower. CLIP embeds all names beforehand. In the row "the same", all images use one
+vocabulary, so its matrix of text embeddings is built only once. In the row "another for every
+image", the order of the names changes, so the matrix is built for every image. Random weights
+suffice.
 
 Example:
     python tools/analysis_tools/benchmark_names.py odise_tiny --vocabulary lvis --threads 1
@@ -24,26 +25,42 @@ from odise_mm.benchmarks.tables import FORMATS, Table, show
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
 
 SAME, OTHERS = "the same", "another for every image"
-_ORDERS = 40  # more than are kept
+_ORDERS = 40  # more than the classifiers cache
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
     parser.add_argument(
-        "--vocabulary", default="lvis", help="a vocabulary's name or file (default: %(default)s)"
+        "--vocabulary",
+        default="lvis",
+        help="name or file of the vocabulary (default: %(default)s)",
     )
-    parser.add_argument("--masks", type=positive_int, default=100, help="default: %(default)s")
     parser.add_argument(
-        "--repeats", type=positive_int, default=80, help="images of each way (default: %(default)s)"
+        "--masks",
+        type=positive_int,
+        default=100,
+        metavar="N",
+        help="masks per image (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=positive_int, help="of torch")
-    parser.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
+    parser.add_argument(
+        "--repeats",
+        type=positive_int,
+        default=80,
+        metavar="N",
+        help="measured images per row (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--threads", type=positive_int, metavar="N", help="number of CPU threads of torch"
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """All numbers."""
+    """Measure both rows and return all numbers, in JSON types."""
     import torch
 
     from odise_mm.analysis.meta import load_model_config
@@ -72,12 +89,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_table(result: dict[str, Any]) -> Table:
-    """The two ways, one per row."""
+    """Make the table of a result of :func:`run`."""
     title = (
-        f"{result['config']}: names of an image with {result['masks']} masks, {result['classes']} "
+        f"{result['config']}: classification of {result['masks']} masks, {result['classes']} "
         f"classes, {result['synonyms']} synonyms"
     )
-    columns = ("vocabulary", "rows put together", "rows mapped", "CPU ms, median", "least")
+    columns = ("vocabulary", "rows stacked", "rows mapped", "CPU ms, median", "minimum")
     table = Table(title, columns)
     medians = {}
     for way in (OTHERS, SAME):
@@ -88,8 +105,8 @@ def make_table(result: dict[str, Any]) -> Table:
         table.rows.append((way, *rows, f"{medians[way]:.2f}", f"{min(times):.2f}"))
     threads = f"{result['threads']} thread" + "s" * (result["threads"] > 1)
     table.notes = [
-        f"{medians[OTHERS] / medians[SAME]:.1f} times the CPU time where every image brings "
-        f"another vocabulary. {threads}, torch {result['torch']}, load "
+        f"{medians[OTHERS] / medians[SAME]:.1f} times the CPU time if every image has another "
+        f"vocabulary. {threads}, torch {result['torch']}, load average "
         f"{result['load_average'][0]} at the start."
     ]
     return table

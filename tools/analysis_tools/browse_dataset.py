@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Draw what a model sees of a dataset: images after the pipeline, segments, names, words.
+"""Draw the images of a dataset after the pipeline, with their segments, class names and words.
 
-Of training data the first images of the stream are drawn, with its augmentations; of validation
-and test data the first ones in order. Each file shows the image at the left, and at the right its
-ground truth; the words for caption supervision stand above it. Dark pixels have no segment.
+For training data, the first images of the sampler are drawn, with augmentations. For validation and
+test data, the first images are drawn in order. Each file shows the image on the left and its ground
+truth on the right. A banner at the top lists the words for caption supervision, if there are any.
+Dark pixels belong to no segment.
 
 Examples:
     python tools/analysis_tools/browse_dataset.py odise_coco_caption --number 8
@@ -23,16 +24,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
     parser.add_argument(
-        "--split", choices=("train", "val", "test"), help="default: the first there is"
-    )
-    parser.add_argument("--number", type=positive_int, default=10, metavar="N", help="of images")
-    parser.add_argument(
-        "--out", default="work_dirs/browse", metavar="DIR", help="default: %(default)s/"
+        "--split",
+        choices=("train", "val", "test"),
+        help="data to draw (default: the first of these that the config defines)",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of the training stream (default: %(default)s)"
+        "--number",
+        type=positive_int,
+        default=10,
+        metavar="N",
+        help="number of images (default: %(default)s)",
     )
-    parser.add_argument("--data-root", metavar="DIR", help="instead of data/ in the config")
+    parser.add_argument(
+        "--out",
+        default="work_dirs/browse",
+        metavar="DIR",
+        help="folder for the drawings (default: %(default)s/)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the training sampler (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--data-root", metavar="DIR", help="folder to use instead of data/ in the config"
+    )
     parser.add_argument(
         "--cfg-options",
         action=ConfigOptions,

@@ -1,8 +1,9 @@
 #!/usr/bin/env python
-"""Parameters, trained and frozen, feature maps and FLOPs of models, without weights or memory.
+"""Summarize models: trained and frozen parameters, feature maps and FLOPs.
 
-Models are built and run on torch's meta device. One config gets a table for every part, beside the
-published model's where they compare; several get one table with a row for each.
+Models are built and run on torch's meta device, so no weights and little memory are needed. For one
+config, the tables list every part, with the published model's numbers if the architecture is the
+published one. For several configs, one table has a row for each of them.
 
 Examples:
     python tools/analysis_tools/model_summary.py odise_coco_label
@@ -27,28 +28,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "configs", metavar="CONFIG", nargs="*", help="config files or their names under configs/"
     )
-    parser.add_argument("--all", action="store_true", help="every config of a model under configs/")
+    parser.add_argument("--all", action="store_true", help="all model configs under configs/")
     parser.add_argument(
         "--size",
         type=positive_int,
-        help="edge of the square image that FLOPs are counted for, in pixels (default: the short "
-        "edge that the config tests with)",
+        help="edge of the square image for the FLOPs, in pixels (default: the short edge that the "
+        "config tests with)",
     )
-    parser.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
+    )
     args = parser.parse_args(argv)
     if args.all == bool(args.configs):
-        parser.error("name configs, or take --all")
+        parser.error("pass either configs or --all")
     return args
 
 
 def progress(configs: list[str]) -> Iterable[str]:
-    """The configs, with a bar where there is somebody to look at it."""
+    """Iterate over the configs, with a progress bar for several configs on a terminal."""
     from rich.console import Console
     from rich.progress import track
 
     console = Console(stderr=True)
     quiet = len(configs) == 1 or not console.is_terminal
-    return track(configs, "building models without memory", console=console, disable=quiet)
+    return track(configs, "building models", console=console, disable=quiet)
 
 
 def main(argv: list[str] | None = None) -> int:

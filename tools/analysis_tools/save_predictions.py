@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Run a model once over test sets and keep what its predictions on the masks are joined from.
+"""Run a model on test sets and save its masks and the predictions of every classifier.
 
-tools/analysis_tools/sweep_ensemble.py then tries any values of the ensemble's two exponents without
-running the model. Every image is a file; a run that was stopped goes
-on where it was when the same command is given again.
+tools/analysis_tools/sweep_ensemble.py then tries any exponents of the ensemble without running the
+model again. Every image is saved in one file. If the run is interrupted, the same command continues
+it.
 
-Size: mask logits take 2 bytes (fp16) per mask and 16 pixels, before packing: 4 MB for 100 masks
-at 512 x 683 pixels, 18 MB at 1024 x 1365. The first image tells what all will take.
+Size: mask logits take 2 bytes (fp16) per mask and 16 pixels before compression, which is 4 MB for
+100 masks at 512 x 683 pixels, and 18 MB at 1024 x 1365. The total is estimated after the first
+image.
 
 Examples:
     python tools/analysis_tools/save_predictions.py ablation/classification/both \\
@@ -39,29 +40,43 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="as for tools/test.py")
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="every test set gets a folder in it"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="parent folder for the predictions; every test set gets a folder in it",
     )
     parser.add_argument(
         "--masks",
         choices=("fp16", "fp32"),
         default="fp16",
-        help="how mask logits are stored (default: %(default)s, 3 decimal digits); predictions are "
-        "always float32",
+        help="precision of the saved mask logits (default: %(default)s, 3 decimal digits); all "
+        "other numbers are saved in float32",
     )
     data = parser.add_argument_group("data, as for tools/test.py")
-    data.add_argument("--datasets", nargs="+", metavar="NAME")
-    data.add_argument("--data-root", metavar="DIR")
-    data.add_argument("--label-files", metavar="DIR")
-    data.add_argument("--limit", type=positive_int, metavar="N", help="the first N images only")
-    how = parser.add_argument_group("how")
-    how.add_argument("--precision", choices=PRECISIONS, default="fp32")
-    how.add_argument("--work-dir", metavar="DIR", help="logs; default: work_dirs/CONFIG/test")
-    how.add_argument("--cfg-options", action=ConfigOptions)
+    data.add_argument("--datasets", nargs="+", metavar="NAME", help="test sets, or `all`")
+    data.add_argument(
+        "--data-root", metavar="DIR", help="folder to use instead of data/ in the configs"
+    )
+    data.add_argument("--label-files", metavar="DIR", help="folder of OpenSeg's label files")
+    data.add_argument(
+        "--limit", type=positive_int, metavar="N", help="use only the first N images of each set"
+    )
+    how = parser.add_argument_group("running")
+    how.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="precision of the model (default: %(default)s)",
+    )
+    how.add_argument(
+        "--work-dir", metavar="DIR", help="folder for logs (default: work_dirs/CONFIG/test)"
+    )
+    how.add_argument("--cfg-options", action=ConfigOptions, help="changes of the config")
     return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Save the predictions for all sets."""
+    """Save the predictions on all test sets."""
     import torch
     from mmengine.device import get_device
 
@@ -104,7 +119,7 @@ def main(argv: list[str] | None = None) -> int:
         try:
             run(args)
         except KeyboardInterrupt:
-            print("interrupted: the same command goes on from here", file=sys.stderr)
+            print("interrupted; run the same command again to continue", file=sys.stderr)
             return INTERRUPTED
     return 0
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Mean and spread over runs of one config, such as trainings with several seeds.
+"""Compute mean and standard deviation over runs of one config, such as runs with several seeds.
 
-Reads the JSON files that tools/test.py writes, wherever they lie below the folders. Runs belong
-together if config, options, precision, test set and number of images are the same; they differ in
-their checkpoint. The spread is the sample standard deviation. A checkpoint that was tested twice is
-an error, as it would make the spread look small.
+Reads the JSON files that tools/test.py writes, anywhere below the folders. Results are grouped by
+config, options, precision, test set and number of images, and differ in their checkpoint. The
+deviation is the sample standard deviation. Two results of one checkpoint are an error, as they
+would make the deviation too small.
 
 Example:
     python tools/run_study.py configs/toy/odise_toy_label.py --work-root work_dirs/seed_1 \\
@@ -26,9 +26,15 @@ from odise_mm.utils.command_line import Parser, one_line_errors
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument(
-        "paths", metavar="PATH", nargs="+", type=Path, help="JSON files, or folders with some"
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        type=Path,
+        help="JSON files of tools/test.py, or folders that contain them",
     )
-    parser.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
+    parser.add_argument(
+        "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
+    )
     return parser.parse_args(argv)
 
 

@@ -1,17 +1,17 @@
 #!/usr/bin/env python
-"""Sweep the two exponents that join the model's prediction and CLIP's, from saved predictions.
+"""Try values of the ensemble's two exponents on saved predictions.
 
-Reads what tools/analysis_tools/save_predictions.py wrote for a test set. No model is built and none
-is run: every value costs the joining, the results and the metrics, through the code that
-tools/test.py runs. "Diffusion only" is alpha = beta = 0, "CLIP only" alpha = beta = 1.
+Reads the predictions that tools/analysis_tools/save_predictions.py saved for one test set. No model
+is run: for every pair of exponents, the ensemble, the results and the metrics are computed with the
+code of tools/test.py. "Diffusion only" is alpha = beta = 0, and "CLIP only" is alpha = beta = 1.
 
-Writes sweep.csv, sweep.md and an image, sweep.png. All values are tried in one walk over the
-images; mAP keeps about 60 kB per image and value until its end (5,000 images and 27 values: 8 GB;
---tasks panoptic semantic needs next to nothing).
+Writes sweep.csv, sweep.md and a figure, sweep.png. All pairs are evaluated in one pass over the
+images. For mAP, about 60 kB per image and pair stay in memory until the end, which is 8 GB for
+5,000 images and 27 pairs. With --tasks panoptic semantic, hardly any memory is needed.
 
-Where the set's config names subsets of its classes, such as "base" and "novel", their numbers stand
-beside those of all classes. To name some afterwards, save the predictions again with a config that
-has them: no image is run again.
+If the config of the dataset defines subsets of its classes, such as "base" and "novel", the results
+of the subsets are included. To define subsets afterwards, save the predictions again with a config
+that has them; no image is run again.
 
 Examples:
     python tools/analysis_tools/sweep_ensemble.py predictions/ade20k
@@ -36,7 +36,7 @@ GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def exponent(text: str) -> float:
-    """Argument type: a number from 0 to 1."""
+    """Parse a number from 0 to 1 (argument type)."""
     value = float(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
@@ -45,8 +45,10 @@ def exponent(text: str) -> float:
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("folder", metavar="FOLDER", help="of one test set's saved predictions")
-    text = "CLIP's exponents on classes {} in training (default: {})"
+    parser.add_argument(
+        "folder", metavar="FOLDER", help="folder with the saved predictions on one test set"
+    )
+    text = "CLIP's exponents for classes {} in training (default: {})"
     grid = " ".join(map(str, GRID))
     for name, which in (("alpha", "seen"), ("beta", "not seen")):
         parser.add_argument(
@@ -58,18 +60,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             help=text.format(which, grid),
         )
     parser.add_argument(
-        "--tasks", nargs="+", choices=TASKS, default=list(TASKS), help="default: all"
+        "--tasks",
+        nargs="+",
+        choices=TASKS,
+        default=list(TASKS),
+        help="tasks to measure (default: all)",
     )
-    parser.add_argument("--out", metavar="DIR", help="for the files (default: FOLDER)")
+    parser.add_argument("--out", metavar="DIR", help="folder for the output (default: FOLDER)")
     parser.add_argument(
         "--custom-imports",
         nargs="+",
         default=[],
         metavar="MODULE",
-        help="modules with parts of your own that the folder's config names; a file of results "
-        "does not choose what runs",
+        help="your own modules whose classes the folder's config uses; without this, only classes "
+        "of this package are allowed, as the config may come from others",
     )
-    parser.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        default="table",
+        help="format of the printed table (default: %(default)s)",
+    )
     return parser.parse_args(argv)
 
 

@@ -1,12 +1,12 @@
 #!/usr/bin/env python
-"""What one training step costs: who gets gradients, FLOPs, memory kept for the backward pass, time.
+"""Compute the cost of a training step: parameters with gradients, FLOPs, kept memory and time.
 
-Three ways of training the same model are compared: as this package does it, with the UNet's
-activations recomputed in the backward pass (`use_checkpoint`), and a baseline in which nothing was
-done about the frozen parts: the UNet's weights ask for gradients, VAE and CLIP are tracked too.
+Three ways of training the same model are compared: as in this package, the same with activation
+checkpointing in the UNet (`use_checkpoint`), and a baseline that does not exclude the frozen parts
+from the autograd graph, so that the weights of UNet, VAE and CLIP require gradients.
 
-FLOPs and bytes are counted on torch's meta device, by shapes alone. With --measure a step is also
-run on the CPU with random weights.
+FLOPs and bytes are counted on torch's meta device. With --measure, steps are also run on the CPU
+with random weights.
 
 Examples:
     python tools/analysis_tools/training_step.py odise_tiny --size 512 --measure
@@ -28,15 +28,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
     parser.add_argument(
-        "--size", type=positive_int, default=512, help="edge of the image (default: %(default)s)"
+        "--size",
+        type=positive_int,
+        default=512,
+        help="edge of the square image in pixels, a multiple of 64 (default: %(default)s)",
     )
-    parser.add_argument("--measure", action="store_true", help="also run steps on the CPU")
+    parser.add_argument("--measure", action="store_true", help="also measure steps on the CPU")
     parser.add_argument(
-        "--repeats", type=positive_int, default=3, help="measured steps: their median"
+        "--repeats",
+        type=positive_int,
+        default=3,
+        metavar="N",
+        help="measured steps; the median is reported (default: %(default)s)",
     )
-    parser.add_argument("--threads", type=positive_int, help="of torch on the CPU")
-    parser.add_argument("--format", choices=FORMATS, default="table", help="default: %(default)s")
-    parser.add_argument("--json", metavar="FILE", help="write all numbers there, too")
+    parser.add_argument(
+        "--threads", type=positive_int, metavar="N", help="number of CPU threads of torch"
+    )
+    parser.add_argument(
+        "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write all numbers to this file")
     return parser.parse_args(argv)
 
 

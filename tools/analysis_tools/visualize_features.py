@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""k-means of backbones' feature maps as one image: what regions a representation tells apart.
+"""Draw k-means clusters of the feature maps of one or several backbones.
 
-As figure 1 of ODISE (arXiv 2303.04803), for any number of backbones side by side. The raw maps are
-clustered, before the neck: nothing that is trained takes part but a captioner (--weights). Channels
-are standardized over the image, reduced to 64 by PCA, and clustered from the same start every
-time; a region has about the same color in all panels.
+The figure shows which regions a representation separates, as figure 1 of ODISE (arXiv 2303.04803),
+for any number of backbones side by side. The raw feature maps before the neck are clustered, so the
+captioner is usually the only trained part involved (--weights). Channels are standardized over the
+image and reduced to 64 by PCA. Results are deterministic, and a region has about the same color in
+all panels.
 
 Example:
     python tools/analysis_tools/visualize_features.py demo/images/pagoda.jpg \\
@@ -27,7 +28,7 @@ from odise_mm.utils.precision import PRECISIONS
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
-    parser.add_argument("image", metavar="IMAGE", help="an image")
+    parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument(
         "configs", metavar="CONFIG", nargs="+", help="config files or their names under configs/"
     )
@@ -35,28 +36,42 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--weights",
         nargs="+",
         metavar="FILE",
-        help="trained checkpoints, one for each config, or `none`: of the captioner and of "
-        "backbones that are trained (default: none; frozen weights are those of the config)",
+        help="a checkpoint or `none` for each config, with the trained weights of captioner and "
+        "backbone (default: none; frozen weights always come from the config)",
     )
     parser.add_argument(
-        "--out", metavar="FILE", default="features.png", help="default: %(default)s"
+        "--out",
+        metavar="FILE",
+        default="features.png",
+        help="PNG file to write (default: %(default)s)",
     )
     parser.add_argument(
-        "--clusters", type=positive_int, default=6, metavar="K", help="default: %(default)s"
+        "--clusters",
+        type=positive_int,
+        default=6,
+        metavar="K",
+        help="number of clusters (default: %(default)s)",
     )
     parser.add_argument(
         "--maps",
         nargs="+",
         type=int,
         metavar="I",
-        help="numbers of the maps, counted from 0 in the order of the backbone (model_summary.py "
-        f"lists them), several are joined; default: the last one of the stride nearest to {STRIDE}",
+        help="indices of the feature maps, from 0 (model_summary.py lists them); several maps are "
+        f"concatenated (default: the last map with the stride nearest to {STRIDE})",
     )
     parser.add_argument(
-        "--size", type=positive_int, help="short edge in pixels (default: what a config tests with)"
+        "--size",
+        type=positive_int,
+        help="short edge of the resized image in pixels (default: the config's test size)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: a GPU where there is one)")
-    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="precision of the frozen parts (default: %(default)s)",
+    )
     args = parser.parse_args(argv)
     if args.weights and len(args.weights) != len(args.configs):
         parser.error(f"--weights: {len(args.weights)} files for {len(args.configs)} configs")
@@ -66,7 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Make the image."""
+    """Compute the panels and write the figure."""
     from odise_mm.analysis.feature_panels import draw, panel, progress_bar
     from odise_mm.config.finding import load_config
     from odise_mm.config.walking import named_weights

@@ -1,1 +1,1 @@
-"""Preparation of datasets, from what the provider's archive holds; see docs/datasets.md."""
+"""Programs that prepare datasets from the providers' archives; see docs/datasets.md."""

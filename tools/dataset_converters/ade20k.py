@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""ADE20K with 150 classes: panoptic and instance annotations in COCO's format. See --help."""
+"""Prepare ADE20K with 150 classes: panoptic and instance annotations in COCO's format."""
 
 from odise_mm.converters.ade20k import main, parse_args
 from odise_mm.converters.program import program

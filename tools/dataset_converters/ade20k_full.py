@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""ADE20K with 847 classes: semantic label maps from the full release (ADE20K_2021_17_01)."""
+"""Prepare ADE20K with 847 classes: semantic label maps of the full release (ADE20K_2021_17_01)."""
 
 from odise_mm.converters.ade20k_full import main, parse_args
 from odise_mm.converters.program import program

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prepare COCO 2017 panoptic: unpack the PNG files, check all, find the captions' phrases."""
+"""Prepare COCO 2017 panoptic: unpack the PNG files, check them, extract noun phrases."""
 
 import sys
 

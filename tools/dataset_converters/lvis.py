@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Check LVIS v1: its annotations are used as they are, with COCO's images. See --help."""
+"""Check LVIS v1, whose annotations are used unchanged with COCO's images."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prepare Mapillary Vistas 1.2: panoptic annotations of the 65 evaluated classes. See --help."""
+"""Prepare Mapillary Vistas 1.2: panoptic annotations of the 65 evaluated classes."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pascal Context with 59 and with 459 classes: semantic label maps. See --help."""
+"""Prepare Pascal Context with 59 and 459 classes: semantic label maps."""
 
 from odise_mm.converters.pascal_context import main, parse_args
 from odise_mm.converters.program import program

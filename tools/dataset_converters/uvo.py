@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Prepare UVO: class-agnostic instance annotations of frames. See --help."""
+"""Prepare UVO: class-agnostic instance annotations of frames."""
 
 import sys
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Pascal VOC 2012 with 20 and with 21 classes: nothing is converted, the archive is checked."""
+"""Check Pascal VOC 2012 with 20 and 21 classes, whose annotations are used unchanged."""
 
 from odise_mm.converters.program import program
 from odise_mm.converters.voc import main, parse_args

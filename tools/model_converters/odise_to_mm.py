@@ -1,9 +1,10 @@
 #!/usr/bin/env python
-"""Turn a published ODISE checkpoint into one of ours: trained parameters only, under our names.
+"""Convert a published ODISE checkpoint to this package's format.
 
-The published files can be loaded directly, too; this saves doing it again. Without --config the
-names alone are checked: every key must be known, and no kind of parameter may be absent. With
---config the result must also fit that config's model, key by key and shape by shape.
+The result contains only the trained parameters. Conversion is optional, as all tools also read the
+published files directly. Without --config, only the keys are checked: all must be known, and no
+kind of parameter may be missing. With --config, the result must also match the keys and shapes of
+the config's model.
 
 Example:
     python tools/model_converters/odise_to_mm.py odise_label_coco_50e-b67d2efc.pth label.safetensors
@@ -30,19 +31,24 @@ if TYPE_CHECKING:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     parser.add_argument("input", metavar="IN", help="published file, e.g. odise_label_coco_50e.pth")
-    parser.add_argument("output", metavar="OUT", help="what to write: .safetensors or .pth")
-    parser.add_argument("--config", help="config whose model the result must fit")
+    parser.add_argument("output", metavar="OUT", help="file to write, .safetensors or .pth")
+    parser.add_argument("--config", help="config whose model the result must match")
     return parser.parse_args(argv)
 
 
 def convert(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read a published file.
 
+    Args:
+        source: The file.
+
     Returns:
-        Trained parameters under our names, and the keys left out with the reason for each.
+        The trained parameters under this package's names, and the unused keys with the reason for
+        each.
 
     Raises:
-        CheckpointError: not a published ODISE file, an unknown key, or parameters missing.
+        CheckpointError: The file is not a published ODISE checkpoint, has an unknown key, or lacks
+            parameters.
     """
     from odise_mm.checkpoints.published import from_published, is_published, known_names
     from odise_mm.checkpoints.safe_loading import load_state_dict
@@ -52,30 +58,32 @@ def convert(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not is_published(state):
         first = next(iter(state), "no key")
         if first.startswith(("captioner.", "neck.", "head.", "classifiers.")):
-            raise CheckpointError(f"{source} is a checkpoint of ours already: nothing to convert")
+            raise CheckpointError(
+                f"{source} is already a checkpoint of this package; there is nothing to convert"
+            )
         raise CheckpointError(
-            f"{source} is not a published ODISE checkpoint: there is no sem_seg_head.* in it "
-            f"(first key: {first}). Name odise_label_coco_50e or odise_caption_coco_50e."
+            f"{source} is not a published ODISE checkpoint: it has no keys sem_seg_head.* (first "
+            f"key: {first}); pass odise_label_coco_50e or odise_caption_coco_50e"
         )
     ours, unused = from_published(state)
     if len(ours) + len(unused) != len(state):
-        raise CheckpointError(f"{source}: two of its keys stand for the same parameter of ours")
+        raise CheckpointError(f"{source}: two of its keys map to the same parameter")
     absent = _absent(state)
     if absent:
         raise CheckpointError(
-            f"{source} is incomplete: nothing in it matches {absent[0]}"
-            + (f", nor {len(absent) - 1} other patterns" if len(absent) > 1 else "")
+            f"{source} is incomplete: no key matches {absent[0]}"
+            + (f" or {len(absent) - 1} other patterns" if len(absent) > 1 else "")
         )
     return ours, unused
 
 
 def _absent(state: Mapping[str, Tensor]) -> list[str]:
-    """Patterns of published names that no key matches and that every variant has."""
+    """List the patterns of published names that must match a key but don't."""
     import re
 
     from odise_mm.checkpoints.published import PUBLISHED_NAMES
 
-    # a label-supervised model has the first and the others have not, and the other way round
+    # Label supervision has null_embed and not class_embed, caption supervision the opposite.
     captions = any(key.startswith("word_head.") for key in state)
     other = "null_embed" if captions else "class_embed"
     return [
@@ -86,10 +94,15 @@ def _absent(state: Mapping[str, Tensor]) -> list[str]:
 
 
 def check_against_config(ours: Mapping[str, Tensor], config: str, source: str | Path) -> None:
-    """Compare keys and shapes with a config's model, which is built without memory.
+    """Compare keys and shapes with a config's model, which is built on the meta device.
+
+    Args:
+        ours: Parameters under this package's names.
+        config: Config file, or its name under ``configs/``.
+        source: The published file, for messages.
 
     Raises:
-        CheckpointError: they differ; the message names the first differences.
+        CheckpointError: Keys or shapes differ. The message names the first differences.
     """
     from odise_mm.analysis.meta import build_on_meta, load_model_config
     from odise_mm.errors import CheckpointError
@@ -100,7 +113,7 @@ def check_against_config(ours: Mapping[str, Tensor], config: str, source: str | 
     differences = [f"{key} is missing" for key in wanted if key not in found]
     differences += [f"{key} is not in the model" for key in found if key not in wanted]
     differences += [
-        f"{key} is {found[key]}, the model's {wanted[key]}"
+        f"{key} is {found[key]} instead of {wanted[key]}"
         for key in wanted
         if key in found and found[key] != wanted[key]
     ]
@@ -112,7 +125,12 @@ def check_against_config(ours: Mapping[str, Tensor], config: str, source: str | 
 
 
 def make_tables(ours: Mapping[str, Tensor], unused: Mapping[str, str]) -> list[Table]:
-    """What was converted, by part, and what was not, with the reason."""
+    """Make a table of the converted parameters by part, and a table of the unused keys.
+
+    Args:
+        ours: Parameters under this package's names.
+        unused: Unused keys and the reason for each.
+    """
     from odise_mm.analysis.parts import part_of
     from odise_mm.benchmarks.tables import Table
 
@@ -123,7 +141,7 @@ def make_tables(ours: Mapping[str, Tensor], unused: Mapping[str, str]) -> list[T
     converted = Table("Converted", ("part", "keys", "parameters"))
     converted.rows = [(part, f"{keys[part]:,}", f"{numbers[part]:,}") for part in keys]
     converted.rows += [(), ("total", f"{keys.total():,}", f"{numbers.total():,}")]
-    left_out = Table("Deliberately not used", ("key", "why"))
+    left_out = Table("Not used", ("key", "reason"))
     left_out.rows = list(unused.items()) or [("none", "")]
     return [converted, left_out]
 
