@@ -26,6 +26,7 @@ TOOLS = Path(__file__).resolve().parent
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(__doc__)
     parser.add_argument("configs", nargs="+", type=Path, help="config files, or folders of them")
     parser.add_argument(
@@ -58,6 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     study = Study(
         TOOLS,

@@ -23,6 +23,7 @@ GO_ON = "run the same command again to continue"
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(__doc__, prog=prog)
     parser.add_argument(
         "names",

@@ -30,6 +30,7 @@ DEFAULT_CONFIG = "odise_tiny"
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(__doc__, prog=prog)
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="image files, folders or glob patterns"

@@ -37,6 +37,7 @@ def result_file(text: str) -> Path:
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(__doc__, prog=prog)
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
     parser.add_argument(

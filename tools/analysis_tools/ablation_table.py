@@ -32,6 +32,7 @@ from odise_mm.utils.outputs import check_outputs
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(__doc__)
     parser.add_argument(
         "work_dirs", metavar="WORK_DIR", nargs="*", help="folders, or JSON files of tools/test.py"
@@ -67,6 +68,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     with one_line_errors():
         out = Path(args.out)

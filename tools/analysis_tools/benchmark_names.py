@@ -29,6 +29,7 @@ _ORDERS = 40  # more than the classifiers cache
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
     parser.add_argument(
@@ -113,6 +114,7 @@ def make_table(result: dict[str, Any]) -> Table:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     with one_line_errors():
         with redirect_stdout(sys.stderr):  # the log must not mix with the numbers

@@ -21,6 +21,7 @@ from odise_mm.utils.command_line import ConfigOptions, Parser, one_line_errors, 
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
     parser.add_argument(
@@ -56,6 +57,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     with one_line_errors():
         from odise_mm.analysis.browsing import browse  # here, for a quick --help

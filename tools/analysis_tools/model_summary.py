@@ -24,6 +24,7 @@ from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(__doc__)
     parser.add_argument(
         "configs", metavar="CONFIG", nargs="*", help="config files or their names under configs/"
@@ -55,6 +56,7 @@ def progress(configs: list[str]) -> Iterable[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     with one_line_errors():
         with redirect_stdout(sys.stderr):  # the log must not mix with the numbers

@@ -36,6 +36,7 @@ from odise_mm.utils.precision import PRECISIONS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(__doc__)
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="as for tools/test.py")
@@ -113,6 +114,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     os.environ.setdefault("LOCAL_RANK", "0")
     with one_line_errors():

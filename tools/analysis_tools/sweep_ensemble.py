@@ -44,6 +44,7 @@ def exponent(text: str) -> float:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(__doc__)
     parser.add_argument(
         "folder", metavar="FOLDER", help="folder with the saved predictions on one test set"
@@ -85,6 +86,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     with one_line_errors():
         out = Path(args.out or args.folder)

@@ -27,6 +27,7 @@ from odise_mm.utils.precision import PRECISIONS
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(__doc__)
     parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument(
@@ -114,6 +115,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     with one_line_errors():
         run(args)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = Parser(__doc__)
     parser.add_argument("input", metavar="IN", help="published file, e.g. odise_label_coco_50e.pth")
     parser.add_argument("output", metavar="OUT", help="file to write, .safetensors or .pth")
@@ -147,6 +148,7 @@ def make_tables(ours: Mapping[str, Tensor], unused: Mapping[str, str]) -> list[T
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     from odise_mm.benchmarks.tables import show
     from odise_mm.checkpoints.safe_loading import save_state_dict
