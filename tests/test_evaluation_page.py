@@ -1,7 +1,7 @@
-"""Every command of docs/evaluation.md runs as it stands there, on tiny models of all datasets.
+"""Every command of docs/evaluation.md runs unchanged, on tiny copies of all datasets.
 
-Configs, test sets and converters are the repository's. Only the model itself is a fake one, in
-configs of the real names, and its checkpoint has the names of the published files.
+Configs, test sets and converters are the repository's. Only the models are tiny ones, in configs
+with the real names, and their checkpoints have the names of the published files.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ PUBLISHED = ("odise_label_coco_50e-b67d2efc.pth", "odise_caption_coco_50e-853cc9
 
 
 def commands() -> list[list[str]]:
-    """Words of all commands, in the page's order."""
+    """Return the words of all commands, in the page's order."""
     code = re.findall(r"^```(?:shell|bash)\n(.*?)^```$", PAGE.read_text(), re.M | re.S)
     lines = "".join(code).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True) for line in lines]
 
 
 def write_raw_coco(data: Path) -> None:
-    """COCO's archives, unpacked: 3 validation images with things, stuff, crowd and void."""
+    """Write COCO's unpacked archives: 3 validation images with things, stuff, crowd and void."""
     rng = np.random.default_rng(5)
     vocabulary = Vocabulary.load("coco")
     categories = [
@@ -81,12 +81,12 @@ def write_raw_coco(data: Path) -> None:
 
 
 def write_labels(folder: Path, name: str, vocabulary: Vocabulary) -> None:
-    """A list of names as OpenSeg writes them, with a synonym that ours lacks."""
+    """Write a label file in OpenSeg's format, with a synonym that the built-in list lacks."""
     lines = [
         f"{index}:{source.replace(',', '')},published name {index}"
         for index, source in enumerate(vocabulary.source_names, start=1)
     ]
-    if name == "voc21":  # that of VOC counts from 0
+    if name == "voc21":  # VOC's file counts from 0
         lines = [f"{int(line.partition(':')[0]) - 1}:{line.partition(':')[2]}" for line in lines]
     else:
         lines.insert(0, "0:invalid_class_id")
@@ -95,7 +95,7 @@ def write_labels(folder: Path, name: str, vocabulary: Vocabulary) -> None:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a user has after unpacking everything, in small."""
+    """Create a small version of a user's folder after unpacking everything."""
     folder = tmp_path_factory.mktemp("evaluation")
     data = folder / "data"
     tiny_archives.write_raw_ade20k(data)
@@ -110,7 +110,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     labels = data / "openseg_labels"
     labels.mkdir()
-    # Not in the index's order; "floor, flooring" has no image.
+    # Not in the order of the index; "floor, flooring" has no image.
     chosen = ("sky", "person, someone", "building, edifice", "floor, flooring", "wall")
     lines = [f"{i}:{name.replace(', ', ',')}\n" for i, name in enumerate(chosen, start=1)]
     (labels / "ade20k_847.txt").write_text("0:invalid_class_id\n" + "".join(lines))
@@ -139,7 +139,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images are loaded and converted in this process: there are three of each set."""
+    """Load and convert images in this process: each set has only three."""
     from odise_mm.benchmarks import sets
 
     complete = sets._from_name
@@ -155,7 +155,7 @@ def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(words: list[str]) -> None:
     assert words[0] == "python", words
     module = importlib.import_module(words[1].removesuffix(".py").replace("/", "."))
-    # Small models have the names of the real configs here: a path says which of them is meant.
+    # The tiny models' configs have the names of the real ones, so a path is used.
     small = {path.stem: str(path) for path in Path("configs").glob("*.py")}
     arguments = [small.get(word, word) for word in words[2:]]
     if "dataset_converters" in words[1]:
@@ -229,7 +229,7 @@ def test_a_missing_set_is_named_with_its_converter(
 
 
 def test_the_published_table_is_the_paper_s() -> None:
-    """Both lines have as many numbers as headings, and the sets are those of the commands."""
+    """Check the number of cells, and that the sets are those of the commands."""
     rows = re.findall(r"^\| (label|caption) \| (.+) \|$", PAGE.read_text(), re.M)
     assert [name for name, _ in rows] == ["label", "caption"]
     for _, cells in rows:

@@ -1,8 +1,8 @@
-"""Training works: two real images are learned by heart, through the tools as users call them.
+"""Training works: the tools overfit a model on two real images.
 
 The full run is ``configs/toy/overfit_real_coco.py``; this one is smaller and shorter. It needs the
-images, images 142238 and 439180 of COCO val2017 in COCO's layout, in the folder that
-``ODISE_REAL_COCO`` names or in ``data/real_coco``.
+images 142238 and 439180 of COCO val2017, in COCO's layout, in the folder that ``ODISE_REAL_COCO``
+names or in ``data/real_coco``.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SHORTER = [
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """What stands for ``data/``, with the images in it."""
+    """Create a folder ``data/`` with the images."""
     pictures = Path(os.environ.get("ODISE_REAL_COCO") or ROOT / "data/real_coco").resolve()
     if not (pictures / "annotations/panoptic_val2017.json").is_file():
         pytest.skip(f"the two COCO images are not in {pictures}; see this file's first lines")
@@ -65,11 +65,11 @@ def panoptic_quality(config: str, data: Path) -> dict[str, float]:
 
 def test_labels(data: Path) -> None:
     metrics = panoptic_quality("overfit_real_coco", data)
-    # 33 and 55 were seen, next to 0 without training.
+    # 33 and 55 were measured; without training, it is close to 0.
     assert metrics["panoptic/PQ"] > 20
     assert metrics["semantic/mIoU"] > 35
 
 
 def test_captions(data: Path) -> None:
     metrics = panoptic_quality("overfit_real_coco_caption", data)
-    assert metrics["panoptic/PQ"] > 15  # 26 was seen
+    assert metrics["panoptic/PQ"] > 15  # 26 was measured

@@ -1,4 +1,4 @@
-"""Captions: read from COCO's file, one drawn in training, the first in testing."""
+"""Captions: reading COCO's file, random captions in training, the first one in testing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CAPTIONS = {
     3: ["another dog"],
     25: ["a crowd of dogs", "many dogs"],
 }
-# The last letters say which caption it was read off.
+# The number at the end is the index of the caption.
 PHRASES = {
     str(image_id): [[f"{image_id} {number}"] for number in range(len(captions))]
     for image_id, captions in CAPTIONS.items()
@@ -30,7 +30,7 @@ PHRASES = {
 @pytest.fixture
 def coco(tmp_path: Path) -> SmallCoco:
     coco = write_small_coco(tmp_path / "coco")
-    # as in COCO, captions of an image don't stand together, and other images may be there
+    # As in COCO, captions are not grouped by image, and the file has other images as well.
     rows = [(i, texts[n]) for n in range(3) for i, texts in CAPTIONS.items() if n < len(texts)]
     write_captions(coco, [*rows, (999, "of another image")])
     return coco
@@ -51,7 +51,7 @@ def write_phrases(coco: SmallCoco, phrases: dict) -> str:
     return "phrases.json"
 
 
-def test_captions_come_along(coco: SmallCoco) -> None:
+def test_captions_are_in_the_data_info(coco: SmallCoco) -> None:
     dataset = build(coco)
     infos = [dataset.get_data_info(index) for index in range(3)]
     assert [info["captions"] for info in infos] == [CAPTIONS[info["img_id"]] for info in infos]
@@ -59,13 +59,13 @@ def test_captions_come_along(coco: SmallCoco) -> None:
     assert "caption" not in build(coco, captions_file=None).get_data_info(0)
 
 
-def test_white_space_is_no_part_of_a_caption(coco: SmallCoco) -> None:
+def test_white_space_is_stripped(coco: SmallCoco) -> None:
     write_captions(coco, [(image_id, " a dog \n") for image_id in CAPTIONS])
     assert build(coco).get_data_info(0)["caption"] == "a dog"
 
 
 def pipeline(which: str) -> list[dict]:
-    """What the published config does, without its sizes."""
+    """Return the published config's pipeline without the transforms that change sizes."""
     steps = load_config("odise/odise_coco_caption.py")[which]
     sized = ("LargeScaleJitter", "mmdet.RandomCrop", "mmdet.Pad", "ResizeKeepRatio")
     return [step for step in steps if step["type"] not in sized]
@@ -75,14 +75,14 @@ def drawn(dataset: PanopticDataset, image: int, seed: int) -> dict:
     return dataset[SeededIndex(image, seed)]["data_samples"].metainfo
 
 
-def test_testing_takes_the_first(coco: SmallCoco) -> None:
+def test_testing_uses_the_first_caption(coco: SmallCoco) -> None:
     dataset = build(coco, pipeline=pipeline("test_pipeline"), test_mode=True)
     assert {drawn(dataset, 0, seed)["caption"] for seed in range(8)} == {"two cats"}
     without = build(coco, captions_file=None, pipeline=pipeline("test_pipeline"), test_mode=True)
     assert "caption" not in drawn(without, 0, 0)
 
 
-def test_training_draws_the_caption_whose_words_are_drawn(coco: SmallCoco) -> None:
+def test_training_draws_caption_and_its_words_together(coco: SmallCoco) -> None:
     file = write_phrases(coco, PHRASES)
     dataset = build(coco, phrases_file=file, pipeline=pipeline("train_pipeline"))
     counts = dict.fromkeys(CAPTIONS[7], 0)
@@ -94,13 +94,13 @@ def test_training_draws_the_caption_whose_words_are_drawn(coco: SmallCoco) -> No
     assert drawn(dataset, 0, 5) == drawn(dataset, 0, 5)
 
 
-def test_captions_without_phrases_and_the_reverse(coco: SmallCoco) -> None:
+def test_captions_without_phrases_and_phrases_without_captions(coco: SmallCoco) -> None:
     steps = pipeline("train_pipeline")
     dataset = build(coco, pipeline=steps)
     samples = [drawn(dataset, 0, seed) for seed in range(20)]
     assert {sample["caption"] for sample in samples} == set(CAPTIONS[7])
     assert all(sample["words"] == [] for sample in samples)
-    # words are those that are drawn without captions
+    # Captions do not change the words that are drawn.
     file = write_phrases(coco, PHRASES)
     both = build(coco, phrases_file=file, pipeline=steps)
     alone = build(coco, captions_file=None, phrases_file=file, pipeline=steps)
@@ -139,13 +139,13 @@ def test_bad_files(coco: SmallCoco, text: str | None, message: str) -> None:
         build(coco)
 
 
-def test_images_without_caption_are_named(coco: SmallCoco) -> None:
+def test_images_without_caption_raise(coco: SmallCoco) -> None:
     write_captions(coco, [(3, "another dog")])
     with pytest.raises(DatasetError, match=r"2 of 3 images have no caption .*000000000007.jpg"):
         build(coco)
 
 
-def test_phrases_of_other_captions(coco: SmallCoco) -> None:
+def test_phrases_of_other_captions_raise(coco: SmallCoco) -> None:
     file = write_phrases(coco, {"7": [["cats"], ["dogs"]]})
     with pytest.raises(DatasetError, match="image id 7 has 3 captions, but the noun phrases of 2"):
         build(coco, phrases_file=file)

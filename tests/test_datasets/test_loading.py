@@ -42,7 +42,7 @@ def test_load_image(tmp_path):
         ((427, 640), (1024, 1535)),
     ],
 )
-def test_no_side_becomes_zero(shape, expected):
+def test_no_side_is_zero(shape, expected):
     image = np.full((*shape, 3), 9, np.uint8)
     results = build(type="ResizeKeepRatio", scale=(2560, 1024))(dict(img=image))
     assert results["img"].shape == (*expected, 3)
@@ -51,7 +51,7 @@ def test_no_side_becomes_zero(shape, expected):
     assert (results["img"] == 9).all()
 
 
-def test_same_numbers_as_mmdet():
+def test_resize_equals_mmdet():
     image = np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8)
     ours = build(type="ResizeKeepRatio", scale=(160, 64))(dict(img=image.copy()))
     plain = dict(type="mmdet.Resize", scale=(160, 64), keep_ratio=True, backend="pillow")

@@ -11,7 +11,7 @@ import pytest
 from odise_mm.datasets.noun_phrases import GRAMMARS, NounPhrases, Tagger, load_tagger
 from odise_mm.errors import DatasetError
 
-# Written by hand: the grammars are tested apart from what a tagger makes of a word.
+# Written by hand, so that the grammars are tested independently of a tagger.
 TAGS = dict(
     a="DT", the="DT", two="CD", man="NN", men="NNS", Paris="NNP", Alps="NNPS", slice="NN",
     pizza="NN", plate="NN", table="NN", horse="NN", red="JJ", bigger="JJR", biggest="JJS", old="JJ",
@@ -33,7 +33,7 @@ def by_hand(words: list[str]) -> list[tuple[str, str]]:
         ("a man riding a horse.", ["man", "horse"], ["man", "horse"]),
         ("a slice of pizza", ["slice", "pizza"], ["slice of pizza"]),
         ("men eats a slice of pizza", ["men", "slice", "pizza"], ["men", "slice of pizza"]),
-        # only a noun right behind the preposition
+        # the preposition must be followed directly by a run
         ("a plate on the table", ["plate", "table"], ["plate", "table"]),
         (
             "a bigger slice of old red pizza on table",
@@ -42,7 +42,7 @@ def by_hand(words: list[str]) -> list[tuple[str, str]]:
         ),
         ("Paris Alps men", ["paris alps men"], ["paris alps men"]),
         ("biggest pizza table", ["biggest pizza table"], ["biggest pizza table"]),
-        # adjectives between nouns belong to the run, those at its end don't
+        # adjectives between nouns belong to the run, those at its end do not
         ("table red old horse red", ["table red old horse"], ["table red old horse"]),
         ("the old, red", [], []),
         ("of pizza", ["pizza"], ["pizza"]),
@@ -65,7 +65,7 @@ def test_grammars(caption: str, runs: list[str], prepositions: list[str]) -> Non
     assert found["both"] == runs + [phrase for phrase in prepositions if phrase not in runs]
 
 
-def test_textblob_brings_all_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_textblob_needs_no_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nltk.data, "path", [])
     monkeypatch.setattr(nltk, "download", None)  # calling it would fail
     phrases = NounPhrases()
@@ -87,7 +87,7 @@ def test_textblob_brings_all_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def nltk_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of NLTK's perceptron that knows some words and no rule."""
+    """Install a perceptron model for NLTK that knows some words and no rules."""
     folder = tmp_path / "taggers/averaged_perceptron_tagger_eng"
     folder.mkdir(parents=True)
     content = dict(weights={}, tagdict={**TAGS, "dog": "JJ"}, classes=["NN", "SYM"])
@@ -96,21 +96,21 @@ def nltk_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
 
 
-def test_nltk_is_used_where_its_data_is(nltk_data: None) -> None:
+def test_nltk_is_used_if_its_data_is_installed(nltk_data: None) -> None:
     phrases = NounPhrases()
     assert phrases.tagger.name == f"nltk {nltk.__version__} perceptron"
     assert phrases("a dog table of pizza") == ["dog table", "pizza", "dog table of pizza"]
-    assert phrases("a dog") == []  # an adjective to this model, as the test can tell it by
+    assert phrases("a dog") == []  # only this model tags it as an adjective
     assert load_tagger("textblob").name.startswith("textblob")
 
 
-def test_nltk_without_its_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nltk_without_data_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nltk.data, "path", [])
     with pytest.raises(DatasetError, match="nltk.downloader averaged_perceptron_tagger_eng"):
         load_tagger("nltk")
 
 
-def test_unknown_choices() -> None:
+def test_unknown_grammar_or_tagger_raises() -> None:
     with pytest.raises(
         ValueError, match="unknown grammar 'all'; choose from runs, prepositions, both"
     ):

@@ -1,4 +1,4 @@
-"""Images with an EXIF orientation, and annotations made on their pixels as stored or upright."""
+"""Images with an EXIF orientation; annotations of the stored or of the upright image."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TURNED = (5, 6, 7, 8)
 
 @pytest.fixture
 def log(tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
-    """Warnings so far, those of worker processes included."""
+    """Return all warnings so far, including those of worker processes."""
     handler = logging.FileHandler(tmp_path / "log.txt")
     handler.setLevel(logging.WARNING)
     logger = MMLogger.get_current_instance()
@@ -51,7 +51,7 @@ def log(tmp_path: Path) -> Iterator[Callable[[], list[str]]]:
 
 
 def scene(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """An image and its segments 1 (red), 2 (green), 3 (blue): no two orientations look alike."""
+    """Draw segments 1 (red), 2 (green) and 3 (blue); all orientations look different."""
     ids = np.ones((height, width), np.int32)
     ids[:, width // 3 :] = 2
     ids[: height // 4] = 3
@@ -65,7 +65,7 @@ def write(
     size: tuple[int, int] = (24, 36),
     number: int = 4,
 ) -> None:
-    """A dataset of all three kinds of annotations, made on the upright images or as stored."""
+    """Write all three kinds of annotations, of the upright or of the stored images."""
     image, ids = scene(*size)
     if upright:
         ids = UPRIGHT[orientation](ids)
@@ -141,13 +141,13 @@ def semantic(root: Path, **changes: Any) -> Any:
 
 
 def agrees(item: dict) -> bool:
-    """Whether every segment has its color; images are BGR."""
+    """Return whether every segment has its color; images are BGR."""
     label = item["img"].argmax(-1)
     return np.array_equal(2 - label, item["gt_seg_map"] - 1)
 
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
-def test_what_orientations_mean(orientation: int, tmp_path: Path) -> None:
+def test_images_are_rotated_as_in_the_standard(orientation: int, tmp_path: Path) -> None:
     image, _ = scene(24, 36)
     write(tmp_path, orientation, True, number=1)
     path = tmp_path / "images/0.png"
@@ -161,7 +161,7 @@ def test_what_orientations_mean(orientation: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize("upright", [True, False])
-def test_panoptic_annotations_of_both_kinds(
+def test_panoptic_annotations_of_upright_and_stored_images(
     orientation: int, upright: bool, tmp_path: Path, log: Callable[[], list[str]]
 ) -> None:
     write(tmp_path, orientation, upright)
@@ -194,7 +194,7 @@ def test_one_warning_per_dataset_also_of_worker_processes(
         assert "set exif=False in the dataset" in lines[-1] and "/images/" in lines[-1]
 
 
-def test_who_chose_is_not_warned(tmp_path: Path, log: Callable[[], list[str]]) -> None:
+def test_no_warning_with_explicit_exif(tmp_path: Path, log: Callable[[], list[str]]) -> None:
     write(tmp_path, 3, False)
     for dataset in (panoptic(tmp_path, exif=False), semantic(tmp_path, exif=False)):
         list(dataset)
@@ -204,7 +204,9 @@ def test_who_chose_is_not_warned(tmp_path: Path, log: Callable[[], list[str]]) -
     assert not log()
 
 
-def test_square_images_hide_quarter_turns(tmp_path: Path, log: Callable[[], list[str]]) -> None:
+def test_square_images_with_quarter_turns_warn(
+    tmp_path: Path, log: Callable[[], list[str]]
+) -> None:
     write(tmp_path, 6, False, size=(24, 24))
     assert not agrees(panoptic(tmp_path)[0])
     assert "has EXIF orientation 6" in log()[0]
@@ -221,7 +223,7 @@ def test_instances(orientation: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("orientation", TURNED)
-def test_semantic_evaluation_names_the_cause(orientation: int, tmp_path: Path) -> None:
+def test_semantic_evaluation_mentions_exif(orientation: int, tmp_path: Path) -> None:
     write(tmp_path, orientation, False)
     for exif in (True, False):
         dataset = semantic(tmp_path, exif=exif)
@@ -238,7 +240,7 @@ def test_semantic_evaluation_names_the_cause(orientation: int, tmp_path: Path) -
             assert metric.evaluate(1)["semantic/mIoU"] == 100
 
 
-def test_other_sizes_have_other_causes(tmp_path: Path) -> None:
+def test_hint_only_for_rotated_sizes(tmp_path: Path) -> None:
     write(tmp_path, 6, False, number=1)
     write(tmp_path / "plain", 1, False, number=1)
     turned, plain = tmp_path / "images/0.png", tmp_path / "plain/images/0.png"
@@ -250,7 +252,7 @@ def test_other_sizes_have_other_causes(tmp_path: Path) -> None:
         check_size("a.png", (24, 36), (24, 35), turned)
 
 
-def test_choices_that_are_none(tmp_path: Path) -> None:
+def test_invalid_exif_raises(tmp_path: Path) -> None:
     write(tmp_path, 1, True, number=1)
     with pytest.raises(ConfigError, match=r"PanopticDataset\(exif='no'\)"):
         panoptic(tmp_path, exif="no")
@@ -262,7 +264,7 @@ def test_choices_that_are_none(tmp_path: Path) -> None:
         semantic(tmp_path, exif=True, pipeline=[dict(type="LoadImage", exif=False)])
 
 
-def test_the_step_can_be_copied_and_sent() -> None:
+def test_load_image_can_be_copied_and_pickled() -> None:
     step = TRANSFORMS.build(dict(type="LoadImage", exif=False))
     for other in (copy.deepcopy(step), pickle.loads(pickle.dumps(step))):
         assert other.exif is False and repr(other).endswith("exif=False)")

@@ -20,7 +20,7 @@ from tests.support.small_coco import VOCABULARY
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """Images b and city/a, and their label files."""
+    """Write the images b and city/a and their label files."""
     for name, shape in (("b", (4, 6)), ("city/a", (5, 7))):
         for path, kind in ((f"images/{name}_rgb.png", "RGB"), (f"labels/{name}_ids.png", "L")):
             (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def test_semantic(labels: Path) -> None:
     assert listed.get_data_info(0)["reduce_zero_label"] is False
 
 
-def test_images_of_another_suffix_are_said_to_be_left_out(labels: Path, monkeypatch) -> None:
+def test_images_with_another_suffix_are_logged(labels: Path, monkeypatch) -> None:
     said: list[str] = []
     monkeypatch.setattr("odise_mm.datasets.semantic.print_log", lambda text, **_: said.append(text))
     for name in ("c_rgb.JPG", "city/d_rgb.webp", "city/e_rgb.webp", "notes_rgb.txt", "f.png"):
@@ -69,7 +69,7 @@ def test_images_of_another_suffix_are_said_to_be_left_out(labels: Path, monkeypa
     assert "img_suffix='_rgb.png': " in said[0] and "2 .webp" in said[0] and "1 .JPG" in said[0]
     (labels / "list.txt").write_text("city/a\n")
     semantic(labels, ann_file="list.txt")
-    # Label files beside the images are no images.
+    # Label files in the folder of images are not images.
     both = dict(img_path="images", seg_map_path="images")
     for name in ("b_rgb", "city/a_rgb"):
         (labels / "images" / f"{name}.png").rename(labels / "images" / f"{name}.jpg")
@@ -78,7 +78,7 @@ def test_images_of_another_suffix_are_said_to_be_left_out(labels: Path, monkeypa
     assert len(said) == 1
 
 
-def test_bad_semantic_data(labels: Path) -> None:
+def test_invalid_semantic_data_raises(labels: Path) -> None:
     with pytest.raises(DatasetError, match="nothing: folder of images not found"):
         semantic(labels, data_prefix=dict(img_path="nothing", seg_map_path="labels"))
     with pytest.raises(DatasetError, match="nothing: folder of semantic label files not found"):
@@ -95,13 +95,13 @@ def test_bad_semantic_data(labels: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../b", "city/../../b", "/etc/hosts"])
-def test_a_list_names_images_of_the_folder_alone(labels: Path, name: str) -> None:
+def test_a_list_cannot_leave_the_folder(labels: Path, name: str) -> None:
     (labels / "list.txt").write_text(f"city/a\n{name}\n")
     with pytest.raises(DatasetError, match=r"list\.txt: .* leads outside its folder"):
         semantic(labels, ann_file="list.txt")
 
 
-def test_a_list_that_is_no_text(labels: Path) -> None:
+def test_a_list_that_is_not_utf8_raises(labels: Path) -> None:
     (labels / "list.txt").write_bytes(b"city/\xe9\n")
     with pytest.raises(DatasetError, match=r"list\.txt: not a list of names in UTF-8"):
         semantic(labels, ann_file="list.txt")
@@ -112,7 +112,7 @@ SQUARE = [[2, 2, 8, 2, 8, 8, 2, 8]]
 
 @pytest.fixture
 def instances(tmp_path: Path) -> Path:
-    """As LVIS: images are named by ``coco_url`` alone."""
+    """Write annotations as in LVIS, with ``coco_url`` instead of file names."""
     (tmp_path / "coco").mkdir()
     content = dict(
         images=[
@@ -160,10 +160,10 @@ def test_instances(instances: Path) -> None:
     assert first["instances"][0]["bbox"] == [2, 2, 8, 8] and second["instances"] == []
     assert dataset.vocabulary is PETS and dataset.metainfo["classes"] == ("dog", "cat")
     assert dataset.get_cat_ids(0) == [1, 0]
-    assert len(instance(instances, test_mode=False)) == 1  # image 4 has nothing to train on
+    assert len(instance(instances, test_mode=False)) == 1  # image 4 has no usable instance
 
 
-def test_its_instances_are_what_mmdet_loads(instances: Path) -> None:
+def test_instances_equal_mmdet(instances: Path) -> None:
     """mmdet's own loading step draws the masks."""
     picture = instances / "coco/val2017/000000000009.jpg"
     picture.parent.mkdir()
@@ -181,9 +181,7 @@ def test_class_agnostic_instances(instances: Path) -> None:
     assert [i["bbox_label"] for i in dataset.get_data_info(0)["instances"]] == [0, 0]
 
 
-def test_what_training_cannot_use_is_counted(
-    instances: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unusable_annotations_are_logged(instances: Path, caplog: pytest.LogCaptureFixture) -> None:
     MMLogger.get_current_instance().addHandler(caplog.handler)
     whole = json.loads((instances / "instances.json").read_text())["annotations"]
     more = [
@@ -198,7 +196,7 @@ def test_what_training_cannot_use_is_counted(
     assert len(instance(instances).get_data_info(0)["instances"]) == 3
 
 
-def test_bad_instance_data(instances: Path) -> None:
+def test_invalid_instance_data_raises(instances: Path) -> None:
     with pytest.raises(DatasetError, match="no category for 'sky-other-merged', 'grass"):
         instance(instances, vocabulary=VOCABULARY)
     with pytest.raises(DatasetError, match=r"unknown category ids in annotations: 2 \(cat\)"):

@@ -1,4 +1,4 @@
-"""PanopticDataset: what it says of an image, and what it refuses."""
+"""PanopticDataset: information of images, and errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def coco(tmp_path: Path) -> SmallCoco:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What goes to mmengine's log."""
+    """Capture mmengine's log."""
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
     caplog.set_level(logging.INFO)
@@ -45,14 +45,14 @@ def infos(dataset: PanopticDataset) -> list[dict]:
     return [dataset.get_data_info(index) for index in range(len(dataset))]
 
 
-def test_an_image_is_described(coco: SmallCoco) -> None:
+def test_information_of_an_image(coco: SmallCoco) -> None:
     dataset = build(coco)
     first, second, third = infos(dataset)
     assert [info["img_id"] for info in (first, second, third)] == [7, 3, 25]
     assert first["img_path"] == str(coco.image(7))
     assert first["seg_map_path"] == str(coco.png(7))
     assert (first["height"], first["width"]) == (24, 40)
-    # classes by their place in the vocabulary, not in the file; segments in the file's order
+    # Classes are positions in the vocabulary, not in the file; segments keep the file's order.
     assert [s["label"] for s in first["segments_info"]] == [0, 2, 1, 1, 3]
     assert [s["is_thing"] for s in first["segments_info"]] == [False, False, True, True, True]
     assert [s["id"] for s in second["segments_info"]] == [73_001, 73_002, 73_003, 73_004, 73_005]
@@ -64,7 +64,7 @@ def test_an_image_is_described(coco: SmallCoco) -> None:
     assert not dataset.data_list, "mmengine keeps the images serialized, for worker processes"
 
 
-def test_its_names(coco: SmallCoco) -> None:
+def test_class_names(coco: SmallCoco) -> None:
     dataset = build(coco)
     assert dataset.vocabulary is VOCABULARY
     assert dataset.metainfo["classes"] == VOCABULARY.source_names
@@ -83,15 +83,13 @@ def test_loading_opens_no_image(coco: SmallCoco) -> None:
     assert len(build(coco)) == 3
 
 
-def test_the_same_with_and_without_panopticapi(
-    coco: SmallCoco, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_panopticapi_makes_no_difference(coco: SmallCoco, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = [dict(type="LoadImage"), dict(type="LoadPanopticMap")]
     monkeypatch.setitem(sys.modules, "panopticapi", None)  # import fails
     monkeypatch.setitem(sys.modules, "panopticapi.utils", None)
     without = build(coco, pipeline=pipeline)
     present = types.ModuleType("panopticapi.utils")
-    present.rgb2id = lambda rgb: np.zeros(rgb.shape[:2])  # would spoil the maps if it were used
+    present.rgb2id = lambda rgb: np.zeros(rgb.shape[:2])  # would break the maps if it were used
     monkeypatch.setitem(sys.modules, "panopticapi", types.ModuleType("panopticapi"))
     monkeypatch.setitem(sys.modules, "panopticapi.utils", present)
     beside = build(coco, pipeline=pipeline)
@@ -100,7 +98,7 @@ def test_the_same_with_and_without_panopticapi(
         assert np.array_equal(without[index]["gt_seg_map"], beside[index]["gt_seg_map"])
 
 
-def test_a_thousand_and_more_classes(coco: SmallCoco) -> None:
+def test_more_than_1000_classes(coco: SmallCoco) -> None:
     names = [f"name {index}" for index in range(1500)]
     content = coco.read()
     content["categories"] = [dict(id=i, name=name, isthing=1) for i, name in enumerate(names)]
@@ -165,7 +163,7 @@ def test_semantic_label_files(coco: SmallCoco) -> None:
         build(coco, data_prefix={**prefix, "sem_seg": "nolabels"})
 
 
-def test_noun_phrases_come_along(coco: SmallCoco, log: pytest.LogCaptureFixture) -> None:
+def test_noun_phrases_are_in_the_data_info(coco: SmallCoco, log: pytest.LogCaptureFixture) -> None:
     path = coco.root / "annotations/phrases.json"
     phrases = {"7": [["two cats", "grass"], []], "25": [["dogs"]], "999": [["other"]]}
     path.write_text(json.dumps(dict(info={}, phrases=phrases)))
@@ -186,7 +184,7 @@ def test_noun_phrases_come_along(coco: SmallCoco, log: pytest.LogCaptureFixture)
         ('{"phrases": {"7": [[1]]}}', "not a file of noun phrases"),
     ],
 )
-def test_bad_phrases(coco: SmallCoco, text: str | None, message: str) -> None:
+def test_invalid_phrases_raise(coco: SmallCoco, text: str | None, message: str) -> None:
     if text is not None:
         (coco.root / "phrases.json").write_text(text)
     with pytest.raises(DatasetError, match=message):
@@ -348,7 +346,7 @@ BROKEN: dict[str, tuple[Callable[[dict], Any], str]] = {
 
 @pytest.mark.parametrize("case", BROKEN)
 @pytest.mark.parametrize("test_mode", [True, False])
-def test_annotations_that_contradict(coco: SmallCoco, case: str, test_mode: bool) -> None:
+def test_contradicting_annotations_raise(coco: SmallCoco, case: str, test_mode: bool) -> None:
     change, message = BROKEN[case]
     content = coco.read()
     change(content)
@@ -358,14 +356,14 @@ def test_annotations_that_contradict(coco: SmallCoco, case: str, test_mode: bool
     assert str(coco.json) in str(caught.value)
 
 
-def test_an_unused_category_is_no_mistake(coco: SmallCoco) -> None:
+def test_unused_categories_are_accepted(coco: SmallCoco) -> None:
     content = coco.read()
     content["categories"].append(dict(id=99, name="tree", isthing=0))
     coco.write(content)
     assert len(build(coco)) == 3
 
 
-def test_an_unused_root_category_may_be_called_like_a_class(coco: SmallCoco) -> None:
+def test_unused_root_category_may_share_a_class_name(coco: SmallCoco) -> None:
     content = coco.read()
     before = infos(build(coco))
     root = dict(id=0, name="dog", supercategory="none")
@@ -378,7 +376,7 @@ def test_an_unused_root_category_may_be_called_like_a_class(coco: SmallCoco) -> 
         build(coco)
 
 
-def test_files_that_are_missing_or_no_annotations(coco: SmallCoco) -> None:
+def test_missing_or_invalid_files_raise(coco: SmallCoco) -> None:
     with pytest.raises(DatasetError, match=r"other.json: no such annotation file"):
         build(coco, ann_file="other.json")
     prefix = coco.config()["data_prefix"]
@@ -392,7 +390,7 @@ def test_files_that_are_missing_or_no_annotations(coco: SmallCoco) -> None:
             build(coco)
 
 
-def test_arguments_that_do_not_fit(coco: SmallCoco) -> None:
+def test_invalid_arguments_raise(coco: SmallCoco) -> None:
     with pytest.raises(DatasetError, match="needs `vocabulary`: one of coco, ade20k"):
         build(coco, vocabulary=None)
     with pytest.raises(DatasetError, match=r"a built-in name or a file, not \['cat', 'dog'\]"):
@@ -404,5 +402,5 @@ def test_arguments_that_do_not_fit(coco: SmallCoco) -> None:
 
 
 def test_ids_need_all_bytes_of_a_pixel(coco: SmallCoco) -> None:
-    """The tiny model would not notice a mistake in them otherwise."""
+    """Check that the test data has large ids; mistakes in them would not show otherwise."""
     assert (ids_to_rgb(coco.maps[25])[5, 5] > 0).all()

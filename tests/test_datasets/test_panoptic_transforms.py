@@ -1,4 +1,4 @@
-"""Maps of segments in training pipelines, against one mask per segment and against Pillow."""
+"""Maps of segments in training pipelines, compared with one mask per segment and with Pillow."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LOAD = [dict(type="LoadImage"), dict(type="LoadPanopticMap")]
 
 
 def scene(rng: np.random.Generator, height: int, width: int, count: int) -> tuple:
-    """An image and a map of ``count`` patches, with holes."""
+    """Return an image and a map of ``count`` patches with holes."""
     image = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
     rows, columns = -(-height // 5), -(-width // 5)
     coarse = rng.integers(0, count + 1, (rows, columns))
@@ -68,8 +68,8 @@ def equal_to_masks(done: dict, expected: list[np.ndarray], labels: np.ndarray) -
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_jitter_of_a_map_is_that_of_every_mask(seed: int) -> None:
-    """mmdet's own transforms, run on one mask after the other, give the same masks."""
+def test_jitter_of_a_map_equals_jitter_of_masks(seed: int) -> None:
+    """Compare with mmdet's transforms, applied to one mask after the other."""
     rng = np.random.default_rng(seed)
     image, numbers, labels = scene(rng, *rng.integers(20, 90, 2), 12)
     flip = dict(type="mmdet.RandomFlip", prob=0.5)
@@ -93,7 +93,7 @@ def test_jitter_of_a_map_is_that_of_every_mask(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_resizing_by_opencv_is_that_of_bitmap_masks(seed: int) -> None:
+def test_opencv_resize_equals_bitmap_masks(seed: int) -> None:
     rng = np.random.default_rng(seed)
     image, numbers, labels = scene(rng, *rng.integers(20, 90, 2), 12)
     scale = tuple(int(v) for v in rng.integers(16, 120, 2))
@@ -108,11 +108,11 @@ def test_resizing_by_opencv_is_that_of_bitmap_masks(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_large_scale_jitter_by_hand(seed: int) -> None:
-    """Pillow, and the numbers drawn in their order: the factor, then the crop's place."""
+def test_large_scale_jitter_equals_pillow(seed: int) -> None:
+    """Compare with Pillow; the factor is drawn first, then the position of the crop."""
     rng = np.random.default_rng(seed)
     height, width = (int(v) for v in rng.integers(30, 120, 2))
-    image, numbers, _ = scene(rng, height, width, 300)  # more than 8 bits hold
+    image, numbers, _ = scene(rng, height, width, 300)  # more than 8 bits can hold
     done = run(jitter(64), dict(img=image, gt_seg_map=numbers), seed)
 
     numpy_rng = np.random.RandomState(seed)
@@ -134,8 +134,8 @@ def test_large_scale_jitter_by_hand(seed: int) -> None:
 
 
 @pytest.mark.parametrize("fill", [dict(), dict(pad_val=dict(seg=0)), dict(pad_val=dict(seg=255))])
-def test_what_transforms_fill_maps_with_is_no_segment(fill: dict, tmp_path: Path) -> None:
-    """mmdet fills maps with 255 by itself; an image may have more segments than that."""
+def test_padding_is_not_a_segment(fill: dict, tmp_path: Path) -> None:
+    """mmdet pads maps with 255 by default; an image may have more segments than that."""
     ids = np.arange(1, 301).reshape(15, 20)
     write_panoptic_png(tmp_path / "many.png", ids)
     segments = [dict(id=i, label=i % 7, is_thing=True, is_crowd=i == 9) for i in range(1, 301)]
@@ -167,8 +167,8 @@ def test_the_range_of_large_scale_jitter() -> None:
     assert np.mean(factors) == pytest.approx(1.05, abs=0.08)  # uniform from 0.1 to 2
 
 
-def test_the_config_of_coco(coco: SmallCoco) -> None:
-    """The pipeline of the config at its full size: shapes, types, and nothing of crowds."""
+def test_pipeline_of_the_coco_config(coco: SmallCoco) -> None:
+    """Run the config's pipeline at full size: check shapes and types, and that crowds are gone."""
     cfg = Config.fromfile(ROOT / "configs/_base_/datasets/coco.py")
     dataset = build(coco, cfg.train_pipeline)
     for index, labels in enumerate(([0, 2, 1, 1, 3], [0, 2, 1, 1, 3], [0, 2, 1, 1])):
@@ -186,7 +186,7 @@ def test_the_config_of_coco(coco: SmallCoco) -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 900), (900, 1)])
-def test_extreme_strips_survive(shape: tuple[int, int]) -> None:
+def test_extreme_strips(shape: tuple[int, int]) -> None:
     numbers = np.full(shape, 700, np.int32)
     results = dict(img=np.zeros((*shape, 3), np.uint8), gt_seg_map=numbers)
     done = run([dict(type="ResizeKeepRatio", scale=(64, 64))], results, 0)
@@ -206,20 +206,20 @@ def test_numbers_of_segments(coco: SmallCoco) -> None:
         assert item["gt_segment_labels"].tolist() == [0, 2, 1, 1, 3][: expected.max()]
 
 
-def test_an_image_of_nothing_but_void(coco: SmallCoco) -> None:
-    """It can be cropped to that in training; it stays, without a mask."""
+def test_an_image_with_only_void(coco: SmallCoco) -> None:
+    """A crop in training may be void; the image is kept, without masks."""
     results = dict(gt_seg_map=np.zeros((6, 9), np.int32), gt_segment_labels=np.array([4, 2]))
     done = run([dict(type="PanopticMapToMasks")], results, 0)
     assert done["gt_masks"].masks.shape == (0, 6, 9) and done["gt_bboxes_labels"].shape == (0,)
 
 
-def test_maps_that_do_not_fit(coco: SmallCoco) -> None:
+def test_maps_that_do_not_match_raise(coco: SmallCoco) -> None:
     dataset = build(coco, LOAD)
     first, second, third = (coco.png(image_id) for image_id in (7, 3, 25))
     write_panoptic_png(first, coco.maps[7][:-1])
     with pytest.raises(DatasetError, match=f"{first} has 40 x 23 .* image .*7.jpg has 40 x 24"):
         dataset[0]
-    for strange in (1, 77_006, 16_777_215):  # below, beside and above the known ones
+    for strange in (1, 77_006, 16_777_215):  # smaller than, between and larger than the known ids
         changed = coco.maps[7].copy()
         changed[0, :3] = strange
         write_panoptic_png(first, changed)
@@ -247,7 +247,7 @@ def words(captions: list[list[str]] | None, seed: int, num_words: int = 8) -> li
     return run([dict(type="DrawWords", num_words=num_words)], results, seed)["words"]
 
 
-def test_words_are_of_one_caption_and_drawn_with_replacement() -> None:
+def test_words_are_drawn_from_one_caption_with_replacement() -> None:
     captions = [["a", "b", "c"], ["x"], []]
     drawn = [words(captions, seed) for seed in range(600)]
     kinds = {"abc": 0, "x": 0, "": 0}
@@ -269,7 +269,7 @@ def test_without_captions_there_are_no_words() -> None:
     assert words(None, 0) == words([], 0) == words([[]], 0) == []
 
 
-def test_random_numbers_are_given_back() -> None:
+def test_random_states_are_restored() -> None:
     random.seed(1)
     np.random.seed(1)
     expected = random.random(), np.random.random(), random.random(), np.random.random()

@@ -1,4 +1,4 @@
-"""The stream of training images: a function of the seed and the position alone."""
+"""SeededSampler: the stream of images depends only on the seed and the position."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.small_coco import write_small_coco
 
 
 def stream(size: int, count: int, start: int = 0, **kwargs) -> list[tuple[int, int]]:
-    """(index, seed) of the first items."""
+    """Return (index, seed) of the first items."""
     sampler = SeededSampler(range(size), **kwargs)
     sampler.start_at(start)
     return [(int(index), index.seed) for index in islice(sampler, count)]
@@ -43,15 +43,15 @@ def test_every_epoch_is_a_new_permutation() -> None:
     assert [i for i, _ in stream(3, 7, seed=4, shuffle=False)] == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_an_item_has_another_seed_in_every_epoch() -> None:
+def test_seeds_differ_between_epochs() -> None:
     seeds = Counter(seed for _, seed in stream(11, 330, seed=4))
     assert max(seeds.values()) == 1 and all(0 <= seed < 2**32 for seed in seeds)
-    # of (seed, epoch, index) alone: the order does not matter
+    # Seeds depend only on (seed, epoch, index), not on the order.
     assert dict(stream(11, 11, seed=4)) == dict(stream(11, 11, seed=4, shuffle=False))
 
 
 def test_the_stream_never_changes() -> None:
-    """Written down once: a checkpoint is resumed by another version of numpy, too."""
+    """Compare with recorded values: checkpoints must resume with other versions of NumPy."""
     assert stream(5, 7, seed=2024) == [
         (4, 1060566159),
         (2, 3714362342),
@@ -63,7 +63,7 @@ def test_the_stream_never_changes() -> None:
     ]
 
 
-def test_a_stream_resumed_is_the_stream() -> None:
+def test_start_at_continues_the_stream() -> None:
     whole = stream(7, 60, seed=1)
     for start in (0, 1, 6, 7, 8, 41):
         assert stream(7, 60 - start, start, seed=1) == whole[start:]
@@ -74,7 +74,7 @@ def test_a_stream_resumed_is_the_stream() -> None:
 
 @pytest.mark.parametrize("start", [0, 12])
 def test_processes_share_each_batch(processes, start: int) -> None:
-    """2 x 2 and 4 x 1 see in every iteration what 1 x 4 sees, over the ends of epochs, too."""
+    """2 x 2 and 4 x 1 see the same images per iteration as 1 x 4, also across epochs."""
     alone = stream(7, 40, start, seed=3)
     for world_size in (2, 4):
         per_rank = 4 // world_size
@@ -89,18 +89,18 @@ def test_processes_share_each_batch(processes, start: int) -> None:
     processes(0, 1)
 
 
-def test_an_epoch_has_a_length(processes) -> None:
+def test_length_of_an_epoch(processes) -> None:
     assert len(SeededSampler(range(7), seed=0)) == 7
     processes(1, 2)
     assert len(SeededSampler(range(7), seed=0)) == 4
 
 
-def test_without_a_seed_one_is_drawn() -> None:
+def test_default_seed_is_random() -> None:
     seeds = {SeededSampler(range(3)).seed for _ in range(5)}
     assert len(seeds) > 1
 
 
-def test_a_seeded_index_is_an_index() -> None:
+def test_seeded_index_is_an_int() -> None:
     index = SeededIndex(3, seed=9)
     for copy in (index, pickle.loads(pickle.dumps(index))):
         assert copy == 3 and copy.seed == 9 and "abcd"[copy] == "d"
@@ -126,7 +126,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> PanopticDataset:
 
 
 def batches(dataset: PanopticDataset, count: int, start: int = 0, workers: int = 0) -> list[tuple]:
-    """What a data loader of mmengine's Runner yields, as plain values."""
+    """Return the batches of a data loader built by mmengine's Runner, as plain values."""
     loader = Runner.build_dataloader(
         dict(
             batch_size=2,
@@ -155,7 +155,7 @@ def same(first: list[tuple], second: list[tuple]) -> bool:
     )
 
 
-def test_images_do_not_depend_on_workers_nor_on_what_was_before(dataset: PanopticDataset) -> None:
+def test_items_do_not_depend_on_workers_or_earlier_items(dataset: PanopticDataset) -> None:
     expected = batches(dataset, 5)
     assert len({item[2].numpy().tobytes() for item in expected}) >= 8, "of three images"
     assert any(item[1] for item in expected)
@@ -165,7 +165,7 @@ def test_images_do_not_depend_on_workers_nor_on_what_was_before(dataset: Panopti
     assert same(batches(dataset, 3, start=4), expected[4:])
 
 
-def test_a_plain_index_takes_random_numbers_as_they_come(dataset: PanopticDataset) -> None:
+def test_a_plain_index_is_not_seeded(dataset: PanopticDataset) -> None:
     np.random.seed(5)
     first, second = dataset[0]["inputs"], dataset[0]["inputs"]
     assert not torch.equal(first, second)

@@ -1,4 +1,4 @@
-"""Subsets of a dataset's classes, in its metainfo: lists, files and vocabularies; mistakes."""
+"""Subsets of classes in metainfo: lists, files, vocabularies, and errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = VOCABULARY.source_names  # sky-other-merged, cat, grass-merged, dog
 
 
 def datasets(root: Path, **arguments: Any) -> list[Any]:
-    """One of each kind, of one image."""
+    """Build one dataset of each kind, with one image."""
     coco = write_small_coco(root)
     (root / "labels").mkdir()
     Image.new("L", (4, 4)).save(root / "labels/a.png")
@@ -42,8 +42,8 @@ def datasets(root: Path, **arguments: Any) -> list[Any]:
     ]  # fmt: skip
 
 
-def test_every_dataset_knows_its_subsets(tmp_path: Path) -> None:
-    # A file has names of its own and the dataset's; relative ones are in the dataset's folder.
+def test_subsets_of_every_kind_of_dataset(tmp_path: Path) -> None:
+    # The file also has names of its own; relative paths are looked up in the dataset's folder.
     (tmp_path / "novel.txt").write_text("stuff: lawn, turf | grass-merged\nthing: dog, puppy\n")
     subsets = dict(base=["Cat", "sky-other-merged"], novel="novel.txt")
     for dataset in datasets(tmp_path, subsets=subsets):
@@ -51,11 +51,11 @@ def test_every_dataset_knows_its_subsets(tmp_path: Path) -> None:
         assert dataset.metainfo["vocabulary"] == VOCABULARY
 
 
-def test_without_subsets_there_are_none(tmp_path: Path) -> None:
+def test_no_subsets_by_default(tmp_path: Path) -> None:
     assert [dataset.metainfo["subsets"] for dataset in datasets(tmp_path)] == [{}] * 3
 
 
-def test_renamed_classes_keep_the_dataset_s_names(tmp_path: Path) -> None:
+def test_subsets_use_source_names_of_renamed_classes(tmp_path: Path) -> None:
     (tmp_path / "labels.txt").write_text("1:air\n2:tabby\n3:lawn\n4:hound\n")
     coco = write_small_coco(tmp_path)
     changes = dict(label_file="labels.txt", subsets=dict(pets=["dog", "cat"]))
@@ -63,7 +63,7 @@ def test_renamed_classes_keep_the_dataset_s_names(tmp_path: Path) -> None:
 
 
 def test_built_in_vocabularies_and_overlaps() -> None:
-    """COCO's things and VOC's classes; a class may be in several subsets, and twice in one."""
+    """A class may be in several subsets, and twice in one."""
     coco = Vocabulary.load("coco")
     things = [name for name, thing in zip(coco.source_names, coco.is_thing, strict=True) if thing]
     found = resolve_subsets(dict(all="coco", things=things, two=["dog", " DOG", "cat"]), coco)
@@ -72,8 +72,8 @@ def test_built_in_vocabularies_and_overlaps() -> None:
     assert [coco.source_names[i] for i in found["two"]] == ["cat", "dog"]
 
 
-def test_the_example_of_the_page() -> None:
-    """COCO's 17 novel classes: things, and not the first ones."""
+def test_the_documented_example() -> None:
+    """Check COCO's 17 novel classes."""
     (code,) = re.findall(r"```python\n(_base_.*?)```", PAGE.read_text(), re.S)
     config: dict[str, Any] = {}
     exec(code, config)
@@ -85,7 +85,7 @@ def test_the_example_of_the_page() -> None:
     assert (PAGE.parent / config["_base_"][0].replace("configs", "../configs", 1)).is_file()
 
 
-def test_a_name_that_several_classes_have_means_all_of_them() -> None:
+def test_an_ambiguous_name_selects_all_its_classes() -> None:
     vocabulary = Vocabulary((("crane",), ("dog",), ("crane",)), (True, True, True))
     assert resolve_subsets(dict(novel=["crane"]), vocabulary) == dict(novel=(0, 2))
 
@@ -124,7 +124,7 @@ def test_mistakes_are_named(subsets: Any, message: str, tmp_path: Path) -> None:
     assert re.search(message, str(error.value)) and "\n" not in str(error.value)
 
 
-def test_one_class_has_no_subsets(tmp_path: Path) -> None:
+def test_class_agnostic_subsets_raise(tmp_path: Path) -> None:
     coco = write_small_coco(tmp_path)
     with pytest.raises(DatasetError, match="subsets base, novel: .*class_agnostic.* subsets=None"):
         DATASETS.build(coco.config(class_agnostic=True, subsets=dict(base=["cat"], novel=["dog"])))

@@ -1,4 +1,4 @@
-"""Datasets made of others: as reproducible as their parts, with one set of names."""
+"""Dataset wrappers: reproducible items, and common class names."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from tests.support.small_training import config
 
 @TRANSFORMS.register_module()
 class DrawEverywhere(BaseTransform):
-    """Remembers a number of every generator that a pipeline may draw from."""
+    """Record a random number of each generator that a pipeline may use."""
 
     def transform(self, results: dict) -> dict:
         results["drawn"] = (random.random(), float(np.random.rand()), float(torch.rand(())))
@@ -54,7 +54,7 @@ class DrawEverywhere(BaseTransform):
 
 @TRANSFORMS.register_module()
 class MixWithAnother(BaseTransform):
-    """The least that ``MultiImageMixDataset`` can run: another image's id and numbers."""
+    """A minimal transform for ``MultiImageMixDataset``: add another image's id and numbers."""
 
     def get_indexes(self, dataset: Any) -> int:
         return int(np.random.randint(len(dataset)))
@@ -70,7 +70,7 @@ PIPELINE = [dict(type="LoadImage"), dict(type="DrawEverywhere")]
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
-    """Configs of the three kinds of datasets, with the same four classes."""
+    """Return configs of the three kinds of datasets, with the same four classes."""
     coco = write_small_coco(tmp_path_factory.mktemp("coco"))
     labels = coco.root / "labels"
     labels.mkdir()
@@ -90,7 +90,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         ],
     )
     (coco.root / "instances.json").write_text(json.dumps(content))
-    # What is not serialized costs no collection of garbage, which takes most of a second.
+    # Serializing triggers garbage collection, which takes most of a second.
     usual = dict(pipeline=PIPELINE, serialize_data=False)
     shared = dict(vocabulary=VOCABULARY, data_root=str(coco.root), **usual)
     folders = dict(img_path="train2017", seg_map_path="labels")
@@ -103,7 +103,7 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
 
 
 def wrapped(part: dict) -> dict[str, dict]:
-    """Every wrapper around a dataset, and some in each other."""
+    """Return configs with each wrapper around a dataset, and with nested wrappers."""
     concat = dict(type="ConcatDataset", datasets=[part, part])
     repeat = dict(type="RepeatDataset", times=2, dataset=part)
     balanced = dict(type="ClassBalancedDataset", oversample_thr=0.9, dataset=part)
@@ -123,7 +123,7 @@ def wrapped(part: dict) -> dict[str, dict]:
 
 
 def stream(dataset: Any, count: int, start: int = 0, workers: int = 0, noise: int = 0) -> list:
-    """What a data loader yields whose process has drawn other random numbers before."""
+    """Return items of a data loader, after ``noise`` other random numbers were drawn."""
     random.seed(noise)
     np.random.seed(noise)
     torch.manual_seed(noise)
@@ -134,7 +134,7 @@ def stream(dataset: Any, count: int, start: int = 0, workers: int = 0, noise: in
 
 
 @pytest.mark.parametrize("kind", ["panoptic", "instance", "semantic"])
-def test_items_depend_on_seed_and_position_alone(parts: dict, kind: str) -> None:
+def test_items_depend_only_on_seed_and_position(parts: dict, kind: str) -> None:
     for name, cfg in wrapped(parts[kind]).items():
         dataset = DATASETS.build(cfg)
         count = 2 * len(dataset)
@@ -150,7 +150,7 @@ def test_worker_processes_make_no_difference(parts: dict, name: str) -> None:
     assert stream(dataset, 7, workers=2, noise=1) == stream(dataset, 7)
 
 
-def test_a_wrapped_item_is_the_item_of_the_same_seed(parts: dict) -> None:
+def test_a_wrapped_item_equals_the_item_with_the_same_seed(parts: dict) -> None:
     alone = DATASETS.build(parts["panoptic"])
     joined = DATASETS.build(dict(type="ConcatDataset", datasets=[parts["panoptic"]] * 2))
     repeated = DATASETS.build(dict(type="RepeatDataset", times=3, dataset=parts["panoptic"]))
@@ -160,7 +160,7 @@ def test_a_wrapped_item_is_the_item_of_the_same_seed(parts: dict) -> None:
             assert (other["img_id"], other["drawn"]) == (item["img_id"], item["drawn"])
 
 
-def test_random_numbers_go_on_as_if_no_item_had_been_drawn(parts: dict) -> None:
+def test_random_states_are_restored_after_an_item(parts: dict) -> None:
     dataset = DATASETS.build(wrapped(parts["panoptic"])["mixed_concat"])
     torch.manual_seed(3)
     expected = torch.rand(2)
@@ -170,7 +170,7 @@ def test_random_numbers_go_on_as_if_no_item_had_been_drawn(parts: dict) -> None:
     assert torch.equal(torch.stack([first, torch.rand(())]), expected)
 
 
-def test_originals_by_name_or_class_are_ours(parts: dict) -> None:
+def test_original_wrappers_are_replaced(parts: dict) -> None:
     part = parts["panoptic"]
     for kind, ours in {
         "mmdet.ConcatDataset": ConcatDataset,
@@ -196,8 +196,8 @@ def test_no_default_scope_is_needed(parts: dict, monkeypatch: pytest.MonkeyPatch
         assert dataset[SeededIndex(1, 4)]["drawn"], name
 
 
-def test_rare_classes_come_more_often(parts: dict) -> None:
-    """The cat is in one of three images: sqrt(0.9 / (1 / 3)) = 1.64, so twice."""
+def test_images_with_rare_classes_are_repeated(parts: dict) -> None:
+    """The cat is in one of three images: sqrt(0.9 / (1 / 3)) = 1.64, rounded up to 2."""
     balanced = dict(type="ClassBalancedDataset", oversample_thr=0.9)
     dataset = DATASETS.build(dict(balanced, dataset=parts["instance"]))
     ids = [dataset.get_data_info(index)["img_id"] for index in range(len(dataset))]
@@ -205,7 +205,7 @@ def test_rare_classes_come_more_often(parts: dict) -> None:
     twice = dict(type="ConcatDataset", datasets=[parts["instance"]] * 2)
     joined = DATASETS.build(dict(balanced, dataset=twice))
     assert len(joined) == 8 and sorted(set(joined.get_cat_ids(0))) == [1, 3]
-    # of the semantic files, image n has class n and class 3: all of the first are rare
+    # In the semantic files, image n has the classes n and 3; all but class 3 are rare.
     semantic = DATASETS.build(dict(balanced, dataset=parts["semantic"]))
     assert len(semantic) == 6
     inner = semantic.dataset
@@ -235,7 +235,7 @@ def other_names(**changes: Any) -> Vocabulary:
         (dict(is_thing=(False, True, False, False)), "class 3 (dog) is thing there, stuff here"),
     ],
 )  # fmt: skip
-def test_joined_datasets_have_the_same_classes(
+def test_concatenating_different_classes_raises(
     parts: dict, tmp_path: Path, changes: dict, words: str
 ) -> None:
     part = parts["panoptic"]
@@ -249,7 +249,7 @@ def test_joined_datasets_have_the_same_classes(
         assert words in message and "panoptic_train2017.json" in message and "\n" not in message
 
 
-def test_other_names_in_the_files_are_no_other_classes(parts: dict) -> None:
+def test_other_source_names_are_accepted(parts: dict) -> None:
     part = parts["panoptic"]
     names = tuple(name.upper() for name in VOCABULARY.source_names)
     path = Path(part["data_root"], "renamed.json")
@@ -263,7 +263,7 @@ def test_other_names_in_the_files_are_no_other_classes(parts: dict) -> None:
     assert dataset.cat2label == dataset.datasets[0].cat2label != {}
 
 
-def test_metainfo_that_differs(parts: dict) -> None:
+def test_different_metainfo_raises(parts: dict) -> None:
     part = parts["panoptic"]
     cfg = dict(type="ConcatDataset", datasets=[part, dict(part, subsets=dict(pets=["dog"]))])
     with pytest.raises(DatasetError, match=r"differs in `subsets` .*ignore_keys"):
@@ -285,15 +285,15 @@ def test_metainfo_that_differs(parts: dict) -> None:
         (dict(type="RepeatDataset", times=1, dataset=[1]), "not a list"),
     ],
 )
-def test_arguments_that_make_no_sense(parts: dict, cfg: dict, words: str) -> None:
+def test_invalid_arguments_raise_config_errors(parts: dict, cfg: dict, words: str) -> None:
     inside = {} if cfg["type"] == "ConcatDataset" else dict(dataset=parts["panoptic"])
     with pytest.raises(ConfigError) as caught:
         DATASETS.build({**inside, **cfg})
     assert words in str(caught.value)
 
 
-def test_a_stranger_takes_seeds_too(parts: dict) -> None:
-    """A dataset of another package has no idea of seeds; a training of ours gives it some."""
+def test_foreign_datasets_are_seeded(parts: dict) -> None:
+    """Datasets of other packages do not support seeds, but the runner seeds their items."""
     part = {k: v for k, v in parts["instance"].items() if k not in ("vocabulary", "type")}
     init_default_scope("odise_mm")
     dataset = build_seeded(dict(type="mmdet.CocoDataset", **part))
@@ -305,7 +305,7 @@ def test_a_stranger_takes_seeds_too(parts: dict) -> None:
     again = pickle.loads(pickle.dumps(dataset))
     index = SeededIndex(1, 4)
     assert len(again) == 3 and again[index]["drawn"] == dataset[index]["drawn"]
-    dataset.pipeline = "another"  # as hooks set it
+    dataset.pipeline = "another"  # as hooks do
     assert dataset._dataset.pipeline == "another"
 
 
@@ -313,7 +313,7 @@ def small(**changes: Any) -> dict:
     return dict(type="SmallDataset", **changes)
 
 
-def test_checks_reach_the_inside(tmp_path: Path) -> None:
+def test_wrapped_datasets_are_checked(tmp_path: Path) -> None:
     cfg = config(tmp_path)
     concat = dict(type="ConcatDataset", datasets=[small(), small(ann_file="gone.json")])
     cfg.train_dataloader.dataset = dict(type="RepeatDataset", times=2, dataset=concat)
@@ -329,7 +329,7 @@ def test_checks_reach_the_inside(tmp_path: Path) -> None:
         check_config(complete_config(cfg))
 
 
-def test_who_gets_the_pipeline(tmp_path: Path) -> None:
+def test_wrapped_datasets_get_the_config_s_pipeline(tmp_path: Path) -> None:
     own, given = [dict(type="LoadImage")], [dict(type="DrawWords")]
     cfg = config(tmp_path, train_pipeline=given)
     repeated = dict(type="RepeatDataset", times=2, dataset=small(pipeline=own))
@@ -351,10 +351,8 @@ def test_who_gets_the_pipeline(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("scope", ["", "mmengine."])
-def test_a_training_on_wrapped_data_goes_on_as_if_never_interrupted(
-    parts: dict, tmp_path: Path, scope: str
-) -> None:
-    """As the runner builds it: what is drawn after resuming is what would have been drawn."""
+def test_resuming_with_wrapped_data(parts: dict, tmp_path: Path, scope: str) -> None:
+    """A resumed run draws the same random numbers as an uninterrupted one."""
     part = dict(parts["panoptic"], pipeline=[*PIPELINE, dict(type="RememberDrawn")])
     part["vocabulary"] = "names.txt"
     VOCABULARY.save(Path(part["data_root"], "names.txt"))
@@ -382,7 +380,7 @@ DRAWN: list = []
 
 @TRANSFORMS.register_module()
 class RememberDrawn(BaseTransform):
-    """Notes what was drawn, and packs what SmallModel wants."""
+    """Record the random numbers, and pack the inputs of SmallModel."""
 
     def transform(self, results: dict) -> dict:
         from mmdet.structures import DetDataSample
@@ -392,7 +390,7 @@ class RememberDrawn(BaseTransform):
         return dict(inputs=torch.tensor(results["drawn"][:2]), data_samples=sample)
 
 
-def test_built_datasets_are_taken_too(parts: dict) -> None:
+def test_built_datasets_are_accepted(parts: dict) -> None:
     part: PanopticDataset = DATASETS.build(parts["panoptic"])
     repeated = RepeatDataset(ConcatDataset([part, part]), times=2)
     assert len(FirstImages(repeated, 7)) == 7 and repeated.vocabulary == VOCABULARY

@@ -1,4 +1,4 @@
-"""Training in two processes is training in one with the joined batch, and ends when one fails.
+"""Training in two processes equals training in one with the joint batch; failures end all.
 
 Testing in two processes: ``test_tools/test_test.py``, ``test_evaluation/test_processes.py``.
 """
@@ -29,7 +29,7 @@ from tests.support.small_training import weights
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENT = dict(os.environ, PYTHONPATH=str(ROOT), PYTHON=sys.executable, OMP_NUM_THREADS="1")
-SECONDS = 300  # far more than any of these runs takes: one that hangs fails
+SECONDS = 300  # far more than any of these runs takes, so only hanging runs fail
 
 
 # ------------------------------------------------------------------------- losses and gradients
@@ -37,7 +37,7 @@ SECONDS = 300  # far more than any of these runs takes: one that hangs fails
 
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
-    """What each of two processes says of its half of every batch."""
+    """Return the results of two processes, each with half of every batch."""
     folder = tmp_path_factory.mktemp("two")
     command = [sys.executable, "-m", "tests.support.distributed_worker", str(folder)]
     done = subprocess.run(
@@ -49,19 +49,19 @@ def of_two(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def of_one() -> dict:
-    """What one process says of the joined batches."""
+    """Return the results of one process with the joint batches."""
     return worker.all_cases()
 
 
 @pytest.mark.parametrize("case", worker.CASES)
-def test_losses_are_those_of_the_joined_batch(case: str, of_two: list[dict], of_one: dict) -> None:
+def test_losses_equal_the_joint_batch(case: str, of_two: list[dict], of_one: dict) -> None:
     first, second = (process[case]["losses"] for process in of_two)
     wanted = of_one[case]["losses"]
     assert first.keys() == second.keys() == wanted.keys()
     captions = worker.CASES[case].words is not None
     assert ("loss_grounding" in wanted) == captions
     for name, value in wanted.items():
-        # mmdet adds 1.2e-7 to what it divides by, which is smaller for a process than in all.
+        # mmdet adds 1.2e-7 to the divisor, which is smaller in each of two processes.
         assert (first[name] + second[name]) / 2 == pytest.approx(value, rel=5e-8), name
         if "grounding" in name:
             assert first[name] == pytest.approx(value, rel=1e-12), name
@@ -69,9 +69,7 @@ def test_losses_are_those_of_the_joined_batch(case: str, of_two: list[dict], of_
 
 
 @pytest.mark.parametrize("case", worker.CASES)
-def test_gradients_are_those_of_the_joined_batch(
-    case: str, of_two: list[dict], of_one: dict
-) -> None:
+def test_gradients_equal_the_joint_batch(case: str, of_two: list[dict], of_one: dict) -> None:
     first, second = (process[case]["gradients"] for process in of_two)
     wanted = of_one[case]["gradients"]
     assert first.keys() == second.keys() == wanted.keys()
@@ -79,7 +77,7 @@ def test_gradients_are_those_of_the_joined_batch(
     assert wanted["classifiers.0.text_proj.weight"].norm() > 0.001 * largest
     for name, gradient in wanted.items():
         assert torch.equal(first[name], second[name]), name
-        # The second term: behind the norm of a map of one pixel there is nothing but rounding.
+        # The second term: after the norm of a one-pixel map, only rounding errors are left.
         error = (first[name] - gradient).norm()
         assert error <= 5e-8 * gradient.norm() + 1e-11 * largest, name
 
@@ -89,14 +87,14 @@ def test_gradients_are_those_of_the_joined_batch(
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images and ``small.py``, the config of a real, small model: 3 iterations."""
+    """Create a folder with images and ``small.py``, a small model's config with 3 iterations."""
     folder = tmp_path_factory.mktemp("project")
     for split in ("train", "val"):
         pictures = write_small_coco(folder / "data", split)
     names = folder / "names.txt"
     VOCABULARY.save(names)
     cfg = load_config("toy/odise_tiny.py")
-    # Smaller ones have a map of a single pixel, whose norm leaves only rounding.
+    # Smaller images have a one-pixel map, whose norm leaves only rounding errors.
     cfg.model = segmentor_config(tile_size=128)
     cfg.model.head.train_cfg.num_points = 300
     cfg.model.ensemble.train_vocabulary = str(names)
@@ -126,7 +124,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(project: Path, name: str, *hooks: dict) -> list[str]:
-    """For tools/train.py, after the config: a work directory and what a witness tells elsewhere."""
+    """Return arguments of tools/train.py: a work directory, and hooks that record the run."""
     told = project / f"told_{name}"
     told.mkdir()
     hooks = (dict(type="WitnessHook", folder=str(told)), *hooks)
@@ -138,7 +136,7 @@ def told(project: Path, name: str, rank: int) -> dict[str, Any]:
 
 
 def launch(project: Path, *rest: str) -> subprocess.CompletedProcess:
-    """tools/dist_train.sh with two processes."""
+    """Run tools/dist_train.sh with two processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         environment = ENVIRONMENT | dict(MASTER_PORT=str(free.getsockname()[1]))
@@ -157,7 +155,7 @@ def test_two_processes_train_as_one(project: Path) -> None:
     batch = "train_dataloader.batch_size=2"
     assert tool.main([str(project / "small.py"), *alone, batch]) == 0
 
-    # The same pixels: augmentation, too, does not depend on how many processes there are.
+    # The pixels are the same: augmentation does not depend on the number of processes.
     one, *two = (told(project, *which) for which in (("one", 0), ("two", 0), ("two", 1)))
     assert one["batches"] == [
         first + second for first, second in zip(*(t["batches"] for t in two), strict=True)
@@ -185,8 +183,8 @@ def test_two_processes_train_as_one(project: Path) -> None:
     assert all(torch.equal(value, two[key]) for key, value in model.state_dict().items())
 
 
-def test_one_failing_process_ends_all(project: Path) -> None:
-    """It fails before the processes meet: without it, the other would wait for ever."""
+def test_a_failing_process_ends_all(project: Path) -> None:
+    """One process fails before a synchronization, where the other would wait forever."""
     breaking = dict(type="BreakHook", rank=1, iteration=2)
     done = launch(project, *arguments(project, "broken", breaking))
     last_told = (project / "told_broken/1.json").stat().st_mtime  # an iteration earlier

@@ -1,4 +1,4 @@
-"""What holds while a loop runs: the names, the tasks, the losses, the random numbers."""
+"""Loops: vocabulary, tasks, finite losses, seeded iterations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def runner(work_dir: Path, **changes: Any) -> OpenVocabRunner:
     return OpenVocabRunner.from_cfg(config(work_dir, **changes))
 
 
-def test_names_and_tasks_follow_the_loop(tmp_path: Path) -> None:
+def test_vocabulary_and_tasks_are_set_and_restored(tmp_path: Path) -> None:
     run = runner(tmp_path, train_cfg__max_iters=5)
     run.train()
     seen = run.model.seen
@@ -63,7 +63,7 @@ def test_tasks_of_metrics(needed: list[str | None], tasks: set[str]) -> None:
     assert tasks_of(Evaluator([metric(n) for n in needed])) == tasks
 
 
-def test_names_of_any_dataset() -> None:
+def test_vocabulary_of_datasets() -> None:
     class Plain:
         metainfo = dict(classes=("a", "b"))
 
@@ -71,8 +71,8 @@ def test_names_of_any_dataset() -> None:
     assert vocabulary_of([1, 2]) is None
 
 
-def test_a_broken_loss_stops_before_it_is_saved(tmp_path: Path) -> None:
-    run = runner(tmp_path, model__broken_at=6)  # an iteration that is to be saved
+def test_a_loss_that_is_not_finite_stops_before_saving(tmp_path: Path) -> None:
+    run = runner(tmp_path, model__broken_at=6)  # a checkpoint would be saved at this iteration
     with pytest.raises(TrainingError) as caught:
         run.train()
     message = str(caught.value)
@@ -84,13 +84,13 @@ def test_a_broken_loss_stops_before_it_is_saved(tmp_path: Path) -> None:
     assert all(w.isfinite().all() for w in weights(tmp_path / "iter_3.pth").values())
 
 
-def test_before_the_first_checkpoint_there_is_none(tmp_path: Path) -> None:
+def test_broken_loss_before_the_first_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="iteration 2: .*no checkpoint has been saved yet"):
         runner(tmp_path, model__broken_at=2).train()
 
 
 def test_broken_weights_are_not_saved(tmp_path: Path) -> None:
-    """A gradient can be infinite where the loss is not."""
+    """Gradients can be infinite even if the loss is finite."""
     run = runner(tmp_path)
     step, count = run.model.train_step, 0
 
@@ -115,7 +115,9 @@ def test_broken_weights_are_not_saved(tmp_path: Path) -> None:
         (ValueError("something else"), False),
     ],
 )
-def test_numbers_that_break_inside_the_model(error: Exception, told: bool, tmp_path: Path) -> None:
+def test_errors_of_broken_numbers_in_the_model(
+    error: Exception, told: bool, tmp_path: Path
+) -> None:
     run = runner(tmp_path)
 
     def train_step(data: dict, optim_wrapper: Any) -> dict:
@@ -127,7 +129,7 @@ def test_numbers_that_break_inside_the_model(error: Exception, told: bool, tmp_p
         run.train()
 
 
-def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_names_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runner(tmp_path, train_cfg__max_iters=5)
 
     def full(*_: Any, **__: Any) -> None:
@@ -145,7 +147,7 @@ def test_out_of_memory_says_what_to_lower(tmp_path: Path, monkeypatch: pytest.Mo
         run.val_loop.run()
 
 
-def test_random_numbers_depend_on_the_iteration_alone(tmp_path: Path) -> None:
+def test_random_numbers_depend_only_on_the_iteration(tmp_path: Path) -> None:
     drawn: list[list[float]] = []
     for start in (0, 2):
         run = runner(tmp_path)
@@ -153,7 +155,7 @@ def test_random_numbers_depend_on_the_iteration_alone(tmp_path: Path) -> None:
         numbers = []
         for iteration in range(start, 4):
             run.train_loop._iter = iteration
-            torch.rand(start + 7)  # whatever was drawn before
+            torch.rand(start + 7)  # must not matter
             hook.before_train_iter(run, iteration)
             numbers.append(float(torch.rand(())))
         drawn.append(numbers)
@@ -161,7 +163,7 @@ def test_random_numbers_depend_on_the_iteration_alone(tmp_path: Path) -> None:
     assert len(set(drawn[0])) == 4
 
 
-def test_frozen_parts_stay_as_they_are(tmp_path: Path) -> None:
+def test_frozen_parts_do_not_change(tmp_path: Path) -> None:
     run = runner(tmp_path, train_cfg__max_iters=3)
     before = {k: v.clone() for k, v in run.model.frozen.named_parameters()}
     run.train()
@@ -172,7 +174,7 @@ def test_frozen_parts_stay_as_they_are(tmp_path: Path) -> None:
     assert not run.model.frozen.training
 
 
-def test_frozen_parts_are_left_out_without_any_option(tmp_path: Path) -> None:
+def test_frozen_parts_are_left_out_without_paramwise_cfg(tmp_path: Path) -> None:
     cfg = config(tmp_path)
     del cfg.optim_wrapper["paramwise_cfg"]
     run = OpenVocabRunner.from_cfg(cfg)
@@ -181,29 +183,27 @@ def test_frozen_parts_are_left_out_without_any_option(tmp_path: Path) -> None:
     assert sum(len(g["params"]) for g in groups) == len(list(run.model.layers.parameters()))
 
 
-def test_other_names_than_those_trained_on(tmp_path: Path) -> None:
+def test_other_train_vocabulary_raises(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="set model.ensemble.train_vocabulary to"):
         runner(tmp_path, model__train_vocabulary="cat; zebra").train()
 
 
-def test_a_config_without_names_is_trained_on_those_of_the_dataset(tmp_path: Path) -> None:
+def test_default_train_vocabulary_is_the_dataset_s(tmp_path: Path) -> None:
     run = runner(tmp_path, model__train_vocabulary="zebra")
-    run.model.train_vocabulary_is_open = True  # as of segmentors whose config says none
+    run.model.train_vocabulary_is_open = True  # as in segmentors whose config sets none
     run.train()
     assert run.model.ensemble.train_vocabulary.synonyms == (("cat",), ("dog",))
     assert not run.model.train_vocabulary_is_open, "a checkpoint to begin with changes nothing"
 
 
-def test_more_processes_than_images_to_evaluate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_processes_than_images_raise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = runner(tmp_path)
     monkeypatch.setattr(run, "_world_size", 4)
     with pytest.raises(ConfigError, match="4 processes for 3 images"):
         _ = run.val_loop
 
 
-def test_what_a_dataset_refuses_in_a_worker_is_one_sentence(
+def test_dataset_errors_in_workers_are_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: SmallDataset, index: int) -> dict:
@@ -227,7 +227,7 @@ def test_batches_larger_than_the_dataset_repeat_images(tmp_path: Path) -> None:
     assert set(run.model.seen[0]["images"]) == set(range(7))
 
 
-def test_on_another_test_set(tmp_path: Path) -> None:
+def test_test_on_another_test_set(tmp_path: Path) -> None:
     run = runner(tmp_path)
     for size, names in ((4, ("a", "b")), (6, ("c",))):
         cfg = config(tmp_path)

@@ -1,4 +1,4 @@
-"""Training in bfloat16: what runs in which number format."""
+"""Training in bfloat16: number formats of forward pass, weights and updates."""
 
 import torch
 from mmengine.config import Config
@@ -8,7 +8,7 @@ from odise_mm.config.changing import precision_of, set_precision
 from odise_mm.registry import OPTIM_WRAPPERS
 
 
-def test_bfloat16_is_torchs_autocast_around_the_forward_pass_alone() -> None:
+def test_bfloat16_wraps_only_the_forward_pass_in_autocast() -> None:
     torch.manual_seed(0)
     model = nn.Linear(16, 8)
     start = model.weight.detach().clone()

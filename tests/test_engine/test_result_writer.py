@@ -1,4 +1,4 @@
-"""Numbers in the files that a test run dumps: readable as ground truth of the same classes."""
+"""Values in dumped result files: they can be read as ground truth of the same classes."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(
     path: str = "images/7.jpg",
     **info: Any,
 ) -> Path | None:
-    """Dump one image: a row of pixels, each a segment of its class; the folder of the dump."""
+    """Dump an image with a row of one-pixel segments; return the folder of the dump."""
     dataset = SimpleNamespace(
         cat2label={first_id + i: i for i in range(num_classes)},
         get_data_info=lambda index: dict(img_path=path, **info),
@@ -70,19 +70,19 @@ class _Sized(SimpleNamespace):
 
 
 @pytest.mark.parametrize("num_classes", [1, 2, 254, 255, 256, 257, 847])
-def test_all_classes_come_back_from_semantic_maps(num_classes: int, tmp_path: Path) -> None:
+def test_semantic_maps_round_trip(num_classes: int, tmp_path: Path) -> None:
     labels = sorted({0, num_classes // 2, min(254, num_classes - 1), num_classes - 1})
     folder = run(ResultWriterHook(tmp_path), labels, num_classes)
     sample = dict(sem_seg_path=str(folder / "semantic" / "7.png"))
     assert read_semantic_truth(sample, num_classes)[0].tolist() == [labels]
 
 
-def test_too_many_classes_are_refused_before_anything_is_run(tmp_path: Path) -> None:
+def test_too_many_classes_raise_before_testing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="65,536 classes has no label maps"):
         run(ResultWriterHook(tmp_path), [0], 65536)
 
 
-def test_images_are_shown_as_the_dataset_reads_them(tmp_path: Path) -> None:
+def test_drawn_images_have_the_dataset_s_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path = tmp_path / "7.png"
@@ -96,7 +96,7 @@ def test_images_are_shown_as_the_dataset_reads_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first_id", [0, 1])
-def test_a_category_id_of_0_is_an_id_like_others(first_id: int, tmp_path: Path) -> None:
+def test_category_id_0(first_id: int, tmp_path: Path) -> None:
     folder = run(ResultWriterHook(tmp_path), [0, 1, 2], 3, first_id)
     content = json.loads((folder / "panoptic.json").read_text())
     assert [c["id"] for c in content["categories"]] == [first_id, first_id + 1, first_id + 2]

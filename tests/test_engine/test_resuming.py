@@ -1,4 +1,4 @@
-"""However a training is interrupted: it can be resumed, and ends with the same weights."""
+"""Interrupted runs can be resumed and end with the same weights."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_same_training(path: Path, reference: Path) -> None:
-    """Weights, optimizer and schedule to the bit."""
+    """Compare weights, optimizer and schedule exactly."""
     found, wanted = read_training_state(path), read_training_state(reference)
     for key in ("state_dict", "optimizer", "param_schedulers"):
         assert same(found[key], wanted[key]), key
@@ -75,14 +75,14 @@ def test_training_moves_the_weights(uninterrupted: Path) -> None:
 
 
 def test_killed_twice(tmp_path: Path, uninterrupted: Path) -> None:
-    """Once between two checkpoints, once in the middle of writing one, by SIGKILL."""
+    """SIGKILL once between two checkpoints and once while one is written."""
     file = tmp_path / "small.py"
     file.write_text(CONFIG)
 
     def run(hook: str) -> int:
         command = [sys.executable, str(ROOT / "tools/train.py"), str(file), "--resume"]
         command += ["--work-dir", str(tmp_path / "work"), "--cfg-options"]
-        # A sum's last bits depend on the number of threads.
+        # The last bits of sums depend on the number of threads.
         threads = str(torch.get_num_threads())
         environment = dict(os.environ, PYTHONPATH=str(ROOT), OMP_NUM_THREADS=threads)
         done = subprocess.run(
@@ -106,12 +106,12 @@ def test_killed_twice(tmp_path: Path, uninterrupted: Path) -> None:
 
 
 class Crash(BaseException):
-    """As abrupt as it gets within one process."""
+    """Simulate a crash within the process."""
 
 
 @contextmanager
 def crash_at(call: int) -> Iterator[None]:
-    """The so-many-th call of what changes files while saving crashes instead."""
+    """Replace the given call of the functions that change files by a crash."""
     count = 0
 
     def crashing(function: Callable) -> Callable:
@@ -134,12 +134,12 @@ def crash_at(call: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("call", range(1, 20))  # two saves, the second of which removes the first
-def test_crashed_at_any_step_of_saving(call: int, tmp_path: Path, short: Path) -> None:
+def test_crash_at_any_step_of_saving(call: int, tmp_path: Path, short: Path) -> None:
     one = dict(default_hooks__checkpoint__max_keep_ckpts=1, train_cfg__max_iters=6)
     with crash_at(call), pytest.raises(Crash):
         train(tmp_path, **one)
     for path in tmp_path.glob("*.pth"):
-        read_training_state(path)  # whatever has a checkpoint's name is complete
+        read_training_state(path)  # files with a checkpoint's name are complete
     train(tmp_path, resume=True, **one)
     assert_same_training(tmp_path / "iter_6.pth", short)
     assert [p.name for p in tmp_path.glob("*.pth")] == ["iter_6.pth"]
@@ -187,7 +187,7 @@ def test_resuming_loads_no_image_twice(tmp_path: Path) -> None:
 
 
 def test_other_samplers_resume_too(tmp_path: Path) -> None:
-    """By loading what was seen, as mmengine does."""
+    """The batches that were seen are loaded and skipped, as in mmengine."""
     plain = dict(train_dataloader__sampler__type="mmengine.InfiniteSampler")
     whole = train(tmp_path / "whole", **plain)
     train(tmp_path / "parts", train_cfg__max_iters=3, **plain)
@@ -196,7 +196,7 @@ def test_other_samplers_resume_too(tmp_path: Path) -> None:
     assert images[0][3:] == images[1]
 
 
-def test_an_unnamed_seed_is_taken_from_the_checkpoint(tmp_path: Path) -> None:
+def test_default_seed_is_taken_from_the_checkpoint(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole", randomness=dict(seed=None))
     seed = whole.seed
     train(tmp_path / "parts", randomness=dict(seed=seed), train_cfg__max_iters=6)
@@ -217,7 +217,7 @@ def test_a_moved_folder_resumes(tmp_path: Path, uninterrupted: Path) -> None:
     assert_same_training(tmp_path / "after/iter_12.pth", uninterrupted)
 
 
-def test_what_a_checkpoint_holds(uninterrupted: Path) -> None:
+def test_content_of_a_checkpoint(uninterrupted: Path) -> None:
     state = read_training_state(uninterrupted)
     assert set(state) == {
         "meta", "state_dict", "message_hub", "optimizer", "param_schedulers"
@@ -237,7 +237,7 @@ def test_what_a_checkpoint_holds(uninterrupted: Path) -> None:
         ([1], "no state_dict, optimizer"),
     ],
 )
-def test_what_cannot_be_resumed_from(content, message: str, tmp_path: Path) -> None:
+def test_invalid_training_states_raise(content, message: str, tmp_path: Path) -> None:
     path = tmp_path / "iter_1.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -248,7 +248,7 @@ def test_what_cannot_be_resumed_from(content, message: str, tmp_path: Path) -> N
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_checkpoint_of_another_config(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_config_raises(uninterrupted: Path, tmp_path: Path) -> None:
     for changes, message in [
         (dict(model__width=5), r"of another shape \(first: layers.0.weight is \(4, 2\)"),
         (dict(train_dataloader__dataset__names="cat; bird", model__train_vocabulary="cat; bird"),
@@ -265,7 +265,7 @@ def test_a_checkpoint_of_another_config(uninterrupted: Path, tmp_path: Path) -> 
 
 
 def test_mixed_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """bf16 by a CPU's autocast, which we leave to GPUs: what it saves can be resumed."""
+    """Resume runs in bf16, with autocast on the CPU."""
     wrapper = "mmengine.optim.optimizer.amp_optimizer_wrapper.is_cuda_available"
     monkeypatch.setattr(wrapper, lambda: True)
     monkeypatch.setattr("odise_mm.config.checking._check_devices", lambda cfg, world: None)
@@ -283,7 +283,7 @@ def test_mixed_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert not same(weights(whole), weights(run("fp32", "fp32")))
 
 
-def test_a_checkpoint_of_another_optimizer(uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_optimizer_raises(uninterrupted: Path, tmp_path: Path) -> None:
     state = read_training_state(uninterrupted)
     state["optimizer"]["param_groups"].pop()
     path = tmp_path / "iter_12.pth"
@@ -303,7 +303,7 @@ def test_starting_from_weights(uninterrupted: Path, tmp_path: Path) -> None:
         train(tmp_path / "other", load_from=str(start), model__width=5)
 
 
-def test_a_note_of_a_checkpoint_that_is_gone(tmp_path: Path) -> None:
+def test_last_checkpoint_names_a_missing_file(tmp_path: Path) -> None:
     assert latest_checkpoint(tmp_path) is None
     (tmp_path / "last_checkpoint").write_text("/gone/iter_3.pth")
     with pytest.raises(CheckpointError, match="last_checkpoint names /gone/iter_3.pth"):
@@ -331,8 +331,8 @@ def test_only_leftovers_are_removed(tmp_path: Path) -> None:
     assert set(tmp_path.iterdir()) == set(keep)
 
 
-def test_the_best_checkpoint_is_removed_after_the_better_one_is_there(tmp_path: Path) -> None:
-    """mmengine removes it before."""
+def test_the_old_best_checkpoint_is_removed_after_saving(tmp_path: Path) -> None:
+    """mmengine removes the old file before it saves."""
     saved: list[list[str]] = []
 
     class Watched(OpenVocabRunner):

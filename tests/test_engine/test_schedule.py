@@ -1,4 +1,4 @@
-"""The published schedule in numbers, and which parameters decay."""
+"""The published schedule, and the parameters with weight decay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LABEL, CAPTION = "odise/odise_coco_label.py", "odise/odise_coco_caption.py"
 
 
 def formula(iteration: int) -> float:
-    """Base 1e-4, 0.067 to 1 over 250 iterations, a tenth from 8/9 and from 26/27 on."""
+    """Return 1e-4, warmed up from 0.067 over 250 iterations, divided by 10 at 8/9 and 26/27."""
     warm_up = min(1.0, 0.067 + (1 - 0.067) * iteration / 250)
     drops = (iteration >= 81945) + (iteration >= 88773)
     return 1e-4 * warm_up * 0.1**drops
@@ -50,7 +50,7 @@ def test_published_settings(file: str) -> None:
 
 
 @pytest.mark.parametrize("file, trained", [(LABEL, 28_067_009), (CAPTION, 28_066_755)])
-def test_what_is_optimised_and_what_decays(file: str, trained: int) -> None:
+def test_trained_parameters_and_weight_decay(file: str, trained: int) -> None:
     cfg = load_config(file).optim_wrapper
     options = dict(type="OptimWrapper", optimizer=cfg.optimizer)
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(cfg.constructor)(options, cfg.paramwise_cfg)

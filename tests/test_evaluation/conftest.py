@@ -11,7 +11,7 @@ from mmengine.logging import MMLogger
 
 @pytest.fixture
 def warnings(caplog: pytest.LogCaptureFixture) -> Iterator[Callable[[], list[str]]]:
-    """Warnings in the log so far."""
+    """Return the warnings in the log so far."""
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
     yield lambda: [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]

@@ -1,4 +1,4 @@
-"""One metric that fails does not take the others' numbers with it."""
+"""The results of other metrics are kept if one fails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support import make
 
 
 class Counting(DatasetMetric):
-    """Counts images; fails where it is told to."""
+    """Count images; fail at a given image or method."""
 
     task = "panoptic"
 
@@ -40,7 +40,7 @@ class Counting(DatasetMetric):
 
 
 class Other(Counting):
-    """The same under another name."""
+    """The same metric under another name."""
 
 
 def evaluator(*metrics: DatasetMetric) -> OpenVocabEvaluator:
@@ -60,7 +60,7 @@ def run(made: OpenVocabEvaluator, images: int = 4) -> dict[str, float]:
 
 @pytest.mark.parametrize("at", ["end", 2])
 @pytest.mark.parametrize("error", [None, TypeError("argument")])
-def test_numbers_of_the_others_are_kept(
+def test_results_of_other_metrics_are_kept(
     at: Any, error: Exception | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = evaluator(Counting("a", at, error), Other("b"))
@@ -70,25 +70,25 @@ def test_numbers_of_the_others_are_kept(
     why = str(error or "a does not fit")
     assert caught.value.failures == {"Counting": why}
     assert "1 of 2 metrics failed" in str(caught.value) and why in str(caught.value)
-    made.metrics[0].at = None  # afterwards both start anew
+    made.metrics[0].at = None  # afterwards both metrics are reset
     assert run(made) == {"a/images": 4, "b/images": 4} and made.failures == {}
 
 
-def test_a_file_is_refused_before_the_first_image() -> None:
+def test_invalid_files_raise_before_the_first_image() -> None:
     made = evaluator(Counting("a"), Other("b", "file"))
     with pytest.raises(DatasetError, match="b does not fit"):
         run(made)
     assert made.metrics[0].results == []
 
 
-def test_the_first_image_shows_mistakes_at_once() -> None:
+def test_errors_in_the_first_batch_raise_at_once() -> None:
     made = evaluator(Counting("a", 0, ConfigError("no such class")), Other("b"))
     with pytest.raises(ConfigError, match="no such class"):
         run(made)
     assert made.metrics[1].results == []
 
 
-def test_it_ends_where_no_metric_is_left() -> None:
+def test_evaluation_ends_if_no_metric_is_left() -> None:
     made = evaluator(Counting("a", 1), Other("b", 2))
     with pytest.raises(DatasetError, match="b does not fit"):
         run(made, images=1000)
@@ -97,7 +97,7 @@ def test_it_ends_where_no_metric_is_left() -> None:
         run(made)
 
 
-def test_metrics_of_one_prefix_cost_only_the_second() -> None:
+def test_metrics_with_the_same_prefix_raise() -> None:
     with pytest.raises(
         EvaluationError, match="Counting 2: two metrics are named a/images"
     ) as caught:
@@ -106,9 +106,9 @@ def test_metrics_of_one_prefix_cost_only_the_second() -> None:
 
 
 def failing_in_one_of_two(rank: int) -> list:
-    """A part of test_processes.py, whose processes are there already."""
+    """Run in the processes of test_processes.py."""
     found = []
-    # at an image of the second process alone; on the main process alone, in two ways; in a file
+    # at an image of the second process only; in the main process only, in two ways; in a file
     for at, error in ((3, None), ("end", None), ("end", TypeError("argument")), ("file", None)):
         made = evaluator(Counting("a", at, error), Other("b"))
         try:

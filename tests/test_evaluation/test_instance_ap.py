@@ -1,4 +1,4 @@
-"""AP and average recall: equal to pycocotools' own, from files and from panoptic ground truth."""
+"""AP and average recall equal pycocotools', from files and from panoptic ground truth."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def metric_of(classes: Vocabulary = CLASSES, **cfg: Any) -> MaskMetric:
 
 
 def samples(folder: Path, count: int = 8) -> list[dict[str, Any]]:
-    """Images of two sizes with small, medium and large things, ids in no order."""
+    """Make images of two sizes with small, medium and large things, and unsorted ids."""
     rng = np.random.default_rng(count)
     shapes = [(160, 200), (40, 50)]
     ids = [31, 4, 159, 2, 65, 35, 89, 79][:count]
@@ -46,7 +46,7 @@ def samples(folder: Path, count: int = 8) -> list[dict[str, Any]]:
 
 
 def stock(path: Path, results: list[dict], classes: int = 1, max_dets: int = 100) -> COCOeval:
-    """pycocotools as its makers use it."""
+    """Evaluate with pycocotools."""
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(str(path))
         engine = COCOeval(truth, truth.loadRes(results), "segm")
@@ -59,9 +59,7 @@ def stock(path: Path, results: list[dict], classes: int = 1, max_dets: int = 100
 
 
 @pytest.mark.parametrize("source", ["file", "panoptic"])
-def test_ap_is_that_of_pycocotools(
-    tmp_path: Path, source: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_ap_equals_pycocotools(tmp_path: Path, source: str, capsys: pytest.CaptureFixture) -> None:
     items = samples(tmp_path)
     path = tmp_path / "instances.json"
     make.instance_file(path, items, CLASSES)
@@ -84,7 +82,7 @@ def test_ap_is_that_of_pycocotools(
 
 @pytest.mark.parametrize("max_dets", [3, 100])
 @pytest.mark.parametrize("source", ["file", "panoptic"])
-def test_recall_is_that_of_pycocotools(tmp_path: Path, source: str, max_dets: int) -> None:
+def test_recall_equals_pycocotools(tmp_path: Path, source: str, max_dets: int) -> None:
     items = samples(tmp_path)
     path = tmp_path / "instances.json"
     make.instance_file(path, items, CLASSES)
@@ -98,7 +96,7 @@ def test_recall_is_that_of_pycocotools(tmp_path: Path, source: str, max_dets: in
     assert 5 < expected < 95 and metric.per_class == {}
 
 
-def test_recall_of_a_file_asks_for_no_class_and_of_a_map_counts_what_is_a_thing(
+def test_recall_ignores_classes_of_files_and_counts_things_of_maps(
     tmp_path: Path,
 ) -> None:
     (item,) = samples(tmp_path, 1)
@@ -127,7 +125,7 @@ def test_recall_of_a_file_asks_for_no_class_and_of_a_map_counts_what_is_a_thing(
     assert metric.evaluate(1)["proposals/AR@100"] == pytest.approx(100 * things / counted)
 
 
-def test_forms_of_a_mask_are_one() -> None:
+def test_all_mask_formats_are_equivalent() -> None:
     mask = np.zeros((6, 9), np.uint8)
     mask[1:4, 2:7] = 1
     code = mask_utils.encode(np.asfortranarray(mask))
@@ -144,7 +142,7 @@ def test_forms_of_a_mask_are_one() -> None:
         assert np.array_equal(mask_utils.decode(to_rle(form, (6, 9))), mask), form
 
 
-def test_nothing_found_and_nothing_to_find(tmp_path: Path) -> None:
+def test_no_results_and_no_objects(tmp_path: Path) -> None:
     items = samples(tmp_path, 2)
     for item in items:
         empty = {key: value[:0] for key, value in item["pred_instances"].items()}

@@ -1,4 +1,4 @@
-"""LVIS AP: an independent implementation on pixels, and numbers of lvis-api 0.5.3."""
+"""LVIS AP equals an independent implementation on pixels, and recorded values of lvis-api 0.5.3."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.support import make
 SHAPE = (130, 140)
 NUM_CLASSES = 9
 AREAS = dict(AP=(0, 1e10), APs=(0, 1024), APm=(1024, 9216), APl=(9216, 1e10))
-# From lvis-api 0.5.3 (LVISEval, "segm") on the data of `federated(0)`; there np.float was replaced
-# by float, which is what it meant, as numpy 1.24 took it away.
+# From lvis-api 0.5.3 (LVISEval, "segm") on the data of `federated(0)`, with np.float replaced by
+# float, because numpy 1.24 removed it.
 RECORDED = dict(
     AP=14.982644208891656,
     AP50=26.16733434697584,
@@ -35,12 +35,12 @@ RECORDED = dict(
 
 
 def federated(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """LVIS annotations of boxes and what a model finds; the same numbers on every numpy.
+    """Make LVIS annotations and results; the values are the same with every version of numpy.
 
     Returns:
         The JSON file's content; per image labels, scores and boxes (y0, y1, x0, x1).
     """
-    # RandomState, as its numbers are promised to stay.
+    # NumPy guarantees that RandomState's numbers never change.
     rng = np.random.RandomState(seed)
     images, annotations, found = [], [], []
     for number in range(14):
@@ -82,7 +82,7 @@ def federated(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             labels.append(rng.randint(NUM_CLASSES))
         scores = rng.permutation(len(labels)) / 400 + number / 1e5  # no ties
         if number == 5:
-            scores[:6] = 0.0  # these are beyond the 300
+            scores[:6] = 0.0  # outside the first 300
         found.append(
             dict(
                 img_id=img_id,
@@ -126,7 +126,7 @@ def metric_of(path: Path, classes: Vocabulary | None = None) -> LVISInstanceAP:
 def class_ap(
     content: dict[str, Any], found: list[dict], label: int, threshold: float, area: tuple
 ) -> float | None:
-    """AP of one class at one IoU, by the definition, one pixel mask after the other."""
+    """Compute AP of one class at one IoU from its definition, on pixel masks."""
     outcomes, objects = [], 0
     for image in content["images"]:
         truths = [
@@ -150,7 +150,7 @@ def class_ap(
                 j: (mask & truths[j][0]).sum() / (mask | truths[j][0]).sum() for j in sorted(free)
             }
             good = [j for j in iou if iou[j] >= threshold]
-            # Objects that count come before those of another size.
+            # Objects of the wanted size come before those of another size.
             good = [j for j in good if counts[j]] or good
             if good:
                 match = max(good, key=lambda j: (iou[j], j))
@@ -194,7 +194,7 @@ def expected_numbers(content: dict[str, Any], found: list[dict]) -> dict[str, fl
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_numbers_are_those_of_the_definition(tmp_path: Path, seed: int) -> None:
+def test_ap_equals_the_definition(tmp_path: Path, seed: int) -> None:
     content, found = federated(seed)
     path = tmp_path / "lvis.json"
     path.write_text(json.dumps(content))
@@ -208,7 +208,7 @@ def test_numbers_are_those_of_the_definition(tmp_path: Path, seed: int) -> None:
 
 
 def test_federated_rules_matter(tmp_path: Path) -> None:
-    """Without each of the rules the numbers would be others: the test above tries them all."""
+    """Each rule changes the results, so the test above covers all of them."""
     content, found = federated(0)
     path = tmp_path / "lvis.json"
 
@@ -226,7 +226,7 @@ def test_federated_rules_matter(tmp_path: Path) -> None:
     assert ap(content | dict(images=complete)) < base - 0.1
 
 
-def test_a_vocabulary_without_classes_that_are_not_annotated(tmp_path: Path) -> None:
+def test_vocabulary_may_lack_classes_without_objects(tmp_path: Path) -> None:
     content, found = federated(0)
     extra = dict(id=77, name="gnu", frequency="r")
     content["categories"].append(extra)
@@ -238,7 +238,7 @@ def test_a_vocabulary_without_classes_that_are_not_annotated(tmp_path: Path) -> 
     assert metric.evaluate(14)["lvis/APr"] == pytest.approx(RECORDED["APr"])
 
 
-def test_files_that_are_not_of_lvis(tmp_path: Path) -> None:
+def test_files_of_other_datasets_raise(tmp_path: Path) -> None:
     content, found = federated(0)
     path = tmp_path / "lvis.json"
 

@@ -1,4 +1,4 @@
-"""Panoptic quality: panopticapi's own numbers, and an independent implementation on random maps."""
+"""Panoptic quality equals panopticapi's, and an independent implementation on random maps."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def coco_samples(which: str) -> tuple[Vocabulary, list[dict[str, Any]], list[int
 
 
 @pytest.mark.parametrize("which", ["pred_a", "pred_b"])
-def test_numbers_are_those_of_panopticapi(which: str) -> None:
+def test_results_equal_panopticapi(which: str) -> None:
     expected = json.loads((DATA / f"{which}_expected.json").read_text())
     classes, samples, ids = coco_samples(which)
     metric = metric_of(classes)
@@ -93,7 +93,7 @@ def test_numbers_are_those_of_panopticapi(which: str) -> None:
 
 
 def enlarged(item: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """A sample whose maps are twice as high and wide, with the areas of the small ones."""
+    """Make a sample with maps twice as high and wide, but with the original areas."""
     ids = read_panoptic_png(item["seg_map_path"]).repeat(2, 0).repeat(2, 1)
     path = folder / Path(item["seg_map_path"]).name
     write_panoptic_png(path, ids)
@@ -106,11 +106,8 @@ def enlarged(item: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def test_areas_are_counted_whatever_the_json_says(
-    tmp_path: Path, warnings: Callable[[], list[str]]
-) -> None:
-    """Maps that were enlarged and kept their JSON file: the numbers are those of the small ones,
-    and somebody who compares with panopticapi learns why its numbers differ."""
+def test_areas_are_counted_in_maps(tmp_path: Path, warnings: Callable[[], list[str]]) -> None:
+    """Enlarging maps without their JSON file changes no result, but logs a warning."""
     numbers = []
     for large in (False, True):
         classes, samples, _ = coco_samples("pred_a")
@@ -130,9 +127,7 @@ def test_areas_are_counted_whatever_the_json_says(
     assert f"{4 * first['area']} pixels" in line and "panopticapi uses the JSON file" in line
 
 
-def test_areas_that_are_not_given_are_not_compared(
-    tmp_path: Path, warnings: Callable[[], list[str]]
-) -> None:
+def test_missing_areas_are_not_compared(tmp_path: Path, warnings: Callable[[], list[str]]) -> None:
     classes = make.vocabulary(3)
     item = make.sample(tmp_path, 1, np.random.default_rng(0), classes)
     metric = metric_of(classes)
@@ -140,7 +135,7 @@ def test_areas_that_are_not_given_are_not_compared(
     for info in item["segments_info"]:
         info["area"] = None
     crowd = [info for info in item["segments_info"] if info["is_crowd"]]
-    for info in crowd:  # which nobody's numbers depend on
+    for info in crowd:  # which do not change any result
         info["area"] = 1
     metric.process(None, [item])
     metric.evaluate(2)
@@ -150,7 +145,7 @@ def test_areas_that_are_not_given_are_not_compared(
 def by_pixels(
     truth: np.ndarray, segments: list[dict], result: np.ndarray, labels: dict[int, int], k: int
 ) -> np.ndarray:
-    """The definition on masks, one pair after the other: (4, K) tp, fp, fn, IoU."""
+    """Compute the definition on pairs of masks: (4, K) tp, fp, fn, IoU."""
     out = np.zeros((4, k))
     free, matched = set(labels), set()
     for segment in segments:
@@ -180,7 +175,7 @@ def by_pixels(
 
 
 @pytest.mark.parametrize("num_classes", [1, 5, 1500])
-def test_random_maps_as_by_pixels(num_classes: int) -> None:
+def test_random_maps_equal_the_definition(num_classes: int) -> None:
     rng = np.random.default_rng(num_classes)
     classes = make.vocabulary(num_classes)
     total, crowds, hits = np.zeros((4, num_classes)), 0, 0
@@ -207,14 +202,15 @@ def test_random_maps_as_by_pixels(num_classes: int) -> None:
     np.testing.assert_allclose(np.stack(ours), total, atol=1e-9)
 
 
-def test_void_and_crowd_excuse_and_half_does_not_match() -> None:
+def test_void_crowd_and_iou_of_one_half() -> None:
     def counts(truth: list[int], segments: list[TruthSegment], result: list[int], **labels: int):
         ids = {int(k[1:]): v for k, v in labels.items()}
         return match_segments(np.array([truth]), segments, np.array([result]), ids, 2)
 
     thing = TruthSegment(7, 0, True, False)
     crowd = TruthSegment(8, 1, True, True)
-    # IoU of exactly 0.5 is no match, void is not part of the union, more than half void excuses.
+    # An IoU of exactly 0.5 is not a match; void is excluded from the union; mostly void results are
+    # not counted.
     half = counts([7, 7, 0, 0], [thing], [1, 0, 0, 0], s1=0)
     assert (half.tp[0], half.fp[0], half.fn[0]) == (0, 1, 1)
     whole = counts([7, 7, 0, 0], [thing], [1, 1, 1, 1], s1=0)
@@ -252,7 +248,7 @@ def test_classes_that_never_occur_do_not_count(tmp_path: Path) -> None:
     assert np.isnan(numbers["panoptic/PQ_st"])
 
 
-def test_what_is_kept_does_not_grow(tmp_path: Path) -> None:
+def test_memory_does_not_grow(tmp_path: Path) -> None:
     classes = make.vocabulary(3)
     item = make.sample(tmp_path, 1, np.random.default_rng(0), classes)
     metric = metric_of(classes)
@@ -263,11 +259,11 @@ def test_what_is_kept_does_not_grow(tmp_path: Path) -> None:
     assert len(sizes) == 1
     numbers = metric.evaluate(5)
     metric.process(None, [item])
-    assert metric.evaluate(1) == pytest.approx(numbers, nan_ok=True)  # and it starts anew
+    assert metric.evaluate(1) == pytest.approx(numbers, nan_ok=True)  # and it is reset
 
 
 def broken(item: dict[str, Any], how: str) -> None:
-    """Spoils a sample."""
+    """Break a sample."""
     path = Path(item["seg_map_path"])
     if how == "missing":
         path.unlink()
@@ -300,7 +296,7 @@ def broken(item: dict[str, Any], how: str) -> None:
         ("none", r"1\.jpg: no panoptic ground truth"),
     ],
 )
-def test_broken_ground_truth_is_named(tmp_path: Path, how: str, message: str) -> None:
+def test_broken_ground_truth_raises(tmp_path: Path, how: str, message: str) -> None:
     classes = make.vocabulary(3)
     item = make.sample(tmp_path, 1, np.random.default_rng(0), classes)
     broken(item, how)
@@ -308,7 +304,7 @@ def test_broken_ground_truth_is_named(tmp_path: Path, how: str, message: str) ->
         metric_of(classes).process(None, [item])
 
 
-def test_results_that_cannot_be_are_refused(tmp_path: Path) -> None:
+def test_inconsistent_results_raise(tmp_path: Path) -> None:
     classes = make.vocabulary(3)
     item = make.sample(tmp_path, 1, np.random.default_rng(0), classes)
     info = item["pred_panoptic_seg"]["segments_info"]

@@ -1,4 +1,4 @@
-"""All metrics: two processes with an uneven share say what one process says; wrong shares fail."""
+"""All metrics: two processes with uneven shares equal one process; wrong shares raise."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def build(folder: Path) -> Evaluator:
 
 
 def one_of_two(rank: int, folder: Path, shares: list[list[int]]) -> None:
-    """A process: evaluates its share, then a wrong one, then one that breaks at the end."""
+    """Evaluate a process's share, then a wrong one, then one that fails at the end."""
     os.environ |= dict(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    base.GATHERED_AT_ONCE = 2  # several rounds, more of them than the smaller share needs
+    base.GATHERED_AT_ONCE = 2  # several rounds, more than the smaller share needs
     items = samples(folder / str(rank))
     evaluator = build(folder)
     answers = []
@@ -68,7 +68,7 @@ def one_of_two(rank: int, folder: Path, shares: list[list[int]]) -> None:
         numbers = evaluator.evaluate(COUNT)
         answers.append((numbers, [metric.per_class for metric in evaluator.metrics]))
     padded = [[0, 2, 4, 6], [1, 3, 5, 0]]
-    double = [[0, 2, 4, 6], [1, 3, 0]]  # the number is right, one is missing
+    double = [[0, 2, 4, 6], [1, 3, 0]]  # right number of images, but one is missing
     errors = []
     for share, size, metrics in (
         (padded, COUNT, evaluator.metrics),
@@ -86,7 +86,7 @@ def one_of_two(rank: int, folder: Path, shares: list[list[int]]) -> None:
     dist.destroy_process_group()
 
 
-def test_two_processes_say_what_one_says(tmp_path: Path) -> None:
+def test_two_processes_equal_one(tmp_path: Path) -> None:
     for rank in "01":
         (tmp_path / rank).mkdir()
     items = samples(tmp_path / "0")
@@ -109,7 +109,7 @@ def test_two_processes_say_what_one_says(tmp_path: Path) -> None:
                 for name, values in theirs.items():
                     assert ours[name] == pytest.approx(values, abs=1e-10, nan_ok=True)
         n = len(KINDS)
-        assert len(errors) == n + n + n - 2  # on both processes: nobody waits for ever
+        assert len(errors) == n + n + n - 2  # in both processes, none waits forever
         for kind, error in zip(KINDS, errors[:n], strict=True):
             assert error.startswith(f"{kind}: 8 images were evaluated, but the dataset has 7")
             assert "round_up=False" in error
@@ -118,7 +118,7 @@ def test_two_processes_say_what_one_says(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shares_that_are_wrong_in_one_process(tmp_path: Path, kind: str) -> None:
+def test_wrong_shares_in_one_process_raise(tmp_path: Path, kind: str) -> None:
     items = samples(tmp_path)
     lvis_file(tmp_path, items)
     metric = build(tmp_path).metrics[KINDS.index(kind)]
@@ -127,19 +127,19 @@ def test_shares_that_are_wrong_in_one_process(tmp_path: Path, kind: str) -> None
     metric.process(None, items[:-1])
     with pytest.raises(ConfigError, match=f"{kind}: 6 images .* 7; .*round_up=False"):
         metric.evaluate(COUNT)
-    # What was left of a failed evaluation is gone.
+    # A failed evaluation leaves nothing behind.
     metric.process(None, items)
     assert len(metric.evaluate(COUNT)) > 0
 
 
-def test_a_vocabulary_is_asked_for(tmp_path: Path) -> None:
+def test_missing_vocabulary_raises(tmp_path: Path) -> None:
     metric = METRICS.build(dict(type="PanopticQuality"))
     metric.dataset_meta = dict(classes=("a",))
     with pytest.raises(ConfigError, match="PanopticQuality: .* no vocabulary; .*PanopticDataset"):
         metric.process(None, samples(tmp_path))
 
 
-def test_names_that_are_spelled_alike_stay_apart() -> None:
+def test_equal_class_names_get_an_index() -> None:
     metric = METRICS.build(dict(type="PanopticQuality"))
     metric.dataset_meta = dict(vocabulary=Vocabulary((("a",), ("b",), ("a",)), (True, True, False)))
     assert metric.class_names == ["a (class 0)", "b", "a (class 2)"]

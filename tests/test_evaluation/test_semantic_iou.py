@@ -1,4 +1,4 @@
-"""mIoU: equal to mmseg's, from label files of all kinds and from panoptic ground truth."""
+"""mIoU equals mmseg's, from all kinds of label files and from panoptic ground truth."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def metric_of(num_classes: int) -> SemanticIoU:
 
 
 @pytest.mark.parametrize(("num_classes", "bits"), [(2, 8), (150, 8), (847, 16), (1500, 16)])
-def test_numbers_are_those_of_mmseg(tmp_path: Path, num_classes: int, bits: int) -> None:
+def test_results_equal_mmseg(tmp_path: Path, num_classes: int, bits: int) -> None:
     rng = np.random.default_rng(num_classes)
     ignored = 255 if bits == 8 else 65535
     metric = metric_of(num_classes)
     theirs = IoUMetric(ignore_index=ignored, prefix="semantic")
     theirs.dataset_meta = dict(classes=metric.vocabulary.source_names)
     for img_id in range(4):
-        # Some classes occur nowhere, one in the truth alone and one in the result alone.
+        # Some classes occur nowhere, one only in the ground truth and one only in the result.
         truth = rng.integers(max(1, num_classes // 2), size=(40, 50))
         result = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(num_classes // 2))
         truth[0, 0], result[1, 1] = num_classes - 1, num_classes - 2
@@ -51,7 +51,7 @@ def test_numbers_are_those_of_mmseg(tmp_path: Path, num_classes: int, bits: int)
     classes = IoUMetric.total_area_to_metrics(*results)
     numbers, expected = metric.evaluate(4), theirs.evaluate(4)
     assert numbers.keys() == expected.keys() == {f"semantic/{n}" for n in ("mIoU", "mAcc", "aAcc")}
-    for name, value in expected.items():  # which mmseg rounds
+    for name, value in expected.items():  # rounded by mmseg
         assert numbers[name] == pytest.approx(value, abs=0.005001)
     assert numbers["semantic/mIoU"] == pytest.approx(100 * np.nanmean(classes["IoU"]), rel=1e-5)
     for index, (iou, acc) in enumerate(zip(classes["IoU"], classes["Acc"], strict=True)):
@@ -91,21 +91,21 @@ def truth_of(path: Path, numbers: np.ndarray, num_classes: int, reduce: bool = F
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_black_and_white_maps_are_pointed_out(dtype: type, tmp_path: Path, warnings: Lines) -> None:
+def test_black_and_white_maps_are_logged(dtype: type, tmp_path: Path, warnings: Lines) -> None:
     white = int(np.iinfo(dtype).max)
     numbers = np.array([[0, white], [white, white]], dtype)
     assert truth_of(tmp_path / "a" / "1.png", numbers, 2) == [[0, IGNORED], [IGNORED] * 2]
     (line,) = warnings()
     assert str(tmp_path / "a" / "1.png") in line and f"{white} means 'ignored'" in line
     assert "write 1 instead" in line
-    # The next one of the folder is not named, that of another folder is.
+    # Only the first file of each folder is logged.
     truth_of(tmp_path / "a" / "2.png", numbers, 2)
     truth_of(tmp_path / "b" / "1.png", numbers, 5)
     assert len(warnings()) == 2 and str(tmp_path / "b" / "1.png") in warnings()[1]
 
 
 @pytest.mark.parametrize("numbers", [[0, 1], [1, 255], [0, 1, 255], [0], [0, 0, 1, 2]])
-def test_other_maps_are_not(numbers: list[int], tmp_path: Path, warnings: Lines) -> None:
+def test_other_maps_are_not_logged(numbers: list[int], tmp_path: Path, warnings: Lines) -> None:
     truth_of(tmp_path / "a" / "1.png", np.array([numbers], np.uint8), 3)
     assert not warnings()
 
@@ -122,7 +122,7 @@ def test_maps_of_one_bit_have_two_classes(tmp_path: Path, warnings: Lines) -> No
 @pytest.mark.parametrize(
     ("number", "reduce"), [(255, False), (255, True), (0, True)], ids=["255", "255 of 1", "0 of 1"]
 )
-def test_maps_in_which_nothing_counts(
+def test_maps_with_only_ignored_pixels(
     number: int, reduce: bool, tmp_path: Path, warnings: Lines
 ) -> None:
     numbers = np.full((2, 2), number, np.uint8)
@@ -137,7 +137,7 @@ def test_maps_in_which_nothing_counts(
     assert "all ground truth pixels are ignored" in warnings()[-1]
 
 
-def test_class_255_of_256_counts(tmp_path: Path) -> None:
+def test_class_255_of_256_is_not_ignored(tmp_path: Path) -> None:
     numbers = np.array([[0, 254, 255]])
     wide, narrow = tmp_path / "wide.png", tmp_path / "narrow.png"
     assert truth_of(wide, numbers.astype(np.uint16), 256) == numbers.tolist()
@@ -150,7 +150,7 @@ def test_class_255_of_256_counts(tmp_path: Path) -> None:
     assert metric.per_class["c255"] == dict(IoU=0, Acc=0)
 
 
-def test_panoptic_truth_gives_classes_crowd_included(tmp_path: Path) -> None:
+def test_panoptic_ground_truth_includes_crowds(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     classes = make.vocabulary(7)
     for img_id in range(5):
@@ -164,15 +164,15 @@ def test_panoptic_truth_gives_classes_crowd_included(tmp_path: Path) -> None:
         assert (expected == IGNORED).any()
 
 
-def test_counts_go_on_where_float32_stops() -> None:
+def test_counts_beyond_float32_precision() -> None:
     large = np.zeros((4097, 4097), np.int32)
     assert count_areas(large, large, 2).tolist() == [[4097**2, 0]] * 3
-    # The reason why mmseg's own histograms are not used.
+    # This is why mmseg's histograms are not used.
     histogram = torch.histc(torch.zeros(4097**2), bins=2, min=0, max=1)
     assert int(histogram[0]) != 4097**2
 
 
-def test_a_class_that_is_never_annotated_has_no_accuracy(tmp_path: Path) -> None:
+def test_accuracy_of_classes_without_ground_truth_is_nan(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.fromarray(np.array([[0, 0]], np.uint8)).save(path)
     metric = metric_of(3)

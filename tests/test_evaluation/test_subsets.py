@@ -1,4 +1,4 @@
-"""Numbers of subsets of classes: what the original tools say when they look at these classes."""
+"""Metrics of subsets equal those of the original tools, restricted to the classes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def metric_of(
 
 
 def check_all(metric: DatasetMetric, numbers: dict[str, float], names: tuple[str, ...]) -> None:
-    """The subset "all" has the dataset's own numbers."""
+    """Check that the subset "all" has the results of the dataset."""
     for name in names:
         whole = numbers[f"{metric.prefix}/{name}"]
         assert numbers[f"{metric.prefix}/all/{name}"] == pytest.approx(whole, abs=1e-9, nan_ok=True)
@@ -36,8 +36,8 @@ def check_all(metric: DatasetMetric, numbers: dict[str, float], names: tuple[str
 
 
 @pytest.mark.parametrize("which", ["pred_a", "pred_b"])
-def test_panoptic_quality_is_that_of_panopticapi(which: str) -> None:
-    """Which tells things and stuff apart, and lists classes that it found something of."""
+def test_panoptic_quality_of_subsets_equals_panopticapi(which: str) -> None:
+    """Compare with panopticapi's per-class results."""
     expected = json.loads((DATA / f"{which}_expected.json").read_text())
     classes, items, ids = coco_samples(which)
     seen = {info["label"] for item in items for info in item["segments_info"]}
@@ -65,12 +65,12 @@ def test_panoptic_quality_is_that_of_panopticapi(which: str) -> None:
 
 
 @pytest.mark.parametrize("source", ["file", "panoptic"])
-def test_ap_is_that_of_pycocotools_restricted_to_the_classes(tmp_path: Path, source: str) -> None:
+def test_ap_of_subsets_equals_pycocotools(tmp_path: Path, source: str) -> None:
     items = samples(tmp_path)
     path = tmp_path / "instances.json"
     make.instance_file(path, items, CLASSES)
     engine = stock(path, make.coco_results(items, CLASSES))
-    # class 3 is stuff, of which there are no objects
+    # class 3 is stuff and has no objects
     subsets = dict(all=(0, 1, 2, 3, 4), novel=(0, 3, 4), base=(2,), stuff=(1, 3))
     cfg = dict(ann_file=str(path)) if source == "file" else {}
     metric = metric_of(CLASSES, subsets, type="InstanceAP", **cfg)
@@ -88,10 +88,10 @@ def test_ap_is_that_of_pycocotools_restricted_to_the_classes(tmp_path: Path, sou
     assert all(math.isnan(numbers[f"instance/stuff/{key}"]) for key in KEYS)
 
 
-def test_iou_is_that_of_the_pixels_of_the_classes(tmp_path: Path) -> None:
+def test_iou_of_subsets(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     classes = make.vocabulary(6)
-    truth = rng.integers(4, size=(40, 50))  # class 4 is only found, class 5 is nowhere
+    truth = rng.integers(4, size=(40, 50))  # class 4 occurs only in the result, class 5 nowhere
     found = np.where(rng.random(truth.shape) < 0.6, truth, rng.integers(5, size=truth.shape))
     truth[rng.random(truth.shape) < 0.1] = 255
     Image.fromarray(truth.astype(np.uint8)).save(tmp_path / "a.png")
@@ -105,7 +105,7 @@ def test_iou_is_that_of_the_pixels_of_the_classes(tmp_path: Path) -> None:
     both = [((truth == k) & (found == k)).sum() for k in range(5)]
     iou = [100 * both[k] / ((truth == k) | (found == k)).sum() for k in range(5)]
     acc = [100 * both[k] / (truth == k).sum() for k in range(4)]
-    assert iou[4] == 0  # found where there is none
+    assert iou[4] == 0  # only in the result
     expected = {
         "semantic/novel/mIoU": (iou[1] + iou[4]) / 2,
         "semantic/novel/mAcc": acc[1],
@@ -120,15 +120,15 @@ def test_iou_is_that_of_the_pixels_of_the_classes(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_where_classes_have_no_numbers_subsets_have_none(tmp_path: Path) -> None:
+def test_no_subsets_without_per_class_values(tmp_path: Path) -> None:
     items = samples(tmp_path, 2)
     metric = metric_of(CLASSES, dict(novel=(0, 2)), type="AverageRecall")
     metric.process(None, items)
     assert set(metric.evaluate(2)) == {"proposals/AR@100"}
 
 
-def test_the_numbers_have_the_same_names_where_nothing_occurs(tmp_path: Path) -> None:
-    """A log or a checkpoint's choice may rely on them."""
+def test_metric_names_do_not_depend_on_the_results(tmp_path: Path) -> None:
+    """Logs and the selection of checkpoints rely on the names."""
     (item,) = samples(tmp_path, 1)
     shape = make.read_ids(item).shape
     empty = dict(masks=torch.zeros(0, *shape).bool(), labels=torch.zeros(0).long())
@@ -142,7 +142,7 @@ def test_the_numbers_have_the_same_names_where_nothing_occurs(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("subsets", [None, {}])
-def test_no_subsets_change_nothing(subsets: dict | None, tmp_path: Path) -> None:
+def test_without_subsets_results_are_unchanged(subsets: dict | None, tmp_path: Path) -> None:
     metric = metric_of(CLASSES, subsets, type="SemanticIoU")
     metric.process(None, samples(tmp_path, 1))
     assert set(metric.evaluate(1)) == {"semantic/mIoU", "semantic/mAcc", "semantic/aAcc"}

@@ -1,4 +1,4 @@
-"""Annotation files that are damaged, hostile or made by other tools: one message, never a guess."""
+"""Damaged or malicious annotation files, or those of other tools, raise one clear error."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SQUARE = [2, 2, 12, 2, 12, 12, 2, 12]
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What goes to mmengine's log."""
+    """Capture mmengine's log."""
     logger = MMLogger.get_current_instance()
     logger.addHandler(caplog.handler)
     caplog.set_level(logging.INFO)
@@ -42,7 +42,7 @@ def annotation(id_: int, **fields: Any) -> dict:
 
 
 def write(folder: Path, annotations: list[dict], **changes: Any) -> Path:
-    """Instances of an image of 20 x 30 pixels."""
+    """Write instances of an image of 20 x 30 pixels."""
     content = dict(
         images=[dict(id=1, height=20, width=30, file_name="1.jpg")],
         annotations=annotations,
@@ -63,7 +63,7 @@ def load(path: Path, **settings: Any) -> InstanceDataset:
 
 
 def score(path: Path) -> float:
-    """AP of a result that is the square."""
+    """Return AP of a result that is the square."""
     metric = METRICS.build(dict(type="InstanceAP", ann_file=str(path)))
     metric.dataset_meta = dict(vocabulary=PETS)
     metric.prepare()
@@ -89,7 +89,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("kind", MALFORMED)
-def test_malformed_masks_are_refused_when_the_file_is_read(tmp_path: Path, kind: str) -> None:
+def test_malformed_masks_raise_while_reading(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path, [annotation(1), annotation(8, segmentation=MALFORMED[kind])])
     for read in (load, lambda path: load(path, test_mode=False), score):
         with pytest.raises(DatasetError, match=r"ann\.json: annotation 8 of image 1: "):
@@ -108,7 +108,7 @@ UNUSABLE = {
 
 
 @pytest.mark.parametrize("kind", UNUSABLE)
-def test_unusable_masks_are_left_out_and_counted(
+def test_unusable_masks_are_left_out_and_logged(
     tmp_path: Path, kind: str, log: pytest.LogCaptureFixture
 ) -> None:
     good, bad = annotation(1), annotation(8, segmentation=UNUSABLE[kind])
@@ -129,11 +129,11 @@ EMPTY = {
 
 
 @pytest.mark.parametrize("kind", EMPTY)
-def test_masks_without_a_pixel_count_as_in_pycocotools_and_are_named(
+def test_masks_without_pixels_equal_pycocotools_and_are_logged(
     tmp_path: Path, kind: str, log: pytest.LogCaptureFixture
 ) -> None:
     empty = annotation(8, segmentation=EMPTY[kind])
-    # one of two objects is found: precision is 1 at the 51 of 101 recalls up to a half
+    # One of two objects is found: precision is 1 at 51 of 101 recalls.
     assert score(write(tmp_path, [annotation(1), empty])) == pytest.approx(100 * 51 / 101)
     assert "1 of 2 annotated objects have masks without pixels (the first: in image 1" in log.text
     assert "ann.json" in log.text
@@ -143,7 +143,7 @@ def test_masks_without_a_pixel_count_as_in_pycocotools_and_are_named(
     assert "without pixels" not in log.text
 
 
-def test_the_order_of_rings_does_not_decide(tmp_path: Path) -> None:
+def test_the_order_of_rings_does_not_matter(tmp_path: Path) -> None:
     for rings in ([[3, 3, 3, 9], SQUARE], [SQUARE, [3, 3, 3, 9]]):
         path = write(tmp_path, [annotation(1, segmentation=rings)])
         assert score(path) == pytest.approx(100)
@@ -169,7 +169,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("kind", TEXTS)
-def test_hostile_json_is_one_message_for_every_reader(tmp_path: Path, kind: str) -> None:
+def test_malicious_json_raises_one_line_in_every_reader(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "file.json"
     text = TEXTS[kind]
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -210,7 +210,7 @@ def test_numbers_as_text_are_not_converted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../1.jpg", "/etc/hostname", "img/../../1.jpg", "a\0.jpg", 5])
-def test_names_of_files_stay_below_their_folder(tmp_path: Path, name: Any) -> None:
+def test_file_names_cannot_leave_their_folder(tmp_path: Path, name: Any) -> None:
     image = dict(id=1, height=20, width=30, file_name=name)
     path = write(tmp_path, [annotation(1)], images=[image])
     with pytest.raises(DatasetError, match="image 1"):

@@ -1,4 +1,4 @@
-"""Files of results never choose what code runs; configs run when the user names them."""
+"""Result files cannot select code to run; configs run only if the user names them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from odise_mm.analysis.predictions import PredictionFolder
 from odise_mm.benchmarks.sets import make_benchmark_sets
 from odise_mm.config.finding import load_config, own_config_folders
 from odise_mm.config.untrusted import check_imports, check_types
-from odise_mm.datasets.wrappers import ConcatDataset  # noqa: F401  (is registered)
+from odise_mm.datasets.wrappers import ConcatDataset  # noqa: F401  (registers it)
 from odise_mm.engine import OpenVocabRunner
 from odise_mm.errors import ConfigError
 from odise_mm.evaluation.base import DatasetMetric
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def trap(tmp_path: Path) -> tuple[str, Path]:
-    """Python text that leaves a file behind when it runs, and that file."""
+    """Return Python code that creates a file when it runs, and that file."""
     mark = tmp_path / "it_ran"
     return f"open({str(mark)!r}, 'w').close()\nmodel = dict()\n", mark
 
@@ -37,7 +37,7 @@ def trap(tmp_path: Path) -> tuple[str, Path]:
 
 
 def results(file: str) -> dict[str, Any]:
-    """What tools/test.py writes, made with a config of any name."""
+    """Return results as written by tools/test.py, for any name of the config."""
     return dict(
         random_weights=False,
         config=dict(file=file, model={}, test_pipeline=[], options={}),
@@ -48,7 +48,7 @@ def results(file: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("where", ["ablation/steps/mine.py", "ablation/steps/../steps/t0.py"])
-def test_a_table_runs_no_config_that_results_name(
+def test_tables_do_not_run_configs_named_in_results(
     where: str, tmp_path: Path, trap: tuple[str, Path]
 ) -> None:
     text, mark = trap
@@ -65,7 +65,7 @@ def test_a_table_runs_no_config_that_results_name(
         assert "this row has no known config: name it with --configs: mine on COCO" in table
 
 
-def test_a_table_compares_with_configs_that_the_user_names(tmp_path: Path) -> None:
+def test_tables_run_configs_named_by_the_user(tmp_path: Path) -> None:
     file = tmp_path / "steps/mine.py"
     file.parent.mkdir()
     file.write_text("model = dict(type='X')\ntest_pipeline = []\ntrain_cfg = dict(max_iters=10)\n")
@@ -83,7 +83,7 @@ def test_a_table_compares_with_configs_that_the_user_names(tmp_path: Path) -> No
 
 
 def predictions(folder: Path, **changes: Any) -> PredictionFolder:
-    """A folder whose config is changed at dotted places."""
+    """Return a folder whose config is changed at dotted keys."""
     cfg: dict[str, Any] = dict(
         custom_imports=dict(imports=["odise_mm.models"]),
         model=dict(ensemble=dict(type="GeometricEnsemble", alpha=0.3, beta=0.7)),
@@ -121,7 +121,7 @@ CALLABLE = dict(type="pathlib.Path.touch")
         dict(test_evaluator=dict(type="DumpResults", out_file_path="x.pkl")),
     ],
 )
-def test_saved_predictions_choose_no_code(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_saved_predictions_cannot_select_code(changes: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"config\.json"):
         read_config(predictions(tmp_path / "x", **changes))
 
@@ -133,7 +133,7 @@ def test_saved_predictions_of_this_package_are_read(tmp_path: Path) -> None:
     read_config(predictions(tmp_path / "y", test_dataloader__dataset=wrapped))
 
 
-def test_parts_of_ones_own_are_named_by_the_user(tmp_path: Path) -> None:
+def test_custom_components_must_be_named_by_the_user(tmp_path: Path) -> None:
     module = "projects.coat.coat_ensemble"
     changes = dict(custom_imports=dict(imports=[module]), model__ensemble=dict(type="CoatEnsemble"))
     folder = predictions(tmp_path / "x", **changes)
@@ -144,7 +144,7 @@ def test_parts_of_ones_own_are_named_by_the_user(tmp_path: Path) -> None:
         read_config(folder, [module, "gone_module"])
 
 
-def test_what_is_known_is_known_by_its_whole_name() -> None:
+def test_known_components_match_full_names() -> None:
     check_types(dict(type="odise_mm.PanopticDataset"), DATASETS, "x.json")
     check_imports(dict(imports=["odise_mm", "odise_mm.models"]), (), "x.json")
     check_imports(dict(imports=["mine.parts"]), ["mine"], "x.json")
@@ -162,8 +162,8 @@ def test_what_is_known_is_known_by_its_whole_name() -> None:
 # --- checkpoints ----------------------------------------------------------------------------------
 
 
-def test_resuming_runs_no_text_of_a_checkpoint(tmp_path: Path, trap: tuple[str, Path]) -> None:
-    """mmengine runs ``meta["config"]`` when it resumes; our own checkpoints have no such entry."""
+def test_resuming_does_not_run_code_of_a_checkpoint(tmp_path: Path, trap: tuple[str, Path]) -> None:
+    """mmengine runs ``meta["config"]`` when it resumes; this package's checkpoints lack it."""
     text, mark = trap
     OpenVocabRunner.from_cfg(config(tmp_path / "a", train_cfg__max_iters=3)).train()
     path = tmp_path / "a/iter_3.pth"
@@ -199,7 +199,7 @@ def test_the_working_directory_does_not_replace_our_configs(
     assert mark.exists(), "a path is what the user meant"
 
 
-def test_names_that_only_the_working_directory_has(
+def test_config_names_only_in_the_working_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "configs").mkdir()
@@ -207,7 +207,7 @@ def test_names_that_only_the_working_directory_has(
     monkeypatch.chdir(tmp_path)
     assert load_config("my_own").model.type == "X"
     monkeypatch.chdir(ROOT)
-    assert load_config("odise_tiny").model  # the clone's configs are the package's own
+    assert load_config("odise_tiny").model  # the clone's configs are the package's
 
 
 def test_test_sets_of_the_working_directory_do_not_replace_ours(

@@ -1,5 +1,7 @@
-"""Names of files, classes and keys are shown as text: nothing in them steers a terminal, forges a
-line, or is markup. And where nobody reads what is shown, programs end without a word."""
+"""Names of files, classes and keys cannot control the terminal, forge lines or add markup.
+
+Programs also end quietly if nobody reads their output.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ HOSTILE = "a\x1b]0;title\x07\x1b[2J\nerror: all is lost\r\u202eb"
 
 
 def is_safe(text: str) -> bool:
-    """Whether a terminal shows it line by line, and no line is forged."""
+    """Return whether a text has no control characters and no forged lines."""
     signs = set(text) - {"\n"}
     return all(s.isprintable() or s == " " for s in signs) and not re.search(r"^error: all", text)
 
@@ -39,7 +41,7 @@ def test_messages_are_one_line(capsys: pytest.CaptureFixture) -> None:
     assert error.count("\n") == 1 and is_safe(error) and "\\x1b[2J\\nerror" in error
 
 
-def test_arguments_in_argparse_s_messages(capsys: pytest.CaptureFixture) -> None:
+def test_argparse_messages(capsys: pytest.CaptureFixture) -> None:
     parser = Parser("a program")
     parser.add_argument("--number", type=int)
     for arguments in (["--number", HOSTILE], [HOSTILE], [f"--{HOSTILE}"]):
@@ -48,7 +50,7 @@ def test_arguments_in_argparse_s_messages(capsys: pytest.CaptureFixture) -> None
         assert is_safe(capsys.readouterr().err)
 
 
-def test_lines_of_the_log(capsys: pytest.CaptureFixture) -> None:
+def test_log_lines(capsys: pytest.CaptureFixture) -> None:
     logger, handler = logging.getLogger("foreign text"), logging.StreamHandler(sys.stderr)
     logger.addHandler(handler)
     with one_line_errors():
@@ -113,7 +115,7 @@ def test_tables_in_markdown_hold_any_text(capsys: pytest.CaptureFixture) -> None
     assert all(text in shown for text in ("[/a] :car:", "[b]", "[/c]", "\\x1b[2J"))
 
 
-def test_names_on_images_are_one_line() -> None:
+def test_names_drawn_on_images_are_one_line() -> None:
     assert tidy(HOSTILE, 60).isprintable()
 
 
@@ -132,7 +134,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_programs_that_nobody_reads_end_without_a_word(writer: str) -> None:
+def test_broken_pipes_end_programs_quietly(writer: str) -> None:
     code = (
         "import sys, time\n"
         "from odise_mm.utils.command_line import one_line_errors\n"

@@ -1,4 +1,4 @@
-"""Nothing is lost: originals, older results, and the work of a run that was ended."""
+"""Inputs, older results and the work of an interrupted run are never lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.fake_segmentor import CONFIG, FakeSegmentor
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with a config and a folder of four images."""
+    """Create a working directory with a config and a folder of four images."""
     monkeypatch.chdir(tmp_path)
     Path("fake.py").write_text(CONFIG)
     Path("trip/images").mkdir(parents=True)
@@ -31,7 +31,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def demo(*arguments: str) -> int:
-    """Exit status of the program."""
+    """Run the program and return its exit status."""
     try:
         return image_demo.main([*arguments, "--config", "fake.py", "--device", "cpu"])
     except SystemExit as end:
@@ -64,14 +64,14 @@ def test_the_same_command_twice(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_run_that_a_signal_ends_goes_on(
+def test_a_run_ended_by_a_signal_can_be_resumed(
     number: int,
     workplace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     request: pytest.FixtureRequest,
 ) -> None:
-    # nohup, and shells in the background, start programs that ignore some; ours go along with it
+    # Programs started by nohup, or in the background, ignore some signals, and so do these.
     usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
     request.addfinalizer(partial(signal.signal, number, signal.signal(number, usual)))
     assert demo("trip/images", "--out", "whole") == 0
@@ -89,7 +89,7 @@ def test_a_run_that_a_signal_ends_goes_on(
     assert contents("out") == whole
 
 
-def test_another_run_that_is_killed_does_not_mix_with_the_first(
+def test_a_killed_run_does_not_mix_with_an_older_one(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     assert demo("trip/images", "--texts", "red ball") == 0
@@ -111,7 +111,7 @@ def test_another_run_that_is_killed_does_not_mix_with_the_first(
     assert names == {"blue cube"}
 
 
-def test_a_name_in_no_encoding_loses_nothing(workplace: Path) -> None:
+def test_file_names_that_cannot_be_decoded(workplace: Path) -> None:
     path = os.fsdecode(b"trip/images/caf\xe9.jpg")
     os.rename("trip/images/1.jpg", path)
     assert demo("trip/images") == 0
@@ -120,13 +120,15 @@ def test_a_name_in_no_encoding_loses_nothing(workplace: Path) -> None:
 
 
 @pytest.mark.parametrize("limit", [40, 1500])
-def test_a_full_disk_leaves_the_older_results(limit: int, workplace: Path) -> None:
-    """No file may grow beyond some bytes, which ends a run in its beginning or in its middle."""
+def test_a_full_disk_keeps_older_results(limit: int, workplace: Path) -> None:
+    """Limit the size of files, which ends a run at its start or in the middle."""
     assert demo("trip/images") == 0
     before = contents("out")
     child = os.fork()
     if not child:
-        sys.stdout = sys.stderr = open(os.devnull, "w")  # pytest's own would be too long as well
+        sys.stdout = sys.stderr = open(
+            os.devnull, "w"
+        )  # pytest's file would exceed the limit as well
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         os._exit(demo("trip/images", "--texts", "bird", "--no-progress"))
@@ -138,7 +140,7 @@ def test_a_full_disk_leaves_the_older_results(limit: int, workplace: Path) -> No
     assert len(read_coco_panoptic("out/panoptic.json")) == 4
 
 
-def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(
+def test_a_folder_instead_of_a_file_raises_at_the_start(
     workplace: Path, capsys: pytest.CaptureFixture
 ) -> None:
     Path("out/panoptic.json").mkdir(parents=True)
@@ -157,7 +159,7 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_the_work(
         ("sweep_ensemble", ["saved", "--alpha", "0.1", "--beta", "0.2"]),
     ],
 )
-def test_tools_do_not_write_onto_what_they_read(
+def test_tools_do_not_overwrite_their_inputs(
     program: str, arguments: list[str], workplace: Path, capsys: pytest.CaptureFixture
 ) -> None:
     Image.new("RGB", (8, 8)).save("a.png")

@@ -1,4 +1,4 @@
-"""Programs that are ended take those with them that they started; a folder has one writer."""
+"""Child processes end with their parent; only one run writes to a folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from odise_mm.utils.files import FolderLock
 from tests.support.small_training import CONFIG
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 60  # what a busy machine may need for what takes an instant
+SECONDS = 60  # generous, for busy machines
 
 CHILD = """
 import os, sys, time
@@ -32,7 +32,7 @@ time.sleep(120)
 """
 PARENT = """
 import signal, subprocess, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background ignores it
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes ignore it
 sys.path.insert(0, {root!r})
 from odise_mm.utils.processes import run_child
 command = [sys.executable, {child!r}, {note!r}]
@@ -58,7 +58,7 @@ def is_running(pid: int) -> bool:
         except ProcessLookupError:
             return False
         return True
-    return state != "Z"  # ended, and nobody has asked how yet
+    return state != "Z"  # a zombie has ended
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows ends no children")
@@ -71,23 +71,21 @@ def test_a_child_ends_with_its_parent(tmp_path: Path, number: int, kernel: bool)
     run = "run_child(command, sys.stderr)"
     code = PARENT.format(root=str(ROOT), child=str(child), note=str(note), run=run)
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as parent:
-        wait_for(lambda: note.is_file() and note.read_text(), "the child did not begin")
+        wait_for(lambda: note.is_file() and note.read_text(), "the child did not start")
         parent.send_signal(number)
         wait_for(lambda: not is_running(int(note.read_text())), "the child outlived its parent")
 
 
 @pytest.mark.skipif(os.name != "posix", reason="Windows ends no children")
 @pytest.mark.parametrize("launcher, follows", [("pytorch", True), ("none", False)])
-def test_workers_of_a_launcher_notice_that_it_was_killed(
-    tmp_path: Path, launcher: str, follows: bool
-) -> None:
-    """Others go on without their parent: a training may be started and left by a shell."""
+def test_workers_end_with_a_killed_launcher(tmp_path: Path, launcher: str, follows: bool) -> None:
+    """Other runs survive their parent: a shell may start a run in the background and exit."""
     child, note = tmp_path / "child.py", tmp_path / "pid"
     child.write_text(CHILD.format(root=str(ROOT), before="", launcher=launcher))
     run = "subprocess.run(command)"
     code = PARENT.format(root=str(ROOT), child=str(child), note=str(note), run=run)
     with subprocess.Popen([sys.executable, "-c", code]) as parent:
-        wait_for(lambda: note.is_file() and note.read_text(), "the child did not begin")
+        wait_for(lambda: note.is_file() and note.read_text(), "the child did not start")
         pid = int(note.read_text())
         parent.kill()
     if follows:
@@ -98,15 +96,15 @@ def test_workers_of_a_launcher_notice_that_it_was_killed(
     os.kill(pid, signal.SIGKILL)
 
 
-def test_a_parent_that_ended_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_parent_that_ended_earlier(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(processes.PARENT, "999999999")
     with pytest.raises(SystemExit, match="process 999999999, which started this one, has ended"):
         processes.follow_parent()
     assert processes.PARENT not in os.environ
 
 
-def test_a_study_takes_its_training_with_it(tmp_path: Path) -> None:
-    """Stand-ins for the tools; the study itself is real."""
+def test_a_run_ends_with_its_study(tmp_path: Path) -> None:
+    """Run a real study with fake tools."""
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "train.py").write_text(
@@ -127,13 +125,13 @@ def test_a_study_takes_its_training_with_it(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as study:
-        wait_for(lambda: note.is_file() and note.read_text(), "the training did not begin")
+        wait_for(lambda: note.is_file() and note.read_text(), "the run did not start")
         study.terminate()
-        wait_for(lambda: not is_running(int(note.read_text())), "the training goes on")
+        wait_for(lambda: not is_running(int(note.read_text())), "the run is still going")
 
 
 @pytest.mark.parametrize("program", [train, test_program])
-def test_programs_follow_who_started_them(program, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_end_with_their_parent(program, monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
     monkeypatch.setattr(program, "follow_parent", told.append)
     with pytest.raises(SystemExit):
@@ -141,7 +139,7 @@ def test_programs_follow_who_started_them(program, monkeypatch: pytest.MonkeyPat
     assert told == ["none"]
 
 
-def test_a_work_directory_has_one_training(
+def test_a_work_directory_has_only_one_run(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, work = tmp_path / "small.py", tmp_path / "work"
@@ -157,7 +155,7 @@ def test_a_work_directory_has_one_training(
             test_program.main([str(config), "w.pth", "--work-dir", str(work)])
         assert "in use by process" in capsys.readouterr().err
         assert not list(work.glob("*.pth"))
-        # other processes of one training do not compete with the first
+        # Other processes of the same run do not compete with the first.
         for rank in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
             with monkeypatch.context() as patch:
                 patch.setenv(rank, "1")

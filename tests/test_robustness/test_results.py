@@ -1,4 +1,4 @@
-"""Numbers that were measured are written, whatever goes wrong with the files around them."""
+"""Computed metrics are written even if other files of the run cannot be."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def full_disk(*_: Any, **__: Any) -> None:
 
 
 def run(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[str, str]:
-    """The one line that the test ends with, and what it printed."""
+    """Return the error line of a test run and its output."""
     with pytest.raises(SystemExit) as end:
         tool.main(["model.py", "none", "--datasets", *SETS, *arguments])
     assert end.value.code == 2
@@ -46,7 +46,7 @@ def run(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[str, str]:
 
 
 def check_numbers(file: Path) -> dict[str, Any]:
-    """All numbers of both sets are there."""
+    """Check that all metrics of both sets are in the file."""
     found = json.loads(file.read_text())
     assert found["done"] == list(SETS) and not found["not_done"]
     for name in SETS:
@@ -58,7 +58,7 @@ def check_numbers(file: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("part", ["_take_place", "write_json", "_write_json_list"])
-def test_a_dump_that_cannot_be_finished_costs_no_number(
+def test_metrics_are_kept_if_a_dump_cannot_be_finished(
     part: str, project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(result_writer, part, full_disk)
@@ -71,10 +71,10 @@ def test_a_dump_that_cannot_be_finished_costs_no_number(
 
 
 @pytest.mark.parametrize("part", ["_dump", "_show"])
-def test_a_disk_that_is_full_in_between(
+def test_a_disk_that_fills_up_during_the_test(
     part: str, project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After the third image of the first set nothing can be written."""
+    """Writing fails after the third image of the first set."""
     write: Callable = getattr(ResultWriterHook, part)
     calls = []
 
@@ -91,7 +91,7 @@ def test_a_disk_that_is_full_in_between(
     assert (project / "dump/one/panoptic.json").exists()
 
 
-def test_memory_that_fails_in_between(
+def test_memory_errors_during_the_test(
     project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, calls = ResultWriterHook._dump, []
@@ -108,7 +108,7 @@ def test_memory_that_fails_in_between(
     check_numbers(project / "out.json")
 
 
-def test_a_folder_for_dumps_that_became_a_file(
+def test_a_dump_folder_that_became_a_file(
     project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finish = ResultWriterHook._finish
@@ -125,7 +125,7 @@ def test_a_folder_for_dumps_that_became_a_file(
     assert found["done"] == ["five"] and found["sets"]["five"]["metrics"]["panoptic/PQ"] > 0
 
 
-def test_at_the_first_image_nothing_is_lost_yet(
+def test_write_errors_at_the_first_image_raise(
     project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ResultWriterHook, "_dump", full_disk)
@@ -133,7 +133,7 @@ def test_at_the_first_image_nothing_is_lost_yet(
     assert "No space left on device" in line and not (project / "out.json").exists()
 
 
-def test_results_that_cannot_be_written_where_they_should(
+def test_results_that_cannot_be_written_to_their_path(
     project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = Report.write
@@ -152,7 +152,7 @@ def test_results_that_cannot_be_written_where_they_should(
 
 @HOOKS.register_module()
 class FailingHook(Hook):
-    """Fails when the numbers are there."""
+    """Fail after the metrics are computed."""
 
     priority = "VERY_HIGH"
 
@@ -162,7 +162,7 @@ class FailingHook(Hook):
 
 @HOOKS.register_module()
 class KeepingHook(Hook):
-    """Keeps the numbers."""
+    """Keep the metrics."""
 
     kept: list[dict] = []
 
@@ -170,7 +170,7 @@ class KeepingHook(Hook):
         self.kept.append(dict(metrics or {}))
 
 
-def test_other_hooks_are_called_all_the_same(tmp_path: Path) -> None:
+def test_other_hooks_are_called_after_a_failure(tmp_path: Path) -> None:
     hooks = [dict(type="FailingHook"), dict(type="KeepingHook")]
     KeepingHook.kept.clear()
     runner = OpenVocabRunner.from_cfg(config(tmp_path, custom_hooks=hooks))
@@ -181,7 +181,7 @@ def test_other_hooks_are_called_all_the_same(tmp_path: Path) -> None:
     assert runner.failed_hooks is None
 
 
-def test_hooks_that_fail_in_a_test_leave_the_numbers(tmp_path: Path) -> None:
+def test_failing_hooks_keep_the_metrics(tmp_path: Path) -> None:
     cfg = config(tmp_path)
     cfg.test_dataloader, cfg.test_evaluator = cfg.val_dataloader, cfg.val_evaluator
     cfg.test_cfg = dict(type="OpenVocabTestLoop")

@@ -1,4 +1,4 @@
-"""Training states that were received, copied or made by another config: nothing is lost by them."""
+"""Training states that were copied, received from others or made with another config."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def train(work_dir: Path, **changes: Any) -> OpenVocabRunner:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work directory with iter_5.pth, iter_6.pth and the best one, of 6 iterations."""
+    """Train 6 iterations: a work directory with iter_5.pth, iter_6.pth and the best checkpoint."""
     folder = tmp_path_factory.mktemp("finished") / "work"
     train(folder, **BEST, train_cfg__max_iters=6)
     assert names(folder) == {"iter_5.pth", "iter_6.pth", "best_count_images_iter_6.pth"}
@@ -41,7 +41,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(finished: Path, tmp_path: Path) -> Path:
-    """A copy of it."""
+    """Copy the finished work directory."""
     return Path(shutil.copytree(finished, tmp_path / "work"))
 
 
@@ -91,7 +91,7 @@ def change(path: Path, edit: Callable[[dict], Any]) -> None:
         ),
     ],
 )
-def test_what_cannot_be_gone_on_with_is_named(work: Path, changes: dict, words: str) -> None:
+def test_different_settings_raise(work: Path, changes: dict, words: str) -> None:
     before = names(work)
     with pytest.raises(CheckpointError) as caught:
         train(work, **BEST, resume=True, **changes)
@@ -100,13 +100,15 @@ def test_what_cannot_be_gone_on_with_is_named(work: Path, changes: dict, words: 
     assert str(work / "iter_6.pth") in message and names(work) == before
 
 
-def test_several_differences_are_told_at_once(work: Path) -> None:
+def test_all_differences_are_in_the_message(work: Path) -> None:
     changes = dict(train_dataloader__batch_size=1, optim_wrapper__optimizer__lr=1e-3)
     with pytest.raises(CheckpointError, match=r"images per iteration: .*; learning rate: 0\.01"):
         train(work, resume=True, **changes)
 
 
-def test_what_the_checkpoint_decides_is_told(work: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_settings_taken_from_the_checkpoint_are_logged(
+    work: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     longer = dict(param_scheduler__1__milestones=[11], optim_wrapper__optimizer__weight_decay=0.1)
     cfg = config(work, **BEST, resume=True, **longer)
     runner = OpenVocabRunner.from_cfg(cfg)
@@ -123,29 +125,29 @@ def test_what_the_checkpoint_decides_is_told(work: Path, caplog: pytest.LogCaptu
     )
 
 
-def test_the_same_images_in_other_processes(work: Path) -> None:
-    """Two processes of one image see what one process of two sees: told, not refused."""
+def test_another_number_of_processes_is_accepted(work: Path) -> None:
+    """Two processes with one image each may resume a run of one process with two images."""
     change(work / "iter_6.pth", lambda state: state["meta"]["training"].update(processes=2))
     assert train(work, **BEST, resume=True).iter == 12
 
 
-def test_a_longer_training_goes_on(work: Path) -> None:
+def test_more_iterations_are_accepted(work: Path) -> None:
     assert train(work, **BEST, resume=True, train_cfg__max_iters=14).iter == 14
 
 
 # ------------------------------------------------------------------- which checkpoint, which files
 
 
-def test_the_newest_is_gone_on_with_where_the_note_is_missing(work: Path) -> None:
+def test_without_last_checkpoint_the_newest_is_used(work: Path) -> None:
     (work / "last_checkpoint").unlink()
-    (work / "iter_9000.pth").mkdir()  # somebody's folder
+    (work / "iter_9000.pth").mkdir()  # an unrelated folder
     assert latest_checkpoint(work) == work / "iter_6.pth"
     resumed = train(work, **BEST, resume=True, train_cfg__max_iters=9)
     assert [s["mode"] for s in resumed.model.seen].count("loss") == 3
     assert {"iter_6.pth", "iter_9.pth"} <= names(work) and (work / "iter_9000.pth").is_dir()
 
 
-def test_a_note_that_is_no_text(work: Path) -> None:
+def test_last_checkpoint_that_is_not_text_raises(work: Path) -> None:
     (work / "last_checkpoint").write_bytes(b"\xff\x00\x1b[2J")
     with pytest.raises(
         CheckpointError, match=r"the newest in this folder is iter_6\.pth"
@@ -154,18 +156,18 @@ def test_a_note_that_is_no_text(work: Path) -> None:
     assert "\x1b" not in str(caught.value)
 
 
-def test_a_new_training_removes_nothing_of_an_older_one(work: Path, finished: Path) -> None:
+def test_a_new_run_does_not_remove_older_checkpoints(work: Path, finished: Path) -> None:
     content = {path.name: path.read_bytes() for path in work.glob("*.pth")}
     for changes in ({}, dict(load_from=str(work / "iter_6.pth"))):
         with pytest.raises(TrainingError, match=r"of another run .* and 2 more.*--resume"):
             train(work, **changes)
-    # resumed from elsewhere, it is a stranger here too
+    # A run that resumes from elsewhere must not write here either.
     with pytest.raises(TrainingError, match="another --work-dir"):
         train(work, **BEST, resume=True, load_from=str(finished / "iter_6.pth"))
     assert {path.name: path.read_bytes() for path in work.glob("*.pth")} == content
 
 
-def test_a_copied_folder_leaves_the_original_alone(work: Path, finished: Path) -> None:
+def test_resuming_a_copy_does_not_change_the_original(work: Path, finished: Path) -> None:
     before = {path: path.read_bytes() for path in finished.glob("*.pth")}
     train(work, **BEST, resume=True, train_cfg__max_iters=18)
     assert {path: path.read_bytes() for path in finished.glob("*.pth")} == before
@@ -174,7 +176,7 @@ def test_a_copied_folder_leaves_the_original_alone(work: Path, finished: Path) -
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
-def test_paths_in_a_received_state_lead_nowhere(work: Path, tmp_path: Path, kind: str) -> None:
+def test_paths_in_a_training_state_are_not_followed(work: Path, tmp_path: Path, kind: str) -> None:
     outside, inside = tmp_path / "outside", work / "notes"
     for path in (outside, inside):
         if kind == "file":
@@ -202,8 +204,8 @@ def test_paths_in_a_received_state_lead_nowhere(work: Path, tmp_path: Path, kind
     assert latest_checkpoint(work) == work / "iter_12.pth"
 
 
-def test_a_state_runs_no_program(work: Path, tmp_path: Path) -> None:
-    """mmengine's runner would read meta['config'] as a config, which is a program."""
+def test_a_training_state_runs_no_code(work: Path, tmp_path: Path) -> None:
+    """mmengine's runner would read meta['config'] as a config, which runs code."""
     written = tmp_path / "written"
     text = f"open({str(written)!r}, 'w').close()"
     change(work / "iter_6.pth", lambda state: state["meta"].update(config=text, hook="x"))
@@ -278,7 +280,7 @@ def test_entries_of_the_wrong_type(finished: Path, tmp_path: Path, edit: Any, en
         (put("param_schedulers", 1, "milestones", value=[9]), "MultiStepLR.milestones"),
     ],
 )
-def test_numbers_that_no_optimizer_can_use(work: Path, edit: Any, words: str) -> None:
+def test_invalid_optimizer_states_raise(work: Path, edit: Any, words: str) -> None:
     change(work / "iter_6.pth", edit)
     with pytest.raises(CheckpointError) as caught:
         train(work, **BEST, resume=True)
@@ -286,7 +288,7 @@ def test_numbers_that_no_optimizer_can_use(work: Path, edit: Any, words: str) ->
     assert words in message and str(work / "iter_6.pth") in message and "\n" not in message
 
 
-def test_the_other_runtime_info_may_be_anything(work: Path) -> None:
+def test_other_runtime_info_is_ignored(work: Path) -> None:
     def poison(state: dict) -> None:
         info = dict(best_score="high", best_ckpt=3, last_ckpt=None, keep_ckpt_ids="36")
         state["message_hub"]["runtime_info"].update(info)

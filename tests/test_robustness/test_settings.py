@@ -1,4 +1,4 @@
-"""Settings that make no sense are refused when a part is built: name, value, what is allowed."""
+"""Invalid settings raise when a component is built; errors have name, value and allowed values."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def set_in(config: Any, path: str, value: Any) -> None:
 def test_the_model(path: str, value: Any) -> None:
     config = segmentor_config()
     set_in(config, path, value)
-    clip()  # here: the one that all tests share has memory
+    clip()  # build it here, outside the meta device
     with torch.device("meta"), pytest.raises(ConfigError) as caught:
         build(config, path)
     message = str(caught.value)
@@ -90,7 +90,7 @@ def test_the_model(path: str, value: Any) -> None:
 
 
 def build(config: Any, path: str) -> None:
-    """The part that a setting is of: whole models take longer, and a third of a second is much."""
+    """Build only the component that has the setting, because whole models take longer."""
     part, _, rest = path.partition(".")
     provided = dict(
         in_channels=[64] * 4,
@@ -108,7 +108,7 @@ def build(config: Any, path: str) -> None:
         build_model(Config(dict(model=config)))
 
 
-def test_a_part_of_a_model() -> None:
+def test_a_component_of_a_model() -> None:
     config = segmentor_config()
     config.ensemble.alpha = NAN
     with torch.device("meta"), pytest.raises(ConfigError, match="alpha=nan: a weight between 0"):
@@ -162,13 +162,13 @@ PARTS: list[tuple[Callable[[Any], Any], str, tuple]] = [
 @pytest.mark.parametrize(
     ("build", "setting", "value"),
     [
-        # The number tells apart settings of one name; processes that share tests need equal ids.
+        # The number makes ids unique; processes that share tests need the same ids.
         pytest.param(build, setting, value, id=f"{number}-{setting}={value!r}")
         for number, (build, setting, values) in enumerate(PARTS)
         for value in values
     ],
 )
-def test_other_parts(build: Callable[[Any], Any], setting: str, value: Any) -> None:
+def test_other_components(build: Callable[[Any], Any], setting: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=setting) as caught:
         build(value)
     assert repr(value) in str(caught.value)
@@ -181,7 +181,7 @@ def test_the_pipeline_of_the_inferencer() -> None:
             make_test_pipeline(Config(dict(test_pipeline=steps)))
 
 
-def test_a_scale_of_plain_zero_in_a_test_pipeline() -> None:
+def test_scale_0_in_a_test_pipeline() -> None:
     steps = [dict(type="LoadImage"), dict(type="ResizeKeepRatio", scale=0)]
     with pytest.raises(ConfigError, match=r"scale=\(0, 0\): two whole numbers"):
         make_test_pipeline(Config(dict(test_pipeline=steps)))
@@ -202,21 +202,21 @@ def test_a_scale_of_plain_zero_in_a_test_pipeline() -> None:
     ],
 )
 def test_flags_of_datasets(kind: type, flag: str, value: Any) -> None:
-    """A text such as "no" would count as True."""
+    """A string such as "no" would be treated as True."""
     with pytest.raises(ConfigError, match=rf"{flag}={value!r}: True or False"):
         kind("coco", ann_file="absent.json", **{flag: value})
 
 
-def test_a_scale_of_nothing_that_mmcv_begins_with() -> None:
-    """mmcv's RandomResize makes its resizer without a scale, and gives it one later."""
+def test_initial_scale_of_mmcv_s_random_resize() -> None:
+    """mmcv's RandomResize builds its resizer with scale 0 and sets another one later."""
     resize = ResizeKeepRatio(scale=0)
     with pytest.raises(ConfigError, match="scale"):
         resize(dict(img=np.zeros((4, 4, 3), np.uint8)))
-    jitter = LargeScaleJitter(scale=[16, 8], ratio_range=[1, 1])  # as --cfg-options gives them
+    jitter = LargeScaleJitter(scale=[16, 8], ratio_range=[1, 1])  # as from --cfg-options
     assert jitter(dict(img=np.zeros((4, 4, 3), np.uint8)))["img_shape"] == (8, 8)
 
 
-def test_settings_that_make_sense() -> None:
+def test_valid_settings() -> None:
     config = segmentor_config(
         tile_size=128,
         max_tiles_per_batch=np.int64(2),

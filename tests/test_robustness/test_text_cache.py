@@ -1,4 +1,4 @@
-"""The file of text embeddings: whatever is wrong with it, names are embedded and runs go on."""
+"""The cache file of text embeddings: if it is unusable, names are embedded without it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def embed(file: Path | str) -> torch.Tensor:
-    """By a new encoder, twice, so that a warning that came again would be seen."""
+    """Embed twice with a new encoder, so that repeated warnings would be noticed."""
     encoder = TextEncoder(clip(), cache_file=file)
     found = encoder(NAMES)
     encoder([f"more {name}" for name in NAMES])
@@ -61,7 +61,7 @@ def assert_steps_aside(file: Path | str, warnings: list[str], word: str = "") ->
 # ------------------------------------------------------------------------------- broken files
 
 
-def test_cut_off(filled: Path, warnings: list[str]) -> None:
+def test_a_truncated_file(filled: Path, warnings: list[str]) -> None:
     content = filled.read_bytes()
     filled.write_bytes(content[: len(content) // 2])
     assert_steps_aside(filled, warnings, "malformed")
@@ -76,7 +76,7 @@ def test_another_kind_of_file(content: bytes, tmp_path: Path, warnings: list[str
 
 
 @pytest.mark.parametrize("table", ["visits (url TEXT)", "embeddings (id INTEGER, vector BLOB)"])
-def test_a_database_of_something_else(table: str, tmp_path: Path, warnings: list[str]) -> None:
+def test_another_database(table: str, tmp_path: Path, warnings: list[str]) -> None:
     file = tmp_path / "history.sqlite"
     change(file, f"CREATE TABLE {table}")
     content = file.read_bytes()
@@ -84,13 +84,13 @@ def test_a_database_of_something_else(table: str, tmp_path: Path, warnings: list
     assert file.read_bytes() == content
 
 
-def test_a_view_is_none_of_ours(filled: Path, warnings: list[str]) -> None:
+def test_a_view_instead_of_a_table(filled: Path, warnings: list[str]) -> None:
     change(filled, "ALTER TABLE embeddings RENAME TO source")
     change(filled, "CREATE VIEW embeddings AS SELECT * FROM source")
     assert_steps_aside(filled, warnings, "something else")
 
 
-def test_bytes_in_the_middle_that_differ(filled: Path, warnings: list[str]) -> None:
+def test_changed_bytes(filled: Path, warnings: list[str]) -> None:
     content = bytearray(filled.read_bytes())
     (stored,) = (clip().encode_text(["cat"]).numpy().tobytes(),)
     place = content.index(stored) + 101
@@ -114,11 +114,11 @@ def test_bytes_in_the_middle_that_differ(filled: Path, warnings: list[str]) -> N
         None,
     ],
 )
-def test_values_that_are_none(value: object, filled: Path, warnings: list[str]) -> None:
+def test_invalid_values(value: object, filled: Path, warnings: list[str]) -> None:
     change(filled, "UPDATE embeddings SET value = ?", value)
     assert torch.equal(embed(filled), clip().encode_text(NAMES))
     change(filled, "DELETE FROM embeddings WHERE text = ?", NAMES[0])
-    with closing(sqlite3.connect(filled)) as database:  # and the right ones were put in their place
+    with closing(sqlite3.connect(filled)) as database:  # correct values were stored
         query = "SELECT value FROM embeddings WHERE text = ?"
         (stored,) = database.execute(query, (NAMES[2],)).fetchone()
     assert stored[:-4] == clip().encode_text(NAMES)[2].numpy().tobytes()
@@ -132,25 +132,25 @@ def test_a_folder(tmp_path: Path, warnings: list[str]) -> None:
     assert_steps_aside(tmp_path, warnings, "no file")
 
 
-def test_a_pipe_that_nobody_writes_to(tmp_path: Path, warnings: list[str]) -> None:
+def test_a_pipe(tmp_path: Path, warnings: list[str]) -> None:
     os.mkfifo(tmp_path / "pipe")
     assert_steps_aside(tmp_path / "pipe", warnings, "no file")
 
 
-def test_a_folder_that_cannot_be_made(tmp_path: Path, warnings: list[str]) -> None:
+def test_a_folder_that_cannot_be_created(tmp_path: Path, warnings: list[str]) -> None:
     (tmp_path / "file").write_text("")
     assert_steps_aside(tmp_path / "file" / "names.sqlite", warnings)
 
 
 @pytest.mark.parametrize("name", ["a\0b.sqlite", "x" * 300, "\ud800.sqlite"])
-def test_names_that_no_file_can_have(name: str, tmp_path: Path, warnings: list[str]) -> None:
+def test_invalid_file_names(name: str, tmp_path: Path, warnings: list[str]) -> None:
     file = tmp_path / name
     assert torch.equal(embed(file), clip().encode_text(NAMES))
-    assert len(warnings) <= 1  # some file systems take the last one
+    assert len(warnings) <= 1  # some file systems accept the last one
     assert all(sign.isprintable() for text in warnings for sign in text)
 
 
-def test_a_file_that_may_not_be_written(filled: Path, warnings: list[str]) -> None:
+def test_a_read_only_file(filled: Path, warnings: list[str]) -> None:
     encoder = TextEncoder(clip(), cache_file=filled)
     plain = sqlite3.connect
 
@@ -168,7 +168,7 @@ def test_a_file_that_may_not_be_written(filled: Path, warnings: list[str]) -> No
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """As on a full disk: nothing in this process can be written beyond ``size`` bytes."""
+    """Limit files to ``size`` bytes, to simulate a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
@@ -187,20 +187,18 @@ def test_a_full_disk(filled: Path, warnings: list[str]) -> None:
     assert torch.equal(found[:9], clip().encode_text(many)[:9])
     assert len(warnings) == 1
     del warnings[:]
-    assert torch.equal(embed(filled), clip().encode_text(NAMES))  # what was there is there
+    assert torch.equal(embed(filled), clip().encode_text(NAMES))  # older entries are kept
     assert warnings == []
 
 
-def test_a_file_that_somebody_holds(
-    filled: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_locked_file(filled: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_cache, "_PATIENCE", 0.1)
     with closing(sqlite3.connect(filled, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         assert_steps_aside(filled, warnings, "locked")
 
 
-def test_it_waits_for_its_turn(filled: Path, warnings: list[str]) -> None:
+def test_it_waits_for_a_lock(filled: Path, warnings: list[str]) -> None:
     other = sqlite3.connect(filled, isolation_level=None, check_same_thread=False)
     other.execute("BEGIN EXCLUSIVE")
     with ThreadPoolExecutor(1) as pool, closing(other):
@@ -250,14 +248,14 @@ def test_threads_share_an_encoder_and_its_file(tmp_path: Path, warnings: list[st
     assert warnings == [] and len(encoder._cache) <= 5
 
 
-def test_texts_in_no_encoding_are_left_out(tmp_path: Path, warnings: list[str]) -> None:
+def test_texts_that_cannot_be_encoded_are_not_cached(tmp_path: Path, warnings: list[str]) -> None:
     cache = TextCache(tmp_path / "n", "model", 8)
     cache.put({text: np.ones(8, np.float32) for text in ("a\ud800b", "\0", "鳥", "")})
     assert set(cache.get(["a\ud800b", "\0", "鳥", "", "b"])) == {"\0", "鳥", ""}
     assert warnings == []
 
 
-def test_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     embed("~/cache/names.sqlite")
     assert (tmp_path / "cache" / "names.sqlite").is_file()
@@ -268,6 +266,6 @@ def test_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     [dict(cache_size=-1), dict(cache_size=2.5), dict(cache_file=""), dict(cache_file=5)],
     ids=str,
 )
-def test_settings_that_make_no_sense(setting: dict) -> None:
+def test_invalid_settings(setting: dict) -> None:
     with pytest.raises(ConfigError, match=next(iter(setting))):
         TextEncoder(clip(), **setting)

@@ -1,4 +1,4 @@
-"""Weights that are damaged, of another kind, or made to do harm; harmless samples of each."""
+"""Damaged, wrong and malicious weights files, as harmless samples."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def state() -> dict[str, torch.Tensor]:
     return {key: value.clone() for key, value in clip().model.state_dict().items()}
 
 
-def test_one_bit_of_one_number(state: dict, tmp_path: Path) -> None:
-    """-0.0057 became -2e36 without a word."""
+def test_a_single_flipped_bit(state: dict, tmp_path: Path) -> None:
+    """Without the check, -0.0057 became -2e36 unnoticed."""
     path = tmp_path / "clip.pt"
     torch.save(state, path)
     content = path.read_bytes()
@@ -67,7 +67,7 @@ def test_one_bit_of_one_number(state: dict, tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
-def test_tensors_that_are_no_weights(change, message: str, state: dict, tmp_path: Path) -> None:
+def test_tensors_that_are_not_weights(change, message: str, state: dict, tmp_path: Path) -> None:
     torch.save({**state, "visual.proj": change(state["visual.proj"])}, tmp_path / "clip.pt")
     refused(tmp_path / "clip.pt", message)
 
@@ -80,7 +80,7 @@ def test_integers_in_safetensors(state: dict, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("ending", ["pt", "safetensors"])
-def test_numbers_that_are_none(
+def test_values_that_are_not_finite(
     value: float, ending: str, state: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
@@ -92,7 +92,7 @@ def test_numbers_that_are_none(
     FrozenCLIP(TINY_CLIP, str(path))
     assert len(said) == 1 and "1 of its tensors contain NaN or infinite" in said[0]
     assert "visual.proj" in said[0] and path.name in said[0]
-    # sums that overflow are not mistaken for it
+    # Sums that overflow are not mistaken for such values.
     large = {"w": torch.full((9,), 3e38), "h": torch.full((9,), 6e4).half()}
     torch.save(large, path)
     load_state_dict(path)
@@ -100,7 +100,7 @@ def test_numbers_that_are_none(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes in folders")
-def test_a_pipe_named_like_weights(tmp_path: Path) -> None:
+def test_a_pipe_instead_of_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "clip.pt")
     refused(tmp_path / "clip.pt", "is a pipe, a device or a socket")
     os.mkfifo(tmp_path / "model.safetensors")
@@ -133,7 +133,7 @@ def test_an_archive_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) ->
 
 
 def test_a_pickle_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) -> None:
-    """Lists in each other: every byte becomes an object, within what is harmless for numbers."""
+    """Nested lists: every byte becomes an object, in a number that is harmless here."""
     stream = io.BytesIO()
     torch.save({"w": torch.zeros(1)}, stream)
     with (
@@ -147,7 +147,7 @@ def test_a_pickle_that_unpacks_to_a_thousand_times_its_size(tmp_path: Path) -> N
     refused(tmp_path / "clip.pt", r"data\.pkl unpacks to 5,.*but the whole archive has only")
 
 
-def test_a_view_that_stands_for_more_numbers_than_memory_has(state: dict, tmp_path: Path) -> None:
+def test_a_view_larger_than_memory(state: dict, tmp_path: Path) -> None:
     endless = torch.zeros(1).expand(1 << 50)
     torch.save({**state, "visual.proj": endless, "extra": endless}, tmp_path / "clip.pt")
     refused(tmp_path / "clip.pt", r"visual.proj is \(1125899906842624,\), not")
@@ -176,12 +176,12 @@ def test_code_in_a_file(where: str, state: dict, tmp_path: Path) -> None:
     assert not trace.exists()
 
 
-def test_texts_and_objects_of_numpy(state: dict, tmp_path: Path) -> None:
+def test_strings_and_objects_of_numpy(state: dict, tmp_path: Path) -> None:
     for value in (np.array(["text"]), np.array([None]), np.zeros(1, dtype=[("a", "f4")])):
         torch.save({"state_dict": state, "extra": value}, tmp_path / "clip.pt")
         refused(tmp_path / "clip.pt", "was rejected.*numpy")
 
 
-def test_keys_that_steer_a_terminal(state: dict, tmp_path: Path) -> None:
+def test_keys_with_control_characters(state: dict, tmp_path: Path) -> None:
     torch.save({**state, "\x1b[2Jerror: \nall is well": torch.ones(1)}, tmp_path / "clip.pt")
     refused(tmp_path / "clip.pt", r"1 unknown \(first: \\x1b\[2Jerror: \\nall is well")

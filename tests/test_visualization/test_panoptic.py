@@ -1,4 +1,4 @@
-"""Images of results: names inside their regions, distinct colors, any size."""
+"""Drawing of results: names inside their regions, distinct colors, any size."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def halves(height: int, width: int) -> np.ndarray:
     return ids
 
 
-def test_colors_follow_the_names():
+def test_colors_depend_on_names():
     names = ["person", "sky", "tree", "car", "road"]
     colors = class_colors(names)
     assert colors.dtype == np.uint8 and colors.shape == (5, 3)
@@ -48,7 +48,7 @@ def test_colors_follow_the_names():
     assert class_colors([]).shape == (0, 3)
 
 
-def test_colors_of_an_image_are_far_apart():
+def test_colors_of_an_image_are_distinct():
     import cv2
 
     colors = class_colors([f"class {i}" for i in range(12)])
@@ -74,14 +74,14 @@ def test_fill_outline_and_void():
     ids = halves(600, 800)
     ids[500:] = 0
     result = make_result(ids, ["cat", "dog"])
-    picture = draw_panoptic(image, result, legend=False)
-    assert picture.shape == image.shape and picture.dtype == np.uint8
+    drawing = draw_panoptic(image, result, legend=False)
+    assert drawing.shape == image.shape and drawing.dtype == np.uint8
     colors = class_colors(["cat", "dog"])[:, ::-1].astype(float)
     for x, color in ((30, colors[0]), (770, colors[1])):
-        assert np.abs(picture[30, x] - (100 + color) / 2).max() <= 1
-    assert picture[590, 30].tolist() == [75, 75, 75]
-    assert picture[100, 400].min() > 220  # the fine light line between the two
-    assert np.array_equal(image, np.full_like(image, 100))  # not drawn upon
+        assert np.abs(drawing[30, x] - (100 + color) / 2).max() <= 1
+    assert drawing[590, 30].tolist() == [75, 75, 75]
+    assert drawing[100, 400].min() > 220  # the thin light line between the two
+    assert np.array_equal(image, np.full_like(image, 100))  # not modified
 
 
 def test_channel_order():
@@ -98,7 +98,7 @@ def test_names_stay_inside_their_regions():
     ids[40:160, 50:400] = 1
     with_name = draw_panoptic(image, make_result(ids, ["elephant"]), legend=False)
     without = draw_panoptic(image, make_result(ids, [" "]), legend=False)
-    # The second one has no name to write; colors differ by name, so compare text colors.
+    # The second result has no names to draw; colors depend on names, so compare text colors.
     dark = (with_name.max(axis=2) < 40) | (with_name.min(axis=2) > 235)
     dark &= ~((without.max(axis=2) < 40) | (without.min(axis=2) > 235))
     ys, xs = np.nonzero(dark)
@@ -120,7 +120,7 @@ def test_deepest_box():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_found_box_lies_inside_the_mask(seed):
+def test_deepest_box_is_inside_the_mask(seed):
     rng = np.random.default_rng(seed)
     canvas = Image.new("L", (300, 240))
     ImageDraw.Draw(canvas).polygon(
@@ -134,7 +134,7 @@ def test_a_found_box_lies_inside_the_mask(seed):
         assert box.shape == (16, 48) and box.mean() > 0.97
 
 
-def test_legend_only_where_it_helps():
+def test_legend_only_if_needed():
     image = np.full((400, 600, 3), 128, np.uint8)
     ids = halves(400, 600)
     assert draw_panoptic(image, make_result(ids, ["cat", "dog"])).shape == image.shape
@@ -154,8 +154,8 @@ def test_legend_only_where_it_helps():
 def test_notice():
     image = np.full((400, 600, 3), 128, np.uint8)
     result = make_result(halves(400, 600), ["cat", "dog"])
-    picture = draw_panoptic(image, result, notice="random weights " * 20)
-    assert picture.shape[0] > 420 and picture[1, 1].tolist() == [61, 196, 255]
+    drawing = draw_panoptic(image, result, notice="random weights " * 20)
+    assert drawing.shape[0] > 420 and drawing[1, 1].tolist() == [61, 196, 255]
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 4000), (4000, 3), (20, 30)])
@@ -164,21 +164,21 @@ def test_any_size(shape):
     ids[:, shape[1] // 2 :] = 2 if shape[1] > 1 else 1
     names = ["cat", "dog"][: ids.max()]
     image = np.full((*shape, 3), 128, np.uint8)
-    picture = draw_panoptic(image, make_result(ids, names), notice="random weights")
-    assert max(picture.shape) >= 480
+    drawing = draw_panoptic(image, make_result(ids, names), notice="random weights")
+    assert max(drawing.shape) >= 480
 
 
 def test_many_segments():
     ids = np.arange(1, 61, dtype=np.int32).reshape(6, 10).repeat(40, 0).repeat(50, 1)
     names = [f"thing {i % 23}" for i in range(60)]
-    picture = draw_panoptic(np.full((*ids.shape, 3), 99, np.uint8), make_result(ids, names))
-    assert picture.shape[1] >= 500
+    drawing = draw_panoptic(np.full((*ids.shape, 3), 99, np.uint8), make_result(ids, names))
+    assert drawing.shape[1] >= 500
 
 
-def test_nothing_found():
+def test_no_segments():
     image = np.full((400, 600, 3), 128, np.uint8)
-    picture = draw_panoptic(image, make_result(np.zeros((400, 600)), []))
-    assert (picture == 96).all()
+    drawing = draw_panoptic(image, make_result(np.zeros((400, 600)), []))
+    assert (drawing == 96).all()
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def visualizer():
     return built
 
 
-def test_visualizer_draws_ours_and_mmdets_maps(visualizer, tmp_path):
+def test_visualizer_draws_maps_of_odise_mm_and_mmdet(visualizer, tmp_path):
     image = np.full((400, 600, 3), 128, np.uint8)
     sample = DetDataSample()
     infos = [
@@ -247,18 +247,18 @@ def test_visualizer_draws_ours_and_mmdets_maps(visualizer, tmp_path):
     sample.pred_sem_seg = PixelData(sem_seg=torch.zeros(1, 400, 600, dtype=torch.int64))
     sample.pred_instances = InstanceData(scores=torch.ones(1), labels=torch.zeros(1).long())
     visualizer.add_datasample("x", image, sample, out_file=str(tmp_path / "x.png"))
-    # The written image; ``get_image`` renders it once more, through matplotlib's canvas.
+    # Read the written image, because ``get_image`` renders it again through matplotlib's canvas.
     drawn = np.asarray(Image.open(tmp_path / "x.png"))
     assert drawn.shape == (400, 1200, 3)
     expected = draw_panoptic(image, make_result(ids, ["cat", "sky"]), channel_order="rgb")
     assert np.array_equal(drawn[:, 600:], expected)
-    assert np.array_equal(drawn[350:, 20:100], expected[350:, 20:100])  # same colors at the left
+    assert np.array_equal(drawn[350:, 20:100], expected[350:, 20:100])  # same colors on the left
     assert (drawn[5, 5] == 96).all()  # void
-    assert "pred_sem_seg" in sample  # the caller's sample stays whole
+    assert "pred_sem_seg" in sample  # the caller's sample is not modified
 
 
-def test_mmdets_maps_of_many_classes():
-    """Class 255 is a class like the others; beyond 999 mmdet's numbers are ambiguous."""
+def test_mmdet_maps_with_many_classes():
+    """Class 255 is a normal class; with more than 999 classes, mmdet's ids are ambiguous."""
     names = [f"class {i}" for i in range(300)]
     numbers = torch.tensor([[[255, 299, 300, 1255, 7000]]])
     result = SegmentationResult.from_panoptic(PixelData(sem_seg=numbers), names)

@@ -1,4 +1,4 @@
-"""Images that are made to do harm, in harmless sizes."""
+"""Malicious image files, in harmless sizes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def bomb(path: Path, side: int) -> Path:
-    """A one-bit PNG file of ``side`` x ``side`` pixels, a thousand times smaller than these."""
+    """Write a one-bit PNG of ``side`` x ``side`` pixels; the file is a thousand times smaller."""
     packed = zlib.compressobj(9)
     row = bytes(side // 8 + 2)
     pixels = b"".join(packed.compress(row[: (side + 7) // 8 + 1]) for _ in range(side))
@@ -45,7 +45,7 @@ def bomb(path: Path, side: int) -> Path:
 def test_pixels_are_counted_before_they_are_decoded(tmp_path):
     path = bomb(tmp_path / "bomb.png", 13_000)
     assert path.stat().st_size < 50_000
-    # In a process of its own, whose memory does not suffice to decode it.
+    # In a separate process that has too little memory to decode it.
     code = f"""
 import resource, warnings
 from odise_mm.utils.image import ImageError, read_image
@@ -64,7 +64,7 @@ except ImageError as error:
 
 
 @pytest.mark.parametrize(("read", "error"), READERS)
-def test_maps_have_a_limit_too(tmp_path, monkeypatch, read, error):
+def test_maps_have_a_pixel_limit(tmp_path, monkeypatch, read, error):
     path = bomb(tmp_path / "bomb.png", 17_000)
     with pytest.raises(error, match=r"bomb\.png: too many pixels, 17000 x 17000"):
         read(path)
@@ -72,8 +72,8 @@ def test_maps_have_a_limit_too(tmp_path, monkeypatch, read, error):
 
 @pytest.mark.parametrize(("read", "error"), READERS)
 @pytest.mark.parametrize("kind", ["pipe", "socket", "device", "link"])
-@pytest.mark.skipif(os.name == "nt", reason="there are none")
-def test_what_may_never_end_is_not_opened(tmp_path, read, error, kind):
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX")
+def test_pipes_sockets_and_devices_are_not_opened(tmp_path, read, error, kind):
     path = tmp_path / "a.png"
     if kind == "pipe":
         os.mkfifo(path)
@@ -95,7 +95,7 @@ def test_what_may_never_end_is_not_opened(tmp_path, read, error, kind):
 
 
 @pytest.mark.parametrize(("read", "error"), READERS[1:])
-def test_maps_are_opened_in_formats_of_maps(tmp_path, read, error):
+def test_maps_in_other_formats_raise(tmp_path, read, error):
     path = tmp_path / "map.png"
     for kind in ("JPEG", "WEBP", "EPS", "TGA", "PPM"):
         Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(path, kind)
