@@ -1,8 +1,8 @@
-"""What the package hands to people: one image's segments, with their names.
+"""Segmentation results: the named segments, semantic map and instances of one image.
 
-The model writes the same into the fields of mmdet's ``DetDataSample``, where segments are
-dictionaries (``segments_info``); here is what turns one into the other, and both into mmdet's
-panoptic maps.
+The model writes its predictions into the fields of mmdet's ``DetDataSample``, where segments are
+dictionaries (``segments_info``). This module converts between the two, and to mmdet's panoptic
+maps.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from mmengine.structures import PixelData
 
 INSTANCE_OFFSET = 1000
-"""mmdet's constant of this name: its panoptic maps hold class + 1000 x object. It is repeated here
-because importing it from mmdet takes seconds."""
+"""mmdet's constant of the same name: pixels of its panoptic maps are class + 1000 x object. Defined
+here because importing it from mmdet takes seconds."""
 _ENCODING = f"class + {INSTANCE_OFFSET} x object"
-_MAX_NUMBER = 2**24 - 1  # mmdet's metric writes the maps as PNG files, with 24 bits a pixel
+_MAX_NUMBER = 2**24 - 1  # mmdet's metric writes the maps as PNG files with 24 bits per pixel
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Segment:
     def from_info(
         cls, info: Mapping[str, Any], names: Sequence[str], ids: np.ndarray | None = None
     ) -> Segment:
-        """A segment from an entry of a sample's ``segments_info``.
+        """Create a segment from an entry of a sample's ``segments_info``.
 
         Args:
-            info: ``id``, ``category_id`` (class index), ``isthing``; perhaps ``category_name``,
-                ``score`` (else 1) and ``area``.
-            names: of the classes, by index.
-            ids: (H, W), the map where pixels are counted if ``info`` has no ``area``.
+            info: ``id``, ``category_id`` (class index), ``isthing``, and optionally
+                ``category_name``, ``score`` (default 1) and ``area``.
+            names: Class names by index.
+            ids: (H, W), map in which the pixels are counted if ``info`` has no ``area``.
         """
         label = int(info["category_id"])
         return cls(
@@ -63,7 +63,7 @@ class Segment:
         )
 
     def to_info(self) -> dict[str, Any]:
-        """The entry of ``segments_info`` that :meth:`from_info` reads."""
+        """Return the entry of ``segments_info`` that :meth:`from_info` reads."""
         return dict(
             id=self.id,
             category_id=self.label,
@@ -74,12 +74,12 @@ class Segment:
         )
 
     def to_coco(self, category_id: int, mask: np.ndarray) -> dict[str, Any]:
-        """The entry of ``segments_info`` in COCO's panoptic JSON files.
+        """Return the entry of ``segments_info`` for COCO's panoptic JSON files.
 
         Args:
-            category_id: the number of its class there.
-            mask: (H, W) bool, its pixels, at least one; area and box (x, y, width, height) are
-                theirs.
+            category_id: Category id of its class in the file.
+            mask: (H, W) bool, with at least one pixel. The area and the box (x, y, width, height)
+                are computed from it.
         """
         rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
         x, y = int(columns[0]), int(rows[0])
@@ -95,9 +95,9 @@ class Segment:
 
 @dataclass(frozen=True)
 class Instances:
-    """Scored masks that may overlap, best first.
+    """Scored masks, which may overlap, sorted by descending score.
 
-    Masks are kept packed, 8 pixels in a byte: 100 of them at 1024 x 1365 take 17 MB, not 140.
+    Masks are packed, 8 pixels per byte: 100 masks of 1024 x 1365 pixels take 17 MB instead of 140.
     """
 
     labels: np.ndarray
@@ -115,63 +115,62 @@ class Instances:
 
     @property
     def masks(self) -> np.ndarray:
-        """(N, H, W) bool, unpacked at every access."""
+        """(N, H, W) bool, unpacked on every access."""
         return np.unpackbits(self.packed_masks, axis=2, count=self.width).view(np.bool_)
 
     @classmethod
     def pack(
         cls, labels: np.ndarray, scores: np.ndarray, boxes: np.ndarray, masks: np.ndarray
     ) -> Instances:
-        """From masks (N, H, W) bool."""
+        """Create instances from unpacked masks, (N, H, W) bool."""
         packed = np.packbits(masks.astype(np.bool_, copy=False), axis=2)
         return cls(labels, scores, boxes, packed, masks.shape[2])
 
 
 @dataclass
 class SegmentationResult:
-    """What was found in one image of H x W pixels, or why it could not be read.
+    """Predictions for one image of H x W pixels, or the reason why it could not be read.
 
-    ``error`` is set when the image was unusable; everything found is then empty or None.
+    If the image was unusable, ``error`` is set and all predictions are empty or None.
     """
 
     image_path: str | None = None
-    """The file it was read from; None for arrays and PIL images."""
+    """Path of the image file; None for arrays and PIL images."""
     image_name: str = "image"
-    """What messages call it: the path, or "images[3]"."""
+    """Name of the image in messages: its path, or "images[3]"."""
     height: int = 0
     width: int = 0
     panoptic: np.ndarray | None = None
-    """(H, W) int32: segment ids, 0 where there is none."""
+    """(H, W) int32: segment ids, 0 for pixels without a segment."""
     segments: list[Segment] = field(default_factory=list)
     semantic: np.ndarray | None = None
     """(H, W) int32: class indices."""
     instances: Instances | None = None
     class_names: tuple[str, ...] = ()
-    """Names of the vocabulary's classes, by index."""
+    """Class names by index."""
     random_weights: bool = False
-    """True: the model had no trained weights, so that the result means nothing."""
+    """Whether the model had random weights, which makes the result meaningless."""
     visualization: np.ndarray | None = None
-    """(H', W', 3) uint8 BGR with the segments drawn, when asked for."""
+    """(H', W', 3) uint8 BGR with the segments drawn, if requested."""
     files: dict[str, str] = field(default_factory=dict)
-    """What was written: "vis" and "panoptic" to the file's path."""
+    """Paths of the written files, by "vis" and "panoptic"."""
     error: Exception | None = None
 
     @classmethod
     def from_panoptic(
         cls, panoptic_seg: PixelData, class_names: Sequence[str], **fields: Any
     ) -> SegmentationResult:
-        """A result from a panoptic map: ours (ids, ``segments_info``) or mmdet's (class + 1000 n).
+        """Create a result from our panoptic map (segment ids) or mmdet's (class + 1000 x object).
 
         Args:
-            panoptic_seg: ``sem_seg`` (1, H, W).
-            class_names: by class index. In mmdet's map a number of no class is void: mmdet's
-                models write ``len(class_names)``. Ids are then one more than its numbers, as 0
-                is the first class there and no segment here.
-            fields: further fields of the result.
+            panoptic_seg: Panoptic map with ``sem_seg`` (1, H, W). Ours has ``segments_info``.
+            class_names: Class names by index. In mmdet's maps, numbers without a class are void;
+                mmdet's models write ``len(class_names)``. Segment ids of the result are mmdet's
+                numbers + 1, because 0 is mmdet's first class, but our value for no segment.
+            fields: Further fields of the result.
 
         Raises:
-            ValueError: mmdet's map of so many classes that the numbers of classes and of objects
-                mix.
+            ValueError: If mmdet's map has too many classes to tell classes and objects apart.
         """
         ids = np.asarray(panoptic_seg.sem_seg)[0]
         void = panoptic_seg.metainfo.get("ignore_index")
@@ -179,9 +178,8 @@ class SegmentationResult:
         if infos is None:
             if len(class_names) >= INSTANCE_OFFSET:
                 raise ValueError(
-                    f"a panoptic map without segments_info holds {_ENCODING}, which cannot tell "
-                    f"{len(class_names)} classes and void apart; at most {INSTANCE_OFFSET - 1} "
-                    "classes"
+                    f"pixels of a panoptic map without segments_info are {_ENCODING}, which allows "
+                    f"at most {INSTANCE_OFFSET - 1} classes and void, not {len(class_names)}"
                 )
             labels = {int(i): int(i) % INSTANCE_OFFSET for i in np.unique(ids)}
             infos = [
@@ -189,8 +187,8 @@ class SegmentationResult:
                 for i, label in labels.items()
                 if label < len(class_names)
             ]
-            ids = ids + 1  # 0 is the first class there, and nothing here
-        elif void is not None:  # of to_mmdet_panoptic
+            ids = ids + 1  # mmdet's 0 is the first class, our 0 is no segment
+        elif void is not None:  # written by to_mmdet_panoptic
             ids = np.where(ids == void, 0, ids)
         size = dict(height=ids.shape[0], width=ids.shape[1])
         return cls(
@@ -204,13 +202,13 @@ class SegmentationResult:
     def from_sample(
         cls, sample: DetDataSample, class_names: Sequence[str], **fields: Any
     ) -> SegmentationResult:
-        """A result from what a model wrote into a sample, on the CPU.
+        """Create a result from the predictions in a sample, which must be on the CPU.
 
         Args:
-            sample: with any of ``pred_panoptic_seg`` (see :meth:`from_panoptic`),
+            sample: Sample with any of ``pred_panoptic_seg`` (see :meth:`from_panoptic`),
                 ``pred_sem_seg`` and ``pred_instances``.
-            class_names: by class index.
-            fields: further fields of the result; ``height`` and ``width`` where there may be no
+            class_names: Class names by index.
+            fields: Further fields of the result; ``height`` and ``width`` if there may be no
                 panoptic map.
         """
         if "pred_panoptic_seg" in sample:
@@ -232,29 +230,30 @@ class SegmentationResult:
 
     @property
     def ok(self) -> bool:
+        """Whether the image could be processed."""
         return self.error is None
 
     def share(self, segment: Segment) -> float:
-        """Part of the image that a segment covers, 0 to 1."""
+        """Return the fraction of the image that a segment covers, 0 to 1."""
         return segment.area / max(self.height * self.width, 1)
 
     def mask(self, segment: Segment) -> np.ndarray:
-        """(H, W) bool, where a segment is.
+        """Return the mask of a segment, (H, W) bool.
 
         Raises:
-            ValueError: the result has no panoptic map.
+            ValueError: If the result has no panoptic map.
         """
         if self.panoptic is None:
             raise ValueError(f"{self.image_name}: the result has no panoptic map")
         return self.panoptic == segment.id
 
     def drop_maps(self) -> SegmentationResult:
-        """Let go of everything that grows with the image; the list of segments stays."""
+        """Drop all maps, masks and images to free memory; the list of segments stays."""
         self.panoptic = self.semantic = self.instances = self.visualization = None
         return self
 
     def to_dict(self) -> dict:
-        """What fits in a JSON file: all but the maps."""
+        """Return the content for a JSON file, i.e. everything except the maps."""
         return dict(
             image=self.image_name,
             height=self.height,
@@ -267,23 +266,23 @@ class SegmentationResult:
 
 
 def to_mmdet_panoptic(sample: DetDataSample, class_names: Sequence[str]) -> DetDataSample:
-    """A sample whose panoptic map is mmdet's, for mmdet's metrics and visualizers.
+    """Return a sample with a panoptic map in mmdet's encoding, for its metrics and visualizers.
 
     Pixels are class + 1000 x object, and void is ``len(class_names)``. Objects of a class are
-    counted from 1, and so is stuff of class 0, whose number would otherwise be 0, which COCO's PNG
-    files have for void; other stuff is its class alone. The segments stay in the map's metainfo,
-    with their new ids.
+    counted from 1. Stuff pixels are just the class, except that stuff of class 0 is counted like
+    an object, as 0 means void in COCO's PNG files. The segments stay in the map's metainfo, with
+    their new ids.
 
-    mmdet's ``CocoPanopticMetric`` takes the names of the classes from the annotation file in the
-    order of its categories: with ``ann_file`` the vocabulary must have that order, too.
+    mmdet's ``CocoPanopticMetric`` takes the class names from the annotation file, in the order of
+    its categories. With ``ann_file``, the vocabulary must therefore have that order.
 
     Args:
-        sample: with ``pred_panoptic_seg`` as the segmentor writes it; it stays as it is.
-        class_names: by class index.
+        sample: Sample with ``pred_panoptic_seg`` as written by the segmentor. It is not changed.
+        class_names: Class names by index.
 
     Raises:
-        ValueError: more than 999 classes, or an image with more objects of a class than COCO's
-            PNG files have numbers for.
+        ValueError: If there are more than 999 classes, or more objects of a class than COCO's PNG
+            files have numbers for.
     """
     import torch
     from mmengine.structures import PixelData
@@ -291,8 +290,8 @@ def to_mmdet_panoptic(sample: DetDataSample, class_names: Sequence[str]) -> DetD
     void = len(class_names)
     if void >= INSTANCE_OFFSET:
         raise ValueError(
-            f"mmdet's panoptic maps hold {_ENCODING}: {void} classes and void do not fit, at most "
-            f"{INSTANCE_OFFSET - 1} classes do"
+            f"pixels of mmdet's panoptic maps are {_ENCODING}: {void} classes and void do not fit, "
+            f"at most {INSTANCE_OFFSET - 1} classes do"
         )
     pixels = sample.pred_panoptic_seg
     result = SegmentationResult.from_panoptic(pixels.cpu(), class_names)
@@ -304,11 +303,11 @@ def to_mmdet_panoptic(sample: DetDataSample, class_names: Sequence[str]) -> DetD
         number = segment.label + INSTANCE_OFFSET * (first + counted[segment.label])
         if number > _MAX_NUMBER:
             raise ValueError(
-                f"mmdet's panoptic maps hold {_ENCODING} up to {_MAX_NUMBER}: more than "
+                f"pixels of mmdet's panoptic maps are {_ENCODING}, up to {_MAX_NUMBER}: more than "
                 f"{counted[segment.label]} objects of {segment.name!r} do not fit"
             )
         counted[segment.label] += 1
-        if segment.id < len(numbers):  # else no pixel is left of it
+        if segment.id < len(numbers):  # otherwise the segment has no pixels
             numbers[segment.id] = number
         segments.append(replace(segment, id=number))
     ids = torch.from_numpy(numbers[result.panoptic][None])

@@ -1,4 +1,4 @@
-"""Results, and what other programs read of them: mmdet's metric and visualizer among them."""
+"""Segmentation results, and their use with mmdet's metrics and visualizers."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ IDS = torch.tensor([[[4, 4, 7, 7], [2, 5, 0, 7]]], dtype=torch.int32)
 
 
 def sample(infos: list[dict] = INFOS, ids: torch.Tensor = IDS, **meta: Any) -> DetDataSample:
-    """What a segmentor gives for an image."""
+    """Build a sample as the segmentor writes it."""
     made = DetDataSample(metainfo=meta)
     made.pred_panoptic_seg = PixelData(sem_seg=ids, metainfo=dict(segments_info=infos))
     return made
 
 
-def test_a_segment_and_its_spellings() -> None:
+def test_segment_conversions() -> None:
     segment = Segment.from_info(INFOS[0], NAMES)
     assert segment == Segment(4, 1, "cat", 0.5, 2, True)
     assert segment.to_info() == INFOS[0] and list(segment.to_info()) == list(INFOS[0])
@@ -53,7 +53,7 @@ def test_a_segment_and_its_spellings() -> None:
     )
 
 
-def test_a_result_from_a_sample() -> None:
+def test_result_from_sample() -> None:
     full = sample()
     full.pred_sem_seg = PixelData(sem_seg=torch.ones(1, 2, 4, dtype=torch.int64))
     full.pred_instances = InstanceData(
@@ -73,7 +73,7 @@ def test_a_result_from_a_sample() -> None:
     assert (nothing.height, nothing.segments) == (2, [])
 
 
-def test_mmdets_encoding() -> None:
+def test_mmdet_encoding() -> None:
     assert structures.INSTANCE_OFFSET == MMDET_OFFSET
     ours = sample(img_id=3)
     theirs = to_mmdet_panoptic(ours, NAMES)
@@ -92,7 +92,7 @@ def test_mmdets_encoding() -> None:
     assert again.sem_seg.tolist() == [expected]
 
 
-def test_what_mmdets_encoding_cannot_hold() -> None:
+def test_limits_of_the_mmdet_encoding() -> None:
     names = [f"class {i}" for i in range(999)]
     one = [dict(id=1, category_id=998, isthing=True, score=1.0, area=1)]
     ids = torch.tensor([[[1, 0]]])
@@ -106,11 +106,11 @@ def test_what_mmdets_encoding_cannot_hold() -> None:
     ids = torch.arange(1, count + 1)[None, None]
     found = to_mmdet_panoptic(sample(many[:-1], ids), ["cat"]).pred_panoptic_seg.sem_seg
     assert found.unique().numel() == count and found.max() == 16_777_000
-    with pytest.raises(ValueError, match="up to 16777215: more than 16777 objects of 'cat'"):
+    with pytest.raises(ValueError, match=", up to 16777215: more than 16777 objects of 'cat'"):
         to_mmdet_panoptic(sample(many, ids), ["cat"])
 
 
-def test_nothing_found() -> None:
+def test_image_without_segments() -> None:
     theirs = to_mmdet_panoptic(sample([], torch.zeros(1, 2, 3, dtype=torch.int32)), NAMES)
     assert theirs.pred_panoptic_seg.sem_seg.tolist() == [[[3, 3, 3], [3, 3, 3]]]
     assert to_mmdet_panoptic(
@@ -119,7 +119,7 @@ def test_nothing_found() -> None:
 
 
 class PQStat:
-    """Stands in for panopticapi's counts of a class and their averages, as it is on no registry."""
+    """Stand-in for panopticapi's class statistics, as panopticapi is not on PyPI."""
 
     def __init__(self) -> None:
         self.counts: dict[int, Counts] = defaultdict(Counts)
@@ -159,7 +159,7 @@ def rgb2id(color: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def panopticapi(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What mmdet's metric takes from it; everything else in the metric is mmdet's."""
+    """Replace what mmdet's metric uses of panopticapi; the rest of the metric is mmdet's."""
     stand_ins: dict[str, Any] = dict(PQStat=PQStat, rgb2id=rgb2id, VOID=0)
     for name, value in stand_ins.items():
         monkeypatch.setattr(panoptic_utils, name, value)
@@ -169,8 +169,8 @@ def panopticapi(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("which", ["pred_a", "pred_b"])
-def test_mmdets_metric_gives_our_panoptic_quality(panopticapi: None, which: str) -> None:
-    """And both what panopticapi itself gave for these maps."""
+def test_mmdet_metric_equals_our_panoptic_quality(panopticapi: None, which: str) -> None:
+    """Both equal the values of panopticapi for these maps."""
     truth = json.loads((QUALITY / "truth.json").read_text())
     categories = truth["categories"]
     label_of = {c["id"]: label for label, c in enumerate(categories)}
@@ -233,8 +233,8 @@ def test_mmdets_metric_gives_our_panoptic_quality(panopticapi: None, which: str)
             ), key
 
 
-def test_mmdets_visualizer_draws_the_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every segment in the color of its class, with its name; void as it was."""
+def test_mmdet_visualizer_draws_the_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments have the color and the name of their class; void pixels are unchanged."""
     ids = IDS.repeat_interleave(16, 1).repeat_interleave(16, 2)
     image = np.full((*ids.shape[1:], 3), 200, np.uint8)
     visualizer = VISUALIZERS.build(

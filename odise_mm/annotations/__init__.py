@@ -1,1 +1,1 @@
-"""File formats of annotations: COCO's JSON, panoptic and label maps, masks."""
+"""Annotation file formats: COCO JSON, panoptic maps, label maps and masks."""

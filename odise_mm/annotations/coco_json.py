@@ -1,11 +1,12 @@
-"""Annotation files in COCO's format: read once, and every field that is used is checked.
+"""Reading of annotation files in COCO's format, with a check of every field that is used.
 
-Types must be right as they stand: nothing is converted until it fits. What is wrong is refused with
-the file, the entry and the value named; masks that cannot be used are left out and counted.
+Values are never converted to another type. An invalid file raises an error that names the file, the
+entry and the value. Annotations without a usable mask are skipped and counted.
 
-The checks are written out. On 211 MB of LVIS-like JSON, which take 8.4 s and 1.4 GB to parse, they
-take 3.5 s and no memory; pydantic 2 takes 3.9 s and 0.2 GB more, msgspec 3.5 s and 0.1 GB, and
-neither would name an annotation's id, leave out a ring, or be shorter. Imports no torch.
+The checks are hand-written. For 211 MB of LVIS-like JSON, which take 8.4 s and 1.4 GB to parse,
+they take 3.5 s and no memory; pydantic 2 takes 3.9 s and 0.2 GB more, msgspec 3.5 s and 0.1 GB.
+Neither can name an annotation's id in errors or drop a ring, and the code would not be shorter.
+Does not import torch.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from odise_mm.utils.display import printable
 from odise_mm.utils.files import read_json
 
 Id = int | str
-_NO_MASK = "they have none"
+_NO_MASK = "they have no mask"
 _FEW_POINTS = f"their rings have fewer than {MIN_POINTS} points"
-_MISFIT = "their points lie far beyond the image; are height and width those of the image?"
+_MISFIT = "their points are far outside the image; are its height and width correct?"
 
 
 class CocoFile(NamedTuple):
-    """What an annotation file says, checked; entries are as the file has them."""
+    """The checked content of an annotation file, with entries as they are in the file."""
 
     path: str
-    """For messages."""
+    """Path of the file, for messages."""
     images: dict[Id, dict]
-    """By id, in the file's order."""
+    """Images by id, in the file's order."""
     annotations: list[dict]
     categories: dict[Id, dict]
-    """By id, in the file's order."""
+    """Categories by id, in the file's order."""
     notes: list[str]
-    """Sentences on what was left out."""
+    """Messages about skipped annotations and rings."""
 
 
 def read_coco(
@@ -48,15 +49,15 @@ def read_coco(
     """Read and check ``images``, ``annotations`` and ``categories``.
 
     Args:
-        path: the JSON file.
-        kind: "panoptic" or "instance", what the annotations must be.
-        boxes: whether instances must have a ``bbox``; one that is there must be right anyway.
-        masks: whether instances must have a mask: those without one are left out.
+        path: Path of the JSON file.
+        kind: Required kind of annotations, "panoptic" or "instance".
+        boxes: Whether instances must have a ``bbox``. It is always checked if present.
+        masks: Whether to skip instances without a mask.
 
     Raises:
-        DatasetError: missing, not JSON, something else than such annotations, an entry that is
-            incomplete or of wrong types, an id that is there twice or unknown, or more than half
-            of the annotations without a mask that can be used.
+        DatasetError: If the file is missing, not JSON or of another kind, an entry is incomplete
+            or has wrong types, an id is duplicate or unknown, or more than half of the annotations
+            have no usable mask.
     """
     content = read_json(path, DatasetError, "annotation file")
     path = printable(os.fspath(path))
@@ -65,7 +66,7 @@ def read_coco(
         lists[key] = content.pop(key, None) if isinstance(content, dict) else None
         if not isinstance(lists[key], list):
             raise DatasetError(
-                f"{path}: not COCO's {kind} annotations, there is no list `{key}` in it"
+                f"{path}: not {kind} annotations in COCO's format, the list `{key}` is missing"
             )
     images = _by_id(lists["images"], "image", path, _image_fault)
     categories = check_categories(lists["categories"], path)
@@ -80,7 +81,7 @@ def read_coco(
 
 
 def used_categories(annotations: Iterable[dict]) -> set[Id]:
-    """Ids of the categories that instance or panoptic annotations have."""
+    """Return the ids of the categories used in instance or panoptic annotations."""
     return {
         one["category_id"]
         for annotation in annotations
@@ -89,10 +90,14 @@ def used_categories(annotations: Iterable[dict]) -> set[Id]:
 
 
 def check_categories(rows: list, path: str) -> dict[Id, dict]:
-    """Categories by id.
+    """Check categories and return them by id.
+
+    Args:
+        rows: The list ``categories`` of a file.
+        path: Path of the file, for messages.
 
     Raises:
-        DatasetError: one is incomplete or of wrong types, or an id is there twice.
+        DatasetError: If a category is incomplete or has wrong types, or an id is duplicate.
     """
     return _by_id(rows, "category", path, _category_fault)
 
@@ -100,14 +105,14 @@ def check_categories(rows: list, path: str) -> dict[Id, dict]:
 def without_unused_roots(
     categories: Mapping[Id, dict], used: Collection[Id] = ()
 ) -> dict[Id, dict]:
-    """Categories but for those that only stand above others.
+    """Return the categories without unused root categories.
 
-    Some tools write a root (``supercategory`` "none") that is called like one of its classes. It is
-    left out where no annotation has it.
+    Some tools write a root category (``supercategory`` "none") with the same name as one of its
+    classes. It is dropped if no annotation uses it.
 
     Args:
-        categories: by id.
-        used: ids of those that annotations have.
+        categories: Categories by id.
+        used: Ids of the categories that annotations use.
     """
     counts = Counter(category["name"] for category in categories.values())
     return {
@@ -123,36 +128,37 @@ def _is_root(category: dict) -> bool:
 
 
 def image_name(image: dict) -> str:
-    """An image's name below the folder of images, as an entry of ``images`` gives it.
+    """Return the path of an image relative to the image folder, from an entry of ``images``.
 
-    LVIS's entries, which have lists of categories, mean COCO's folders and say so in ``coco_url``
-    alone, whatever ``file_name`` another tool has added: ``val2017/000000397133.jpg``. All others
-    mean ``file_name``.
+    Entries of LVIS, which have lists of categories, refer to COCO's folders, which only
+    ``coco_url`` names: ``val2017/000000397133.jpg``. A ``file_name`` that another tool has added
+    is ignored. All other entries use ``file_name``.
 
     Raises:
-        DatasetError: there is none; the file is not named.
+        DatasetError: If the entry has neither. The message does not name the annotation file.
     """
     url = image.get("coco_url")
     if url is not None and ("neg_category_ids" in image or "file_name" not in image):
         return "/".join(url.split("/")[-2:])
     if "file_name" not in image:
         raise DatasetError(
-            f"image {shown(image['id'])} has neither `file_name` nor `coco_url`, which name its "
-            "file"
+            f"image {shown(image['id'])} has neither `file_name` nor `coco_url`; one of them must "
+            "name its file"
         )
     return image["file_name"]
 
 
 def read_captions(path: str | os.PathLike[str], *, all_images: bool = False) -> dict[Id, list[str]]:
-    """Captions by image id, in the order of COCO's file (``captions_*.json``).
+    """Read captions from COCO's file (``captions_*.json``), by image id and in the file's order.
 
     Args:
-        path: the JSON file.
-        all_images: images without a caption are there too, with none; captions of images that the
-            file does not list are refused.
+        path: Path of the JSON file.
+        all_images: Whether to include images without a caption, with an empty list, and to reject
+            captions of images that the file does not list.
 
     Raises:
-        DatasetError: missing, not JSON, something else, or an entry of wrong types.
+        DatasetError: If the file is missing, not JSON or has no captions, or an entry has wrong
+            types.
     """
     content = read_json(path, DatasetError, "file of captions")
     path = printable(os.fspath(path))
@@ -161,7 +167,7 @@ def read_captions(path: str | os.PathLike[str], *, all_images: bool = False) -> 
     if not isinstance(rows, list) or (all_images and not isinstance(images, list)):
         missing = "images" if isinstance(rows, list) else "annotations"
         raise DatasetError(
-            f"{path}: not captions in COCO's format, there is no list `{missing}` in it"
+            f"{path}: not captions in COCO's format, the list `{missing}` is missing"
         )
     captions: dict[Id, list[str]] = {}
     if all_images:
@@ -194,14 +200,14 @@ def _by_id(
         number = next(id_ for id_ in table if not isinstance(id_, str))
         text = next(id_ for id_ in table if isinstance(id_, str))
         raise DatasetError(
-            f"{path}: {what} ids are numbers and texts ({shown(number)}, {shown(text)}); write "
-            "all in one way"
+            f"{path}: {what} ids mix numbers and text ({shown(number)}, {shown(text)}); use one "
+            "type for all"
         )
     return table
 
 
 def _name(row: Any, what: str, place: int) -> str:
-    """An entry by its id, or by its place in the list."""
+    """Return the name of an entry for messages: by its id, or by its position in the list."""
     if isinstance(row, dict) and fault(row, "id", ID) is None:
         return f"{what} {shown(row['id'])}"
     return f"{what} number {place + 1} of the list"
@@ -227,14 +233,15 @@ def _category_fault(row: dict) -> str | None:
 def _unknown_image(image_id: Id, images: Collection[Id]) -> str | None:
     if image_id in images:
         return None
-    return f"is of image id {shown(image_id)}, which `images` does not list{twin(image_id, images)}"
+    hint = twin(image_id, images)
+    return f"belongs to image id {shown(image_id)}, which `images` does not list{hint}"
 
 
 def _check_kind(annotations: list, kind: str, path: str) -> None:
     first = next(iter(annotations), None)
     if isinstance(first, dict) and ("segments_info" in first) != (kind == "panoptic"):
         other = "instance" if kind == "panoptic" else "panoptic"
-        raise DatasetError(f"{path}: holds {other} annotations where {kind} ones are expected")
+        raise DatasetError(f"{path}: expected {kind} annotations, found {other} annotations")
 
 
 # --- panoptic annotations -------------------------------------------------------------------------
@@ -254,7 +261,7 @@ def _check_panoptic(annotations: list, images: Mapping[Id, dict], path: str) -> 
         name, image_id = printable(one["file_name"]), one["image_id"]
         if image_id not in images:
             raise DatasetError(
-                f"{path}: {name} is annotated for image id {shown(image_id)}, which `images` does "
+                f"{path}: {name} belongs to image id {shown(image_id)}, which `images` does "
                 f"not list{twin(image_id, images)}"
             )
         if image_id in annotated:
@@ -274,11 +281,11 @@ def _check_segments(segments: list, name: str, path: str) -> None:
             raise DatasetError(f"{path}: {name}: {_name(one, 'segment', place - 1)} {problem}")
         if isinstance(one["id"], str) or not 0 < one["id"] <= MAX_SEGMENT_ID:
             raise DatasetError(
-                f"{path}: {name} has segment ids other than whole numbers from 1 to "
-                f"{MAX_SEGMENT_ID}, which is what its pixels can hold: {shown(one['id'])}"
+                f"{path}: {name} has segment id {shown(one['id'])}; its pixels can only store "
+                f"whole numbers from 1 to {MAX_SEGMENT_ID}"
             )
         if one["id"] in ids:
-            raise DatasetError(f"{path}: {name} has two segments of the same id, {one['id']}")
+            raise DatasetError(f"{path}: {name} has two segments with the same id, {one['id']}")
         ids.add(one["id"])
 
 
@@ -312,15 +319,15 @@ def _check_instances(annotations: list, images: Mapping[Id, dict], path: str, bo
 def _with_masks(
     annotations: list[dict], images: Mapping[Id, dict], path: str, needed: bool
 ) -> tuple[list[dict], list[str]]:
-    """Annotations whose masks can be used, with what is left of them; notes on the others."""
+    """Return the annotations with usable masks, cleaned, and notes on the others."""
     kept: list[dict] = []
-    left_out: dict[str, list[str]] = {}
+    skipped: dict[str, list[str]] = {}
     rings: list[str] = []
     for place, one in enumerate(annotations):
         given = one.get("segmentation")
-        if not given and isinstance(given, list | dict | None):  # and so is no "", 0 or false
+        if not given and isinstance(given, list | dict | None):  # "", 0 and false are errors
             if needed:
-                left_out.setdefault(_NO_MASK, []).append(_of_image(one, place))
+                skipped.setdefault(_NO_MASK, []).append(_of_image(one, place))
             else:
                 kept.append(one)
             continue
@@ -332,7 +339,7 @@ def _with_masks(
         if mask is None:
             far = any(len(ring) >= 2 * MIN_POINTS for ring in given)
             reason = _MISFIT if far else _FEW_POINTS
-            left_out.setdefault(reason, []).append(_of_image(one, place))
+            skipped.setdefault(reason, []).append(_of_image(one, place))
             continue
         if len(mask) < len(given):
             rings.append(_of_image(one, place))
@@ -340,19 +347,19 @@ def _with_masks(
         kept.append(one)
     count, dropped = len(annotations), len(annotations) - len(kept)
     if 2 * dropped > count:
-        reason, names = max(left_out.items(), key=lambda item: len(item[1]))
+        reason, names = max(skipped.items(), key=lambda item: len(item[1]))
         raise DatasetError(
-            f"{path}: {names[0]} has no mask that can be used, as {dropped} of the {count} "
-            f"annotations: {reason}"
+            f"{path}: {dropped} of {count} annotations, such as {names[0]}, have no usable mask: "
+            f"{reason}"
         )
     notes = [
-        f"{path}: {len(names)} of {count} annotations left out, as their masks cannot be used: "
-        f"{reason} (the first: {names[0]})"
-        for reason, names in left_out.items()
+        f"{path}: skipped {len(names)} of {count} annotations without a usable mask: {reason} "
+        f"(the first: {names[0]})"
+        for reason, names in skipped.items()
     ]
     if rings:
         notes.append(
-            f"{path}: rings of fewer than {MIN_POINTS} points left out of the masks of "
+            f"{path}: dropped rings of fewer than {MIN_POINTS} points from the masks of "
             f"{len(rings)} of {count} annotations (the first: {rings[0]})"
         )
     return kept, notes

@@ -1,7 +1,7 @@
-"""Ground truth of one image, read from the files that a test sample's metainfo names.
+"""Ground truth of one image, read from the files named in a test sample's metainfo.
 
-Metrics read it themselves, one image at a time, so that samples carry no label maps and an
-evaluation's memory does not grow with the dataset.
+Metrics read it one image at a time. Samples therefore contain no label maps, and the memory of an
+evaluation does not grow with the dataset.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from odise_mm.utils.image import turned_hint
 class TruthSegment(NamedTuple):
     """One annotated segment of a panoptic map.
 
-    Unlike a :class:`~odise_mm.structures.Segment`, which was found, it may be a crowd region, and
-    its area is what a JSON file claims, if anything. It has neither a score nor a name.
+    Unlike a predicted :class:`~odise_mm.structures.Segment`, it may be a crowd region, has neither
+    a score nor a name, and its area is the one in the JSON file, if any.
     """
 
     id: int
@@ -34,34 +34,37 @@ class TruthSegment(NamedTuple):
     is_thing: bool
     is_crowd: bool
     area: float | None = None
-    """Pixels, as the JSON file says; None where it does not."""
+    """Area in pixels according to the JSON file; None if it has no area."""
 
 
 class PanopticTruth(NamedTuple):
-    """Annotated segments of one image; every one has pixels, every pixel but void has one."""
+    """The annotated segments of one image.
+
+    Every segment has pixels, and every pixel that is not void belongs to a segment.
+    """
 
     path: str
-    """The PNG file, for messages."""
+    """Path of the PNG file, for messages."""
     ids: np.ndarray
-    """(H, W) int32, 0 where void."""
+    """(H, W) int32, segment ids, 0 for void."""
     segments: tuple[TruthSegment, ...]
     pixels: tuple[int, ...] = ()
-    """Pixels of every segment in the map."""
+    """Number of pixels of every segment in the map."""
 
     @property
     def wrong_areas(self) -> list[tuple[TruthSegment, int]]:
-        """Segments, crowd regions aside, whose JSON file says another area, and their pixels."""
+        """Non-crowd segments whose area in the JSON file is wrong, with their pixel counts."""
         pairs = zip(self.segments, self.pixels, strict=False)
         return [(s, n) for s, n in pairs if not s.is_crowd and s.area is not None and s.area != n]
 
 
 def count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """``np.unique(values, return_counts=True)``, 10 times as fast on label maps.
+    """Count values like ``np.unique(values, return_counts=True)``, 10 times faster on label maps.
 
-    Neighbouring pixels are mostly equal, so that only the runs need to be sorted.
+    Neighboring pixels are mostly equal, so sorting the runs is enough.
 
     Args:
-        values: integers of any shape.
+        values: Integers of any shape.
 
     Returns:
         Sorted values and their counts (int64).
@@ -72,7 +75,7 @@ def count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     lengths = np.diff(starts, append=len(flat))
     found, place = np.unique(flat[starts], return_inverse=True)
-    # Weights are float64, exact for any number of pixels that fits in memory.
+    # bincount's weights are float64, which is exact for any image that fits in memory.
     return found, np.bincount(place, weights=lengths).astype(np.int64)
 
 
@@ -80,18 +83,18 @@ def read_panoptic_truth(sample: Mapping[str, Any], num_classes: int) -> Panoptic
     """Read ``seg_map_path`` and check it against ``segments_info``.
 
     Args:
-        sample: metainfo with ``seg_map_path`` and ``segments_info``, see ``PanopticDataset``.
-        num_classes: of the vocabulary.
+        sample: Metainfo with ``seg_map_path`` and ``segments_info``, see ``PanopticDataset``.
+        num_classes: Number of classes of the vocabulary.
 
     Raises:
-        DatasetError: the sample names no panoptic ground truth, the file is missing or no
+        DatasetError: If the sample names no panoptic ground truth, the file is missing or not a
             panoptic PNG, or it contradicts ``segments_info`` or the vocabulary.
     """
     path, infos = sample.get("seg_map_path"), sample.get("segments_info")
     if path is None or infos is None:
         raise DatasetError(
-            f"{name_of(sample)}: no panoptic ground truth (seg_map_path and segments_info); the "
-            "metric needs a PanopticDataset, or an ann_file where it takes one"
+            f"{name_of(sample)}: no panoptic ground truth (seg_map_path and segments_info); use a "
+            "PanopticDataset, or set the metric's ann_file if it has one"
         )
     try:
         ids = read_panoptic_png(path)
@@ -112,14 +115,14 @@ def read_panoptic_truth(sample: Mapping[str, Any], num_classes: int) -> Panoptic
     pixels_of = dict(zip(values.tolist(), counts.tolist(), strict=True))
     drawn = pixels_of.keys() - {0}
     if len(described) < len(segments):
-        raise DatasetError(f"{path}: segments_info has two segments of the same id")
+        raise DatasetError(f"{path}: segments_info has two segments with the same id")
     if drawn - described:
         raise DatasetError(
             f"{path}: segment {min(drawn - described)} is not in the JSON file's segments_info"
         )
     if described - drawn:
         raise DatasetError(
-            f"{path}: segment {min(described - drawn)} of the JSON file has no pixel here"
+            f"{path}: segment {min(described - drawn)} of the JSON file has no pixels in this file"
         )
     for segment in segments:
         _check_label(path, segment.label, num_classes)
@@ -127,24 +130,23 @@ def read_panoptic_truth(sample: Mapping[str, Any], num_classes: int) -> Panoptic
 
 
 def read_semantic_truth(sample: Mapping[str, Any], num_classes: int) -> tuple[np.ndarray, str]:
-    """Class of every pixel: from ``sem_seg_path``, or else from the panoptic ground truth.
+    """Read the class of every pixel from ``sem_seg_path``, or else from the panoptic map.
 
-    In a label file, 255 (in 16 bits: 65535) is ignored; with ``reduce_zero_label`` also 0, and
-    classes count from 1. A warning names, once for every folder, a file in which 0 is the only
-    number beside it, or in which nothing counts. From a panoptic map all segments take their
-    class, crowd regions included, as in the semantic ground truth that COCO's own converter makes
-    of it; void is ignored.
+    In a label map, 255 (with 16 bits, 65535) is ignored. With ``reduce_zero_label``, 0 is ignored
+    too, and classes are numbered from 1. A warning, once per folder, names a file in which every
+    pixel is ignored, or in which 0 is the only other value. In a panoptic map, all segments keep
+    their class, including crowd regions, as in the output of COCO's own converter; void is ignored.
 
     Args:
-        sample: metainfo.
-        num_classes: of the vocabulary.
+        sample: Metainfo.
+        num_classes: Number of classes of the vocabulary.
 
     Returns:
-        (H, W) int32 class indices or :data:`IGNORED`, and the file's path for messages.
+        (H, W) int32, class indices or :data:`IGNORED`, and the path of the file for messages.
 
     Raises:
-        DatasetError: the file is missing or no label map, has a class beyond the vocabulary, or
-            one that its bits cannot tell from "ignored".
+        DatasetError: If the file is missing or not a label map, or has a value that is not a class
+            of the vocabulary or is both a class and "ignored".
     """
     path = sample.get("sem_seg_path")
     if path is None:
@@ -164,20 +166,20 @@ _warned: set[tuple[str, str]] = set()
 
 
 def _warn_of_odd_map(path: str | os.PathLike[str], numbers: np.ndarray, labels: np.ndarray) -> None:
-    """Say, once for every folder, where a label map hardly can be what was meant."""
+    """Warn, once per folder, about a label map that is probably wrong."""
     ignored, values = ignored_value(numbers), set(count_values(numbers)[0].tolist())
     if ignored not in values and (labels != IGNORED).any():
         return
     if (labels == IGNORED).all():
-        said = (
-            f"every pixel is ignored (it holds {', '.join(map(str, sorted(values)))}): the image "
-            "counts for nothing"
+        problem = (
+            f"every pixel is ignored (values: {', '.join(map(str, sorted(values)))}), so the image "
+            "has no effect on the results"
         )
         what = "all"
     elif values == {0, ignored}:
-        said = (
-            f"holds 0 and {ignored} alone, and {ignored} means 'ignored': class 0 is all that "
-            f"counts. If {ignored} is meant to be a class (black and white masks), write 1 instead"
+        problem = (
+            f"the only values are 0 and {ignored}, and {ignored} means 'ignored', so only class 0 "
+            f"counts. If {ignored} is meant to be a class (black and white masks), use 1 instead"
         )
         what = "two"
     else:
@@ -186,7 +188,8 @@ def _warn_of_odd_map(path: str | os.PathLike[str], numbers: np.ndarray, labels: 
     if (folder, what) not in _warned:
         _warned.add((folder, what))
         print_log(
-            f"{printable(path)}: {said}. Further label maps like this in this folder are not named",
+            f"{printable(path)}: {problem}. Further label maps like this in this folder are not "
+            "reported",
             logger="current",
             level=logging.WARNING,
         )
@@ -196,35 +199,36 @@ def check_size(
     path: str,
     truth: tuple[int, ...],
     result: tuple[int, ...],
-    picture: str | os.PathLike[str] | None = None,
+    image: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Compare the height and width of ground truth and result.
+    """Check that ground truth and result have the same height and width.
 
     Args:
-        path: of the ground truth, for messages.
-        truth, result: height and width.
-        image: the image's file, where it is known.
+        path: Path of the ground truth, for messages.
+        truth: Height and width of the ground truth.
+        result: Height and width of the result.
+        image: Path of the image file, if known.
 
     Raises:
-        DatasetError: they differ.
+        DatasetError: If they differ.
     """
     if tuple(truth) != tuple(result):
         raise DatasetError(
-            f"{path}: the ground truth has {truth[0]} x {truth[1]} pixels (height x width), the "
-            f"image's result {result[0]} x {result[1]}: it belongs to another version of the image"
-            + turned_hint(truth, result, picture)
+            f"{path}: the ground truth has {truth[0]} x {truth[1]} pixels (height x width), but "
+            f"the image's result has {result[0]} x {result[1]}; it belongs to another version of "
+            "the image" + turned_hint(truth, result, image)
         )
 
 
 def name_of(sample: Mapping[str, Any]) -> str:
-    """The image's path, or what else tells it from others, for messages."""
+    """Return the name of a sample for messages: the path of its image, or else its id."""
     return str(sample.get("img_path") or f"image {sample.get('img_id', 'of unknown id')}")
 
 
 def _check_label(path: str, label: int, num_classes: int) -> None:
     if not label < num_classes:
         raise DatasetError(
-            f"{path}: class index {label}, but the vocabulary has {num_classes} classes (from 0); "
-            "the dataset needs its own vocabulary, and reduce_zero_label if its classes count "
-            "from 1"
+            f"{path}: class index {label}, but the vocabulary has {num_classes} classes (counted "
+            "from 0); use the dataset's own vocabulary, and reduce_zero_label if its classes are "
+            "numbered from 1"
         )

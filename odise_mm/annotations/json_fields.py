@@ -1,6 +1,6 @@
-"""Fields of the objects in JSON files: what they may hold, and words for what they hold instead.
+"""Checks for the fields of JSON objects, with descriptions for error messages.
 
-Nothing is converted: "0" is no number and null is no name. Imports no torch.
+Values are never converted: "0" is not a number, and null is not a name. Does not import torch.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ BOX = "four numbers, x, y, width and height, the last two from 0"
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is a whole number; true and false are none, nor is 1.0."""
+    """Return whether the value is an int; booleans and 1.0 are not."""
     return type(value) is int
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a finite number; true and false are none."""
-    # Compared with, not asked whether it is finite: whole numbers may have 400 digits.
+    """Return whether the value is a finite number; booleans are not."""
+    # math.isfinite would overflow for integers with hundreds of digits.
     return type(value) in (int, float) and -_LARGEST <= value <= _LARGEST
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is text with something to read in it."""
+    """Return whether the value is a string that is not blank."""
     return isinstance(value, str) and bool(value.strip())
 
 
 def is_box(value: Any) -> bool:
-    """Whether it is a box as COCO has it."""
+    """Return whether the value is a box in COCO's format: x, y, width, height."""
     return (
         isinstance(value, list)
         and len(value) == 4
@@ -64,24 +64,24 @@ KINDS: dict[str, Callable[[Any], bool]] = {
     FLAG: lambda value: type(value) in (int, bool) and value in (0, 1),
     BOX: is_box,
 }
-"""What a field may hold, in words -> whether a value is that."""
+"""Description of a kind of value -> check of a value."""
 
 
 def shown(value: Any) -> str:
-    """A value as JSON writes it, shortened: 1 and "1" look different."""
+    """Return a value as shortened JSON, so that 1 and "1" look different."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
     return printable(json.dumps(value, ensure_ascii=False), limit=60)
 
 
 def fault(entry: dict, key: str, kind: str, *, required: bool = True) -> str | None:
-    """What is wrong with a field, as the rest of a sentence; None if nothing is.
+    """Return what is wrong with a field, to be appended to the entry's name, or None.
 
     Args:
-        entry: an object of a JSON file.
-        key: of the field.
-        kind: one of :data:`KINDS`.
-        required: whether the field must be there.
+        entry: An object of a JSON file.
+        key: Key of the field.
+        kind: One of :data:`KINDS`.
+        required: Whether the field must be present.
     """
     if key not in entry:
         return f"has no `{key}` ({kind})" if required else None
@@ -89,16 +89,16 @@ def fault(entry: dict, key: str, kind: str, *, required: bool = True) -> str | N
 
 
 def twin(value: int | str, known: Iterable[int | str]) -> str:
-    """For an id that is unknown: a hint where one that looks alike is known, else "".
+    """Return a hint for an unknown id if it differs from a known one only in type, else "".
 
     Args:
-        value: the unknown id.
-        known: those that there are.
+        value: The unknown id.
+        known: The existing ids.
     """
     for other in known:
         if str(other) == str(value) and other != value:
             return (
-                f" (there is {shown(other)}: one is text, the other a number; write ids in the "
+                f" (but {shown(other)} exists: one is text, the other a number; write ids in the "
                 "same way everywhere, numbers without quotes)"
             )
     return ""

@@ -1,8 +1,8 @@
-"""Semantic label maps: files with one class number per pixel.
+"""Semantic label maps: image files with one class value per pixel.
 
-The largest number that a file's bits can hold means "ignored": 255 in 8 bits, 65535 in 16. A class
-must never have that number, so that maps of 256 classes and more have 16 bits. Imports no torch:
-worker processes of the converters read label maps, too.
+The largest value of the file's bit depth means "ignored": 255 for 8 bits, 65535 for 16 bits. No
+class may have that value, so maps of 256 or more classes need 16 bits. This module does not import
+torch, because worker processes of the converters read label maps too.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ from odise_mm.utils.display import printable
 from odise_mm.utils.image import LABEL_FORMATS, MAX_LABEL_PIXELS, open_image
 
 IGNORED = -1
-"""Class of pixels that do not count, in the maps of :func:`class_indices`."""
+"""Class index of ignored pixels in the maps of :func:`class_indices`."""
 
 _LARGEST = 65535
 
 
 def ignored_value(numbers: np.ndarray) -> int:
-    """The number that means "ignored" in a label map: 255 in 8 bits, 65535 in 16."""
+    """Return the value that means "ignored" in a label map: 255 for 8 bits, 65535 for 16 bits."""
     return int(np.iinfo(numbers.dtype).max)
 
 
 def label_map_dtype(num_classes: int) -> type[np.unsignedinteger]:
-    """The smallest type for label maps that leaves "ignored" a number of its own.
+    """Return the smallest dtype for label maps in which no class has the value for "ignored".
 
     Raises:
-        ConfigError: more classes than 16 bits can number.
+        ConfigError: If 16 bits are not enough for all classes.
     """
     for dtype in (np.uint8, np.uint16):
         if num_classes <= np.iinfo(dtype).max:
             return dtype
     raise ConfigError(
-        f"a vocabulary of {num_classes:,} classes has no label maps: their 16 bits number "
-        f"{_LARGEST:,} classes, and one value means 'ignored'"
+        f"label maps cannot have {num_classes:,} classes: 16 bits are enough for {_LARGEST:,} "
+        "classes, as one value means 'ignored'"
     )
 
 
 def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
-    """The numbers in a label map as they are stored: palette indices, never colors.
+    """Read the stored values of a label map; for files with a palette, the palette indices.
 
     Args:
-        path: a PNG, TIFF, BMP or GIF file of one channel, of 1 to 16 bits.
+        path: A PNG, TIFF, BMP or GIF file with one channel of 1 to 16 bits.
 
     Returns:
-        (H, W) uint8 or uint16. Files of 1, 2 or 4 bits become uint8 with numbers up to 1, 3, 15.
+        (H, W) uint8 or uint16. Files of 1, 2 or 4 bits become uint8 with values up to 1, 3 or 15.
 
     Raises:
-        DatasetError: the file is missing, damaged, or no label map.
+        DatasetError: If the file is missing, damaged, or not a label map.
     """
     shown = printable(path)
     limits = dict(formats=LABEL_FORMATS, max_pixels=MAX_LABEL_PIXELS)
@@ -65,25 +65,26 @@ def read_label_map(path: str | os.PathLike[str]) -> np.ndarray:
     if mode in ("LA", "PA"):
         if (numbers[..., 1] != 255).any():
             raise DatasetError(
-                f"{shown}: a label map with transparent pixels, which may or may not count; save "
-                "it without transparency, and 255 where pixels are ignored"
+                f"{shown}: the label map has transparent pixels, whose meaning is ambiguous; save "
+                "it without transparency, with 255 for ignored pixels"
             )
         numbers = numbers[..., 0]
     elif mode not in ("1", "L", "P") and not mode.startswith("I"):
         kind = f"{mode}: floating point numbers" if mode == "F" else f"{mode}: colors"
         raise DatasetError(
-            f"{shown}: a label map has one channel of whole numbers of 1 to 16 bits, this is {kind}"
+            f"{shown}: a label map must have one channel of integers with 1 to 16 bits, but the "
+            f"file has mode {kind}"
         )
     if mode.startswith("I"):
         return _within_16_bits(numbers, shown)
     few_bits = re.match(r"L;([24])", raw_mode)
-    if few_bits:  # Pillow stretches them to 0 ... 255
+    if few_bits:  # Pillow scales them to 0 ... 255
         numbers = numbers // (255 // (2 ** int(few_bits[1]) - 1))
     return np.ascontiguousarray(numbers, np.uint8)
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How a file stores its pixels, in Pillow's words; known until the file is decoded."""
+    """Return Pillow's name of the stored pixel format, which is only known before decoding."""
     arguments: Any = image.tile[0][3] if image.tile else ""
     return str(arguments[0] if isinstance(arguments, tuple) and arguments else arguments)
 
@@ -92,7 +93,7 @@ def _within_16_bits(numbers: np.ndarray, shown: str) -> np.ndarray:
     low, high = int(numbers.min(initial=0)), int(numbers.max(initial=0))
     if low < 0 or high > _LARGEST:
         raise DatasetError(
-            f"{shown}: a label map with numbers from {low} to {high}; they must be from 0 to "
+            f"{shown}: the label map has values from {low} to {high}; they must be from 0 to "
             f"{_LARGEST}, which means 'ignored'"
         )
     return numbers.astype(np.uint16)
@@ -101,35 +102,36 @@ def _within_16_bits(numbers: np.ndarray, shown: str) -> np.ndarray:
 def class_indices(
     numbers: np.ndarray, path: str | os.PathLike[str], num_classes: int, from_one: bool = False
 ) -> np.ndarray:
-    """Class indices of a label map's numbers.
+    """Convert the values of a label map to class indices.
 
     Args:
-        numbers: see :func:`read_label_map`.
-        path: of the file, for messages.
-        num_classes: K.
-        from_one: 0 is ignored, too, and classes count from 1 (``reduce_zero_label``).
+        numbers: Values of the label map, see :func:`read_label_map`.
+        path: Path of the file, for messages.
+        num_classes: Number of classes K.
+        from_one: Whether 0 is ignored as well and classes are numbered from 1
+            (``reduce_zero_label``).
 
     Returns:
         (H, W) int32, 0 to K - 1 or :data:`IGNORED`.
 
     Raises:
-        DatasetError: a number that is no class, or one that is a class and "ignored" at once.
+        DatasetError: If a value is not a class, or is both a class and "ignored".
     """
     ignored, last = ignored_value(numbers), num_classes - 1 + from_one
     marked = numbers == ignored
     if last >= ignored and marked.any():
         raise DatasetError(
-            f"{printable(path)}: {ignored} is a class and means 'ignored' at once: a label map of "
-            f"{num_classes} classes {_way_out(ignored)}"
+            f"{printable(path)}: {ignored} is both a class and the value for 'ignored'; a label "
+            f"map of {num_classes} classes {_way_out(ignored)}"
         )
     labels = numbers.astype(np.int32) - from_one
     labels[marked] = IGNORED
     highest = int(labels.max(initial=0))
     if highest >= num_classes:
         raise DatasetError(
-            f"{printable(path)}: class index {highest}, number {highest + from_one} in the file, "
-            f"but the vocabulary has {num_classes} classes (from 0); the dataset needs its own "
-            "vocabulary, and reduce_zero_label if its classes count from 1"
+            f"{printable(path)}: class index {highest}, value {highest + from_one} in the file, "
+            f"but the vocabulary has {num_classes} classes (counted from 0); use the dataset's own "
+            "vocabulary, and reduce_zero_label if its classes are numbered from 1"
         )
     return labels
 
@@ -137,4 +139,4 @@ def class_indices(
 def _way_out(ignored: int) -> str:
     if ignored < _LARGEST:
         return f"needs 16 bits, where {_LARGEST} is ignored"
-    return "is not possible, 16 bits are the most"
+    return "is not supported, as 16 bits are the maximum"

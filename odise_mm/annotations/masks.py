@@ -1,8 +1,8 @@
-"""Masks as annotation files have them, polygons or run-length codes, checked before they are used.
+"""Masks of annotation files (polygons or run-length codes), with checks before they are used.
 
-pycocotools must see only what fits: it has no message for the rest, takes a first ring of four
-numbers for a box, asks for memory by a polygon's largest coordinate, and reads past the end of a
-compressed code that is cut short. Imports no torch.
+Masks must be checked before pycocotools sees them. It has no error messages for invalid masks,
+takes a first ring of four numbers for a box, allocates memory according to the largest coordinate
+of a polygon, and reads past the end of a truncated compressed code. Does not import torch.
 """
 
 from __future__ import annotations
@@ -22,29 +22,27 @@ Rle = dict[str, Any]
 
 MIN_POINTS = 3
 MARGIN = 0.1
-"""How far a polygon may reach beyond its image, in parts of the image's height and width."""
+"""How far a polygon may extend beyond its image, as a fraction of the image's height and width."""
 _NUMBERS = frozenset((int, float))
-# Numbers in digits of five bits, "P" to "o" where more digits follow, "0" to "O" for the last.
+# Numbers in digits of five bits: "P" to "o" if more digits follow, "0" to "O" for the last digit.
 _COMPRESSED = re.compile(r"(?:[P-o]{0,6}[0-O])+")
 
 
 def clean_mask(mask: Any, size: tuple[int, int]) -> list | Rle | None:
-    """A mask that :func:`to_rle` can read.
-
-    Rings of fewer than three points are left out.
+    """Check a mask, and drop rings of fewer than three points.
 
     Args:
-        mask: as JSON has it: a list of rings ``[x1, y1, x2, y2, ...]``, or a run-length code with
-            counts as integers or as text.
-        size: height and width of the image.
+        mask: Mask from a JSON file: a list of rings ``[x1, y1, x2, y2, ...]``, or a run-length code
+            with counts as integers or as text.
+        size: Height and width of the image.
 
     Returns:
-        The mask; None where nothing of it can be used: no ring of three points, or one that
-        reaches far beyond the image.
+        A mask that :func:`to_rle` can read. None if the mask is unusable, because no ring has three
+        points or a ring extends far beyond the image.
 
     Raises:
-        DatasetError: it is no mask, or a code of another size; neither file nor annotation is
-            named.
+        DatasetError: If the value is not a mask, or its code has another size. The message names
+            neither the file nor the annotation.
     """
     if isinstance(mask, list):
         return _clean_rings(mask, size)
@@ -57,11 +55,11 @@ def clean_mask(mask: Any, size: tuple[int, int]) -> list | Rle | None:
 
 
 def to_rle(mask: Rle | list, size: tuple[int, int]) -> Rle:
-    """Any of COCO's forms (polygons, counts as integers or as text) to the compressed one.
+    """Convert a mask in any of COCO's forms to a compressed run-length code.
 
     Args:
-        mask: see :func:`clean_mask`.
-        size: height and width of the image.
+        mask: A mask from :func:`clean_mask`.
+        size: Height and width of the image.
     """
     if isinstance(mask, list):
         return mask_utils.merge(mask_utils.frPyObjects(mask, *size))
@@ -74,20 +72,20 @@ def _brief(value: Any) -> str:
     try:
         return printable(json.dumps(value, ensure_ascii=False), limit=60)
     except RecursionError:
-        return "lists within lists"
+        return "deeply nested lists"
 
 
 def _clean_rings(rings: list, size: tuple[int, int]) -> list | None:
     kept = []
     for ring in rings:
         if not isinstance(ring, list):
-            hint = "; write the ring in a list of its own" if type(ring) in _NUMBERS else ""
-            raise DatasetError(f"its mask has {_brief(ring)} where a ring belongs{hint}")
+            hint = "; put each ring into a separate list" if type(ring) in _NUMBERS else ""
+            raise DatasetError(f"its mask has {_brief(ring)} instead of a ring{hint}")
         if not _NUMBERS.issuperset(map(type, ring)):
             odd = next(value for value in ring if type(value) not in _NUMBERS)
             hint = ", not pairs" if isinstance(odd, list) else ""
             raise DatasetError(
-                f"a ring of its mask has {_brief(odd)} where a number belongs; a ring is "
+                f"a ring of its mask has {_brief(odd)} instead of a number; a ring is "
                 f"[x1, y1, x2, y2, ...]{hint}"
             )
         if len(ring) % 2:
@@ -104,9 +102,9 @@ def _clean_rings(rings: list, size: tuple[int, int]) -> list | None:
 
 
 def _fits(ring: list, size: tuple[int, int]) -> bool:
-    """Whether all points are in the image, or not far from it (infinity and NaN are far)."""
-    if min(ring) >= 0 and max(ring) <= min(size):  # the quick answer for most
-        return sum(ring) >= 0  # not so where min() and max() passed over a NaN
+    """Return whether all points are in or near the image; infinity and NaN are not."""
+    if min(ring) >= 0 and max(ring) <= min(size):  # fast path for most rings
+        return sum(ring) >= 0  # False for NaN, which min() and max() may miss
     for values, side in ((ring[0::2], size[1]), (ring[1::2], size[0])):
         margin = 1 + MARGIN * side
         if not all(-margin <= value <= side + margin for value in values):
@@ -120,7 +118,7 @@ def _check_code(code: dict, size: tuple[int, int]) -> None:
             raise DatasetError(f"its run lengths lack `{key}`")
     if code["size"] != list(size) or not all(type(side) is int for side in code["size"]):
         raise DatasetError(
-            f"its run lengths are of size {_brief(code['size'])}, its image is of {list(size)} "
+            f"its run lengths have size {_brief(code['size'])}, but its image has {list(size)} "
             "(height, width)"
         )
     counts = code["counts"]
@@ -130,18 +128,18 @@ def _check_code(code: dict, size: tuple[int, int]) -> None:
         runs = counts
     else:
         raise DatasetError(
-            f"its run lengths have counts {_brief(counts)}; they are whole numbers, or text"
+            f"its run lengths have counts {_brief(counts)}; expected whole numbers or text"
         )
     if runs is None or min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
         total = "cannot be read" if runs is None else f"sum to {sum(runs)}"
         raise DatasetError(
-            f"its run lengths are damaged: they {total}, its image has "
+            f"its run lengths are damaged: they {total}, but its image has "
             f"{size[0]} x {size[1]} = {size[0] * size[1]} pixels"
         )
 
 
 def _decompressed(counts: str) -> list[int] | None:
-    """Lengths of the runs of a compressed code; None where it is none."""
+    """Return the run lengths of a compressed code, or None if it is invalid."""
     if _COMPRESSED.fullmatch(counts) is None:
         return None
     signs = np.frombuffer(counts.encode("ascii"), np.uint8).astype(np.int64) - 48
@@ -151,7 +149,7 @@ def _decompressed(counts: str) -> list[int] | None:
     places = np.arange(len(signs)) - np.repeat(starts, lengths)
     values = np.add.reduceat((signs & 31) << (5 * places), starts)
     values -= np.where(signs[ends] & 16, 1 << (5 * lengths), 0)
-    # From the fourth on, what is written is the difference to the run before the last.
+    # From the fourth run on, the code stores the difference to the length two runs before.
     values[1::2] = np.cumsum(values[1::2])
     values[2::2] = np.cumsum(values[2::2])
     return values.tolist()

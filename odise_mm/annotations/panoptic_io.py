@@ -1,10 +1,10 @@
 """Panoptic results in COCO's format: one JSON file and a folder of PNG files.
 
-A PNG pixel holds the segment's id as ``R + 256 G + 256^2 B``, 0 where there is none. In the JSON,
-``category_id`` is the class index + 1 unless other ids are given (those of a dataset, so that its
-own tools can score the file): 0 means "nothing" to many readers. Beyond COCO's fields, segments
-carry ``score``, categories ``synonyms``, and annotations ``ids_sha256`` (:func:`digest_of` their
-map), so that maps of another run are noticed.
+A PNG pixel stores the segment id as ``R + 256 G + 256^2 B``, or 0 for no segment. In the JSON file,
+``category_id`` is the class index + 1, as many programs take 0 for "no category". Other ids can be
+given, e.g. those of a dataset, so that its own tools can score the file. In addition to COCO's
+fields, segments have a ``score``, categories have ``synonyms``, and annotations have ``ids_sha256``
+(:func:`digest_of` their map), with which maps of another run are detected.
 """
 
 from __future__ import annotations
@@ -32,62 +32,63 @@ MAX_SEGMENT_ID = 256**3 - 1
 
 
 class VocabularyLike(Protocol):
-    """What is needed of a vocabulary to describe categories."""
+    """The part of a vocabulary that is needed to describe categories."""
 
     @property
     def synonyms(self) -> tuple[tuple[str, ...], ...]:
-        """The names of each class."""
+        """Names of each class."""
 
     @property
     def is_thing(self) -> tuple[bool, ...]:
-        """Of each class."""
+        """Thing flag of each class."""
 
 
 def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
-    """Segment ids (H, W), integers in [0, 2^24), to colors (H, W, 3) uint8 in RGB order.
+    """Convert segment ids (H, W), integers in [0, 2^24), to RGB colors (H, W, 3) uint8.
 
     Raises:
-        ValueError: an id does not fit in three bytes.
+        ValueError: If an id does not fit into three bytes.
     """
     if ids.size and (ids.min() < 0 or ids.max() > MAX_SEGMENT_ID):
         raise ValueError(
-            f"segment ids from {ids.min()} to {ids.max()} do not fit a PNG's 0 to {MAX_SEGMENT_ID}"
+            f"segment ids from {ids.min()} to {ids.max()} do not fit into a panoptic PNG file, "
+            f"which stores 0 to {MAX_SEGMENT_ID}"
         )
     ids = ids.astype(np.uint32)
     return np.stack([ids & 255, (ids >> 8) & 255, ids >> 16], axis=-1).astype(np.uint8)
 
 
 def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
-    """Colors (H, W, 3) uint8 in RGB order to segment ids (H, W) int32."""
+    """Convert RGB colors (H, W, 3) uint8 to segment ids (H, W) int32."""
     rgb = rgb.astype(np.int32)
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 
 def write_panoptic_png(path: str | os.PathLike, panoptic: np.ndarray) -> None:
-    """Write segment ids (H, W) to a PNG file, its folder being made where missing."""
+    """Write segment ids (H, W) to a PNG file and create its folder if necessary."""
     with atomic_writer(path, durable=False) as file:
         Image.fromarray(ids_to_rgb(panoptic)).save(file, format="PNG")
 
 
 def digest_of(panoptic: np.ndarray) -> str:
-    """SHA-256 of a map's size and segment ids (H, W), which ties a JSON entry to its map."""
+    """Return the SHA-256 of a map's size and segment ids (H, W), which links a JSON entry to it."""
     height, width = panoptic.shape
     content = np.ascontiguousarray(panoptic, dtype="<i4")
     return hashlib.sha256(f"{height} {width} ".encode() + content.tobytes()).hexdigest()
 
 
 def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
-    """Segment ids (H, W) int32 of a panoptic PNG file.
+    """Read the segment ids (H, W) int32 of a panoptic PNG file.
 
     Raises:
-        PanopticFileError: missing, unreadable or not an RGB image.
+        PanopticFileError: If the file is missing, unreadable or not an RGB image.
     """
     limits = dict(formats=("PNG",), max_pixels=MAX_LABEL_PIXELS)
     with open_image(path, **limits, error=PanopticFileError, what="panoptic PNG") as image:
         mode, pixels = image.mode, np.asarray(image)
     if mode not in ("RGB", "RGBA"):
         raise PanopticFileError(
-            f"{printable(path)}: a panoptic PNG is RGB, this one is {mode}; segment ids are "
+            f"{printable(path)}: a panoptic PNG must be RGB, not {mode}; segment ids are "
             "R + 256 G + 65536 B"
         )
     return rgb_to_ids(pixels[..., :3])
@@ -96,7 +97,7 @@ def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
 def describe_categories(
     vocabulary: VocabularyLike, category_ids: Sequence[int] | None = None
 ) -> list[dict]:
-    """COCO's ``categories``: id, name, isthing (0 or 1) and all synonyms of each class."""
+    """Return COCO's ``categories``: id, name, isthing (0 or 1) and all synonyms of each class."""
     ids = _category_ids(len(vocabulary.is_thing), category_ids)
     return [
         dict(id=id_, name=names[0], isthing=int(thing), synonyms=list(names))
@@ -117,12 +118,12 @@ def _category_ids(n_classes: int, category_ids: Sequence[int] | None) -> list[in
 def describe_segments(
     panoptic: np.ndarray, segments: Iterable[Segment], category_ids: Sequence[int]
 ) -> list[dict]:
-    """COCO's ``segments_info``; area in pixels and bbox as x, y, width, height, from the map.
+    """Return COCO's ``segments_info``, with area and bbox (x, y, width, height) from the map.
 
     Args:
         panoptic: (H, W) segment ids.
-        segments: the segments to describe; those without a pixel in the map are left out.
-        category_ids: of every class, by class index.
+        segments: Segments to describe; those without pixels in the map are skipped.
+        category_ids: Category ids by class index.
     """
     infos = []
     for segment in segments:
@@ -135,12 +136,12 @@ def describe_segments(
 def describe_result(
     result: SegmentationResult, map_name: str, category_ids: Sequence[int]
 ) -> tuple[dict, dict]:
-    """COCO's entries of ``images`` and ``annotations`` for a result, both without the image's id.
+    """Return the entries of ``images`` and ``annotations`` for a result, without the image id.
 
     Args:
-        result: with a panoptic map.
-        map_name: file name of its PNG file.
-        category_ids: of every class, by class index.
+        result: Result with a panoptic map.
+        map_name: Name of its PNG file.
+        category_ids: Category ids by class index.
     """
     height, width = result.panoptic.shape
     original = os.path.basename(result.image_path or result.image_name)
@@ -154,17 +155,18 @@ def describe_result(
 
 
 class CocoPanopticWriter:
-    """Writes results one by one: a PNG file at once, the JSON file when closed.
+    """Writer for results: each PNG file is written immediately, the JSON file when closed.
 
-    With ``with`` around it, the JSON file is also written when something fails in between, so that
-    the images done so far are not lost.
+    Used as a context manager, it also writes the JSON file after an error, so that the images
+    processed so far are not lost.
 
     Args:
-        json_path: the JSON file; the PNG files go to ``png_dir``, by default a folder of the JSON
-            file's name without extension (COCO's own arrangement).
-        vocabulary: describes the categories.
-        category_ids: ids of the classes, see the module's docstring.
-        info: anything that goes to the JSON file's ``info`` field.
+        json_path: Path of the JSON file.
+        vocabulary: Vocabulary that defines the categories.
+        png_dir: Folder for the PNG files. By default, ``json_path`` without its extension, as in
+            COCO.
+        category_ids: Category ids by class index, see the module docstring.
+        info: Content of the ``info`` field of the JSON file.
     """
 
     def __init__(
@@ -192,18 +194,18 @@ class CocoPanopticWriter:
     def add(
         self, result: SegmentationResult, stem: str, *, image_id: int | str | None = None
     ) -> Path:
-        """Write one result's PNG file and note it for the JSON file.
+        """Write the PNG file of a result and add it to the JSON content.
 
         Args:
-            result: with a panoptic map.
-            stem: name of the PNG file without extension.
-            image_id: by default counted from 1.
+            result: Result with a panoptic map.
+            stem: Name of the PNG file without extension.
+            image_id: Id of the image. By default, images are numbered from 1.
 
         Returns:
-            The PNG file's path.
+            Path of the PNG file.
 
         Raises:
-            ValueError: the result has no panoptic map.
+            ValueError: If the result has no panoptic map.
         """
         if result.panoptic is None:
             raise ValueError(f"{result.image_name}: no panoptic map to write")
@@ -213,13 +215,13 @@ class CocoPanopticWriter:
         return path
 
     def note(self, image: dict, annotation: dict, image_id: int | str | None = None) -> None:
-        """Note what :func:`describe_result` says of a map that is there for the JSON file."""
+        """Add the output of :func:`describe_result`, for a map that already exists."""
         image_id = len(self) + 1 if image_id is None else image_id
         self._content["images"].append(dict(id=image_id, **image))
         self._content["annotations"].append(dict(image_id=image_id, **annotation))
 
     def last(self) -> tuple[dict, dict]:
-        """What was noted last, as :func:`describe_result` says it."""
+        """Return the last added entries, in the form of :func:`describe_result`."""
         image, annotation = (self._content[key][-1] for key in ("images", "annotations"))
         return (
             {key: value for key, value in image.items() if key != "id"},
@@ -227,7 +229,7 @@ class CocoPanopticWriter:
         )
 
     def close(self) -> None:
-        """Write the JSON file; one that was there stays whole until the new one is complete."""
+        """Write the JSON file; an existing one is replaced only when the new one is complete."""
         write_json(self.json_path, self._content)
 
     def __enter__(self) -> CocoPanopticWriter:
@@ -240,22 +242,22 @@ class CocoPanopticWriter:
 def read_coco_panoptic(
     json_path: str | os.PathLike, png_dir: str | os.PathLike | None = None
 ) -> list[SegmentationResult]:
-    """Read panoptic files back, ours or any in COCO's format.
+    """Read panoptic files, written by this package or any other program, in COCO's format.
 
-    Areas are counted in the maps; a warning says where the JSON file has others.
+    Areas are counted in the maps. If those in the JSON file differ, a warning is issued.
 
     Args:
-        json_path: the JSON file.
-        png_dir: the PNG files' folder; by default the JSON file's name without extension.
+        json_path: Path of the JSON file.
+        png_dir: Folder of the PNG files. By default, ``json_path`` without its extension.
 
     Returns:
-        One result per annotation. Labels index the JSON's ``categories`` in their order there;
-        scores that are missing (ground truth) are 1; ids absent from ``segments_info`` become 0.
+        One result per annotation. Labels are indices into the file's ``categories``. Missing scores
+        (as in ground truth) are 1. Ids that ``segments_info`` does not list become 0.
 
     Raises:
-        PanopticFileError: a file is missing or does not hold panoptic annotations, a field is
-            missing or of a wrong type, or the JSON file describes other maps than those there,
-            as when a later run into the same folder did not end.
+        PanopticFileError: If a file is missing or has no panoptic annotations, a field is missing
+            or has a wrong type, or the JSON file does not match the maps, e.g. because a later run
+            into the same folder was interrupted.
     """
     json_path = Path(json_path)
     png_dir = Path(png_dir) if png_dir is not None else json_path.with_suffix("")
@@ -263,13 +265,13 @@ def read_coco_panoptic(
     journal = json_path.with_suffix(".journal")
     if journal.is_file() and not json_path.exists():
         raise PanopticFileError(
-            f"{shown}: not written yet, as the run into this folder did not end; its command, "
-            f"given again, goes on from {printable(journal.name)} and writes it"
+            f"{shown}: not written yet, as the run into this folder is incomplete; run its command "
+            f"again to continue from {printable(journal.name)} and write the file"
         )
     content = read_json(json_path, PanopticFileError, "COCO panoptic JSON file")
     for key in ("images", "categories", "annotations"):
         if not isinstance(content, dict) or key not in content:
-            raise PanopticFileError(f"{shown}: not a COCO panoptic JSON file, it has no `{key}`")
+            raise PanopticFileError(f"{shown}: not a COCO panoptic JSON file, `{key}` is missing")
     index = _Index(_Entry(content, shown))
     results = [index.read(annotation, png_dir) for annotation in index.annotations]
     index.warn_of_areas(json_path)
@@ -287,7 +289,7 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value)
 
 
-# What a field may hold, in words, and how that is found out.
+# Description of a kind of value -> check of a value.
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "a list": lambda value: isinstance(value, list),
     "text": lambda value: isinstance(value, str) and bool(value.strip()),
@@ -306,15 +308,15 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
 
 
 class _Entry:
-    """An object of a JSON file whose fields are checked as they are read.
+    """An object of a JSON file whose fields are checked when they are read.
 
     Args:
-        content: what stands in the JSON file.
-        file: the JSON file, for messages.
-        place: of the object in the file, for messages; "" for the whole.
+        content: The parsed object.
+        file: Path of the JSON file, for messages.
+        place: Position of the object in the file, for messages; "" for the whole file.
 
     Raises:
-        PanopticFileError: no object.
+        PanopticFileError: If the content is not an object.
     """
 
     def __init__(self, content: Any, file: str, place: str = "") -> None:
@@ -325,15 +327,15 @@ class _Entry:
             raise self.error(f"is {_shown(content)}, not an object")
 
     def error(self, what: str) -> PanopticFileError:
-        """An error that begins with file and place."""
+        """Return an error whose message starts with the file and the position."""
         place = f" {self.place}" if self.place else ""
         return PanopticFileError(f"{self.file}:{place} {what}")
 
     def get(self, key: str, kind: str, default: Any = _REQUIRED) -> Any:
-        """A field of one of the kinds in ``_KINDS``, or ``default`` where it is missing.
+        """Return a field of a kind in ``_KINDS``, or ``default`` if it is missing.
 
         Raises:
-            PanopticFileError: it is missing and has no default, or it is of another kind.
+            PanopticFileError: If it is missing without a default, or of another kind.
         """
         if key not in self.content and default is not _REQUIRED:
             return default
@@ -345,20 +347,20 @@ class _Entry:
         return value
 
     def items(self, key: str) -> list[_Entry]:
-        """The objects of a list.
+        """Return the objects of a list.
 
         Raises:
-            PanopticFileError: the list is missing or none, or holds something else.
+            PanopticFileError: If the field is missing or not a list of objects.
         """
         start = f"{self.place}, {key}" if self.place else key
         rows = enumerate(self.get(key, "a list"))
         return [_Entry(row, self.file, f"{start}[{i}]") for i, row in rows]
 
     def by_id(self, key: str) -> dict[int | str, _Entry]:
-        """The objects of a list by their ``id``.
+        """Return the objects of a list by their ``id``.
 
         Raises:
-            PanopticFileError: as :meth:`items`, or an id is missing or there twice.
+            PanopticFileError: As for :meth:`items`, or if an id is missing or duplicate.
         """
         rows: dict[int | str, _Entry] = {}
         for row in self.items(key):
@@ -370,14 +372,14 @@ class _Entry:
 
 
 def _shown(value: Any) -> str:
-    """As JSON writes it, shortened: 1 and "1" look different."""
+    """Return a value as shortened JSON, so that 1 and "1" look different."""
     if isinstance(value, (dict, list)):
         return "an object" if isinstance(value, dict) else "a list"
     return printable(json.dumps(value, ensure_ascii=False), limit=60)
 
 
 class _Index:
-    """Content of a COCO panoptic JSON file, checked; reads the maps that it describes."""
+    """The checked content of a COCO panoptic JSON file, and reader of its maps."""
 
     def __init__(self, content: _Entry) -> None:
         self.annotations = content.items("annotations")
@@ -390,11 +392,11 @@ class _Index:
         self._other_areas: list[str] = []
 
     def read(self, annotation: _Entry, png_dir: Path) -> SegmentationResult:
-        """The result that an annotation and its map hold."""
+        """Return the result of an annotation and its map."""
         if "segments_info" not in annotation.content and "segmentation" in annotation.content:
             raise annotation.error(
-                "has `segmentation`, as annotations of single instances have, and no "
-                "`segments_info`: name the panoptic JSON file"
+                "has `segmentation` but no `segments_info`, so it is an annotation of single "
+                "instances; pass the panoptic JSON file instead"
             )
         file_name = annotation.get("file_name", "text")
         where = f"{annotation.file}: `file_name` of {annotation.place}"
@@ -405,8 +407,8 @@ class _Index:
         digest = annotation.get("ids_sha256", "text", default=None)
         if digest is not None and digest != digest_of(ids):
             raise annotation.error(
-                f"describes another map than {printable(path)}: one of the two is of another run, "
-                "or was changed; run the command that made them again"
+                f"does not match the map {printable(path)}: one of them is from another run or was "
+                "changed; repeat the command that wrote them"
             )
         _check_size(ids, image, path)
         found = _count(ids)
@@ -414,7 +416,7 @@ class _Index:
         for info in annotation.items("segments_info"):
             segment = self._segment(info, found)
             if segment.id in segments:
-                raise info.error(f"has the id {segment.id}, which is there before")
+                raise info.error(f"has the id {segment.id} of an earlier segment")
             segments[segment.id] = segment
         ids = np.where(np.isin(ids, list(segments)), ids, 0).astype(np.int32)
         return SegmentationResult(
@@ -429,9 +431,11 @@ class _Index:
     def _image_of(self, annotation: _Entry) -> _Entry:
         image_id = annotation.get("image_id", "a whole number or text")
         if image_id not in self.images:
-            raise annotation.error(f"is of image {_shown(image_id)}, which `images` does not list")
+            raise annotation.error(
+                f"belongs to image {_shown(image_id)}, which `images` does not list"
+            )
         if image_id in self._seen:
-            raise annotation.error(f"is the second of image {_shown(image_id)}")
+            raise annotation.error(f"is the second annotation of image {_shown(image_id)}")
         self._seen.add(image_id)
         return self.images[image_id]
 
@@ -440,13 +444,13 @@ class _Index:
         category = info.get("category_id", "a whole number or text")
         if category not in self.label_of:
             raise info.error(f"has category {_shown(category)}, which `categories` does not list")
-        said = info.get("area", "a number from 0")
+        area = info.get("area", "a number from 0")
         info.get("iscrowd", "0 or 1", default=0)
         info.get("bbox", "four numbers", default=None)
         if id_ not in found:
-            raise info.error(f"has the id {id_}, of which the map has no pixel")
-        if said != found[id_]:
-            self._other_areas.append(f"{info.place} has {found[id_]} pixels and `area` {said}")
+            raise info.error(f"has the id {id_}, which has no pixels in the map")
+        if area != found[id_]:
+            self._other_areas.append(f"{info.place} has {found[id_]} pixels and `area` {area}")
         label = self.label_of[category]
         return Segment(
             id=id_,
@@ -458,25 +462,27 @@ class _Index:
         )
 
     def warn_of_areas(self, json_path: Path) -> None:
-        """Say how many areas are not those of the maps; the first one in full."""
+        """Warn about areas that differ from the maps, with their number and the first one."""
         if self._other_areas:
             warnings.warn(
-                f"{printable(json_path)}: `area` is not what the maps have, whose pixels were "
-                f"counted (segments: {len(self._other_areas)}; first: {self._other_areas[0]})",
+                f"{printable(json_path)}: `area` differs from the number of pixels in the map, "
+                f"which is used instead (segments: {len(self._other_areas)}; first: "
+                f"{self._other_areas[0]})",
                 stacklevel=3,
             )
 
 
 def _count(ids: np.ndarray) -> dict[int, int]:
-    """Pixels of every id in a map."""
+    """Return the number of pixels of every id in a map."""
     values, counts = np.unique(ids, return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def _check_size(ids: np.ndarray, image: _Entry, path: Path) -> None:
     height, width = ids.shape
-    said = [image.get(key, "a whole number from 1", default=None) for key in ("width", "height")]
-    if said != [width, height] and None not in said:
+    given = [image.get(key, "a whole number from 1", default=None) for key in ("width", "height")]
+    if given != [width, height] and None not in given:
         raise image.error(
-            f"is {said[0]} x {said[1]} pixels, its map {printable(path)} {width} x {height}"
+            f"is {given[0]} x {given[1]} pixels, but its map {printable(path)} is "
+            f"{width} x {height}"
         )

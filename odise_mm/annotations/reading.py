@@ -1,4 +1,4 @@
-"""Annotation files of datasets: looked for, read, and what was left out of them logged."""
+"""Reading of the annotation files of datasets, with warnings about skipped annotations."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from odise_mm.annotations.coco_json import CocoFile, read_coco
 from odise_mm.errors import DatasetError
 from odise_mm.utils.display import printable
 
-LAYOUT = "docs/datasets.md and docs/training_data.md say what belongs where"
+LAYOUT = "docs/datasets.md and docs/training_data.md describe the expected files"
 
 
 def read_annotations(path: str | os.PathLike, kind: str, **wanted: bool) -> CocoFile:
-    """Annotations in COCO's format; the log says what was left out.
+    """Read annotations in COCO's format and log what was skipped.
 
     Args:
-        path, kind, wanted: see :func:`odise_mm.annotations.coco_json.read_coco`.
+        path: See :func:`odise_mm.annotations.coco_json.read_coco`, like the other arguments.
+        kind: "panoptic" or "instance".
+        wanted: ``boxes`` and ``masks``.
 
     Raises:
-        DatasetError: there is no such file, or it is wrong.
+        DatasetError: If the file is missing or invalid.
     """
     if not path or not os.path.exists(path):
         missing = printable(os.fspath(path)) if path else "`ann_file` is empty"

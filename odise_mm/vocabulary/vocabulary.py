@@ -52,7 +52,7 @@ class Vocabulary:
         count = len(self.synonyms)
         if count == 0:
             raise VocabularyError(
-                f"vocabulary '{self.name}' has no classes; give at least one name"
+                f"vocabulary '{self.name}' has no classes; pass at least one name"
             )
         for index, group in enumerate(self.synonyms):
             if not group or not all(isinstance(s, str) and s.strip() for s in group):

@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format: wrong is refused by name, right comes whole."""
+"""Annotation files in COCO's format: valid ones are read, invalid entries are named."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def write(tmp_path: Path) -> Callable[[Any], Path]:
 
 
 def changed(key: str, place: int, **fields: Any) -> dict:
-    """The content with some fields of an entry replaced; removed where they are Ellipsis."""
+    """Return the content with some fields of an entry replaced, or removed if they are Ellipsis."""
     content = copy.deepcopy(CONTENT)
     content[key][place] |= fields
     for name in [name for name, value in fields.items() if value is ...]:
@@ -54,7 +54,7 @@ def changed(key: str, place: int, **fields: Any) -> dict:
     return content
 
 
-def test_what_is_right_comes_as_it_is(write: Callable) -> None:
+def test_valid_content_is_unchanged(write: Callable) -> None:
     found = read_coco(write(CONTENT), "instance")
     assert list(found.images) == [5, 2] and list(found.images.values()) == CONTENT["images"]
     assert list(found.categories.values()) == CONTENT["categories"]
@@ -72,7 +72,7 @@ def test_what_is_right_comes_as_it_is(write: Callable) -> None:
         ("images", dict(id=None), "number 1 of the list has `id` null"),
         ("images", dict(id=...), "number 1 of the list has no `id`"),
         ("images", dict(id=2), "image id 2 appears more than once"),
-        ("images", dict(id="2"), r"image ids are numbers and texts \(2, \"2\"\)"),
+        ("images", dict(id="2"), r"image ids mix numbers and text \(2, \"2\"\)"),
         ("images", dict(height=0), "image 5 has `height` 0, not a whole number from 1"),
         ("images", dict(height=-20), "image 5 has `height` -20"),
         ("images", dict(width="30"), 'image 5 has `width` "30"'),
@@ -80,7 +80,7 @@ def test_what_is_right_comes_as_it_is(write: Callable) -> None:
         ("images", dict(width=10**30), "image 5 has `width` 1000"),
         ("images", dict(file_name=None), "image 5 has `file_name` null, not text"),
         ("images", dict(coco_url=7), "image 5 has `coco_url` 7, not text"),
-        ("categories", dict(id="7.0x", name="\x1b[31m"), "category ids are numbers and texts"),
+        ("categories", dict(id="7.0x", name="\x1b[31m"), "category ids mix numbers and text"),
         ("categories", dict(id=3), "category id 3 appears more than once"),
         ("categories", dict(id=False), "category number 1 of the list has `id` false"),
         ("categories", dict(name=None), "category 7 has `name` null, not text"),
@@ -92,8 +92,8 @@ def test_what_is_right_comes_as_it_is(write: Callable) -> None:
         ("categories", dict(isthing=None), "category 7 has `isthing` null"),
         ("annotations", dict(id=3), "annotation id 3 appears more than once"),
         ("annotations", dict(id=True), "annotation number 1 of the list has `id` true"),
-        ("annotations", dict(image_id="5"), r'annotation 0 is of image id "5", .*there is 5: one'),
-        ("annotations", dict(image_id=9), "annotation 0 is of image id 9, which `images` does not"),
+        ("annotations", dict(image_id="5"), r'0 belongs to image id "5", .*but 5 exists: one'),
+        ("annotations", dict(image_id=9), "0 belongs to image id 9, which `images` does not list"),
         ("annotations", dict(image_id=True), "annotation 0 has `image_id` true"),
         ("annotations", dict(image_id=[5]), "annotation 0 has `image_id` a list"),
         ("annotations", dict(category_id=7.5), "annotation 0 has `category_id` 7.5"),
@@ -113,12 +113,10 @@ def test_what_is_right_comes_as_it_is(write: Callable) -> None:
         ("annotations", dict(segmentation="x"), 'annotation 0 of image 5: its mask is "x"'),
         ("annotations", dict(segmentation=0), "annotation 0 of image 5: its mask is 0"),
         ("annotations", dict(segmentation=dict(size=[30, 20], counts=[600])),
-         r"annotation 0 of image 5: .* size \[30, 20\], its image is of \[20, 30\]"),
+         r"annotation 0 of image 5: .* size \[30, 20\], but its image has \[20, 30\]"),
     ],
 )  # fmt: skip
-def test_fields_of_wrong_types_are_refused_by_name(
-    write: Callable, key: str, fields: dict, message: str
-) -> None:
+def test_fields_of_wrong_types_raise(write: Callable, key: str, fields: dict, message: str) -> None:
     path = write(changed(key, 0, **fields))
     with pytest.raises(DatasetError, match=message) as caught:
         read_coco(path, "instance")
@@ -126,26 +124,26 @@ def test_fields_of_wrong_types_are_refused_by_name(
 
 
 @pytest.mark.parametrize("key", ["images", "annotations", "categories"])
-def test_entries_that_are_no_objects(write: Callable, key: str) -> None:
+def test_entries_that_are_not_objects_raise(write: Callable, key: str) -> None:
     for odd, said in (([1], "a list"), (None, "null"), ("text", '"text"'), (7, "7")):
         content = copy.deepcopy(CONTENT)
         content[key][1] = odd
         with pytest.raises(DatasetError, match=f"number 2 of the list is {said}, not an object"):
             read_coco(write(content), "instance")
     for content in ({**CONTENT, key: {}}, {k: v for k, v in CONTENT.items() if k != key}):
-        with pytest.raises(DatasetError, match=f"annotations, there is no list `{key}` in it"):
+        with pytest.raises(DatasetError, match=f"COCO's format, the list `{key}` is missing"):
             read_coco(write(content), "instance")
 
 
 @pytest.mark.parametrize("text", ["[]", "7", "null", '"text"'])
-def test_a_file_of_something_else(write: Callable, text: str) -> None:
-    with pytest.raises(DatasetError, match="not COCO's instance annotations"):
+def test_not_an_annotation_file_raises(write: Callable, text: str) -> None:
+    with pytest.raises(DatasetError, match="not instance annotations in COCO's format"):
         read_coco(write(text), "instance")
     with pytest.raises(DatasetError, match="not captions in COCO's format"):
         read_captions(write(text))
 
 
-def test_masks_that_cannot_be_used_are_left_out_and_counted(write: Callable) -> None:
+def test_unusable_masks_are_skipped_and_counted(write: Callable) -> None:
     content = copy.deepcopy(CONTENT)
     first, second, third, *_ = content["annotations"]
     first["segmentation"] = [[1, 1, 2, 2], RING]
@@ -156,8 +154,8 @@ def test_masks_that_cannot_be_used_are_left_out_and_counted(write: Callable) -> 
     assert found.annotations[0]["segmentation"] == [RING]
     assert len(found.notes) == 3
     few, far, rings = found.notes
-    assert "1 of 6 annotations left out" in few and "(the first: annotation 1 of image 2)" in few
-    assert "fewer than 3 points" in few and "far beyond the image" in far
+    assert "skipped 1 of 6 annotations" in few and "(the first: annotation 1 of image 2)" in few
+    assert "fewer than 3 points" in few and "far outside the image" in far
     assert "masks of 1 of 6 annotations (the first: annotation 0 of image 5)" in rings
 
 
@@ -169,12 +167,12 @@ def test_annotations_without_a_mask(write: Callable) -> None:
     found = read_coco(write(content), "instance")
     assert [one["id"] for one in found.annotations] == [3, 4, 5]
     assert found.notes == [
-        f"{found.path}: 3 of 6 annotations left out, as their masks cannot be used: they have none "
+        f"{found.path}: skipped 3 of 6 annotations without a usable mask: they have no mask "
         "(the first: annotation 0 of image 5)"
     ]
     assert len(read_coco(write(content), "instance", masks=False).annotations) == 6
     content["annotations"][3]["segmentation"] = [[1, 1]]
-    with pytest.raises(DatasetError, match="as 4 of the 6 annotations: they have none"):
+    with pytest.raises(DatasetError, match="4 of 6 annotations, .*: they have no mask"):
         read_coco(write(content), "instance")
 
 
@@ -192,17 +190,15 @@ PANOPTIC = dict(
     ("fields", "message"),
     [
         (dict(id=True), "a.png: segment number 1 of the list has `id` true"),
-        (dict(id=0), "a.png has segment ids other than whole numbers from 1 to 16777215, .*: 0"),
-        (dict(id=256**3), "a.png has segment ids other than"),
-        (dict(id="1"), 'a.png has segment ids other than .*: "1"'),
-        (dict(id=256**3 - 1), "a.png has two segments of the same id, 16777215"),
+        (dict(id=0), "a.png has segment id 0; .* whole numbers from 1 to 16777215"),
+        (dict(id=256**3), "a.png has segment id 16777216; .* whole numbers from 1 to 16777215"),
+        (dict(id="1"), 'a.png has segment id "1"; .* whole numbers'),
+        (dict(id=256**3 - 1), "a.png has two segments with the same id, 16777215"),
         (dict(category_id=None), "a.png: segment 1 has `category_id` null"),
         (dict(iscrowd="1"), 'a.png: segment 1 has `iscrowd` "1", not 0 or 1'),
     ],
 )
-def test_segments_of_wrong_types_are_refused_by_name(
-    write: Callable, fields: dict, message: str
-) -> None:
+def test_segments_of_wrong_types_raise(write: Callable, fields: dict, message: str) -> None:
     assert list(read_coco(write(PANOPTIC), "panoptic").images) == ["a"]
     content = copy.deepcopy(PANOPTIC)
     content["annotations"][0]["segments_info"][0] |= fields
@@ -215,7 +211,7 @@ def test_segments_of_wrong_types_are_refused_by_name(
     [
         (dict(file_name="a/b.jpg"), "a/b.jpg"),
         (dict(coco_url="http://x.org/val2017/7.jpg"), "val2017/7.jpg"),
-        # COCO's own entries have both, LVIS's mean COCO's folders
+        # COCO's entries have both, LVIS's refer to COCO's folders
         (dict(file_name="7.jpg", coco_url="http://x.org/val2017/7.jpg"), "7.jpg"),
         (
             dict(file_name="7.jpg", coco_url="http://x.org/val2017/7.jpg", neg_category_ids=[]),
@@ -224,25 +220,25 @@ def test_segments_of_wrong_types_are_refused_by_name(
         (dict(file_name="val2017/7.jpg", neg_category_ids=[]), "val2017/7.jpg"),
     ],
 )
-def test_names_of_images(fields: dict, name: str) -> None:
+def test_image_name(fields: dict, name: str) -> None:
     assert image_name(dict(id=7, **fields)) == name
 
 
-def test_an_image_without_a_name() -> None:
+def test_image_without_a_name_raises() -> None:
     with pytest.raises(DatasetError, match="image 7 has neither `file_name` nor `coco_url`"):
         image_name(dict(id=7))
 
 
-def test_roots_above_classes() -> None:
+def test_unused_root_categories_are_dropped() -> None:
     root = dict(name="cat", supercategory="none")
     cat, dog = dict(name="cat", supercategory="cat"), dict(name="dog", supercategory="cat")
     categories = {0: root, 1: cat, 2: dog}
     assert without_unused_roots(categories, {1}) == {1: cat, 2: dog}
     assert without_unused_roots(categories, {0, 1}) == categories
-    assert without_unused_roots({0: root, 2: dog}) == {0: root, 2: dog}  # no other is called so
+    assert without_unused_roots({0: root, 2: dog}) == {0: root, 2: dog}  # its name is unique
 
 
-def test_large_files_take_seconds(write: Callable) -> None:
+def test_checks_are_fast(write: Callable) -> None:
     content = copy.deepcopy(CONTENT)
     one = content["annotations"][0] | dict(segmentation=[[1.5, 2.25] * 30, [2.5, 3.25] * 10])
     content["annotations"] = [one | dict(id=n) for n in range(8_000)]

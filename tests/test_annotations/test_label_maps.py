@@ -1,4 +1,4 @@
-"""Numbers of label maps: as stored, in every kind of file; "ignored" is never a class."""
+"""Values of label maps are read as stored from all formats; "ignored" is never a class."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from odise_mm.errors import ConfigError, DatasetError
 
 
 def write_png(path: Path, rows: list[list[int]], bits: int, color_type: int = 0) -> None:
-    """A PNG file by its specification, for depths that Pillow does not write."""
+    """Write a PNG file according to its specification, for bit depths that Pillow cannot write."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -47,7 +47,7 @@ def write_png(path: Path, rows: list[list[int]], bits: int, color_type: int = 0)
 
 @pytest.mark.parametrize("color_type", [0, 3])
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
-def test_numbers_of_all_depths(bits: int, color_type: int, tmp_path: Path) -> None:
+def test_all_bit_depths(bits: int, color_type: int, tmp_path: Path) -> None:
     last = min(2**bits - 1, 3) if color_type == 3 else 2**bits - 1
     rows = [[0, last, 1, 0, last], [1, 1, last, 0, 0]]
     write_png(tmp_path / "a.png", rows, bits, color_type)
@@ -55,7 +55,7 @@ def test_numbers_of_all_depths(bits: int, color_type: int, tmp_path: Path) -> No
     assert numbers.tolist() == rows and numbers.dtype == np.uint8
 
 
-def test_numbers_of_16_bits(tmp_path: Path) -> None:
+def test_16_bits(tmp_path: Path) -> None:
     rows = [[0, 255, 256], [846, 65534, 65535]]
     write_png(tmp_path / "a.png", rows, 16)
     numbers = read_label_map(tmp_path / "a.png")
@@ -82,18 +82,18 @@ def test_tiff(dtype: type, compression: str | None, tmp_path: Path) -> None:
     assert read_label_map(path).tolist() == expected.tolist()
 
 
-def test_opaque_transparency_is_no_harm(tmp_path: Path) -> None:
+def test_only_opaque_alpha_channels_are_accepted(tmp_path: Path) -> None:
     numbers = np.array([[0, 7], [3, 255]], np.uint8)
     alpha = np.full_like(numbers, 255)
     Image.merge("LA", [Image.fromarray(numbers), Image.fromarray(alpha)]).save(tmp_path / "a.png")
     assert read_label_map(tmp_path / "a.png").tolist() == numbers.tolist()
     alpha[0, 0] = 0
     Image.merge("LA", [Image.fromarray(numbers), Image.fromarray(alpha)]).save(tmp_path / "a.png")
-    with pytest.raises(DatasetError, match=r"a\.png: a label map with transparent pixels"):
+    with pytest.raises(DatasetError, match=r"a\.png: the label map has transparent pixels"):
         read_label_map(tmp_path / "a.png")
 
 
-def test_a_transparent_palette_entry_keeps_its_number(tmp_path: Path) -> None:
+def test_transparent_palette_entry_keeps_its_value(tmp_path: Path) -> None:
     numbers = np.array([[0, 1], [2, 0]], np.uint8)
     image = Image.fromarray(numbers)
     image.putpalette(bytes(range(9)))
@@ -101,7 +101,7 @@ def test_a_transparent_palette_entry_keeps_its_number(tmp_path: Path) -> None:
     assert read_label_map(tmp_path / "a.png").tolist() == numbers.tolist()
 
 
-def test_what_is_no_label_map(tmp_path: Path) -> None:
+def test_not_a_label_map_raises(tmp_path: Path) -> None:
     gray = np.zeros((4, 4), np.uint8)
     Image.fromarray(gray).save(tmp_path / "a.jpg")
     Image.fromarray(gray).save(tmp_path / "named.png", format="JPEG")
@@ -109,17 +109,17 @@ def test_what_is_no_label_map(tmp_path: Path) -> None:
         with pytest.raises(DatasetError, match=rf"{name}: not a readable label map, .* PNG"):
             read_label_map(tmp_path / name)
     Image.fromarray(gray.astype(np.float32)).save(tmp_path / "f.tif")
-    with pytest.raises(DatasetError, match=r"f\.tif: .* this is F: floating point numbers"):
+    with pytest.raises(DatasetError, match=r"f\.tif: .* has mode F: floating point numbers"):
         read_label_map(tmp_path / "f.tif")
     for low in (-1, 70_000):
         Image.fromarray(np.full((2, 2), low, np.int32)).save(tmp_path / "i.tif")
-        with pytest.raises(DatasetError, match=r"i\.tif: a label map with numbers from"):
+        with pytest.raises(DatasetError, match=r"i\.tif: the label map has values from"):
             read_label_map(tmp_path / "i.tif")
     write_png(tmp_path / "la16.png", [[1, 65535]], 16, color_type=4)
     for mode in ("RGB", "RGBA", "CMYK"):
         Image.new(mode, (3, 1)).save(tmp_path / f"{mode}.tif")
     for name in ("RGB.tif", "RGBA.tif", "CMYK.tif", "la16.png"):
-        with pytest.raises(DatasetError, match=rf"{name}: .*one channel .* this is \w+: colors"):
+        with pytest.raises(DatasetError, match=rf"{name}: .*one channel .* has mode \w+: colors"):
             read_label_map(tmp_path / name)
     with pytest.raises(DatasetError, match=r"gone\.png: no such label map"):
         read_label_map(tmp_path / "gone.png")
@@ -129,7 +129,7 @@ def test_what_is_no_label_map(tmp_path: Path) -> None:
     ("num_classes", "dtype"),
     [(1, np.uint8), (255, np.uint8), (256, np.uint16), (257, np.uint16), (65535, np.uint16)],
 )
-def test_what_is_written_is_read(num_classes: int, dtype: type, tmp_path: Path) -> None:
+def test_round_trip(num_classes: int, dtype: type, tmp_path: Path) -> None:
     assert label_map_dtype(num_classes) == dtype
     classes = np.array([[0, num_classes // 2, num_classes - 1]])
     Image.fromarray(classes.astype(label_map_dtype(num_classes))).save(tmp_path / "a.png")
@@ -138,8 +138,8 @@ def test_what_is_written_is_read(num_classes: int, dtype: type, tmp_path: Path) 
     assert class_indices(numbers, "a.png", num_classes).tolist() == classes.tolist()
 
 
-def test_too_many_classes() -> None:
-    with pytest.raises(ConfigError, match="65,536 classes .* number 65,535"):
+def test_too_many_classes_raise() -> None:
+    with pytest.raises(ConfigError, match="65,536 classes: .* 65,535 classes"):
         label_map_dtype(65536)
 
 
@@ -150,14 +150,14 @@ def test_too_many_classes() -> None:
         (np.uint16, 65536, False), (np.uint16, 65535, True),
     ],
 )  # fmt: skip
-def test_a_number_is_not_class_and_ignored_at_once(
+def test_value_that_is_both_a_class_and_ignored_raises(
     dtype: type, num_classes: int, from_one: bool
 ) -> None:
     last = int(np.iinfo(dtype).max)
     numbers = np.array([[1, last - 1]], dtype)
     found = class_indices(numbers, "a.png", num_classes, from_one)
     assert found.tolist() == [[1 - from_one, last - 1 - from_one]]
-    with pytest.raises(DatasetError, match=rf"a\.png: {last} is a class and means 'ignored'"):
+    with pytest.raises(DatasetError, match=rf"a\.png: {last} is both a class and .* 'ignored'"):
         class_indices(np.array([[1, last]], dtype), "a.png", num_classes, from_one)
     fits = num_classes - 1
     while fits - 1 + from_one >= last:
@@ -167,9 +167,9 @@ def test_a_number_is_not_class_and_ignored_at_once(
 
 
 @pytest.mark.parametrize("from_one", [False, True])
-def test_numbers_beyond_the_classes(from_one: bool) -> None:
+def test_values_beyond_the_classes_raise(from_one: bool) -> None:
     numbers = np.array([[4 + from_one]], np.uint8)
-    with pytest.raises(DatasetError, match=rf"index 4, number {4 + from_one} in .* has 4 classes"):
+    with pytest.raises(DatasetError, match=rf"index 4, value {4 + from_one} in .* has 4 classes"):
         class_indices(numbers, "a.png", 4, from_one)
     assert class_indices(numbers, "a.png", 5, from_one).tolist() == [[4]]
     zero = np.array([[0]], np.uint8)

@@ -1,4 +1,4 @@
-"""COCO panoptic files: written, read back, and compared with the format's definition."""
+"""COCO panoptic files: writing, reading, and comparison with the definition of the format."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def result() -> SegmentationResult:
     segments = [
         Segment(300, 0, "pickup truck", 0.87654321, 6, True),
         Segment(70_000, 2, "blue sky", 0.5, 2, False),
-        Segment(9, 1, "cat", 0.4, 0, True),  # nothing left of it in the map
+        Segment(9, 1, "cat", 0.4, 0, True),  # no pixels in the map
     ]
     return SegmentationResult("a/b.jpg", "b", 4, 6, panoptic, segments)
 
 
-def test_colors_are_ids_by_the_formats_formula():
+def test_colors_follow_the_definition_of_the_format():
     ids = np.random.default_rng(0).integers(0, 256**3, (50, 40))
     rgb = ids_to_rgb(ids)
     assert rgb.dtype == np.uint8
@@ -59,7 +59,7 @@ def test_png_round_trip(tmp_path):
         assert image.mode == "RGB" and image.getpixel((2, 1)) == (300 - 256, 1, 0)
     gray = tmp_path / "gray.png"
     Image.new("L", (3, 3)).save(gray)
-    with pytest.raises(PanopticFileError, match="is RGB"):
+    with pytest.raises(PanopticFileError, match="must be RGB, not L"):
         read_panoptic_png(gray)
     with pytest.raises(PanopticFileError, match="no such panoptic PNG"):
         read_panoptic_png(tmp_path / "missing.png")
@@ -103,7 +103,7 @@ def test_round_trip(tmp_path):
     assert one.class_names == VOCABULARY.names
 
 
-def test_what_cannot_be_written(tmp_path):
+def test_invalid_arguments_raise(tmp_path):
     with pytest.raises(ValueError, match="3 classes need"):
         describe_categories(VOCABULARY, [1, 2])
     with pytest.raises(ValueError, match="3 classes need"):
@@ -113,7 +113,7 @@ def test_what_cannot_be_written(tmp_path):
         writer.add(SegmentationResult(image_name="x"), "x")
 
 
-def test_the_json_is_written_when_something_fails(tmp_path):
+def test_json_file_is_written_after_an_error(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         with CocoPanopticWriter(tmp_path / "a.json", VOCABULARY) as writer:
             writer.add(result(), "one")
@@ -122,14 +122,14 @@ def test_the_json_is_written_when_something_fails(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"images": []}', "not json", "[" * 100_000])
-def test_files_that_are_no_panoptic_json(tmp_path, text):
+def test_not_a_panoptic_json_file_raises(tmp_path, text):
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(PanopticFileError, match=r"a\.json: .*COCO panoptic JSON"):
         read_coco_panoptic(path)
 
 
-def test_an_unlisted_category(tmp_path):
+def test_unlisted_category_raises(tmp_path):
     with CocoPanopticWriter(tmp_path / "a.json", VOCABULARY) as writer:
         writer.add(result(), "one")
     path: Path = tmp_path / "a.json"
@@ -141,7 +141,7 @@ def test_an_unlisted_category(tmp_path):
 
 
 def street(folder: Path) -> dict:
-    """Content of a JSON file whose maps, of 6 x 5 pixels with segments 3 and 900, are there."""
+    """Write a map of 6 x 5 pixels with segments 3 and 900, and return the JSON content for it."""
     ids = np.zeros((5, 6), np.int32)
     ids[:, :2], ids[1:3, 3:] = 3, 900
     write_panoptic_png(folder / "street" / "7.png", ids)
@@ -161,7 +161,7 @@ def read_street(folder: Path, content: dict) -> list[SegmentationResult]:
     return read_coco_panoptic(folder / "street.json")
 
 
-def test_ground_truth_in_cocos_format_is_read(tmp_path):
+def test_ground_truth_in_coco_format(tmp_path):
     (street_scene,) = read_street(tmp_path, street(tmp_path))
     assert street_scene.segments == [
         Segment(3, 1, "road", 1.0, 10, False),
@@ -171,7 +171,7 @@ def test_ground_truth_in_cocos_format_is_read(tmp_path):
 
 
 def altered(content: dict, place: str, value: object) -> dict:
-    """The same with another value at a place such as "annotations.0.image_id"; None removes it."""
+    """Replace the value at a path such as "annotations.0.image_id"; None removes it."""
     *parents, last = [int(part) if part.isdigit() else part for part in place.split(".")]
     node = content
     for part in parents:
@@ -201,8 +201,8 @@ def altered(content: dict, place: str, value: object) -> dict:
         ("annotations.0.segments_info.0.area", -1, "`area` -1"),
         ("annotations.0.segments_info.0.id", "3", '`id` "3", not a whole number'),
         ("annotations.0.segments_info.0.id", 0, "`id` 0"),
-        ("annotations.0.segments_info.0.id", 900, "the id 900, which is there before"),
-        ("annotations.0.segments_info.0.id", 4, "the id 4, of which the map has no pixel"),
+        ("annotations.0.segments_info.0.id", 900, "the id 900 of an earlier segment"),
+        ("annotations.0.segments_info.0.id", 4, "the id 4, which has no pixels in the map"),
         ("annotations.0.segments_info.0.score", "high", '`score` "high"'),
         ("annotations.0.segments_info.0.score", 1.5, "`score` 1.5, not a number from 0 to 1"),
         ("annotations.0.segments_info.0.iscrowd", "0", '`iscrowd` "0", not 0 or 1'),
@@ -210,7 +210,7 @@ def altered(content: dict, place: str, value: object) -> dict:
         ("annotations.0.segments_info.0.category_id", "21", 'has category "21", which'),
         ("annotations.0.segments_info.0", 3, r"segments_info\[0\] is 3, not an object"),
         ("annotations.0.segments_info", {}, "`segments_info` an object, not a list"),
-        ("annotations.0.image_id", 8, r"annotations\[0\] .*is of image 8"),
+        ("annotations.0.image_id", 8, r"annotations\[0\] .*belongs to image 8"),
         ("annotations.0.file_name", 7, "`file_name` 7, not text"),
         ("annotations.0.file_name", "8.png", "8.png: no such panoptic PNG"),
         ("annotations.0.file_name", "../7.png", "leads outside"),
@@ -224,7 +224,7 @@ def altered(content: dict, place: str, value: object) -> dict:
         ("categories", {}, "`categories` an object, not a list"),
         ("images.0.id", 7.0, "`id` 7.0"),
         ("images.0.file_name", 7, "`file_name` 7"),
-        ("images.0.width", 12, "is 12 x 5 pixels, its map .* 6 x 5"),
+        ("images.0.width", 12, "is 12 x 5 pixels, but its map .* is 6 x 5"),
         ("images.0.height", "5", '`height` "5"'),
         ("images", 1, "`images` 1, not a list"),
         ("annotations", "none", "`annotations` .*not a list"),
@@ -236,14 +236,14 @@ def test_every_field_is_checked(tmp_path, place, value, message):
     assert "street" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_second_annotation_of_an_image(tmp_path):
+def test_second_annotation_of_an_image_raises(tmp_path):
     content = street(tmp_path)
     content["annotations"] *= 2
-    with pytest.raises(PanopticFileError, match=r"annotations\[1\] .*second of image 7"):
+    with pytest.raises(PanopticFileError, match=r"annotations\[1\] .*second annotation of image 7"):
         read_street(tmp_path, content)
 
 
-def test_instance_annotations_are_called_that(tmp_path):
+def test_instance_annotations_raise(tmp_path):
     content = street(tmp_path)
     content["annotations"] = [
         dict(id=1, image_id=7, category_id=4, area=6, iscrowd=0, segmentation=[[0, 0, 3, 0, 3, 2]])
@@ -252,9 +252,9 @@ def test_instance_annotations_are_called_that(tmp_path):
         read_street(tmp_path, content)
 
 
-@pytest.mark.parametrize("said", [4, 0, 10.5, 10**30])
-def test_areas_are_counted_in_the_map(tmp_path, said):
-    content = altered(street(tmp_path), "annotations.0.segments_info.0.area", said)
+@pytest.mark.parametrize("area", [4, 0, 10.5, 10**30])
+def test_areas_are_counted_in_the_map(tmp_path, area):
+    content = altered(street(tmp_path), "annotations.0.segments_info.0.area", area)
     with pytest.warns(UserWarning, match="segments: 1; first: .*has 10 pixels and `area`"):
         (result,) = read_street(tmp_path, content)
     assert [segment.area for segment in result.segments] == [10, 6]

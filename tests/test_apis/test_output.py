@@ -189,7 +189,7 @@ def test_after_a_kill_the_next_run_writes_the_json_file(inferencer, photos, tmp_
         os.kill(os.getpid(), 9)
     os.waitpid(child, 0)
     assert not (out / "panoptic.json").exists()
-    with pytest.raises(PanopticFileError, match="did not end; its command, given again, goes on"):
+    with pytest.raises(PanopticFileError, match="is incomplete; run its command again to continue"):
         read_coco_panoptic(out / "panoptic.json")
     with (out / "panoptic.journal").open("a") as file:
         file.write('{"position": 3, "sou')  # as a kill in the middle of a line
@@ -277,7 +277,7 @@ def test_maps_of_another_run_are_noticed(inferencer, photos, tmp_path) -> None:
         Image.new("RGB", (30, 30)).save(path)
     inferencer(photos, out_dir=tmp_path / "two")
     shutil.copy(tmp_path / "one/panoptic/p1.png", tmp_path / "two/panoptic/p1.png")
-    with pytest.raises(PanopticFileError, match=r"annotations\[1\] \(p1.png\) describes another"):
+    with pytest.raises(PanopticFileError, match=r"annotations\[1\] \(p1.png\) does not match the"):
         read_coco_panoptic(tmp_path / "two" / "panoptic.json")
 
 
@@ -287,7 +287,7 @@ def test_equal_areas_elsewhere_are_noticed(inferencer, photos, tmp_path) -> None
     with Image.open(path) as image:
         turned = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     turned.save(path)
-    with pytest.raises(PanopticFileError, match="describes another map"):
+    with pytest.raises(PanopticFileError, match="does not match the map"):
         read_coco_panoptic(tmp_path / "out" / "panoptic.json")
 
 

@@ -121,13 +121,13 @@ def test_an_image_without_phrases_has_captions(coco: SmallCoco) -> None:
     [
         (None, "captions.json: file of captions not found"),
         ("[", "captions.json: not JSON, or cut short"),
-        ("[]", "captions.json: not captions .* no list `annotations`"),
-        ('{"images": []}', "captions.json: not captions .* no list `annotations`"),
+        ("[]", "captions.json: not captions .* list `annotations` is missing"),
+        ('{"images": []}', "captions.json: not captions .* list `annotations` is missing"),
         ('{"annotations": [7]}', "captions.json: annotation number 1 .* is 7, not an object"),
         ('{"annotations": [{"image_id": 7}]}', "number 1 of the list has no `caption`"),
         ('{"annotations": [{"id": 4, "image_id": 7, "caption": null}]}', "4 has `caption` null"),
         ('{"annotations": [{"image_id": true, "caption": "x"}]}', "has `image_id` true"),
-        ('{"annotations": [{"image_id": "7", "caption": "x"}]}', r"id 7\) \(there is \"7\": one"),
+        ('{"annotations": [{"image_id": "7", "caption": "x"}]}', r"id 7\) \(but \"7\" exists: one"),
     ],
 )
 def test_bad_files(coco: SmallCoco, text: str | None, message: str) -> None:

@@ -191,7 +191,7 @@ def test_unusable_annotations_are_logged(instances: Path, caplog: pytest.LogCapt
     change(instances, annotations=[*whole, *more])
     assert len(instance(instances, test_mode=False).get_data_info(0)["instances"]) == 2
     MMLogger.get_current_instance().removeHandler(caplog.handler)
-    assert "1 of 4 annotations left out, as their masks cannot be used: they have" in caplog.text
+    assert "skipped 1 of 4 annotations without a usable mask: they have" in caplog.text
     assert "1 of 3 annotations are left out: they are marked as ignored, have no" in caplog.text
     assert len(instance(instances).get_data_info(0)["instances"]) == 3
 
@@ -212,8 +212,8 @@ def test_invalid_instance_data_raises(instances: Path) -> None:
     with pytest.raises(DatasetError, match="is empty: all 2 images are without instances"):
         instance(instances, test_mode=False)
     change(instances, annotations=[dict(id=8, image_id=77, category_id=2)])
-    with pytest.raises(DatasetError, match="annotation 8 is of image id 77"):
+    with pytest.raises(DatasetError, match="annotation 8 belongs to image id 77"):
         instance(instances)
     change(instances, annotations=[dict(image_id=9, segments_info=[])])
-    with pytest.raises(DatasetError, match="holds panoptic annotations where instance ones"):
+    with pytest.raises(DatasetError, match="expected instance annotations, found panoptic"):
         instance(instances)

@@ -282,19 +282,19 @@ BROKEN: dict[str, tuple[Callable[[dict], Any], str]] = {
     ),
     "an unknown image": (
         lambda c: c["annotations"][0].update(image_id=404),
-        "000000000025.png is annotated for image id 404, which `images` does not list",
+        "000000000025.png belongs to image id 404, which `images` does not list",
     ),
     "a segment id twice": (
         lambda c: c["annotations"][0]["segments_info"][1].update(id=95_001),
-        "000000000025.png has two segments of the same id",
+        "000000000025.png has two segments with the same id",
     ),
     "a segment id that is none": (
         lambda c: c["annotations"][0]["segments_info"][1].update(id=2**24),
-        "000000000025.png has segment ids other than whole numbers from 1 to 16777215",
+        "000000000025.png has segment id 16777216; .* whole numbers from 1 to 16777215",
     ),
     "a segment id of text": (
         lambda c: c["annotations"][0]["segments_info"][1].update(id="95001"),
-        "000000000025.png has segment ids other than whole numbers",
+        '000000000025.png has segment id "95001"; .* whole numbers',
     ),
     "no height": (lambda c: c["images"][0].pop("height"), "image 7 has no `height`"),
     "a list instead of an image": (
@@ -307,11 +307,11 @@ BROKEN: dict[str, tuple[Callable[[dict], Any], str]] = {
     ),
     "an image id of text": (
         lambda c: c["annotations"][0].update(image_id="25"),
-        'annotated for image id "25", .*there is 25: one is text, the other a number',
+        'belongs to image id "25", .*25 exists: one is text, the other a number',
     ),
     "a category id of text": (
         lambda c: c["annotations"][0]["segments_info"][0].update(category_id="17"),
-        r'"17" \(not in `categories`\) \(there is 17: one is text',
+        r'"17" \(not in `categories`\) \(but 17 exists: one is text',
     ),
     "a crowd flag of text": (
         lambda c: c["annotations"][0]["segments_info"][0].update(iscrowd="0"),
@@ -335,11 +335,11 @@ BROKEN: dict[str, tuple[Callable[[dict], Any], str]] = {
     ),
     "instances": (
         lambda c: [a.pop("segments_info") for a in c["annotations"]],
-        "holds instance annotations where panoptic ones are expected",
+        "expected panoptic annotations, found instance annotations",
     ),
     "no categories": (
         lambda c: c.pop("categories"),
-        "not COCO's panoptic annotations, there is no list `categories`",
+        "not panoptic annotations in COCO's format, the list `categories` is missing",
     ),
 }
 

@@ -232,7 +232,7 @@ def test_maps_that_do_not_match_raise(coco: SmallCoco) -> None:
     with pytest.raises(DatasetError, match=f"{second} has no pixels of segment 73003"):
         dataset[1]
     Image.new("L", (33, 33)).save(third)
-    with pytest.raises(DatasetError, match=f"{third}: a panoptic PNG is RGB"):
+    with pytest.raises(DatasetError, match=f"{third}: a panoptic PNG must be RGB"):
         dataset[2]
     third.write_bytes(b"no png")
     with pytest.raises(DatasetError, match=f"{third}: not a readable panoptic PNG"):

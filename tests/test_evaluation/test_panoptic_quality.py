@@ -288,11 +288,11 @@ def broken(item: dict[str, Any], how: str) -> None:
     ("how", "message"),
     [
         ("missing", r"1\.png: no such panoptic PNG"),
-        ("size", r"1\.png: the ground truth has 39 x 50 .* result 40 x 50"),
+        ("size", r"1\.png: the ground truth has 39 x 50 .* result has 40 x 50"),
         ("not in json", r"1\.png: segment \d+ is not in the JSON"),
-        ("not in png", r"1\.png: segment 77 of the JSON file has no pixel"),
+        ("not in png", r"1\.png: segment 77 of the JSON file has no pixels"),
         ("label", r"1\.png: class index 3, but the vocabulary has 3 classes"),
-        ("twice", r"1\.png: .*two segments of the same id"),
+        ("twice", r"1\.png: .*two segments with the same id"),
         ("none", r"1\.jpg: no panoptic ground truth"),
     ],
 )

@@ -97,7 +97,7 @@ def test_black_and_white_maps_are_logged(dtype: type, tmp_path: Path, warnings: 
     assert truth_of(tmp_path / "a" / "1.png", numbers, 2) == [[0, IGNORED], [IGNORED] * 2]
     (line,) = warnings()
     assert str(tmp_path / "a" / "1.png") in line and f"{white} means 'ignored'" in line
-    assert "write 1 instead" in line
+    assert "use 1 instead" in line
     # Only the first file of each folder is logged.
     truth_of(tmp_path / "a" / "2.png", numbers, 2)
     truth_of(tmp_path / "b" / "1.png", numbers, 5)
@@ -128,7 +128,7 @@ def test_maps_with_only_ignored_pixels(
     numbers = np.full((2, 2), number, np.uint8)
     truth_of(tmp_path / "a" / "1.png", numbers, 3, reduce)
     (line,) = warnings()
-    assert f"1.png: every pixel is ignored (it holds {number})" in line
+    assert f"1.png: every pixel is ignored (values: {number})" in line
     metric = metric_of(3)
     item = dict(sem_seg_path=str(tmp_path / "a" / "1.png"), reduce_zero_label=reduce)
     found = dict(sem_seg=torch.zeros(1, 2, 2, dtype=torch.int32))
@@ -141,7 +141,7 @@ def test_class_255_of_256_is_not_ignored(tmp_path: Path) -> None:
     numbers = np.array([[0, 254, 255]])
     wide, narrow = tmp_path / "wide.png", tmp_path / "narrow.png"
     assert truth_of(wide, numbers.astype(np.uint16), 256) == numbers.tolist()
-    with pytest.raises(DatasetError, match=r"narrow\.png: 255 is a class .* needs 16 bits"):
+    with pytest.raises(DatasetError, match=r"narrow\.png: 255 is both a class .* needs 16 bits"):
         truth_of(narrow, numbers.astype(np.uint8), 256)
     metric = metric_of(256)
     found = dict(sem_seg=torch.tensor([[[0, 254, 0]]]))
@@ -197,9 +197,9 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(DatasetError, match=r"a\.png: class index 3, .* 3 classes .*reduce_zero"):
         run(np.full((2, 2), 3))
-    with pytest.raises(DatasetError, match=r"a\.png: .*one channel .* this is RGB"):
+    with pytest.raises(DatasetError, match=r"a\.png: .*one channel .* has mode RGB"):
         run(np.zeros((2, 2, 3)))
-    with pytest.raises(DatasetError, match=r"a\.png: the ground truth has 2 x 3 .* result 2 x 2"):
+    with pytest.raises(DatasetError, match=r"a\.png: the ground truth has 2 x 3 .* has 2 x 2"):
         run(np.zeros((2, 3)))
     with pytest.raises(DatasetError, match=r"b\.png: no such label map"):
         run(np.zeros((2, 2)), sem_seg_path=tmp_path / "b.png")

@@ -115,8 +115,8 @@ def test_unusable_masks_are_left_out_and_logged(
     path = write(tmp_path, [good, bad])
     assert score(path) == pytest.approx(100)
     assert len(load(path, test_mode=False).get_data_info(0)["instances"]) == 1
-    assert "1 of 2 annotations left out" in log.text and "annotation 8 of image 1" in log.text
-    with pytest.raises(DatasetError, match="annotation 8 of image 1 has no mask that can be used"):
+    assert "skipped 1 of 2 annotations" in log.text and "annotation 8 of image 1" in log.text
+    with pytest.raises(DatasetError, match="annotation 8 of image 1, have no usable mask"):
         score(write(tmp_path, [bad]))
 
 
@@ -198,9 +198,9 @@ def test_malicious_json_raises_one_line_in_every_reader(tmp_path: Path, kind: st
 def test_numbers_as_text_are_not_converted(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match='annotation 1 has `iscrowd` "0", not 0 or 1'):
         score(write(tmp_path, [annotation(1, iscrowd="0")]))
-    with pytest.raises(DatasetError, match=r'image id "1", .* \(there is 1: one is text'):
+    with pytest.raises(DatasetError, match=r'image id "1", .* \(but 1 exists: one is text'):
         score(write(tmp_path, [annotation(1, image_id="1")]))
-    with pytest.raises(DatasetError, match=r'"1" \(not in `categories`\) \(there is 1: one is'):
+    with pytest.raises(DatasetError, match=r'"1" \(not in `categories`\) \(but 1 exists: one is'):
         score(write(tmp_path, [annotation(1, category_id="1")]))
     categories = [dict(id=1, name="cat"), dict(id=2, name=None)]
     with pytest.raises(DatasetError, match="category 2 has `name` null"):
@@ -238,7 +238,7 @@ def test_a_root_category_of_another_tool(tmp_path: Path) -> None:
     assert Vocabulary.load(path).names == ("cat", "dog")
     path = write(tmp_path, [annotation(1), annotation(2, category_id=0)], categories=categories)
     for read in (load, score):
-        with pytest.raises(DatasetError, match="category name 'cat' .* with the ids 0 and 1"):
+        with pytest.raises(DatasetError, match="category name 'cat' .* with ids 0 and 1"):
             read(path)
-    with pytest.raises(VocabularyError, match="'cat' .* the ids 0 and 1"):
+    with pytest.raises(VocabularyError, match="'cat' .* ids 0 and 1"):
         Vocabulary.load(path)

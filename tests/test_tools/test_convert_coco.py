@@ -155,7 +155,7 @@ def test_bad_files_are_named(archives: SmallCoco, capsys: pytest.CaptureFixture)
         (
             archives.json,
             lambda p: p.write_text("{}"),
-            f"{archives.json}: not COCO's panoptic",
+            f"{archives.json}: not panoptic annotations in COCO's format",
         ),
         (archives.json, lambda p: p.write_text("{"), f"{archives.json}: not JSON"),
         (archives.json, Path.unlink, "panoptic_annotations_trainval2017.zip"),
@@ -175,7 +175,7 @@ def test_bad_captions_and_instances(archives: SmallCoco, capsys: pytest.CaptureF
         (
             captions,
             lambda c: c["annotations"][1].update(image_id=8),
-            "1 is of image id 8",
+            "1 belongs to image id 8",
         ),
         (captions, lambda c: c["annotations"][1].pop("caption"), "annotation 1 has no `caption`"),
         (captions, lambda c: c.pop("images"), "not captions in COCO's format"),
@@ -184,7 +184,11 @@ def test_bad_captions_and_instances(archives: SmallCoco, capsys: pytest.CaptureF
             lambda c: (c["images"].pop(0), c["annotations"].__delitem__(slice(2))),
             "phrases_val2017.json: 1 images of panoptic_val2017.json are missing (the first: 7)",
         ),
-        (instances, lambda c: c["images"].pop(0), f"{instances}: annotation 1 is of image id 7,"),
+        (
+            instances,
+            lambda c: c["images"].pop(0),
+            f"{instances}: annotation 1 belongs to image id 7,",
+        ),
         (
             instances,
             lambda c: (c["images"].pop(0), c["annotations"].clear()),

@@ -184,7 +184,7 @@ def test_cityscapes_raw_files_that_are_wrong(tmp_path: Path, capsys: pytest.Capt
     ("file", "change", "message"),
     [
         ("annotations/panoptic_val/lindau/*.png", lambda p: p.fill(7), "JSON lacks segment"),
-        ("gtFine/val/lindau/*TrainIds.png", lambda p: p.fill(40), "class index 40, number 40"),
+        ("gtFine/val/lindau/*TrainIds.png", lambda p: p.fill(40), "class index 40, value 40"),
         ("gtFine/val/lindau/*TrainIds.png", lambda p: p.fill(3), "its pixels differ from"),
         ("gtFine/val/lindau/*instanceIds.png", lambda p: p.fill(7), "its pixels differ from"),
     ],
@@ -342,7 +342,7 @@ def forget_image(content: dict) -> None:
         (invent_segment, "has no pixels of segment 5"),
         (unknown_category, "has category 99, which 'categories' does not list"),
         (forget_image, "has no annotation for"),
-        (text_category, "has category \"1\", which 'categories' does not list (there is 1: one is"),
+        (text_category, "category \"1\", which 'categories' does not list (but 1 exists: one is"),
         (crowd_of_text, 'has `iscrowd` "0", not 0 or 1'),
         (map_outside, "leads outside its folder"),
     ],
@@ -478,7 +478,7 @@ def no_polygon(content: dict) -> None:
         (older_images, "image 37777 has no `not_exhaustive_category_ids`"),
         (unknown_negative, "image 37777: category 1204 in neg_category_ids"),
         (other_size, "000000391895.jpg: 64 x 31 pixels, but 64 x 32 in the JSON"),
-        (other_image, "annotation 1 is of image id 4, which `images` does not list"),
+        (other_image, "annotation 1 belongs to image id 4, which `images` does not list"),
         (no_name, "lvis_v1_val.json: category 8 has no `name`"),
         (no_list, "lvis_v1_val.json: image 37777 has `neg_category_ids` null"),
         (no_polygon, "of its mask has 3 numbers"),
@@ -504,7 +504,9 @@ def test_lvis_masks_that_cannot_be_used_are_counted(
     edit(tmp_path / "lvis" / "lvis_v1_val.json", shrink)
     lvis.main([str(tmp_path / "lvis"), "--coco", str(tmp_path / "coco"), "--workers", "1"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "annotations left out" in shown and "the first: annotation 1 of image" in shown
+    assert (
+        "annotations without a usable mask" in shown and "the first: annotation 1 of image" in shown
+    )
 
 
 def test_lvis_file_names_of_another_tool_change_nothing(tmp_path: Path) -> None:
@@ -611,7 +613,7 @@ def outside(content: dict) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (smaller_mask, "a-B_c1/0.png: its run lengths are of size [3, 3], its image is of [40"),
+        (smaller_mask, "a-B_c1/0.png: its run lengths have size [3, 3], but its image has [40"),
         (broken_mask, 'a-B_c1/0.png: its mask is "nonsense"'),
         (no_masks, "has no `segmentation`"),
         (text_flag, 'has `iscrowd` "0", not 0 or 1'),
