@@ -1,8 +1,8 @@
-"""What the processes of ``test_engine/test_distributed.py`` run.
+"""Code that the processes of ``test_engine/test_distributed.py`` run.
 
-As a program, ``python -m tests.support.distributed_worker FOLDER``: two processes that train on
-halves of a batch. As a module named in a config's ``custom_imports``: hooks that write down what a
-process of tools/train.py does, or break it.
+As a program (``python -m tests.support.distributed_worker FOLDER``), it runs two processes that
+train on halves of a batch. In the ``custom_imports`` of a config, it provides hooks that record
+what a process of tools/train.py does, or break it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SIZES = ((64, 64), (50, 64), (64, 45), (64, 64))  # padded to 64 x 64, one tile 
 
 
 class Case(NamedTuple):
-    """A batch of four images: how many segments they have and, for captions, their words."""
+    """A batch of four images: their numbers of segments and, for captions, their words."""
 
     counts: tuple[int, int, int, int]
     words: tuple[list[str], ...] | None = None
@@ -55,7 +55,7 @@ CASES = {
 
 @contextmanager
 def double_precision() -> Iterator[None]:
-    """Everything in float64, so that rounding (1e-16) cannot hide a difference."""
+    """Compute in float64, so that rounding cannot hide a difference."""
     single = Tensor.float
     torch.set_default_dtype(torch.float64)
     Tensor.float = Tensor.double
@@ -67,7 +67,7 @@ def double_precision() -> Iterator[None]:
 
 
 class RecordingWrapper(OptimWrapper):
-    """Keeps the gradients and changes no parameter."""
+    """Stores the gradients and does not change the parameters."""
 
     def step(self, **kwargs: Any) -> None:
         groups = self.optimizer.param_groups
@@ -75,11 +75,11 @@ class RecordingWrapper(OptimWrapper):
 
 
 def build(captions: bool) -> OpenVocabSegmentor:
-    """A real, small model in the default number format."""
+    """Build a small model in the default dtype."""
     model = make_model(captions, tile_size=64).to(torch.get_default_dtype())
     model.vocabulary = VOCABULARY
     for part in model.modules():
-        if isinstance(part, SinePositionalEncoding):  # float32 whatever the default
+        if isinstance(part, SinePositionalEncoding):  # always returns float32
             part.register_forward_hook(lambda _, __, out: out.to(torch.get_default_dtype()))
     return model
 
@@ -87,17 +87,20 @@ def build(captions: bool) -> OpenVocabSegmentor:
 def train_step(
     model: OpenVocabSegmentor, wrapped: nn.Module, case: Case, share: slice = slice(None)
 ) -> dict[str, dict[str, Any]]:
-    """One training step on a batch, or on a share of it.
+    """Run a training step on a batch, or on a part of it.
 
     Args:
-        wrapped: the model as it is trained: itself, or in what several processes wrap it in.
+        model: the model.
+        wrapped: the model itself, or its wrapper for several processes.
+        case: the batch.
+        share: part of the batch.
 
     Returns:
-        ``losses``, those of this process, and ``gradients``, by name.
+        ``losses`` of this process and ``gradients``, by name.
     """
     batch = make_batch(model, case.counts, case.words, SIZES)
     batch = {key: value[share] for key, value in batch.items()}
-    model.data_preprocessor.forward = lambda data, training: data  # done already
+    model.data_preprocessor.forward = lambda data, training: data  # already preprocessed
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = RecordingWrapper(torch.optim.SGD(trained.values(), lr=1.0))
     with pytest.MonkeyPatch.context() as patch:
@@ -111,7 +114,7 @@ def train_step(
 
 
 def all_cases(rank: int | None = None) -> dict[str, dict[str, dict[str, Any]]]:
-    """What :func:`train_step` says of all cases, on the joined batch or the half of a process."""
+    """Run :func:`train_step` for all cases, on whole batches or on the half of a process."""
     share = slice(None) if rank is None else slice(2 * rank, 2 * rank + 2)
     results = {}
     with double_precision():
@@ -126,7 +129,7 @@ def all_cases(rank: int | None = None) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def one_of_two(rank: int, folder: str) -> None:
-    """A process: all cases; writes its losses and gradients."""
+    """Run all cases in one of two processes and save its losses and gradients."""
     torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
@@ -139,13 +142,13 @@ def one_of_two(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-# ---------------------------------------------------------------------- within tools/train.py
+# -------------------------------------------------------------- hooks for tools/train.py
 
 _written: list[str] = []
 
 
 def _watch(event: str, arguments: tuple) -> None:
-    """Note every file that is opened for writing."""
+    """Record every file that is opened for writing."""
     if event == "open" and isinstance(arguments[2], int):
         path, flags = arguments[0], arguments[2]
         if isinstance(path, str) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
@@ -158,9 +161,9 @@ if "TORCHELASTIC_RUN_ID" in os.environ:  # in a process that torchrun started
 
 @HOOKS.register_module()
 class WitnessHook(Hook):
-    """Tells what a process sees and writes, in ``folder/<process>.json``.
+    """Records the images and written files of a process in ``folder/<process>.json``.
 
-    Points at which masks are compared are made the same in all processes meanwhile.
+    During training, all processes sample masks at the same points.
     """
 
     priority = "LOWEST"
@@ -178,20 +181,21 @@ class WitnessHook(Hook):
         self.batches.append([list(pair) for pair in zip(images, pixels, strict=True)])
 
     def after_train_iter(self, runner: Runner, *args: Any, **kwargs: Any) -> None:
-        self.tell(runner)
+        self.write(runner)
 
     def after_train(self, runner: Runner) -> None:
-        self.tell(runner)
+        self.write(runner)
         torch.rand = self.random
 
-    def tell(self, runner: Runner) -> None:
-        told = dict(batches=self.batches, written=sorted(set(_written)))
-        (self.folder / f"{runner.rank}.json").write_text(json.dumps(told))
+    def write(self, runner: Runner) -> None:
+        """Write the record of this process."""
+        content = dict(batches=self.batches, written=sorted(set(_written)))
+        (self.folder / f"{runner.rank}.json").write_text(json.dumps(content))
 
 
 @HOOKS.register_module()
 class BreakHook(Hook):
-    """Makes a weight of one process NaN before an iteration."""
+    """Sets a weight of one process to NaN before an iteration."""
 
     def __init__(self, rank: int, iteration: int) -> None:
         self.rank, self.iteration = rank, iteration
@@ -203,5 +207,5 @@ class BreakHook(Hook):
 
 
 if __name__ == "__main__":
-    # Forked: what is imported is imported once.
+    # Fork, so that modules are imported only once.
     torch.multiprocessing.start_processes(one_of_two, (sys.argv[1],), nprocs=2, start_method="fork")

@@ -1,7 +1,7 @@
-"""A segmentor without a network: stripes of brightness, named by the vocabulary in turn.
+"""A segmentor without a network, whose results are known beforehand.
 
-Has the interface of ``OpenVocabSegmentor``, so that everything around the model is tested in no
-time and with results that are known beforehand.
+It has the interface of ``OpenVocabSegmentor``, so that the code around the model can be tested
+quickly.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from mmengine.structures import InstanceData, PixelData
 from odise_mm.registry import MODELS
 from odise_mm.vocabulary import Vocabulary
 
-# The first use of the log opens its stream: not inside a test that captures (and closes) it.
+# The first use of the log opens its stream. Open it here, before a test captures and closes it.
 MMLogger.get_current_instance()
 
 
 @MODELS.register_module()
 class FakeSegmentor(BaseModel):
-    """Left half: class 0, right half: the last class; one pixel wide images have one segment."""
+    """Predicts class 0 in the left half and the last class in the right half of an image.
+
+    An image of one pixel's width has one segment.
+    """
 
     signal: int | None = None
-    """Sent to its own process when as many batches as ``signal_at`` says are done."""
+    """Signal sent to the own process after ``signal_at`` batches."""
     signal_at = 0
 
     def __init__(
@@ -69,10 +72,10 @@ class FakeSegmentor(BaseModel):
                 raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
             if self.fail == "cpu":
                 raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-            if self.fail == "huge":  # the same, for an image with a white corner
+            if self.fail == "huge":  # only for images with a white corner
                 if any(int(image[0, 0, 0]) == 255 for image in data["inputs"]):
                     raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
-            elif self.fail == "overflow":  # in an image with a white corner
+            elif self.fail == "overflow":  # only for images with a white corner
                 if any(int(image[0, 0, 0]) == 255 for image in data["inputs"]):
                     raise FloatingPointError("not finite")
             else:
@@ -137,4 +140,4 @@ test_pipeline = [
     ),
 ]
 """
-"""Text of a config file with it, resizing to a short edge of 64, at most 160 long."""
+"""Config file of this model; images get a short edge of 64 and a long edge of at most 160."""

@@ -1,4 +1,4 @@
-"""A web server for one file, that misbehaves on demand."""
+"""A web server for one file, which can be made to misbehave."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 @dataclass
 class FileServer:
-    """What the server has, how it behaves, and what it was asked for.
+    """Content and behavior of the server, and the requests that it received.
 
     Attributes:
-        content: of the one file, whatever the path.
-        cut_after: bytes of each answer before the connection is cut; None: all.
-        ranges: whether it can begin in the middle.
-        status: a code in place of the file.
-        declared: length that it announces; None: the true one; 0: none at all.
-        chunked: sends chunks, without a length.
+        content: content of the file, served under any path.
+        cut_after: number of bytes of each response after which the connection is closed; None for
+            complete responses.
+        ranges: whether Range requests are supported.
+        status: HTTP status; no file is sent unless it is 200.
+        declared: Content-Length; None for the true one, 0 for no header.
+        chunked: whether to send chunks, without Content-Length.
         kind: Content-Type.
-        etag: of the file, "" for none.
+        etag: ETag of the file, "" for no header.
         requests: path and Range header of each request, in order.
-        before: is called before each answer, with the number of the request.
+        before: function called before each response with the number of the request.
+        url: address of the file.
     """
 
     content: bytes = b""
@@ -41,7 +43,7 @@ class FileServer:
 
 @contextmanager
 def serving(content: bytes) -> Iterator[FileServer]:
-    """A server on this machine, in a thread."""
+    """Run a server on this machine in a thread."""
     state = FileServer(content)
 
     class Handler(BaseHTTPRequestHandler):

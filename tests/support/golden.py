@@ -1,16 +1,15 @@
-"""Reference numbers of the published model, and the random weights they were made with.
+"""Recordings of the published model, and the random weights it was run with.
 
-Three things for the tests:
+This module provides
 
-* the random weights, written in the *published* file formats (:func:`write_sd`,
-  :func:`write_clip`, :func:`write_odise`): every parameter is drawn from a generator seeded with
-  its own key;
-* recorded stages and results of the published implementation run with these weights
-  (:func:`load_case`, :class:`GoldenCase`);
-* the recorded post-processing cases (:func:`load_postproc`).
+* the random weights in the *published* file formats (:func:`write_sd`, :func:`write_clip`,
+  :func:`write_odise`). Every parameter is drawn from a generator seeded with its key.
+* recorded stages and results of the published implementation with these weights
+  (:func:`load_case`, :class:`GoldenCase`).
+* recorded post-processing cases (:func:`load_postproc`).
 
-``tests/data`` holds thinned-out recordings. The complete ones, which include the full-size
-model, are read from the folder named by the environment variable ``ODISE_GOLDEN_DIR``.
+``tests/data`` contains subsampled recordings. The complete ones, which include the full-size
+model, are read from the folder in the environment variable ``ODISE_GOLDEN_DIR``.
 """
 
 from __future__ import annotations
@@ -40,12 +39,12 @@ CASES = (
     "tiny_caption_500x690",
 )
 POSTPROC_CASES = ("c0", "c1", "c2")
-PROJECTION_ROWS = 8  # every 8th row of the projections' recorded gradients is kept
+PROJECTION_ROWS = 8  # of the projections' gradients, every 8th row is recorded
 
 # ----------------------------------------------------------------------------- weights
 
-# First pattern found in the key wins. "rule": factor on the general rule, "normal": factor on the
-# plain normal draw, "value": a constant. No key of one file matches a pattern meant for another.
+# The first pattern found in a key is used. "rule": factor on the general rule; "normal": factor on
+# a standard normal draw; "value": constant. No pattern for one file matches a key of another.
 _BLOCK = r"transformer\.resblocks\.\d+\."
 _LAYER = r"predictor\.transformer_"
 _EXCEPTIONS: tuple[tuple[str, str, float], ...] = (
@@ -89,12 +88,12 @@ for _salts in _SALTS.values():
 
 @lru_cache(maxsize=1)
 def key_lists() -> dict[str, dict[str, Any]]:
-    """All lists of ``keys.json``: ``{size}/{sd_v1,clip,odise_label,odise_caption}`` and more."""
+    """Return all lists of ``keys.json``, such as ``{size}/sd_v1`` and ``{size}/odise_label``."""
     return json.loads(gzip.decompress((DATA / "keys.json.gz").read_bytes()))
 
 
 def shapes(size: str, file: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of one published file.
+    """Return the shapes of the parameters in a published file.
 
     Args:
         size: ``"tiny"`` or ``"full"``.
@@ -104,7 +103,7 @@ def shapes(size: str, file: str) -> dict[str, tuple[int, ...]]:
 
 
 def parameter(key: str, shape: tuple[int, ...], size: str) -> np.ndarray:
-    """Made-up value of one parameter, float32, from its key in its own file."""
+    """Return the random float32 value of a parameter, which depends on its key in the file."""
     f32 = np.float32
     kind, factor = "rule", None
     for pattern, how, number in _EXCEPTIONS:
@@ -128,18 +127,18 @@ def parameter(key: str, shape: tuple[int, ...], size: str) -> np.ndarray:
 
 
 def iter_parameters(size: str, file: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Parameters of one file in order, one at a time (the full size has 1.07 billion numbers)."""
+    """Yield the parameters of a file one by one; the full size has 1.07 billion numbers."""
     for key, shape in shapes(size, file).items():
         yield key, parameter(key, shape, size)
 
 
 def state_dict(size: str, file: str) -> dict[str, torch.Tensor]:
-    """Parameters of one file as CPU float32 tensors, without buffers."""
+    """Return the parameters of a file as float32 tensors on the CPU, without buffers."""
     return {key: torch.from_numpy(value) for key, value in iter_parameters(size, file)}
 
 
 def sd_buffers() -> dict[str, torch.Tensor]:
-    """What original Stable Diffusion files carry besides parameters: schedule and position ids."""
+    """Return the buffers of original Stable Diffusion files: schedule and position ids."""
     betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=np.float64) ** 2
     abar = np.cumprod(1.0 - betas)
     prev = np.append(1.0, abar[:-1])
@@ -165,8 +164,8 @@ def sd_buffers() -> dict[str, torch.Tensor]:
 
 
 def _stream_safetensors(path: Path, size: str, file: str, extra: dict[str, torch.Tensor]) -> None:
-    # The safetensors library wants all tensors in memory; the format itself is a length, a JSON
-    # header and the raw numbers, so the 4 GB of the full size can be written one by one.
+    # The safetensors library needs all tensors in memory. The format is a length, a JSON header and
+    # the raw numbers, so the 4 GB of the full size can be written tensor by tensor.
     names = {torch.float32: "F32", torch.int64: "I64"}
     header: dict[str, Any] = {}
     end = 0
@@ -204,20 +203,27 @@ def _write(
 
 
 def write_sd(path: str | Path, size: str) -> Path:
-    """Stable Diffusion v1 in its original format, with schedule buffers and ``position_ids``.
+    """Write Stable Diffusion v1 in its original format, with the schedule and ``position_ids``.
 
-    ``.safetensors`` files are flat, as distributed; others hold the dict under ``state_dict``.
+    As in the distributed files, ``.safetensors`` files are flat, and others have the dictionary
+    under ``state_dict``.
     """
     return _write(path, size, "sd_v1", "state_dict", sd_buffers())
 
 
 def write_clip(path: str | Path, size: str) -> Path:
-    """CLIP under open_clip's parameter names (flat, ``.safetensors`` or torch file)."""
+    """Write CLIP with open_clip's parameter names to a flat ``.safetensors`` or torch file."""
     return _write(path, size, "clip", None, {})
 
 
 def write_odise(path: str | Path, size: str, variant: str) -> Path:
-    """Released ODISE checkpoint, ``variant`` ``"label"`` or ``"caption"``, under ``model``."""
+    """Write an ODISE checkpoint in the released format, with the weights under ``model``.
+
+    Args:
+        path: file to write.
+        size: ``"tiny"`` or ``"full"``.
+        variant: ``"label"`` or ``"caption"``.
+    """
     (count,) = key_lists()[f"{size}/odise_{variant}_buffers"]["criterion.empty_weight"]
     empty_weight = torch.ones(count)
     empty_weight[-1] = 0.1
@@ -228,7 +234,7 @@ def write_odise(path: str | Path, size: str, variant: str) -> Path:
 def write_all(folder: str | Path, size: str) -> Path:
     """Write ``sd_v1.ckpt``, ``clip.pt``, ``odise_label.pth`` and ``odise_caption.pth``.
 
-    The full-size diffusion model becomes ``sd_v1.safetensors``, which is written in little memory.
+    The full-size diffusion model is written to ``sd_v1.safetensors``, which needs little memory.
     """
     folder = Path(folder)
     write_sd(folder / ("sd_v1.ckpt" if size == "tiny" else "sd_v1.safetensors"), size)
@@ -242,22 +248,24 @@ def write_all(folder: str | Path, size: str) -> Path:
 
 
 def full_folder() -> Path | None:
-    """Folder of the complete recordings, or None where ``ODISE_GOLDEN_DIR`` is not set."""
+    """Return the folder of the complete recordings; None if ``ODISE_GOLDEN_DIR`` is not set."""
     value = os.environ.get(ENV_FOLDER)
     return Path(value) if value else None
 
 
 @lru_cache(maxsize=1)
 def vocabulary() -> dict[str, Any]:
-    """``labels`` (12 lists of synonyms), ``thing_ids``, ``seen`` (in COCO), ``out_hw`` by image."""
+    """Return ``labels`` (12 lists of synonyms), ``thing_ids``, ``seen`` (in COCO), ``out_hw``."""
     return json.loads((DATA / "inputs.json").read_text())
 
 
 def weights_check(size: str) -> dict[str, np.ndarray]:
-    """First eight values and float64 sums of many parameters, noise and empty-prompt embedding.
+    """Return recorded values of parameters, the noise, and the embedding of the empty prompt.
+
+    For each parameter, the first eight values and the float64 sum are recorded.
 
     Raises:
-        FileNotFoundError: for ``"full"`` where ``ODISE_GOLDEN_DIR`` is not set.
+        FileNotFoundError: ``size`` is ``"full"`` and ``ODISE_GOLDEN_DIR`` is not set.
     """
     if size == "tiny":
         path = DATA / "tiny_weights_check.npz"
@@ -275,22 +283,27 @@ def _in_full_folder(name: str) -> Path:
 
 
 def parse_name(name: str, shape: tuple[int, ...], full: tuple[int, ...] | None) -> tuple[str, dict]:
-    """Split the name of a complete recording into stage and how it was thinned out.
+    """Parse the name of an array in a complete recording.
+
+    Args:
+        name: name of the array.
+        shape: shape of the array.
+        full: shape before subsampling, if it was recorded.
 
     Returns:
-        stage name, and ``{"steps": [per-axis stride], "half": stored in float16}``.
+        Name of the stage, and ``{"steps": stride of every axis, "half": stored in float16}``.
     """
     half = name.endswith("_f16")
     stage = name.removesuffix("_f16")
     step = 1
     if match := re.search(r"_n(\d+)$", stage):
         stage, limit = stage[: match.start()], int(match[1])
-        # Maps recorded without their shape are not thinned below `limit` rows.
+        # Maps whose shape was not recorded have at least `limit` rows left.
         heights = {"mask_features": 128, "multi_scale_0": 16, "multi_scale_1": 32}
         height = full[-2] if full is not None else heights.get(stage, 64)
         step = max(1, int(height) // limit)
     elif match := re.search(r"_s([28])$", stage):
-        # backbone_s2 and the like never end here: their names go on with _nN.
+        # This does not match stages such as backbone_s2: their names continue with _nN.
         stage, step = stage[: match.start()], int(match[1])
     steps = [1] * len(shape)
     if step > 1:
@@ -305,9 +318,9 @@ class GoldenCase:
     Attributes:
         name: ``{size}_{variant}_{input}``.
         image: (H, W, 3) uint8 RGB.
-        out_hw: size of the results.
-        arrays: recorded arrays by stage name, thinned out as `index` says.
-        index: per stage ``{"steps": strides per axis, "half": stored in float16}``.
+        out_hw: height and width of the results.
+        arrays: recorded arrays by stage, subsampled as given by ``index``.
+        index: for every stage, ``{"steps": stride of every axis, "half": stored in float16}``.
     """
 
     name: str
@@ -335,11 +348,11 @@ class GoldenCase:
         return self.arrays[stage]
 
     def segments(self, stage: str = "segments_info") -> list[dict]:
-        """Recorded segments (``id``, ``isthing``, ``category_id``); ``..._ot03``: overlap 0.3."""
+        """Return recorded segments; stages that end in ``_ot03`` have the overlap threshold 0.3."""
         return json.loads(str(self.arrays[stage]))
 
     def sample(self, stage: str, tensor: torch.Tensor | np.ndarray) -> np.ndarray:
-        """Thin `tensor` out as the recording was; batch axes of one may be missing or extra."""
+        """Subsample a tensor like the recording and add or remove batch axes of length one."""
         steps, want = self.index[stage]["steps"], self.arrays[stage]
         if isinstance(tensor, torch.Tensor):
             tensor = tensor.detach().cpu()
@@ -350,8 +363,8 @@ class GoldenCase:
             tensor = tensor[None]
         out = tensor[tuple(slice(None, None, s) for s in steps)]
         assert out.shape == want.shape, (
-            f"{self.name}/{stage}: shape {tuple(tensor.shape)} thinned out by {steps} gives "
-            f"{out.shape}, the recording has {want.shape}"
+            f"{self.name}/{stage}: shape {tuple(tensor.shape)} subsampled by {steps} is "
+            f"{out.shape}, but the recording has {want.shape}"
         )
         return out
 
@@ -359,20 +372,21 @@ class GoldenCase:
         want = self.arrays[stage].astype(np.float64)
         difference = np.abs(self.sample(stage, tensor).astype(np.float64) - want)
         if self.index[stage]["half"]:
-            # Not ours: half a unit in the last place (2^-11 relative) lost by storing float16.
+            # Ignore the rounding of the recording to float16: half a unit in the last place, which
+            # is 2^-11 relative.
             difference = np.maximum(difference - np.maximum(np.abs(want) * 2.0**-11, 2.0**-25), 0)
         scale = want.std() if want.size > 1 else 0.0
         difference /= scale if scale > 0 else max(float(np.abs(want).max()), 1e-12)
         return np.where(np.isfinite(difference), difference, np.inf)
 
     def error(self, stage: str, tensor: torch.Tensor | np.ndarray) -> float:
-        """Largest difference / standard deviation of the recording (inf where not finite)."""
+        """Return the largest difference over the recording's deviation; inf if not finite."""
         return float(self._difference(stage, tensor).max())
 
     def compare(
         self, stage: str, tensor: torch.Tensor | np.ndarray, rtol: float | None = 1e-3
     ) -> float:
-        """:meth:`error`, asserted to be at most `rtol` unless that is None."""
+        """Return :meth:`error` and assert that it is at most ``rtol``, unless this is None."""
         error = self.error(stage, tensor)
         assert rtol is None or error <= rtol, f"{self.name}/{stage}: {error:.3g} > {rtol:.3g}"
         return error
@@ -385,13 +399,13 @@ class GoldenCase:
         allowed: int = 3,
         queries: int = 100,
     ) -> tuple[int, float]:
-        """Compare query by query and let a few be out of line.
+        """Compare query by query and allow a few of them to differ.
 
-        A mask value at exactly 0.5 can flip one query (hard thresholds in masked attention and
-        pooling), so at most `allowed` of the `queries` may exceed `rtol`.
+        Masked attention and pooling use hard thresholds, so a mask value very close to 0.5 can
+        change a query. Therefore, up to ``allowed`` of the ``queries`` may exceed ``rtol``.
 
         Returns:
-            number of queries out of line, and the largest error of the others.
+            Number of queries that differ, and the largest error of the others.
         """
         difference = self._difference(stage, tensor)
         axis = difference.shape.index(queries)
@@ -405,7 +419,7 @@ class GoldenCase:
         return int(bad.sum()), worst
 
     def agreement(self, stage: str, tensor: torch.Tensor | np.ndarray) -> float:
-        """Share of equal entries of a label map (``panoptic_seg``, ``sem_seg_argmax``, ...)."""
+        """Return the fraction of equal entries in a label map such as ``panoptic_seg``."""
         return float((self.sample(stage, tensor) == self.arrays[stage]).mean())
 
 
@@ -427,13 +441,13 @@ def load_case(name: str, folder: str | Path | None = None) -> GoldenCase:
     """Load a recorded case.
 
     Args:
-        name: one of :data:`CASES`, or one that is only in the complete recordings
+        name: one of :data:`CASES`, or a case that only exists in the complete recordings
             (``"full_label_512x512"``).
-        folder: complete recordings to read; by default ``tests/data``, and the folder named by
-            ``ODISE_GOLDEN_DIR`` for cases that are not there.
+        folder: folder of complete recordings. The default is ``tests/data``, or for cases that are
+            not there, the folder in ``ODISE_GOLDEN_DIR``.
 
     Raises:
-        FileNotFoundError: if the case is in none of them.
+        FileNotFoundError: the case does not exist.
     """
     shape_name = name.rsplit("_", 1)[1]
     thin = DATA / f"{name}.npz"
@@ -450,11 +464,17 @@ def load_case(name: str, folder: str | Path | None = None) -> GoldenCase:
 
 
 def load_postproc(name: str, folder: str | Path | None = None) -> dict[str, np.ndarray]:
-    """Recorded post-processing case: inputs and results of the published functions.
+    """Load the inputs and results of the published post-processing functions.
 
-    ``tests/data`` has some of :data:`POSTPROC_CASES`; `folder` (complete recordings) has all.
-    Keys: ``mask_cls`` (Q, K + 1) logits, ``mask_pred`` (Q, H, W) logits, ``panoptic_seg``,
-    ``segments_info`` (JSON), ``sem_seg_argmax``, ``inst_scores_sorted``, ...
+    Keys are ``mask_cls`` (Q, K + 1) logits, ``mask_pred`` (Q, H, W) logits, ``panoptic_seg``,
+    ``segments_info`` (JSON), ``sem_seg_argmax``, ``inst_scores_sorted`` and so on.
+
+    Args:
+        name: one of :data:`POSTPROC_CASES`. ``tests/data`` contains only some of them.
+        folder: folder of the complete recordings, which contain all cases.
+
+    Raises:
+        FileNotFoundError: the case does not exist.
     """
     path = Path(folder) / "postproc.npz" if folder else DATA / "postproc.npz"
     with np.load(path) as data:
@@ -467,6 +487,6 @@ def load_postproc(name: str, folder: str | Path | None = None) -> dict[str, np.n
 
 
 def load_arrays(name: str) -> dict[str, np.ndarray]:
-    """All arrays of ``tests/data/{name}.npz``."""
+    """Load all arrays of ``tests/data/{name}.npz``."""
     with np.load(DATA / f"{name}.npz") as data:
         return {key: data[key] for key in data.files}

@@ -1,4 +1,4 @@
-"""Tiny model samples: random maps, their files, and results in the model's form."""
+"""Random test samples: ground truth, its files, and results in the model's format."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from odise_mm.vocabulary import Vocabulary
 
 
 def vocabulary(num_classes: int) -> Vocabulary:
-    """Classes c0, c1, ..., every other one a thing."""
+    """Build classes c0, c1, ..., of which every other one is a thing."""
     things = [i % 2 == 0 for i in range(num_classes)]
     names = tuple((f"name {i}",) for i in range(num_classes))
     sources = tuple(f"c{i}" for i in range(num_classes))
@@ -24,7 +24,7 @@ def vocabulary(num_classes: int) -> Vocabulary:
 
 
 def blocks(rng: np.random.Generator, shape: tuple[int, int], segments: int) -> np.ndarray:
-    """(H, W) numbers 0 .. segments: Voronoi cells, so that regions are few and connected."""
+    """Draw a map (H, W) of 0 to ``segments``, in which every number is a Voronoi cell."""
     height, width = shape
     points = rng.random((segments + 1, 2)) * shape
     rows, columns = np.mgrid[:height, :width]
@@ -39,7 +39,7 @@ def panoptic(
     segments: int,
     crowd: float = 0.2,
 ) -> tuple[np.ndarray, list[dict]]:
-    """Ground truth: ids up to 2^24 and segments_info, some segments crowd, with void."""
+    """Draw ground truth with void: a map of ids up to 2^24, and segments_info with crowds."""
     local = blocks(rng, shape, segments)
     ids = np.append(0, rng.choice(2**24 - 1, segments, replace=False) + 1)
     ids[1] = 2**24 - 1
@@ -60,7 +60,10 @@ def panoptic(
 def disturbed(
     rng: np.random.Generator, ids: np.ndarray, infos: list[dict], classes: Vocabulary
 ) -> dict[str, Any]:
-    """A panoptic result near the truth: shifted, some renamed, some dropped, void filled."""
+    """Draw a panoptic result similar to the ground truth.
+
+    The segments are shifted; some get another class, some are dropped, and void is filled.
+    """
     moved = np.roll(ids, rng.integers(-2, 3, 2), (0, 1))
     out, segments = np.zeros(ids.shape, np.int32), []
     filled = [*((info["id"], info["label"]) for info in infos), (0, 0)]
@@ -83,7 +86,7 @@ def instances(
     num_classes: int,
     extra: int = 3,
 ) -> dict[str, torch.Tensor]:
-    """An instance result near the given masks: shifted copies, wrong labels, inventions."""
+    """Draw an instance result: shifted copies of masks, wrong labels and false positives."""
     found, classes = [], []
     for mask, label in zip(masks, labels, strict=True):
         for _ in range(int(rng.integers(0, 3))):
@@ -92,7 +95,7 @@ def instances(
     for _ in range(extra):
         found.append(blocks(rng, shape, 6) == 1)
         classes.append(int(rng.integers(num_classes)))
-    # Few different scores: ties are part of the test.
+    # Few distinct scores, so that there are ties.
     scores = rng.integers(1, 20, len(found)) / 20
     return dict(
         masks=torch.from_numpy(np.array(found, bool).reshape(-1, *shape)),
@@ -109,7 +112,7 @@ def sample(
     shape: tuple[int, int] = (40, 50),
     segments: int = 9,
 ) -> dict[str, Any]:
-    """A test sample with all three results, its ground truth written to ``folder``."""
+    """Draw a test sample with all three results, and write its ground truth to ``folder``."""
     ids, infos = panoptic(rng, shape, classes, segments)
     path = folder / f"{img_id}.png"
     write_panoptic_png(path, ids)
@@ -133,15 +136,15 @@ def sample(
 
 
 def read_ids(item: dict[str, Any]) -> np.ndarray:
-    """The ground truth's map, read with Pillow by the format's formula."""
+    """Read the ground truth's map with Pillow."""
     with Image.open(item["seg_map_path"]) as image:
         return np.asarray(image).astype(np.int64) @ (1, 256, 65536)
 
 
 def instance_file(path: Path, items: list[dict[str, Any]], classes: Vocabulary) -> dict[str, Any]:
-    """Things of the samples as COCO instance annotations, in all of COCO's forms of a mask.
+    """Write the samples' things as COCO instance annotations, in all of COCO's mask formats.
 
-    Category ids have gaps and another order than the classes; stuff has no category.
+    Category ids have gaps and are not in the order of the classes. Stuff has no category.
     """
     things = [i for i, thing in enumerate(classes.is_thing) if thing]
     id_of = {label: 900 - 7 * label for label in things}
@@ -183,7 +186,7 @@ def instance_file(path: Path, items: list[dict[str, Any]], classes: Vocabulary) 
 
 
 def coco_results(items: list[dict[str, Any]], classes: Vocabulary) -> list[dict]:
-    """The samples' instances as COCO's result file has them; stuff gets ids of no category."""
+    """Return the samples' instances in COCO's result format; stuff gets an unknown category id."""
     return [
         dict(
             image_id=item["img_id"],

@@ -1,8 +1,7 @@
-"""Thin out the complete recordings into ``tests/data``.
+"""Subsamples the complete recordings and writes them to ``tests/data``.
 
-``python -m tests.support.pack_golden FOLDER``
-
-Not run by the tests. It says how the files in ``tests/data`` came about.
+Usage: ``python -m tests.support.pack_golden FOLDER``. The tests do not run this program; it
+documents how the files in ``tests/data`` were made.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from PIL import Image
 
 from tests.support import golden
 
-# Strides on top of those of the recordings, from the first axis on. Channel strides are odd so
-# that they fall on every position within a normalization group.
+# Strides in addition to those of the recordings, starting with the first axis. Strides over
+# channels are odd so that they select all positions within a normalization group.
 EXTRA: dict[str, list[int]] = {
     "crop_img": [1, 1, 2, 2],
     "latent": [1, 1, 2, 2],
@@ -40,13 +39,14 @@ UNUSED = ("unet_out", "decoded", "sem_seg_margin")
 
 
 def pack_case(source: Path, name: str) -> None:
+    """Pack the stages of a case."""
     arrays, index = golden._read_full(source / f"{name}.npz")
     out = {}
     for stage, array in arrays.items():
         if stage in UNUSED:
             continue
         extra = EXTRA.get(stage, [1] * array.ndim)
-        if stage == "pred_masks":  # some are recorded at every second pixel already
+        if stage == "pred_masks":  # some are already recorded with a stride of 2
             extra = [1] + [4 // s for s in index[stage]["steps"][1:]]
         out[stage] = array[tuple(slice(None, None, s) for s in extra)]
         index[stage]["steps"] = [a * b for a, b in zip(index[stage]["steps"], extra, strict=True)]
@@ -55,10 +55,13 @@ def pack_case(source: Path, name: str) -> None:
 
 
 def pack_postproc(source: Path) -> None:
-    """Mask logits in half precision: that moves 2 and 0 pixels of the semantic maps, no others."""
+    """Pack the post-processing cases, with mask logits in half precision.
+
+    This changes 2 and 0 pixels of the semantic maps, and no other results.
+    """
     out = {}
     for case in golden.POSTPROC_CASES:
-        if case == "c1":  # like c0, with fewer segments
+        if case == "c1":  # similar to c0, but with fewer segments
             continue
         arrays = golden.load_postproc(case, source)
         arrays["mask_pred"] = arrays["mask_pred"].astype(np.float16)
@@ -69,13 +72,13 @@ def pack_postproc(source: Path) -> None:
 
 
 def pack_gradients(source: Path) -> None:
-    """Double-precision references: all of the captioner's, rows of the projections' weights."""
+    """Pack the double-precision gradients: the captioner's, and rows of the projections'."""
     out = {}
     with np.load(source / "captioner_gradients.npz") as data:
         for key in data.files:
             if not key.endswith("_f64") and "_f64/" not in key:
                 continue
-            if "ldm_extractor" in key:  # frozen: the published code computes these for nothing
+            if "ldm_extractor" in key:  # gradients of frozen weights, which nothing uses
                 continue
             step = golden.PROJECTION_ROWS if "feature_projections" in key else 1
             array = data[key]
@@ -84,6 +87,7 @@ def pack_gradients(source: Path) -> None:
 
 
 def main() -> None:
+    """Pack all recordings."""
     source = Path(sys.argv[1])
     golden.DATA.mkdir(exist_ok=True)
     keys = json.loads((source / "keys.json").read_text())

@@ -1,4 +1,4 @@
-"""Small parts with random weights, and models without memory, for the tests."""
+"""Small models with random weights, and models on the meta device."""
 
 from __future__ import annotations
 
@@ -25,25 +25,28 @@ TINY_CLIP = dict(
 
 
 def config_files() -> list[str]:
-    """All configs of models, relative to ``configs/``."""
+    """Return the paths of all model configs, relative to ``configs/``."""
     files = sorted(path.relative_to(CONFIGS) for path in CONFIGS.rglob("*.py"))
     return [str(file) for file in files if file.parts[0] != "_base_"]
 
 
 def load_config(name: str) -> Config:
-    """A config by its path in ``configs/``."""
+    """Load a config by its path in ``configs/``."""
     return Config.fromfile(CONFIGS / name)
 
 
 @lru_cache(maxsize=4)
 def meta_model(name: str) -> nn.Module:
-    """The full-size model of a config on the meta device: shapes and names, no numbers."""
+    """Build the full-size model of a config on the meta device."""
     with torch.device("meta"):
         return MODELS.build(load_config(name).model)
 
 
 def random_weights(module: nn.Module, seed: int = 0, scale: float = 1.0) -> nn.Module:
-    """Draw all parameters so that outputs vary: matrices keep the scale of what they multiply."""
+    """Draw all parameters from a normal distribution, and return the module.
+
+    Matrices preserve the scale of their input, so that outputs vary.
+    """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         if name.endswith("logit_scale"):
@@ -59,7 +62,7 @@ def random_weights(module: nn.Module, seed: int = 0, scale: float = 1.0) -> nn.M
 
 @lru_cache(maxsize=1)
 def clip() -> odise_mm.models.FrozenCLIP:
-    """One tiny CLIP for all tests that do not change it."""
+    """Return a tiny CLIP, shared by all tests that do not modify it."""
     model = odise_mm.models.FrozenCLIP(TINY_CLIP)
     random_weights(model, seed=1, scale=1.5)
     model.model.token_embedding.weight.data *= 8
@@ -67,7 +70,7 @@ def clip() -> odise_mm.models.FrozenCLIP:
 
 
 def head_config(**changes: Any) -> dict:
-    """The published head, much smaller: 64 channels, 12 queries, 2 + 3 layers."""
+    """Return the published head's config with 64 channels, 12 queries and 2 + 3 layers."""
     head = deepcopy(load_config("odise/odise_coco_label.py").model.head)
     head.update(feat_channels=64, out_channels=64, num_queries=12)
     encoder, decoder = head.pixel_decoder.encoder, head.transformer_decoder
@@ -83,7 +86,7 @@ def head_config(**changes: Any) -> dict:
 
 
 def segmentor_config(**changes: Any) -> ConfigDict:
-    """A whole model at a small fraction of the tiny config's cost: tiles of 64 pixels."""
+    """Return the config of a whole model with tiles of 64 pixels, much smaller than odise_tiny."""
     model = load_config("toy/odise_tiny.py").model
     model.head = head_config()
     model.neck.update(out_channels=64, bottleneck_channels=32)
@@ -94,10 +97,10 @@ def segmentor_config(**changes: Any) -> ConfigDict:
 
 
 def segmentor(seed: int = 0, **changes: Any) -> odise_mm.models.OpenVocabSegmentor:
-    """Built from :func:`segmentor_config`, every parameter random, so that it finds something."""
+    """Build :func:`segmentor_config` with random parameters that produce segments."""
     model = MODELS.build(segmentor_config(**changes))
     random_weights(model, seed)
-    # Random layers make all queries alike; these keep them apart.
+    # Random layers make all queries similar. These factors keep them different.
     head = model.head
     for embedding in (head.query_feat, head.query_embed):
         embedding.weight.data.mul_(embedding.weight.shape[1] ** 0.5)
@@ -112,8 +115,8 @@ def segmentor(seed: int = 0, **changes: Any) -> odise_mm.models.OpenVocabSegment
     return model.eval()
 
 
-def picture(height: int, width: int, seed: int = 0) -> Tensor:
-    """Smooth random image with edges, uint8 (3, height, width)."""
+def random_image(height: int, width: int, seed: int = 0) -> Tensor:
+    """Draw a smooth image with edges, uint8 (3, height, width)."""
     rng = np.random.RandomState(seed)
     ys, xs = np.mgrid[:height, :width]
     waves = [
@@ -125,6 +128,6 @@ def picture(height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
-    """Largest difference over the reference's standard deviation."""
+    """Return the largest difference divided by the reference's standard deviation."""
     assert value.shape == reference.shape, (value.shape, reference.shape)
     return float((value - reference).abs().max() / reference.std())

@@ -1,4 +1,4 @@
-"""A tiny model of COCO panoptic, laid out as COCO is when it is unpacked."""
+"""A tiny COCO panoptic dataset in the layout of the unpacked archives."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 from odise_mm.annotations.panoptic_io import write_panoptic_png
 from odise_mm.vocabulary import Vocabulary
 
-# In another order than the categories of the file, whose ids have gaps as COCO's have.
+# The order differs from that of the categories in the file, whose ids have gaps as in COCO.
 VOCABULARY = Vocabulary(
     (("sky", "heaven"), ("cat", "kitten"), ("grass",), ("dog",)),
     (False, True, False, True),
@@ -31,11 +31,11 @@ SIZES = {7: (24, 40), 3: (40, 30), 25: (33, 33)}  # image id -> height, width
 
 @dataclass
 class SmallCoco:
-    """Where it is, and what the PNG files show.
+    """Paths of a tiny dataset, and the content of its PNG files.
 
     Attributes:
-        root: its folder.
-        maps: image id -> (H, W) segment ids.
+        root: folder of the dataset.
+        maps: map of segment ids (H, W) by image id.
         split: "train" or "val".
     """
 
@@ -60,7 +60,7 @@ class SmallCoco:
         return self.root / f"{self.split}2017/{image_id:012}.jpg"
 
     def config(self, **changes: Any) -> dict:
-        """Of a dataset that reads it."""
+        """Return the config of a dataset that reads it."""
         return {
             "type": "PanopticDataset",
             "vocabulary": VOCABULARY,
@@ -74,7 +74,7 @@ class SmallCoco:
 
 
 def write_small_coco(root: Path, split: str = "train") -> SmallCoco:
-    """Images 7, 3 and 25: sky above grass with two cats and a dog; in 25 a crowd of dogs."""
+    """Write images 7, 3 and 25: sky, grass, two cats and a dog; in 25, the dog is a crowd."""
     maps, images, annotations = {}, [], []
     rng = np.random.default_rng(5)
     made = SmallCoco(root, maps, split)
@@ -106,6 +106,6 @@ def write_small_coco(root: Path, split: str = "train") -> SmallCoco:
         annotations.append(
             dict(image_id=image_id, file_name=f"{image_id:012}.png", segments_info=infos)
         )
-    # as in COCO, images and annotations are not in the same order
+    # As in COCO, images and annotations are not in the same order.
     made.write(dict(images=images, annotations=annotations[::-1], categories=CATEGORIES))
     return made

@@ -1,4 +1,4 @@
-"""A test set whose results are known beforehand, and a model for it; for the test tool's tests."""
+"""A test set and a model whose results are known beforehand, for tests of the test tool."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ test_pipeline = [
     ),
 ]
 """
-"""A config without a test set."""
+"""Model config without a test set."""
 
 SET_CONFIG = """
 test_dataloader = dict(
@@ -57,7 +57,7 @@ test_cfg = dict(type="OpenVocabTestLoop")
 
 @MODELS.register_module()
 class HalvesSegmentor(FakeSegmentor):
-    """FakeSegmentor that runs in several processes, too; class 0 is left, the last one right."""
+    """FakeSegmentor that can also run in several processes."""
 
     def __init__(self, ensemble: dict | None = None, **kwargs) -> None:
         super().__init__(**kwargs)
@@ -66,7 +66,7 @@ class HalvesSegmentor(FakeSegmentor):
     def forward(self, inputs, data_samples=None, mode="predict"):
         found = [self._predict(sample) for sample in data_samples]
         for sample in found:
-            if "pred_instances" in sample:  # in float32 as the real model's
+            if "pred_instances" in sample:  # float32, as in the real model
                 sample.pred_instances.scores = sample.pred_instances.scores.float()
         return found
 
@@ -75,11 +75,11 @@ class HalvesSegmentor(FakeSegmentor):
 
 
 def write_set(folder: Path, borders: Sequence[int]) -> None:
-    """Images of one thing "cat" left of a border and stuff "sky" right of it, ids 7 and 300.
+    """Write images with the thing "cat" (id 7) on the left and the stuff "sky" (300) on the right.
 
     Args:
-        folder: for ``images/``, ``panoptic/``, ``panoptic.json`` and ``names.txt``.
-        borders: the column where the sky begins, for every image.
+        folder: folder for ``images/``, ``panoptic/``, ``panoptic.json`` and ``names.txt``.
+        borders: first column of the sky, for every image.
     """
     (folder / "images").mkdir(parents=True)
     (folder / "names.txt").write_text("thing: cat\nstuff: sky, blue sky\n")
@@ -109,7 +109,7 @@ def write_set(folder: Path, borders: Sequence[int]) -> None:
 
 
 def write_project(folder: Path, sets: dict[str, Sequence[int]]) -> None:
-    """A working directory: ``model.py``, test sets' configs and data, see :func:`write_set`."""
+    """Write ``model.py`` and the configs and data of test sets, see :func:`write_set`."""
     configs = folder / "configs" / "_base_" / "datasets"
     configs.mkdir(parents=True)
     (folder / "model.py").write_text(MODEL_CONFIG)

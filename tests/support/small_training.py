@@ -1,7 +1,7 @@
-"""A training that takes milliseconds, for tests of what is around the model.
+"""A training run that takes milliseconds, for tests of the engine.
 
-The network is a line; what it draws at random, trains, freezes and saves is what the engine has to
-get right.
+The network is tiny, but like the real model, it draws random numbers, has trained and frozen
+parameters, and is saved.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from odise_mm.vocabulary import Vocabulary
 
 
 class Frozen(FrozenModule):
-    """Two channels into two, never trained."""
+    """Frozen network with two input and two output channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,6 +44,8 @@ class Frozen(FrozenModule):
 
 
 class Ensemble(nn.Module):
+    """Ensemble that only has a training vocabulary."""
+
     def __init__(self, train_vocabulary: str) -> None:
         super().__init__()
         self.train_vocabulary = Vocabulary.parse(train_vocabulary)
@@ -51,7 +53,7 @@ class Ensemble(nn.Module):
 
 @MODELS.register_module()
 class SmallModel(BaseModel):
-    """Regression with noise drawn per iteration; ``broken_at`` makes the loss NaN there."""
+    """Regression with random noise; the loss is NaN in iteration ``broken_at``."""
 
     def __init__(
         self, width: int = 4, broken_at: int | None = None, train_vocabulary: str = "cat; dog"
@@ -89,7 +91,7 @@ class SmallModel(BaseModel):
 
 @DATASETS.register_module()
 class SmallDataset(Dataset):
-    """Numbers that depend on the index and, like augmentation, on the seed that comes with it."""
+    """Random numbers that depend on the index and, like augmentation, on its seed."""
 
     def __init__(self, size: int = 7, names: str = "cat; dog", ann_file: str = "") -> None:
         vocabulary = Vocabulary.parse(names)
@@ -110,7 +112,7 @@ class SmallDataset(Dataset):
 
 @METRICS.register_module()
 class CountImages(BaseMetric):
-    """How many images there were; ``growing``: in all validations so far."""
+    """Counts the images of a validation or, if ``growing``, of all validations so far."""
 
     task = "semantic"
     default_prefix = "count"
@@ -129,7 +131,7 @@ class CountImages(BaseMetric):
 
 @HOOKS.register_module()
 class KillHook(Hook):
-    """Kills its own process after an iteration, or when half of its checkpoint is written."""
+    """Kills the own process after an iteration or, if ``saving``, in the middle of saving."""
 
     def __init__(self, iteration: int, saving: bool = False) -> None:
         self.iteration, self.saving = iteration, saving
@@ -144,7 +146,7 @@ class KillHook(Hook):
 
 
 def half(content: bytes, path: str) -> None:
-    """Write half of a file and be killed."""
+    """Write half of a file and kill the own process."""
     with open(path, "wb") as stream:
         stream.write(content[: len(content) // 2])
         stream.flush()
@@ -152,7 +154,7 @@ def half(content: bytes, path: str) -> None:
 
 
 def kill() -> None:
-    """What no process can catch."""
+    """Kill the own process with a signal that it cannot catch."""
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
 
@@ -189,11 +191,11 @@ param_scheduler = [
 auto_scale_lr = dict(base_batch_size=2, enable=False)
 default_hooks = dict(checkpoint=dict(interval=3), logger=dict(interval=1))
 """
-"""Text of a config: 12 iterations of 2 images, saved every 3."""
+"""Config file: 12 iterations with 2 images each, saved every 3 iterations."""
 
 
 def config(work_dir: str | os.PathLike[str], **changes: Any) -> Config:
-    """That config for a folder, with dotted changes."""
+    """Load :data:`CONFIG` with a work directory and changes, where ``__`` stands for a dot."""
     cfg = Config.fromstring(CONFIG, ".py")
     cfg.work_dir = str(work_dir)
     cfg.merge_from_dict({key.replace("__", "."): value for key, value in changes.items()})
@@ -201,5 +203,5 @@ def config(work_dir: str | os.PathLike[str], **changes: Any) -> Config:
 
 
 def weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The trained parameters in a checkpoint."""
+    """Load the trained parameters of a checkpoint."""
     return torch.load(path, map_location="cpu", weights_only=True)["state_dict"]

@@ -1,8 +1,8 @@
-"""Tiny models of the providers' archives: a few small images laid out as they are unpacked.
+"""Tiny copies of the providers' archives of ADE20K and Pascal, as they are after unpacking.
 
-``write_raw_<set>(data)`` writes one below ``data`` (the folder that stands for ``data/``) and
-returns what it was made from. ``prepare(name, data)`` also runs the set's converter, for tests that
-need the prepared set.
+``write_raw_<set>(data)`` writes a tiny dataset below the folder ``data``, which replaces ``data/``,
+and returns its ground truth. ``prepare(name, data)`` also runs the converter, for tests that need
+the prepared dataset.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ SIZES = ((40, 56), (48, 33), (31, 64))  # height, width
 
 @dataclass
 class Truth:
-    """What a tiny model was made from, by the images' names.
+    """Ground truth of a tiny dataset, by name of the test image.
 
     Attributes:
-        root: the dataset's folder.
-        images: paths of the images to test on.
-        labels: (H, W) the provider's class numbers.
-        instances: (H, W) number of the object, 0 for none, where the provider has objects.
-        names: of the provider's class numbers, where the archive has a list.
+        root: folder of the dataset.
+        images: paths of the images.
+        labels: maps (H, W) of the provider's class numbers.
+        instances: maps (H, W) of object numbers, 0 for no object, if the provider has objects.
+        names: names of the provider's class numbers, if the archive has a list.
     """
 
     root: Path
@@ -42,7 +42,7 @@ class Truth:
 
 
 def patches(rng: np.random.Generator, size: tuple[int, int], values: list[int]) -> np.ndarray:
-    """A map (H, W) of rectangles; every value occurs."""
+    """Draw a map (H, W) of rectangles, in which every value occurs."""
     rows, columns = 4, max(3, -(-len(values) // 4))
     grid = np.resize(rng.permutation(values), (rows, columns))
     y = np.arange(size[0]) * rows // size[0]
@@ -51,7 +51,7 @@ def patches(rng: np.random.Generator, size: tuple[int, int], values: list[int]) 
 
 
 def write_image(path: Path, labels: np.ndarray, rng: np.random.Generator) -> None:
-    """A JPEG file whose colors follow the labels, so that there is something to see."""
+    """Write an image whose colors depend on the labels."""
     colors = rng.integers(0, 256, (int(labels.max()) + 1, 3))
     noise = rng.integers(-20, 20, (*labels.shape, 3))
     pixels = np.clip(colors[labels] + noise, 0, 255).astype(np.uint8)
@@ -60,7 +60,7 @@ def write_image(path: Path, labels: np.ndarray, rng: np.random.Generator) -> Non
 
 
 def write_map(path: Path, pixels: np.ndarray, palette: bool = False) -> None:
-    """A PNG file, with colors for its numbers if ``palette``."""
+    """Write a PNG file, with a random palette if ``palette``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(pixels)
     if palette:
@@ -71,16 +71,16 @@ def write_map(path: Path, pixels: np.ndarray, palette: bool = False) -> None:
 
 
 def ade20k_things() -> list[int]:
-    """SceneParsing's indices (from 1) of the 100 instance classes, in their order."""
+    """Return SceneParsing's indices, from 1, of the 100 instance classes in order."""
     flags = Vocabulary.load("ade20k").is_thing
     return [index for index, thing in enumerate(flags, start=1) if thing]
 
 
 def write_raw_ade20k(data: Path) -> Truth:
-    """ADEChallengeData2016.zip and annotations_instance.tar: 3 images to test on, 2 to train.
+    """Write SceneParsing and its instance annotations with 3 test and 2 training images.
 
-    Objects of one class touch, some pixels are unlabeled, the last patch of an image's things has
-    no instance, and one object covers a bit of stuff that its semantic map shows.
+    Objects of one class touch each other, and some pixels are unlabeled. The last patch of things
+    has no instance. One object covers a pixel that is stuff in the semantic map.
     """
     rng = np.random.default_rng(1)
     truth = Truth(data / "ADEChallengeData2016")
@@ -94,7 +94,7 @@ def write_raw_ade20k(data: Path) -> Truth:
             name = f"{prefix}_{number:08d}"
             chosen = [int(v) for v in rng.choice(things, 3, replace=False)]
             grounds = [int(v) for v in rng.choice(stuff, 3, replace=False)]
-            # number of the patch -> class; 1 and 2 are two objects of one class
+            # Class by patch number. Patches 1 and 2 are two objects of one class.
             classes = np.array([0, chosen[0], chosen[0], *chosen[1:], *grounds])
             patch = patches(rng, size, list(range(8)))
             semantic = classes[patch]
@@ -124,7 +124,7 @@ def write_raw_ade20k(data: Path) -> Truth:
     return truth
 
 
-# numbers (from 1) that the tiny model of the full release gives its names
+# Names of the tiny full release by their number, from 1.
 ADE_FULL = {
     1: "wall", 2: "building, edifice", 3: "sky", 5: "floor, flooring", 300: "car, auto",
     301: "wheel", 600: "person, someone", 999: "sidewalk, pavement", 1200: "rock, stone",
@@ -133,10 +133,10 @@ ADE_FULL_NAMES = 1300
 
 
 def write_raw_ade847(data: Path) -> Truth:
-    """The full release: 3 images to test on, 2 to train, in folders of scenes.
+    """Write the full release with 3 test and 2 training images in folders by scene.
 
-    "wheel" is only a part of objects, "sky" occurs in training only, "rock, stone" in testing only,
-    "floor, flooring" nowhere; so the classes are 1, 2, 300, 600 and 999.
+    "wheel" occurs only as a part of objects, "sky" only in training images, "rock, stone" only in
+    test images, and "floor, flooring" nowhere. So the classes are 1, 2, 300, 600 and 999.
     """
     rng = np.random.default_rng(2)
     truth = Truth(data / "ADE20K_2021_17_01", names=dict(ADE_FULL))
@@ -146,8 +146,8 @@ def write_raw_ade847(data: Path) -> Truth:
         "validation": ([0, 1, 2, 1200], [1, 300, 600, 999], [1, 2, 600]),
     }
     folders, files, present = [], [], []
-    for folder, pictures in numbers.items():
-        for index, values in enumerate(pictures):
+    for folder, values_of_images in numbers.items():
+        for index, values in enumerate(values_of_images):
             name = f"ADE_{'train' if folder == 'training' else 'val'}_{index + 1:08d}"
             below = f"images/ADE/{folder}/urban/street_{index}"
             place = truth.root / below
@@ -183,9 +183,10 @@ def write_raw_ade847(data: Path) -> Truth:
 
 
 def write_raw_pascal_context(data: Path) -> Truth:
-    """VOC2010 with Pascal Context's files: 3 images to test on, 1 to train, 1 without .mat file.
+    """Write VOC2010 and Pascal Context with 3 test images and 1 training image.
 
-    Names of the 59 stand at scattered numbers of the 459; one is spelled otherwise.
+    Another image has no .mat file. The 59 names have random numbers among the 459, and one name is
+    spelled differently.
     """
     rng = np.random.default_rng(3)
     truth = Truth(data / "VOCdevkit" / "VOC2010")
@@ -225,7 +226,7 @@ def write_raw_pascal_context(data: Path) -> Truth:
 
 
 def write_raw_voc(data: Path) -> Truth:
-    """VOC2012: 3 images to test on and 1 to train, palette PNG files with borders of 255."""
+    """Write VOC2012 with 3 test images and 1 training image; PNG files have a palette and 255."""
     rng = np.random.default_rng(4)
     truth = Truth(data / "VOCdevkit" / "VOC2012")
     lists: dict[str, list[str]] = {"train": [], "val": []}
@@ -248,11 +249,11 @@ def write_raw_voc(data: Path) -> Truth:
 
 
 def prepare(name: str, data: Path) -> Truth:
-    """Raw tiny model of a test set, and its converter's outputs.
+    """Write a raw tiny dataset, run its converter, and return the ground truth.
 
     Args:
-        name: of the test set: ade20k, ade847, pc59, pc459, voc20 or voc21.
-        data: the folder that stands for ``data/``.
+        name: name of the dataset: ade20k, ade847, pc59, pc459, voc20 or voc21.
+        data: folder that replaces ``data/``.
     """
     from odise_mm.converters import ade20k, ade20k_full, pascal_context, voc
 

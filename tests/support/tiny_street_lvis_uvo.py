@@ -1,7 +1,7 @@
-"""Tiny models of the providers' archives of Cityscapes, Mapillary Vistas, LVIS and UVO.
+"""Tiny copies of the providers' archives of Cityscapes, Mapillary Vistas, LVIS and UVO.
 
-As in ``tests.support.tiny_ade_pascal``: ``write_raw_<set>(data)`` writes one below ``data``
-and returns what it was made from; ``prepare(name, data)`` also runs the set's converter.
+As in ``tests.support.tiny_ade_pascal``, ``write_raw_<set>(data)`` writes a tiny dataset below
+``data`` and returns its ground truth, and ``prepare(name, data)`` also runs the converter.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from pycocotools import mask as masks
 from odise_mm.vocabulary import Vocabulary
 from tests.support.tiny_ade_pascal import SIZES, Truth, patches, write_image, write_map
 
-# What is in the tiny model of Cityscapes: road, sky, pole, persons, a group of persons, cars, a
-# bicycle, a group of bicycles, a caravan and a group of caravans (not evaluated), void.
+# Segments of the tiny Cityscapes: road, sky, pole, persons, a group of persons, cars, a bicycle, a
+# group of bicycles, a caravan and a group of caravans (which are not evaluated), void.
 CITY_NUMBERS = ([7, 23, 24, 24000, 24001, 26000, 4, 1], [7, 17, 26003, 26017, 29000, 3, 0],
                 [8, 11, 21, 33, 33002, 29, 31000])  # fmt: skip
 VISTAS_VOID = 65
 
 
 def write_raw_cityscapes(data: Path) -> Truth:
-    """leftImg8bit and gtFine: 3 images of 2 cities to test on, 1 to train.
+    """Write leftImg8bit and gtFine with 3 test images of 2 cities and 1 training image.
 
-    ``instances`` of the result are the numbers of *_instanceIds.png, ``labels`` those of
-    *_labelIds.png.
+    In the returned ground truth, ``instances`` are the numbers of *_instanceIds.png, and ``labels``
+    are those of *_labelIds.png.
     """
     rng = np.random.default_rng(11)
     truth = Truth(data / "cityscapes")
-    pictures = [
+    records = [
         ("val", "frankfurt", "000000_000294", CITY_NUMBERS[0]),
         ("val", "frankfurt", "000001_000538", CITY_NUMBERS[1]),
         ("val", "lindau", "000000_000019", CITY_NUMBERS[2]),
         ("train", "aachen", "000000_000019", CITY_NUMBERS[0]),
     ]
-    for index, (split, city, number, values) in enumerate(pictures):
+    for index, (split, city, number, values) in enumerate(records):
         name = f"{city}_{number}"
         ids = patches(rng, SIZES[index % 3], values)
         labels = np.where(ids < 1000, ids, ids // 1000)
@@ -59,7 +59,7 @@ def write_raw_cityscapes(data: Path) -> Truth:
 
 
 def vistas_config() -> dict:
-    """config.json of version 1.2: 65 evaluated labels and the void one."""
+    """Return config.json of version 1.2, with 65 evaluated labels and void."""
     vocabulary = Vocabulary.load("mapillary")
     labels = [
         dict(
@@ -78,13 +78,18 @@ def vistas_config() -> dict:
 
 
 def write_raw_mapillary(data: Path, panoptic: bool = True) -> Truth:
-    """Vistas 1.2: 3 images to test on, 1 to train.
+    """Write Vistas 1.2 with 3 test images and 1 training image.
 
-    The first bird has the number 0 in the instance map. In the panoptic files, where there are
-    some, the second image's void has an id that the JSON lacks and the third's is listed; one
-    person is a crowd, and the sky of the first image is in two segments.
+    The first bird has the number 0 in the instance map. In the panoptic files, the void of the
+    second image has an id that is not in the JSON file, and the void of the third image is listed
+    there. One person is a crowd, and the sky of the first image consists of two segments.
 
-    ``instances`` of the result are the numbers of instances/*.png, ``labels`` the classes.
+    In the returned ground truth, ``instances`` are the numbers of instances/*.png, and ``labels``
+    are the classes.
+
+    Args:
+        data: folder that replaces ``data/``.
+        panoptic: whether to write panoptic files.
     """
     rng = np.random.default_rng(12)
     truth = Truth(data / "mapillary")
@@ -153,12 +158,12 @@ def _vistas_panoptic(
 
 @dataclass
 class Instances:
-    """What a tiny model of an instance set was made from.
+    """Ground truth of a tiny instance segmentation dataset.
 
     Attributes:
-        root: the dataset's folder.
-        images: paths of the images, by file name.
-        masks: of every image, (category id, (H, W) bool) in the file's order.
+        root: folder of the dataset.
+        images: paths of the images by file name.
+        masks: category ids and masks (H, W) bool of every image, in the order of the file.
     """
 
     root: Path
@@ -167,7 +172,7 @@ class Instances:
 
 
 def _rectangle(size: tuple[int, int], rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """x, y, width, height inside an image."""
+    """Draw x, y, width and height of a rectangle inside an image."""
     y, x = int(rng.integers(0, size[0] - 8)), int(rng.integers(0, size[1] - 8))
     return x, y, int(rng.integers(4, size[1] - x)), int(rng.integers(4, size[0] - y))
 
@@ -179,7 +184,7 @@ def _mask(size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def write_raw_lvis(data: Path) -> Instances:
-    """lvis_v1_val.json with all categories, and COCO's images: 2 of val2017, 1 of train2017."""
+    """Write lvis_v1_val.json with all categories, 2 images of val2017 and 1 of train2017."""
     rng = np.random.default_rng(13)
     truth = Instances(data / "lvis")
     names = Vocabulary.load("lvis").source_names
@@ -219,9 +224,9 @@ def write_raw_lvis(data: Path) -> Instances:
 
 
 def write_raw_uvo(data: Path) -> Instances:
-    """The kit's frame set (3 frames of 2 videos) and dense set (2 frames of a video), with frames.
+    """Write UVO's frame set (3 frames of 2 videos) and dense set (2 frames of a video).
 
-    Masks come as compressed and as plain run lengths and as polygons; one has no pixel.
+    Masks are compressed run lengths, uncompressed run lengths and polygons. One mask is empty.
     """
     rng = np.random.default_rng(14)
     truth = Instances(data / "uvo")
@@ -254,7 +259,7 @@ def write_raw_uvo(data: Path) -> Instances:
 
 
 def _write_dense(root: Path, rng: np.random.Generator) -> None:
-    """A video of two frames: one object in both, one of COCO's classes in the second alone."""
+    """Write a video of two frames, with an object in both and one only in the second frame."""
     size, names = SIZES[0], ["denseV/0.png", "denseV/1.png"]
     for name in names:
         path = root / "uvo_videos_dense_frames" / name
@@ -274,7 +279,7 @@ def _write_dense(root: Path, rng: np.random.Generator) -> None:
 
 
 def run_lengths(mask: np.ndarray, kind: str) -> dict[str, Any]:
-    """COCO's run lengths, compressed or as a list of numbers."""
+    """Return a mask as COCO's run lengths, compressed or as a list of numbers."""
     size = list(mask.shape)
     if kind == "compressed":
         counts = masks.encode(np.asfortranarray(mask, np.uint8))["counts"].decode("ascii")
@@ -290,17 +295,17 @@ def _write_json(path: Path, content: dict) -> None:
 
 
 def read_pixels(path: Path) -> np.ndarray:
-    """An image file's numbers."""
+    """Read the pixel values of an image file."""
     with Image.open(path) as image:
         return np.array(image)
 
 
 def prepare(name: str, data: Path) -> Truth | Instances:
-    """Raw tiny model of a test set, and its converter's outputs.
+    """Write a raw tiny dataset, run its converter, and return the ground truth.
 
     Args:
-        name: of the test set: cityscapes, mapillary, lvis or uvo.
-        data: the folder that stands for ``data/``.
+        name: name of the dataset: cityscapes, mapillary, lvis or uvo.
+        data: folder that replaces ``data/``.
     """
     from odise_mm.converters import cityscapes, lvis, mapillary, uvo
 

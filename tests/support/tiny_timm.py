@@ -1,7 +1,7 @@
-"""Tiny models under names of their own, in timm's register, for families that timm has large only.
+"""Tiny models, registered in timm, of families that timm offers only in large sizes.
 
-Swin (windows), MViT-v2, BEiT and a ViT with relative positions (made for one size), SAM (any size
-as it is) and Hiera (arguments in another order), as timm's own classes.
+They are built from timm's classes: Swin (windows), MViT-v2, BEiT and a ViT with relative positions
+(each for a fixed image size), SAM (any image size) and Hiera (arguments in another order).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ default_cfgs = generate_default_cfgs(
 
 @register_model
 def tiny_swin(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """Four stages, windows of 2 x 2 tokens, shifted in the first."""
+    """Build a Swin with four stages and windows of 2 x 2 tokens, shifted in the first stage."""
     sizes = dict(embed_dim=16, depths=(2, 1, 1, 1), num_heads=(1, 2, 2, 4), window_size=2)
     return build_model_with_cfg(
         swin.SwinTransformer,
@@ -52,7 +52,7 @@ def tiny_swin(pretrained: bool = False, **kwargs: object) -> nn.Module:
 
 @register_model
 def tiny_mvit(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """Four stages of one block each, with a class token."""
+    """Build an MViT-v2 with four stages of one block each and a class token."""
     cfg = mvitv2.MultiScaleVitCfg(
         depths=(1, 1, 1, 1), embed_dim=16, num_heads=1, use_cls_token=True
     )
@@ -68,7 +68,7 @@ def tiny_mvit(pretrained: bool = False, **kwargs: object) -> nn.Module:
 
 @register_model
 def tiny_beit(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """Six blocks of 16 x 16 pixels' patches, without absolute positions."""
+    """Build a BEiT with six blocks and patches of 16 x 16 pixels, without absolute positions."""
     sizes = dict(
         patch_size=16,
         embed_dim=32,
@@ -89,7 +89,10 @@ def tiny_beit(pretrained: bool = False, **kwargs: object) -> nn.Module:
 
 @register_model
 def tiny_relpos(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """Six blocks of 16 x 16 pixels' patches; relative positions from a small network, no token."""
+    """Build a ViT with six blocks, patches of 16 x 16 pixels and no class token.
+
+    A small network computes the relative positions.
+    """
     sizes = dict(
         img_size=SIZE,
         patch_size=16,
@@ -106,7 +109,10 @@ def tiny_relpos(pretrained: bool = False, **kwargs: object) -> nn.Module:
 
 @register_model
 def tiny_sam(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """Four blocks of 16 x 16 pixels' patches, every other one with windows of 3 x 3."""
+    """Build a SAM with four blocks and patches of 16 x 16 pixels.
+
+    Every other block has windows of 3 x 3 tokens.
+    """
     sizes = dict(
         img_size=SIZE,
         patch_size=16,
@@ -129,7 +135,7 @@ def tiny_sam(pretrained: bool = False, **kwargs: object) -> nn.Module:
 
 @register_model
 def tiny_hiera(pretrained: bool = False, **kwargs: object) -> nn.Module:
-    """Four stages of one block each."""
+    """Build a Hiera with four stages of one block each."""
     sizes = dict(img_size=(SIZE, SIZE), embed_dim=16, num_heads=1, stages=(1, 1, 1, 1))
     return build_model_with_cfg(
         hiera.Hiera,

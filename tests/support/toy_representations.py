@@ -1,7 +1,7 @@
-"""Small stand-ins, with random weights, for the backbones of configs/ablation/representation.
+"""Small replacements with random weights for the backbones of configs/ablation/representation.
 
-A laptop cannot run the published networks. Each stand-in is of the same class as the backbone of
-the row that it stands for, and of the same kind: plain or a pyramid, conditioned or not.
+A laptop cannot run the published networks. Each replacement has the same class as the original
+backbone and the same properties: plain or pyramid, with or without a condition.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mmengine.config import Config
 
 from tests.support.parts import CONFIGS
 
-PLAIN = dict(levels=(4, 8, 16, 32))  # of the neck, where all maps of the backbone have one stride
+PLAIN = dict(levels=(4, 8, 16, 32))  # neck of backbones whose maps all have one stride
 FIRST_BLOCKS = (0, 1, 2, 3)
 
 _SD_LEVELS = (32, 64, 128, 128)
@@ -95,7 +95,7 @@ REPRESENTATIONS: dict[str, dict[str, Any]] = {
 
 
 def write_config(name: str, folder: Path) -> Path:
-    """Write the config of a row with its stand-in, for training in the toy world."""
+    """Write the config of an ablation with its replacement, for training in the toy world."""
     path = folder / f"{name}.py"
     base = CONFIGS / "_base_/ablation_toy.py"
     path.write_text(f"_base_ = [{str(base)!r}]\nmodel = {REPRESENTATIONS[name]!r}\n")
@@ -103,4 +103,5 @@ def write_config(name: str, folder: Path) -> Path:
 
 
 def load(name: str, folder: Path) -> Config:
+    """Write the config of an ablation, see :func:`write_config`, and load it."""
     return Config.fromfile(write_config(name, folder))

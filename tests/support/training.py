@@ -1,4 +1,4 @@
-"""What the tests of training share: small models of both kinds, samples, points that repeat."""
+"""Small models for both kinds of supervision, samples, and deterministic random points."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from odise_mm.models import OpenVocabSegmentor
-from tests.support.parts import load_config, picture, segmentor, segmentor_config
+from tests.support.parts import load_config, random_image, segmentor, segmentor_config
 
 WORDS = ["dog", "red car", "dog", "tree"]
 
 
 def make_model(captions: bool, **changes: Any) -> OpenVocabSegmentor:
-    """A model of :func:`tests.support.parts.segmentor`'s size, in training mode; 300 points."""
+    """Build :func:`tests.support.parts.segmentor` in training mode, with 300 points per mask."""
     head = segmentor_config().head
     head.train_cfg.num_points = 300
     if captions:
@@ -33,7 +33,7 @@ def make_model(captions: bool, **changes: Any) -> OpenVocabSegmentor:
 
 
 def captions_segmentor(head: dict, changes: dict) -> OpenVocabSegmentor:
-    """``segmentor`` scales a null embedding, which models trained with captions don't have."""
+    """Build a model for captions. It has no null embedding, which ``segmentor`` would scale."""
     from odise_mm.registry import MODELS
     from tests.support.parts import random_weights
 
@@ -54,7 +54,7 @@ def make_sample(
     seed: int = 0,
     classes: int = 4,
 ) -> DetDataSample:
-    """``count`` segments made of blocks of 16 pixels."""
+    """Draw a sample with ``count`` segments, which consist of blocks of 16 x 16 pixels."""
     rng = np.random.RandomState(seed)
     blocks = rng.randint(0, count + 1, (-(-size[0] // 16), -(-size[1] // 16)))
     owner = blocks.repeat(16, 0).repeat(16, 1)[: size[0], : size[1]]
@@ -74,17 +74,17 @@ def make_batch(
     words: Sequence[Sequence[str]] | None = None,
     sizes: Sequence[tuple[int, int]] = ((100, 128), (128, 90)),
 ) -> dict:
-    """Preprocessed inputs and samples, 128 x 128 pixels."""
+    """Draw a batch of preprocessed inputs and samples, padded to 128 x 128 pixels."""
     samples = [
         make_sample(count, size, words and words[i], seed=i)
         for i, (count, size) in enumerate(zip(counts, sizes, strict=False))
     ]
-    images = [picture(*sample.img_shape, seed=i) for i, sample in enumerate(samples)]
+    images = [random_image(*sample.img_shape, seed=i) for i, sample in enumerate(samples)]
     return model.data_preprocessor(dict(inputs=images, data_samples=samples), True)
 
 
 def repeating_points(rand: Callable = torch.rand) -> Callable[..., Tensor]:
-    """A ``torch.rand`` that gives the same points to every mask, image and process."""
+    """Return a ``torch.rand`` that draws the same points for every mask, image and process."""
 
     def draw(*size: Any, device: Any = None, **_: Any) -> Tensor:
         shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size

@@ -23,7 +23,7 @@ from odise_mm.models.frozen import same_random_weights
 from odise_mm.structures import SegmentationResult
 from odise_mm.utils.locks import Lock
 from tests.support.fake_segmentor import CONFIG
-from tests.support.parts import picture, segmentor_config
+from tests.support.parts import random_image, segmentor_config
 
 THREADS = 8
 WORDS = [f"{kind} {i}" for kind in ("red", "old", "tiny") for i in range(12)]
@@ -63,7 +63,7 @@ def requests(count: int, seed: int = 0) -> list[dict[str, Any]]:
         sizes = [
             (rng.randint(20, 70), rng.randint(20, 90)) for _ in range(1 + (rng.random() < 0.1))
         ]
-        images = [picture(*size, seed=rng.randint(0, 9)).numpy() for size in sizes]
+        images = [random_image(*size, seed=rng.randint(0, 9)).numpy() for size in sizes]
         made.append(
             dict(
                 images=[np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images],

@@ -1,4 +1,4 @@
-"""The whole model: what its results do and do not depend on, and how it fails."""
+"""Tests of the whole model: what its results depend on, its parts, and its errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from odise_mm.models import FrozenCLIP, OpenVocabSegmentor
 from odise_mm.models.frozen import FrozenModule
 from odise_mm.registry import MODELS
 from odise_mm.vocabulary import Vocabulary
-from tests.support.parts import picture, relative_error, segmentor, segmentor_config
+from tests.support.parts import random_image, relative_error, segmentor, segmentor_config
 
 VOCABULARY = Vocabulary(
     (("cat", "kitten"), ("brick wall",), ("sky",), ("person", "child")), (True, False, False, True)
@@ -47,7 +47,7 @@ def predict(
 
 
 def assert_same(a: DetDataSample, b: DetDataSample, share: float = 0.999, atol: float = 2e-3):
-    """Equal up to rounding: hardly a pixel differs, scores are close."""
+    """Assert that results are equal up to rounding: few pixels differ, and scores are close."""
     assert a.pred_sem_seg.sem_seg.shape == b.pred_sem_seg.sem_seg.shape
     assert (a.pred_sem_seg.sem_seg == b.pred_sem_seg.sem_seg).float().mean() >= share
     assert (a.pred_panoptic_seg.sem_seg == b.pred_panoptic_seg.sem_seg).float().mean() >= share
@@ -65,14 +65,14 @@ def model() -> OpenVocabSegmentor:
 # ----------------------------------------------------------------- what results depend on
 
 
-def test_results_are_of_the_vocabulary_and_the_size_asked_for(model: OpenVocabSegmentor) -> None:
-    (result,) = predict(model, [picture(100, 150)], [(70, 90)])
+def test_results_have_the_requested_vocabulary_and_size(model: OpenVocabSegmentor) -> None:
+    (result,) = predict(model, [random_image(100, 150)], [(70, 90)])
     panoptic = result.pred_panoptic_seg
     assert panoptic.sem_seg.shape == result.pred_sem_seg.sem_seg.shape == (1, 70, 90)
     assert panoptic.sem_seg.dtype == torch.int32
     assert 0 <= result.pred_sem_seg.sem_seg.min() and result.pred_sem_seg.sem_seg.max() < 4
     segments = panoptic.segments_info
-    assert segments, "the random model finds nothing: this test needs segments"
+    assert segments, "this test needs a random model that finds segments"
     areas = {s["id"]: s["area"] for s in segments}
     ids, counts = panoptic.sem_seg.unique(return_counts=True)
     found = {i: n for i, n in zip(ids.tolist(), counts.tolist(), strict=True) if i}
@@ -86,8 +86,8 @@ def test_results_are_of_the_vocabulary_and_the_size_asked_for(model: OpenVocabSe
     assert set(instances.labels.tolist()) <= {0, 3}  # things only
 
 
-def test_tiles_per_batch_do_not_matter(model: OpenVocabSegmentor) -> None:
-    images = [picture(128, 192), picture(64, 128, seed=1)]
+def test_tiles_per_batch_do_not_change_results(model: OpenVocabSegmentor) -> None:
+    images = [random_image(128, 192), random_image(64, 128, seed=1)]
     results = []
     for count in (1, 4, 100):
         model.max_tiles_per_batch = count
@@ -98,32 +98,32 @@ def test_tiles_per_batch_do_not_matter(model: OpenVocabSegmentor) -> None:
             assert_same(a, b)
 
 
-def test_batches_are_bounded(model: OpenVocabSegmentor) -> None:
+def test_batch_size_of_the_backbone_is_limited(model: OpenVocabSegmentor) -> None:
     sizes = []
     hook = model.backbone.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
     model.max_tiles_per_batch = 3
-    predict(model, [picture(128, 192), picture(64, 128), picture(64, 64)])
+    predict(model, [random_image(128, 192), random_image(64, 128), random_image(64, 64)])
     hook.remove()
     model.max_tiles_per_batch = 4
-    assert sizes == [3, 3, 3]  # 6 + 2 + 1 tiles of three images together
+    assert sizes == [3, 3, 3]  # 6 + 2 + 1 tiles of three images
 
 
 def test_images_of_one_batch_are_independent(model: OpenVocabSegmentor) -> None:
-    images = [picture(100, 150), picture(128, 64, seed=1), picture(100, 150, seed=2)]
+    images = [random_image(100, 150), random_image(128, 64, seed=1), random_image(100, 150, seed=2)]
     for together, image in zip(predict(model, images), images, strict=True):
         assert_same(together, *predict(model, [image]))
 
 
-def test_padding_to_the_batch_does_not_matter(model: OpenVocabSegmentor) -> None:
+def test_padding_of_the_batch_is_cropped(model: OpenVocabSegmentor) -> None:
     masks = []
     hook = model.head.register_forward_hook(lambda _, __, out: masks.append(out[-1].masks))
-    predict(model, [picture(60, 60), picture(128, 192)])
+    predict(model, [random_image(60, 60), random_image(128, 192)])
     hook.remove()
     assert [tuple(m.shape[-2:]) for m in masks] == [(16, 16), (32, 48)]
 
 
 def test_vocabulary_changes_between_calls(model: OpenVocabSegmentor) -> None:
-    image = picture(64, 128)
+    image = random_image(64, 128)
     (first,) = predict(model, [image])
     model.vocabulary = OTHER
     assert model.dataset_meta["classes"] == ("lamp", "river")
@@ -134,15 +134,15 @@ def test_vocabulary_changes_between_calls(model: OpenVocabSegmentor) -> None:
     hook = model.clip.model.transformer.register_forward_hook(lambda *_: calls.append(1))
     (third,) = predict(model, [image])
     hook.remove()
-    assert not calls  # names that were used before cost nothing
+    assert not calls  # known names are not encoded again
     assert_same(first, third)
     model.vocabulary = "voc20"
     assert len(model.vocabulary) == 20
     model.vocabulary = VOCABULARY
 
 
-def test_switches(model: OpenVocabSegmentor) -> None:
-    image, before = picture(64, 64), dict(model.test_cfg)
+def test_test_cfg_selects_results(model: OpenVocabSegmentor) -> None:
+    image, before = random_image(64, 64), dict(model.test_cfg)
     names = {
         "panoptic": "pred_panoptic_seg",
         "semantic": "pred_sem_seg",
@@ -161,8 +161,8 @@ def test_switches(model: OpenVocabSegmentor) -> None:
 
 @pytest.mark.parametrize("size", [(100, 70), (64, 64), (1, 1), (3, 100)])
 def test_small_images(size: tuple[int, int], model: OpenVocabSegmentor) -> None:
-    """Tiles smaller than the backbone's are enlarged to it; features come back at the old size."""
-    image = picture(*size)
+    """Small tiles are enlarged to the backbone's tile size, and features are resized back."""
+    image = random_image(*size)
     model.tile_size = 192
     pyramids = []
     hook = model.head.register_forward_pre_hook(lambda _, inputs: pyramids.append(inputs[0]))
@@ -172,7 +172,7 @@ def test_small_images(size: tuple[int, int], model: OpenVocabSegmentor) -> None:
     assert result.pred_sem_seg.sem_seg.shape == (1, *size)
     assert result.pred_instances.scores.isfinite().all()
     if size == (3, 100):
-        return  # two tiles; the others are one
+        return  # this image has two tiles, the others have one
     side = 128 if size == (100, 70) else 64
     padded = F.pad(image.flip(0) / 255, (0, side - size[1], 0, side - size[0]))
     tile = F.interpolate(padded[None], (192, 192), mode="bicubic")
@@ -182,11 +182,11 @@ def test_small_images(size: tuple[int, int], model: OpenVocabSegmentor) -> None:
         assert relative_error(level, reference) < 1e-3
 
 
-# ---------------------------------------------------------------------- the steps, one by one
+# ------------------------------------------------------------------------- separate steps
 
 
-def test_results_are_made_from_what_segment_gives(model: OpenVocabSegmentor) -> None:
-    images = [picture(100, 150), picture(64, 64, seed=1), picture(100, 150, seed=2)]
+def test_segment_and_results_from_equal_predict(model: OpenVocabSegmentor) -> None:
+    images = [random_image(100, 150), random_image(64, 64, seed=1), random_image(100, 150, seed=2)]
     wanted = predict(model, images)
     shapes = [dict(img_shape=tuple(i.shape[1:]), ori_shape=tuple(i.shape[1:])) for i in images]
     samples = [DetDataSample(metainfo=shape) for shape in shapes]
@@ -213,18 +213,18 @@ def test_results_are_made_from_what_segment_gives(model: OpenVocabSegmentor) -> 
         assert torch.equal(one.pred_instances.scores, other.pred_instances.scores)
 
 
-def test_names_of_a_call_go_with_what_was_segmented(model: OpenVocabSegmentor) -> None:
+def test_segmented_images_keep_the_vocabulary_of_the_call(model: OpenVocabSegmentor) -> None:
     sample = DetDataSample(metainfo={k: (64, 64) for k in ("img_shape", "pad_shape", "ori_shape")})
     with torch.no_grad():
-        (found,) = model.segment(picture(64, 64)[None] / 255, [sample], OTHER)
+        (found,) = model.segment(random_image(64, 64)[None] / 255, [sample], OTHER)
         assert found.vocabulary is OTHER and found.class_predictions[0].logits.shape == (1, 12, 2)
         model.results_from(found, [sample], dict(model.test_cfg, semantic=False, topk=3))
     assert "pred_sem_seg" not in sample and len(sample.pred_instances) <= 3
     assert {s["category_name"] for s in sample.pred_panoptic_seg.segments_info} <= set(OTHER.names)
 
 
-def test_raw_outputs_of_a_plain_batch(model: OpenVocabSegmentor) -> None:
-    batch = torch.stack([picture(64, 128), picture(64, 128, seed=1)]) / 255
+def test_raw_outputs_of_a_batch(model: OpenVocabSegmentor) -> None:
+    batch = torch.stack([random_image(64, 128), random_image(64, 128, seed=1)]) / 255
     with torch.no_grad():
         masks, own, of_clip = model(batch)  # mmengine's default mode
         (found,) = model.segment(batch)
@@ -234,18 +234,18 @@ def test_raw_outputs_of_a_plain_batch(model: OpenVocabSegmentor) -> None:
     assert model(batch, mode="tensor", vocabulary=OTHER)[1].shape == (2, 12, 2)
 
 
-def test_mmengine_counts_the_model(model: OpenVocabSegmentor) -> None:
+def test_mmengine_counts_flops(model: OpenVocabSegmentor) -> None:
     found = get_model_complexity_info(model, (3, 64, 64), show_table=False, show_arch=False)
     assert found["params"] == sum(p.numel() for p in model.parameters())
     assert found["flops"] > 1e8
 
 
-# ----------------------------------------------------------------------------- parts of it
+# ---------------------------------------------------------------------------------- parts
 
 
-def test_one_clip_for_all(model: OpenVocabSegmentor) -> None:
+def test_parts_share_one_clip(model: OpenVocabSegmentor) -> None:
     parts = [part for part in model.modules() if isinstance(part, FrozenCLIP)]
-    assert parts == [model.clip]  # modules() gives each object once
+    assert parts == [model.clip]  # modules() returns each object once
     for owner in (model.captioner, *(c.text_encoder for c in model.classifiers)):
         assert owner.clip is model.clip
     assert model.classifiers[1].clip is model.clip
@@ -276,14 +276,14 @@ def test_frozen_parts_are_not_saved_and_not_trained(model: OpenVocabSegmentor) -
     assert set(get_state_dict(model)) == set(trained)
 
 
-def test_training_touches_trained_parameters_only() -> None:
+def test_training_changes_only_trained_parameters() -> None:
     model = segmentor().train()
     assert model.head.training
     frozen = [part for part in model.modules() if isinstance(part, FrozenModule)]
     assert not any(part.training for top in frozen for part in top.modules())
     before = {n: p.clone() for n, p in model.named_parameters()}
     wrapper = build_optim_wrapper(model, dict(optimizer=dict(type="AdamW", lr=1e-2)))
-    pyramid = model.extract_pyramids([picture(64, 64) / 255.0])[0]
+    pyramid = model.extract_pyramids([random_image(64, 64) / 255.0])[0]
     predictions = model.head([level[None] for level in pyramid], all_layers=True)
     class_prediction = model.classifiers[0](predictions[-1], [], VOCABULARY)
     loss = sum(p.masks.square().mean() + p.embeddings.square().mean() for p in predictions)
@@ -293,7 +293,7 @@ def test_training_touches_trained_parameters_only() -> None:
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name]) != parameter.requires_grad, name
     count = sum(p.requires_grad for p in model.parameters())
-    assert len(wrapper.optimizer.state) == count  # no moments of frozen weights
+    assert len(wrapper.optimizer.state) == count  # no state for frozen weights
 
 
 def test_mmengine_checkpoint_round_trip(model: OpenVocabSegmentor, tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_mmengine_checkpoint_round_trip(model: OpenVocabSegmentor, tmp_path: Pat
 
 
 def test_half_precision_is_close(model: OpenVocabSegmentor) -> None:
-    image, outputs = picture(64, 128), []
+    image, outputs = random_image(64, 128), []
     half = segmentor(test_cfg=dict(overlap_threshold=0.3)).set_precision("bf16")
     half.vocabulary = VOCABULARY
     for each in (model, half):
@@ -334,7 +334,7 @@ def test_half_precision_is_close(model: OpenVocabSegmentor) -> None:
     assert (probabilities - half_probabilities).abs().mean() < 0.03
 
 
-# ------------------------------------------------------------------------------- bad input
+# ----------------------------------------------------------------------------------- errors
 
 
 def test_unknown_precision(model: OpenVocabSegmentor) -> None:
@@ -345,14 +345,14 @@ def test_unknown_precision(model: OpenVocabSegmentor) -> None:
 def test_float16_on_a_cpu(model: OpenVocabSegmentor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "precision", "fp16")
     with pytest.raises(DeviceError, match="fp16 is for GPUs; on a CPU take bf16 or fp32"):
-        predict(model, [picture(64, 64)])
+        predict(model, [random_image(64, 64)])
 
 
 def test_broken_weights() -> None:
     model = segmentor()
     model.head.query_feat.weight.data[0, 0] = float("nan")
     with pytest.raises(FloatingPointError, match="not finite numbers at precision fp32"):
-        predict(model, [picture(64, 64)])
+        predict(model, [random_image(64, 64)])
 
 
 def test_unknown_mode(model: OpenVocabSegmentor) -> None:
@@ -387,7 +387,7 @@ def test_unknown_mode(model: OpenVocabSegmentor) -> None:
         (dict(vocabulary="cocoo"), "cocoo"),
     ],
 )
-def test_configs_with_mistakes(changes: dict, message: str) -> None:
+def test_wrong_configs_raise(changes: dict, message: str) -> None:
     with torch.device("meta"), pytest.raises(Exception, match=message) as caught:
         MODELS.build(segmentor_config(**changes))
     assert isinstance(caught.value, (TypeError, ValueError, KeyError))
@@ -402,7 +402,7 @@ def test_misspelt_argument_of_the_head() -> None:
 
 
 def test_compiled_parts_give_the_same_numbers() -> None:
-    """dynamo's tracing, without its slow code generation; one graph each, no break."""
+    """Test dynamo's tracing without graph breaks, but not the slow code generation."""
     model = segmentor()
     tiles = torch.rand(2, 3, 512, 512)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Names that are mapped once for many images, and anew whenever the map may have changed."""
+"""Tests that projected class names are cached until the projection changes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from odise_mm.models import MaskPrediction, OpenVocabClassifier, TextEncoder
 from odise_mm.vocabulary import Vocabulary
-from tests.support.parts import clip, picture, segmentor
+from tests.support.parts import clip, random_image, segmentor
 
 VOCABULARY = Vocabulary((("cat", "kitten"), ("sky",), ("dog",)), (True, False, True))
 
@@ -27,7 +27,7 @@ def mapped(classifier: OpenVocabClassifier) -> Tensor:
         return classifier.class_embeddings(VOCABULARY)
 
 
-def anew(classifier: OpenVocabClassifier) -> Tensor:
+def computed(classifier: OpenVocabClassifier) -> Tensor:
     with torch.no_grad():
         names = classifier.text_encoder(VOCABULARY.flat[0])
         return classifier.text_proj(names.to(classifier.text_proj.weight))
@@ -43,7 +43,7 @@ def load(layer: nn.Linear) -> None:
 
 
 def swap(layer: nn.Linear) -> None:
-    """As averaged weights are swapped in: no version counter of torch sees it."""
+    """Change weights in place, like averaged weights, without torch's version counter."""
     layer.bias.data.copy_(layer.bias.data * 2)
 
 
@@ -51,26 +51,26 @@ def replace(layer: nn.Linear) -> None:
     layer.weight = nn.Parameter(torch.randn(32, 64))
 
 
-def test_once_for_many_images(classifier: OpenVocabClassifier) -> None:
+def test_cached_for_many_images(classifier: OpenVocabClassifier) -> None:
     first = mapped(classifier)
-    assert torch.equal(first, anew(classifier))
+    assert torch.equal(first, computed(classifier))
     assert mapped(classifier) is first
     classifier.forget_vocabularies()
     assert mapped(classifier) is not first
 
 
 @pytest.mark.parametrize("change", [step, load, swap, replace])
-def test_changes_are_noticed(
+def test_changed_weights_are_detected(
     change: Callable[[nn.Linear], None], classifier: OpenVocabClassifier
 ) -> None:
     before = mapped(classifier).clone()
     change(classifier.text_proj)
     after = mapped(classifier)
-    assert torch.equal(after, anew(classifier)) and not torch.equal(after, before)
+    assert torch.equal(after, computed(classifier)) and not torch.equal(after, before)
     assert mapped(classifier) is after
 
 
-def test_number_formats_are_noticed(classifier: OpenVocabClassifier) -> None:
+def test_changed_dtype_is_detected(classifier: OpenVocabClassifier) -> None:
     before = mapped(classifier)
     classifier.text_proj.double()
     after = mapped(classifier)
@@ -78,7 +78,7 @@ def test_number_formats_are_noticed(classifier: OpenVocabClassifier) -> None:
     torch.testing.assert_close(after.float(), before)
 
 
-def test_not_where_it_is_trained(classifier: OpenVocabClassifier) -> None:
+def test_cache_is_not_used_in_training(classifier: OpenVocabClassifier) -> None:
     kept = mapped(classifier)
     tracked = classifier.class_embeddings(VOCABULARY)
     assert tracked is not kept and tracked.requires_grad and torch.equal(tracked, kept)
@@ -90,31 +90,31 @@ def test_not_where_it_is_trained(classifier: OpenVocabClassifier) -> None:
     assert mapped(classifier.eval()) is kept  # the weights are the same
 
 
-def test_under_autocast_it_is_in_full_precision(classifier: OpenVocabClassifier) -> None:
+def test_full_precision_under_autocast(classifier: OpenVocabClassifier) -> None:
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(mapped(classifier), anew_in_full(classifier))
+        assert torch.equal(mapped(classifier), computed_in_full_precision(classifier))
 
 
-def anew_in_full(classifier: OpenVocabClassifier) -> Tensor:
+def computed_in_full_precision(classifier: OpenVocabClassifier) -> Tensor:
     with torch.autocast("cpu", enabled=False):
-        return anew(classifier)
+        return computed(classifier)
 
 
-def test_embeddings_that_changed_are_mapped_anew(classifier: OpenVocabClassifier) -> None:
+def test_changed_embeddings_are_projected_again(classifier: OpenVocabClassifier) -> None:
     before = mapped(classifier)
     classifier.text_encoder.forget()
     assert mapped(classifier) is not before
 
 
-def test_copies_have_their_own(classifier: OpenVocabClassifier) -> None:
+def test_copies_have_their_own_cache(classifier: OpenVocabClassifier) -> None:
     before = mapped(classifier)
     other = copy.deepcopy(classifier)
     other.text_proj.weight.data.mul_(2)
-    assert torch.equal(mapped(other), anew(other))
+    assert torch.equal(mapped(other), computed(other))
     assert mapped(classifier) is before
 
 
-def test_predictions_are_the_same_numbers(classifier: OpenVocabClassifier) -> None:
+def test_predictions_with_and_without_cache_are_equal(classifier: OpenVocabClassifier) -> None:
     embeddings = torch.randn(1, 4, 32, generator=torch.Generator().manual_seed(0))
     prediction = MaskPrediction(embeddings, embeddings)
     with torch.no_grad():
@@ -125,17 +125,17 @@ def test_predictions_are_the_same_numbers(classifier: OpenVocabClassifier) -> No
         assert torch.equal(one, two) and torch.equal(one, three)
 
 
-def test_a_second_image_costs_no_name() -> None:
+def test_second_image_projects_no_names() -> None:
     model = segmentor()
     rows, calls = [], []
     model.classifiers[0].text_proj.register_forward_pre_hook(
         lambda _, inputs: rows.append(len(inputs[0]))
     )
     model.classifiers[0].text_encoder.register_forward_hook(lambda *_: calls.append(1))
-    image = picture(64, 64)[None] / 255
+    image = random_image(64, 64)[None] / 255
     with torch.no_grad():
         first = model(image, vocabulary=VOCABULARY)
-        assert rows == [4, 1] and len(calls) == 2  # names and void; a matrix for each template
+        assert rows == [4, 1] and len(calls) == 2  # names and void; one call for each template
         second = model(image, vocabulary=VOCABULARY)
     assert rows[2:] == [1] and len(calls) == 2
     for one, two in zip(first, second, strict=True):

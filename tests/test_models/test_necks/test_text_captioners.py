@@ -1,4 +1,4 @@
-"""Captioners that write sentences, against CLIP in numpy and transformers' own BLIP."""
+"""Tests of captioners that write sentences against CLIP in numpy and transformers' BLIP."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from odise_mm.models import (
 )
 from odise_mm.models.backbones.base import Backbone
 from odise_mm.vocabulary import Vocabulary
-from tests.support.parts import CONFIGS, clip, load_config, picture, random_weights
+from tests.support.parts import CONFIGS, clip, load_config, random_image, random_weights
 from tests.support.training import make_model, make_sample
 
 PLACES = ["kitchen", "beach", "street", "forest", "office"]
@@ -42,7 +42,7 @@ OBJECTS = ["cat", "dog", "table", "tree", "car", "sofa", "boat"]
 
 
 class FakeEncoder:
-    """Embeds texts by drawing from their characters, and remembers what it was asked."""
+    """Returns random embeddings, seeded by the characters of a text, and records the texts."""
 
     def __init__(self) -> None:
         self.asked: list[list[str]] = []
@@ -60,12 +60,12 @@ def encoder() -> FakeEncoder:
 
 
 def tiles(count: int = 3, size: int = 64, seed: int = 0) -> Tensor:
-    """What the data preprocessor makes of images: whole gray levels."""
-    return torch.stack([picture(size, size, seed + i) for i in range(count)]).float() / 255
+    """Draw tiles with 8-bit values, as the data preprocessor returns them."""
+    return torch.stack([random_image(size, size, seed + i) for i in range(count)]).float() / 255
 
 
 class Counted(TextCaptioner):
-    """Says how bright a tile is, and what its caption is."""
+    """Describes the brightness and caption of a tile, and counts the tiles."""
 
     seen = 0
 
@@ -74,7 +74,7 @@ class Counted(TextCaptioner):
         return [f"{tile.mean():.3f} {text}" for tile, text in zip(tiles, captions, strict=True)]
 
 
-def test_sentences_are_what_the_prompt_encoder_gets(encoder: FakeEncoder) -> None:
+def test_prompt_encoder_gets_the_sentences(encoder: FakeEncoder) -> None:
     captioner = Counted(encoder)
     batch = tiles(3)
     condition = captioner(batch, ["a", "b", None])
@@ -88,11 +88,11 @@ def test_equal_tiles_are_described_once(encoder: FakeEncoder) -> None:
     captioner = Counted(encoder)
     a, b = tiles(2)
     nearly = a.clone()
-    nearly[0, 0, 0], nearly[0, 0, 1] = a[0, 0, 1], a[0, 0, 0]  # the same sum
+    nearly[0, 0, 0], nearly[0, 0, 1] = a[0, 0, 1], a[0, 0, 0]  # same sum
     assert not torch.equal(a, nearly)
     batch, captions = torch.stack([a, b, a, nearly, a]), ["x", "x", "x", "x", "y"]
     context = captioner(batch, captions).context
-    assert captioner.seen == 4, "the third is the first; the last has another caption"
+    assert captioner.seen == 4, "the third equals the first; the last has another caption"
     each = [captioner(t[None], [c]).context[0] for t, c in zip(batch, captions, strict=True)]
     assert torch.equal(context, torch.stack(each))
 
@@ -113,7 +113,7 @@ def heuristic(encoder: FakeEncoder, **changes: object) -> HeuristicCaptioner:
 
 
 def ranked(batch: Tensor, names: Sequence[str]) -> list[list[str]]:
-    """In numpy, from open_clip's own towers on images of the size that they want."""
+    """Rank names in numpy by the embeddings of open_clip's towers."""
     model = clip().model
     tokens = open_clip.SimpleTokenizer()([f"Photo of a {name}." for name in names])
     mean = torch.tensor(open_clip.OPENAI_DATASET_MEAN).view(3, 1, 1)
@@ -125,7 +125,7 @@ def ranked(batch: Tensor, names: Sequence[str]) -> list[list[str]]:
     return [[names[i] for i in order] for order in np.argsort(-cosine, axis=1)]
 
 
-def test_heuristic_ranks_as_numpy_does(encoder: FakeEncoder) -> None:
+def test_heuristic_ranking_equals_numpy(encoder: FakeEncoder) -> None:
     batch = tiles(4, size=clip().image_size)
     expected = [
         f"a photo taken at a {where[0]} or {where[1]}, with {what[0]}, {what[1]}, {what[2]}"
@@ -134,11 +134,11 @@ def test_heuristic_ranks_as_numpy_does(encoder: FakeEncoder) -> None:
     assert len(set(expected)) > 1, "images must differ for this to test anything"
     captioner = heuristic(encoder)
     assert captioner.describe(batch, [None] * 4) == expected
-    context = captioner(batch, ["not looked at"] * 4).context
+    context = captioner(batch, ["ignored"] * 4).context
     assert torch.equal(context, encoder(expected))
 
 
-def test_close_names_are_told_apart_under_autocast(
+def test_similar_names_are_distinguished_under_autocast(
     encoder: FakeEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     captioner = heuristic(encoder, num_objects=1, num_places=1)
@@ -150,7 +150,7 @@ def test_close_names_are_told_apart_under_autocast(
     assert sentence.endswith("with dog")
 
 
-def test_heuristic_word_lists(encoder: FakeEncoder, tmp_path: Path) -> None:
+def test_heuristic_name_lists(encoder: FakeEncoder, tmp_path: Path) -> None:
     captioner = HeuristicCaptioner(TextEncoder(clip()), encoder)
     assert captioner.objects == list(Vocabulary.load("lvis").names)
     assert len(captioner.places) == len(set(captioner.places)) == 501
@@ -175,13 +175,13 @@ def test_heuristic_word_lists(encoder: FakeEncoder, tmp_path: Path) -> None:
         (dict(num_objects="3"), TypeError, "num_objects='3' must be a whole number"),
         (dict(places=5), TypeError, "places=5 must be a list of names"),
         (dict(objects="lvs"), VocabularyError, "did you mean 'lvis'"),
-        (dict(places="nowhere/places.txt"), VocabularyError, "vocabulary file .* not found"),
+        (dict(places="nowhere/places.txt"), VocabularyError, "vocabulary file 'nowhere/places.txt' not found"),
         (dict(template="a {places}"), ValueError, "{places} and {objects}"),
         (dict(template="{places} {objects} {x}"), ValueError, "and no others"),
         (dict(template="{places} {"), ValueError, "template='{places} {' of HeuristicCaptioner"),
     ],
 )
-def test_bad_word_lists(
+def test_wrong_name_lists_raise(
     encoder: FakeEncoder, changes: dict, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=re.escape(message)):
@@ -197,7 +197,7 @@ def blip(encoder: Callable | None = None, **changes: object) -> BLIPCaptioner:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What transformers writes of a BLIP: another one than what is made without weights."""
+    """Folder that transformers writes for a BLIP with other random weights than the default."""
     path = tmp_path_factory.mktemp("blip")
     captioner = blip()
     random_weights(captioner.model, seed=3, scale=2.0)
@@ -209,8 +209,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def own_sentences(folder: Path, images: Sequence[Image.Image]) -> list[str]:
-    """transformers' own way from PIL images to text."""
+def transformers_sentences(folder: Path, images: Sequence[Image.Image]) -> list[str]:
+    """Describe PIL images with transformers."""
     processor = BlipProcessor.from_pretrained(folder)
     model = BlipForConditionalGeneration.from_pretrained(folder)
     texts = []
@@ -226,9 +226,9 @@ def as_pil(batch: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in levels]
 
 
-def test_blip_says_what_transformers_does(folder: Path, encoder: FakeEncoder) -> None:
+def test_blip_captions_equal_transformers(folder: Path, encoder: FakeEncoder) -> None:
     batch = tiles(4, size=80)
-    expected = own_sentences(folder, as_pil(batch))
+    expected = transformers_sentences(folder, as_pil(batch))
     assert len(set(expected)) > 1 and all(expected)
     captioner = blip(encoder, weights=str(folder))
     assert captioner.describe(batch, [None] * 4) == expected
@@ -237,10 +237,10 @@ def test_blip_says_what_transformers_does(folder: Path, encoder: FakeEncoder) ->
 
 
 @pytest.mark.parametrize("size", [(32, 32), (50, 91), (200, 70)])
-def test_blip_preprocessing_is_transformers(size: tuple[int, int]) -> None:
-    batch = torch.stack([picture(*size, seed) for seed in range(2)]).float() / 255
+def test_blip_preprocessing_equals_transformers(size: tuple[int, int]) -> None:
+    batch = torch.stack([random_image(*size, seed) for seed in range(2)]).float() / 255
     kind = BlipImageProcessor
-    if not hasattr(kind, "image_mean"):  # transformers before 5.4: another one works as now
+    if not hasattr(kind, "image_mean"):  # transformers before 5.4
         kind = transformers.BlipImageProcessorFast
     processor = kind(size=dict(height=32, width=32))
     for images in (as_pil(batch), [*(batch * 255).round().to(torch.uint8)]):
@@ -248,7 +248,7 @@ def test_blip_preprocessing_is_transformers(size: tuple[int, int]) -> None:
         torch.testing.assert_close(blip().preprocess(batch), expected, atol=1e-6, rtol=0)
 
 
-def test_two_tiles_are_two_times_one(folder: Path, encoder: FakeEncoder) -> None:
+def test_tiles_of_a_batch_are_independent(folder: Path, encoder: FakeEncoder) -> None:
     batch = tiles(2, size=80)
     for captioner in (blip(encoder, weights=str(folder)), heuristic(encoder)):
         both = captioner(batch).context
@@ -257,15 +257,15 @@ def test_two_tiles_are_two_times_one(folder: Path, encoder: FakeEncoder) -> None
 
 
 def test_sentences_that_end_at_different_lengths(folder: Path, tmp_path: Path) -> None:
-    """Padding behind the end of a shorter sentence is no part of it."""
+    """Padding after the end of a shorter sentence is dropped."""
     path = shutil.copytree(folder, tmp_path / "blip")
-    first = own_sentences(path, as_pil(tiles(4, size=80)))
+    first = transformers_sentences(path, as_pil(tiles(4, size=80)))
     config = json.loads((path / "config.json").read_text())
     word = next(w for w in first[0].split()[1:] if any(w not in t.split() for t in first))
     vocab = blip(weights=str(path)).tokenizer.get_vocab()
     config["text_config"]["sep_token_id"] = vocab[word]
     (path / "config.json").write_text(json.dumps(config))
-    expected = own_sentences(path, as_pil(tiles(4, size=80)))
+    expected = transformers_sentences(path, as_pil(tiles(4, size=80)))
     assert len({len(text.split()) for text in expected}) > 1
     assert blip(weights=str(path)).describe(tiles(4, size=80), [None] * 4) == expected
 
@@ -291,11 +291,11 @@ def test_blip_in_sixteen_bit(folder: Path) -> None:
         captioner.preprocess(batch), do_sample=False, num_beams=1, max_new_tokens=20
     )
     expected = captioner.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    with torch.autocast("cpu", torch.bfloat16):  # weights in 16 bit: autocast changes nothing
+    with torch.autocast("cpu", torch.bfloat16):  # has no effect on 16-bit weights
         assert captioner.describe(batch, [None] * 4) == expected
 
 
-def test_without_weights_the_same_every_time() -> None:
+def test_random_weights_are_deterministic() -> None:
     batch = tiles(3)
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -306,7 +306,7 @@ def test_without_weights_the_same_every_time() -> None:
     assert len(set(sentences)) > 1 and all(text.replace(" ", "").isalpha() for text in sentences)
 
 
-def test_weights_are_read_from_every_file_of_the_hub(folder: Path, tmp_path: Path) -> None:
+def test_all_file_formats_of_the_hub_are_read(folder: Path, tmp_path: Path) -> None:
     expected = blip(weights=str(folder)).describe(tiles(3), [None] * 3)
     state = load_file(folder / "model.safetensors")
     tied = "text_decoder.cls.predictions.decoder"
@@ -325,7 +325,7 @@ def test_weights_are_read_from_every_file_of_the_hub(folder: Path, tmp_path: Pat
         assert torch.equal(value, halves[key]), key
     decoder = captioner.model.text_decoder
     assert decoder.cls.predictions.decoder.weight is decoder.bert.embeddings.word_embeddings.weight
-    # the vocabulary as a plain list of words
+    # The tokenizer as a plain list of words.
     words = sorted((vocab := blip().tokenizer.get_vocab()), key=vocab.get)
     plain = shutil.copytree(folder, tmp_path / "plain")
     for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json"):
@@ -355,7 +355,7 @@ def change_weights(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (without("model.safetensors"), "expected model.safetensors, pytorch_model.bin"),
         (without("config.json"), "config.json: no such config of a BLIP model"),
@@ -370,16 +370,16 @@ def change_weights(folder: Path) -> None:
         (change_weights, "missing .first: vision_model.embeddings.class_embedding"),
     ],
 )
-def test_spoilt_folders(
-    folder: Path, tmp_path: Path, spoil: Callable[[Path], None], message: str
+def test_broken_folders_raise(
+    folder: Path, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
-    spoil(copy)
+    damage(copy)
     with pytest.raises(CheckpointError, match=message):
         blip(weights=str(copy))
 
 
-def test_weights_that_are_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_weights_raise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere/at/all does not exist.* config.json"):
         blip(weights="nowhere/at/all")
 
@@ -394,7 +394,7 @@ def test_weights_that_are_nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
 def test_hub_files_are_fetched(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Safetensors where there are any, else the older file; nothing else that is large."""
+    """Safetensors are preferred to the older format, and no other large files are fetched."""
     expected = blip(weights=str(folder)).describe(tiles(2), [None] * 2)
     source = shutil.copytree(folder, tmp_path / "hub")
     (source / "tf_model.h5").write_text("large")
@@ -432,7 +432,7 @@ def test_unknown_architectures(arch: str | dict, message: str) -> None:
 
 
 def test_sizes_of_the_public_weights() -> None:
-    """Salesforce's model card says 470 M for large: it counts the tied word embeddings twice."""
+    """Salesforce's model card has 470 M for large because it counts tied embeddings twice."""
     with torch.device("meta"):
         large, base = blip(arch="large"), blip(arch="base")
     counts = [sum(p.numel() for p in c.parameters()) for c in (large, base)]
@@ -459,11 +459,11 @@ def whole_model(name: str) -> OpenVocabSegmentor:
 
 
 def sample(model: OpenVocabSegmentor, seed: int, caption: str | None) -> dict:
-    """An image of two tiles."""
+    """Draw a batch of one image with two tiles."""
     one = make_sample(3, (64, 100), seed=seed)
     if caption is not None:
         one.set_metainfo(dict(caption=caption))
-    batch = dict(inputs=[picture(64, 100, seed)], data_samples=[one])
+    batch = dict(inputs=[random_image(64, 100, seed)], data_samples=[one])
     return model.data_preprocessor(batch, False)
 
 
@@ -490,7 +490,7 @@ def test_whole_models_predict_and_train(name: str, monkeypatch: pytest.MonkeyPat
     model.eval()
     (result,) = model(**sample(model, 0, "a dog near a red car"), mode="predict")
     assert result.pred_sem_seg.sem_seg.shape == (1, 64, 100)
-    assert torch.equal(contexts[0], contexts[1]), "training and testing describe alike"
+    assert torch.equal(contexts[0], contexts[1]), "captions are equal in training and testing"
     encode = model.backbone.encode_prompts
     if name == "own_caption":
         assert torch.equal(contexts[0], encode(["a dog near a red car"] * 2))
@@ -507,13 +507,13 @@ def test_whole_models_in_sixteen_bit(name: str) -> None:
     model.set_precision("bf16")
     (result,) = model(**batch, mode="predict")
     assert result.pred_sem_seg.sem_seg.shape == (1, 64, 100)
-    if name == "own_caption":  # sentences are read in float32 all the same
+    if name == "own_caption":  # sentences are still embedded in float32
         tile = torch.zeros(1, 3, 64, 64)
         exact = whole_model(name).captioner(tile, ["a dog"]).context
         assert torch.equal(model.captioner(tile, ["a dog"]).context, exact)
 
 
-def test_captions_change_what_is_found() -> None:
+def test_captions_change_the_features() -> None:
     model = whole_model("own_caption").eval()
     features = []
     for caption in ("a dog near a red car", "an empty room", "a dog near a red car"):
@@ -522,7 +522,7 @@ def test_captions_change_what_is_found() -> None:
     assert torch.equal(features[0], features[2]) and not torch.equal(features[0], features[1])
 
 
-def test_an_image_without_caption_is_refused() -> None:
+def test_image_without_caption_raises() -> None:
     model = whole_model("own_caption")
     with pytest.raises(DatasetError, match="an image has none"):
         model(**sample(model, 0, None), mode="predict")
@@ -535,12 +535,12 @@ def test_configs_run_on_the_meta_device(name: str) -> None:
     if name == "blip":
         with flop_counter() as counter:
             model.captioner(torch.empty(3, 3, 512, 512, device="meta"))
-        # Two operations per weight: 303 M of the vision tower, for each of its 577 tokens.
+        # Two operations per weight (303 M in the vision tower) and token (577).
         tower = 3 * 2 * 303e6 * 577
         assert tower < counter.get_total_flops() < 1.3 * tower
 
 
-def test_rows_differ_in_the_captioner_alone() -> None:
+def test_ablation_configs_differ_only_in_the_captioner() -> None:
     base = load_config("ablation/representation/stable_diffusion.py")
     for name in ("empty", "heuristic", "blip", "implicit", "own_caption"):
         row = load_config(f"ablation/captioner/{name}.py")
@@ -552,7 +552,7 @@ def test_rows_differ_in_the_captioner_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["heuristic", "blip", "own_caption", "implicit", "empty"])
-def test_a_backbone_that_is_no_diffusion_model(name: str) -> None:
+def test_captioner_without_diffusion_model_raises(name: str) -> None:
     cfg = load_model_config(str(CONFIGS / f"ablation/captioner/{name}.py"))
     cfg.model.backbone = dict(type=NoDiffusion)
     cfg.model.neck = dict(type="FeatureProjection", levels=(4, 8, 16, 32))
@@ -569,6 +569,6 @@ class NoDiffusion(Backbone):
     channels, strides = (8,) * 4, (16,) * 4
 
 
-def test_heuristic_without_clip(encoder: FakeEncoder) -> None:
+def test_heuristic_without_clip_raises(encoder: FakeEncoder) -> None:
     with pytest.raises(ValueError, match="set `clip`"):
         HeuristicCaptioner(prompt_encoder=encoder)
