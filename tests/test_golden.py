@@ -1,4 +1,4 @@
-"""The random weights and recordings themselves: wrong ones would make every other test wrong."""
+"""Tests of the random weights and recordings that other tests rely on."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_full_weights_equal_recorded_values(golden_folder: Path) -> None:
     assert check_weights("full", golden.weights_check("full")) == 42
 
 
-def test_recorded_noise_is_torchs_draw() -> None:
+def test_recorded_noise_equals_torch() -> None:
     noise = torch.randn(1, 4, 64, 64, generator=torch.Generator().manual_seed(42))
     np.testing.assert_array_equal(noise.numpy(), golden.weights_check("tiny")["shared_noise"])
 
@@ -71,7 +71,7 @@ def test_published_formats(tiny_weights: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", golden.CASES)
-def test_recordings_are_thinned_out_as_they_say(name: str, golden_folder: Path) -> None:
+def test_subsampling_of_recordings(name: str, golden_folder: Path) -> None:
     thin, full = golden.load_case(name), golden.load_case(name, golden_folder)
     for stage in thin.stages:
         if thin[stage].dtype.kind == "U":
@@ -102,7 +102,7 @@ def test_comparison_finds_errors() -> None:
     with pytest.raises(AssertionError, match="shape"):
         case.compare("mask_features", exact[..., :-8])
 
-    # Rounding to half precision is not counted, differences between queries are.
+    # Rounding to half precision is ignored; differences of queries are counted.
     masks = torch.zeros(100, 128, 176)
     recorded = torch.from_numpy(case["pred_masks"].astype(np.float32))
     masks[:, ::4, ::4] = recorded * (1 + 2**-12)
@@ -114,5 +114,5 @@ def test_comparison_finds_errors() -> None:
         case.compare_queries("pred_masks", masks, allowed=1)
 
 
-def test_data_stays_small() -> None:
+def test_size_of_recordings() -> None:
     assert sum(f.stat().st_size for f in golden.DATA.rglob("*") if f.is_file()) < 12e6

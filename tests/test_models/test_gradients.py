@@ -1,4 +1,4 @@
-"""Gradients that reach the trained parameters through the frozen UNet, and those that must not."""
+"""Tests of gradients that reach the trained parameters through the frozen UNet."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def recorded() -> dict[str, np.ndarray]:
 
 
 def references(recorded: dict[str, np.ndarray], prefix: str) -> dict[str, Tensor]:
-    """Recorded gradients by our parameters' names."""
+    """Return the recorded gradients by the names of our parameters."""
     found = {
         key.removeprefix(prefix): torch.from_numpy(value)
         for key, value in recorded.items()
@@ -60,7 +60,7 @@ def assert_gradients(
 
 
 @CHECKPOINTING
-def test_through_the_unet_as_published(
+def test_gradients_through_the_unet_equal_the_published_ones(
     use_checkpoint: bool, model: OpenVocabSegmentor, tile: Tensor, recorded: dict
 ) -> None:
     model.zero_grad()
@@ -75,10 +75,10 @@ def test_through_the_unet_as_published(
     assert_gradients(model, wanted, 5e-5)
 
 
-def test_through_the_pyramid_as_published(
+def test_gradients_through_the_pyramid_equal_the_published_ones(
     model: OpenVocabSegmentor, tile: Tensor, recorded: dict
 ) -> None:
-    """ReLU gates flip under rounding: a looser comparison."""
+    """Rounding may switch ReLU gates, so the tolerance is larger."""
     model.zero_grad()
     model.backbone.use_checkpoint = False
     (pyramid,) = model.extract_pyramids([tile[0]])
@@ -90,8 +90,8 @@ def test_through_the_pyramid_as_published(
     assert_gradients(model, wanted, 1e-2)
 
 
-def test_only_the_unet_is_tracked(model: OpenVocabSegmentor, tile: Tensor) -> None:
-    """VAE and CLIP run without, the frozen weights get nothing, and stay in eval mode."""
+def test_only_the_unet_runs_with_gradients(model: OpenVocabSegmentor, tile: Tensor) -> None:
+    """VAE and CLIP run without gradients; frozen weights get none and stay in eval mode."""
     tile, seen = tile[..., :128, :128], {}
     parts = {
         "clip": model.clip.visual,

@@ -1,4 +1,4 @@
-"""Post-processing: against recorded results, against plain loops, and its memory."""
+"""Tests of post-processing against recorded results and plain loops, and of its memory."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def test_equal_to_complete_recording(name: str, golden_folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["tiny_label_512x512", "tiny_label_512x704"])
 def test_equal_to_complete_model_results(name: str, golden_folder: Path) -> None:
-    """From the recorded mask logits at a quarter of the size, so resizing counts too."""
+    """Start from recorded mask logits at a quarter of the size, to include resizing."""
     case = golden.load_case(name, golden_folder)
     if case.index["pred_masks"] != {"steps": [1, 1, 1], "half": False}:
-        pytest.skip("mask logits were recorded thinned out")
+        pytest.skip("mask logits were recorded with subsampling")
     size = case.image.shape[:2]
     masks = resize_masks(torch.from_numpy(case["pred_masks"]), size, size, case.out_hw)
     probs = torch.from_numpy(case["mask_cls_results"]).softmax(-1)
@@ -78,7 +78,7 @@ def test_equal_to_complete_model_results(name: str, golden_folder: Path) -> None
     assert case.agreement("sem_seg_argmax", semantic_inference(probs, masks)) == 1
     scores, labels, instances, _ = instance_inference(probs, masks, THINGS)
     case.compare("inst_all_scores", scores, 1e-5)
-    # Empty masks all score 0: their order means nothing.
+    # All empty masks have the score 0, so their order is arbitrary.
     scored = case["inst_all_scores"] > 0
     np.testing.assert_array_equal(labels.numpy()[scored], case["inst_all_classes"][scored])
     assert case.agreement("inst_top20_mask_area", instances[:20].sum((1, 2))) == 1
@@ -121,7 +121,7 @@ def random_input(seed: int, queries: int = 12, classes: int = 5) -> tuple[Tensor
 def panoptic_by_loops(
     probs: Tensor, masks: Tensor, is_thing: list[bool], threshold: float
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """The method's sentence, pixel by pixel: map, and (label, area) per segment."""
+    """Compute a panoptic map pixel by pixel; return it with (label, area) of every segment."""
     p, m = probs.double().numpy(), masks.double().sigmoid().numpy()
     void, (height, width) = p.shape[1] - 1, m.shape[1:]
     kept = [q for q in range(len(p)) if p[q].argmax() != void]
@@ -157,7 +157,7 @@ def test_panoptic_equals_loops(seed: int, threshold: float) -> None:
     assert all(s.is_thing == flags[s.label] and 0 < s.score <= 1 for s in segments)
 
 
-def test_merged_stuff_has_the_mean_score_of_its_pixels() -> None:
+def test_score_of_merged_stuff_is_weighted_by_pixels() -> None:
     masks = torch.full((3, 4, 10), -20.0)
     masks[0, :, :1], masks[1, :, 1:4], masks[2, :, 4:] = 20.0, 20.0, 20.0
     probs = torch.tensor([[0.9, 0.05, 0.05], [0.5, 0.1, 0.4], [0.1, 0.8, 0.1]])
@@ -204,7 +204,7 @@ def test_instances_are_the_things_among_the_best_pairs() -> None:
 
 
 def test_order_of_classes_does_not_matter() -> None:
-    """Things are told by flags: with classes shuffled, maps and areas stay as they are."""
+    """Flags mark things: shuffled classes give the same maps and areas."""
     probs, masks = random_input(5)
     flags = [True, False, False, True, False]
     order = [3, 0, 4, 2, 1]
@@ -263,8 +263,8 @@ def test_half_inputs_and_autocast_are_computed_in_float32(dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("queries", [0, 3])
-def test_nothing_found(queries: int) -> None:
-    """Only void masks, or no masks at all."""
+def test_no_segments(queries: int) -> None:
+    """All masks are void, or there are no masks."""
     probs = torch.zeros(queries, 4)
     probs[:, -1] = 1.0
     masks = torch.full((queries, 6, 7), -20.0)
@@ -285,12 +285,12 @@ def test_nothing_found(queries: int) -> None:
         ((5, 1), (5, 2, 2), 0, "at least one class"),
     ],
 )
-def test_shapes_that_do_not_fit(probs: tuple, masks: tuple, flags: int, message: str) -> None:
+def test_mismatched_shapes_raise(probs: tuple, masks: tuple, flags: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         panoptic_inference(torch.zeros(probs), torch.zeros(masks), [True] * flags)
 
 
-def test_resize_is_padded_crop_result() -> None:
+def test_resize_via_padded_size_and_crop() -> None:
     masks = torch.randn(7, 16, 22, generator=torch.Generator().manual_seed(0))
     padded = F.interpolate(masks[None], size=(64, 88), mode="bilinear", align_corners=False)
     expected = F.interpolate(
@@ -298,7 +298,7 @@ def test_resize_is_padded_crop_result() -> None:
     )[0]
     for max_bytes in (1, 100_000, 2**25):
         assert torch.equal(resize_masks(masks, (64, 88), (60, 81), (48, 65), max_bytes), expected)
-    # A result of the padded size is not resampled again.
+    # A result of the padded size is not resampled a second time.
     assert torch.equal(resize_masks(masks, (64, 88), (64, 88), (64, 88)), padded[0])
     with pytest.raises(ValueError, match="larger than its padding"):
         resize_masks(masks, (64, 88), (65, 88), (10, 10))
@@ -312,7 +312,7 @@ MEMORY_SCRIPT = """
 import torch
 from odise_mm.models import postprocess as p
 
-def peak():  # of this process alone, which ru_maxrss is not after a fork
+def peak():  # of this process only; after a fork, ru_maxrss includes the parent's
     lines = open("/proc/self/status").read().splitlines()
     return next(int(l.split()[1]) for l in lines if l.startswith("VmHWM"))
 
@@ -333,10 +333,10 @@ print(*peaks, masks.nbytes // 1024)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-def test_memory_with_1500_names() -> None:
-    """All three results at 1024 x 1365 in at most 1 GB beyond the mask logits.
+def test_memory_with_1500_classes() -> None:
+    """All results at 1024 x 1365 need at most 1 GB in addition to the mask logits.
 
-    The scores of all classes would be 8.4 GB.
+    The scores of all classes would need 8.4 GB.
     """
     run = subprocess.run(
         [sys.executable, "-c", MEMORY_SCRIPT],

@@ -1,8 +1,8 @@
-"""Every stage against the published implementation, run with the same random weights.
+"""Tests of every stage against the published implementation with the same random weights.
 
-The weights are written in the published file formats and read by the loaders that users use. The
-full-size case needs the complete recordings (environment variable ``ODISE_GOLDEN_DIR``), 20 GB of
-memory and some minutes: ``pytest -m full_size``.
+The weights are written in the published file formats and read by the regular loaders. The full-size
+case (``pytest -m full_size``) takes some minutes and needs 20 GB of memory and the complete
+recordings, in the folder of the environment variable ``ODISE_GOLDEN_DIR``.
 """
 
 from pathlib import Path
@@ -43,7 +43,7 @@ def build(folder: Path, size: str, variant: str) -> OpenVocabSegmentor:
 
 
 class Stages:
-    """Runs the model once and keeps what every part returned."""
+    """Runs the model once and stores the inputs and outputs of every part."""
 
     def __init__(self, model: OpenVocabSegmentor, case: golden.GoldenCase) -> None:
         self.model, self.case = model, case
@@ -153,8 +153,8 @@ def check_names(stages: Stages, allowed: int = 0) -> None:
     embedded = clip.embed_masks(prediction.masks, images)
     case.compare_queries("clip_mask_embed", embedded, allowed=allowed)
     case.compare_queries("clip_mask_pred_open_logits", class_predictions[1].logits, allowed=allowed)
-    fused = model.ensemble.ensemble_logits(class_predictions, model.vocabulary)
-    case.compare_queries("fused_open_logits", fused, allowed=allowed)
+    joined = model.ensemble.ensemble_logits(class_predictions, model.vocabulary)
+    case.compare_queries("fused_open_logits", joined, allowed=allowed)
     log_probabilities = torch.log(stages["ensemble"] + 1e-8)
     case.compare_queries("mask_cls_results", log_probabilities, allowed=allowed)
 
@@ -200,7 +200,7 @@ def test_results(stages: Stages) -> None:
 
 @pytest.mark.full_size
 def test_full_size(golden_folder: Path, tmp_path: Path) -> None:
-    """Stable Diffusion v1 and ViT-L/14-336 as they are."""
+    """Test the full-size Stable Diffusion v1 and CLIP ViT-L/14-336."""
     golden.write_all(tmp_path, "full")
     case = golden.load_case("full_label_512x512", golden_folder)
     stages = Stages(build(tmp_path, "full", "label"), case)

@@ -1,4 +1,4 @@
-"""Tiles: they cover the image, and joining their features is the mean where they overlap."""
+"""Tests that tiles cover the image and that overlapping features are averaged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_tiles_are_square_and_cover_the_image(image, tile, count) -> None:
 
 @pytest.mark.parametrize("image", [(128, 128), (128, 192), (192, 256), (320, 192)])
 @pytest.mark.parametrize("stride", [4, 8, 16, 32])
-def test_join_is_the_naive_mean(image: tuple[int, int], stride: int) -> None:
+def test_join_averages_overlaps(image: tuple[int, int], stride: int) -> None:
     grid = TileGrid.of(image, 128)
     edge = 128 // stride
     tiles = torch.randn(len(grid), 3, edge, edge, generator=torch.Generator().manual_seed(0))
@@ -65,7 +65,7 @@ def test_join_is_the_naive_mean(image: tuple[int, int], stride: int) -> None:
             np.testing.assert_allclose(joined[:, y, x], np.mean(found, axis=0), atol=1e-6)
 
 
-def test_joining_the_cut_image_gives_it_back() -> None:
+def test_joining_tiles_restores_the_image() -> None:
     image = torch.rand(3, 192, 320)
     grid = TileGrid.of((192, 320), 128)
     torch.testing.assert_close(grid.join(grid.cut(image)), image)

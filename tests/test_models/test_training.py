@@ -1,4 +1,4 @@
-"""The losses of training against plain formulas, and what training does and does not touch."""
+"""Tests of the losses against plain formulas, and of gradients, processes and initialization."""
 
 from __future__ import annotations
 
@@ -56,10 +56,10 @@ def total(losses: dict[str, Tensor]) -> Tensor:
 
 
 def sample_map(values: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Bilinear values of a map (H, W) at points (P, 2), x and y from 0 to 1; 0 outside."""
+    """Sample a map (H, W) bilinearly at points (P, 2), x and y from 0 to 1; 0 outside."""
     height, width = values.shape
     padded = np.pad(values.astype(np.float64), 1)
-    x, y = points[:, 0] * width + 0.5, points[:, 1] * height + 0.5  # of the padded map's pixels
+    x, y = points[:, 0] * width + 0.5, points[:, 1] * height + 0.5  # in the padded map
     x0, y0 = np.floor(x).astype(int), np.floor(y).astype(int)
     x0, y0 = x0.clip(0, width), y0.clip(0, height)
     fx, fy = x - x0, y - y0
@@ -82,7 +82,7 @@ def log_softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def class_logits(model: OpenVocabSegmentor, embeddings: np.ndarray) -> np.ndarray:
-    """Scaled cosines with every synonym, one by one, and with the null embedding."""
+    """Compute the scaled cosines with every synonym and with the null embedding."""
     own = model.classifiers[0]
     weight, bias = (p.detach().double().numpy() for p in own.text_proj.parameters())
     raw = [[own.text_encoder([name])[0] for name in group] for group in VOCABULARY.synonyms]
@@ -100,7 +100,7 @@ def class_logits(model: OpenVocabSegmentor, embeddings: np.ndarray) -> np.ndarra
 
 
 def reference_losses(logits: np.ndarray, masks: np.ndarray, samples: list, points: int) -> dict:
-    """METHOD: match (class 2, BCE 5, dice 5), then the three losses; float64, one by one."""
+    """Match with weights 2 (class), 5 (BCE) and 5 (dice), then compute the losses in float64."""
     draw = repeating_points()
     match_at = draw((1, points, 2))[0].double().numpy()
     candidates = draw((1, 3 * points, 2))[0].double().numpy()
@@ -149,7 +149,7 @@ def test_losses_equal_plain_formulas(captions: bool, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(torch, "rand", repeating_points())
     with torch.no_grad():
         losses = model(**batch, mode="loss")
-    prefixes = ["d0.", "d1.", "d2.", ""]  # three decoder layers, and the queries before them
+    prefixes = ["d0.", "d1.", "d2.", ""]  # three decoder layers, and the initial queries
     kinds = ["loss_cls", "loss_mask", "loss_dice"] + ["loss_grounding"] * captions
     assert set(losses) == {prefix + kind for prefix in prefixes for kind in kinds}
     for sample in batch["data_samples"]:
@@ -167,7 +167,7 @@ def test_losses_equal_plain_formulas(captions: bool, monkeypatch: pytest.MonkeyP
     assert losses["loss_cls"] != losses["d0.loss_cls"]
 
 
-def test_grounding_sees_words_in_the_template_and_missing_ones(
+def test_grounding_gets_words_in_the_template_and_missing_words(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = model_of(True)
@@ -184,7 +184,7 @@ def test_grounding_sees_words_in_the_template_and_missing_ones(
     )
     model(**make_batch(model, words=[WORDS, []]), mode="loss")
     prompts = [f"a photo of a {word}." for word in WORDS] + ["a photo of a ."] * 4
-    assert embedded == [prompts]  # once for all layers
+    assert embedded == [prompts]  # only once for all layers
     own = model.classifiers[0]
     wanted = own.text_proj(model.clip.encode_text(prompts)).view(2, 4, -1)
     assert len(calls) == 4
@@ -194,13 +194,13 @@ def test_grounding_sees_words_in_the_template_and_missing_ones(
         assert scale == own.scale
 
 
-# ---------------------------------------------------------------------- what gets gradients
+# ------------------------------------------------------------------------------- gradients
 
 
 @BOTH
 @pytest.mark.parametrize("counts", [(3, 5), (0, 2), (0, 0)])
-def test_gradients_reach_all_that_is_trained(captions: bool, counts: tuple[int, int]) -> None:
-    """Also without a segment or a word, so that DDP needs no search for unused parameters."""
+def test_gradients_reach_all_trained_parameters(captions: bool, counts: tuple[int, int]) -> None:
+    """This also holds without segments or words, so DDP need not look for unused parameters."""
     model = model_of(captions)
     words = [WORDS, []] if counts == (3, 5) else [[], []]
     losses = model(**make_batch(model, counts, words if captions else None), mode="loss")
@@ -215,7 +215,9 @@ def test_gradients_reach_all_that_is_trained(captions: bool, counts: tuple[int, 
 
 
 @BOTH
-def test_checkpointing_changes_no_gradient(captions: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpointing_does_not_change_gradients(
+    captions: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = model_of(captions)
     batch = batch_of(model)
     monkeypatch.setattr(torch, "rand", repeating_points())
@@ -229,7 +231,7 @@ def test_checkpointing_changes_no_gradient(captions: bool, monkeypatch: pytest.M
         loss = total(model(**batch, mode="loss"))
         forward = len(seen)
         loss.backward()
-        assert len(seen) == forward * (2 if switch else 1)  # run again in the backward pass
+        assert len(seen) == forward * (2 if switch else 1)  # runs again in the backward pass
         runs.append([loss, *(p.grad for p in model.parameters() if p.requires_grad)])
     hook.remove()
     for a, b in zip(*runs, strict=True):
@@ -255,7 +257,7 @@ def test_autocast_is_close(captions: bool, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def gradients_of_rank(rank: int, world: int, folder: str) -> None:
-    """One image on each process, through DistributedDataParallel; rank 0 writes what came out."""
+    """Train on one image per process with DistributedDataParallel; rank 0 saves the results."""
     torch.set_num_threads(1)
     torch.rand = repeating_points()
     dist.init_process_group(
@@ -276,7 +278,7 @@ def gradients_of_rank(rank: int, world: int, folder: str) -> None:
         means = {name: reduce_mean(loss.detach()).item() for name, loss in losses.items()}
         grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
         results.append(dict(losses=means, grads=grads))
-    # Three images on each process, and a gradient whose memory is not in order.
+    # Three images on each process, and a non-contiguous gradient.
     masks, words, valid, scale = embeddings(rows=slice(3 * rank, 3 * rank + 3))
     loss = GroundingLoss()(masks.transpose(1, 2), words.transpose(1, 2), valid, scale)
     loss.backward()
@@ -288,7 +290,7 @@ def gradients_of_rank(rank: int, world: int, folder: str) -> None:
 
 
 def embeddings(rows: slice) -> tuple[Tensor, ...]:
-    """Rows of six images: masks (C, Q), words (C, K), which words there are, and a scale."""
+    """Draw masks (C, Q), words (C, K), valid words and a scale for rows of six images."""
     generator = torch.Generator().manual_seed(2)
     masks, words = (torch.randn(6, 8, n, generator=generator)[rows] for n in (5, 4))
     valid = torch.tensor([1, 1, 0, 1, 0, 1]).bool()[rows, None].expand(-1, 4)
@@ -297,9 +299,10 @@ def embeddings(rows: slice) -> tuple[Tensor, ...]:
 
 
 def joined_batch(model: OpenVocabSegmentor) -> dict:
-    """Images with 2 and 5 segments, so that averages on each process would be others.
+    """Draw images with 2 and 5 segments, so that averages over one process would be wrong.
 
-    Of one tile each: smaller ones have a map of a single pixel, whose norm leaves only rounding.
+    Each image is one tile. Smaller tiles have a map of a single pixel, which group norm reduces to
+    rounding errors.
     """
     words = [WORDS, []] if model.grounding else None
     return make_batch(model, (2, 5), words, sizes=((128, 128), (128, 128)))
@@ -313,7 +316,7 @@ def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> list:
 
 
 @BOTH
-def test_two_processes_are_one_with_the_joined_batch(
+def test_two_processes_equal_one_with_the_whole_batch(
     captions: bool, of_two_processes: list, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = of_two_processes[captions]
@@ -327,12 +330,12 @@ def test_two_processes_are_one_with_the_joined_batch(
     grads = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
     largest = max(g.norm() for g in grads.values())
     for name, grad in grads.items():
-        # ReLU gates flip under rounding; a wrong average would be off by a third and more.
+        # Rounding may switch ReLU gates; a wrong average would change a third or more.
         assert (result["grads"][name] - grad).norm() <= 1e-2 * grad.norm() + 1e-6 * largest, name
 
 
 def test_grounding_is_gathered_with_gradient(of_two_processes: list) -> None:
-    """Averaging over processes, as DDP does, halves what each has summed over both."""
+    """DDP averages over processes, which halves gradients that are summed over both."""
     masks, words, valid, scale = embeddings(rows=slice(0, 6))
     loss = GroundingLoss()(masks.transpose(1, 2), words.transpose(1, 2), valid, scale)
     loss.backward()
@@ -341,7 +344,7 @@ def test_grounding_is_gathered_with_gradient(of_two_processes: list) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
-# ----------------------------------------------------------------------------- beginnings
+# -------------------------------------------------------------------------- initialization
 
 
 def test_init_weights() -> None:
@@ -358,7 +361,7 @@ def test_init_weights() -> None:
     for table in (captioner.context, captioner.time):
         values = table.positional_embedding
         assert abs(values.std() - 0.02) < 0.15 * 0.02 and abs(values.mean()) < 0.005
-        assert values.abs().max() <= 2  # truncated at +- 2, not at multiples of its deviation
+        assert values.abs().max() <= 2  # truncated at 2, not at a multiple of the deviation
     torch.testing.assert_close(own.null_embedding, model.clip.encode_text([""]))
     assert own.scale.item() == pytest.approx(1 / 0.07)
     for block in model.neck.blocks:
@@ -371,7 +374,7 @@ def test_init_weights() -> None:
             expected = (2 / sum(p.shape)) ** 0.5
             assert p.std().item() == pytest.approx(expected, rel=0.1), name
     for name, p in model.head.mask_embedding.named_parameters():
-        if p.ndim == 2:  # PyTorch's own: uniform up to 1 / sqrt(inputs)
+        if p.ndim == 2:  # PyTorch's default: uniform up to 1 / sqrt(inputs)
             bound = p.shape[1] ** -0.5
             assert p.abs().max() <= bound and abs(p.std() - bound / 3**0.5) < 0.05 * bound, name
 
@@ -386,14 +389,14 @@ def test_training_starts_at_the_empty_prompt(captions: bool) -> None:
 
 
 @pytest.mark.parametrize(("config", "count"), [("label", 28_067_009), ("caption", 28_066_755)])
-def test_checkpoints_hold_what_is_trained(config: str, count: int) -> None:
+def test_checkpoints_contain_trained_parameters_only(config: str, count: int) -> None:
     state = meta_model(f"odise/odise_coco_{config}.py").state_dict()
     assert sum(value.numel() for value in state.values()) == count
     size = sum(value.numel() * value.element_size() for value in state.values())
     assert 105e6 < size < 115e6
 
 
-def test_the_configs_have_the_published_numbers() -> None:
+def test_configs_have_the_published_loss_weights() -> None:
     head = load_config("odise/odise_coco_label.py").model.head
     costs = {cost.type: cost.weight for cost in head.train_cfg.assigner.match_costs}
     assert list(costs.values()) == [2.0, 5.0, 5.0]
@@ -406,7 +409,7 @@ def test_the_configs_have_the_published_numbers() -> None:
     assert (grounding.loss_weight, grounding.softmax) == (1.0, "masks")
 
 
-# -------------------------------------------------------------------------------- bad input
+# ----------------------------------------------------------------------------------- errors
 
 
 @pytest.fixture(scope="module")
@@ -439,14 +442,14 @@ def test_labels_outside_the_vocabulary(label: int, label_model: OpenVocabSegment
         label_model(**batch, mode="loss")
 
 
-def test_captions_do_not_care_about_labels(caption_model: OpenVocabSegmentor) -> None:
+def test_caption_supervision_ignores_labels(caption_model: OpenVocabSegmentor) -> None:
     batch = batch_of(caption_model)
     batch["data_samples"][0].gt_instances.labels[2] = 255
     with torch.no_grad():
         assert total(caption_model(**batch, mode="loss")).isfinite()
 
 
-def test_masks_that_do_not_fit(label_model: OpenVocabSegmentor) -> None:
+def test_masks_of_another_size_raise(label_model: OpenVocabSegmentor) -> None:
     batch = batch_of(label_model)
     batch["data_samples"][0].gt_instances = make_sample(3, (200, 128)).gt_instances
     with pytest.raises(DatasetError, match="image_0.jpg.*200 x 128.*padded to 128 x 128"):
@@ -479,7 +482,7 @@ def test_captions_with_different_numbers_of_words(caption_model: OpenVocabSegmen
         caption_model(**batch, mode="loss")
 
 
-def test_grounding_in_a_model_of_labels() -> None:
+def test_grounding_in_a_label_model_raises() -> None:
     with torch.device("meta"), pytest.raises(ConfigError, match="grounding is for caption superv"):
         MODELS.build(segmentor_config(grounding=dict(type="GroundingLoss")))
 
@@ -491,7 +494,7 @@ def test_captions_without_grounding() -> None:
 
 
 class Undecided(Classifier):
-    """Keeps to the contract of inference alone."""
+    """Implements only inference."""
 
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
@@ -503,7 +506,7 @@ class Undecided(Classifier):
 
 
 @BOTH
-def test_a_first_classifier_that_cannot_be_trained(captions: bool) -> None:
+def test_untrainable_first_classifier_raises(captions: bool) -> None:
     model = model_of(captions)
     model.classifiers[0] = Undecided()
     batch = make_batch(model, words=[WORDS, WORDS] if captions else None)
@@ -527,7 +530,7 @@ def test_no_train_cfg() -> None:
         model(**make_batch(model), mode="loss")
 
 
-def test_a_class_loss_for_one_number_of_classes() -> None:
+def test_class_loss_for_a_fixed_number_of_classes_raises() -> None:
     config = segmentor_config()
     config.head.loss_cls = dict(type="mmdet.CrossEntropyLoss", class_weight=[1.0] * 133 + [0.1])
     with torch.device("meta"), pytest.raises(ConfigError, match="needs OpenVocabCrossEntropyLoss"):

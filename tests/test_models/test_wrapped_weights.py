@@ -1,4 +1,4 @@
-"""Every loader takes weights as wrapped training code saves them, and the right ones of several."""
+"""Tests that all loaders read weights of wrapped models and choose averaged weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def prefixed(prefix: str, state: State) -> State:
 
 
 def shifted(state: State) -> State:
-    """The same names, other numbers: raw weights beside averaged ones."""
+    """Return other numbers under the same names, as raw weights next to averaged ones."""
     return {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
 
 
@@ -82,12 +82,12 @@ def wrapped(*cases: tuple[str, Callable[[State, Path], None]]) -> pytest.MarkDec
 
 
 wrappings = wrapped(*WRAPPINGS)
-# for the loaders of large files
+# For loaders of large files.
 few_wrappings = wrapped(("module._orig_mod.", averaged), ("model.", as_safetensors))
 
 
 def assert_same(module: torch.nn.Module, wanted: State) -> None:
-    found = module.state_dict() or dict(module.named_parameters())  # frozen parts hide theirs
+    found = module.state_dict() or dict(module.named_parameters())  # frozen parts hide their state
     assert found and all(torch.equal(found[key], wanted[key]) for key in found)
 
 
@@ -221,8 +221,8 @@ def test_blip(prefix: str, save: Callable, tmp_path: Path) -> None:
     assert_same(found.model, captioner.model.state_dict())
 
 
-def test_open_clip_itself_agrees(clip_state: State, tmp_path: Path) -> None:
-    """Images and texts give what open_clip computes from the same file of a parallel training."""
+def test_embeddings_equal_open_clip(clip_state: State, tmp_path: Path) -> None:
+    """Embeddings equal those of open_clip with the same checkpoint of a parallel training run."""
     plain(prefixed("module.", clip_state), tmp_path / "epoch_3.pt")
     reference = open_clip.CLIP(**TINY_CLIP).eval()
     open_clip.load_checkpoint(reference, str(tmp_path / "epoch_3.pt"))
@@ -234,7 +234,7 @@ def test_open_clip_itself_agrees(clip_state: State, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model."])
-def test_what_is_wrong_is_said_in_the_models_own_names(
+def test_errors_name_the_models_own_parameters(
     prefix: str, clip_state: State, model: OpenVocabSegmentor, tmp_path: Path
 ) -> None:
     less = {k: v for k, v in clip_state.items() if k != "visual.proj"}

@@ -1,4 +1,4 @@
-"""CLIP's second prediction against a slow transformer in numpy and against crops made by hand."""
+"""Tests of the CLIP classifiers against a slow transformer in numpy and explicit crops."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.support.parts import TINY_CLIP, clip, relative_error
 VOCABULARY = Vocabulary((("cat", "kitten"), ("brick wall",), ("dog",)), (True, False, True))
 
 
-def image(height: int, width: int, seed: int = 0) -> Tensor:
+def smooth_image(height: int, width: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(1, 3, height // 16 + 2, width // 16 + 2, generator=generator)
     return F.interpolate(coarse, (height, width), mode="bilinear")[0]
 
 
 def random_masks(height: int, width: int, count: int = 5) -> Tensor:
-    """Blobs over a padded image, logits at stride 4: (1, count, height / 4, width / 4)."""
+    """Draw mask logits of a padded image at stride 4: (1, count, height / 4, width / 4)."""
     generator = torch.Generator().manual_seed(9)
     coarse = torch.randn(1, count, 4, 4, generator=generator) - 0.5
     return 5 * F.interpolate(coarse, (height // 4, width // 4), mode="bicubic")
@@ -50,7 +50,7 @@ class SlowTower:
         return x * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
 
     def patches(self, pixels: np.ndarray) -> np.ndarray:
-        """(3, 56, 56) normalized to tokens (1 + 16, width), the class token first."""
+        """Map a normalized image (3, 56, 56) to tokens (1 + 16, width), class token first."""
         kernel, size = self.w["conv1.weight"], 14
         tokens = [self.w["class_embedding"]]
         for y in range(0, pixels.shape[1], size):
@@ -75,7 +75,7 @@ class SlowTower:
         )
 
     def embed(self, pixels: np.ndarray, touched: np.ndarray) -> np.ndarray:
-        """Embedding of the one mask that touches these of the 16 patches."""
+        """Embed a mask that touches the given patches of 16."""
         tokens = self.patches(pixels)
         x = np.concatenate([tokens, tokens[:1]])
         count = len(tokens)
@@ -95,13 +95,13 @@ class SlowTower:
         return self.norm(x[-1], "ln_post") @ self.w["proj"]
 
 
-def pixels(picture: Tensor) -> np.ndarray:
-    resized = F.interpolate(picture[None], (56, 56), mode="bilinear")
+def pixels(image: Tensor) -> np.ndarray:
+    resized = F.interpolate(image[None], (56, 56), mode="bilinear")
     return clip().normalize(resized)[0].double().numpy()
 
 
 def touched(mask: Tensor) -> np.ndarray:
-    """The 16 patches with a probability of at least one half somewhere in them."""
+    """Return which of the 16 patches contain a probability of at least 0.5."""
     resized = F.interpolate(mask[None, None], (56, 56), mode="bilinear")[0, 0]
     return np.array(
         [
@@ -114,60 +114,60 @@ def touched(mask: Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize(("size", "padded"), [((128, 128), (128, 128)), ((100, 150), (128, 192))])
 def test_mask_tokens_equal_the_slow_tower(size: tuple[int, int], padded: tuple[int, int]) -> None:
-    picture, masks = image(*size), random_masks(*padded)
-    masks[0, 4] = -9  # touches nothing: the class token is all that it sees
+    image, masks = smooth_image(*size), random_masks(*padded)
+    masks[0, 4] = -9  # touches no patch, and attends only to the class token
     classifier = MaskCLIPClassifier(clip())
-    embeddings = classifier.embed_masks(masks, [picture])[0].double()
-    tower, inputs = SlowTower(), pixels(picture)
+    embeddings = classifier.embed_masks(masks, [image])[0].double()
+    tower, inputs = SlowTower(), pixels(image)
     patches = [touched(mask) for mask in masks[0]]
     assert not patches[4].any() and len({p.sum() for p in patches}) > 2
     wanted = np.stack([tower.embed(inputs, p) for p in patches])
     assert relative_error(embeddings, torch.from_numpy(wanted)) < 1e-5
 
 
-def test_mask_of_everything_is_the_image_embedding() -> None:
-    picture = image(128, 192)
-    embeddings = MaskCLIPClassifier(clip()).embed_masks(torch.ones(1, 2, 32, 48), [picture])
-    whole = clip().encode_image(F.interpolate(picture[None], (56, 56), mode="bilinear"))
+def test_full_mask_equals_the_image_embedding() -> None:
+    image = smooth_image(128, 192)
+    embeddings = MaskCLIPClassifier(clip()).embed_masks(torch.ones(1, 2, 32, 48), [image])
+    whole = clip().encode_image(F.interpolate(image[None], (56, 56), mode="bilinear"))
     assert relative_error(embeddings[0], whole.expand(2, -1)) < 1e-5
 
 
-def test_other_masks_and_images_do_not_matter() -> None:
+def test_masks_and_images_are_independent() -> None:
     classifier = MaskCLIPClassifier(clip())
     masks = torch.cat([random_masks(128, 128), -random_masks(128, 128)])
-    pictures = [image(128, 128), image(100, 90, seed=1)]
-    together = classifier.embed_masks(masks, pictures)
+    images = [smooth_image(128, 128), smooth_image(100, 90, seed=1)]
+    together = classifier.embed_masks(masks, images)
     for i in range(2):
-        alone = classifier.embed_masks(masks[i : i + 1, 2:3], pictures[i : i + 1])
+        alone = classifier.embed_masks(masks[i : i + 1, 2:3], images[i : i + 1])
         assert relative_error(together[i, 2:3], alone[0]) < 1e-5
 
 
 def test_align_changes_nothing_for_multiples_of_64() -> None:
-    masks, picture = random_masks(128, 192), image(128, 192)
+    masks, image = random_masks(128, 192), smooth_image(128, 192)
     plain, aligned = (MaskCLIPClassifier(clip(), align=align) for align in (False, True))
-    assert torch.equal(plain.embed_masks(masks, [picture]), aligned.embed_masks(masks, [picture]))
+    assert torch.equal(plain.embed_masks(masks, [image]), aligned.embed_masks(masks, [image]))
 
 
-def test_align_puts_masks_where_the_image_is() -> None:
-    # 96 rows of 128 are image. A mask of its lower third: the lower third of what CLIP sees.
-    picture, masks = image(96, 128), torch.full((1, 1, 32, 32), -9.0)
+def test_align_crops_masks_to_the_image() -> None:
+    # 96 of the 128 rows are image. The mask covers its lower third.
+    image, masks = smooth_image(96, 128), torch.full((1, 1, 32, 32), -9.0)
     masks[0, 0, 16:24] = 9
-    tower, inputs = SlowTower(), pixels(picture)
-    # 4 rows of patches; the padded image's third quarter is just the third of them.
+    tower, inputs = SlowTower(), pixels(image)
+    # There are 4 rows of patches. In the padded image, the mask covers exactly the third row.
     for align, rows in ((True, (2, 3)), (False, (2,))):
         patches = np.zeros((4, 4), bool)
         patches[list(rows)] = True
         wanted = torch.from_numpy(tower.embed(inputs, patches.ravel()))
-        embedding = MaskCLIPClassifier(clip(), align=align).embed_masks(masks, [picture])[0, 0]
+        embedding = MaskCLIPClassifier(clip(), align=align).embed_masks(masks, [image])[0, 0]
         assert relative_error(embedding.double(), wanted) < 1e-5, align
 
 
 def test_logits_are_scaled_cosines_with_prompts() -> None:
-    masks, picture = random_masks(128, 128), image(128, 128)
+    masks, image = random_masks(128, 128), smooth_image(128, 128)
     classifier = MaskCLIPClassifier(clip(), template="this is {}, a {}")
-    class_prediction = classifier(MaskPrediction(masks, torch.zeros(1)), [picture], VOCABULARY)
+    class_prediction = classifier(MaskPrediction(masks, torch.zeros(1)), [image], VOCABULARY)
     assert class_prediction.p_void is None
-    embeddings = classifier.embed_masks(masks, [picture])[0].numpy()
+    embeddings = classifier.embed_masks(masks, [image])[0].numpy()
     text = clip().encode_text([f"this is {n}, a {n}" for n in VOCABULARY.flat[0]]).numpy()
     for query, embedding in enumerate(embeddings):
         cosines = text @ embedding / np.linalg.norm(text, axis=1) / np.linalg.norm(embedding)
@@ -176,12 +176,12 @@ def test_logits_are_scaled_cosines_with_prompts() -> None:
 
 
 @pytest.mark.parametrize("kind", [MaskCLIPClassifier, CropCLIPClassifier])
-def test_template_without_a_place_for_the_name(kind: type) -> None:
+def test_template_without_placeholder_raises(kind: type) -> None:
     with pytest.raises(ValueError, match="the prompt template 'a photo' needs a {}"):
         kind(clip(), template="a photo")
 
 
-def test_mask_tokens_need_a_vit() -> None:
+def test_mask_tokens_without_vit_raise() -> None:
     resnet = dict(layers=(1, 1, 1, 1), width=32, image_size=64)
     other = FrozenCLIP(dict(TINY_CLIP, vision_cfg=resnet))
     with pytest.raises(ValueError, match="needs a CLIP whose image tower is a ViT.*CropCLIP"):
@@ -189,7 +189,7 @@ def test_mask_tokens_need_a_vit() -> None:
     CropCLIPClassifier(other)
 
 
-def test_no_parameters_of_its_own() -> None:
+def test_no_trained_parameters() -> None:
     classifier = MaskCLIPClassifier(clip())
     assert classifier.state_dict() == {}
     assert not any(p.requires_grad for p in classifier.parameters())
@@ -199,31 +199,31 @@ def test_no_parameters_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("crops_per_batch", [1, 2, 25])
-def test_crops_equal_those_made_by_hand(crops_per_batch: int) -> None:
-    picture = image(100, 150)
+def test_crops_equal_explicit_crops(crops_per_batch: int) -> None:
+    image = smooth_image(100, 150)
     masks = torch.full((1, 5, 32, 48), -1.0)  # of the padded image, 128 x 192
     masks[0, 0, 2:10, 5:20] = 1
     masks[0, 1, 3, 7] = 1  # one cell
-    masks[0, 2, 20:32, 30:48] = 1  # into the padding: cut off there
-    masks[0, 3, 28:32, 2:4] = 1  # in the padding only, like an empty one: all of the image
+    masks[0, 2, 20:32, 30:48] = 1  # extends into the padding, which is cut off
+    masks[0, 3, 28:32, 2:4] = 1  # only in the padding: the whole image, as for an empty mask
     boxes = [(8, 40, 20, 80), (12, 16, 28, 32), (80, 100, 120, 150), (0, 100, 0, 150)]
     boxes.append((0, 100, 0, 150))
     wanted = [
         clip().encode_image(
-            F.interpolate(picture[None, :, top:bottom, left:right], (56, 56), mode="bilinear")
+            F.interpolate(image[None, :, top:bottom, left:right], (56, 56), mode="bilinear")
         )
         for top, bottom, left, right in boxes
     ]
     classifier = CropCLIPClassifier(clip(), crops_per_batch=crops_per_batch)
-    embeddings = classifier.embed_masks(masks, [picture])
+    embeddings = classifier.embed_masks(masks, [image])
     assert relative_error(embeddings[0], torch.cat(wanted)) < 1e-5
 
 
-def test_crops_of_two_images() -> None:
+def test_crops_of_two_images_are_independent() -> None:
     masks = torch.cat([random_masks(128, 128), -random_masks(128, 128)])
-    pictures = [image(128, 128), image(100, 90, seed=1)]
+    images = [smooth_image(128, 128), smooth_image(100, 90, seed=1)]
     classifier = CropCLIPClassifier(clip())
-    together = classifier.embed_masks(masks, pictures)
+    together = classifier.embed_masks(masks, images)
     for i in range(2):
-        alone = classifier.embed_masks(masks[i : i + 1], pictures[i : i + 1])
+        alone = classifier.embed_masks(masks[i : i + 1], images[i : i + 1])
         assert relative_error(together[i : i + 1], alone) < 1e-5

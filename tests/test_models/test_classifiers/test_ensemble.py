@@ -1,4 +1,4 @@
-"""The geometric ensemble against the paper's equation 10 in numpy."""
+"""Tests of the geometric ensemble against equation 10 in numpy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from odise_mm.models import ClassPrediction, GeometricEnsemble
 from odise_mm.vocabulary import Vocabulary
 
 TRAINED = Vocabulary((("cat", "kitten"), ("tree",), ("person",)), (True, False, True))
-# "Kitten" is spelled as a trained synonym but for its capital; "trees" is not.
+# "Kitten" differs from a trained synonym only in the capital letter; "trees" is another name.
 VOCABULARY = Vocabulary((("lynx", "Kitten"), ("trees",), ("person",), ("sky",)), (True,) * 4)
 SEEN = np.array([True, False, True, False])
 
@@ -41,7 +41,7 @@ def test_equals_the_formula(alpha: float, beta: float) -> None:
     np.testing.assert_allclose(result.sum(-1), 1, atol=1e-5)
 
 
-def test_one_prediction_is_taken_as_it_is() -> None:
+def test_single_prediction_is_unchanged() -> None:
     own, _ = class_predictions()
     result = GeometricEnsemble(train_vocabulary=TRAINED)([own], VOCABULARY)
     wanted = own.logits.softmax(-1) * (1 - own.p_void[..., None])
@@ -60,7 +60,7 @@ def test_underflow_stays_finite(dtype: torch.dtype) -> None:
     np.testing.assert_allclose(result[0, 0].numpy(), [0.5, 0, 0, 0.5, 0], atol=1e-6)
 
 
-def test_trained_vocabulary_by_name() -> None:
+def test_train_vocabulary_by_name() -> None:
     ensemble = GeometricEnsemble(train_vocabulary="coco")
     assert len(ensemble.train_vocabulary) == 133
     assert ensemble.state_dict() == {}
@@ -69,20 +69,20 @@ def test_trained_vocabulary_by_name() -> None:
 @pytest.mark.parametrize(
     ("alpha", "beta", "culprit"), [(1.2, 0.7, "alpha=1.2"), (0, -1, "beta=-1")]
 )
-def test_weights_out_of_range(alpha: float, beta: float, culprit: str) -> None:
+def test_weights_out_of_range_raise(alpha: float, beta: float, culprit: str) -> None:
     with pytest.raises(ValueError, match=f"{culprit}: a weight between 0 and 1"):
         GeometricEnsemble(alpha, beta, TRAINED)
 
 
-@pytest.mark.parametrize("count", [0, 3, "no view on void"])
-def test_predictions_that_cannot_be_joined(count: int | str) -> None:
+@pytest.mark.parametrize("count", [0, 3, "no p_void"])
+def test_wrong_predictions_raise(count: int | str) -> None:
     own, clip = class_predictions()
-    given = {0: [], 3: [own, clip, clip], "no view on void": [clip, own]}[count]
+    given = {0: [], 3: [own, clip, clip], "no p_void": [clip, own]}[count]
     with pytest.raises(ValueError, match="needs one or two predictions, the first with p_void"):
         GeometricEnsemble(train_vocabulary=TRAINED)(given, VOCABULARY)
 
 
-def test_no_gradient_is_lost() -> None:
+def test_gradients_flow_back() -> None:
     own, clip = class_predictions()
     logits: Tensor = own.logits.requires_grad_()
     GeometricEnsemble(train_vocabulary=TRAINED)([own, clip], VOCABULARY)[..., 0].sum().backward()

@@ -1,4 +1,4 @@
-"""The model's own prediction: logits against loops, and the probability of void."""
+"""Tests of the trained classifier: logits against loops, and the probability of void."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def own_logits(classifier: OpenVocabClassifier, embeddings: Tensor, template: st
     return logits
 
 
-def test_class_logits_are_the_best_synonyms() -> None:
+def test_class_logits_use_the_best_synonym() -> None:
     generator = torch.Generator().manual_seed(1)
     masks = torch.randn(2, 3, 8, generator=generator)
     text = torch.randn(6, 8, generator=generator)
@@ -94,13 +94,13 @@ def test_with_objectness(embeddings: Tensor) -> None:
             assert class_prediction.p_void[b, q].item() == pytest.approx(wanted, abs=1e-6)
 
 
-def test_nothing_knows_void(embeddings: Tensor) -> None:
+def test_neither_null_class_nor_objectness_raises(embeddings: Tensor) -> None:
     classifier = OpenVocabClassifier(TextEncoder(clip()), 32, null_class=False)
     with pytest.raises(ValueError, match="null_class=True.*objectness=True"):
         classifier(MaskPrediction(embeddings, embeddings), [], VOCABULARY)
 
 
-def test_where_training_begins() -> None:
+def test_initial_values() -> None:
     classifier = OpenVocabClassifier(TextEncoder(clip()), 32)
     assert classifier.scale.item() == pytest.approx(1 / 0.07, rel=1e-5)
     torch.testing.assert_close(classifier.null_embedding.data, clip().encode_text([""]))
@@ -108,7 +108,7 @@ def test_where_training_begins() -> None:
     assert classifier.scale == 100
 
 
-def test_what_is_trained() -> None:
+def test_trained_parameters() -> None:
     classifier = OpenVocabClassifier(TextEncoder(clip()), 32)
     trained = {name for name, p in classifier.named_parameters() if p.requires_grad}
     assert trained == {"text_proj.weight", "text_proj.bias", "logit_scale", "null_embedding"}

@@ -1,4 +1,4 @@
-"""The head against mmdet's own Mask2Former head with the same weights, and numpy."""
+"""Tests of the head against mmdet's Mask2Former head with the same weights, and numpy."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHANNELS = [32] * 4
 def build(**changes: object) -> OpenVocabMask2FormerHead:
     head = MODELS.build(dict(head_config(**changes), in_channels=CHANNELS))
     random_weights(head, seed=2)
-    # Masks of both signs, so that masked attention and pooling have something to do.
+    # Scale the weights so that masks contain both signs, which masked attention and pooling need.
     head.query_feat.weight.data *= 8
     head.mask_embed[-1].weight.data *= 4
     return head.eval()
@@ -36,7 +36,7 @@ def pyramid() -> list[Tensor]:
 @pytest.mark.parametrize("with_empty_masks", [False, True])
 def test_all_layers_equal_mmdets_head(with_empty_masks: bool, pyramid: list[Tensor]) -> None:
     ours = build(objectness=True)
-    if with_empty_masks:  # such queries look everywhere
+    if with_empty_masks:  # such queries attend to all positions
         ours.pixel_decoder.mask_feature.bias.data.mul_(30)
     config = head_config()
     del config["type"], config["loss_cls"]
@@ -53,7 +53,7 @@ def test_all_layers_equal_mmdets_head(with_empty_masks: bool, pyramid: list[Tens
     with torch.no_grad():
         predictions = ours(pyramid, all_layers=True)
         classes, masks = theirs(pyramid, samples)
-    assert len(predictions) == len(masks) == 4  # before the first of three layers, and after each
+    assert len(predictions) == len(masks) == 4  # before the first layer and after three layers
     empty = [(m < 0).flatten(2).all(-1) for m in masks]
     assert any(e.any() for e in empty) == with_empty_masks
     for prediction, their_classes, their_masks in zip(predictions, classes, masks, strict=True):
@@ -63,7 +63,7 @@ def test_all_layers_equal_mmdets_head(with_empty_masks: bool, pyramid: list[Tens
 
 
 @pytest.mark.parametrize("objectness", [False, True])
-def test_last_layer_alone_is_the_same(objectness: bool, pyramid: list[Tensor]) -> None:
+def test_last_layer_equals_all_layers(objectness: bool, pyramid: list[Tensor]) -> None:
     head = build(objectness=objectness)
     with torch.no_grad():
         every, (last,) = head(pyramid, all_layers=True), head(pyramid)
@@ -84,7 +84,7 @@ def test_images_of_a_batch_are_independent(pyramid: list[Tensor]) -> None:
             assert relative_error(both.embeddings[i : i + 1], alone.embeddings) < 1e-4
 
 
-def test_without_objectness_nothing_knows_a_class_count() -> None:
+def test_no_class_embedding_without_objectness() -> None:
     assert not any("cls" in key for key in build().state_dict())
     assert build(objectness=True).cls_embed.out_features == 2
 
@@ -103,9 +103,9 @@ def test_mask_embedding_equals_numpy() -> None:
     generator = torch.Generator().manual_seed(6)
     queries = torch.randn(2, 5, 16, generator=generator)
     masks = torch.randn(2, 5, 6, 7, generator=generator)
-    masks[0, 2] = -1  # an empty mask pools nothing
+    masks[0, 2] = -1  # empty mask
     masks[1, 3] = 1
-    masks[1, 4, 0, 0] = 0  # a probability of exactly one half does not count
+    masks[1, 4, 0, 0] = 0  # a probability of exactly 0.5 is outside the mask
     features = torch.randn(2, 16, 6, 7, generator=generator)
     with torch.no_grad():
         embeddings = embed(queries, masks, features).numpy()
@@ -135,7 +135,7 @@ def test_mask_embedding_equals_numpy() -> None:
             np.testing.assert_allclose(embeddings[image, query], wanted, atol=1e-5)
 
 
-def test_pooling_keeps_the_masks_out_of_the_gradient() -> None:
+def test_pooling_does_not_backpropagate_to_masks() -> None:
     embed = MaskEmbedding(16)
     masks = torch.randn(1, 2, 4, 4, requires_grad=True)
     features = torch.randn(1, 16, 4, 4, requires_grad=True)
@@ -143,7 +143,7 @@ def test_pooling_keeps_the_masks_out_of_the_gradient() -> None:
     assert masks.grad is None and features.grad is not None
 
 
-def test_misspelt_argument_is_not_swallowed() -> None:
+def test_unknown_argument_raises() -> None:
     with pytest.raises(
         TypeError, match="has no argument num_querys; known arguments: .*num_queries"
     ):

@@ -1,4 +1,4 @@
-"""The grounding loss against recorded numbers of the published one, and against plain loops."""
+"""Tests of the grounding loss against recordings of the published loss and plain loops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from odise_mm.models import GroundingLoss
 from tests.support import golden
 
 
-@pytest.mark.parametrize("case", ["c0", "c1", "c2"])  # one image without words, none, all
+@pytest.mark.parametrize("case", ["c0", "c1", "c2"])  # one image without words, none, all images
 def test_equals_the_published_loss(case: str) -> None:
     arrays = golden.load_arrays("grounding_loss")
     names = ("mask_embed", "word_embed", "logit_scale")
@@ -29,7 +29,7 @@ def test_equals_the_published_loss(case: str) -> None:
 def by_loops(
     masks: np.ndarray, words: np.ndarray, has: list[bool], scale: float, softmax: str
 ) -> float:
-    """The same in float64, one number at a time."""
+    """Compute the loss in float64, one number at a time."""
     batch, (queries, count) = len(masks), (masks.shape[1], words.shape[1])
     similarity = np.zeros((batch, batch))
     for i in range(batch):
@@ -89,6 +89,6 @@ def test_float32_under_autocast() -> None:
     assert cast.dtype == torch.float32 and torch.equal(plain, cast)
 
 
-def test_unknown_softmax() -> None:
+def test_unknown_softmax_raises() -> None:
     with pytest.raises(ConfigError, match="softmax='queries'.*'masks' or 'words'"):
         GroundingLoss(softmax="queries")

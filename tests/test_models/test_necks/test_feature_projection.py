@@ -1,4 +1,4 @@
-"""The feature projection against the same arithmetic written out."""
+"""Tests of the feature projection against the formulas in double precision."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def nearest(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 192)])
 def test_equals_the_formula(size: tuple[int, int]) -> None:
-    # Constant maps have no variance: double precision keeps rounding out of the comparison.
+    # Double precision, because constant maps have no variance and would only show rounding.
     neck = random_weights(FeatureProjection(CHANNELS, STRIDES, 64, 32)).double()
     generator = torch.Generator().manual_seed(3)
     # Maps of a 64 x 64 tile at the true strides; the coarsest one has stride 64.
@@ -70,7 +70,7 @@ def test_shortcut_is_the_identity_where_channels_agree() -> None:
 
 
 @pytest.mark.parametrize("strides", [(8, 8, 32, 16, 8, 8), (4, 8, 64, 32, 16, 4)])
-def test_strides_that_do_not_fit(strides: tuple[int, ...]) -> None:
+def test_wrong_strides_raise(strides: tuple[int, ...]) -> None:
     message = r"feature maps for strides \(4, 8, 16, 32\).*returns 6 maps of strides \("
     with pytest.raises(ValueError, match=message + str(strides[0])):
         FeatureProjection(CHANNELS, strides)
@@ -80,7 +80,7 @@ def test_strides_that_do_not_fit(strides: tuple[int, ...]) -> None:
         FeatureProjection(CHANNELS, strides, levels=(4, 8, 16, 32))
 
 
-def test_maps_of_a_plain_vit_go_where_the_config_says() -> None:
+def test_levels_of_a_plain_vit() -> None:
     levels = (32, 4, 16, 8)
     neck = random_weights(FeatureProjection((64,) * 4, (14,) * 4, 64, 32, levels)).double()
     features = [torch.randn(1, 64, 5, 5).double() for _ in levels]
@@ -92,7 +92,7 @@ def test_maps_of_a_plain_vit_go_where_the_config_says() -> None:
         assert relative_error(pyramid[level], wanted) < 1e-8
 
 
-def test_a_map_too_many() -> None:
+def test_too_many_maps_raise() -> None:
     neck = FeatureProjection(CHANNELS, STRIDES, 64, 32)
     features = [torch.zeros(1, c, 2, 2) for c in CHANNELS]
     with pytest.raises(ValueError, match="zip"):

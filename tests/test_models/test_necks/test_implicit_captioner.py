@@ -1,4 +1,4 @@
-"""Captioners: the paper's equation 4 in numpy, and where training begins."""
+"""Tests of the implicit captioner: its equation in numpy, initialization and parameters."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ def images() -> Tensor:
     return torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-def test_training_begins_at_the_empty_prompt(images: Tensor) -> None:
+def test_initial_condition_is_the_empty_prompt(images: Tensor) -> None:
     condition = ImplicitCaptioner(clip(), EMPTY, time_width=32, num_steps=2)(images)
     assert torch.equal(condition.context, EMPTY.expand(3, -1, -1))
     assert torch.equal(condition.time, torch.zeros(3, 2, 32))
 
 
-def test_learned_position_table_starts_small() -> None:
+def test_initial_position_embedding_is_small() -> None:
     captioner = ImplicitCaptioner(clip(), EMPTY, time_width=512)
     for table in (captioner.context.positional_embedding, captioner.time.positional_embedding):
         assert 0.015 < table.std() < 0.025
 
 
-def test_formula(images: Tensor) -> None:
+def test_equals_the_formula(images: Tensor) -> None:
     captioner = random_weights(
         ImplicitCaptioner(deepcopy(clip()), EMPTY, time_width=32, num_steps=2)
     )
