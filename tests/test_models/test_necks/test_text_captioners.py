@@ -175,7 +175,11 @@ def test_heuristic_name_lists(encoder: FakeEncoder, tmp_path: Path) -> None:
         (dict(num_objects="3"), TypeError, "num_objects='3' must be a whole number"),
         (dict(places=5), TypeError, "places=5 must be a list of names"),
         (dict(objects="lvs"), VocabularyError, "did you mean 'lvis'"),
-        (dict(places="nowhere/places.txt"), VocabularyError, "vocabulary file 'nowhere/places.txt' not found"),
+        (
+            dict(places="nowhere/places.txt"),
+            VocabularyError,
+            "vocabulary file 'nowhere/places.txt' not found",
+        ),
         (dict(template="a {places}"), ValueError, "{places} and {objects}"),
         (dict(template="{places} {objects} {x}"), ValueError, "and no others"),
         (dict(template="{places} {"), ValueError, "template='{places} {' of HeuristicCaptioner"),
