@@ -66,7 +66,7 @@ def test_one_bad_image_finishes_the_others_and_fails(demo, config, tmp_path, cap
     assert demo.main([*arguments, "--device", "cpu"]) == 1
     captured = capsys.readouterr()
     assert "skipped: missing.jpg: no such file" in captured.out
-    assert "1 of 2 images could not be used" in captured.err
+    assert "1 of 2 images failed" in captured.err
     assert (tmp_path / "out" / "vis" / "pagoda.jpg").exists()
 
 

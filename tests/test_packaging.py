@@ -1,4 +1,4 @@
-"""What is installed is complete: a wheel works without the clone, and MIM finds what it wants."""
+"""Packages are complete: a wheel works without the clone and has the files that MIM needs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MEGABYTE = 2**20
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of what is built, so that nothing is written into this folder."""
+    """A copy of the files to build from, so that nothing is written to this folder."""
     folder = tmp_path_factory.mktemp("clone")
     files = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "constraints.txt")
     unwanted = shutil.ignore_patterns("__pycache__", ".mim", "build", "*.egg-info")
@@ -42,7 +42,7 @@ def wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of packages with the wheel in it, and nothing of the clone."""
+    """A folder of packages that contains the wheel and nothing of the clone."""
     folder = tmp_path_factory.mktemp("site")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder)
@@ -50,7 +50,7 @@ def site(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def build(clone: Path, kind: str, out: Path) -> Path:
-    """Let the build backend make a wheel, an editable wheel or an sdist, as pip does."""
+    """Build a wheel, an editable wheel or an sdist with the build backend, as pip does."""
     code = f"import setuptools.build_meta as b; b.build_{kind}({str(out)!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -84,7 +84,7 @@ def test_a_wheel_has_tools_configs_and_index(clone: Path, site: Path, tmp_path: 
         assert (packed / file).is_file()
     assert (site / "odise_mm/py.typed").is_file() and not (site / "projects").exists()
 
-    # The packed tool, started elsewhere, uses the packed package and finds a packed config by name.
+    # The packed tool uses the packed package and finds a packed config by name, from any folder.
     done = run(site, tmp_path, str(packed / "tools/train.py"), "odise_label_voc20")
     config = packed / "configs/odise/odise_label_voc20.py"
     assert done.returncode == 2
@@ -110,17 +110,17 @@ def test_no_file_of_a_wheel_is_large(wheel: Path) -> None:
 
 
 def test_the_toy_model_works_from_a_wheel(site: Path, tmp_path: Path) -> None:
-    """With what was packed: its frozen models, vocabularies and weights."""
+    """The wheel contains its frozen models, vocabularies and weights."""
     packed = site / "odise_mm/.mim"
-    picture = str(packed / "demo/images/toy_scene.jpg")
+    image = str(packed / "demo/images/toy_scene.jpg")
     names = ["--texts", "yellow heart; red ball; black heart", "--stuff-texts", "wood; sand"]
     options = ["--config", "odise_toy_label", "--out", "out"]
-    done = run(site, tmp_path, "-m", "odise_mm.cli", "segment", picture, *names, *options)
+    done = run(site, tmp_path, "-m", "odise_mm.cli", "segment", image, *names, *options)
     assert done.returncode == 0, done.stderr[-2000:]
     (result,) = read_coco_panoptic(tmp_path / "out/panoptic.json")
     assert {"yellow heart", "black heart"} <= {segment.name for segment in result.segments}
     assert "andom weights" not in done.stdout
-    # The environment may lie in the clone, and warnings of its libraries name their files.
+    # The environment may be inside the clone, and warnings of libraries contain their paths.
     assert str(ROOT) not in (done.stdout + done.stderr).replace(sys.prefix, "")
 
 
@@ -153,7 +153,7 @@ def test_an_editable_installation_has_links(clone: Path, tmp_path: Path) -> None
     assert "odise_mm/.mim" in (ROOT / ".gitignore").read_text().split()
 
 
-def test_a_source_distribution_has_what_a_wheel_is_made_of(clone: Path, tmp_path: Path) -> None:
+def test_a_source_distribution_has_all_files_of_a_wheel(clone: Path, tmp_path: Path) -> None:
     archive = build(clone, "sdist", tmp_path)
     shutil.unpack_archive(archive, tmp_path / "unpacked", filter="data")
     (folder,) = (tmp_path / "unpacked").iterdir()

@@ -1,4 +1,4 @@
-"""Files of the project's face: they are valid, and agree with each other."""
+"""Project files: they are valid and consistent with each other."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def test_yaml_is_valid(path: Path) -> None:
     assert isinstance(yaml.safe_load(path.read_text(encoding="utf-8")), dict)
 
 
-def test_citation_has_what_the_format_asks_for() -> None:
+def test_citation_has_the_required_fields() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     for work in (citation, *citation["references"]):
         assert all(set(a) & {"name", "family-names"} for a in work["authors"])
 
 
-def test_pre_commit_runs_the_ruff_of_the_constraints() -> None:
+def test_pre_commit_uses_the_ruff_version_of_the_constraints() -> None:
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     (rev,) = [repo["rev"] for repo in hooks["repos"] if "ruff" in repo["repo"]]
     constraints = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     assert rev == "v" + re.search(r"^ruff==(\S+)$", constraints, re.M)[1]
 
 
-def test_workflows_try_the_supported_versions_of_python() -> None:
+def test_workflows_test_the_supported_versions_of_python() -> None:
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]
     tried = jobs["test"]["strategy"]["matrix"]["python-version"]
     supported = environment.pythons({})

@@ -1,4 +1,4 @@
-"""What is required, what was tested and what an environment already has fit together."""
+"""Requirements, tested versions and installed packages are consistent."""
 
 import ast
 import re
@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT / "requirements"))
 import environment  # noqa: E402
 
 FILES = ["mminstall", "runtime", "tests", "docs"]
-# They check or show the product and are no part of what runs, so that any version will do.
+# Tools for checks and documentation, for which any version is fine.
 TOOLS = {
     "ruff",
     "mypy",
@@ -44,7 +44,7 @@ LINES = [line for name in FILES for line in environment.parse(ROOT / f"requireme
 
 
 def constraints(python: str, file: str = "constraints.txt") -> dict[str, str]:
-    """Name -> tested version under a Python; fails on two versions of one package."""
+    """Return the tested versions for a Python by name; fail for two versions of one package."""
     found: dict[str, str] = {}
     for line in environment.parse(ROOT / file):
         if line.startswith("-c "):
@@ -78,20 +78,20 @@ def test_the_fork_has_a_tested_version_in_its_range(python: str) -> None:
 
 
 def lowest() -> dict[str, str]:
-    """Name -> version in lowest.txt."""
+    """Return the versions in lowest.txt by name."""
     pins = [Requirement(line) for line in environment.parse(ROOT / "requirements/lowest.txt")]
     assert all(len(pin.specifier) == 1 and str(pin.specifier).startswith("==") for pin in pins)
     return {pin.name: next(iter(pin.specifier)).version for pin in pins}
 
 
-def test_every_requirement_has_a_lower_bound_and_the_scheduled_check_takes_it() -> None:
+def test_every_requirement_has_a_lower_bound_that_the_scheduled_check_uses() -> None:
     bounds = {}
     for line in set(LINES) - TOOLS:
         wanted = Requirement(line)
         (bound,) = [part.version for part in wanted.specifier if part.operator == ">="]
         bounds[wanted.name] = bound
         pin = lowest()[wanted.name]
-        # OpenCV's first build of 4.10 has a number of its own
+        # the first build of OpenCV 4.10 has an extra number
         assert Version(pin) == Version("4.10.0.84" if wanted.name == "opencv-python" else bound)
         assert wanted.specifier.contains(pin), line
     assert set(bounds) == set(lowest())
@@ -126,7 +126,7 @@ def test_versions_checked_at_import_are_those_required() -> None:
 
 @pytest.fixture
 def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
-    """Function that lets the check at import see other packages than those that are installed."""
+    """Function that sets the packages that the check at import finds."""
 
     def see(present: dict[str, str]) -> None:
         def version(name: str) -> str:
@@ -140,14 +140,14 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]
 
 
 def refusal() -> str:
-    """Message of the check at import; it is one line."""
+    """Return the message of the check at import, which must be one line."""
     with pytest.raises(at_import.RequirementError) as error:
         at_import.check_requirements()
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
-def test_what_is_installed_here_passes_the_check_at_import() -> None:
+def test_installed_packages_pass_the_check_at_import() -> None:
     at_import.check_requirements()
 
 
@@ -192,7 +192,7 @@ def test_only_the_original_needs_pkg_resources(stack, pretend, monkeypatch) -> N
         at_import.check_requirements()
 
 
-def test_different_builds_of_torch_and_torchvision_are_pointed_out(
+def test_different_builds_of_torch_and_torchvision_give_a_warning(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     for torch, torchvision in [
@@ -210,7 +210,7 @@ def names(present: dict[str, str]) -> dict[str, str]:
     return {environment.name_of(line): line for line in environment.requirements(present)}
 
 
-def test_an_empty_environment_gets_what_the_files_say() -> None:
+def test_an_empty_environment_gets_the_requirements_files() -> None:
     wanted = environment.requirements({})
     assert sorted(wanted) == sorted(
         environment.parse(ROOT / "requirements/mminstall.txt")
@@ -227,7 +227,7 @@ def test_an_environment_keeps_its_torch_and_compiled_mmcv() -> None:
 
 @pytest.mark.parametrize("part", FORK)
 def test_an_environment_keeps_the_fork(part: str) -> None:
-    """Also one that has only a part of it, as packages that stand on it bring."""
+    """This includes an environment with only a part of it, as a dependency of other packages."""
     present = {"torch": "2.14.1", part: FORK[part]}
     wanted = names(present)
     assert set(names({})) - set(wanted) == {*ORIGINAL, "setuptools"}
@@ -242,8 +242,8 @@ def test_an_environment_with_both_stacks_stops_the_installation(original: str) -
         environment.requirements({original: "1", "onedl-mmcv": "2.3.6"})
 
 
-def test_what_the_package_imports_is_required_and_nothing_else() -> None:
-    """Undeclared imports work only as long as some other package brings them."""
+def test_requirements_equal_the_imports_of_the_package() -> None:
+    """Undeclared imports work only as long as another package installs them."""
     files = [*ROOT.glob("odise_mm/**/*.py"), *ROOT.glob("tools/**/*.py"), *ROOT.glob("demo/*.py")]
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text()))]
     modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
@@ -253,7 +253,7 @@ def test_what_the_package_imports_is_required_and_nothing_else() -> None:
     other = {"PIL": "pillow", "cv2": "opencv-python", "mmseg": "mmsegmentation", "yaml": "pyyaml"}
     other["open_clip"] = "open-clip-torch"
     imported = {other.get(name, name).replace("_", "-") for name in tops - ours}
-    indirect = {"setuptools", "tensorboard"}  # of mmengine
+    indirect = {"setuptools", "tensorboard"}  # needed by mmengine
     assert imported - {"mmcv"} == set(names({})) - {"mmcv-lite"} - indirect
 
 
@@ -263,7 +263,7 @@ def test_an_old_torch_stops_the_installation() -> None:
 
 
 def test_installed_packages_are_seen_from_build_isolation() -> None:
-    """While it builds, pip hides the environment from sys.path; here too."""
+    """During a build, pip removes the environment from sys.path; this test does the same."""
     code = (
         "import sys\n"
         "sys.path = [sys.argv[1]] + [p for p in sys.path if not p.endswith('-packages')]\n"

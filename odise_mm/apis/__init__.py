@@ -1,4 +1,4 @@
-"""The one door for people and programs: :class:`OpenVocabInferencer`."""
+"""Public interface for inference: :class:`OpenVocabInferencer` and its errors."""
 
 from odise_mm.apis.inferencer import OpenVocabInferencer
 from odise_mm.errors import ConfigError, DeviceError, DeviceMemoryError, OdiseError

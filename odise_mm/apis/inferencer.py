@@ -1,4 +1,4 @@
-"""From images and names to segments with names."""
+"""The inferencer: open-vocabulary segmentation of images with given class names."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ from odise_mm.utils.precision import check_precision
 from odise_mm.vocabulary import Vocabulary
 
 PUBLISHED = "published"
-"""In place of a file of weights: those that the config's metafile names."""
-_LONG_LIST = 4  # from here on a progress bar is shown
+"""Value of ``weights`` for the weights that the config's metafile names."""
+_LONG_LIST = 4  # number of images from which a progress bar is shown
 
 Texts = str | Vocabulary | Sequence[str | Vocabulary]
 
 
 @dataclass
 class _Loaded:
-    """An image that is ready for the model."""
+    """An image that was read and preprocessed."""
 
     source: Source
     image: np.ndarray  # as read, BGR
@@ -66,7 +66,7 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Request:
-    """What one call asks of every image."""
+    """Settings of one call."""
 
     vocabulary: Vocabulary
     test_cfg: Mapping[str, Any] | None
@@ -74,7 +74,7 @@ class _Request:
 
 
 class OpenVocabInferencer:
-    """Segments images and names the segments with names that you choose.
+    """Inferencer that segments images with class names of your choice.
 
     Example::
 
@@ -84,33 +84,36 @@ class OpenVocabInferencer:
         for s in result.segments:
             print(s.name, s.score, s.area)
 
-    One inferencer serves many threads: each call, each iterator of :meth:`stream`, has names,
-    settings and files of its own. Images are read, drawn and written side by side; one batch at a
-    time is in the model, so that memory is that of one call.
+    An inferencer can be used by several threads: each call and each iterator of :meth:`stream` has
+    its own class names, settings and files. Images are read, drawn and written concurrently, but
+    the model processes one batch at a time and therefore needs the memory of one call.
 
     Args:
         config: path of a config file, its name under ``configs/``, or a loaded config.
         weights: our checkpoint (.pth or .safetensors, trained parameters) or a published ODISE
-            checkpoint as it is. "published": what the config's metafile names, from torch's cache
-            or, after a notice of the licenses in the log, from its publisher. None: the config's
-            ``load_from``, else as "published". A config with ``random_weights = True`` needs none:
-            it then runs on random numbers, ``random_weights`` is True and every result says so.
-        device: e.g. "cuda:0" or "cpu". None: CUDA where there is a device, else the CPU; the log
-            says which. A device that is asked for and missing is an error, never replaced.
-        precision: "fp32", "bf16" or "fp16": see the model's ``set_precision``.
-        diffusion_weights: instead of the config's ``model.backbone.weights``: a hub id, a diffusers
+            checkpoint. "published": the checkpoint that the config's metafile names, from torch's
+            cache or, after a license notice in the log, downloaded from its publisher. None: the
+            config's ``load_from`` if it is set, otherwise like "published". A config with
+            ``random_weights = True`` needs no weights: the model is then random, and
+            ``random_weights`` is True for the inferencer and for every result.
+        device: e.g. "cuda:0" or "cpu". None: CUDA if available, otherwise the CPU; the choice is
+            logged. If a given device does not exist, an error is raised.
+        precision: "fp32", "bf16" or "fp16", see the model's ``set_precision``.
+        diffusion_weights: replaces the config's ``model.backbone.weights``: a hub id, a diffusers
             folder, or a single original file.
-        clip_weights: instead of the config's ``model.clip.weights``: an open_clip tag or a file.
-        compile_frozen: ``torch.compile`` of the frozen parts; the first call then takes minutes.
-        cfg_options: further config changes, dotted keys as in mmengine's ``--cfg-options``.
-        max_pixels: images with more are refused, files before they are decoded; None: none is.
+        clip_weights: replaces the config's ``model.clip.weights``: an open_clip tag or a file.
+        compile_frozen: whether to compile the frozen parts with ``torch.compile``; the first call
+            then takes minutes.
+        cfg_options: other changes of the config, by dotted keys as in mmengine's ``--cfg-options``.
+        max_pixels: maximum number of pixels of an image. Larger images are rejected, files before
+            they are decoded. None: no limit.
 
     Raises:
-        ConfigError: config not found, invalid, or with an unknown part or argument; an unknown
-            precision.
-        DeviceError: the device is not there, or is a CPU that is asked for fp16.
-        CheckpointError: weights that are missing, damaged, of another model, or cannot be fetched;
-            no weights, for a config that needs some and for which none are published.
+        ConfigError: the config does not exist, is invalid, or has an unknown part or argument; or
+            the precision is unknown.
+        DeviceError: the device does not exist, or is a CPU and the precision is fp16.
+        CheckpointError: the weights are missing, damaged, do not match the model, or cannot be
+            downloaded; or the config needs weights, and none are given or published.
     """
 
     def __init__(
@@ -130,19 +133,19 @@ class OpenVocabInferencer:
         self.max_pixels = check_max_pixels(max_pixels)
         self.device = pick_device(device)
         check_precision(precision, self.device)
-        chosen = "" if device is not None else " (none was asked for)"
+        chosen = "" if device is not None else " (selected automatically)"
         print_log(f"Running on {self.device}{chosen}, precision {precision}", logger="current")
 
         with BUILDING:
             self._build(config, weights, diffusion_weights, clip_weights, cfg_options)
-            import odise_mm.visualization  # noqa: F401  # threads that import at once may see half
+            import odise_mm.visualization  # noqa: F401  # concurrent imports may see half of it
         with memory_guard(self.device, precision):
             self.model.set_precision(precision).to(self.device).eval()
         if compile_frozen:
             self.model.compile_frozen()
         self.console = Console(stderr=True)
         self._progress = SharedProgress(self.console)
-        self._pipeline_lock = threading.Lock()  # some transforms keep what they draw on themselves
+        self._pipeline_lock = threading.Lock()  # some transforms store random draws
         self._model_lock = threading.Lock()
 
     def _build(
@@ -162,7 +165,7 @@ class OpenVocabInferencer:
         self._weights = [weights, *named_weights(self.cfg.get("model"))]
         self.random_weights = weights is None
         self.pipeline = make_test_pipeline(self.cfg, already_read=True)
-        with same_random_weights():  # random weights are at least the same every time
+        with same_random_weights():  # makes random weights reproducible
             self.model = build_model(self.cfg)
         if weights is not None:
             from odise_mm.checkpoints.published import load_weights
@@ -184,51 +187,52 @@ class OpenVocabInferencer:
         custom_imports: Sequence[str] = (),
         **options: Any,
     ) -> OpenVocabInferencer:
-        """An inferencer from a folder that :meth:`save_pretrained` wrote.
+        """Load an inferencer from a folder that :meth:`save_pretrained` wrote.
 
-        Nothing in the folder chooses what code runs. The frozen parts come from where its config
-        says, unless ``diffusion_weights`` and ``clip_weights`` name another place.
+        Nothing in the folder can choose the code that runs. The frozen parts are loaded from the
+        sources in its config, unless ``diffusion_weights`` and ``clip_weights`` replace them.
 
         Args:
             source: the folder, or its id on the Hugging Face Hub, ``owner/name``.
-            device, precision: as for the class.
-            custom_imports: modules with parts of the model, which you trust and have installed.
-            options: other arguments of the class, by name.
+            device, precision: see the class.
+            custom_imports: installed modules with parts of the model that you trust.
+            options: other arguments of the class.
 
         Raises:
-            ConfigError: a damaged config, or one that asks for parts of other packages.
-            VocabularyError: damaged names.
-            CheckpointError: no such folder, a file is missing or damaged, the hub does not answer.
+            ConfigError: the config is damaged, or uses parts of other packages.
+            VocabularyError: the file of class names is damaged.
+            CheckpointError: the folder or a file is missing or damaged, or the download failed.
         """
         config, weights = load_pretrained(source, custom_imports)
         return cls(config, weights, device, precision, **options)
 
     def save_pretrained(self, folder: str | os.PathLike) -> Path:
-        """Write trained parameters, config and names into a folder for :meth:`from_pretrained`.
+        """Write trained parameters, config and names to a folder for :meth:`from_pretrained`.
 
-        Three files: ``model.safetensors``, ``config.json`` and ``vocabulary.json``. Frozen weights
-        are not in it. ``huggingface_hub.upload_folder`` puts it on the hub.
+        Writes ``model.safetensors``, ``config.json`` and ``vocabulary.json``. Frozen weights are
+        not included. Use ``huggingface_hub.upload_folder`` to upload the folder to the hub.
 
         Args:
-            folder: is made where it is missing; files of these names in it are replaced.
+            folder: target folder; created if it is missing. Existing files of these names are
+                replaced.
 
         Returns:
             The folder.
 
         Raises:
             CheckpointError: the model has random weights, or the weights cannot be written.
-            ConfigError: a config that cannot be written as JSON.
+            ConfigError: the config cannot be written as JSON.
             OutputError: the folder cannot be written to.
         """
         if self.random_weights:
             raise CheckpointError(
-                f"{name_of(self.cfg)}: its weights are random, so there is nothing to save"
+                f"{name_of(self.cfg)}: the model has random weights, so there is nothing to save"
             )
         return save_pretrained(self.model, self.cfg, folder)
 
     @property
     def default_vocabulary(self) -> Vocabulary | None:
-        """The names of calls that bring none: the model's."""
+        """The model's vocabulary, which is used for calls without class names."""
         return self.model.vocabulary
 
     @renamed_arguments(return_pictures="return_vis")
@@ -253,19 +257,20 @@ class OpenVocabInferencer:
         """Segment images and return all results; see :meth:`stream` for the arguments.
 
         Args:
-            keep_maps: False drops everything that grows with the images (maps, masks, drawn
-                images) as soon as it is written, so that a long list fits in memory.
+            keep_maps: whether results keep maps, masks and drawn images. With False these are
+                dropped as soon as they are written, so that results of many images fit in memory.
 
         Returns:
-            One result per image, in order. In a list, folder or pattern an image that cannot be
-            used, for which the memory does not suffice, or whose masks are not finite numbers,
-            gives a result with ``error`` set and the others are finished; a summary of the bad ones
+            One result per image, in order. In a list, folder or pattern, an image that cannot be
+            read, needs too much memory or has masks that are not finite gives a result with
+            ``error`` set. The other images are still processed, and a summary of the failed images
             is printed.
 
         Raises:
-            ImageError: a single image that cannot be used.
-            DeviceMemoryError: out of memory with a single image; the message says what to lower.
-            FloatingPointError: a single image whose masks are not finite numbers.
+            ImageError: a single image cannot be read.
+            DeviceMemoryError: a single image needs too much memory; the message names settings
+                that reduce it.
+            FloatingPointError: the masks of a single image are not finite.
         """
         single = is_single(images)
         results = []
@@ -307,65 +312,66 @@ class OpenVocabInferencer:
         resume: bool = False,
         overwrite: bool = False,
     ) -> Iterator[SegmentationResult]:
-        """Segment images one batch after another; only one batch is in memory.
+        """Segment images batch by batch; only one batch is in memory.
 
         Args:
             images: a path, a folder, a glob pattern, a file's bytes or a binary file object, an
-                array (H, W[, C]), a PIL image, or an iterable of these (a generator is consumed as
-                needed; what it raises comes after the results of the images before).
-            texts: names of things, ``;`` between classes, ``,`` between the synonyms of a class; or
+                array (H, W[, C]), a PIL image, or an iterable of these. A generator is consumed as
+                needed; if it raises, the exception follows the results of the previous images.
+            texts: names of thing classes, with ``;`` between classes and ``,`` between synonyms; or
                 names of vocabularies ("coco", "ade20k", ...), or a list of both.
-            stuff_texts: names of stuff classes, written alike.
-            vocabulary: a :class:`Vocabulary`, a vocabulary's name or file, several between commas,
-                or a list; joined to what is typed, which comes first. With none of the three,
-                ``model.vocabulary``, which is the config's.
-            batch_size: images that run together; they may differ in size.
-            out_dir: where to write ``vis/*.jpg``, ``panoptic/*.png`` and ``panoptic.json``,
-                see :class:`odise_mm.apis.output.ResultWriter`; results of an earlier run there are
-                replaced.
-            draw: whether to write images to ``out_dir``.
-            return_vis: whether results carry what was drawn (``visualization``).
-            channel_order: of arrays: "bgr" (as OpenMMLab and OpenCV do) or "rgb".
-            progress: a progress bar for four images and more.
-            test_cfg: the model's settings ``overlap_threshold``, ``topk``, ``panoptic``,
-                ``semantic``, ``instance`` for this call; those left out are the config's.
-            resume: go on where an earlier run into ``out_dir`` with the same images, names and
-                settings was ended; of the images that it finished, results have no semantic map
+            stuff_texts: names of stuff classes, in the same format.
+            vocabulary: a :class:`Vocabulary`, the name or file of a vocabulary, several of these
+                separated by commas, or a list. Its classes follow those of ``texts`` and
+                ``stuff_texts``. Without any of the three, ``model.vocabulary`` of the config is
+                used.
+            batch_size: number of images per batch; they may differ in size.
+            out_dir: folder for ``vis/*.jpg``, ``panoptic/*.png`` and ``panoptic.json``, see
+                :class:`odise_mm.apis.output.ResultWriter`. Results of an earlier run in the folder
+                are replaced.
+            draw: whether to write drawn images to ``out_dir``.
+            return_vis: whether results contain drawn images (``visualization``).
+            channel_order: channel order of arrays: "bgr" (as in OpenMMLab and OpenCV) or "rgb".
+            progress: whether to show a progress bar for four or more images.
+            test_cfg: values of the model's settings ``overlap_threshold``, ``topk``, ``panoptic``,
+                ``semantic``, ``instance`` for this call; other settings are those of the config.
+            resume: whether to continue an interrupted run into ``out_dir`` with the same images,
+                class names and settings. Results of images that it finished have no semantic map
                 and no instances.
-            overwrite: replace files in ``out_dir`` that this package did not write (inputs never),
-                and drop a run there that did not end.
+            overwrite: whether to replace files in ``out_dir`` that this package did not write
+                (never inputs), and to discard an interrupted run.
 
         Yields:
-            A result per image, in order; with ``error`` set where it cannot be used.
+            One result per image, in order; ``error`` is set if the image failed.
 
         Raises:
-            VocabularyError: names that cannot be used (empty, twice, unknown vocabulary).
-            ConfigError: in ``test_cfg`` an unknown setting, or a value that it cannot have.
-            OutputError: ``out_dir`` cannot be used: an output would replace an input or somebody
-                else's file, another program is writing there, or ``resume`` finds a run with other
-                settings.
+            VocabularyError: the class names are invalid (empty, duplicate, unknown vocabulary).
+            ConfigError: ``test_cfg`` has an unknown setting or an invalid value.
+            OutputError: ``out_dir`` cannot be used: an output would replace an input or a file
+                that this package did not write, another program is writing there, or ``resume`` is
+                set and the interrupted run has other settings.
         """
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be a positive whole number, not {batch_size!r}")
+            raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}")
         if channel_order not in ("bgr", "rgb"):
             raise ValueError(f'channel_order must be "bgr" or "rgb", not {channel_order!r}')
         from odise_mm.models.postprocess import check_test_cfg
 
-        words = self.make_vocabulary(texts, stuff_texts, vocabulary)
-        request = _Request(words, check_test_cfg(test_cfg), channel_order)
+        names = self.make_vocabulary(texts, stuff_texts, vocabulary)
+        request = _Request(names, check_test_cfg(test_cfg), channel_order)
         sources = expand(images)
         writer = None
         if out_dir is not None:
             writer = ResultWriter(
                 out_dir,
-                words,
+                names,
                 random_weights=self.random_weights,
                 sources=sources if isinstance(sources, Sized) else None,
                 inputs=self._inputs(texts, vocabulary),
                 settings=describe_settings(
                     self.cfg,
                     self._weights,
-                    words,
+                    names,
                     self.precision,
                     draw,
                     {**self.model.test_cfg, **(request.test_cfg or {})},
@@ -379,28 +385,28 @@ class OpenVocabInferencer:
         show = progress and (total is None or total >= _LONG_LIST)
         runs = self._run(sources, request, batch_size, writer)
 
-        # An inner generator, so that wrong arguments are reported by the call itself.
+        # An inner generator, so that the call itself raises for invalid arguments.
         def results() -> Iterator[SegmentationResult]:
-            bad: list[SegmentationResult] = []
+            failed: list[SegmentationResult] = []
             done = 0
             try:
                 with writer or nullcontext(), self._bar(total, show) as advance:
                     for result, image in runs:
-                        picture = None
-                        there = image is None and not return_vis
-                        if want_vis and result.panoptic is not None and not there:
-                            picture = self._try_to_draw(image, result)
+                        drawing = None
+                        restored = image is None and not return_vis
+                        if want_vis and result.panoptic is not None and not restored:
+                            drawing = self._try_to_draw(image, result)
                         if writer is not None:
-                            self._try_to_write(writer, result, picture if draw else None)
-                        result.visualization = picture if return_vis and result.ok else None
+                            self._try_to_write(writer, result, drawing if draw else None)
+                        result.visualization = drawing if return_vis and result.ok else None
                         done += 1
                         if not result.ok:
-                            bad.append(result)
+                            failed.append(result)
                         advance()
                         yield result
             finally:
-                if bad and done > 1:
-                    self._report(bad, done)
+                if failed and done > 1:
+                    self._report(failed, done)
 
         return results()
 
@@ -410,10 +416,10 @@ class OpenVocabInferencer:
         stuff_texts: str | Sequence[str] | None = None,
         vocabulary: Texts | None = None,
     ) -> Vocabulary:
-        """The vocabulary that arguments of a call stand for; see :meth:`stream`.
+        """Build the vocabulary of a call from its arguments, see :meth:`stream`.
 
         Raises:
-            VocabularyError: names that cannot be used, or none and the config has none.
+            VocabularyError: the class names are invalid, or there are none, also in the config.
         """
         parts = []
         if texts is not None or stuff_texts is not None:
@@ -424,16 +430,17 @@ class OpenVocabInferencer:
             return Vocabulary.join(parts)
         if self.default_vocabulary is None:
             raise VocabularyError(
-                "no names: give texts, stuff_texts or vocabulary (the config has none)"
+                "no class names: pass texts, stuff_texts or vocabulary (the config has none)"
             )
         return self.default_vocabulary
 
     def draw(self, image: np.ndarray, result: SegmentationResult, **kwargs: Any) -> np.ndarray:
-        """The image of a result, with the notice on random weights where it is due.
+        """Draw a result, with a notice if the model has random weights.
 
         Args:
             image: (H, W, 3) uint8 BGR.
-            kwargs: of :func:`odise_mm.visualization.draw_panoptic`.
+            result: result of the image.
+            kwargs: arguments of :func:`odise_mm.visualization.draw_panoptic`.
 
         Returns:
             (H', W', 3) uint8 BGR.
@@ -449,12 +456,12 @@ class OpenVocabInferencer:
     def _try_to_draw(
         self, image: np.ndarray | None, result: SegmentationResult
     ) -> np.ndarray | None:
-        """The image of a result; where that fails for want of memory, the result fails."""
+        """Return the drawing of a result; on errors set ``result.error`` and return None."""
         assert result.panoptic is not None, "only results without an error are drawn"
         try:
             with image_guard(result.image_name, result.panoptic.shape):
                 if image is None:
-                    assert result.image_path is not None, "what is in memory is not read again"
+                    assert result.image_path is not None, "images in memory are not restored"
                     image = read_image(result.image_path, max_pixels=self.max_pixels)
                 return self.draw(image, result)
         except (ImageError, DeviceMemoryError) as err:
@@ -463,18 +470,18 @@ class OpenVocabInferencer:
             return None
 
     def _try_to_write(
-        self, writer: ResultWriter, result: SegmentationResult, picture: np.ndarray | None
+        self, writer: ResultWriter, result: SegmentationResult, drawing: np.ndarray | None
     ) -> None:
-        """Write a result; where that fails for want of memory, the result fails."""
+        """Write a result; if memory is insufficient, set ``result.error``."""
         try:
             with image_guard(result.image_name, (result.height, result.width)):
-                writer.add(result, picture)
+                writer.add(result, drawing)
         except DeviceMemoryError as err:
             forget_frames(err)
             result.drop_maps().error = err
 
     def _inputs(self, *names: Texts | None) -> InputFiles:
-        """Files that a call reads besides the images."""
+        """Return the files that a call reads besides the images."""
         lists = [given if isinstance(given, (list, tuple)) else [given] for given in names]
         files = InputFiles(
             self.cfg.filename, *self._weights, *(n for given in lists for n in given)
@@ -491,8 +498,10 @@ class OpenVocabInferencer:
         batch_size: int,
         writer: ResultWriter | None,
     ) -> Iterator[tuple[SegmentationResult, np.ndarray | None]]:
-        """Results in order, each with its image as read (None where it could not be, or where an
-        earlier run had finished it)."""
+        """Yield results in order, each with its image.
+
+        The image is None if it could not be read, or if an earlier run finished it.
+        """
         waiting: list[_Loaded | SegmentationResult] = []
         ready = 0
         for source in sources:
@@ -511,7 +520,7 @@ class OpenVocabInferencer:
         yield from self._finish(waiting, request)
 
     def _failed(self, source: Source, request: _Request, error: Exception) -> SegmentationResult:
-        forget_frames(error)  # they hold the image, for as long as the result is kept
+        forget_frames(error)  # they would keep the image in memory with the result
         return SegmentationResult(
             image_path=source.path,
             image_name=source.name,
@@ -561,15 +570,19 @@ class OpenVocabInferencer:
     def _predict_each(
         self, batch: list[_Loaded], request: _Request
     ) -> list[BaseDataElement | FloatingPointError | DeviceMemoryError]:
-        """As :meth:`_predict`; an image that fails does not take the others with it."""
+        """Like :meth:`_predict`, but return an exception for each image that fails."""
         try:
             return list(self._predict(batch, request))
         except (FloatingPointError, DeviceMemoryError) as err:
             if len(batch) == 1:
                 return [type(err)(f"{printable(batch[0].source.name)}: {err}")]
             if isinstance(err, DeviceMemoryError):
-                print_log(f"{err} Now one by one.", logger="current", level=logging.WARNING)
-        # Here the error is gone, and with its frames the tensors that filled the memory.
+                print_log(
+                    f"{err} Retrying the images one by one.",
+                    logger="current",
+                    level=logging.WARNING,
+                )
+        # Outside the handler, the exception and the tensors in its frames are freed.
         return [output for item in batch for output in self._predict_each([item], request)]
 
     def _predict(self, batch: list[_Loaded], request: _Request) -> list[BaseDataElement]:
@@ -598,23 +611,23 @@ class OpenVocabInferencer:
         )
 
     def _bar(self, total: int | None, show: bool) -> AbstractContextManager[Callable[[], None]]:
-        """What it gives is to be called after every image."""
+        """Return a context manager that yields a function to call after every image."""
         return self._progress.bar("images", total) if show else nullcontext(lambda: None)
 
-    def _report(self, bad: list[SegmentationResult], done: int) -> None:
-        lines = [f"{len(bad)} of {done} images could not be used:"]
-        lines += [f"  {printable(result.error)}" for result in bad]
+    def _report(self, failed: list[SegmentationResult], done: int) -> None:
+        lines = [f"{len(failed)} of {done} images failed:"]
+        lines += [f"  {printable(result.error)}" for result in failed]
         self.console.print(Text("\n".join(lines), style="bold red"), soft_wrap=True)
 
 
 def _choose_weights(
     cfg: Config, weights: str | os.PathLike | None
 ) -> str | os.PathLike[str] | None:
-    """The file that the trained parameters come from; None: they are random, as the config says.
+    """Return the file of the trained parameters; None if the config sets random weights.
 
     Raises:
-        ConfigError: a config that is to be random, but names weights of some parts.
-        CheckpointError: there are none, or they cannot be fetched.
+        ConfigError: the config sets random weights, but also weights of some parts.
+        CheckpointError: there are no weights, or they cannot be downloaded.
     """
     from odise_mm.checkpoints.published_weights import fetch, find_published, without_weights
 
@@ -629,7 +642,7 @@ def _choose_weights(
 
 
 def _load_vocabularies(vocabulary: Texts) -> list[Vocabulary]:
-    """Vocabularies by name or file: unlike in ``texts``, an unknown name is not a class."""
+    """Load vocabularies by name or file; unlike in ``texts``, unknown names are errors."""
     if isinstance(vocabulary, Vocabulary):
         return [vocabulary]
     if isinstance(vocabulary, (str, os.PathLike)):

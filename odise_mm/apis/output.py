@@ -1,4 +1,4 @@
-"""Files that the inferencer writes: images, and panoptic maps in COCO's format."""
+"""Writing of the inferencer's results: drawn images, and panoptic maps in COCO's format."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ _START_OVER = "start over with --overwrite (overwrite=True in Python), or choose
 
 
 class OutputFolder:
-    """Where everything lies in a folder of results, and what may be written there.
+    """Layout of a folder of results, and checks of what may be written to it.
 
     Args:
-        path: of the folder.
-        inputs: files that are read.
-        overwrite: whether files that this package did not write may be replaced; inputs never.
+        path: path of the folder.
+        inputs: files that the run reads; they are never replaced.
+        overwrite: whether files that this package did not write may be replaced.
     """
 
     def __init__(
@@ -70,15 +70,15 @@ class OutputFolder:
         self.overwrite = overwrite
 
     def check(self, sources: Sequence[Source] | None, draw: bool) -> None:
-        """Refuse before long work what could not be written after it.
+        """Raise if results cannot be written; meant to be called before the work starts.
 
         Args:
-            sources: the images to come, as far as they are known.
-            draw: whether drawn images are written, too.
+            sources: the images of the run, if they are known.
+            draw: whether drawn images are written as well.
 
         Raises:
-            OutputError: an output would land on an input, on a folder, or on a file of somebody
-                else's, cannot be written, or another program is writing there.
+            OutputError: an output would replace an input, a folder or a file that this package did
+                not write, cannot be written, or another program is writing to the folder.
         """
         for folder in (self.path, self.maps, self.images):
             check_folder(folder)
@@ -88,8 +88,8 @@ class OutputFolder:
         if self.json.exists() and self.json.stat().st_size and not self.overwrite:
             if self.earlier_index() is None:
                 raise OutputError(
-                    f"{printable(self.json)}: is there already, and was not written by this "
-                    f"program; {_START_OVER}"
+                    f"{printable(self.json)}: already exists and was not written by this program; "
+                    f"{_START_OVER}"
                 )
         for stem in _stems(sources or ()):
             self.claim(self.maps / f"{stem}.png")
@@ -99,17 +99,17 @@ class OutputFolder:
             pass
 
     def claim(self, path: Path) -> None:
-        """Look whether a map or an image may be written.
+        """Raise if a map or an image must not be written to a path.
 
         Raises:
-            OutputError: it would replace an input, or a file of somebody else's.
+            OutputError: it would replace an input, or a file that this package did not write.
         """
         self.inputs.refuse(path)
         if not self.overwrite:
             refuse_foreign(path)
 
     def earlier_index(self) -> dict | None:
-        """Content of a JSON file that this class's user wrote; None where there is none."""
+        """Return the content of ``panoptic.json``; None if this package has not written one."""
         with suppress(PanopticFileError):
             content = read_json(self.json, PanopticFileError)
             if isinstance(content, dict) and isinstance(content.get("info"), dict):
@@ -117,7 +117,7 @@ class OutputFolder:
         return None
 
     def earlier_stems(self) -> set[str]:
-        """Names, without extension, of the maps that an earlier run's JSON file lists."""
+        """Return the names, without extension, of the maps in an earlier run's JSON file."""
         annotations = (self.earlier_index() or {}).get("annotations")
         if not isinstance(annotations, list):
             return set()
@@ -125,7 +125,7 @@ class OutputFolder:
         return {Path(n).stem for n in names if isinstance(n, str) and n == os.path.basename(n)}
 
     def remove(self, stem: str, kept: Collection[str]) -> None:
-        """Remove what an earlier run wrote of an image, but for files that this one wrote.
+        """Remove the files that an earlier run wrote for an image, except those of this run.
 
         Args:
             stem: name of the image's map without extension.
@@ -141,7 +141,7 @@ class OutputFolder:
 
 @dataclass
 class _Finished:
-    """A line of the journal: an image whose files are written."""
+    """An entry of the journal: an image whose files are written."""
 
     position: int
     source: list[Any] | None
@@ -153,32 +153,33 @@ class _Finished:
 
 
 class ResultWriter:
-    """Writes results of one run below a folder, which has one writer at a time.
+    """Writer of the results of one run to a folder, which can have only one writer at a time.
 
-    ``vis/NAME.jpg`` with the segments drawn, ``panoptic/NAME.png`` and ``panoptic.json`` in
-    COCO's panoptic format. NAME is the image's file name without extension, numbered where two
-    images share it.
+    Writes ``vis/NAME.jpg`` with the drawn segments, and ``panoptic/NAME.png`` and
+    ``panoptic.json`` in COCO's panoptic format. NAME is the image's file name without extension,
+    with a number if several images have the same name.
 
-    The JSON file is written when the ``with`` block ends. A run that did not come to its end, even
-    if it was killed, leaves ``panoptic.journal``, from which the next one with the same settings
-    goes on (``resume``). Its JSON file lists what it finished, unless an earlier run's is there:
-    that one stays until a run comes to its end, which then removes what else the earlier run wrote.
+    The JSON file is written when the ``with`` block ends. A run that is interrupted, even by a
+    kill, leaves ``panoptic.journal``, with which the next run with the same settings can continue
+    (``resume``). The JSON file of an interrupted run lists the finished images, unless there is one
+    of an earlier run: that is kept until a run is complete, which then also removes the other files
+    of the earlier run.
 
     Args:
-        out_dir: made where missing.
-        vocabulary: describes the JSON file's categories.
-        random_weights: noted in the JSON file's ``info``.
-        sources: the images to come; None where they are not known beforehand.
-        inputs: further files that are read: names, weights, ...
-        settings: all that the results depend on, in words, by what it is called.
-        draw: whether images will be written.
-        resume: whether to go on where an earlier run with the same settings was ended.
-        overwrite: whether files may be replaced that this package did not write, and an unfinished
-            run be dropped.
+        out_dir: target folder; created if it is missing.
+        vocabulary: class names for the categories in the JSON file.
+        random_weights: whether the model has random weights; noted in the JSON file's ``info``.
+        sources: the images of the run; None if they are not known beforehand.
+        inputs: other files that the run reads: class names, weights, ...
+        settings: descriptions of all settings that the results depend on, by name.
+        draw: whether drawn images will be written.
+        resume: whether to continue an interrupted run with the same settings.
+        overwrite: whether to replace files that this package did not write, and to discard an
+            interrupted run.
 
     Raises:
-        OutputError: see :meth:`OutputFolder.check`; or ``resume``, and the unfinished run that is
-            there has other settings.
+        OutputError: see :meth:`OutputFolder.check`; or ``resume`` is set and the interrupted run
+            has other settings.
     """
 
     def __init__(
@@ -217,18 +218,17 @@ class ResultWriter:
     # --- the run's journal ----------------------------------------------------------------------
 
     def _unfinished(self) -> tuple[dict[str, Any] | None, list[_Finished]]:
-        """The head of an earlier run's journal that did not come to its end, None where there is
-        none, and the images that it finished.
+        """Return the journal's head of an interrupted run (None if there is none), and its images.
 
         Raises:
-            OutputError: ``resume``, and it has other settings.
+            OutputError: ``resume`` is set and the run has other settings.
         """
         lines = [line for line in self._folder.journal.read() if isinstance(line, dict)]
         if not lines or "settings" not in lines[0]:
             return None, []
         finished = []
         for line in lines[1:]:
-            with suppress(TypeError):  # of another version
+            with suppress(TypeError):  # written by another version of this package
                 finished.append(_Finished(**line))
         if self._resume:
             self._refuse_other(lines[0]["settings"], len(finished))
@@ -240,9 +240,9 @@ class ResultWriter:
         if other:
             lines = [f"{k} ({before.get(k)}; now {self._settings.get(k)})" for k in other]
             raise OutputError(
-                f"{printable(self.out_dir)}: a run that did not end finished {count} images "
-                f"there, with other {printable(', '.join(lines), limit=600)}; give the same "
-                f"command to go on with it, {_START_OVER}"
+                f"{printable(self.out_dir)}: contains {count} images of an interrupted run with "
+                f"different settings: {printable(', '.join(lines), limit=600)}; use the same "
+                f"command to continue that run, {_START_OVER}"
             )
 
     def __enter__(self) -> ResultWriter:
@@ -266,7 +266,7 @@ class ResultWriter:
     def _begin_journal(
         self, dropped: dict[str, Any] | None, finished: Sequence[_Finished]
     ) -> dict[str, Any]:
-        """Begin anew, in the place of a run that did not end where there is one."""
+        """Start a new journal, replacing that of an interrupted run, and return its head."""
         stale = self._folder.earlier_stems() | {entry.stem for entry in finished}
         if dropped is not None:
             stale |= set(dropped["replaces"])
@@ -280,11 +280,13 @@ class ResultWriter:
         return head
 
     def begin(self, source: Source) -> SegmentationResult | None:
-        """To be asked before an image is segmented, for all of them in order.
+        """Return the result of an image if an earlier run finished it; None otherwise.
+
+        Must be called for all images in order, before they are segmented.
 
         Returns:
-            The result where an earlier run finished it and its files are there: without semantic
-            map and instances. It is to be given to :meth:`add` as every other.
+            The result, restored from its files, without semantic map and instances. It must be
+            passed to :meth:`add` like other results.
         """
         position = len(self._origins)
         origin = _origin(source)
@@ -301,8 +303,8 @@ class ResultWriter:
 
     def _restored(self, entry: _Finished, source: Source) -> SegmentationResult | None:
         path = self._folder.maps / f"{entry.stem}.png"
-        picture = None if entry.vis is None else self._folder.images / entry.vis
-        if picture is not None and not is_ours(picture):
+        drawing = None if entry.vis is None else self._folder.images / entry.vis
+        if drawing is not None and not is_ours(drawing):
             return None
         try:
             ids = read_panoptic_png(path)
@@ -325,8 +327,8 @@ class ResultWriter:
             for info, score in zip(entry.annotation["segments_info"], entry.scores, strict=True)
         ]
         files = dict(panoptic=str(path), json=str(self._folder.json))
-        if picture is not None:
-            files["vis"] = str(picture)
+        if drawing is not None:
+            files["vis"] = str(drawing)
         return SegmentationResult(
             image_path=source.path,
             image_name=source.name,
@@ -341,17 +343,19 @@ class ResultWriter:
 
     # --- the results ----------------------------------------------------------------------------
 
-    def add(self, result: SegmentationResult, picture: np.ndarray | None = None) -> None:
-        """Write one result, in the order of the images; the paths go to ``result.files``.
+    def add(self, result: SegmentationResult, drawing: np.ndarray | None = None) -> None:
+        """Write one result and store the paths of its files in ``result.files``.
+
+        Must be called in the order of the images.
 
         Args:
-            result: what could not be read is left out.
-            image: (H, W, 3) uint8 BGR to write as well.
+            result: the result; skipped if it has an error.
+            drawing: image with drawn segments to write as well, (H, W, 3) uint8 BGR.
 
         Raises:
-            OutputError: a file would land on an input, or on a file of somebody else's.
+            OutputError: a file would replace an input, or a file that this package did not write.
             OSError: a file cannot be written.
-            MemoryError: nothing of this result is left; others can be added.
+            MemoryError: out of memory; no files of this result are left, and others can be added.
         """
         position = self._added
         self._added += 1
@@ -361,64 +365,64 @@ class ResultWriter:
             self._note(entry)
         elif result.ok:
             self._written += 1
-            self._write(position, result, picture)
+            self._write(position, result, drawing)
 
     def _note(self, entry: _Finished) -> None:
-        """Take over what an earlier run finished."""
+        """Include an image that an earlier run finished in the JSON file."""
         self._coco.note(entry.image, entry.annotation)
         self._files.add(spelling(str(self._folder.maps / f"{entry.stem}.png")))
         if entry.vis is not None:
             self._files.add(spelling(str(self._folder.images / entry.vis)))
 
-    def _write(self, position: int, result: SegmentationResult, picture: np.ndarray | None) -> None:
+    def _write(self, position: int, result: SegmentationResult, drawing: np.ndarray | None) -> None:
         stem = stem_of(result.image_path or f"image_{self._written:04d}")
         stem = unused_stem(stem, self._stems)
         self._stems.add(spelling(stem))
         try:
-            drawn = self._write_files(stem, result, picture)
+            vis = self._write_files(stem, result, drawing)
         except MemoryError:
             self._discard(result)
             raise
         if result.panoptic is None:
             return
         image, annotation = self._coco.last()
-        shown = {info["id"] for info in annotation["segments_info"]}
+        kept = {info["id"] for info in annotation["segments_info"]}
         entry = _Finished(
             position=position,
             source=self._origins[position] if position < len(self._origins) else None,
             stem=stem,
             image=image,
             annotation=annotation,
-            scores=[float(s.score) for s in result.segments if s.id in shown],
-            vis=None if drawn is None else drawn.name,
+            scores=[float(s.score) for s in result.segments if s.id in kept],
+            vis=None if vis is None else vis.name,
         )
         self._folder.journal.add(vars(entry))
 
     def _write_files(
-        self, stem: str, result: SegmentationResult, picture: np.ndarray | None
+        self, stem: str, result: SegmentationResult, drawing: np.ndarray | None
     ) -> Path | None:
-        """Write map and image; the paths go to ``result.files`` and ``_files``.
+        """Write map and drawing, and store their paths in ``result.files`` and ``_files``.
 
         Returns:
-            The image's path.
+            Path of the drawing; None if there is none.
         """
         if result.panoptic is not None:
             self._folder.claim(self._folder.maps / f"{stem}.png")
-        drawn = None
-        if picture is not None:
-            self._folder.claim(image_path(self._folder.images, stem, picture.shape))
-            drawn = write_image(self._folder.images, stem, picture)
-            result.files["vis"] = str(drawn)
-            self._files.add(spelling(str(drawn)))
+        vis = None
+        if drawing is not None:
+            self._folder.claim(image_path(self._folder.images, stem, drawing.shape))
+            vis = write_image(self._folder.images, stem, drawing)
+            result.files["vis"] = str(vis)
+            self._files.add(spelling(str(vis)))
         if result.panoptic is not None:
             result.files["panoptic"] = str(self._folder.maps / f"{stem}.png")
             path = self._coco.add(result, stem)
             result.files["json"] = str(self._folder.json)
             self._files.add(spelling(str(path)))
-        return drawn
+        return vis
 
     def _discard(self, result: SegmentationResult) -> None:
-        """Remove what was written of a result that could not be finished."""
+        """Remove the files of a result that could not be written completely."""
         for path in map(result.files.pop, {"vis", "panoptic"} & result.files.keys()):
             Path(path).unlink(missing_ok=True)
             self._files.discard(spelling(path))
@@ -436,7 +440,7 @@ class ResultWriter:
             self._folder.lock.release()
 
     def _close(self, complete: bool) -> None:
-        for _, entry in sorted(self._finished.items()):  # those behind the last one of this run
+        for _, entry in sorted(self._finished.items()):  # images after the last one of this run
             self._note(entry)
         found = len(self._coco) > 0
         if (found and (complete or self._is_first)) or (complete and self._is_first):
@@ -449,7 +453,7 @@ class ResultWriter:
 
 
 def _stems(sources: Sequence[Source]) -> Iterator[str]:
-    """Names of the outputs, provided that all images can be used."""
+    """Yield the names of the outputs, assuming that all images can be used."""
     used: set[str] = set()
     for count, source in enumerate(sources, start=1):
         stem = unused_stem(stem_of(source.path or f"image_{count:04d}"), used)
@@ -458,7 +462,7 @@ def _stems(sources: Sequence[Source]) -> Iterator[str]:
 
 
 def _origin(source: Source) -> list[Any] | None:
-    """What tells whether an image is still the same: its path, size and time of change."""
+    """Return path, size and modification time of an image, to detect changes of the file."""
     if source.path is None:
         return None
     with suppress(OSError, ValueError):
@@ -468,7 +472,7 @@ def _origin(source: Source) -> list[Any] | None:
 
 
 def _describe(sources: Sequence[Source] | None) -> str:
-    """All images of a run in one line."""
+    """Describe all images of a run in one line."""
     if sources is None:
         return "not known beforehand"
     paths = [s.name if s.path is None else os.path.abspath(s.path) for s in sources]
@@ -477,7 +481,7 @@ def _describe(sources: Sequence[Source] | None) -> str:
 
 
 def digest(value: Any) -> str:
-    """Twelve hexadecimal digits that tell whether something is still the same."""
+    """Return a hash of a value, 12 hexadecimal digits, to detect changes."""
     text = json.dumps(value, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -490,15 +494,18 @@ def describe_settings(
     draw: bool,
     test_cfg: Mapping[str, Any],
 ) -> dict[str, str]:
-    """All that results depend on besides the images, in words, by what it is called.
+    """Describe all settings, other than the images, that results depend on.
 
     Args:
-        cfg: of model and test pipeline.
-        weights: files, folders and hub names.
-        vocabulary: the names asked for.
-        precision: of the frozen parts.
+        cfg: config with model and test pipeline.
+        weights: files, folders and hub names of the weights.
+        vocabulary: class names of the run.
+        precision: precision of the frozen parts.
         draw: whether images are drawn.
         test_cfg: the model's settings for results.
+
+    Returns:
+        Descriptions by name of the setting.
     """
     names = list(zip(vocabulary.synonyms, vocabulary.is_thing, strict=True))
     shown = "; ".join(", ".join(synonyms) for synonyms, _ in names)
@@ -515,7 +522,7 @@ def describe_settings(
 
 
 def _state(path: str) -> list[Any]:
-    """What changes when a file does; of a folder, that of its files."""
+    """Return names, sizes and modification times of a file or of all files in a folder."""
     state: list[Any] = [path]
     paths = sorted(Path(path).rglob("*")) if os.path.isdir(path) else [Path(path)]
     for file in paths:

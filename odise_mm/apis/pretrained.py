@@ -1,11 +1,13 @@
-"""Trained models as folders, on disk or on the Hugging Face Hub: weights, config and names.
+"""Saving and loading of trained models as folders, on disk or on the Hugging Face Hub.
+
+A folder contains:
 
 * ``model.safetensors``: the trained parameters (28 M numbers at full size);
-* ``config.json``: ``model`` and ``test_pipeline`` of the config, complete;
-* ``vocabulary.json``: the model's default names, and those that it was trained with.
+* ``config.json``: the complete ``model`` and ``test_pipeline`` of the config;
+* ``vocabulary.json``: the model's default class names, and those that it was trained with.
 
-Frozen parts are not in it: they come from where the config says. A folder may be a stranger's, so
-everything in it is data: nothing in it chooses what code runs.
+The frozen parts are not included; they are loaded from the sources in the config. Folders may come
+from untrusted sources, so nothing in them can choose the code that runs.
 """
 
 from __future__ import annotations
@@ -41,26 +43,27 @@ _KEPT = ("model", "test_pipeline")
 
 
 def save_pretrained(model: nn.Module, cfg: Config, folder: str | os.PathLike[str]) -> Path:
-    """Write a model as a folder; files of these names that are there are replaced.
+    """Write a model to a folder; existing files of the same names are replaced.
 
     Args:
         model: an :class:`~odise_mm.models.OpenVocabSegmentor`.
-        cfg: that it was built from.
-        folder: is made where it is missing.
+        cfg: the config that it was built from.
+        folder: target folder; created if it is missing.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: the config holds something that is no text, number or list of these.
-        CheckpointError, OutputError: a file cannot be written.
+        ConfigError: the config has values that cannot be written as JSON.
+        CheckpointError: the weights cannot be written.
+        OutputError: another file cannot be written.
     """
     folder = Path(folder).expanduser()
     names = {"vocabulary": _as_json(model.vocabulary)}
     trained = train_vocabulary(model)
     if trained is not None:
         names[NOTE] = _as_json(trained)
-    # The names have a file of their own: a path in the config would lead nowhere elsewhere.
+    # The names are stored in their own file, because paths in the config depend on the machine.
     content = Config({key: cfg[key] for key in _KEPT}).to_dict()
     content["model"].pop("vocabulary", None)
     if isinstance(content["model"].get("ensemble"), dict):
@@ -79,8 +82,9 @@ def save_pretrained(model: nn.Module, cfg: Config, folder: str | os.PathLike[str
     local = [source for source in named_weights(content) if Path(source).expanduser().exists()]
     if local:
         print_log(
-            f"{printable(folder)} is for this machine: its config names local files of frozen "
-            f"parts ({some(map(printable, local))}). For others, name hub ids in the config",
+            f"{printable(folder)} works only on this machine, because its config names local files "
+            f"of frozen parts ({some(map(printable, local))}). To share it, use hub ids in the "
+            "config",
             logger="current",
         )
     return folder
@@ -89,23 +93,26 @@ def save_pretrained(model: nn.Module, cfg: Config, folder: str | os.PathLike[str
 def load_pretrained(
     source: str | os.PathLike[str], custom_imports: Sequence[str] = ()
 ) -> tuple[Config, Path]:
-    """Config and weights file of a folder that :func:`save_pretrained` wrote.
+    """Return config and weights file of a folder that :func:`save_pretrained` wrote.
 
     Args:
         source: the folder, or a hub id ``owner/name``, from which the three files are downloaded.
         custom_imports: modules with parts of the model that the user trusts.
 
+    Returns:
+        The config, with the class names in it, and the path of the weights.
+
     Raises:
-        ConfigError: the config is damaged, or asks for parts that are not this package's and in
-            none of ``custom_imports``.
-        VocabularyError: the names are damaged.
-        CheckpointError: no such folder, a file is missing, or the hub does not answer.
+        ConfigError: the config is damaged, or uses parts that are neither in this package nor in
+            ``custom_imports``.
+        VocabularyError: the file of class names is damaged.
+        CheckpointError: the folder or a file is missing, or the download failed.
     """
     folder = _folder(os.fspath(source))
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{printable(folder)} is no folder of save_pretrained: {', '.join(missing)} is missing"
+            f"{printable(folder)} was not written by save_pretrained: missing {', '.join(missing)}"
         )
     path = folder / CONFIG_FILE
     content = read_json(path, ConfigError, "config of a trained model")
@@ -128,15 +135,15 @@ def _folder(source: str) -> Path:
         return path
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise CheckpointError(
-            f"{printable(source)}: no such folder. Name one that save_pretrained wrote, or a hub "
-            "id owner/name"
+            f"{printable(source)}: no such folder. Pass a folder that save_pretrained wrote, or a "
+            "hub id owner/name"
         )
     way = (
-        "Check the name, the network and `huggingface-cli login`, or fetch "
-        f"{', '.join(FILES)} from https://huggingface.co/{source} by hand into a folder, and name "
-        "that"
+        "Check the name, the network and `huggingface-cli login`, or download "
+        f"{', '.join(FILES)} from https://huggingface.co/{source} to a folder by hand, and pass "
+        "that folder"
     )
-    with reaching(f"{source}: neither a folder nor to be had from the hub", way):
+    with reaching(f"{source}: not a folder, and the download from the hub failed", way):
         return hub_files(source, FILES)
 
 
@@ -174,5 +181,5 @@ def _of_json(content: Any, where: str) -> Vocabulary:
 def _texts(values: Any) -> Iterator[str]:
     for value in values if isinstance(values, list) else (values,):
         if not isinstance(value, str):
-            raise TypeError(f"{printable(repr(value), 60)} is no text")
+            raise TypeError(f"{printable(repr(value), 60)} is not a string")
         yield value

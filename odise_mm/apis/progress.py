@@ -1,4 +1,4 @@
-"""One progress bar per console, however many calls run at once."""
+"""Progress bars of concurrent calls on one console."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class SharedProgress:
-    """Bars of calls that run at the same time, one below the other.
+    """Progress bars of concurrent calls, one below the other.
 
-    A console can have one live display only, so all share it: it begins with the first bar and
-    ends with the last.
+    A console can have only one live display, so all bars share it. It starts with the first bar
+    and stops with the last.
 
     Args:
         console: where the bars are drawn.
@@ -28,11 +28,14 @@ class SharedProgress:
 
     @contextmanager
     def bar(self, description: str, total: int | None) -> Iterator[Callable[[], None]]:
-        """Show a bar; what is given advances it by one.
+        """Show a progress bar inside the context.
 
         Args:
-            description: the text before it.
-            total: steps that there will be; None: not known.
+            description: text in front of the bar.
+            total: number of steps; None if it is unknown.
+
+        Yields:
+            Function that advances the bar by one step.
         """
         with self._lock:
             if self._progress is None:

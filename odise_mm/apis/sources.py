@@ -1,4 +1,4 @@
-"""What people hand to the inferencer, turned into single images; nothing is decoded here."""
+"""Expansion of the inferencer's image arguments to single images; nothing is decoded here."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from odise_mm.utils.image import (
     is_encoded,
 )
 
-# What operating systems put beside images, in lower case.
+# Files that operating systems add to folders, in lower case.
 _JUNK = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
-# Two letters at least: one is a drive. pathlib makes one slash of two.
+# At least two letters, because one letter is a drive; one slash, because pathlib merges two.
 _WEB_ADDRESS = re.compile(r"(?:[a-z][a-z0-9+.-]+:/|data:image/)", re.IGNORECASE)
 _SEPARATORS = "".join(filter(None, (os.sep, os.altsep)))
 _ANY_DEPTH = re.compile(
@@ -38,21 +38,21 @@ _ANY_DEPTH = re.compile(
 
 @dataclass(frozen=True)
 class Source:
-    """One image to come."""
+    """One image that has not been read yet."""
 
     name: str
-    """For messages: the path, or "images[3]" for what is in memory."""
+    """Name for messages: the path, or "images[3]" for images in memory."""
     value: Any
-    """A path, bytes, an array, a PIL image, or something that the reader will refuse."""
+    """A path, bytes, an array, a PIL image, or a value that the reader will reject."""
     path: str | None = None
     error: ImageError | None = None
-    """Why there is no image at all: an empty folder, a pattern that matches nothing."""
+    """Why there is no image: an empty folder, or a pattern without matches."""
     failure: Exception | None = None
-    """What the iterable of the images raised: there are no more."""
+    """Exception that the iterable of images raised; no more images follow."""
 
 
 def is_single(images: Any) -> bool:
-    """Whether the argument is one image rather than a folder, a pattern or a list."""
+    """Return whether the argument is one image rather than a folder, a pattern or a list."""
     if isinstance(images, (str, os.PathLike)):
         path = _path_of(images)
         return not os.path.isdir(path) and not _is_pattern(path)
@@ -62,23 +62,23 @@ def is_single(images: Any) -> bool:
 def expand(
     images: ImageSource | Iterable[ImageSource], *, log: bool = True
 ) -> Sequence[Source] | Iterator[Source]:
-    """All images of an argument, in order; folders and patterns sorted by name.
+    """Return all images of an argument, in order; folders and patterns are sorted by name.
 
-    What a folder or a pattern gives that another one gave before is left out, so that no link
-    leads to an image twice. What is left out is logged.
+    Images from folders and patterns that occurred before, even under another name (links), are
+    skipped. Skipped files are logged.
 
     Args:
-        images: a path, a folder (its images, not those of folders in it), a glob pattern (``**``
-            for any depth), a file's bytes, a binary file object, an array, a PIL image, or an
-            iterable of these.
-        log: whether to say what is left out.
+        images: a path, a folder (its images, not those of subfolders), a glob pattern (``**`` for
+            any depth), a file's bytes, a binary file object, an array, a PIL image, or an iterable
+            of these.
+        log: whether to log skipped files.
 
     Returns:
-        A list, or an iterator when ``images`` is one: it is then consumed as images are needed,
-        and what it raises is the last source's ``failure``.
+        A list, or an iterator if ``images`` is one. The iterator is consumed when images are
+        needed; if it raises, the exception is the last source's ``failure``.
 
     Raises:
-        TypeError: none of these.
+        TypeError: ``images`` is none of these.
     """
     expansion = _Expansion(log)
     if _may_be_image(images):
@@ -97,9 +97,9 @@ def _may_be_image(value: Any) -> bool:
 
 
 def _iterable(images: Any) -> Iterable[Any]:
-    """The argument; refuse what is no list of images, though Python can iterate over it."""
+    """Return the argument if it is a collection of images; raise for other iterables."""
     kind = type(images).__name__
-    if isinstance(images, torch.Tensor):  # row by row
+    if isinstance(images, torch.Tensor):  # iteration would yield rows
         raise TypeError(f"images is a torch tensor; {advice_on(images)}")
     if isinstance(images, Mapping):
         raise TypeError(f"images is a {kind}; give a list of images, e.g. list(images.values())")
@@ -118,7 +118,7 @@ def _iterable(images: Any) -> Iterable[Any]:
 
 
 def _path_of(path: str | os.PathLike) -> str:
-    """The path with ``~`` expanded; a file's name without the slash that only folders have."""
+    """Return the path with ``~`` expanded, and without a trailing slash unless it is a folder."""
     text = os.path.expanduser(os.fsdecode(path))
     if os.path.isdir(text) or glob.has_magic(text):
         return text
@@ -130,7 +130,7 @@ def _is_pattern(path: str) -> bool:
 
 
 class _Expansion:
-    """Turns folders and patterns into files, each real file once."""
+    """Expands folders and patterns to files, each real file once."""
 
     def __init__(self, log: bool) -> None:
         self._log = log
@@ -144,7 +144,7 @@ class _Expansion:
                 image = next(iterator)
             except StopIteration:
                 return
-            except Exception as err:  # somebody else's code
+            except Exception as err:  # the caller's code can raise anything
                 yield Source(name, None, failure=err)
                 return
             yield from self.of(image, name)
@@ -163,8 +163,8 @@ class _Expansion:
         elif _WEB_ADDRESS.match(path) and not os.path.lexists(path):
             shown = printable(path, limit=200)
             error = ImageError(
-                f"{shown}: images are not fetched from addresses; give the path of a file, or "
-                "the bytes that you fetched"
+                f"{shown}: images are not downloaded from URLs; give the path of a file or the "
+                "downloaded bytes"
             )
             yield Source(shown, None, None, error)
         else:
@@ -175,7 +175,7 @@ class _Expansion:
         try:
             names = sorted(os.listdir(path))
         except OSError as err:
-            error = ImageError(f"{shown}: this folder cannot be listed ({err.strerror or err})")
+            error = ImageError(f"{shown}: cannot list the folder ({err.strerror or err})")
             yield Source(path, None, path, error)
             return
         found, others = [], Counter[str]()
@@ -189,7 +189,7 @@ class _Expansion:
                 others[suffix] += 1
         if not found:
             kinds = ", ".join(sorted(image_suffixes()))
-            error = ImageError(f"{shown}: no images in this folder (looked for {kinds})")
+            error = ImageError(f"{shown}: no images in this folder (searched for {kinds})")
             yield Source(path, None, path, error)
         yield from self._new_ones(found, shown, others)
 
@@ -212,23 +212,23 @@ class _Expansion:
             if real not in self._taken:
                 self._taken.add(real)
                 files.append(file)
-        left_out = _left_out(others, len(found) - len(files))
-        if left_out and self._log:
-            print_log(f"{shown}: left out {left_out}", logger="current")
+        skipped = _describe_skipped(others, len(found) - len(files))
+        if skipped and self._log:
+            print_log(f"{shown}: skipped {skipped}", logger="current")
         for file in files:
             yield Source(file, file, file)
 
 
-def _left_out(others: Counter[str], again: int) -> str:
+def _describe_skipped(others: Counter[str], duplicates: int) -> str:
     parts = []
     if others:
         kinds = ", ".join(
             f"{count} {printable(suffix) or 'without extension'}"
             for suffix, count in sorted(others.items(), key=lambda item: (-item[1], item[0]))
         )
-        parts.append(f"{_counted(others.total(), 'file')} of kinds that are not read ({kinds})")
-    if again:
-        parts.append(f"{_counted(again, 'image')} that came before, by another name or twice")
+        parts.append(f"{_counted(others.total(), 'file')} of other types ({kinds})")
+    if duplicates:
+        parts.append(f"{_counted(duplicates, 'duplicate image')}")
     return " and ".join(parts)
 
 
@@ -237,7 +237,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _suffix(name: str) -> str:
-    """The extension in lower case: of ``a.JPG`` and ``..jpg`` it is ``.jpg``, of ``.jpg`` none."""
+    """Return the extension in lower case: ``.jpg`` for ``a.JPG`` and ``..jpg``, "" for ``.jpg``."""
     stem, dot, end = name.rpartition(".")
     return f".{end.lower()}" if stem and end else ""
 
@@ -247,7 +247,7 @@ def _is_junk(name: str) -> bool:
 
 
 def _matches(pattern: str) -> Iterator[str]:
-    """As ``glob.iglob(pattern, recursive=True)``, which follows a link that leads back 40 times."""
+    """Like ``glob.iglob(pattern, recursive=True)``, which would follow cyclic links 40 times."""
     stars = _ANY_DEPTH.search(pattern)
     if stars is None:
         yield from glob.iglob(pattern)
@@ -261,12 +261,12 @@ def _matches(pattern: str) -> Iterator[str]:
 
 
 def _folders_below(root: str) -> Iterator[str]:
-    """A folder and those in it at any depth, each real one once.
+    """Yield a folder and its subfolders at any depth, each real folder once.
 
-    Left out are hidden ones, as in every pattern, and links to a folder that they are in.
+    Hidden folders are skipped, as in every pattern, and links to a parent folder, too.
     """
     seen: set[str] = set()
-    links = deque([root])  # followed last, so that a folder is met by its own path first
+    links = deque([root])  # followed last, so that folders are found by their own path first
     while links:
         folders = [links.popleft()]
         while folders:
@@ -279,7 +279,7 @@ def _folders_below(root: str) -> Iterator[str]:
             try:
                 names = sorted(os.listdir(real))
             except OSError as err:
-                print_log(f"{printable(folder)}: left out ({err.strerror})", logger="current")
+                print_log(f"{printable(folder)}: skipped ({err.strerror})", logger="current")
                 continue
             for path in (os.path.join(folder, name) for name in names if name[0] != "."):
                 if os.path.isdir(path) and not _leads_back(path):
@@ -287,7 +287,7 @@ def _folders_below(root: str) -> Iterator[str]:
 
 
 def _leads_back(path: str) -> bool:
-    """Whether a path is a link to a folder that it is in."""
+    """Return whether a path is a link to one of its parent folders."""
     if not os.path.islink(path.rstrip(_SEPARATORS)):
         return False
     place, target = (os.path.realpath(p) for p in (os.path.dirname(path.rstrip(_SEPARATORS)), path))

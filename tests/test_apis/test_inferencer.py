@@ -1,4 +1,4 @@
-"""The inferencer: every kind of input, bad input, batches, devices, output files."""
+"""The inferencer: all kinds of input, invalid input, batches, devices, output files."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ def inferencer(config: Path) -> OpenVocabInferencer:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder with three images of different sizes, and a file that is none."""
-    folder = tmp_path / "pictures"
+def folder(tmp_path: Path) -> Path:
+    """A folder with three images of different sizes and a text file."""
+    folder = tmp_path / "photos"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for name, (height, width) in {"a.png": (30, 40), "b.JPG": (50, 20), "c.bmp": (8, 8)}.items():
@@ -51,9 +51,9 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_file_gives_named_segments_at_its_own_size(inferencer, pictures):
-    (result,) = inferencer(pictures / "a.png", texts="pagoda, temple", stuff_texts="sky; lake")
-    assert result.ok and result.image_path == str(pictures / "a.png")
+def test_a_file_gives_named_segments_of_its_size(inferencer, folder):
+    (result,) = inferencer(folder / "a.png", texts="pagoda, temple", stuff_texts="sky; lake")
+    assert result.ok and result.image_path == str(folder / "a.png")
     assert (result.height, result.width) == result.panoptic.shape == (30, 40)
     assert result.panoptic.dtype == np.int32 and result.semantic.dtype == np.int32
     assert [(s.name, s.label, s.is_thing, s.area) for s in result.segments] == [
@@ -69,11 +69,11 @@ def test_a_file_gives_named_segments_at_its_own_size(inferencer, pictures):
     assert json.loads(json.dumps(result.to_dict()))["segments"][1]["name"] == "lake"
 
 
-def test_every_kind_of_input_reaches_the_model_alike(inferencer, pictures):
-    path = pictures / "a.png"
+def test_all_kinds_of_input_give_the_model_the_same_image(inferencer, folder):
+    path = folder / "a.png"
     bgr = read_image(path)
     with Image.open(path) as pil:
-        kinds = [str(path), path, bgr, pil, str(pictures / "a.*"), [path], (p for p in [path])]
+        kinds = [str(path), path, bgr, pil, str(folder / "a.*"), [path], (p for p in [path])]
         for images in kinds:
             (result,) = inferencer(images)
             assert result.ok
@@ -85,33 +85,33 @@ def test_every_kind_of_input_reaches_the_model_alike(inferencer, pictures):
     assert all(torch.equal(first, other) for other in others)
 
 
-def test_folder_and_glob_are_sorted_and_only_images(inferencer, pictures):
-    names = [Path(r.image_path).name for r in inferencer(pictures)]
+def test_folders_and_patterns_are_sorted_and_give_only_images(inferencer, folder):
+    names = [Path(r.image_path).name for r in inferencer(folder)]
     assert names == ["a.png", "b.JPG", "c.bmp"]
-    assert [Path(r.image_path).name for r in inferencer(str(pictures / "[bc].*"))] == names[1:]
-    assert len(inferencer([pictures, pictures / "a.png"])) == 4
-    deep = inferencer(str(pictures.parent / "**" / "*.bmp"))
+    assert [Path(r.image_path).name for r in inferencer(str(folder / "[bc].*"))] == names[1:]
+    assert len(inferencer([folder, folder / "a.png"])) == 4
+    deep = inferencer(str(folder.parent / "**" / "*.bmp"))
     assert [Path(r.image_path).name for r in deep] == ["c.bmp"]
 
 
-def test_a_file_whose_name_looks_like_a_pattern_is_a_file(inferencer, pictures):
-    odd = pictures / "d[1].png"
+def test_a_file_with_the_name_of_a_pattern(inferencer, folder):
+    odd = folder / "d[1].png"
     Image.new("RGB", (4, 4)).save(odd)
     (result,) = inferencer(str(odd))
     assert result.image_path == str(odd)
 
 
-def test_batches_hold_images_of_different_size(inferencer, pictures):
-    inferencer(pictures, batch_size=2)
+def test_batches_with_images_of_different_sizes(inferencer, folder):
+    inferencer(folder, batch_size=2)
     assert inferencer.model.batches == [[(3, 64, 85), (3, 160, 64)], [(3, 64, 64)]]
-    one, two = inferencer(pictures), inferencer(pictures, batch_size=3)
+    one, two = inferencer(folder), inferencer(folder, batch_size=3)
     assert all(np.array_equal(a.panoptic, b.panoptic) for a, b in zip(one, two, strict=True))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_one_bad_file_does_not_stop_the_others(inferencer, pictures, batch_size, capsys):
-    good = sorted(pictures.glob("*.[pb]*")) + [pictures / "b.JPG"]
-    missing, text = pictures / "nowhere.png", pictures / "notes.txt"
+def test_one_bad_file_does_not_stop_the_others(inferencer, folder, batch_size, capsys):
+    good = sorted(folder.glob("*.[pb]*")) + [folder / "b.JPG"]
+    missing, text = folder / "nowhere.png", folder / "notes.txt"
     images = [good[0], missing, good[1], text, np.zeros((0, 4, 3), np.uint8), good[2]]
     results = inferencer(images, batch_size=batch_size)
     assert [r.ok for r in results] == [True, False, True, False, False, True]
@@ -121,12 +121,12 @@ def test_one_bad_file_does_not_stop_the_others(inferencer, pictures, batch_size,
     assert "images[4]" in str(results[4].error)
     assert results[1].panoptic is None and results[1].segments == []
     summary = " ".join(capsys.readouterr().err.split())
-    assert "3 of 6 images could not be used" in summary and "nowhere.png" in summary
+    assert "3 of 6 images failed" in summary and "nowhere.png" in summary
 
 
-def test_a_single_bad_image_is_an_exception(inferencer, pictures):
+def test_a_single_bad_image_is_an_exception(inferencer, folder):
     with pytest.raises(ImageError, match=r"nowhere\.png: no such file"):
-        inferencer(pictures / "nowhere.png")
+        inferencer(folder / "nowhere.png")
     with pytest.raises(ImageError, match="NaN"):
         inferencer(np.full((4, 4, 3), np.nan))
     with pytest.raises(TypeError, match="images is a int"):
@@ -151,11 +151,11 @@ def test_extreme_shapes_pass_through(inferencer, shape):
     assert result.visualization.dtype == np.uint8
 
 
-def test_images_are_read_only_when_needed(inferencer, pictures):
+def test_images_are_read_only_when_needed(inferencer, folder):
     taken = []
 
     def images():
-        for path in [pictures / "a.png", pictures / "b.JPG", pictures / "c.bmp"]:
+        for path in [folder / "a.png", folder / "b.JPG", folder / "c.bmp"]:
             taken.append(path)
             yield path
 
@@ -166,8 +166,8 @@ def test_images_are_read_only_when_needed(inferencer, pictures):
     stream.close()
 
 
-def test_maps_can_be_dropped(inferencer, pictures):
-    results = inferencer(pictures, keep_maps=False)
+def test_maps_can_be_dropped(inferencer, folder):
+    results = inferencer(folder, keep_maps=False)
     assert all(r.panoptic is None and r.instances is None and r.segments for r in results)
 
 
@@ -179,7 +179,7 @@ def test_vocabularies(inferencer):
 
     assert names() == ("cat", "dog")
     assert names(texts="zeppelin; dune") == ("zeppelin", "dune")
-    assert names() == ("cat", "dog")  # the config's again
+    assert names() == ("cat", "dog")  # those of the config again
     assert names(stuff_texts="sky") == ("sky",)
     assert len(names(texts="cityscapes")) == 19
     assert names(texts="zeppelin", vocabulary="cityscapes")[:2][0] == "zeppelin"
@@ -198,15 +198,15 @@ def test_vocabularies(inferencer):
 
 def test_without_any_names(config):
     nameless = OpenVocabInferencer(config, device="cpu", cfg_options={"model.names": None})
-    with pytest.raises(VocabularyError, match="give texts"):
+    with pytest.raises(VocabularyError, match="pass texts"):
         nameless(np.zeros((4, 4, 3), np.uint8))
 
 
-def test_output_files(inferencer, pictures, tmp_path):
-    (pictures / "more").mkdir()
-    Image.new("RGB", (5, 5)).save(pictures / "more" / "A.png")
+def test_output_files(inferencer, folder, tmp_path):
+    (folder / "more").mkdir()
+    Image.new("RGB", (5, 5)).save(folder / "more" / "A.png")
     out = tmp_path / "out"
-    images = [pictures / "a.png", "missing.png", pictures / "more" / "A.png", np.zeros((6, 7))]
+    images = [folder / "a.png", "missing.png", folder / "more" / "A.png", np.zeros((6, 7))]
     results = inferencer(images, texts="cat", stuff_texts="sky", out_dir=out)
     assert [Path(r.files["vis"]).name for r in results if r.ok] == [
         "a.jpg",
@@ -219,30 +219,30 @@ def test_output_files(inferencer, pictures, tmp_path):
         assert result.segments == read.segments
     info = json.loads((out / "panoptic.json").read_text())["info"]
     assert "random_weights" in info
-    with Image.open(results[0].files["vis"]) as picture:
-        assert picture.width >= 480
+    with Image.open(results[0].files["vis"]) as drawing:
+        assert drawing.width >= 480
 
 
-def test_results_so_far_are_kept_when_a_later_batch_fails(config, pictures, tmp_path):
+def test_results_so_far_are_kept_when_a_later_batch_fails(config, folder, tmp_path):
     options = {"model.fail": "a bug", "model.fail_from": 2}
     failing = OpenVocabInferencer(config, device="cpu", cfg_options=options)
     with pytest.raises(RuntimeError, match="a bug"):
-        failing(pictures, out_dir=tmp_path / "out")
+        failing(folder, out_dir=tmp_path / "out")
     assert len(read_coco_panoptic(tmp_path / "out" / "panoptic.json")) == 2
 
 
-def test_random_weights_are_said(inferencer, pictures):
+def test_random_weights_are_noted_in_results(inferencer, folder):
     assert inferencer.random_weights
-    plain, noticed = inferencer(pictures / "a.png", return_vis=True)[0], None
+    plain, noticed = inferencer(folder / "a.png", return_vis=True)[0], None
     noticed = plain.visualization
     assert plain.random_weights
     plain.random_weights = False
-    without = inferencer.draw(read_image(pictures / "a.png"), plain)
+    without = inferencer.draw(read_image(folder / "a.png"), plain)
     assert noticed.shape[0] > without.shape[0]
     assert noticed[2, 2].tolist() == [61, 196, 255]  # amber, BGR
 
 
-def test_the_device_is_said_and_never_replaced(config, monkeypatch):
+def test_missing_devices_are_errors(config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device(None) == torch.device("cpu")
     for asked in ("cuda", "cuda:1", torch.device("cuda")):
@@ -261,24 +261,24 @@ def test_the_device_is_said_and_never_replaced(config, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["cuda", "cpu"])
-def test_out_of_memory_says_what_to_lower(config, pictures, kind, monkeypatch):
+def test_out_of_memory_message_names_what_to_reduce(config, folder, kind, monkeypatch):
     failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": kind})
     with pytest.raises(DeviceMemoryError) as info:
-        failing(pictures / "a.png", batch_size=2)
+        failing(folder / "a.png", batch_size=2)
     message = str(info.value)
     for word in ("a.png: ", "max_tiles_per_batch", "image scale", "bf16", "85 x 64"):
         assert word in message
     assert "Nothing was moved" in message and "batch size" not in message
     lines = []
     monkeypatch.setattr("odise_mm.apis.inferencer.print_log", lambda m, **kwargs: lines.append(m))
-    results = failing(pictures, batch_size=2)
+    results = failing(folder, batch_size=2)
     assert [type(result.error) for result in results] == [DeviceMemoryError] * 3
     assert len(lines) == 1 and "batch size (now 2)" in lines[0] and "one by one" in lines[0]
     half = OpenVocabInferencer(
         config, device="cpu", precision="bf16", cfg_options={"model.fail": kind}
     )
     with pytest.raises(DeviceMemoryError) as info:
-        half(pictures / "a.png")
+        half(folder / "a.png")
     assert "batch size" not in str(info.value) and "bf16" not in str(info.value)
 
 
@@ -289,11 +289,11 @@ def test_out_of_memory_says_what_to_lower(config, pictures, kind, monkeypatch):
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
     ],
 )
-def test_words_of_cuda_for_out_of_memory(text):
+def test_other_messages_of_cuda_for_out_of_memory(text):
     with pytest.raises(DeviceMemoryError, match="out of memory on cuda:0 while loading"):
         with memory_guard(torch.device("cuda:0"), "bf16"):
             raise RuntimeError(text)
-    with pytest.raises(RuntimeError, match="CUDA error"):  # nothing a CPU could say
+    with pytest.raises(RuntimeError, match="CUDA error"):  # not a message of the CPU
         with memory_guard(torch.device("cpu"), "bf16"):
             raise RuntimeError(text)
     with pytest.raises(RuntimeError, match="illegal memory access"):
@@ -301,14 +301,14 @@ def test_words_of_cuda_for_out_of_memory(text):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
-def test_memory_advice_names_the_images_own_size(config):
+def test_out_of_memory_message_names_the_size_of_the_image(config):
     failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": "cpu"})
     with pytest.raises(DeviceMemoryError, match=r"own size \(now 2000 x 1000.* 0\.8 GB"):
         failing(np.zeros((1000, 2000, 3), np.uint8))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_masks_that_are_not_finite_cost_one_image_of_a_list(config, batch_size, capsys):
+def test_masks_that_are_not_finite_fail_only_their_image(config, batch_size, capsys):
     failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": "overflow"})
     images = [np.full((20, 20, 3), gray, np.uint8) for gray in (0, 255, 90, 30)]
     results = failing(images, batch_size=batch_size)
@@ -320,13 +320,13 @@ def test_masks_that_are_not_finite_cost_one_image_of_a_list(config, batch_size, 
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4])
-def test_memory_that_fails_for_one_image_costs_that_image(config, batch_size):
+def test_out_of_memory_in_the_model_fails_only_that_image(config, batch_size):
     failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": "huge"})
     images = [np.full((20, 20, 3), gray, np.uint8) for gray in (0, 255, 90, 30)]
     results = failing(images, batch_size=batch_size)
     assert [r.ok for r in results] == [True, False, True, True]
     assert str(results[1].error).startswith("images[1]: out of memory on cpu")
-    # Nothing holds the tensors of the failed call for as long as the result lives.
+    # The error does not keep the tensors of the failed call in memory.
     error = results[1].error
     assert error.__traceback__ is error.__cause__ is error.__context__ is None
 
@@ -341,8 +341,8 @@ def test_memory_that_fails_for_one_image_costs_that_image(config, batch_size):
         "odise_mm.annotations.panoptic_io.describe_result",
     ],
 )
-def test_memory_for_results_costs_that_image(
-    inferencer, pictures, tmp_path, monkeypatch, place, batch_size
+def test_out_of_memory_in_results_fails_only_that_image(
+    inferencer, folder, tmp_path, monkeypatch, place, batch_size
 ):
     holder, _, name = place.rpartition(".")
     holder = pkgutil.resolve_name(holder)
@@ -356,17 +356,17 @@ def test_memory_for_results_costs_that_image(
 
     monkeypatch.setattr(holder, name, scarce)
     out = tmp_path / "out"
-    results = inferencer(pictures, out_dir=out, batch_size=batch_size)
+    results = inferencer(folder, out_dir=out, batch_size=batch_size)
     assert [r.ok for r in results] == [True, False, True]
     assert "b.JPG: not enough memory for its 20 x 50 pixels" in str(results[1].error)
     assert results[1].files == {} and results[1].panoptic is None
-    # Nothing is left of it, and the others are complete.
+    # The failed image has no files, and the others are complete.
     assert [r.image_name for r in read_coco_panoptic(out / "panoptic.json")] == ["a.png", "c.bmp"]
     assert {path.stem for path in out.glob("p*/*")} == {"a", "c"}
     assert not (out / "panoptic.journal").exists()
 
 
-def test_memory_for_reading_costs_that_image(inferencer, pictures, monkeypatch):
+def test_out_of_memory_in_the_pipeline_fails_only_that_image(inferencer, folder, monkeypatch):
     sizes = []
     pipeline = inferencer.pipeline
 
@@ -377,36 +377,38 @@ def test_memory_for_reading_costs_that_image(inferencer, pictures, monkeypatch):
         return pipeline(data)
 
     monkeypatch.setattr(inferencer, "pipeline", scarce)
-    results = inferencer(pictures, batch_size=3)
+    results = inferencer(folder, batch_size=3)
     assert [r.ok for r in results] == [True, False, True] and len(sizes) == 3
     assert "b.JPG: not enough memory for its 20 x 50 pixels" in str(results[1].error)
     assert results[1].error.__cause__.__traceback__ is None
     with pytest.raises(DeviceMemoryError, match=r"b\.JPG: not enough memory"):
-        inferencer(pictures / "b.JPG")
+        inferencer(folder / "b.JPG")
 
 
-def test_the_limit_on_pixels(config, pictures, tmp_path):
+def test_the_limit_on_pixels(config, folder, tmp_path):
     small = OpenVocabInferencer(config, device="cpu", max_pixels=1000)
-    results = small([pictures, read_image(pictures / "a.png")])
+    results = small([folder, read_image(folder / "a.png")])
     assert [r.ok for r in results] == [False, True, True, False]
     assert "40 x 30 = 1,200 where max_pixels is 1,000" in str(results[0].error)
     with pytest.raises(ImageError, match=r"a\.png: too many pixels"):
-        small(pictures / "a.png")
+        small(folder / "a.png")
     large = OpenVocabInferencer(config, device="cpu", max_pixels=None)
-    assert large.max_pixels is None and large(pictures / "a.png")[0].ok
+    assert large.max_pixels is None and large(folder / "a.png")[0].ok
     with pytest.raises(ValueError, match="max_pixels"):
         OpenVocabInferencer(config, device="cpu", max_pixels=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 8])
-def test_what_a_generator_raises_comes_after_its_images(inferencer, pictures, batch_size, tmp_path):
+def test_exceptions_of_a_generator_are_raised_after_its_images(
+    inferencer, folder, batch_size, tmp_path
+):
     class Gone(Exception):
         pass
 
     def images():
-        yield pictures / "a.png"
-        yield pictures / "missing.png"
-        yield from (pictures / "b.JPG", pictures / "c.bmp")
+        yield folder / "a.png"
+        yield folder / "missing.png"
+        yield from (folder / "b.JPG", folder / "c.bmp")
         raise Gone("the camera was unplugged")
 
     results = []
@@ -417,10 +419,10 @@ def test_what_a_generator_raises_comes_after_its_images(inferencer, pictures, ba
     assert len(read_coco_panoptic(tmp_path / "o" / "panoptic.json")) == 3
 
 
-def test_bytes_and_file_objects(inferencer, pictures):
-    content = (pictures / "a.png").read_bytes()
-    expected = inferencer(pictures / "a.png")[0].panoptic
-    with open(pictures / "a.png", "rb") as file:
+def test_bytes_and_file_objects(inferencer, folder):
+    content = (folder / "a.png").read_bytes()
+    expected = inferencer(folder / "a.png")[0].panoptic
+    with open(folder / "a.png", "rb") as file:
         for one in (content, bytearray(content), io.BytesIO(content), file):
             (result,) = inferencer(one)
             assert np.array_equal(result.panoptic, expected) and result.image_path is None
@@ -429,25 +431,25 @@ def test_bytes_and_file_objects(inferencer, pictures):
         inferencer(b"not an image" * 30_000)
     with pytest.raises(TypeError, match=r"numpy\.array\(pixels"):
         inferencer(np.zeros((300, 4, 3), np.uint8).tolist())
-    with pytest.raises(ImageError, match="not fetched from addresses"):
+    with pytest.raises(ImageError, match="not downloaded from URLs"):
         inferencer("https://example.com/a.jpg")
 
 
-def test_an_image_called_dots(inferencer, pictures, tmp_path):
-    (pictures / "a.png").rename(pictures / "..png")
-    results = inferencer([pictures / "..png", f"{pictures}/c.bmp/"], out_dir=tmp_path / "o")
+def test_an_image_with_a_name_of_dots(inferencer, folder, tmp_path):
+    (folder / "a.png").rename(folder / "..png")
+    results = inferencer([folder / "..png", f"{folder}/c.bmp/"], out_dir=tmp_path / "o")
     assert all(r.ok for r in results)
     back = read_coco_panoptic(tmp_path / "o" / "panoptic.json")
     assert [r.image_name for r in back] == ["..png", "c.bmp"]
 
 
-def test_other_errors_pass_unchanged(config, pictures):
+def test_other_errors_pass_unchanged(config, folder):
     failing = OpenVocabInferencer(config, device="cpu", cfg_options={"model.fail": "a bug"})
     with pytest.raises(RuntimeError, match="^a bug$"):
-        failing(pictures / "a.png")
+        failing(folder / "a.png")
 
 
-def test_precision_and_compilation_reach_the_model(config, inferencer):
+def test_precision_and_compilation_of_the_model(config, inferencer):
     assert inferencer.model.precision == "fp32" and not inferencer.model.compiled
     other = OpenVocabInferencer(config, device="cpu", precision="bf16", compile_frozen=True)
     assert other.model.precision == "bf16" and other.model.compiled
@@ -480,7 +482,7 @@ def test_configs_are_found_by_name(tmp_path, monkeypatch):
     other = tmp_path / "configs" / "other"
     other.mkdir()
     (other / "fancy_model.py").write_text("x = 2")
-    with pytest.raises(ConfigError, match="fits several"):
+    with pytest.raises(ConfigError, match="matches several"):
         load_config("fancy_model")
     (folder / "broken.py").write_text("x = (")
     with pytest.raises(ConfigError, match=r"broken\.py: not a valid config"):
@@ -489,32 +491,32 @@ def test_configs_are_found_by_name(tmp_path, monkeypatch):
 
 def test_config_errors_name_the_part(config):
     for options, match in (
-        ({"model.type": "NoSuchThing"}, "unknown part.*NoSuchThing"),
+        ({"model.type": "NoSuchThing"}, "unknown type.*NoSuchThing"),
         ({"model.wheels": 4}, "invalid argument.*wheels"),
-        ({"test_pipeline.1.type": "NoSuchStep"}, "unknown part.*NoSuchStep"),
+        ({"test_pipeline.1.type": "NoSuchStep"}, "unknown type.*NoSuchStep"),
         ({"test_pipeline.1.wheels": 4}, "invalid argument.*wheels"),
         ({"test_pipeline.9.scale": 4}, "cannot set test_pipeline.9.scale"),
     ):
         with pytest.raises(ConfigError, match=match):
             OpenVocabInferencer(config, device="cpu", cfg_options=options)
-    with pytest.raises(ConfigError, match="no `model`"):
+    with pytest.raises(ConfigError, match="missing key `model`"):
         nothing = Config(dict(test_pipeline=[dict(type="LoadImage")], random_weights=True))
         OpenVocabInferencer(nothing, device="cpu")
-    with pytest.raises(ConfigError, match="no `test_pipeline`"):
+    with pytest.raises(ConfigError, match="missing key `test_pipeline`"):
         bare = Config(dict(model=dict(type="FakeSegmentor"), random_weights=True))
         OpenVocabInferencer(bare, device="cpu")
 
 
-def test_where_the_frozen_weights_are_can_be_said():
+def test_frozen_weights_can_be_set():
     cfg = Config(dict(model=dict(clip=dict(weights="a"), backbone=dict(type="x"))))
     set_frozen_weights(cfg, "clip", "b")
     assert cfg.model.clip.weights == "b"
     for part in ("backbone", "captioner"):
-        with pytest.raises(ConfigError, match=f"no `model.{part}.weights`"):
+        with pytest.raises(ConfigError, match=f"cannot set `model.{part}.weights`"):
             set_frozen_weights(cfg, part, "b")
 
 
-def test_a_dataset_pipeline_becomes_one_for_bare_images():
+def test_pipeline_of_a_dataset_is_used_for_single_images():
     steps = [
         dict(type="LoadImageFromFile", backend_args=None),
         dict(type="mmdet.LoadPanopticAnnotations"),
@@ -527,8 +529,8 @@ def test_a_dataset_pipeline_becomes_one_for_bare_images():
     assert [type(t).__name__ for t in pipeline.transforms] == ["Resize"]
 
 
-def test_an_image_is_read_once(inferencer, pictures, monkeypatch):
-    """And what the model gets is what the whole pipeline makes of the file."""
+def test_an_image_is_read_once(inferencer, folder, monkeypatch):
+    """The input of the model equals the output of the complete pipeline for the file."""
     calls = []
 
     def counted(*args, **kwargs):
@@ -537,7 +539,7 @@ def test_an_image_is_read_once(inferencer, pictures, monkeypatch):
 
     monkeypatch.setattr("odise_mm.apis.inferencer.read_image", counted)
     monkeypatch.setattr("odise_mm.datasets.transforms.loading.read_image", counted)
-    path = pictures / "a.png"
+    path = folder / "a.png"
     (result,) = inferencer(path)
     assert [str(source) for source in calls] == [str(path)]
     packed = make_test_pipeline(inferencer.cfg)(dict(img_path=str(path), img_id=str(path)))
@@ -546,7 +548,7 @@ def test_an_image_is_read_once(inferencer, pictures, monkeypatch):
 
 
 def test_the_tiny_model_from_images_to_maps(tmp_path):
-    # Panoptic segments need most of their mask; random masks overlap, so ask for little.
+    # Random masks overlap, so a low threshold is needed to get segments.
     options = {"test_pipeline.1.scale": (96, 64), "model.test_cfg.overlap_threshold": 0.02}
     inferencer = OpenVocabInferencer("odise_tiny", device="cpu", cfg_options=options)
     assert inferencer.random_weights
@@ -565,13 +567,13 @@ def test_the_tiny_model_from_images_to_maps(tmp_path):
             assert segment.is_thing == (segment.name != "sky")
     assert len(read_coco_panoptic(tmp_path / "panoptic.json")) == 2
     (again,) = inferencer(images[1], **names)
-    assert np.mean(again.panoptic == results[1].panoptic) > 0.999  # alone as in a batch
+    assert np.mean(again.panoptic == results[1].panoptic) > 0.999  # the same alone and in a batch
 
 
-def test_a_progress_bar_for_long_lists_only(inferencer, pictures, capsys):
-    inferencer(pictures)
+def test_a_progress_bar_for_long_lists_only(inferencer, folder, capsys):
+    inferencer(folder)
     assert "images" not in capsys.readouterr().err
-    inferencer([*pictures.iterdir()])
+    inferencer([*folder.iterdir()])
     assert "4/4" in capsys.readouterr().err
-    inferencer([*pictures.iterdir()], progress=False)
+    inferencer([*folder.iterdir()], progress=False)
     assert "4/4" not in capsys.readouterr().err

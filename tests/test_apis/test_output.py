@@ -1,4 +1,4 @@
-"""Folders of results: replaced as a whole, gone on with after any end, never mixed or misplaced."""
+"""Folders of results: replaced as a whole, resumable, and protected from other files and runs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files but the lock."""
+    """Return the content of all files except the lock."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -51,7 +51,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def part_of_a_run(inferencer: OpenVocabInferencer, images: object, out: Path, count: int, **kwargs):
-    """The run's first results; it is then ended as by a break."""
+    """Interrupt a run after ``count`` results, and return these."""
     run = inferencer.stream(images, out_dir=out, **kwargs)
     found = [next(run) for _ in range(count)]
     run.close()
@@ -61,7 +61,7 @@ def part_of_a_run(inferencer: OpenVocabInferencer, images: object, out: Path, co
 # --- one run after another ----------------------------------------------------------------------
 
 
-def test_the_same_again_gives_the_same_files(inferencer, photos, tmp_path) -> None:
+def test_repeated_run_gives_the_same_files(inferencer, photos, tmp_path) -> None:
     inferencer(photos, out_dir=tmp_path / "out")
     first = contents(tmp_path / "out")
     assert len(first) == 1 + 2 * 5 and "panoptic.json" in first
@@ -69,7 +69,7 @@ def test_the_same_again_gives_the_same_files(inferencer, photos, tmp_path) -> No
     assert contents(tmp_path / "out") == first
 
 
-def test_another_run_replaces_all_and_leaves_what_is_not_ours(inferencer, photos, tmp_path) -> None:
+def test_another_run_replaces_only_our_files(inferencer, photos, tmp_path) -> None:
     out = tmp_path / "out"
     inferencer([photos / "p0.png", photos / "p1.png"], out_dir=out)
     (out / "notes.txt").write_text("mine")
@@ -92,14 +92,14 @@ def test_another_run_replaces_all_and_leaves_what_is_not_ours(inferencer, photos
     }
 
 
-def test_a_run_without_drawings_leaves_none_of_the_one_before(inferencer, photos, tmp_path) -> None:
+def test_a_run_without_drawings_removes_earlier_drawings(inferencer, photos, tmp_path) -> None:
     out = tmp_path / "out"
     inferencer(photos, out_dir=out)
     inferencer([photos / "p0.png"], out_dir=out, draw=False)
     assert set(contents(out)) == {"panoptic.json", "panoptic/p0.png"}
 
 
-def test_a_run_without_results_leaves_those_of_the_one_before(inferencer, photos, tmp_path) -> None:
+def test_a_run_without_results_keeps_earlier_results(inferencer, photos, tmp_path) -> None:
     out = tmp_path / "out"
     inferencer(photos, out_dir=out)
     before = contents(out)
@@ -107,7 +107,7 @@ def test_a_run_without_results_leaves_those_of_the_one_before(inferencer, photos
     assert contents(out) == before
 
 
-def test_a_json_file_that_cannot_be_written_leaves_the_one_before(
+def test_a_failure_to_write_the_json_file_keeps_the_earlier_one(
     inferencer, photos, tmp_path, monkeypatch
 ) -> None:
     out = tmp_path / "out"
@@ -122,17 +122,17 @@ def test_a_json_file_that_cannot_be_written_leaves_the_one_before(
         inferencer(photos, texts="bird; fish", out_dir=out)
     monkeypatch.undo()
     assert (out / "panoptic.json").read_bytes() == before
-    # nothing is lost: the same goes on, without running an image again
+    # The run can be resumed without processing an image again.
     inferencer.model.batches.clear()
     inferencer(photos, texts="bird; fish", out_dir=out, resume=True)
     assert not inferencer.model.batches
     assert read_coco_panoptic(out / "panoptic.json")[0].segments[0].name == "bird"
 
 
-# --- a run that was ended -----------------------------------------------------------------------
+# --- an interrupted run -------------------------------------------------------------------------
 
 
-def test_earlier_results_stay_until_a_run_comes_to_its_end(inferencer, photos, tmp_path) -> None:
+def test_earlier_results_are_kept_until_a_run_is_complete(inferencer, photos, tmp_path) -> None:
     out = tmp_path / "out"
     inferencer([photos / "p0.png", photos / "p4.png"], out_dir=out)
     before = contents(out)
@@ -152,7 +152,7 @@ def test_earlier_results_stay_until_a_run_comes_to_its_end(inferencer, photos, t
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_a_run_goes_on_where_it_was_ended(inferencer, photos, tmp_path, batch_size) -> None:
+def test_an_interrupted_run_is_resumed(inferencer, photos, tmp_path, batch_size) -> None:
     whole = inferencer(photos, out_dir=tmp_path / "whole", return_vis=True)
     part_of_a_run(inferencer, photos, tmp_path / "out", 2)
     assert len(read_coco_panoptic(tmp_path / "out" / "panoptic.json")) == 2
@@ -192,14 +192,14 @@ def test_after_a_kill_the_next_run_writes_the_json_file(inferencer, photos, tmp_
     with pytest.raises(PanopticFileError, match="is incomplete; run its command again to continue"):
         read_coco_panoptic(out / "panoptic.json")
     with (out / "panoptic.journal").open("a") as file:
-        file.write('{"position": 3, "sou')  # as a kill in the middle of a line
+        file.write('{"position": 3, "sou')  # like a kill in the middle of a line
     inferencer.model.batches.clear()
     inferencer(photos, out_dir=out, resume=True)
     assert len(inferencer.model.batches) == 2
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_what_is_damaged_or_changed_is_done_again(inferencer, photos, tmp_path) -> None:
+def test_damaged_or_changed_images_are_processed_again(inferencer, photos, tmp_path) -> None:
     out = tmp_path / "out"
     part_of_a_run(inferencer, photos, out, 4)
     (out / "panoptic" / "p0.png").unlink()
@@ -220,12 +220,12 @@ def test_what_is_damaged_or_changed_is_done_again(inferencer, photos, tmp_path) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(texts="bird"), r"other names \(cat; dog, \w+; now bird, \w+\)"),
-        (dict(draw=False), r"other images_drawn \(yes; now no\)"),
-        (dict(images="p0.png"), r"other images \(5 from .*p0.png, \w+; now 1 from"),
+        (dict(texts="bird"), r"different settings: names \(cat; dog, \w+; now bird, \w+\)"),
+        (dict(draw=False), r"different settings: images_drawn \(yes; now no\)"),
+        (dict(images="p0.png"), r"different settings: images \(5 from .*p0.png, \w+; now 1 from"),
     ],
 )
-def test_a_run_with_other_settings_is_not_gone_on_with(
+def test_a_run_with_other_settings_is_not_resumed(
     inferencer, photos, tmp_path, change, message
 ) -> None:
     out = tmp_path / "out"
@@ -240,16 +240,18 @@ def test_a_run_with_other_settings_is_not_gone_on_with(
     assert len(read_coco_panoptic(out / "panoptic.json")) == (1 if "p0" in str(images) else 5)
 
 
-def test_other_weights_or_settings_of_the_model_are_noticed(photos, config, tmp_path) -> None:
+def test_changes_of_the_models_settings_are_detected(photos, config, tmp_path) -> None:
     out = tmp_path / "out"
     options = dict(ONLY_PANOPTIC, **{"model.fail_from": 7})
     part_of_a_run(OpenVocabInferencer(config, device="cpu"), photos, out, 2)
     other = OpenVocabInferencer(config, device="cpu", cfg_options=options)
-    with pytest.raises(OutputError, match="other config"):
+    with pytest.raises(OutputError, match="different settings: config"):
         other.stream(photos, out_dir=out, resume=True)
 
 
-def test_bad_images_keep_their_place_when_a_run_goes_on(inferencer, photos, tmp_path) -> None:
+def test_failed_images_keep_their_position_when_a_run_is_resumed(
+    inferencer, photos, tmp_path
+) -> None:
     images = [photos / "p0.png", photos / "none.png", photos / "p1.png", photos / "p2.png"]
     inferencer(images, out_dir=tmp_path / "whole")
     part_of_a_run(inferencer, images, tmp_path / "out", 3)
@@ -258,7 +260,7 @@ def test_bad_images_keep_their_place_when_a_run_goes_on(inferencer, photos, tmp_
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_equal_names_stay_apart_when_a_run_goes_on(inferencer, photos, tmp_path) -> None:
+def test_equal_names_stay_distinct_when_a_run_is_resumed(inferencer, photos, tmp_path) -> None:
     shutil.copytree(photos, tmp_path / "more")
     images = [photos, tmp_path / "more"]
     inferencer(images, out_dir=tmp_path / "whole")
@@ -271,7 +273,7 @@ def test_equal_names_stay_apart_when_a_run_goes_on(inferencer, photos, tmp_path)
 # --- index and maps -----------------------------------------------------------------------------
 
 
-def test_maps_of_another_run_are_noticed(inferencer, photos, tmp_path) -> None:
+def test_maps_of_another_run_are_detected(inferencer, photos, tmp_path) -> None:
     inferencer(photos, out_dir=tmp_path / "one")
     for path in photos.iterdir():
         Image.new("RGB", (30, 30)).save(path)
@@ -281,7 +283,7 @@ def test_maps_of_another_run_are_noticed(inferencer, photos, tmp_path) -> None:
         read_coco_panoptic(tmp_path / "two" / "panoptic.json")
 
 
-def test_equal_areas_elsewhere_are_noticed(inferencer, photos, tmp_path) -> None:
+def test_changed_maps_with_equal_areas_are_detected(inferencer, photos, tmp_path) -> None:
     inferencer(photos, out_dir=tmp_path / "out")
     path = tmp_path / "out" / "panoptic" / "p0.png"
     with Image.open(path) as image:
@@ -291,7 +293,7 @@ def test_equal_areas_elsewhere_are_noticed(inferencer, photos, tmp_path) -> None
         read_coco_panoptic(tmp_path / "out" / "panoptic.json")
 
 
-# --- whose folder -------------------------------------------------------------------------------
+# --- protection of other files ------------------------------------------------------------------
 
 
 def test_one_run_at_a_time(inferencer, photos, tmp_path) -> None:
@@ -325,7 +327,7 @@ def test_images_are_not_replaced_by_their_results(inferencer, tmp_path, part) ->
 
 
 @pytest.mark.parametrize("kind", ["symlink", "hard link", "folder"])
-def test_links_to_images_are_not_replaced_either(inferencer, photos, tmp_path, kind) -> None:
+def test_links_to_images_are_not_replaced(inferencer, photos, tmp_path, kind) -> None:
     out = tmp_path / "out"
     out.mkdir()
     if kind == "folder":
@@ -355,9 +357,7 @@ def test_the_other_files_of_a_call_are_not_replaced(config, photos, tmp_path) ->
         inferencer.stream(photos, out_dir=out)
 
 
-def test_files_of_somebody_elses_are_replaced_only_when_asked_for(
-    inferencer, photos, tmp_path
-) -> None:
+def test_foreign_files_are_replaced_only_with_overwrite(inferencer, photos, tmp_path) -> None:
     for name in ("panoptic.json", "panoptic/p1.png", "vis/p2.jpg"):
         out = tmp_path / name.replace("/", "_")
         (out / name).parent.mkdir(parents=True, exist_ok=True)
@@ -370,18 +370,14 @@ def test_files_of_somebody_elses_are_replaced_only_when_asked_for(
 
 
 @pytest.mark.parametrize("name", ["panoptic.json", "panoptic.journal"])
-def test_folders_where_files_belong_are_found_before_the_work(
-    inferencer, photos, tmp_path, name
-) -> None:
+def test_folders_in_place_of_files_are_detected_early(inferencer, photos, tmp_path, name) -> None:
     (tmp_path / "out" / name).mkdir(parents=True)
     with pytest.raises(OutputError, match=f"{name}: is a folder"):
         inferencer.stream(photos, out_dir=tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", [".", "panoptic", "vis"])
-def test_files_where_folders_belong_are_found_before_the_work(
-    inferencer, photos, tmp_path, name
-) -> None:
+def test_files_in_place_of_folders_are_detected_early(inferencer, photos, tmp_path, name) -> None:
     path = tmp_path / "out" / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("")
@@ -392,7 +388,7 @@ def test_files_where_folders_belong_are_found_before_the_work(
 # --- names --------------------------------------------------------------------------------------
 
 
-def test_any_name_of_an_image_has_results(inferencer, tmp_path) -> None:
+def test_images_with_unusual_names(inferencer, tmp_path) -> None:
     folder = tmp_path / "odd"
     folder.mkdir()
     names = [
@@ -418,7 +414,7 @@ def test_any_name_of_an_image_has_results(inferencer, tmp_path) -> None:
     assert all(os.path.isfile(path) for path in written)
 
 
-def test_what_a_killed_run_left_of_a_file_is_removed(inferencer, photos, tmp_path) -> None:
+def test_temporary_files_of_a_killed_run_are_removed(inferencer, photos, tmp_path) -> None:
     out = tmp_path / "out"
     names = ["panoptic/.p0.png.0123abcd.tmp", "vis/.p0.jpg.0123abcd.tmp", "panoptic/.mine.tmp"]
     for name in names:

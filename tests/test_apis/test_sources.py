@@ -1,4 +1,4 @@
-"""Folders, patterns and lists become images; what is left out is said."""
+"""Expansion of folders, patterns and lists to images; skipped files are logged."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ needs_links = pytest.mark.skipif(os.name == "nt", reason="links need rights on W
 
 
 @pytest.fixture
-def said(monkeypatch):
-    """What is logged."""
+def logged(monkeypatch):
+    """The messages that are logged."""
     lines: list[str] = []
 
     class Keep(logging.Handler):
@@ -39,7 +39,7 @@ def said(monkeypatch):
 
 @pytest.fixture
 def album(tmp_path: Path, monkeypatch) -> Path:
-    """The working directory: three images in folders, and links that lead back."""
+    """Three images in subfolders of the working directory."""
     for name in ("top.png", "summer/lake.jpg", "summer/july/boat.PNG"):
         path = tmp_path / "album" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def names(images) -> list[str]:
     return [source.path.replace(os.sep, "/") for source in sources]
 
 
-def test_every_format_that_is_read_is_taken(tmp_path, said):
+def test_images_of_all_readable_formats_are_found(tmp_path, logged):
     pixels = Image.new("RGB", (6, 4), (10, 20, 30))
     for suffix in image_suffixes():
         kind = Image.registered_extensions()[suffix]
@@ -68,23 +68,23 @@ def test_every_format_that_is_read_is_taken(tmp_path, said):
     for source in sources:
         if not source.path.endswith(".PFM"):  # floating point numbers up to 255
             assert read_image(source.value).shape == (4, 6, 3)
-    assert said == []
+    assert logged == []
 
 
-def test_what_is_left_out_of_a_folder_is_said(album, said):
+def test_skipped_files_of_a_folder_are_logged(album, logged):
     for name in ("a.heic", "b.heic", "c.HEIC", "notes.txt", "README", "clip.mp4\x1b[31m"):
         (album / name).touch()
     for name in (".DS_Store", ".hidden", "Thumbs.db", "desktop.ini", "._top.png", ".jpg"):
         (album / name).touch()
     (album / "folder.jpg").mkdir()
     assert names("album") == ["album/top.png"]
-    assert said == [
-        "album: left out 6 files of kinds that are not read (3 .heic, 1 without extension, "
+    assert logged == [
+        "album: skipped 6 files of other types (3 .heic, 1 without extension, "
         "1 .mp4\\x1b[31m, 1 .txt)"
     ]
-    said.clear()
+    logged.clear()
     assert names("album/summer") == ["album/summer/lake.jpg"]
-    assert said == []
+    assert logged == []
 
 
 def test_images_with_odd_names(album):
@@ -96,14 +96,14 @@ def test_images_with_odd_names(album):
         assert names(f"album/{name}") == [f"album/{name}"] and is_single(album / name)
 
 
-def test_a_folder_without_images(tmp_path, said):
+def test_a_folder_without_images(tmp_path, logged):
     (tmp_path / "notes.txt").touch()
     (source,) = expand(tmp_path)
     assert isinstance(source.error, ImageError) and ".jfif" in str(source.error)
-    assert "1 .txt" in said[0]
+    assert "1 .txt" in logged[0]
 
 
-def test_paths_are_tidied(album, monkeypatch):
+def test_paths_are_normalized(album, monkeypatch):
     monkeypatch.setenv("HOME", str(album))
     assert names("~/top.png") == [f"{album}/top.png"] and is_single("~/top.png")
     assert names("~") == [f"{album}/top.png"] and not is_single("~")
@@ -129,19 +129,19 @@ def test_paths_are_tidied(album, monkeypatch):
     ],
 )
 @needs_links
-def test_links_that_lead_back_are_not_followed(album, pattern, found):
+def test_cyclic_links_are_not_followed(album, pattern, found):
     (album / "self").symlink_to(".")
     (album / "summer" / "up").symlink_to("..")
     (album / "summer" / "july" / "again").symlink_to(album / "summer")
     (album / "lost").symlink_to("lost")
     if "*.*" in pattern or pattern in ("album/**", "album/**/*"):
-        (album / "lost").unlink()  # a file that is matched, and cannot be read
+        (album / "lost").unlink()  # a broken link would match
     before = "./album/" if pattern.startswith("./") else "album/"
     assert names(pattern) == [before + name for name in found]
 
 
 @needs_links
-def test_links_to_other_places_are_followed_once(album, said):
+def test_links_to_other_places_are_followed_once(album, logged):
     elsewhere = album.parent / "elsewhere"
     elsewhere.mkdir()
     Image.new("RGB", (4, 4)).save(elsewhere / "far.png")
@@ -149,19 +149,19 @@ def test_links_to_other_places_are_followed_once(album, said):
         (album / name).symlink_to(elsewhere)
     (album / "copy.png").symlink_to("top.png")
     assert names("album/**/*.png") == ["album/copy.png", "album/one/far.png"]
-    assert said == ["album/**/*.png: left out 1 image that came before, by another name or twice"]
+    assert logged == ["album/**/*.png: skipped 1 duplicate image"]
 
 
-def test_hidden_folders_are_no_part_of_a_pattern(album):
+def test_patterns_do_not_match_hidden_folders(album):
     (album / ".trash").mkdir()
     Image.new("RGB", (4, 4)).save(album / ".trash" / "old.png")
     assert names("album/**/*.png") == ["album/top.png"]
     assert names("album/.trash/**/*.png") == ["album/.trash/old.png"]
 
 
-def test_folders_and_patterns_give_a_file_once_and_paths_always(album, said):
+def test_duplicates_are_skipped_except_for_paths(album, logged):
     assert names(["album", "album/*.png", album]) == ["album/top.png"]
-    assert len(said) == 2 and said[0].startswith("album/*.png: left out 1 image that came before")
+    assert len(logged) == 2 and logged[0].startswith("album/*.png: skipped 1 duplicate image")
     one = "album/top.png"
     assert names([one, "album", one]) == [one] * 3
     assert list(names(iter([one, "album"]))) == [one] * 2
@@ -178,20 +178,20 @@ def test_folders_and_patterns_give_a_file_once_and_paths_always(album, said):
         Path("https://example.com/a.jpg"),
     ],
 )
-def test_addresses_are_not_fetched(address):
+def test_urls_are_not_downloaded(address):
     assert is_single(address)
     (source,) = expand(address)
-    assert "not fetched" in str(source.error) and len(str(source.error)) < 400
+    assert "not downloaded" in str(source.error) and len(str(source.error)) < 400
 
 
-def test_a_path_that_looks_like_an_address_is_a_path(tmp_path, monkeypatch):
+def test_an_existing_path_that_looks_like_a_url(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("s3:").mkdir()
     Image.new("RGB", (4, 4)).save("s3:/a.png")
     assert names("s3://a.png") == ["s3://a.png"]
 
 
-def test_what_is_one_image():
+def test_single_images():
     array = np.zeros((4, 4, 3), np.uint8)
     for one in (array, Image.new("L", (4, 4)), b"GIF89a", bytearray(b"x"), io.BytesIO(b"x")):
         assert is_single(one)
@@ -201,7 +201,7 @@ def test_what_is_one_image():
     assert [is_single(many) for many in ([array], iter([array]), (), {})] == [False] * 4
 
 
-def test_file_objects_are_named(album):
+def test_names_of_file_objects(album):
     with open("album/top.png", "rb") as file, Image.open("album/top.png") as image:
         shown = [source.name.replace(os.sep, "/") for source in expand([file, image])]
     assert shown == ["images[0] (album/top.png)", "images[1] (album/top.png)"]
@@ -230,13 +230,13 @@ def test_file_objects_are_named(album):
         (None, "images is a NoneType"),
     ],
 )
-def test_what_is_no_list_of_images(images, match):
+def test_not_a_list_of_images_raises(images, match):
     with pytest.raises(TypeError, match=match):
         expand(images)
     assert not is_single(images)
 
 
-def test_one_odd_item_of_a_list_is_left_to_the_reader():
+def test_single_invalid_items_of_a_list_are_left_to_the_reader():
     sources = list(expand(["a.png", [1, 2], None]))
     assert [source.name for source in sources] == ["a.png", "images[1]", "images[2]"]
     assert list(expand([])) == []

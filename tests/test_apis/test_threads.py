@@ -1,4 +1,4 @@
-"""One inferencer, many threads: every call has what it would have alone."""
+"""One inferencer in many threads: every call gives the same results as alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ WRITER = dict(
 
 
 def small_inferencer(**changes: Any) -> OpenVocabInferencer:
-    """The whole model, at a small fraction of the tiny config's cost."""
+    """The whole model, but much smaller than that of the tiny config."""
     model = segmentor_config(test_cfg=dict(overlap_threshold=0.02), **changes)
     model.backbone.taps = dict(vae_encoder=(5, 7), unet=(5, 8))
     model.head.pixel_decoder.encoder.num_layers = 1
@@ -54,7 +54,7 @@ def small_inferencer(**changes: Any) -> OpenVocabInferencer:
 
 
 def requests(count: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Calls with names, sizes and settings of their own; some names are in many of them."""
+    """Calls with different names, sizes and settings; some names occur in several calls."""
     rng = random.Random(seed)
     made = []
     for _ in range(count):
@@ -80,7 +80,7 @@ def requests(count: int, seed: int = 0) -> list[dict[str, Any]]:
 
 
 def in_threads(work: Callable[[Any], Any], items: Sequence[Any], threads: int = THREADS) -> list:
-    """Results in order; all threads begin at once."""
+    """Return the results in order; all threads start at the same time."""
     start = threading.Barrier(threads)
 
     def begin(item: Any, index: int) -> Any:
@@ -108,7 +108,7 @@ def assert_equal(one: SegmentationResult, other: SegmentationResult) -> None:
     [(20, 100, {}), (8, 24, dict(captioner=WRITER))],
     ids=["implicit captioner", "captioner that writes"],
 )
-def test_many_threads_get_what_they_would_get_alone(
+def test_calls_in_many_threads_give_the_same_results_as_alone(
     distinct: int, count: int, changes: dict[str, Any], tmp_path: Path
 ) -> None:
     calls = requests(distinct)
@@ -121,7 +121,7 @@ def test_many_threads_get_what_they_would_get_alone(
     )
     alone = [first(**call) for call in calls]
     found = {segment.name for results in alone for r in results for segment in r.segments}
-    assert len(found) > 5  # the names do differ
+    assert len(found) > 5  # the calls give different names
     before = second.model.vocabulary, dict(second.model.test_cfg)
 
     def work(numbered: tuple[int, dict[str, Any]]) -> list[SegmentationResult]:
@@ -135,7 +135,7 @@ def test_many_threads_get_what_they_would_get_alone(
     assert (second.model.vocabulary, second.model.test_cfg) == before
 
 
-def test_the_model_itself_serves_many_threads() -> None:
+def test_the_model_in_many_threads() -> None:
     inferencer = small_inferencer()
     calls = requests(16, seed=1)
 
@@ -168,7 +168,7 @@ def test_settings_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
             inferencer.stream(image, test_cfg=wrong)
 
 
-def test_names_that_are_set_on_the_model_are_the_default() -> None:
+def test_the_models_vocabulary_is_the_default() -> None:
     inferencer = small_inferencer()
     image = requests(1)[0]["images"][0]
     inferencer.model.vocabulary = inferencer.make_vocabulary("zeppelin; dune")
@@ -184,7 +184,7 @@ def fake(tmp_path: Path) -> OpenVocabInferencer:
     return OpenVocabInferencer(path, device="cpu")
 
 
-def test_output_folders_of_calls_at_once(fake: OpenVocabInferencer, tmp_path: Path) -> None:
+def test_output_folders_of_concurrent_calls(fake: OpenVocabInferencer, tmp_path: Path) -> None:
     calls = requests(16, seed=2)
 
     def work(numbered: tuple[int, dict[str, Any]]) -> list[SegmentationResult]:
@@ -198,30 +198,32 @@ def test_output_folders_of_calls_at_once(fake: OpenVocabInferencer, tmp_path: Pa
             assert one.segments == other.segments and one.visualization is not None
 
 
-def test_bars_of_calls_at_once(fake: OpenVocabInferencer, capsys: pytest.CaptureFixture) -> None:
-    fake.console._force_terminal = True  # where rich allows one live display
+def test_progress_bars_of_concurrent_calls(
+    fake: OpenVocabInferencer, capsys: pytest.CaptureFixture
+) -> None:
+    fake.console._force_terminal = True  # rich allows only one live display there
     images = [np.full((20, 30, 3), gray, np.uint8) for gray in range(6)]
     results = in_threads(lambda names: fake(images, texts=names), ["a; b", "c", "d; e"] * 4)
     assert [len(r) for r in results] == [6] * 12
     assert [r[0].segments[0].name for r in results[:3]] == ["a", "c", "d"]
-    # One that is begun and left, and others in between.
+    # One stream is interrupted by another call, and then closed early.
     begun = fake.stream(images, texts="a; b")
     next(begun)
     assert len(fake(images, texts="c")) == 6
     assert next(begun).segments[0].name == "a"
     begun.close()
-    assert fake._progress._progress is None  # nothing is left running
+    assert fake._progress._progress is None  # no display is left running
     assert "6/6" in capsys.readouterr().err
 
 
-def test_the_bar_ends_where_a_call_fails(fake: OpenVocabInferencer) -> None:
+def test_the_progress_bar_stops_if_a_call_fails(fake: OpenVocabInferencer) -> None:
     fake.model.fail = "a bug"
     with pytest.raises(RuntimeError, match="a bug"):
         fake([np.zeros((8, 8, 3), np.uint8)] * 5)
     assert fake._progress._progress is None
 
 
-def test_a_pipeline_with_state_is_entered_by_one_at_a_time(fake: OpenVocabInferencer) -> None:
+def test_the_pipeline_is_used_by_one_thread_at_a_time(fake: OpenVocabInferencer) -> None:
     plain, inside, most = fake.pipeline, threading.Semaphore(1), []
 
     def pipeline(data: dict) -> dict:
@@ -237,7 +239,7 @@ def test_a_pipeline_with_state_is_entered_by_one_at_a_time(fake: OpenVocabInfere
     assert all(most)
 
 
-def test_inferencers_are_built_at_once() -> None:
+def test_inferencers_can_be_built_concurrently() -> None:
     models = in_threads(lambda _: small_inferencer().model, range(4), threads=4)
     states = [model.state_dict() for model in models]
     for state in states[1:]:
@@ -247,7 +249,7 @@ def test_inferencers_are_built_at_once() -> None:
         assert all(torch.equal(value, frozen[0][key]) for key, value in own.items())
 
 
-def test_random_weights_of_threads_are_the_same_and_move_nothing() -> None:
+def test_random_weights_are_the_same_in_all_threads() -> None:
     def draw(_: int) -> list[float]:
         with same_random_weights():
             return [torch.nn.Linear(3, 3).weight.sum().item() for _ in range(20)]
@@ -260,7 +262,7 @@ def test_random_weights_of_threads_are_the_same_and_move_nothing() -> None:
     assert torch.equal(torch.rand(4), wanted)
 
 
-def test_text_encoders_that_are_loaded_late_move_no_random_numbers() -> None:
+def test_lazy_loading_of_text_encoders_does_not_change_the_random_state() -> None:
     prompts: PromptEncoder = small_inferencer().model.backbone._prompts
     torch.manual_seed(5)
     wanted = torch.rand(4)
@@ -269,7 +271,7 @@ def test_text_encoders_that_are_loaded_late_move_no_random_numbers() -> None:
     assert torch.equal(torch.rand(4), wanted)
 
 
-def test_a_lock_is_copied_and_pickled_as_a_free_one() -> None:
+def test_copies_of_a_held_lock_are_free() -> None:
     lock = Lock()
     with lock, lock:  # the same thread may enter again
         for other in (copy.deepcopy(lock), pickle.loads(pickle.dumps(lock))):
