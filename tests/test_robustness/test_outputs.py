@@ -24,9 +24,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Create a working directory with a config and a folder of four images."""
     monkeypatch.chdir(tmp_path)
     Path("fake.py").write_text(CONFIG)
-    Path("trip/images").mkdir(parents=True)
+    Path("trip/vis").mkdir(parents=True)
     for index in range(4):
-        Image.new("RGB", (24 + index, 16), (60 * index, 10, 10)).save(f"trip/images/{index}.jpg")
+        Image.new("RGB", (24 + index, 16), (60 * index, 10, 10)).save(f"trip/vis/{index}.jpg")
     return tmp_path
 
 
@@ -51,15 +51,15 @@ def last_error(capsys: pytest.CaptureFixture) -> str:
 def test_originals_are_not_overwritten(workplace: Path, capsys: pytest.CaptureFixture) -> None:
     before = contents("trip")
     for more in ([], ["--overwrite"]):
-        assert demo("trip/images", "--out", "trip", *more) == 2
+        assert demo("trip/vis", "--out", "trip", *more) == 2
         assert "would replace an input" in last_error(capsys)
     assert contents("trip") == before
 
 
 def test_the_same_command_twice(workplace: Path) -> None:
-    assert demo("trip/images") == 0
+    assert demo("trip/vis") == 0
     first = contents("out")
-    assert demo("trip/images") == 0
+    assert demo("trip/vis") == 0
     assert contents("out") == first and len(first) == 9
 
 
@@ -74,16 +74,16 @@ def test_a_run_ended_by_a_signal_can_be_resumed(
     # Programs started by nohup, or in the background, ignore some signals, and so do these.
     usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
     request.addfinalizer(partial(signal.signal, number, signal.signal(number, usual)))
-    assert demo("trip/images", "--out", "whole") == 0
+    assert demo("trip/vis", "--out", "whole") == 0
     with monkeypatch.context() as patch:
         patch.setattr(FakeSegmentor, "signal", number)
         patch.setattr(FakeSegmentor, "signal_at", 2)
-        assert demo("trip/images") == 128 + number
+        assert demo("trip/vis") == 128 + number
     lines = capsys.readouterr().err.splitlines()
     assert any(line == "interrupted; run the same command again to continue" for line in lines)
     assert [r.image_name for r in read_coco_panoptic("out/panoptic.json")] == ["0.jpg", "1.jpg"]
     before = os.stat("out/panoptic/0.png").st_mtime_ns
-    assert demo("trip/images") == 0
+    assert demo("trip/vis") == 0
     assert os.stat("out/panoptic/0.png").st_mtime_ns == before
     whole = {name.replace("whole", "out"): text for name, text in contents("whole").items()}
     assert contents("out") == whole
@@ -92,29 +92,29 @@ def test_a_run_ended_by_a_signal_can_be_resumed(
 def test_a_killed_run_does_not_mix_with_an_older_one(
     workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    assert demo("trip/images", "--texts", "red ball") == 0
+    assert demo("trip/vis", "--texts", "red ball") == 0
     for index in range(4):
-        Image.new("RGB", (40, 20 + index)).save(f"trip/images/{index}.jpg")
+        Image.new("RGB", (40, 20 + index)).save(f"trip/vis/{index}.jpg")
     child = os.fork()
     if not child:
         FakeSegmentor.signal, FakeSegmentor.signal_at = signal.SIGKILL, 2
-        demo("trip/images", "--texts", "blue cube", "--no-progress")
+        demo("trip/vis", "--texts", "blue cube", "--no-progress")
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     with pytest.raises(PanopticFileError, match="another map|pixels"):
         read_coco_panoptic("out/panoptic.json")
-    assert demo("trip/images", "--texts", "green cone") == 2
+    assert demo("trip/vis", "--texts", "green cone") == 2
     error = last_error(capsys)
     assert "finished 2 images there, with other names (blue cube" in error and "green" in error
-    assert demo("trip/images", "--texts", "blue cube") == 0
+    assert demo("trip/vis", "--texts", "blue cube") == 0
     names = {s.name for r in read_coco_panoptic("out/panoptic.json") for s in r.segments}
     assert names == {"blue cube"}
 
 
 def test_file_names_that_cannot_be_decoded(workplace: Path) -> None:
-    path = os.fsdecode(b"trip/images/caf\xe9.jpg")
-    os.rename("trip/images/1.jpg", path)
-    assert demo("trip/images") == 0
+    path = os.fsdecode(b"trip/vis/caf\xe9.jpg")
+    os.rename("trip/vis/1.jpg", path)
+    assert demo("trip/vis") == 0
     names = [result.image_name for result in read_coco_panoptic("out/panoptic.json")]
     assert names == ["0.jpg", "2.jpg", "3.jpg", os.path.basename(path)]
 
@@ -122,7 +122,7 @@ def test_file_names_that_cannot_be_decoded(workplace: Path) -> None:
 @pytest.mark.parametrize("limit", [40, 1500])
 def test_a_full_disk_keeps_older_results(limit: int, workplace: Path) -> None:
     """Limit the size of files, which ends a run at its start or in the middle."""
-    assert demo("trip/images") == 0
+    assert demo("trip/vis") == 0
     before = contents("out")
     child = os.fork()
     if not child:
@@ -131,12 +131,12 @@ def test_a_full_disk_keeps_older_results(limit: int, workplace: Path) -> None:
         )  # pytest's file would exceed the limit as well
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        os._exit(demo("trip/images", "--texts", "bird", "--no-progress"))
+        os._exit(demo("trip/vis", "--texts", "bird", "--no-progress"))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
     after = contents("out")
     assert after["out/panoptic.json"] == before["out/panoptic.json"]
     assert ("out/panoptic.journal" in after) == (limit > 40)
-    assert demo("trip/images", "--texts", "bird") == 0
+    assert demo("trip/vis", "--texts", "bird") == 0
     assert len(read_coco_panoptic("out/panoptic.json")) == 4
 
 
@@ -144,7 +144,7 @@ def test_a_folder_instead_of_a_file_raises_at_the_start(
     workplace: Path, capsys: pytest.CaptureFixture
 ) -> None:
     Path("out/panoptic.json").mkdir(parents=True)
-    assert demo("trip/images") == 2
+    assert demo("trip/vis") == 2
     assert "out/panoptic.json: is a folder" in last_error(capsys)
     assert not list(Path("out").rglob("*.png"))
 
