@@ -76,7 +76,7 @@ def test_one_bad_image_finishes_the_others_and_fails(demo, config, tmp_path, cap
         (["--texts", " ; ,"], "no name"),
         (["--vocabulary", "cocoa"], "cocoa"),
         (["--config", "no_such_config"], "no config 'no_such_config'"),
-        (["--device", "cuda"], "was asked for"),
+        (["--device", "cuda"], "was requested"),
         (["--device", "xpu"], "not supported"),
         (["--precision", "fp16"], "fp16 is for GPUs"),
         (["--weights", "nothing.pth"], "no weights file nothing.pth"),

@@ -1,4 +1,4 @@
-"""What was made for the keys that were used last."""
+"""A bounded, thread-safe cache that evicts the least recently used values."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ Value = TypeVar("Value")
 
 
 class BoundedCache(Generic[Value]):
-    """A few values by key; threads may share it. Copied or pickled it is empty.
+    """Thread-safe LRU cache with bounds on the number and the total size of values.
+
+    Copies and pickles are empty.
 
     Args:
-        entries: values that are kept; the one that was not used for longest goes first.
-        total_size: of all values together, in the unit of :meth:`put`'s ``size``; what is larger
-            alone is not kept.
+        entries: Maximum number of values. The least recently used one is evicted first.
+        total_size: Maximum total size of the values, in the unit of ``size`` in :meth:`put`. Values
+            that are larger are not stored.
     """
 
     def __init__(self, entries: int, total_size: int) -> None:
@@ -30,7 +32,7 @@ class BoundedCache(Generic[Value]):
         return len(self._values)
 
     def get(self, key: Hashable) -> Value | None:
-        """The value, or None."""
+        """Return the value of a key, or None."""
         with self._lock:
             if key not in self._values:
                 return None
@@ -38,7 +40,7 @@ class BoundedCache(Generic[Value]):
             return self._values[key][0]
 
     def put(self, key: Hashable, value: Value, size: int) -> None:
-        """Keep a value of this size, if there is room for it at all."""
+        """Store a value, unless it is larger than the total size of the cache."""
         with self._lock:
             self._values.pop(key, None)
             if size > self.total_size:
@@ -48,7 +50,7 @@ class BoundedCache(Generic[Value]):
                 self._values.popitem(last=False)
 
     def clear(self) -> None:
-        """Forget all."""
+        """Remove all values."""
         with self._lock:
             self._values.clear()
 

@@ -1,4 +1,4 @@
-"""What all programs share: how they end, and types of arguments. Imports no torch."""
+"""Helpers for all programs: errors, signals and argument types. Does not import torch."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from typing import Any, NoReturn
 from odise_mm.errors import OdiseError
 from odise_mm.utils.display import printable
 
-MISTAKE = 2  # the exit status of argparse for wrong arguments
-BY_SIGNAL = 128  # a shell's exit status of a program that a signal ended is this more
+MISTAKE = 2  # exit status of argparse for wrong arguments
+BY_SIGNAL = 128  # shells report a program killed by signal N with exit status 128 + N
 INTERRUPTED = BY_SIGNAL + signal.SIGINT
-NOBODY_READS = 141  # as SIGPIPE (13) would have ended the program
+NOBODY_READS = 141  # exit status of a program killed by SIGPIPE (13)
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse's parser with the module's docstring as it is, and mistakes in one safe line."""
+    """Argument parser that keeps the layout of the description and prints errors in one line."""
 
     def __init__(self, description: str | None = None, **kwargs: object) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(description=description, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        """End the program; what the message repeats of the arguments cannot steer a terminal."""
+        """Exit with an error message in which control characters are escaped."""
         super().error(printable(message))
 
 
 class Ended(KeyboardInterrupt):
-    """A signal asks the program to end, in the way that Ctrl-C does."""
+    """Raised like KeyboardInterrupt when a signal asks the program to end."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -46,9 +46,9 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP end the block as Ctrl-C does, so that what it holds is closed.
+    """Let SIGTERM and SIGHUP end the block like Ctrl-C, so that its resources are released.
 
-    Signals that are ignored (as under ``nohup``) stay so. Does nothing outside the main thread.
+    Ignored signals (e.g. under ``nohup``) stay ignored. Does nothing outside the main thread.
     """
 
     def end(number: int, frame: FrameType | None) -> NoReturn:
@@ -71,43 +71,42 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextmanager
 def one_line_errors(interrupted: str = "interrupted") -> Iterator[None]:
-    """What a user can set right ends a program with one message and exit status 2.
+    """End the program with one message and exit status 2 on errors that a user can fix.
 
-    These are the package's own errors, those of files and folders, and numbers that are not
-    finite. Anything else is a bug and keeps its traceback. Ctrl-C ends it with one line, too, and
-    the status that shells have for it. Where nobody reads what is printed any more (``| head``),
-    the program ends without a word.
+    These are the package's own errors, OSError, and FloatingPointError. Anything else is a bug and
+    keeps its traceback. Ctrl-C also ends the program with one line, and with the usual exit status.
+    If the output is closed (``| head``), the program ends silently.
 
     Args:
-        interrupted: what is said after Ctrl-C.
+        interrupted: Message after Ctrl-C.
     """
     try:
         with _guarded_logging():
             yield
             sys.stdout.flush()
     except (OdiseError, OSError, FloatingPointError) as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
             _end_quietly()
-        _say(f"error: {printable(error)}")
+        _print_error(f"error: {printable(error)}")
         sys.exit(MISTAKE)
     except KeyboardInterrupt as error:
-        _say(interrupted)
+        _print_error(interrupted)
         sys.exit(BY_SIGNAL + getattr(error, "number", signal.SIGINT))
     except SystemExit as end:
-        if isinstance(end.__context__, BrokenPipeError):  # of rich
+        if isinstance(end.__context__, BrokenPipeError):  # raised by rich
             _end_quietly()
         raise
 
 
-def _say(text: str) -> None:
+def _print_error(text: str) -> None:
     with suppress(BrokenPipeError):
         print(text, file=sys.stderr, flush=True)
 
 
-def _nobody_reads() -> bool:
-    """Whether the reader of what is printed has gone; other pipes break for other reasons."""
+def _output_is_closed() -> bool:
+    """Return whether the reader of stdout or stderr has gone; other pipes may break, too."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):  # no file, or none that has a number
+        with suppress(OSError, ValueError, AttributeError):  # not a file with a descriptor
             poll = select.poll()
             poll.register(stream.fileno(), select.POLLOUT)
             if any(event & select.POLLERR for _, event in poll.poll(0)):
@@ -116,32 +115,32 @@ def _nobody_reads() -> bool:
 
 
 def _end_quietly() -> NoReturn:
-    """End without Python's own complaint about what could not be written."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    """Exit without Python's own message about output that could not be flushed."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
-            os.dup2(nowhere, stream.fileno())
+            os.dup2(devnull, stream.fileno())
     sys.exit(NOBODY_READS)
 
 
 @contextmanager
 def _guarded_logging() -> Iterator[None]:
-    """What libraries log cannot steer a terminal, and ends the program where nobody reads it.
+    """Escape control characters in log records, and end the program if the output is closed.
 
-    Without this, logging prints a traceback for every line that it cannot write.
+    By default, logging prints a traceback for every line that it cannot write.
     """
-    complain, make = logging.Handler.handleError, logging.getLogRecordFactory()
+    handle_error, make = logging.Handler.handleError, logging.getLogRecordFactory()
 
     def handle(handler: logging.Handler, record: logging.LogRecord) -> None:
         if isinstance(sys.exc_info()[1], BrokenPipeError):
             raise
-        complain(handler, record)
+        handle_error(handler, record)
 
     def make_safe(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
         if isinstance(record.msg, str):
             text = record.getMessage()
-            lines = [printable(line) for line in text.split("\n")]  # configs have many
+            lines = [printable(line) for line in text.split("\n")]  # dumped configs have many
             if lines != text.split("\n"):
                 record.msg, record.args = "\n".join(lines).replace("\\t", "\t"), ()
         return record
@@ -151,12 +150,12 @@ def _guarded_logging() -> Iterator[None]:
     try:
         yield
     finally:
-        logging.Handler.handleError = complain
+        logging.Handler.handleError = handle_error
         logging.setLogRecordFactory(make)
 
 
 def positive_int(text: str) -> int:
-    """Argument type: a whole number from 1."""
+    """Parse a positive integer, as the ``type`` of an argument."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, not {value}")
@@ -164,11 +163,11 @@ def positive_int(text: str) -> int:
 
 
 class ConfigOptions(argparse.Action):
-    """Action of ``--cfg-options``: KEY=VALUE means what it means to mmengine's ``DictAction``.
+    """Action for ``--cfg-options`` that parses KEY=VALUE like mmengine's ``DictAction``.
 
-    The result is a dictionary; options that are given several times are joined. Beyond mmengine,
-    dictionaries are read as Python writes them (mmengine would cut them at their commas), and what
-    is no option ends the program with one line. mmengine is imported only when there are options.
+    The result is a dictionary. Repeated options are merged. In addition to mmengine, dictionaries
+    in Python syntax are supported (mmengine would split them at commas), and invalid options end
+    the program with one line. mmengine is imported only if there are options.
     """
 
     def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
@@ -189,22 +188,22 @@ class ConfigOptions(argparse.Action):
             key, sign, value = text.partition("=")
             if not sign or not all(part.strip() for part in key.split(".")):
                 parser.error(f"argument {option_string}: must be KEY=VALUE: {printable(text)}")
-            written = _python_dictionary(value)
-            if written is not None:
+            literal = _python_dictionary(value)
+            if literal is not None:
                 given = getattr(namespace, self.dest, None) or {}
-                setattr(namespace, self.dest, {**given, key: written})
+                setattr(namespace, self.dest, {**given, key: literal})
                 continue
             try:
                 read(parser, namespace, [text])
             except (AssertionError, RecursionError):
                 parser.error(
-                    f"argument {option_string}: brackets that do not close, or do not hold the "
-                    f"whole value: {printable(text)}"
+                    f"argument {option_string}: unbalanced brackets, or brackets around only a "
+                    f"part of the value: {printable(text)}"
                 )
 
 
 def _python_dictionary(value: str) -> Any:
-    """A Python literal with a dictionary in it; None for any other value."""
+    """Parse a Python literal that contains a dictionary; return None for any other value."""
     if "{" not in value:
         return None
     try:

@@ -1,4 +1,4 @@
-"""Which device to run on."""
+"""Selection of the device."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _DEVICES = "'cpu', 'cuda', 'cuda:1' or 'mps'"
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for; for None a CUDA device where there is one, else the CPU.
+    """Return the requested device. None selects CUDA if available, else the CPU.
 
     Raises:
-        DeviceError: not a device's name, one of another kind than CPU, CUDA and MPS, or one that
-            this machine or this PyTorch does not have. Nothing falls back to the CPU by itself.
+        DeviceError: If the name is invalid, the device type is not CPU, CUDA or MPS, or the device
+            is not available. There is no automatic fallback to the CPU.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -25,7 +25,7 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     except (RuntimeError, TypeError) as err:
         raise DeviceError(f"{device!r} is not a device; use {_DEVICES}") from err
     if device.type not in ("cpu", "cuda", "mps"):
-        raise DeviceError(f"device '{device}' is of a kind that is not supported; use {_DEVICES}")
+        raise DeviceError(f"device type of '{device}' is not supported; use {_DEVICES}")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             why = (
@@ -34,18 +34,18 @@ def pick_device(device: str | torch.device | None) -> torch.device:
                 else "this PyTorch was built without CUDA"
             )
             raise DeviceError(
-                f"device '{device}' was asked for, but {why}; use device='cpu' to run without"
+                f"device '{device}' was requested, but {why}; use device='cpu' to run on the CPU"
             )
         if device.index is not None and device.index >= torch.cuda.device_count():
             raise DeviceError(
-                f"device '{device}' was asked for, but there are only "
+                f"device '{device}' was requested, but there are only "
                 f"{torch.cuda.device_count()} CUDA devices, numbered from 0"
             )
     elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("device 'mps' was asked for, but PyTorch finds none; use device='cpu'")
+        raise DeviceError("device 'mps' was requested, but PyTorch finds none; use device='cpu'")
     return device
 
 
 def current_device(device: torch.device) -> AbstractContextManager:
-    """Make a GPU the current one: compiled kernels like mmcv's run there, wherever tensors are."""
+    """Make a GPU the current device, which compiled kernels like mmcv's run on."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

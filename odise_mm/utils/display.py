@@ -1,4 +1,7 @@
-"""Showing text that comes from elsewhere: names of files, classes and keys. Imports no torch."""
+"""Safe display of untrusted text, such as file names, class names and keys.
+
+Does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -6,24 +9,24 @@ import re
 import unicodedata
 from collections.abc import Iterable
 
-# Control characters, parts of names in no encoding, and line and paragraph separators.
+# Control characters, undecodable bytes (as surrogates), and line and paragraph separators.
 _ESCAPED_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")
-# Marks that turn the direction of the text behind them, and a byte order mark.
+# Marks that change the direction of the following text, and the byte order mark.
 _ESCAPED = frozenset(
     "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
 )
 
 
 def printable(text: object, limit: int | None = None) -> str:
-    """One line that is safe to show: what would steer a terminal is written as an escape.
+    """Return text as one line that is safe to print to a terminal.
 
-    Control characters (line breaks, tabs and escape sequences among them), bytes of file names that
-    are in no encoding, and marks that turn the direction of writing become ``\\x1b``, ``\\n``,
-    ``\\udcff`` and so on. Everything else is left as it is, backslashes included.
+    Control characters (including line breaks, tabs and escape sequences), undecodable bytes of file
+    names, and marks that change the writing direction become ``\\x1b``, ``\\n``, ``\\udcff`` and so
+    on. Everything else is unchanged, including backslashes.
 
     Args:
-        text: anything; its ``str``.
-        limit: characters to show at most; the middle of a longer text becomes "...".
+        text: Any object; its ``str`` is used.
+        limit: Maximum number of characters; the middle of a longer text is replaced by "...".
     """
     shown = str(text)
     if not (shown.isascii() and shown.isprintable()):
@@ -35,17 +38,17 @@ def printable(text: object, limit: int | None = None) -> str:
 
 
 def first_line(text: object, limit: int = 200) -> str:
-    """The first line with anything in it, as :func:`printable`; for messages of other libraries."""
+    """Return the first non-empty line like :func:`printable`, for messages of other libraries."""
     lines = (line.strip() for line in str(text).splitlines())
     return printable(next(filter(None, lines), ""), limit)
 
 
 def markdown_cell(text: object, limit: int | None = None) -> str:
-    """As :func:`printable`, for a cell of a Markdown table: nothing in it is markup."""
+    """Return text like :func:`printable`, with markup escaped, for a cell of a Markdown table."""
     shown = printable(text, limit).replace("\\", "\\\\").replace("&", "&amp;").replace("<", "&lt;")
     for sign in "|`*[]":
         shown = shown.replace(sign, "\\" + sign)
-    return re.sub(r"(?<=\s)\\\*(?=\s|$)", "*", shown)  # a star of its own is no markup
+    return re.sub(r"(?<=\s)\\\*(?=\s|$)", "*", shown)  # a star between spaces is not markup
 
 
 def _is_unsafe(sign: str) -> bool:
@@ -57,5 +60,6 @@ def _escape(sign: str) -> str:
 
 
 def some(texts: Iterable[str], limit: int = 5) -> str:
+    """Join the first texts with commas, and add the number of omitted ones: "a, b and 3 more"."""
     texts = list(texts)
     return ", ".join(texts[:limit]) + (f" and {len(texts) - limit} more" * (len(texts) > limit))

@@ -1,8 +1,8 @@
-"""Files from the web: fetched once, resumed where a connection broke, never half a file for whole.
+"""Resumable and verified downloads.
 
-What arrives is written beside its place under the name ``NAME.part`` and gets its own name when it
-is complete and has the published size and checksum. ``NAME.part.json`` says of what it is a part.
-Imports no torch.
+A download is written to ``NAME.part`` and renamed when it is complete and has the published size
+and checksum, so an incomplete file is never used. ``NAME.part.json`` records the source of the
+partial file. Does not import torch.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ from odise_mm.errors import OdiseError
 from odise_mm.utils.display import first_line, printable
 
 OFFLINE = "HF_HUB_OFFLINE"
-"""Set to 1, this variable of the Hugging Face Hub keeps this package from the network as well."""
+"""Variable of the Hugging Face Hub. If set to 1, this package does not use the network either."""
 
-TIMEOUT = 30.0  # seconds without a byte
-ATTEMPTS = 3  # in a row that bring nothing new
-PAUSE = 1.0  # seconds before the second of them; doubled before each further one
+TIMEOUT = 30.0  # seconds without receiving data
+ATTEMPTS = 3  # number of consecutive attempts without progress
+PAUSE = 1.0  # seconds before the second attempt, doubled for every further one
 
 _CHUNK = 1 << 20
-_LATER = {408, 425, 429, 500, 502, 503, 504}  # a server that asks to try again
+_LATER = {408, 425, 429, 500, 502, 503, 504}  # status codes that ask to try again later
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 _USER_AGENT = "odise_mm"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file that somebody publishes.
+    """A published file.
 
     Attributes:
-        url: where it is.
-        size: in bytes, where the publisher says it.
-        sha256: hexadecimal digits of its SHA-256, all 64 or the first ones, where published.
-        name: what the file is called; by default as in the address.
+        url: URL of the file.
+        size: Size in bytes, if published.
+        sha256: All 64 or the first hexadecimal digits of its SHA-256, if published.
+        name: Name of the file; by default the one in the URL.
     """
 
     url: str
@@ -73,15 +73,15 @@ class RemoteFile:
 
 
 class _Again(Exception):
-    """The attempt failed, and another may do better; the text says why."""
+    """The attempt failed for the given reason, and another one may succeed."""
 
 
 class _FromTheStart(Exception):
-    """What is there is of no use: the server has another file, or cannot go on in the middle."""
+    """The partial file is useless: the file has changed, or the server cannot resume."""
 
 
 def is_offline() -> bool:
-    """Whether the user wants no network: ``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE`` is set."""
+    """Return whether ``HF_HUB_OFFLINE`` or ``TRANSFORMERS_OFFLINE`` is set."""
     from huggingface_hub import constants
 
     now = (os.environ.get(name, "") for name in (OFFLINE, "TRANSFORMERS_OFFLINE"))
@@ -89,7 +89,7 @@ def is_offline() -> bool:
 
 
 def torch_cache() -> Path:
-    """The folder of ``torch.hub``, below ``TORCH_HOME``, without an import of torch."""
+    """Return the folder of ``torch.hub`` below ``TORCH_HOME``, without importing torch."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("TORCH_HOME") or os.path.join(cache, "torch")
     return Path(home).expanduser() / "hub"
@@ -104,37 +104,37 @@ def download(
     instead: str = "",
     progress: bool = True,
 ) -> Path:
-    """The local copy of a published file, which is fetched unless it is there.
+    """Return the local copy of a published file; download it first if necessary.
 
-    Connections that break are taken up again, in this call and in the next one; a proxy is taken
-    from the environment (``HTTPS_PROXY``). Several processes may ask for the same file.
+    Interrupted downloads are resumed, in this call and in later ones. A proxy is taken from the
+    environment (``HTTPS_PROXY``). Several processes may request the same file.
 
     Args:
-        file: what to fetch.
-        path: where its copy belongs. Missing folders are made.
-        error: class of all errors.
-        what: for messages, "the ODISE checkpoint".
-        instead: for messages, what else can be done: "name a local file with weights=PATH".
-        progress: whether to draw a bar, where standard error is a terminal.
+        file: File to download.
+        path: Path of the local copy. Missing folders are created.
+        error: Class of all raised errors.
+        what: Description for messages, e.g. "the ODISE checkpoint".
+        instead: Alternative for messages, e.g. "pass a local file with weights=PATH".
+        progress: Whether to show a progress bar if standard error is a terminal.
 
     Returns:
         ``path``.
 
     Raises:
-        OdiseError: of class ``error``: the file cannot be had; the message says why and what to do.
-            A local copy that is not the published file, too: it is left alone.
+        OdiseError: Of class ``error``, if the download fails, or if the local copy is not the
+            published file; such a copy is not changed.
     """
     path = Path(path).expanduser()
     if urlsplit(file.url).scheme not in ("https", "http"):
-        raise error(f"{what}: {printable(file.url)} is no address on the web")
+        raise error(f"{what}: {printable(file.url)} is not a web address")
     try:
         if path.exists():
             _check_copy(file, path, error, what)
             return path
         if is_offline():
             raise error(
-                f"{what} is not on this machine ({printable(path)}), and {OFFLINE} is set, so it "
-                f"is not downloaded. Unset that, or {_by_hand(file, path, instead)}"
+                f"{what} is not available locally ({printable(path)}) and is not downloaded, "
+                f"because {OFFLINE} is set. Unset it, or {_by_hand(file, path, instead)}"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(path):
@@ -143,9 +143,9 @@ def download(
     except OSError as failure:
         if failure.errno in _FULL:
             raise error(
-                f"the disk is full: {what} could not be written to {printable(path.parent)}. What "
-                f"came is kept there as {printable(path.name)}.part: free some space and do the "
-                "same again, it goes on from there"
+                f"the disk is full: {what} could not be written to {printable(path.parent)}. The "
+                f"partial file {printable(path.name)}.part is kept there: free some space and try "
+                "again to resume the download"
             ) from failure
         reason = failure.strerror or failure
         raise error(f"cannot write {what} to {printable(path)}: {reason}") from failure
@@ -158,7 +158,7 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print_log(f"another process fetches {printable(path)}: waiting for it", logger="current")
+        print_log(f"waiting for another process that downloads {printable(path)}", logger="current")
         lock.acquire()
     try:
         yield
@@ -167,19 +167,19 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _by_hand(file: RemoteFile, path: Path, instead: str) -> str:
-    way = f"fetch {file.url} elsewhere and place it as {printable(path)}"
+    way = f"download {file.url} on another machine and save it as {printable(path)}"
     return f"{way}, or {instead}" if instead else way
 
 
 def _check_copy(file: RemoteFile, path: Path, error: type[OdiseError], what: str) -> None:
     size = path.stat().st_size
     if file.size is not None and size != file.size:
-        wrong = f"has {size:,} bytes, the published file {file.size:,}"
+        wrong = f"it has {size:,} bytes, the published file has {file.size:,}"
     elif file.sha256 and not _digest(path).hexdigest().startswith(file.sha256):
-        wrong = f"has another SHA-256 than the published file ({file.sha256}...)"
+        wrong = f"its SHA-256 differs from that of the published file ({file.sha256}...)"
     else:
         return
-    raise error(f"{printable(path)} is not {what}: it {wrong}. Remove it to have it fetched anew")
+    raise error(f"{printable(path)} is not {what}: {wrong}. Remove it to download it again")
 
 
 def _digest(path: Path) -> Any:
@@ -191,7 +191,7 @@ def _digest(path: Path) -> Any:
 
 
 class _Download:
-    """One file on its way. Attributes as the arguments of :func:`download`."""
+    """A running download; for the attributes see the arguments of :func:`download`."""
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ class _Download:
         self.host = urlsplit(file.url).netloc
         self.part = path.with_name(f"{path.name}.part")
         self.note = path.with_name(f"{path.name}.part.json")
-        self.total = file.size  # bytes, as soon as they are known
+        self.total = file.size  # in bytes, None if not known yet
         self.progress = progress
 
     def run(self) -> None:
@@ -218,7 +218,7 @@ class _Download:
             TransferSpeedColumn(),
             TimeRemainingColumn(),
         )
-        print_log(f"fetching {self.what}: {self.file.url} -> {printable(self.path)}", "current")
+        print_log(f"downloading {self.what}: {self.file.url} -> {printable(self.path)}", "current")
         console = Console(stderr=True)
         with Progress(*columns, console=console, disable=not self.progress) as bar:
             task = bar.add_task(self.file.name, total=self.total)
@@ -233,7 +233,7 @@ class _Download:
         while True:
             before = self._kept()
             if before and before == self.total and self.file.sha256:
-                return  # ended between the last byte and the check
+                return  # interrupted between the last byte and the check
             try:
                 self._attempt(before, show)
                 return
@@ -241,7 +241,7 @@ class _Download:
                 self._forget()
                 restarts += 1
                 if restarts == ATTEMPTS:
-                    raise self._failed("the server tells another length each time") from None
+                    raise self._failed("the server reports a different size each time") from None
                 continue
             except _Again as failure:
                 reason = str(failure)
@@ -259,8 +259,8 @@ class _Download:
         size = self._size()
         of = f" of {self.total:,}" if self.total else ""
         kept = (
-            f" {size:,}{of} bytes are kept as {printable(self.part)}: do the same again to go on "
-            "from there."
+            f" {size:,}{of} bytes are kept as {printable(self.part)}: try again to resume the "
+            "download."
             if size
             else ""
         )
@@ -270,11 +270,11 @@ class _Download:
         )
 
     def _attempt(self, offset: int, show: Callable[[int], None]) -> None:
-        """Fetch what is missing.
+        """Download the missing bytes.
 
         Raises:
-            _Again: the connection broke.
-            _FromTheStart: the part that is there cannot be gone on with.
+            _Again: If the connection was lost.
+            _FromTheStart: If the partial file cannot be resumed.
         """
         headers = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity"}
         if offset:
@@ -299,12 +299,12 @@ class _Download:
         if failure.code == 416 and offset:
             ends_here = failure.headers.get("Content-Range") == f"bytes */{offset}"
             if ends_here and self.total in (None, offset):
-                return  # it was complete, and is the same file, as of If-Range
+                return  # the part is complete, and If-Range matched
             raise _FromTheStart
         if failure.code in _LATER:
             raise _Again(reason) from failure
-        causes = {407: "the proxy wants a login", 404: "there is no such file any more"}
-        cause = causes.get(failure.code, "the server refuses it")
+        causes = {407: "the proxy requires a login", 404: "the file no longer exists"}
+        cause = causes.get(failure.code, "the server refused the request")
         raise self.error(
             f"{self.what} could not be downloaded from {self.host} ({reason}: {cause}). Check the "
             f"network and the proxy, or {self.by_hand}"
@@ -316,15 +316,15 @@ class _Download:
         resumed = answer.status == 206
         if resumed and _range_start(answer.headers.get("Content-Range", "")) != offset:
             raise _FromTheStart
-        offset = offset if resumed else 0  # without support for ranges, all comes again
+        offset = offset if resumed else 0  # without support for ranges, the whole file is sent
         length = answer.headers.get("Content-Length", "")
         known = length.isdigit() and not answer.headers.get("Content-Encoding")
         if known:
             self._expect(offset + int(length), resumed)
         elif not answer.chunked and not self.file.sha256 and self.total is None:
             raise self.error(
-                f"{self.host} does not say how long {self.what} is, so half of it could not be "
-                f"told from all of it: {self.by_hand}"
+                f"{self.host} does not report the size of {self.what}, so an incomplete download "
+                f"could not be detected: {self.by_hand}"
             )
         chunk = _read(answer)
         if offset == 0:
@@ -344,22 +344,22 @@ class _Download:
             stream.flush()
             os.fsync(stream.fileno())
         if self.total is not None and offset < self.total:
-            raise _Again(f"the connection broke after {offset:,} of {self.total:,} bytes")
+            raise _Again(f"the connection was lost after {offset:,} of {self.total:,} bytes")
 
     def _expect(self, total: int, resumed: bool) -> None:
-        """Compare the server's length with what is known."""
+        """Compare the size reported by the server with the known one."""
         if self.file.size is not None and total != self.file.size:
             self._refuse_length(f"{total:,}")
         if resumed and self.total is not None and total != self.total:
             raise _FromTheStart
         self.total = total
 
-    def _refuse_length(self, bytes_there: str) -> None:
+    def _refuse_length(self, size: str) -> None:
         self._forget()
-        published = f", the published file has {self.file.size:,}" if self.file.size else ""
+        published = f", but the published file has {self.file.size:,}" if self.file.size else ""
         raise self.error(
-            f"{self.host} sends {bytes_there} bytes for {self.what}{published}: it is another file "
-            f"(nothing of it was kept). Check the proxy, or {self.by_hand}"
+            f"{self.host} sends {size} bytes for {self.what}{published}: it is a different file "
+            f"(nothing was saved). Check the proxy, or {self.by_hand}"
         )
 
     def _refuse_page(self, answer: http.client.HTTPResponse, chunk: bytes) -> None:
@@ -369,9 +369,9 @@ class _Download:
         ):
             self._forget()
             raise self.error(
-                f"{self.host} sent a web page in place of {self.what}, as proxies and login pages "
-                f"do (nothing of it was kept). Open {self.file.url} in a browser to see what it "
-                f"says, or {self.by_hand}"
+                f"{self.host} sent a web page instead of {self.what}, probably from a proxy or a "
+                f"login (nothing was saved). Open {self.file.url} in a browser to see the page, "
+                f"or {self.by_hand}"
             )
 
     def _refuse_full_disk(self, offset: int) -> None:
@@ -380,9 +380,9 @@ class _Download:
         free = shutil.disk_usage(self.path.parent).free
         if free < self.total - offset:
             raise self.error(
-                f"the disk is full: {self.what} needs {self.total - offset:,} bytes more in "
-                f"{printable(self.path.parent)}, and {free:,} are free. Free some space, or set "
-                "TORCH_HOME to a folder on another disk"
+                f"the disk is full: {self.what} needs {self.total - offset:,} more bytes in "
+                f"{printable(self.path.parent)}, but only {free:,} are free. Free some space, or "
+                "set TORCH_HOME to a folder on another disk"
             )
 
     def _check(self) -> None:
@@ -390,16 +390,16 @@ class _Download:
         if self.file.sha256 and not digest.startswith(self.file.sha256):
             self._forget()
             raise self.error(
-                f"{self.what} came with a wrong checksum from {self.host} and was removed: its "
-                f"SHA-256 begins with {digest[: len(self.file.sha256)]}, the published one with "
-                f"{self.file.sha256}. Do the same again, or {self.by_hand}"
+                f"{self.what} from {self.host} has a wrong checksum and was removed: its SHA-256 "
+                f"begins with {digest[: len(self.file.sha256)]}, the published one with "
+                f"{self.file.sha256}. Try again, or {self.by_hand}"
             )
 
     def _size(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
 
     def _kept(self) -> int:
-        """Bytes that can be gone on from; a part of unknown origin is removed."""
+        """Return the number of bytes to resume from; a part of unknown origin is removed."""
         note = self._read_note()
         size = self._size()
         certain = note.get("validator") or self.file.sha256
@@ -420,7 +420,7 @@ class _Download:
 
     def _write_note(self, answer: http.client.HTTPResponse) -> None:
         etag = answer.headers.get("ETag", "")
-        weak = etag.startswith("W/")  # says nothing about the very bytes
+        weak = etag.startswith("W/")  # weak tags don't guarantee identical bytes
         validator = answer.headers.get("Last-Modified", "") if weak or not etag else etag
         note = dict(url=self.file.url, validator=validator)
         self.note.write_text(json.dumps(note), encoding="utf-8")
@@ -433,13 +433,13 @@ class _Download:
 def _read(answer: http.client.HTTPResponse) -> bytes:
     try:
         return answer.read(_CHUNK)
-    except (OSError, http.client.HTTPException) as failure:  # not to be taken for a full disk's
+    except (OSError, http.client.HTTPException) as failure:  # not an OSError of a full disk
         reason = first_line(failure) or type(failure).__name__
-        raise _Again(f"the connection broke: {reason}") from failure
+        raise _Again(f"the connection was lost: {reason}") from failure
 
 
 def _range_start(content_range: str) -> int | None:
-    """First place of ``bytes 100-199/200``."""
+    """Return the first position in ``bytes 100-199/200``, or None."""
     unit, _, rest = content_range.partition(" ")
     start = rest.partition("-")[0]
     return int(start) if unit == "bytes" and start.isdigit() else None

@@ -1,6 +1,7 @@
-"""Reading and writing files so that nothing is lost, and no name in a file leads outside.
+"""Safe reading and writing of files.
 
-Every file of results is written beside its name and renamed when it is complete. Imports no torch.
+Result files are written under a temporary name and renamed when they are complete. File names read
+from other files must stay below a given folder. Does not import torch.
 """
 
 from __future__ import annotations
@@ -25,27 +26,29 @@ from odise_mm.utils.display import printable
 
 LOCK_NAME = ".odise_mm.lock"
 OWNER_NAME = ".odise_mm.owner.json"
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # as of :func:`replacing`
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")  # names of :func:`replacing`
 
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Path]:
-    """Give the name of a temporary file, which takes the place of ``path`` when it is complete.
+    """Yield the name of a temporary file, which replaces ``path`` at the end of the block.
 
-    If anything fails, ``path`` stays as it was and the temporary file is removed. A kill may leave
-    the temporary file, ``.NAME.XXXXXXXX.tmp``. Missing folders are made. A link stays a link: what
-    it points to is replaced.
+    If anything fails, ``path`` is unchanged and the temporary file is removed. A killed process may
+    leave the temporary file, ``.NAME.XXXXXXXX.tmp``. Missing folders are created. If ``path`` is a
+    link, its target is replaced.
 
     Args:
-        durable: whether to wait until the file survives a power cut, some hundredths of a second.
-            Not for one of many files that are made again when they are found damaged.
+        path: Path of the file to replace.
+        durable: Whether to flush the file to disk, so that it survives a power failure. This takes
+            some hundredths of a second. Turn it off for large numbers of files that are rewritten
+            if they are damaged.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: If the file cannot be written.
     """
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    # File systems bound a name's length in bytes, and the temporary name is the longer one.
+    # File systems limit the length of a name in bytes, and the temporary name is longer.
     temporary = path.with_name(f".{path.name[:48]}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
@@ -53,13 +56,13 @@ def replacing(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Pa
             _flush(temporary)
         os.replace(temporary, path)
         if durable:
-            _flush(path.parent)  # the rename, too
+            _flush(path.parent)  # flushes the rename
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():  # cannot be opened there
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
@@ -72,38 +75,39 @@ def _flush(path: Path) -> None:
 def atomic_writer(
     path: str | os.PathLike[str], mode: str = "wb", durable: bool = True
 ) -> Iterator[IO[Any]]:
-    """A file to write, which gets its name when the block ends without an error.
+    """Open a file for writing, which gets its name when the block ends without an error.
 
     Args:
-        mode: "wb", or "w" for UTF-8 text; of text that UTF-8 cannot hold (parts of file names that
-            are in no encoding) ``\\udcXX`` is written, which JSON reads back.
-        durable: see :func:`replacing`.
+        path: Path of the file.
+        mode: "wb", or "w" for UTF-8 text. Characters that UTF-8 cannot encode (undecodable bytes of
+            file names) are written as ``\\udcXX``, which JSON reads back.
+        durable: See :func:`replacing`.
 
     Raises:
-        OSError: the file cannot be written.
+        OSError: If the file cannot be written.
     """
     if mode not in ("wb", "w"):
-        raise ValueError(f"mode={mode!r}: 'wb' or 'w'")
+        raise ValueError(f"mode must be 'wb' or 'w', not {mode!r}")
     text = {} if mode == "wb" else dict(encoding="utf-8", errors="backslashreplace", newline="\n")
     with replacing(path, durable) as temporary, open(temporary, mode, **text) as file:
         yield file
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write a text file in UTF-8; a file that was there stays whole until the new one is complete.
+    """Write a UTF-8 text file; an existing file is replaced only when the new one is complete.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: If it cannot be written.
     """
     with atomic_writer(path, "w") as file:
         file.write(text)
 
 
 def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = None) -> None:
-    """Write a JSON file as :func:`write_text` does.
+    """Write a JSON file like :func:`write_text`.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: If it cannot be written.
     """
     with atomic_writer(path, "w") as file:
         json.dump(content, file, indent=indent, ensure_ascii=False)
@@ -111,10 +115,10 @@ def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 
 
 
 def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
-    """Remove what programs that were killed while they wrote left in a folder of ours.
+    """Remove temporary files that killed programs left in a folder.
 
     Returns:
-        The files that were removed.
+        The removed files.
     """
     found = [path for path in Path(folder).glob(".*.tmp") if _TEMPORARY.fullmatch(path.name)]
     for path in found:
@@ -123,16 +127,17 @@ def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
 
 
 def regular_file(path: str | os.PathLike[str], error: type[OdiseError], what: str) -> Path:
-    """The path of a file that can be read to its end, ``~`` expanded.
+    """Return the path of a regular file, with ``~`` expanded.
 
-    Opening a pipe or a device may never return, so these are refused before they are opened.
+    Pipes and devices are rejected before they are opened, because opening them may block forever.
 
     Args:
-        error: what is raised.
-        what: for messages: "weights file".
+        path: Path to check.
+        error: Class of the raised error.
+        what: Description for messages, e.g. "weights file".
 
     Raises:
-        OdiseError: there is no such file, or it is a folder, a pipe, a device or a socket.
+        OdiseError: If the file does not exist, or is a folder, a pipe, a device or a socket.
     """
     path = Path(os.path.expanduser(path))
     shown = printable(path)
@@ -140,7 +145,7 @@ def regular_file(path: str | os.PathLike[str], error: type[OdiseError], what: st
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
         raise error(f"{shown}: no such {what}; check the path") from None
-    except (OSError, ValueError) as err:  # a name with a zero byte is a ValueError
+    except (OSError, ValueError) as err:  # ValueError: the name has a null byte
         raise error(f"{shown}: cannot be read as a {what} ({err})") from err
     if stat.S_ISDIR(mode):
         raise error(f"{shown}: is a folder, not a {what}")
@@ -152,16 +157,17 @@ def regular_file(path: str | os.PathLike[str], error: type[OdiseError], what: st
 def read_json(
     path: str | os.PathLike[str], error: type[OdiseError], what: str = "JSON file"
 ) -> Any:
-    """Content of a JSON file.
+    """Read a JSON file.
 
     Args:
-        error: what is raised.
-        what: for messages: "annotation file".
+        path: Path of the file.
+        error: Class of the raised error.
+        what: Description for messages, e.g. "annotation file".
 
     Raises:
-        OdiseError: the file is missing, no regular file, not UTF-8, not JSON or cut short, nested
-            too deeply, has a number of too many digits, NaN or Infinity, which JSON lacks, or an
-            object that says the same key twice.
+        OdiseError: If the file is missing, not a regular file, not UTF-8, not JSON, truncated or
+            nested too deeply, or contains a number with too many digits, NaN or Infinity (which are
+            not valid JSON), or an object with a duplicate key.
     """
     path = regular_file(path, error, what)
     shown = printable(path)
@@ -171,19 +177,19 @@ def read_json(
                 file, parse_constant=_refuse_constant, object_pairs_hook=_without_doubles
             )
     except RecursionError:
-        raise error(f"{shown}: is nested too deeply for a {what}") from None
+        raise error(f"{shown}: not a {what}: it is nested too deeply") from None
     except UnicodeDecodeError as err:
         raise error(f"{shown}: not a {what}: it is not UTF-8 text ({err})") from err
     except ValueError as err:
         raise error(
-            f"{shown}: not JSON, or cut short ({printable(err)}); get the {what} again"
+            f"{shown}: not JSON, or truncated ({printable(err)}); get the {what} again"
         ) from err
     except OSError as err:
         raise error(f"{shown}: cannot be read ({err.strerror or err})") from err
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"it holds the number {name}, which JSON does not have")
+    raise ValueError(f"{name} is not valid JSON")
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -203,23 +209,23 @@ def path_inside(
     *,
     for_writing: bool = False,
 ) -> Path:
-    """A path that some file names, which must stay below ``root``.
+    """Return the path of a file named in another file, which must be below ``root``.
 
-    Links inside ``root`` are the user's own and are followed for reading: datasets are often
-    folders of links. For writing, a link must not lead outside.
+    For reading, links inside ``root`` are followed, as datasets are often folders of links. For
+    writing, links must not lead outside.
 
     Args:
-        root: the folder that the name is relative to.
-        name: as the file has it; ``/`` and ``\\`` both separate folders.
-        error: what is raised.
-        what: for messages, where the name stands: "ann.json: file_name of image 7".
-        for_writing: whether something will be written there.
+        root: Folder that the name is relative to.
+        name: Name from the file; both ``/`` and ``\\`` separate folders.
+        error: Class of the raised error.
+        what: Source of the name for messages, e.g. "ann.json: file_name of image 7".
+        for_writing: Whether the file will be written.
 
     Raises:
-        OdiseError: not a name, or one that leads outside.
+        OdiseError: If ``name`` is not a file name, or leads outside ``root``.
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise error(f"{what}: {printable(repr(name))} is not the name of a file")
+        raise error(f"{what}: {printable(repr(name))} is not a file name")
     outside = error(
         f"{what}: '{printable(name)}' leads outside its folder {printable(os.fspath(root))}; "
         "names in files must stay below it"
@@ -250,14 +256,14 @@ def _below(base: str, path: str) -> bool:
 
 
 class FolderLock:
-    """A folder has one owner at a time: ``with FolderLock(folder, "results of a test"):``.
+    """Lock that gives a folder one owner: ``with FolderLock(folder, "results of a test"):``.
 
-    The operating system ends the lock with its process, however that ends. Who holds it (process
-    id, host) stands in a file beside the lock, for the message that the next one gets.
+    The operating system releases the lock when the process ends, even if it is killed. The owner
+    (process id and host) is stored in a file next to the lock, for error messages.
 
     Args:
-        folder: made where missing.
-        purpose: what the folder is held for, for messages.
+        folder: Folder to lock, created if missing.
+        purpose: Purpose of the lock, for messages.
     """
 
     def __init__(self, folder: str | os.PathLike[str], purpose: str) -> None:
@@ -266,38 +272,38 @@ class FolderLock:
         self._lock = FileLock(self.folder / LOCK_NAME, timeout=0, thread_local=False)
 
     def acquire(self) -> None:
-        """Take the folder.
+        """Acquire the lock.
 
         Raises:
-            OutputError: another program, or another part of this one, holds it.
-            OSError: the folder cannot be made or written to.
+            OutputError: If another program, or another part of this one, holds it.
+            OSError: If the folder cannot be created or written to.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock.acquire()
         except Timeout:
             raise OutputError(
-                f"{printable(self.folder)}: in use by {self._owner()}; wait until it ends, end "
+                f"{printable(self.folder)}: in use by {self._owner()}; wait until it ends, stop "
                 "it, or choose another folder"
             ) from None
         except NotImplementedError as err:
             raise OutputError(
-                f"{printable(self.folder)}: this file system cannot lock files, so that two "
-                "programs could write there at once; choose a folder on another one"
+                f"{printable(self.folder)}: this file system does not support locks, so two "
+                "programs could write there at once; choose a folder on another file system"
             ) from err
         owner = dict(pid=os.getpid(), host=socket.gethostname(), purpose=self.purpose)
         try:
             write_json(self.folder / OWNER_NAME, owner)
-        except OSError:  # a full disk
+        except OSError:  # e.g. a full disk
             self._lock.release()
             raise
 
     def release(self) -> None:
-        """Give the folder back; does nothing where it is not held."""
+        """Release the lock; does nothing if it is not held."""
         if self._lock.is_locked:
-            with suppress(OSError):  # a folder that is gone must not hide why its owner ends
+            with suppress(OSError):  # a deleted folder must not hide the original error
                 (self.folder / OWNER_NAME).unlink()
-            # The lock's own file stays: removing it would let two others hold "it" at once.
+            # The lock file stays: if it were removed, two programs could hold the lock at once.
             self._lock.release()
 
     def _owner(self) -> str:

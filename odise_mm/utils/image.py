@@ -1,9 +1,9 @@
-"""Reading images: from a file, its bytes, a PIL image or an array to uint8 BGR.
+"""Reading of images from files, bytes, PIL images and arrays as uint8 BGR.
 
-Files are decoded by Pillow, as the published pipeline does (decoders differ by a gray level or two,
-which is enough to move a mask's border). Every file that holds pixels is opened by
-:func:`open_image`: in the formats named here alone, whatever its extension says, and with its
-pixels counted before they are decoded.
+Files are decoded by Pillow, as in the published pipeline: decoders differ by a gray level or two,
+which is enough to move the border of a mask. All image files are opened by :func:`open_image`,
+which only accepts the formats listed here, whatever the extension is, and checks the number of
+pixels before it decodes them.
 """
 
 from __future__ import annotations
@@ -45,22 +45,22 @@ ImageSource = (
     str | os.PathLike | bytes | bytearray | memoryview | IO[bytes] | np.ndarray | Image.Image
 )
 
-# Pillow's names. Left out: what starts a program (EPS), holds drawing commands or files of another
-# format, or is no image of something. TGA comes last, as its files have no signature.
+# Pillow's names. Not included: formats that start a program (EPS), contain drawing commands or
+# other files, or are not used for images. TGA comes last, as its files have no signature.
 IMAGE_FORMATS = (
     "JPEG", "MPO", "PNG", "WEBP", "AVIF", "JPEG2000", "TIFF", "GIF", "BMP", "DIB", "PPM", "PSD",
     "QOI", "SGI", "PCX", "TGA",
 )  # fmt: skip
-# Lossless formats of which Pillow gives the numbers as stored; it rescales those of PGM.
+# Lossless formats for which Pillow returns the stored values; it rescales those of PGM.
 LABEL_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
 
 MAX_PIXELS = 8192 * 8192
-"""Pixels of an image by default: 100 masks of that size in float32 take 27 GB."""
+"""Default maximum number of pixels of an image: 100 float32 masks of that size take 27 GB."""
 MAX_LABEL_PIXELS = 4 * MAX_PIXELS
-"""Pixels of a map: it takes a few bytes per pixel, and has the size of its image."""
+"""Maximum number of pixels of a label or panoptic map, which takes only a few bytes per pixel."""
 
-_ORIENTATION = 0x0112  # EXIF's tag
-# What Pillow's decoders raise on damaged files; it has no common base class for them.
+_ORIENTATION = 0x0112  # EXIF tag
+# Exceptions of Pillow's decoders for damaged files; they have no common base class.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -75,14 +75,14 @@ _DECODER_ERRORS = (
     Image.DecompressionBombError,
 )
 _LONGEST_PATH = 4096
-_MOST_BYTES = 1 << 30  # of what cannot be rewound, and so must be kept
-# Floating point numbers this close to 0 and 1 are rounding: half a step of float16 at 1.
+_MOST_BYTES = 1 << 30  # limit for streams that cannot be rewound and must be kept in memory
+# Tolerance for floating point values outside [0, 1]: about the rounding error of float16 at 1.
 _ROUNDING = 1e-3
 
 
 @cache
 def image_suffixes() -> frozenset[str]:
-    """Extensions of the formats that are read, in lower case and with their dot."""
+    """Return the file extensions of the supported formats, in lower case and with the dot."""
     Image.init()
     return frozenset(
         suffix for suffix, name in Image.registered_extensions().items() if name in IMAGE_FORMATS
@@ -90,10 +90,10 @@ def image_suffixes() -> frozenset[str]:
 
 
 def check_max_pixels(value: Any) -> int | None:
-    """A limit as it is, if it is one.
+    """Check a limit on the number of pixels and return it.
 
     Raises:
-        ValueError: neither a positive whole number nor None.
+        ValueError: If it is neither a positive whole number nor None.
     """
     if value is not None and (
         isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1
@@ -103,7 +103,7 @@ def check_max_pixels(value: Any) -> int | None:
 
 
 def is_encoded(source: Any) -> bool:
-    """Whether it is an image's file in memory: bytes, or something to read them from."""
+    """Return whether the source is an encoded image: bytes, or a file object."""
     return isinstance(source, (bytes, bytearray, memoryview)) or hasattr(source, "read")
 
 
@@ -117,24 +117,23 @@ def open_image(
     what: str = "image",
     name: str | None = None,
 ) -> Iterator[Image.Image]:
-    """Open a file that holds pixels; what its decoder raises in the block becomes one error.
+    """Open an image file; all decoder errors in the block become one error.
 
-    Nothing is decoded before the block asks for it. Pillow's own limit
-    (``PIL.Image.MAX_IMAGE_PIXELS``) is not used, but for what its readers of TIFF, WebP and GIF
-    check themselves.
+    Nothing is decoded until the block does so. Pillow's own limit (``PIL.Image.MAX_IMAGE_PIXELS``)
+    is not used, except by its readers of TIFF, WebP and GIF, which always check it.
 
     Args:
-        source: a path (``~`` is expanded), a file's bytes, or a binary file object, which is read
-            from its start where it can be rewound, and stays open.
-        formats: Pillow's names of the formats that may be opened, in the order they are tried.
-        max_pixels: more are refused; None: any number is taken.
-        error: what is raised.
-        what: for messages: "image", "label map".
-        name: for messages; by default the path.
+        source: A path (``~`` is expanded), the bytes of a file, or a binary file object. A file
+            object is read from its start if it can be rewound, and is not closed.
+        formats: Pillow's names of the accepted formats, in the order in which they are tried.
+        max_pixels: Maximum number of pixels, or None for no limit.
+        error: Class of the raised error.
+        what: Description for messages, e.g. "image" or "label map".
+        name: Name for messages; by default the path.
 
     Raises:
-        OdiseError: ``error``, for a file that is missing, no regular file, empty, in none of the
-            formats, damaged, with too many pixels, or too large for the memory.
+        OdiseError: Of class ``error``, if the file is missing, not a regular file, empty, in none
+            of the formats or damaged, has too many pixels, or does not fit into memory.
     """
     name = _name_of(source, name)
     with _decoding(name, what, error), _binary_file(source, error, what, name) as file:
@@ -151,7 +150,7 @@ def _name_of(source: Any, name: str | None) -> str:
 
 @contextmanager
 def _decoding(name: str, what: str, error: type[OdiseError]) -> Iterator[None]:
-    """Turn what Pillow raises into one error with one message."""
+    """Turn Pillow's exceptions into one error."""
     try:
         yield
     except OdiseError:
@@ -172,7 +171,7 @@ def _decoding(name: str, what: str, error: type[OdiseError]) -> Iterator[None]:
 def _binary_file(
     source: Any, error: type[OdiseError], what: str, name: str
 ) -> AbstractContextManager[IO[bytes]]:
-    """The file to read from; closed at the end of the block if it was opened here."""
+    """Return a file to read from, which is closed at the end of the block if it was opened here."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         file = io.BytesIO(bytes(source))
     elif hasattr(source, "read"):
@@ -183,8 +182,8 @@ def _binary_file(
             raise error(f"{text!r}: the path is empty")
         if len(text) > _LONGEST_PATH:
             raise error(
-                f"{printable(text, limit=60)}: no path of a file: {len(text):,} characters; of "
-                "base64 text, give base64.b64decode(text)"
+                f"{printable(text, limit=60)}: not a file path, as it has {len(text):,} "
+                "characters; for base64 text, pass base64.b64decode(text)"
             )
         try:
             path = regular_file(text, error, "file" if what == "image" else what)
@@ -203,17 +202,17 @@ def _not_empty(file: IO[bytes], error: type[OdiseError], name: str) -> IO[bytes]
 
 
 def _rewound(file: Any, error: type[OdiseError], name: str) -> IO[bytes]:
-    """A file object at its start, or, of what cannot be rewound, all that is left in it."""
+    """Rewind a file object; if that is not possible, read the rest of it into memory."""
     try:
         content = file.read(0)
-    except Exception as err:  # somebody else's code: it may raise anything
-        raise error(f"{name}: cannot be read ({printable(err)}); give the bytes") from err
+    except Exception as err:  # foreign code may raise anything
+        raise error(f"{name}: cannot be read ({printable(err)}); pass the bytes") from err
     if isinstance(content, str):
         raise error(f"{name}: is open as text; open it with mode 'rb'")
     if not isinstance(content, (bytes, bytearray, memoryview)):
-        if hasattr(content, "close"):  # a coroutine complains where nobody awaits or closes it
+        if hasattr(content, "close"):  # a coroutine must be closed, or Python warns
             content.close()
-        raise error(f"{name}: its read() gives a {type(content).__name__}; give the bytes")
+        raise error(f"{name}: its read() returns a {type(content).__name__}; pass the bytes")
     try:
         file.seek(0)
     except (AttributeError, OSError):  # io.UnsupportedOperation is an OSError
@@ -227,7 +226,7 @@ def _all_that_is_left(file: Any, error: type[OdiseError], name: str) -> IO[bytes
         while part := file.read(1 << 20):
             content.write(part)
             if content.tell() > _MOST_BYTES:
-                raise error(f"{name}: gives more than {_MOST_BYTES >> 20:,} MiB; is it endless?")
+                raise error(f"{name}: has more than {_MOST_BYTES >> 20:,} MiB; is it endless?")
     except OSError as err:
         raise error(f"{name}: cannot be read ({printable(err)})") from err
     content.seek(0)
@@ -237,12 +236,12 @@ def _all_that_is_left(file: Any, error: type[OdiseError], name: str) -> IO[bytes
 def _identify(
     file: IO[bytes], formats: Sequence[str], error: type[OdiseError], what: str, name: str
 ) -> Image.Image:
-    """As ``Image.open(file, formats=formats)``, which would also apply Pillow's limit on pixels."""
+    """Open like ``Image.open(file, formats=formats)``, but without Pillow's limit on pixels."""
     Image.init()
     head = file.read(16)
     missing = []
     for key in formats:
-        if key not in Image.OPEN:  # e.g. MPO, which JPEG's reader reads
+        if key not in Image.OPEN:  # e.g. MPO, which is read by the JPEG reader
             continue
         reader, accepts = Image.OPEN[key]
         try:
@@ -253,7 +252,7 @@ def _identify(
                 file.seek(0)
                 return reader(file, "")
         except (SyntaxError, LookupError, TypeError, struct.error):
-            continue  # of another format, or its header is damaged
+            continue  # another format, or a damaged header
     known = ", ".join(key for key in formats if key in Image.OPEN)
     reason = "; ".join(missing) or f"damaged or in none of the formats {known}"
     raise error(f"{name}: not a readable {what}, {reason}")
@@ -267,7 +266,7 @@ def _count_pixels(
         raise error(f"{name}: has no pixels ({width} x {height})")
     if max_pixels is not None and width * height > max_pixels:
         raise error(
-            f"{name}: too many pixels, {width} x {height} = {width * height:,} where max_pixels "
+            f"{name}: too many pixels, {width} x {height} = {width * height:,}, but max_pixels "
             f"is {max_pixels:,}; shrink it, or raise max_pixels"
         )
 
@@ -280,32 +279,32 @@ def read_image(
     max_pixels: int | None = MAX_PIXELS,
     exif: bool = True,
 ) -> np.ndarray:
-    """Read an image as 8 bit BGR.
+    """Read an image as 8-bit BGR.
 
-    - Gray is repeated over the channels; palettes, CMYK and the other color models become RGB.
-    - Transparency is composited on white, as a page or a viewer shows it.
-    - 16 bit values are scaled (65535 becomes 255), not clipped.
+    - Gray is repeated over the channels; palettes, CMYK and other color models become RGB.
+    - Transparency is composited on white, as web pages and viewers show it.
+    - 16-bit values are scaled (65535 becomes 255), not clipped.
     - The EXIF orientation is applied, unless ``exif`` is False.
-    - Of an animation, the first frame is read.
+    - The first frame of an animation is read.
 
     Args:
-        source: a file's path or its bytes, a binary file object, a PIL image, or an array (H, W),
-            (H, W, 1 | 2 | 3 | 4), channels last; 2 and 4 channels: the last one is alpha.
-            Accepted: uint8, uint16 (scaled), bool, and floating point in [0, 1].
-        channel_order: ``"bgr"`` or ``"rgb"``, the order of an *array's* channels. The result is
-            always BGR.
-        name: what error messages call the image; by default its path or its type.
-        max_pixels: images of more pixels are refused, files before they are decoded; None: none
-            is refused.
-        exif: False: pixels are taken as they are stored, whatever the EXIF orientation says.
+        source: A path, the bytes of a file, a binary file object, a PIL image, or an array (H, W)
+            or (H, W, 1 | 2 | 3 | 4). The last of 2 or 4 channels is alpha. Arrays can be uint8,
+            uint16 (scaled), bool, or floating point in [0, 1].
+        channel_order: ``"bgr"`` or ``"rgb"``, the channel order of an *array*. The result is always
+            BGR.
+        name: Name of the image in messages; by default its path or its type.
+        max_pixels: Maximum number of pixels, or None for no limit. Files are checked before they
+            are decoded.
+        exif: Whether to apply the EXIF orientation. If False, pixels are read as stored.
 
     Returns:
-        uint8 array (H, W, 3), BGR, C-contiguous, not sharing memory with ``source``.
+        uint8 array (H, W, 3), BGR, C-contiguous, which does not share memory with ``source``.
 
     Raises:
-        ImageError: missing, a folder, unreadable or truncated, in a format that is not read,
-            without pixels or with too many, or an array of a shape, type or value range that is
-            not an image's.
+        ImageError: If the file is missing, a folder, unreadable, truncated or in an unsupported
+            format, the image has no pixels or too many, or an array has an unsupported shape, type
+            or value range.
     """
     if channel_order not in ("bgr", "rgb"):
         raise ValueError(f'channel_order must be "bgr" or "rgb", not {channel_order!r}')
@@ -328,9 +327,9 @@ def read_image(
 
 
 def exif_orientation(path: str | os.PathLike) -> int:
-    """How an image is to be turned, 1 to 8 as EXIF counts; 1 where nothing is to be done.
+    """Return the EXIF orientation of an image file, 1 to 8, where 1 is upright.
 
-    Read from the file's header; 1 for a file that cannot be read.
+    It is read from the header of the file. The result is 1 if the file cannot be read.
     """
     try:
         with open_image(path, max_pixels=None) as image:
@@ -341,19 +340,20 @@ def exif_orientation(path: str | os.PathLike) -> int:
 
 
 def turned_hint(
-    annotated: tuple[int, ...], picture: tuple[int, ...], path: str | os.PathLike | None = None
+    annotated: tuple[int, ...], image: tuple[int, ...], path: str | os.PathLike | None = None
 ) -> str:
-    """What to add to a message on sizes that differ, where the EXIF orientation may be the cause.
+    """Return a hint for messages about different sizes that the EXIF orientation may have caused.
 
     Args:
-        annotated: height and width of the annotation.
-        image: of the image as it was read, or of its result.
-        path: the image's file, where it is known.
+        annotated: Height and width of the annotation.
+        image: Height and width of the image as it was read, or of its result.
+        path: Path of the image file, if known.
 
     Returns:
-        Nothing unless height and width are swapped, and the file, if it is known, is to be turned.
+        A suffix for the message. It is empty unless height and width are swapped and the file, if
+        known, has an EXIF orientation.
     """
-    if tuple(annotated) != tuple(picture)[::-1] or tuple(annotated) == tuple(picture):
+    if tuple(annotated) != tuple(image)[::-1] or tuple(annotated) == tuple(image):
         return ""
     cause = "the image's EXIF orientation is the probable cause"
     if path is not None and os.path.isfile(path):
@@ -362,31 +362,31 @@ def turned_hint(
             return ""
         cause = f"the image's EXIF orientation ({orientation}) is the probable cause"
     return (
-        f". Height and width are swapped, and {cause}: set the dataset's `exif` to True if its "
-        "annotations were made on images that are turned upright (the default), to False if on "
-        "their pixels as stored"
+        f". Height and width are swapped, and {cause}: set the dataset's `exif` to True (the "
+        "default) if its annotations were made on upright images, or to False if they were made "
+        "on the pixels as stored"
     )
 
 
 def advice_on(value: Any) -> str:
-    """What to give instead of something that is no image."""
+    """Return advice on what to pass instead of a value that is not an image."""
     if hasattr(value, "permute"):
         return (
-            "give a numpy array (H, W, 3), e.g. tensor.permute(1, 2, 0).cpu().numpy() with "
+            "pass a numpy array (H, W, 3), e.g. tensor.permute(1, 2, 0).cpu().numpy() with "
             "channel_order='rgb', or a list of these"
         )
     if isinstance(value, (list, tuple)):
         return (
-            "pixels in lists are given as numpy.array(pixels, dtype=numpy.uint8), several images "
-            "as one list without lists in it"
+            "pass lists of pixels as numpy.array(pixels, dtype=numpy.uint8), and several images "
+            "as one flat list"
         )
     if hasattr(value, "read_bytes"):
-        return "give its read_bytes()"
-    return "give a path, a file's bytes, a PIL image or a numpy array (H, W, 3)"
+        return "pass its read_bytes()"
+    return "pass a path, a file's bytes, a PIL image or a numpy array (H, W, 3)"
 
 
 def _check_lazy(image: Image.Image, name: str) -> None:
-    """Refuse what was opened elsewhere, is still to be decoded, and is in no format named here."""
+    """Reject images that were opened elsewhere, are not decoded yet and have another format."""
     if getattr(image, "tile", None) and image.format not in IMAGE_FORMATS:
         raise ImageError(
             f"{name}: {image.format} is not decoded here; call its load() first, or save it as PNG"
@@ -405,7 +405,7 @@ def _from_pil(image: Image.Image, name: str, exif: bool) -> np.ndarray:
     if clear is not None:
         image.info["transparency"] = clear
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or clear is not None:
-        if image.mode in ("La", "RGBa"):  # premultiplied: has a conversion to its sibling only
+        if image.mode in ("La", "RGBa"):  # premultiplied: can only be converted to LA and RGBA
             image = image.convert(image.mode.upper())
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -415,12 +415,12 @@ def _from_pil(image: Image.Image, name: str, exif: bool) -> np.ndarray:
 
 
 def _transparent_color(image: Image.Image) -> Any:
-    """The color that stands for transparent, in the units of the decoded pixels, or None.
+    """Return the color that means transparent, in the units of the decoded pixels, or None.
 
-    Pillow scales the pixels of these PNG files to 8 bits and leaves the color as it is stored.
+    Pillow scales the pixels of some PNG files to 8 bits, but not this color.
     """
     clear = image.info.get("transparency")
-    tiles = getattr(image, "tile", None)  # what is still to be decoded
+    tiles = getattr(image, "tile", None)  # not decoded yet
     stored = tiles[0][3] if tiles and clear is not None else None
     if stored == "L;2":
         return clear * 85
@@ -432,14 +432,14 @@ def _transparent_color(image: Image.Image) -> Any:
 
 
 def _deep_values(image: Image.Image, name: str) -> np.ndarray:
-    """Pixels of a gray image with more than 8 bits: uint16, or float for mode F."""
+    """Return the pixels of a gray image with more than 8 bits as uint16, or float for mode F."""
     values = np.array(image)
     if image.mode == "F":
         return values
     if values.min() < 0 or values.max() > 65535:
         raise ImageError(
-            f"{name}: 32 bit values from {values.min()} to {values.max()}; "
-            "convert it to 8 or 16 bit"
+            f"{name}: 32-bit values from {values.min()} to {values.max()}; "
+            "convert it to 8 or 16 bits"
         )
     return values.astype(np.uint16)
 
@@ -452,11 +452,11 @@ def _from_array(
         if array.ndim == 3 and array.shape[0] in (1, 3, 4):
             hint = "; channels come last: array.transpose(1, 2, 0)"
         elif array.ndim == 4:
-            hint = "; several images are given as a list of arrays"
+            hint = "; pass several images as a list of arrays"
         elif array.ndim == 1 and array.dtype == np.uint8:
-            hint = "; the bytes of a file are given as array.tobytes()"
+            hint = "; pass the bytes of a file as array.tobytes()"
         raise ImageError(
-            f"{name}: shape {array.shape} is not an image's, (H, W) or (H, W, channels)" + hint
+            f"{name}: unsupported shape {array.shape}, expected (H, W) or (H, W, channels)" + hint
         )
     _count_pixels(array.shape[1::-1], max_pixels, ImageError, name)
     pixels = _to_uint8(array, name)
@@ -489,6 +489,6 @@ def _to_uint8(array: np.ndarray, name: str) -> np.ndarray:
             )
         return np.rint(np.clip(array.astype(np.float32), 0, 1) * 255).astype(np.uint8)
     raise ImageError(
-        f"{name}: {array.dtype} values are not an image's; convert to uint8 (0 to 255), "
+        f"{name}: {array.dtype} values are not supported; convert to uint8 (0 to 255), "
         "uint16 (0 to 65535) or floating point (0 to 1)"
     )

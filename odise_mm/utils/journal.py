@@ -1,4 +1,4 @@
-"""Notes on finished work, so that work that was ended in any way goes on. Imports no torch."""
+"""A journal of finished work, with which an interrupted run can continue. Does not import torch."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import IO, Any
 
 
 class Journal:
-    """A file of JSON values, one in a line, each on the disk before the next piece of work begins.
+    """A file with one JSON value per line, flushed after every value.
 
     Args:
-        path: the file; nothing is made before something is added.
+        path: Path of the file, which is created when the first value is added.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -20,10 +20,10 @@ class Journal:
         self._file: IO[str] | None = None
 
     def read(self) -> list[Any]:
-        """All values; none where there is no file. A line that a kill cut short is dropped.
+        """Return all values; an empty list if there is no file. Truncated lines are skipped.
 
         Raises:
-            OSError: the file is there and cannot be read.
+            OSError: If the file exists but cannot be read.
         """
         if not self.path.is_file():
             return []
@@ -37,17 +37,17 @@ class Journal:
         return found
 
     def add(self, value: Any) -> None:
-        """Write a value, which JSON must be able to hold, behind the others.
+        """Append a JSON-serializable value.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: If it cannot be written.
         """
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a", encoding="utf-8")
             if self._file.tell():
-                self._file.write("\n")  # closes a line that was cut short
-        # ASCII only: parts of file names that are in no encoding become \udcXX
+                self._file.write("\n")  # ends a truncated line
+        # ASCII only: undecodable bytes of file names become \udcXX
         self._file.write(json.dumps(value) + "\n")
         self._file.flush()
 
@@ -58,7 +58,7 @@ class Journal:
             self._file = None
 
     def remove(self) -> None:
-        """Remove the file, once what it was for is written."""
+        """Close and remove the file, once the final results are written."""
         self.close()
         self.path.unlink(missing_ok=True)
 

@@ -1,4 +1,4 @@
-"""Locks that the parts of a model may hold."""
+"""A lock that modules of a model can contain."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from types import TracebackType
 
 
 class Lock:
-    """A re-entrant lock that can be copied and pickled along with the module that holds it.
+    """A reentrant lock that can be copied and pickled together with its module.
 
-    Models are copied (averaged weights) and sent to other processes; a lock of ``threading`` would
-    forbid both. The copy has a lock of its own, which nobody holds.
+    Models are copied (for averaged weights) and sent to other processes, which locks of
+    ``threading`` do not support. The copy gets a new, unlocked lock.
     """
 
     def __init__(self) -> None:

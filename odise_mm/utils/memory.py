@@ -1,4 +1,4 @@
-"""Running out of memory, said in one sentence."""
+"""Readable errors for running out of memory."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ def memory_guard(
     sizes: Sequence[tuple[int, int]] = (),
     originals: Sequence[tuple[int, int]] = (),
 ) -> Iterator[None]:
-    """Turn running out of memory into an error that says what to lower.
+    """Turn running out of memory into an error that suggests which settings to lower.
 
-    Nothing is tried again elsewhere: a run that silently went on on the CPU would take hours.
+    There is no fallback to another device: on the CPU, the run could take hours.
 
     Args:
-        device: where the work runs.
+        device: Device of the block.
         precision: "fp32", "bf16" or "fp16".
-        sizes: (height, width) of the images in the batch as the model sees them, in pixels; none
-            while the model is loaded.
-        originals: (height, width) of the images themselves, where results are made at that size.
+        sizes: (height, width) of the model's input images in pixels; empty while the model is
+            loaded.
+        originals: (height, width) of the original images, if the results have that size.
 
     Raises:
-        DeviceMemoryError: when the work inside runs out of memory.
+        DeviceMemoryError: If the block runs out of memory.
     """
     try:
         yield
@@ -38,7 +38,7 @@ def memory_guard(
         if not is_out_of_memory(err, device):
             raise
         if device.type == "cuda" and torch.cuda.is_available():
-            with suppress(RuntimeError):  # a device in trouble must not hide the message below
+            with suppress(RuntimeError):  # a failing device must not hide the message below
                 torch.cuda.empty_cache()
         raise DeviceMemoryError(
             f"out of memory on {device} {_doing(sizes)}; {_advice(precision, sizes, originals)}. "
@@ -48,14 +48,14 @@ def memory_guard(
 
 @contextmanager
 def image_guard(name: str, shape: tuple[int, ...]) -> Iterator[None]:
-    """Turn running out of the computer's memory over one image into an error that names it.
+    """Turn running out of main memory while processing an image into an error that names it.
 
     Args:
-        name: the image's.
+        name: Name of the image.
         shape: (height, width, ...).
 
     Raises:
-        DeviceMemoryError: when the work inside runs out of memory.
+        DeviceMemoryError: If the block runs out of memory.
     """
     try:
         yield
@@ -69,14 +69,14 @@ def image_guard(name: str, shape: tuple[int, ...]) -> Iterator[None]:
 
 
 def forget_frames(error: BaseException) -> None:
-    """Let go of the frames of an error and of its causes, and of what their variables hold."""
+    """Drop the frames of an error and of its causes, to free the objects that they reference."""
     at: BaseException | None = error
     while at is not None:
         at.__traceback__ = None
         at = at.__cause__ or at.__context__
 
 
-# Where the allocators have no exception type of their own, their words tell.
+# Messages of allocators that have no exception type of their own.
 _WORDS = {
     "cuda": ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"),  # CUDA itself, cuBLAS
     "mps": ("MPS backend out of memory",),
@@ -84,7 +84,7 @@ _WORDS = {
 
 
 def is_out_of_memory(err: BaseException, device: torch.device) -> bool:
-    """Whether an error says that a device, or the CPU's memory, is full."""
+    """Return whether an error means that the memory of the device or of the CPU is full."""
     if isinstance(err, (torch.OutOfMemoryError, MemoryError)):
         return True
     words = ("DefaultCPUAllocator", *_WORDS.get(device.type, ()))

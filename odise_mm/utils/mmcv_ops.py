@@ -1,10 +1,11 @@
-"""mmcv's operators with or without a compiled mmcv.
+"""Support for mmcv's operators with or without a compiled mmcv.
 
-``mmcv`` and ``mmcv-lite`` hold the same Python code; what the latter lacks is the compiled module
-``mmcv._ext``, and without it ``import mmcv.ops``, hence ``import mmdet.models``, fails. The fork's
-``onedl-mmcv`` lacks it as well, unless pip built it with ``--no-build-isolation``. Of all the
-operators in it, Mask2Former's pixel decoder uses one, multi-scale deformable attention (Deformable
-DETR, arXiv 2010.04159, Eq. 3), and mmcv has that in plain PyTorch too. So:
+``mmcv`` and ``mmcv-lite`` have the same Python code, but ``mmcv-lite`` lacks the compiled module
+``mmcv._ext``. So does the fork's ``onedl-mmcv``, unless pip built it with
+``--no-build-isolation``. Without that module, ``import mmcv.ops`` and therefore
+``import mmdet.models`` fail. The only operator that Mask2Former's pixel decoder needs is
+multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3), which mmcv also
+implements in plain PyTorch. With this module:
 
 =====================================  ==========  ===================  ===================
 installed                              CPU tensor  CUDA tensor          other operators
@@ -14,11 +15,11 @@ mmcv compiled without CUDA             PyTorch     PyTorch              mmcv's (
 mmcv-lite, onedl-mmcv not compiled     PyTorch     PyTorch              raise ``MissingOpError``
 =====================================  ==========  ===================  ===================
 
-:func:`offer_stand_in`, called by ``import odise_mm``, offers a stand-in for ``mmcv._ext`` to the
-import system after all others, so that a compiled module always wins. :func:`choose_ops_backend`,
-called by the head that holds the pixel decoder, changes nothing in the first case; in the others it
-tells ``mmcv.ops.multi_scale_deform_attn`` that there is no CUDA, which sends every tensor to the
-PyTorch formula, on the tensor's own device.
+:func:`offer_stand_in`, called by ``import odise_mm``, registers a stand-in for ``mmcv._ext`` as the
+last finder of the import system, so a compiled module takes precedence. :func:`choose_ops_backend`
+is called by the head that contains the pixel decoder. It changes nothing in the first case. In the
+other cases it disables the CUDA branch of ``mmcv.ops.multi_scale_deform_attn``, so that every
+tensor is processed in PyTorch, on its own device.
 """
 
 import importlib
@@ -34,18 +35,18 @@ from odise_mm.utils.requirements import FORK
 
 _EXT = "mmcv._ext"
 _ATTENTION = "mmcv.ops.multi_scale_deform_attn"
-_NO_CUDA = "not available"  # what a compiled mmcv without CUDA answers
+_NO_CUDA = "not available"  # reported by a compiled mmcv without CUDA
 
 
 class MissingOpError(RuntimeError):
-    """An operator was called that exists only in a compiled mmcv."""
+    """Raised by operators that only exist in a compiled mmcv."""
 
 
 def _missing(op: str) -> Callable[..., NoReturn]:
     def raise_missing(*args: Any, **kwargs: Any) -> NoReturn:
         raise MissingOpError(
             f"mmcv's operator '{op}' was called, but the installed {_mmcv_name()} has no compiled "
-            f"operators. Install a compiled one in its place: {_how_to_compile()} (compiles for 10 "
+            f"operators. Install a compiled one instead: {_how_to_compile()} (compiles for 10 "
             "to 20 minutes; see 'Compiled mmcv' in the README)."
         )
 
@@ -54,14 +55,14 @@ def _missing(op: str) -> Callable[..., NoReturn]:
 
 
 class _StandIn(ModuleType):
-    """``mmcv._ext`` of mmcv-lite: has every operator by name, and none by deed."""
+    """Stand-in for ``mmcv._ext``, whose operators raise :class:`MissingOpError`."""
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         return _missing(name)
 
-    # Environment reports call these two; they are questions, not operators.
+    # Environment reports call these two functions.
     @staticmethod
     def get_compiler_version() -> str:
         return "n/a"
@@ -72,7 +73,7 @@ class _StandIn(ModuleType):
 
 
 class _StandInFinder(MetaPathFinder, Loader):
-    """Last finder of the import system: asked for ``mmcv._ext`` only if no file has it."""
+    """Last finder of the import system, only used if there is no compiled ``mmcv._ext``."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -83,7 +84,7 @@ class _StandInFinder(MetaPathFinder, Loader):
         return _StandIn(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Nothing to run."""
+        """Do nothing, as the stand-in has no code to run."""
 
 
 _finder = _StandInFinder()
@@ -91,20 +92,20 @@ _logged = False
 
 
 def offer_stand_in() -> None:
-    """Make ``mmcv.ops``, hence ``mmdet.models``, importable with mmcv-lite. Imports nothing."""
+    """Make ``mmcv.ops`` and ``mmdet.models`` importable with mmcv-lite. Imports nothing itself."""
     if _finder not in sys.meta_path:
         sys.meta_path.append(_finder)
 
 
 def ops_backend() -> Literal["compiled", "pytorch"]:
-    """What runs multi-scale deformable attention on a CUDA tensor.
+    """Return the implementation of multi-scale deformable attention for CUDA tensors.
 
     Returns:
-        "compiled" for mmcv's CUDA kernel, "pytorch" for the formula in plain PyTorch. On a CPU
-        tensor it is always the formula; mmcv has no CPU kernel for it.
+        "compiled" for mmcv's CUDA kernel, "pytorch" for plain PyTorch. CPU tensors always use plain
+        PyTorch, as mmcv has no CPU kernel.
 
     Raises:
-        ImportError: mmcv is absent, or its compiled module doesn't fit the installed torch.
+        ImportError: If mmcv is missing, or its compiled module does not match the installed torch.
     """
     try:
         ext = importlib.import_module(_EXT)
@@ -112,23 +113,23 @@ def ops_backend() -> Literal["compiled", "pytorch"]:
         raise
     except ImportError as error:
         raise ImportError(
-            f"The compiled operators of {_mmcv_name()} do not load; most likely mmcv was compiled "
-            f"for another torch. Compile it anew, or replace it: {_how_to_do_without()}. "
-            f"The reason given: {error}"
+            f"The compiled operators of {_mmcv_name()} cannot be loaded, probably because mmcv was "
+            "compiled for another version of torch. Recompile it, or replace it: "
+            f"{_how_to_do_without()}. Original error: {error}"
         ) from error
     return "pytorch" if ext.get_compiling_cuda_version() == _NO_CUDA else "compiled"
 
 
 def choose_ops_backend() -> None:
-    """Let deformable attention run on every device, and log once per process, at INFO, what does.
+    """Make deformable attention run on every device, and log its implementation once per process.
 
     Raises:
-        ImportError: see :func:`ops_backend`.
+        ImportError: See :func:`ops_backend`.
     """
     global _logged
     backend = ops_backend()
     if backend == "pytorch":
-        # The only use of this name in that module is the choice between kernel and formula.
+        # In that module, this flag only selects between the kernel and plain PyTorch.
         importlib.import_module(_ATTENTION).IS_CUDA_AVAILABLE = False
     if _logged:
         return
@@ -143,7 +144,7 @@ def choose_ops_backend() -> None:
 
 
 def _mmcv() -> tuple[str, str]:
-    """Return the distribution that provides ``mmcv`` and its version; a compiled one goes first."""
+    """Return name and version of the distribution that provides ``mmcv``, a compiled one first."""
     for name in ("mmcv", "mmcv-lite", "onedl-mmcv"):
         try:
             return name, version(name)
@@ -153,23 +154,23 @@ def _mmcv() -> tuple[str, str]:
 
 
 def _mmcv_name() -> str:
-    """Return name and version of the distribution that provides ``mmcv``."""
+    """Return name and version of the distribution as text, e.g. "mmcv-lite 2.1.0"."""
     return " ".join(_mmcv()).rstrip()
 
 
-# With the wheel that pip keeps of an earlier build, the fork would be what it was.
+# Without these options, pip would reuse its cached wheel of the earlier build.
 _FORK_ANEW = f'--no-cache-dir --no-deps --force-reinstall "{"".join(FORK["mmcv"])}"'
 
 
 def _how_to_compile() -> str:
-    """Return the command that gives the installed mmcv compiled operators."""
+    """Return the command that installs mmcv with compiled operators."""
     if _mmcv()[0] == "onedl-mmcv":
         return f"pip install --no-build-isolation {_FORK_ANEW}"
     return 'pip uninstall -y mmcv-lite, then pip install --no-build-isolation "mmcv>=2.0.1,<2.2"'
 
 
 def _how_to_do_without() -> str:
-    """Return the command that replaces a compiled mmcv by one without operators."""
+    """Return the command that replaces a compiled mmcv with one without operators."""
     if _mmcv()[0] == "onedl-mmcv":
         return f"pip install {_FORK_ANEW}"
     return 'pip uninstall -y mmcv && pip install "mmcv-lite>=2.0.1,<2.2"'

@@ -1,4 +1,4 @@
-"""Keys and arguments that were renamed: the old ones are read for one more release, with a warning.
+"""Renamed config keys and arguments: the old names work for one more release, with a warning.
 
 CHANGELOG.md lists all of them.
 """
@@ -13,14 +13,14 @@ from typing import Any, TypeVar
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 RECORDED = {"made_up_weights": "random_weights", "opinions": "classifiers"}
-"""Keys of JSON files that this package wrote."""
+"""Old -> new keys of JSON files written by this package."""
 
 
 def rename_model_keys(model: Any, where: str = "model") -> None:
-    """Rename the old keys of a segmentor's config, in place.
+    """Rename the old keys of a segmentor's config in place.
 
-    ``fusion`` is ``ensemble`` now. Where a config inherits ``ensemble`` and changes ``fusion``, the
-    change is merged into it, as mmengine merges.
+    ``fusion`` is now ``ensemble``. If a config inherits ``ensemble`` and changes ``fusion``, the
+    change is merged as mmengine would.
     """
     if isinstance(model, dict) and "fusion" in model:
         _warn(f"{where}.fusion", f"{where}.ensemble", stacklevel=3)
@@ -28,9 +28,9 @@ def rename_model_keys(model: Any, where: str = "model") -> None:
 
 
 def rename_recorded_keys(content: Any) -> Any:
-    """Rename the old keys of what this package wrote to a JSON file, in place.
+    """Rename the old keys in the content of a JSON file of this package, in place.
 
-    Earlier releases wrote them, so there is nothing to warn of.
+    There is no warning, because the user did not write the file.
     """
     if isinstance(content, dict):
         for old, new in RECORDED.items():
@@ -43,7 +43,7 @@ def rename_recorded_keys(content: Any) -> Any:
 
 
 def renamed_arguments(**names: str) -> Callable[[Function], Function]:
-    """Let a function take an argument under its old name, too: ``renamed_arguments(old="new")``."""
+    """Accept arguments under their old names as well: ``@renamed_arguments(old="new")``."""
 
     def decorate(function: Function) -> Function:
         @functools.wraps(function)
@@ -61,7 +61,7 @@ def renamed_arguments(**names: str) -> Callable[[Function], Function]:
 
 def _merged(old: Any, new: Any) -> Any:
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        from mmengine.config import Config  # here: takes a while
+        from mmengine.config import Config  # imported late, because it is slow
 
         return Config._merge_a_into_b(dict(old), dict(new))
     return old
@@ -69,8 +69,8 @@ def _merged(old: Any, new: Any) -> Any:
 
 def _warn(old: str, new: str, stacklevel: int) -> None:
     warnings.warn(
-        f"{old} is called {new} now; the old name is read for one more release (CHANGELOG.md "
-        "lists all of them)",
+        f"{old} has been renamed to {new}; the old name works for one more release (CHANGELOG.md "
+        "lists all renamed keys)",
         FutureWarning,
         stacklevel=stacklevel + 1,
     )

@@ -1,6 +1,7 @@
-"""Where results may go: never onto an input, nor onto a file that this package did not write.
+"""Checks and names of output files.
 
-Imports no torch.
+Outputs never overwrite an input, or an image that this package did not write. Does not import
+torch.
 """
 
 from __future__ import annotations
@@ -23,23 +24,23 @@ from odise_mm.utils.image import open_image
 from odise_mm.utils.processes import is_first_process
 
 MARK = "odise_mm"
-"""The software that images and maps of ours name: these may be replaced by later ones."""
+"""Software name in the metadata of our images and maps, which later runs may overwrite."""
 
 _LONGEST_JPEG_SIDE = 65_500
-_LONGEST_NAME = 255  # bytes, on all usual file systems
+_LONGEST_NAME = 255  # bytes, on all common file systems
 _SUFFIX = 4  # ".png", ".jpg"
-# Windows takes these for devices, whatever follows the first dot.
+# Windows treats these names as devices, whatever follows the first dot.
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{p}{i}" for p in ("com", "lpt") for i in range(1, 10))}
 
 
 class InputFiles:
-    """Files that a program reads; what it writes must land on none of them.
+    """The input files of a program, which its outputs must not overwrite.
 
-    Files are compared as the file system does, so that links, hard links and another spelling of
-    a name (where case does not matter) are seen through.
+    Files are identified by device and inode, so that links, hard links and other spellings of a
+    name (on case-insensitive file systems) are recognized.
 
     Args:
-        paths: see :meth:`add`.
+        paths: See :meth:`add`.
     """
 
     def __init__(self, *paths: object) -> None:
@@ -48,25 +49,25 @@ class InputFiles:
             self.add(path)
 
     def add(self, path: object) -> None:
-        """Note a file; what is no path of a file that is there is passed over."""
+        """Add a file; anything that is not the path of an existing file is ignored."""
         if isinstance(path, (str, os.PathLike)):
             path = os.path.expanduser(path)
-            with suppress(OSError, ValueError):  # no such file: nothing to lose
+            with suppress(OSError, ValueError):  # a missing file needs no protection
                 info = os.stat(path)
                 if not stat.S_ISDIR(info.st_mode):
                     self._names.setdefault((info.st_dev, info.st_ino), os.fspath(path))
 
     def add_below(self, folder: str | os.PathLike) -> None:
-        """Note all files in a folder and in those below it."""
+        """Add all files in a folder and its subfolders."""
         for parent, _, names in os.walk(os.path.expanduser(folder)):
             for name in names:
                 self.add(os.path.join(parent, name))
 
     def refuse(self, output: str | os.PathLike) -> None:
-        """Look whether a file that is about to be written is an input.
+        """Check that an output is not one of the inputs.
 
         Raises:
-            OutputError: it is.
+            OutputError: If it is.
         """
         with suppress(FileNotFoundError, NotADirectoryError):
             info = os.stat(output)
@@ -81,14 +82,14 @@ class InputFiles:
 def check_outputs(
     outputs: Iterable[str | os.PathLike | None], inputs: InputFiles | Iterable[object] = ()
 ) -> None:
-    """Look before long work whether files can be written where they are to go afterwards.
+    """Check, before long work, that outputs can be written.
 
     Args:
-        outputs: the files; None is passed over.
-        inputs: what is read, see :class:`InputFiles`.
+        outputs: Paths of the outputs; None is ignored.
+        inputs: Input files, see :class:`InputFiles`.
 
     Raises:
-        OutputError: one is a folder, is an input, or cannot be made.
+        OutputError: If an output is a folder or an input, or cannot be created.
     """
     inputs = inputs if isinstance(inputs, InputFiles) else InputFiles(*inputs)
     for output in outputs:
@@ -97,7 +98,7 @@ def check_outputs(
         path = Path(output)
         if path.is_dir():
             raise OutputError(
-                f"{printable(path)}: is a folder, and a file is to be written there; remove it or "
+                f"{printable(path)}: is a folder, but the output must be a file; remove it or "
                 "choose another name"
             )
         inputs.refuse(path)
@@ -105,10 +106,10 @@ def check_outputs(
 
 
 def check_folder(folder: str | os.PathLike) -> None:
-    """Look whether files can be written to a folder, which need not be there yet.
+    """Check that files can be written to a folder, which need not exist yet.
 
     Raises:
-        OutputError: it is a file, or cannot be made or written to.
+        OutputError: If it is a file, or cannot be created or written to.
     """
     folder = Path(folder)
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
@@ -122,14 +123,14 @@ def check_folder(folder: str | os.PathLike) -> None:
 
 @contextmanager
 def owned_folders(folders: Iterable[str | os.PathLike | None], doing: str) -> Iterator[None]:
-    """Folders that results are written to, held by the first of all processes.
+    """Lock output folders in the first process.
 
     Args:
-        folders: made where missing; None is passed over.
-        doing: what another program is told that wants one of them.
+        folders: Folders to lock, created if missing; None is ignored.
+        doing: Purpose of the lock, which is shown to other programs that need a folder.
 
     Raises:
-        OutputError: another program is writing there, or it cannot be written to.
+        OutputError: If another program is writing to a folder, or it cannot be written to.
     """
     paths = {os.path.realpath(folder) for folder in folders if folder}
     with ExitStack() as stack:
@@ -143,62 +144,62 @@ def owned_folders(folders: Iterable[str | os.PathLike | None], doing: str) -> It
 
 
 def write_marked_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
-    """Write (H, W[, 3]) as a PNG file that says that it is ours, whole or not at all."""
+    """Write pixels (H, W[, 3]) atomically as a PNG file that :func:`is_ours` recognizes."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", MARK)
     with atomic_writer(path, durable=False) as file:
         Image.fromarray(pixels).save(file, format="PNG", pnginfo=info)
 
 
-def write_image(folder: str | os.PathLike, stem: str, picture: np.ndarray) -> Path:
-    """Write a drawn image (H, W, 3) uint8 BGR to ``folder/stem.jpg``, made where missing.
+def write_image(folder: str | os.PathLike, stem: str, image: np.ndarray) -> Path:
+    """Write an image (H, W, 3) uint8 BGR to ``folder/stem.jpg`` and create the folder if missing.
 
     Returns:
-        Its path, which ends in .png where it is too long for a JPEG file.
+        Path of the file. It ends in .png if the image is too large for JPEG.
     """
-    path = image_path(folder, stem, picture.shape)
+    path = image_path(folder, stem, image.shape)
     if path.suffix == ".png":
-        write_marked_png(path, picture[..., ::-1])
+        write_marked_png(path, image[..., ::-1])
     else:
-        with atomic_writer(path, durable=False) as file:  # full color resolution: crisp text
-            Image.fromarray(picture[..., ::-1]).save(
+        with atomic_writer(path, durable=False) as file:  # no color subsampling: crisp text
+            Image.fromarray(image[..., ::-1]).save(
                 file, format="JPEG", quality=92, subsampling=0, comment=MARK.encode()
             )
     return path
 
 
 def image_path(folder: str | os.PathLike, stem: str, shape: tuple[int, ...] = (0,)) -> Path:
-    """Where :func:`write_picture` writes a picture of a shape."""
+    """Return the path to which :func:`write_image` writes an image of the given shape."""
     suffix = ".png" if max(shape) > _LONGEST_JPEG_SIDE else ".jpg"
     return Path(folder) / f"{stem}{suffix}"
 
 
 def is_ours(path: str | os.PathLike) -> bool:
-    """Whether an image says that this package wrote it."""
+    """Return whether an image was written by this package, according to its metadata."""
     try:
         with open_image(path, formats=("PNG", "JPEG"), max_pixels=None) as image:
-            said = image.info.get("Software") or image.info.get("comment") or ""
+            software = image.info.get("Software") or image.info.get("comment") or ""
     except ImageError:
         return False
-    return said in (MARK, MARK.encode())
+    return software in (MARK, MARK.encode())
 
 
 def refuse_foreign(path: str | os.PathLike) -> None:
-    """Look whether an image that is about to be replaced is one of ours, or empty.
+    """Check that a path is free, or has an image of this package or an empty file.
 
     Raises:
-        OutputError: there is something else of that name.
+        OutputError: If the path has something else.
     """
-    empty = os.path.isfile(path) and not os.path.getsize(path)  # as a power cut leaves it
+    empty = os.path.isfile(path) and not os.path.getsize(path)  # left by a power failure
     if os.path.lexists(path) and not empty and not is_ours(path):
         raise OutputError(
-            f"{printable(path)}: is there already, and was not written by this program; choose "
+            f"{printable(path)}: already exists and was not written by this program; choose "
             "another folder for the output, or remove it"
         )
 
 
 def stem_of(path: str | os.PathLike) -> str:
-    """The name of a file without extension, such that files can be called so on any system."""
+    """Return the name of a file without extension, adapted to be valid on all systems."""
     stem = os.path.splitext(os.path.basename(os.fspath(path)))[0]
     if stem.partition(".")[0].lower() in _RESERVED:
         stem = f"_{stem}"
@@ -206,11 +207,11 @@ def stem_of(path: str | os.PathLike) -> str:
 
 
 def unused_stem(stem: str, used: Iterable[str]) -> str:
-    """The stem itself, or numbered from 2 where a file system could take it for a used one.
+    """Return the stem, with a number from 2 if a file system may confuse it with a used one.
 
     Args:
-        stem: from :func:`stem_of`.
-        used: :func:`spelling` of the others.
+        stem: Stem from :func:`stem_of`.
+        used: :func:`spelling` of the used stems.
     """
     candidate, count = stem, 1
     while spelling(candidate) in used:
@@ -220,7 +221,7 @@ def unused_stem(stem: str, used: Iterable[str]) -> str:
 
 
 def spelling(stem: str) -> str:
-    """What is the same of two stems that some file systems keep in one file."""
+    """Return a key that is equal for stems that some file systems treat as the same name."""
     return unicodedata.normalize("NFC", stem.casefold())
 
 

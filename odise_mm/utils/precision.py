@@ -1,4 +1,4 @@
-"""Number formats of the arithmetic; torch is not imported before it is needed."""
+"""Arithmetic precision; torch is only imported when needed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ PRECISIONS = tuple(_TORCH_NAMES)
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """The number format of a name in :data:`PRECISIONS`.
+    """Return the dtype of a name in :data:`PRECISIONS`.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: If the name is unknown.
     """
     import torch
 
@@ -28,22 +28,24 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def check_precision(precision: str, device: torch.device) -> None:
-    """Refuse what cannot run, before anything is built.
+    """Check that a device supports a precision.
 
     Raises:
-        ConfigError: an unknown name.
-        DeviceError: fp16 on a CPU, where convolutions are hundreds of times slower than in fp32.
+        ConfigError: If the name is unknown.
+        DeviceError: For fp16 on a CPU, where convolutions are hundreds of times slower than in
+            fp32.
     """
     dtype_of(precision)
     if precision == "fp16" and device.type == "cpu":
-        raise DeviceError("precision fp16 is for GPUs; on a CPU take bf16 or fp32")
+        raise DeviceError("precision fp16 is for GPUs; on a CPU use bf16 or fp32")
 
 
 def autocast(tensor: torch.Tensor, precision: str) -> AbstractContextManager:
-    """Arithmetic in ``precision`` on the device of ``tensor``.
+    """Return an autocast context for ``precision`` on the device of ``tensor``.
 
     Raises:
-        ConfigError, DeviceError: see :func:`check_precision`.
+        ConfigError: See :func:`check_precision`.
+        DeviceError: See :func:`check_precision`.
     """
     import torch
 
@@ -54,9 +56,9 @@ def autocast(tensor: torch.Tensor, precision: str) -> AbstractContextManager:
 
 
 def full_precision(tensor: torch.Tensor) -> AbstractContextManager:
-    """Leave autocast for a while, on the device of ``tensor``."""
+    """Return a context that disables autocast on the device of ``tensor``."""
     import torch
 
-    if tensor.is_meta:  # which torch.autocast does not know
+    if tensor.is_meta:  # torch.autocast does not support the meta device
         return nullcontext()
     return torch.autocast(tensor.device.type, enabled=False)

@@ -1,4 +1,4 @@
-"""Processes that end with the one that started them. Imports no torch."""
+"""Child processes that end with their parent. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from collections.abc import Mapping, Sequence
 from typing import IO
 
 PARENT = "ODISE_MM_PARENT"
-"""Environment variable with the process id that a child is to follow."""
+"""Environment variable with the id of the parent process that a child follows."""
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _SECONDS = 1.0
 
 
 def follow_parent(launcher: str = "none") -> None:
-    """From now on, this process ends when the one that started it has ended, however that was.
+    """End this process as soon as its parent has ended, even if the parent was killed.
 
-    This concerns processes of :func:`run_child` and of torch's launcher; all others go on without
-    the shell that started them. On Linux the kernel sends SIGTERM, elsewhere on POSIX a thread
-    looks once a second. On Windows nothing happens.
+    This only applies to processes started by :func:`run_child` or torch's launcher. On Linux, the
+    kernel sends SIGTERM; on other POSIX systems, a thread checks the parent once per second. On
+    Windows, nothing happens.
 
     Args:
-        launcher: what started this process, as ``--launcher`` says.
+        launcher: Launcher of this process, the value of ``--launcher``.
     """
-    named = os.environ.pop(PARENT, "")  # it is not that of our own children
+    named = os.environ.pop(PARENT, "")  # removed, as it is wrong for our own children
     if os.name != "posix" or not (named or launcher == "pytorch"):
         return
     parent = os.getppid()
     if named.isdecimal() and int(named) != parent:
-        sys.exit(f"error: process {named}, which started this one, has ended")
+        sys.exit(f"error: the parent process {named} has ended")
     if sys.platform == "linux" and _ask_kernel():
-        if os.getppid() != parent:  # it ended in between
+        if os.getppid() != parent:  # it ended in the meantime
             os._exit(128 + signal.SIGTERM)
         return
     threading.Thread(target=_watch, args=(parent,), daemon=True).start()
@@ -56,9 +56,9 @@ def _watch(parent: int) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this is the first of the processes that a launcher started, or the only one.
+    """Return whether this is the only process, or the one with rank 0.
 
-    Known before any of them has spoken to another.
+    Read from the environment, so that it is known before the process group is initialized.
     """
     ranks = ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
     return all(os.environ.get(rank, "0") == "0" for rank in ranks)
@@ -68,11 +68,11 @@ def run_child(command: Sequence[str], output: IO[str]) -> int:
     """Run a program that calls :func:`follow_parent`, and wait for it.
 
     Args:
-        command: the program and its arguments.
-        output: what it prints and complains goes here.
+        command: Program and arguments.
+        output: File for stdout and stderr of the program.
 
     Returns:
-        Its exit status.
+        Exit status of the program.
     """
     environment: Mapping[str, str] = {**os.environ, PARENT: str(os.getpid())}
     done = subprocess.run(command, stdout=output, stderr=output, env=environment)

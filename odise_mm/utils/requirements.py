@@ -1,7 +1,7 @@
-"""A clear word, at import, about a version that cannot work.
+"""Check of the installed versions of dependencies, at import.
 
-OpenMMLab exists twice: the original packages, and a fork that is still maintained, whose names
-start with "onedl-". Both hold the same modules, so that one of them is needed, and never both.
+OpenMMLab exists twice: as the original packages, and as a maintained fork whose package names start
+with "onedl-". Both provide the same modules, so exactly one of them must be installed.
 """
 
 import warnings
@@ -10,9 +10,9 @@ from importlib.util import find_spec
 
 from packaging.specifiers import SpecifierSet
 
-# What breaks in ways that are hard to read; everything else is pip's business (setup.py).
+# Packages whose wrong versions cause obscure errors; all others are left to pip (setup.py).
 TORCH = ">=2.6"
-# Distribution -> versions, by the module that it provides.
+# Module -> the distribution that provides it, and its versions.
 ORIGINAL: dict[str, tuple[str, str]] = {
     "mmengine": ("mmengine", ">=0.10.6,<1.0"),
     "mmcv": ("mmcv-lite", ">=2.0.1,<2.2.0"),
@@ -25,11 +25,11 @@ FORK: dict[str, tuple[str, str]] = {
     "mmdet": ("onedl-mmdetection", ">=3.5.1,<3.6"),
     "mmseg": ("onedl-mmsegmentation", ">=1.4.2,<1.5"),
 }
-_COMPILED = {"mmcv-lite": "mmcv"}  # another distribution with the same module and versions
+_COMPILED = {"mmcv-lite": "mmcv"}  # alternative distribution with the same module and versions
 
 
 class RequirementError(ImportError):
-    """Something that odise_mm stands on is absent or has a version that doesn't work with it."""
+    """A dependency of odise_mm that is missing or has an incompatible version."""
 
 
 def _installed(distribution: str) -> str | None:
@@ -41,7 +41,7 @@ def _installed(distribution: str) -> str | None:
 
 
 def _present(stack: dict[str, tuple[str, str]]) -> dict[str, str]:
-    """Return what is installed of a stack: distribution -> version."""
+    """Return the versions of the installed distributions of a stack, by name."""
     names = [name for name, _ in stack.values()]
     names += [_COMPILED[name] for name in names if name in _COMPILED]
     found = {name: _installed(name) for name in names}
@@ -49,17 +49,18 @@ def _present(stack: dict[str, tuple[str, str]]) -> dict[str, str]:
 
 
 def check_requirements() -> None:
-    """Compare the installed versions with those that work, without importing anything.
+    """Compare the installed versions with the supported ones, without importing the packages.
 
     Raises:
-        RequirementError: names the package, what is installed, and the command that helps. Also if
-            packages of OpenMMLab and of its fork are installed side by side, or none of either.
+        RequirementError: If a package is missing or incompatible, or if packages of both OpenMMLab
+            and its fork are installed. The message names the package, the installed version, and a
+            command that fixes it.
     """
     original, fork = _present(ORIGINAL), _present(FORK)
     if original and fork:
         raise RequirementError(
             f"OpenMMLab ({', '.join(original)}) and its fork ({', '.join(fork)}) are both "
-            "installed, and overwrite each other's files. Remove both: pip uninstall -y "
+            "installed and overwrite each other's files. Remove both: pip uninstall -y "
             f"{' '.join([*original, *fork])}. Then install one: {_command(ORIGINAL)}, or "
             f"{_command(FORK)}"
         )
@@ -97,10 +98,10 @@ def _check(name: str, versions: str, found: str | None, advice: str) -> None:
 
 
 def _compare_builds(torch: str, torchvision: str | None) -> None:
-    """Warn if torch is a build of PyTorch's own index and torchvision is not (or another one).
+    """Warn if torch comes from PyTorch's own index and torchvision is a different build.
 
-    pip cannot know that they belong together: a torchvision from PyPI installs beside
-    torch 2.13.0+cpu, and then does not load.
+    pip does not prevent this: a torchvision from PyPI can be installed with torch 2.13.0+cpu, but
+    fails to load.
     """
     label = torch.partition("+")[2]
     if torchvision is None or not label.startswith(("cpu", "cu", "rocm", "xpu")):

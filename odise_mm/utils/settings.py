@@ -1,4 +1,4 @@
-"""Settings are looked at where a part is built, with one message each."""
+"""Checks of config values, with error messages that name the setting, the value and the range."""
 
 from __future__ import annotations
 
@@ -11,77 +11,77 @@ from odise_mm.errors import ConfigError
 
 
 def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) -> None:
-    """Refuse what is no whole number from ``least`` to ``most``.
+    """Check that a value is a whole number from ``least`` to ``most``.
 
     Raises:
-        ConfigError: names the setting, its value and what is allowed.
+        ConfigError: If it is not.
     """
-    bounds = f"at least {least}" if most is None else f"{least} to {most}"
+    bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
     if not is_whole(value) or value < least or (most is not None and value > most):
-        raise _refused(name, value, f"{bounds}, a whole number")
+        raise _refused(name, value, f"a whole number {bounds}")
 
 
 def check_number(name: str, value: Any, least: float = 0, most: float = math.inf) -> None:
-    """Refuse what is no finite number from ``least`` to ``most``.
+    """Check that a value is a finite number from ``least`` to ``most``.
 
     Raises:
-        ConfigError: names the setting, its value and what is allowed.
+        ConfigError: If it is not.
     """
     if not (is_number(value) and least <= value <= most):
-        bounds = f"at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
+        bounds = f"of at least {least:g}" if most == math.inf else f"from {least:g} to {most:g}"
         raise _refused(name, value, f"a number {bounds}")
 
 
 def check_weight(name: str, value: Any) -> None:
-    """Refuse what is no number from 0 to 1.
+    """Check that a value is a number from 0 to 1.
 
     Raises:
-        ConfigError: names the setting, its value and what is allowed.
+        ConfigError: If it is not.
     """
     if not (is_number(value) and 0 <= value <= 1):
         raise _refused(name, value, "a weight between 0 and 1")
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number; True and False, and texts, are none."""
+    """Return whether a value is a finite number; booleans and strings are not."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_flag(name: str, value: Any) -> None:
-    """Refuse what is neither True nor False.
+    """Check that a value is True or False.
 
     Raises:
-        ConfigError: names the setting and its value.
+        ConfigError: If it is not.
     """
     if not isinstance(value, bool):
         raise _refused(name, value, "True or False")
 
 
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """Refuse what is not among the choices.
+    """Check that a value is one of the choices.
 
     Raises:
-        ConfigError: names the setting, its value and the choices.
+        ConfigError: If it is not.
     """
     if not isinstance(value, str) or value not in choices:
         raise _refused(name, value, f"one of {', '.join(map(repr, choices))}")
 
 
 def check_text(name: str, value: Any) -> None:
-    """Refuse what is no text, or empty.
+    """Check that a value is a non-empty string.
 
     Raises:
-        ConfigError: names the setting and its value.
+        ConfigError: If it is not.
     """
     if not isinstance(value, str) or not value:
-        raise _refused(name, value, "a text that is not empty")
+        raise _refused(name, value, "a non-empty string")
 
 
 def check_size(name: str, value: Any) -> None:
-    """Refuse what is no pair of whole numbers of at least 1: a width and a height in pixels.
+    """Check that a value is a width and a height in pixels: two whole numbers of at least 1.
 
     Raises:
-        ConfigError: names the setting and its value.
+        ConfigError: If it is not.
     """
     pair = isinstance(value, list | tuple) and len(value) == 2
     if not pair or not all(is_whole(edge) and edge >= 1 for edge in value):
@@ -89,11 +89,11 @@ def check_size(name: str, value: Any) -> None:
 
 
 def is_whole(value: Any) -> bool:
-    """Whether a value is a whole number; True, False and 1.0 are none."""
+    """Return whether a value is an integer; booleans and 1.0 are not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def _refused(name: str, value: Any, allowed: str) -> ConfigError:
     shown = repr(value)
     shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return ConfigError(f"{name}={shown}: {allowed}")
+    return ConfigError(f"{name}={shown}: must be {allowed}")

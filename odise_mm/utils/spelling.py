@@ -1,4 +1,4 @@
-"""Names that people write into configs: files or tags, and the nearest to a typo."""
+"""Suggestions for misspelled names, and the distinction of files from tags."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from pathlib import Path
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the closest known ones, if any is close."""
+    """Return a suffix for messages about an unknown name, with similar known names, or ""."""
     close = difflib.get_close_matches(name, list(known), n=3)
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def is_path(weights: str) -> bool:
-    """Whether ``weights`` means a file, not a tag; timm's and open_clip's tags have no dots."""
+    """Return whether ``weights`` is a path rather than a tag of timm or open_clip.
+
+    These tags contain no dots or slashes.
+    """
     return Path(weights).expanduser().is_file() or "/" in weights or "." in weights

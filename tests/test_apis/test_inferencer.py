@@ -131,7 +131,7 @@ def test_a_single_bad_image_is_an_exception(inferencer, folder):
         inferencer(np.full((4, 4, 3), np.nan))
     with pytest.raises(TypeError, match="images is a int"):
         inferencer(3)
-    with pytest.raises(TypeError, match="images is a torch tensor; give a numpy array"):
+    with pytest.raises(TypeError, match="images is a torch tensor; pass a numpy array"):
         inferencer(torch.zeros(3, 4, 4))
 
 
@@ -246,7 +246,7 @@ def test_missing_devices_are_errors(config, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert pick_device(None) == torch.device("cpu")
     for asked in ("cuda", "cuda:1", torch.device("cuda")):
-        with pytest.raises(DeviceError, match="was asked for"):
+        with pytest.raises(DeviceError, match="was requested"):
             OpenVocabInferencer(config, device=asked)
     with pytest.raises(DeviceError, match="not a device"):
         OpenVocabInferencer(config, device="graphics card")
@@ -389,7 +389,7 @@ def test_the_limit_on_pixels(config, folder, tmp_path):
     small = OpenVocabInferencer(config, device="cpu", max_pixels=1000)
     results = small([folder, read_image(folder / "a.png")])
     assert [r.ok for r in results] == [False, True, True, False]
-    assert "40 x 30 = 1,200 where max_pixels is 1,000" in str(results[0].error)
+    assert "40 x 30 = 1,200, but max_pixels is 1,000" in str(results[0].error)
     with pytest.raises(ImageError, match=r"a\.png: too many pixels"):
         small(folder / "a.png")
     large = OpenVocabInferencer(config, device="cpu", max_pixels=None)

@@ -208,7 +208,7 @@ def test_damaged_or_changed_images_are_processed_again(inferencer, photos, tmp_p
     Image.fromarray(ids_to_rgb(other)).save(out / "panoptic" / "p2.png")
     Image.new("RGB", (9, 9)).save(photos / "p3.png")
     inferencer.model.batches.clear()
-    with pytest.raises(OutputError, match="p2.png: is there already"):
+    with pytest.raises(OutputError, match="p2.png: already exists"):
         inferencer(photos, out_dir=out, resume=True)
     (out / "panoptic" / "p2.png").unlink()
     inferencer(photos, out_dir=out, resume=True)

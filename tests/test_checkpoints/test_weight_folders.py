@@ -138,10 +138,10 @@ def test_text_encoders_written_by_transformers(
         ("sub/../../secret.safetensors", "leads outside its folder"),
         ("..\\secret.safetensors", "leads outside its folder"),
         ("/etc/passwd", "leads outside its folder"),
-        ("", "is not the name of a file"),
-        (7, "is not the name of a file"),
-        (["a"], "is not the name of a file"),
-        (None, "is not the name of a file"),
+        ("", "is not a file name"),
+        (7, "is not a file name"),
+        (["a"], "is not a file name"),
+        (None, "is not a file name"),
     ],
 )
 def test_shards_outside_of_the_folder(shard: object, message: str, tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_index_without_a_map(content: str, tmp_path: Path) -> None:
 
 def test_index_that_is_not_json(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": ')
-    with pytest.raises(CheckpointError, match="index.json: not JSON, or cut short"):
+    with pytest.raises(CheckpointError, match="index.json: not JSON, or truncated"):
         read_weights(tmp_path, STEMS, "weights")
 
 

@@ -120,7 +120,7 @@ def test_an_image_without_phrases_has_captions(coco: SmallCoco) -> None:
     ("text", "message"),
     [
         (None, "captions.json: file of captions not found"),
-        ("[", "captions.json: not JSON, or cut short"),
+        ("[", "captions.json: not JSON, or truncated"),
         ("[]", "captions.json: not captions .* list `annotations` is missing"),
         ('{"images": []}', "captions.json: not captions .* list `annotations` is missing"),
         ('{"annotations": [7]}', "captions.json: annotation number 1 .* is 7, not an object"),

@@ -180,7 +180,7 @@ def test_noun_phrases_are_in_the_data_info(coco: SmallCoco, log: pytest.LogCaptu
         ('{"phrases": {"8": []}}', "contains none of the 3 images .* first image's id is 7"),
         ('{"phrases": {"7": ["cats"]}}', "`phrases` must be image id -> list of captions"),
         ('{"7": []}', "not a file of noun phrases"),
-        ('{"phrases"', "not JSON, or cut short"),
+        ('{"phrases"', "not JSON, or truncated"),
         ('{"phrases": {"7": [[1]]}}', "not a file of noun phrases"),
     ],
 )

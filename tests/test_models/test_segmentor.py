@@ -344,7 +344,7 @@ def test_unknown_precision(model: OpenVocabSegmentor) -> None:
 
 def test_float16_on_a_cpu(model: OpenVocabSegmentor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "precision", "fp16")
-    with pytest.raises(DeviceError, match="fp16 is for GPUs; on a CPU take bf16 or fp32"):
+    with pytest.raises(DeviceError, match="fp16 is for GPUs; on a CPU use bf16 or fp32"):
         predict(model, [random_image(64, 64)])
 
 
@@ -367,7 +367,7 @@ def test_unknown_mode(model: OpenVocabSegmentor) -> None:
             dict(test_cfg=dict(overlap=0.5)),
             "unknown key 'overlap' in test_cfg .known keys: overlap_threshold",
         ),
-        (dict(max_tiles_per_batch=0), "max_tiles_per_batch=0: at least 1"),
+        (dict(max_tiles_per_batch=0), "max_tiles_per_batch=0: must be .* at least 1"),
         (dict(tilesize=512), "tilesize"),
         (
             dict(neck=dict(type="FeatureProjector")),

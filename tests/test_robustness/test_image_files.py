@@ -59,7 +59,7 @@ except ImageError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert "13000 x 13000 = 169,000,000 where max_pixels is 67,108,864" in done.stdout
+    assert "13000 x 13000 = 169,000,000, but max_pixels is 67,108,864" in done.stdout
     assert done.stderr == ""
 
 

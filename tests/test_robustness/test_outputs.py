@@ -101,7 +101,7 @@ def test_a_killed_run_does_not_mix_with_an_older_one(
         demo("trip/vis", "--texts", "blue cube", "--no-progress")
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    with pytest.raises(PanopticFileError, match="another map|pixels"):
+    with pytest.raises(PanopticFileError, match="does not match the map|pixels"):
         read_coco_panoptic("out/panoptic.json")
     assert demo("trip/vis", "--texts", "green cone") == 2
     error = last_error(capsys)

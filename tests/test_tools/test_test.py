@@ -388,7 +388,7 @@ def test_drawings_do_not_overwrite_other_images(
     Image.new("RGB", (5, 5)).save(project / "show/one/000.jpg")
     before = contents(project / "show")
     arguments = ["model.py", "none", "--datasets", "one", "--show-dir", "show"]
-    assert "000.jpg: is there already" in fails(capsys, *arguments)
+    assert "000.jpg: already exists" in fails(capsys, *arguments)
     assert contents(project / "show/one") == {"000.jpg": before["one/000.jpg"]}
     (project / "show/one/000.jpg").unlink()
     for _ in range(2):  # drawings may be replaced

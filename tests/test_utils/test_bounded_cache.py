@@ -1,4 +1,4 @@
-"""The cache of a few values."""
+"""The bounded LRU cache."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def kept(cache: BoundedCache[str], keys: str) -> str:
     return "".join(key for key in keys if cache.get(key) == key.upper())
 
 
-def test_the_one_that_was_not_used_for_longest_goes_first() -> None:
+def test_least_recently_used_value_is_evicted() -> None:
     cache = filled(3, 100, a=1, b=1, c=1)
     cache.get("a")
     cache.put("d", "D", 1)
     assert kept(cache, "abcd") == "acd" and len(cache) == 3
 
 
-def test_sizes_count() -> None:
+def test_total_size_is_bounded() -> None:
     cache = filled(9, 10, a=4, b=4)
     cache.put("c", "C", 5)
     assert kept(cache, "abc") == "bc"
-    cache.put("d", "D", 11)  # no reason to lose the others
+    cache.put("d", "D", 11)  # too large, does not evict the others
     assert kept(cache, "abcd") == "bc"
     cache.put("b", "B", 11)
     assert kept(cache, "abcd") == "c"
@@ -46,7 +46,7 @@ def test_copies_are_empty() -> None:
     assert kept(cache, "a") == "a"
 
 
-def test_threads_share_it() -> None:
+def test_threads_can_share_a_cache() -> None:
     cache: BoundedCache[int] = BoundedCache(5, 50)
 
     def use(number: int) -> bool:

@@ -1,4 +1,4 @@
-"""``--cfg-options`` means what it means in OpenMMLab's own programs, in all of ours."""
+"""``--cfg-options`` is parsed in all programs as in those of OpenMMLab."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ VALUES = (
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_a_value_means_what_it_means_to_mmengine(value: str) -> None:
+def test_values_are_parsed_as_by_mmengine(value: str) -> None:
     given = "--cfg-options", f"model.x.0.y={value}"
     try:
         expected = parse(DictAction, *given)
-    except (AssertionError, RecursionError):  # its ways to say that brackets are not right
+    except (AssertionError, RecursionError):  # mmengine's errors for unbalanced brackets
         with pytest.raises(SystemExit):
             ours(*given)
         return
@@ -54,8 +54,8 @@ def test_a_value_means_what_it_means_to_mmengine(value: str) -> None:
     assert type(found["model.x.0.y"]) is type(expected["model.x.0.y"])
 
 
-def test_written_down_once() -> None:
-    """As mmengine's documentation has it, whatever its version does."""
+def test_documented_values() -> None:
+    """Values of mmengine's documentation, independent of its installed version."""
     table = {
         "1e-4": 1e-4, "True": True, "false": False, "None": None, "none": "none", "a,b": ["a", "b"],
         "(320,640)": (320, 640), "[(a,b),(c,d)]": [("a", "b"), ("c", "d")], "x=y": "x=y",
@@ -74,11 +74,11 @@ def test_written_down_once() -> None:
         ("--cfg-options", "a=1", "a=[1,2]", "b=2", "--cfg-options", "b=x", "--cfg-options", "c=,"),
     ],
 )
-def test_options_given_several_times_are_joined(arguments: tuple[str, ...]) -> None:
+def test_repeated_options_are_merged(arguments: tuple[str, ...]) -> None:
     assert ours(*arguments) == parse(DictAction, *arguments)
 
 
-def test_no_option_leaks_into_the_next_command() -> None:
+def test_options_do_not_leak_into_the_next_call() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cfg-options", action=ConfigOptions)
     assert parser.parse_args(["--cfg-options", "a=1"]).cfg_options == {"a": 1}
@@ -86,7 +86,7 @@ def test_no_option_leaks_into_the_next_command() -> None:
     assert parser.parse_args([]).cfg_options == {}
 
 
-def test_dictionaries_are_read_whole() -> None:
+def test_python_dictionaries() -> None:
     hooks = "[{'type': 'EMAHook', 'momentum': 1e-4}, {'type': 'X', 'names': ['a b', 'c']}]"
     found = ours("--cfg-options", f"custom_hooks={hooks}", "model.x={}", "y=1")
     assert found == {
@@ -102,7 +102,7 @@ def test_dictionaries_are_read_whole() -> None:
 @pytest.mark.parametrize(
     "text", ["novalue", "=3", ".a=3", "a..b=3", "a.=3", "a=[1,2", "a=),(", "a=b(1,2)"]
 )
-def test_what_is_no_option_is_told_in_one_line(text: str, capsys: pytest.CaptureFixture) -> None:
+def test_invalid_options_exit_with_one_line(text: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
         ours("--cfg-options", "b=1", text)
     assert end.value.code == 2
@@ -126,13 +126,13 @@ def test_all_programs(parse_args: Callable, positional: list[str]) -> None:
     assert not parse_args(positional).cfg_options
 
 
-def test_studies_pass_all_of_them_on() -> None:
+def test_studies_pass_on_all_options() -> None:
     options = ["--cfg-options", "a=1", "b=2", "--cfg-options", "c=[1,2]"]
     assert parse_study(["configs", *options]).cfg_options == ["a=1", "b=2", "c=[1,2]"]
     assert parse_study(["configs"]).cfg_options == []
 
 
-def test_places_in_lists_and_new_keys(tmp_path: Path) -> None:
+def test_list_indices_and_new_keys(tmp_path: Path) -> None:
     cfg = Config(dict(steps=[dict(scale=(1, 2)), dict(scale=(3, 4))], model=dict(depth=3)))
     options = ours("--cfg-options", "steps.1.scale=(8,9)", "model.new.deep=1", "model.depth=None")
     change_config(cfg, options)

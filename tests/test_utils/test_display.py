@@ -1,4 +1,4 @@
-"""Text from elsewhere is shown on one line and cannot steer a terminal or a table."""
+"""Untrusted text is shown in one line, without control characters or markup."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_printable(text: object, shown: str) -> None:
     assert printable(text) == shown
 
 
-def test_no_control_character_comes_through() -> None:
+def test_control_characters_are_escaped() -> None:
     shown = printable("".join(map(chr, range(0x3000))))
     assert not any(unicodedata.category(sign) in ("Cc", "Zl", "Zp") for sign in shown)
 

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and names in files stay below their folder."""
+"""Files are written atomically, and names in files stay below their folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_failed_write_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+def test_failed_write_leaves_the_existing_file(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
     write_json(target, {"a": 1})
     with pytest.raises(RuntimeError, match="disk"), atomic_writer(target) as file:
@@ -38,7 +38,7 @@ def test_failed_write_leaves_the_file_that_was_there(tmp_path: Path) -> None:
     assert names_in(tmp_path) == ["a.json"]
 
 
-def test_content_json_cannot_hold_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+def test_unserializable_content_leaves_the_existing_file(tmp_path: Path) -> None:
     target = tmp_path / "a.json"
     write_json(target, [1])
     with pytest.raises(TypeError):
@@ -47,16 +47,16 @@ def test_content_json_cannot_hold_leaves_the_file_that_was_there(tmp_path: Path)
     assert names_in(tmp_path) == ["a.json"]
 
 
-def test_name_in_no_encoding_reads_back(tmp_path: Path) -> None:
+def test_undecodable_name_round_trip(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.jpg")
     write_json(tmp_path / "a.json", {"file_name": name, "word": "café"})
     raw = (tmp_path / "a.json").read_bytes()
-    assert "café".encode() in raw  # only what UTF-8 cannot hold is escaped
+    assert "café".encode() in raw  # only undecodable bytes are escaped
     raw.decode("utf-8")
     assert read_json(tmp_path / "a.json", DatasetError)["file_name"] == name
 
 
-def test_write_makes_folders_and_takes_the_longest_name(tmp_path: Path) -> None:
+def test_write_creates_folders_and_accepts_the_longest_name(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / ("n" * 251 + ".txt")
     write_text(target, "text\n")
     assert target.read_bytes() == b"text\n"
@@ -70,14 +70,14 @@ def test_link_stays_a_link(tmp_path: Path) -> None:
     assert link.is_symlink() and real.read_text() == "new"
 
 
-def test_permissions_are_those_of_a_plain_open(tmp_path: Path) -> None:
+def test_permissions_equal_those_of_open(tmp_path: Path) -> None:
     with open(tmp_path / "plain", "w"):
         pass
     write_text(tmp_path / "ours", "")
     assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_replacing_gives_a_name_beside_the_target(tmp_path: Path) -> None:
+def test_replacing_yields_a_name_next_to_the_target(tmp_path: Path) -> None:
     with replacing(tmp_path / "a.bin") as temporary:
         assert temporary.parent == tmp_path and temporary.name != "a.bin"
         temporary.write_bytes(b"x")
@@ -91,13 +91,13 @@ def test_replacing_gives_a_name_beside_the_target(tmp_path: Path) -> None:
         ("", "not JSON"),
         ('{"a": 1', "not JSON"),
         ("[" * 200_000, "nested too deeply"),
-        ('{"a": NaN}', "NaN"),
-        ('{"a": -Infinity}', "-Infinity"),
+        ('{"a": NaN}', "NaN is not valid JSON"),
+        ('{"a": -Infinity}', "-Infinity is not valid JSON"),
         ("1" * 10_000, "digits"),
         ('[{"a": 1, "b": 2, "a": 3}]', "the key 'a' twice"),
     ],
 )
-def test_odd_json_is_one_message(tmp_path: Path, text: str, expected: str) -> None:
+def test_invalid_json_raises_one_line(tmp_path: Path, text: str, expected: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(DatasetError, match=expected) as caught:
@@ -105,7 +105,7 @@ def test_odd_json_is_one_message(tmp_path: Path, text: str, expected: str) -> No
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_json_that_is_not_utf8(tmp_path: Path) -> None:
+def test_json_that_is_not_utf8_raises(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes('{"a": "é"}'.encode("latin-1"))
     with pytest.raises(DatasetError, match="not UTF-8"):
@@ -150,14 +150,14 @@ def test_names_that_stay_inside(tmp_path: Path, name: str) -> None:
         "a\0",
     ],
 )
-def test_names_that_lead_outside(tmp_path: Path, name: str) -> None:
+def test_names_that_lead_outside_raise(tmp_path: Path, name: str) -> None:
     with pytest.raises(DatasetError, match="ann.json: file_name"):
         path_inside(tmp_path, name, DatasetError, "ann.json: file_name of image 7")
 
 
 @pytest.mark.parametrize("name", [None, 7, ["a"], b"a"])
-def test_names_that_are_no_text(tmp_path: Path, name: object) -> None:
-    with pytest.raises(DatasetError, match="not the name of a file"):
+def test_names_that_are_not_strings_raise(tmp_path: Path, name: object) -> None:
+    with pytest.raises(DatasetError, match="not a file name"):
         path_inside(tmp_path, name, DatasetError, "x")
 
 
@@ -208,7 +208,7 @@ def test_lock_ends_with_its_killed_owner(tmp_path: Path) -> None:
         "os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
-    assert names_in(tmp_path)  # what the killed owner left does not keep the next one out
+    assert names_in(tmp_path)  # files left by the killed owner do not block the next one
     with FolderLock(tmp_path, "the next"):
         assert read_json(tmp_path / ".odise_mm.owner.json", OutputError)["pid"] == os.getpid()
 

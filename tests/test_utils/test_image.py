@@ -1,4 +1,4 @@
-"""Reading images of every kind, and saying what is wrong with the others."""
+"""Reading of images from all sources and formats, and errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_jpeg_is_decoded_by_pillow(tmp_path):
         assert np.array_equal(read_image(path), np.asarray(image.convert("RGB"))[..., ::-1])
 
 
-def test_the_published_images_of_the_tests():
+def test_images_of_the_published_recordings():
     path = Path(__file__).parents[1] / "data" / "image_512x704.png"
     with Image.open(path) as image:
         assert np.array_equal(read_image(path)[..., ::-1], np.asarray(image.convert("RGB")))
@@ -102,7 +102,7 @@ def test_palette_with_and_without_transparency(tmp_path):
 
 
 def png(bits: int, colors: int, row: bytes, transparent: tuple[int, ...]) -> bytes:
-    """A PNG file of one row with a transparent color; ``colors``: 1 is gray, 3 is RGB."""
+    """Return a PNG file of one row with a transparent color, gray (1) or RGB (3)."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = struct.pack(">I", zlib.crc32(kind + content))
@@ -127,13 +127,13 @@ def png(bits: int, colors: int, row: bytes, transparent: tuple[int, ...]) -> byt
         (16, struct.pack(">3H", 0, 1, 0), 0, [255, 0, 255]),
     ],
 )
-def test_a_transparent_gray(bits, row, transparent, expected):
+def test_transparent_gray(bits, row, transparent, expected):
     content = png(bits, 1, row, (transparent,))
     assert read_image(content)[0, :, 1].tolist() == expected
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_a_transparent_color(bits):
+def test_transparent_color(bits):
     unit = 257 if bits == 16 else 1
     color, other = (unit * 10, unit * 20, unit * 30), (unit * 10, unit * 20, unit * 31)
     content = png(bits, 3, struct.pack(f">6{'H' if bits == 16 else 'B'}", *color, *other), color)
@@ -163,7 +163,7 @@ def test_32_bit_files(tmp_path):
     path = save(tmp_path / "i.tiff", Image.fromarray(ints))
     assert read_image(path)[..., 0].tolist() == [[0, 255]]
     wide = save(tmp_path / "wide.tiff", Image.fromarray(ints * 2))
-    with pytest.raises(ImageError, match=r"wide\.tiff: 32 bit values from 0 to 131070"):
+    with pytest.raises(ImageError, match=r"wide\.tiff: 32-bit values from 0 to 131070"):
         read_image(wide)
     floats = save(tmp_path / "f.tiff", Image.fromarray(np.array([[0.0, 0.5, 1.0]], np.float32)))
     assert read_image(floats)[..., 0].tolist() == [[0, 128, 255]]
@@ -185,12 +185,12 @@ def test_other_color_models_are_converted(mode):
 
 def test_exif_orientation(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned a quarter clockwise to be upright
+    exif[0x0112] = 6  # must be rotated by 90 degrees clockwise
     path = save(tmp_path / "turned.png", Image.fromarray(RGB), exif=exif)
     assert np.array_equal(read_image(path), np.rot90(RGB, -1)[..., ::-1])
 
 
-def test_the_first_frame_of_an_animation(tmp_path):
+def test_first_frame_of_an_animation(tmp_path):
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     path = tmp_path / "a.gif"
     frames[0].save(path, save_all=True, append_images=frames[1:])
@@ -210,7 +210,7 @@ def test_arrays():
     assert np.array_equal(read_image(GRAY[..., None]), read_image(GRAY))
     assert np.array_equal(read_image(GRAY > 9)[..., 0], np.where(GRAY > 9, 255, 0))
     assert np.array_equal(read_image((RGB / 255).astype(np.float32)), RGB)
-    # float16 next to 1, and what float64 makes of 0 and 1 after some arithmetic
+    # rounding errors of float16 and float64 around 0 and 1
     nearly = np.array([[1.0000001, -1e-9, 0.5, 1.000977]])
     assert read_image(nearly)[0, :, 0].tolist() == [255, 0, 128, 255]
     copy = read_image(RGB)
@@ -235,13 +235,13 @@ def test_arrays():
         (np.full((5, 7, 3), np.inf), "NaN or infinite"),
     ],
 )
-def test_arrays_that_are_no_images(array, match):
+def test_invalid_arrays_raise(array, match):
     with pytest.raises(ImageError, match=match) as info:
         read_image(array, name="images[2]")
     assert str(info.value).startswith("images[2]: ")
 
 
-def test_bad_files(tmp_path):
+def test_invalid_files_raise(tmp_path):
     png = io.BytesIO()
     Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(png, "PNG")
     jpg = io.BytesIO()
@@ -270,7 +270,7 @@ def test_bad_files(tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_permission(tmp_path):
+def test_file_without_permission_raises(tmp_path):
     path = save(tmp_path / "a.png", Image.fromarray(RGB))
     path.chmod(0)
     with pytest.raises(ImageError, match="permission"):
@@ -295,7 +295,7 @@ WRITABLE = [kind for kind in IMAGE_FORMATS if kind != "PSD"]
 
 
 @pytest.mark.parametrize("kind", WRITABLE)
-def test_formats_are_told_by_content(tmp_path, kind):
+def test_formats_are_detected_by_content(tmp_path, kind):
     options = dict(lossless=True) if kind == "WEBP" else {}
     content = encoded(kind, **options)
     with Image.open(io.BytesIO(content)) as image:
@@ -312,7 +312,7 @@ def test_photoshop_files():
     assert np.array_equal(read_image(content), RGB[..., ::-1])
 
 
-def test_one_list_decides_on_formats_and_suffixes():
+def test_suffixes_match_the_formats():
     known = {suffix: kind for suffix, kind in Image.registered_extensions().items()}
     assert set(known.values()) > set(IMAGE_FORMATS) > set(LABEL_FORMATS)
     assert {known[suffix] for suffix in image_suffixes()} == set(IMAGE_FORMATS)
@@ -340,7 +340,7 @@ def test_postscript_is_never_run(tmp_path, monkeypatch):
         read_image(image)
 
 
-def test_a_decoder_that_pillow_was_built_without(monkeypatch):
+def test_pillow_without_a_decoder(monkeypatch):
     reader, _ = Image.OPEN["AVIF"]
     monkeypatch.setitem(Image.OPEN, "AVIF", (reader, lambda head: "AVIF support not installed"))
     with pytest.raises(ImageError, match="not a readable image, AVIF support not installed"):
@@ -351,13 +351,13 @@ def test_a_decoder_that_pillow_was_built_without(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["ICO", "DDS", "PCX"])
-def test_what_was_decoded_elsewhere_is_an_image(kind):
+def test_pil_images_that_are_already_decoded(kind):
     with Image.open(io.BytesIO(encoded(kind))) as image:
         image.load()
         assert read_image(image).shape == (*image.size[::-1], 3)
 
 
-def test_images_are_opened_in_one_place():
+def test_image_open_is_only_used_in_one_place():
     root = Path(__file__).parents[2]
     places = [
         str(path.relative_to(root))
@@ -369,11 +369,11 @@ def test_images_are_opened_in_one_place():
 
 
 @pytest.mark.parametrize("kind", WRITABLE)
-def test_damage_is_an_error_of_ours(kind):
+def test_damaged_files_raise_image_errors(kind):
     rng = np.random.default_rng(0)
     content = np.frombuffer(encoded(kind), np.uint8)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of Pillow, on parts that it can do without
+        warnings.simplefilter("ignore")  # Pillow warns about optional parts
         for _ in range(60):
             damaged = content.copy()
             places = rng.integers(0, min(len(content), 200), rng.integers(1, 6))
@@ -388,7 +388,7 @@ def test_damage_is_an_error_of_ours(kind):
 
 
 class Pipe(io.RawIOBase):
-    """A file object that cannot be rewound, as of a network connection."""
+    """A file object that cannot be rewound, such as that of a network connection."""
 
     def __init__(self, content: bytes) -> None:
         self.buffer = io.BytesIO(content)
@@ -397,7 +397,7 @@ class Pipe(io.RawIOBase):
         return True
 
     def readinto(self, place) -> int:
-        return self.buffer.readinto(memoryview(place)[:100])  # as much as has arrived
+        return self.buffer.readinto(memoryview(place)[:100])  # short reads
 
 
 class Endless(Pipe):
@@ -405,7 +405,7 @@ class Endless(Pipe):
         return len(place)
 
 
-def test_bytes_and_file_objects_are_images(tmp_path):
+def test_bytes_and_file_objects(tmp_path):
     content = encoded("PNG")
     path = tmp_path / "a.png"
     path.write_bytes(content)
@@ -440,31 +440,31 @@ class Strange:
         (io.BytesIO(), r"^BytesIO: the file is empty"),
         (b"GIF89a", r"^bytes: not a readable image"),
         (io.StringIO("text"), r"^StringIO: is open as text; open it with mode 'rb'"),
-        (Coroutine(), r"^Coroutine: its read\(\) gives a coroutine; give the bytes"),
+        (Coroutine(), r"^Coroutine: its read\(\) returns a coroutine; pass the bytes"),
         (Strange(), r"^Strange: cannot be read"),
-        ([[[0, 0, 0]]], r"from a list; pixels in lists are given as numpy\.array"),
-        ({}, r"from a dict; give a path, a file's bytes"),
-        (None, "from a NoneType; give a path"),
-        (np.frombuffer(b"\xff\xd8\xff", np.uint8), r"are given as array\.tobytes\(\)"),
+        ([[[0, 0, 0]]], r"from a list; pass lists of pixels as numpy\.array"),
+        ({}, r"from a dict; pass a path, a file's bytes"),
+        (None, "from a NoneType; pass a path"),
+        (np.frombuffer(b"\xff\xd8\xff", np.uint8), r"pass the bytes of a file as array\.tobytes"),
     ],
 )
-def test_what_is_no_image(source, match):
+def test_not_an_image_raises(source, match):
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a coroutine that nobody awaits
+        warnings.simplefilter("error")  # for coroutines that are never awaited
         with pytest.raises(ImageError, match=match):
             read_image(source)
 
 
-def test_what_never_ends_is_given_up(monkeypatch):
+def test_endless_files_raise(monkeypatch):
     monkeypatch.setattr("odise_mm.utils.image._MOST_BYTES", 8 << 20)
-    with pytest.raises(ImageError, match="Endless: gives more than 8 MiB"):
+    with pytest.raises(ImageError, match="Endless: has more than 8 MiB"):
         read_image(Endless(b""))
     if os.path.exists("/dev/zero"):
         with open("/dev/zero", "rb") as file, pytest.raises(ImageError, match="not a readable"):
             read_image(file)
 
 
-def test_a_closed_file_object():
+def test_closed_file_object_raises():
     file = io.BytesIO(encoded("PNG"))
     file.close()
     with pytest.raises(ImageError, match="BytesIO: cannot be read .*closed file"):
@@ -484,15 +484,15 @@ def test_home_folders_and_trailing_slashes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", ["", " ", "\t\n"])
-def test_an_empty_path(path):
+def test_empty_path_raises(path):
     with pytest.raises(ImageError) as info:
         read_image(path)
     assert str(info.value) == f"{path!r}: the path is empty"
 
 
-def test_text_that_cannot_be_a_path(tmp_path):
+def test_text_that_cannot_be_a_path_raises(tmp_path):
     with pytest.raises(
-        ImageError, match=r"^/9j/4AAQ.*\.\.\..*: no path of a file: 400,000 ch"
+        ImageError, match=r"^/9j/4AAQ.*\.\.\..*: not a file path, as it has 400,000 ch"
     ) as info:
         read_image("/9j/4AAQ" * 50_000)
     assert len(str(info.value)) < 500
@@ -507,20 +507,20 @@ def test_text_that_cannot_be_a_path(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "PPM", "AVIF", "TGA", "JPEG2000"])
-def test_pixels_are_counted_by_our_own_limit(monkeypatch, kind):
+def test_our_own_limit_on_pixels_is_used(monkeypatch, kind):
     content = encoded(kind)  # 35 pixels
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert read_image(content, max_pixels=35).shape == (5, 7, 3)
         assert read_image(content, max_pixels=None).shape == (5, 7, 3)
-        with pytest.raises(ImageError, match=r"7 x 5 = 35 where max_pixels is 34; shrink it, or"):
+        with pytest.raises(ImageError, match=r"7 x 5 = 35, but max_pixels is 34; shrink it, or"):
             read_image(content, max_pixels=34)
     assert Image.MAX_IMAGE_PIXELS == 3
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "WEBP"])
-def test_where_pillow_keeps_to_its_own_limit(monkeypatch, kind):
+def test_pillow_readers_with_their_own_limit(monkeypatch, kind):
     if kind == "WEBP" and int(PIL.__version__.partition(".")[0]) < 13:
         pytest.skip("Pillow before 13 has no limit of its own for WebP")
     content = encoded(kind)
@@ -531,7 +531,7 @@ def test_where_pillow_keeps_to_its_own_limit(monkeypatch, kind):
         read_image(content)
 
 
-def test_pixels_of_everything_are_counted(tmp_path):
+def test_pixels_of_all_sources_are_counted(tmp_path):
     path = save(tmp_path / "a.png", Image.fromarray(RGB))
     with Image.open(path) as lazy:
         for source in (path, lazy, RGB, GRAY, Image.fromarray(RGB), encoded("GIF")):
@@ -543,13 +543,13 @@ def test_pixels_of_everything_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, True, "64"])
-def test_limits_that_are_none(limit):
+def test_invalid_limits_raise(limit):
     for use in (check_max_pixels, lambda limit: read_image(RGB, max_pixels=limit)):
         with pytest.raises(ValueError, match="max_pixels must be a positive whole number or None"):
             use(limit)
 
 
-def test_memory_that_does_not_suffice(monkeypatch):
+def test_out_of_memory(monkeypatch):
     def fail(self):
         raise MemoryError
 
@@ -558,7 +558,7 @@ def test_memory_that_does_not_suffice(monkeypatch):
         read_image(encoded("PNG"))
 
 
-def test_a_lazily_opened_damaged_image(tmp_path):
+def test_lazily_opened_damaged_image_raises(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(buffer, "PNG")
     path = tmp_path / "half.png"
@@ -567,6 +567,6 @@ def test_a_lazily_opened_damaged_image(tmp_path):
         read_image(image)
 
 
-def test_an_unknown_channel_order():
+def test_unknown_channel_order_raises():
     with pytest.raises(ValueError, match="channel_order"):
         read_image(RGB, channel_order="grb")

@@ -24,7 +24,10 @@ needs_lite = pytest.mark.skipif(not LITE, reason="a compiled mmcv is installed")
 def naive_attention(
     value: torch.Tensor, shapes: list[tuple[int, int]], where: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
-    """Eq. 3 of arXiv 2010.04159 by loops; bilinear, zero outside, pixel i centered at i + 0.5."""
+    """Compute Eq. 3 of arXiv 2010.04159 with loops.
+
+    Sampling is bilinear and zero outside; pixel i is centered at i + 0.5.
+    """
     batch, _, heads, channels = value.shape
     out = value.new_zeros(batch, where.shape[1], heads, channels)
     starts = [sum(h * w for h, w in shapes[:level]) for level in range(len(shapes))]
@@ -50,7 +53,7 @@ def case() -> tuple[list[tuple[int, int]], dict[str, torch.Tensor]]:
     return shapes, dict(
         query=torch.randn(2, 6, 8, generator=generator, dtype=torch.float64),
         value=torch.randn(2, keys, 8, generator=generator, dtype=torch.float64),
-        # some reference points lie at the border, so that samples fall outside
+        # some reference points are outside, so that samples are outside as well
         reference_points=torch.rand(2, 6, 2, 2, generator=generator, dtype=torch.float64) * 1.2
         - 0.1,
         spatial_shapes=torch.tensor(shapes),
@@ -61,7 +64,7 @@ def case() -> tuple[list[tuple[int, int]], dict[str, torch.Tensor]]:
 def make_layer() -> MultiScaleDeformableAttention:
     torch.manual_seed(4)
     layer = MultiScaleDeformableAttention(8, 2, 2, 3, dropout=0.0, batch_first=True).double().eval()
-    for parameter in layer.parameters():  # its own initialization ignores the query
+    for parameter in layer.parameters():  # the default initialization ignores the query
         torch.nn.init.normal_(parameter, std=0.5)
     return layer
 
@@ -99,7 +102,7 @@ def test_deformable_attention_on_cuda_equals_cpu(case) -> None:
 
 
 class _LooksLikeCuda(torch.Tensor):
-    """A CPU tensor whose ``is_cuda`` is true, for the branch that picks the kernel."""
+    """A CPU tensor whose ``is_cuda`` is True, to test the branch that selects the kernel."""
 
     is_cuda = True
 
@@ -134,7 +137,7 @@ def test_cuda_tensors_use_the_kernel_only_if_there_is_one(case, monkeypatch, cud
 
 
 @needs_lite
-def test_a_head_built_with_lite_sends_everything_to_pytorch(monkeypatch) -> None:
+def test_head_built_with_mmcv_lite_uses_pytorch(monkeypatch) -> None:
     monkeypatch.setattr(attention, "IS_CUDA_AVAILABLE", True)
     config = Config.fromfile(Path(mmcv_ops.__file__).parents[2] / "configs/toy/odise_tiny.py")
     with torch.device("meta"):
@@ -144,7 +147,7 @@ def test_a_head_built_with_lite_sends_everything_to_pytorch(monkeypatch) -> None
 
 
 @needs_lite
-def test_other_operators_say_what_is_missing() -> None:
+def test_other_operators_raise() -> None:
     with pytest.raises(mmcv_ops.MissingOpError, match=r"'nms'.*(-lite|onedl-mmcv) 2.*--no-build"):
         mmcv.ops.nms(torch.rand(3, 4), torch.rand(3), 0.5)
 
@@ -214,8 +217,8 @@ def test_pixel_decoder_runs_and_has_gradients() -> None:
     assert all(level.grad.abs().sum() > 0 for level in pyramid)
 
 
-def test_a_real_extension_goes_before_the_stand_in(tmp_path: Path) -> None:
-    """With a file mmcv/_ext there, ours is never asked and the kernel's switch stays as it is."""
+def test_compiled_extension_takes_precedence(tmp_path: Path) -> None:
+    """If mmcv/_ext exists, the stand-in is not used and the CUDA flag is unchanged."""
     package = tmp_path / "mmcv"
     (package / "ops").mkdir(parents=True)
     (package / "__init__.py").write_text("")
@@ -239,12 +242,14 @@ def test_a_real_extension_goes_before_the_stand_in(tmp_path: Path) -> None:
     )
 
 
-def test_a_broken_extension_is_named(monkeypatch) -> None:
+def test_broken_extension_raises(monkeypatch) -> None:
     def broken(name: str) -> None:
         raise ImportError("undefined symbol: _ZN3c10")
 
     monkeypatch.setattr(mmcv_ops.importlib, "import_module", broken)
-    with pytest.raises(ImportError, match="compiled for another torch.*undefined symbol"):
+    with pytest.raises(
+        ImportError, match="compiled for another version of torch.*undefined symbol"
+    ):
         mmcv_ops.ops_backend()
 
 
@@ -257,20 +262,20 @@ def test_backend_is_logged_once(monkeypatch) -> None:
     assert len(lines) == 1 and "deformable attention" in lines[0]
 
 
-def test_importing_the_package_is_cheap() -> None:
+def test_import_of_the_package_is_light() -> None:
     code = "import sys, odise_mm; print(sorted({'torch', 'mmcv', 'mmengine'} & set(sys.modules)))"
     root = Path(mmcv_ops.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 
 
-def test_mmdet_imports_right_after_the_package() -> None:
+def test_mmdet_can_be_imported_after_the_package() -> None:
     code = "import odise_mm, mmdet.models"
     root = Path(mmcv_ops.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_finder_leaves_other_modules_alone() -> None:
+def test_finder_ignores_other_modules() -> None:
     assert mmcv_ops._finder.find_spec("mmcv._other", None) is None
     assert isinstance(mmcv_ops._finder.find_spec("mmcv._ext", None), importlib.machinery.ModuleSpec)

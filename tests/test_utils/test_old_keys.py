@@ -1,4 +1,4 @@
-"""Keys and arguments that were renamed are read for one more release, with a warning."""
+"""Renamed keys and arguments still work, with a warning."""
 
 from __future__ import annotations
 
@@ -20,51 +20,51 @@ from odise_mm.visualization import class_colors
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_an_old_key_changes_what_is_inherited(tmp_path: Path) -> None:
+def test_old_key_changes_an_inherited_config(tmp_path: Path) -> None:
     config = tmp_path / "mine.py"
     base = ROOT / "configs/odise/odise_coco_label.py"
     config.write_text(f"_base_ = [{str(base)!r}]\nmodel = dict(fusion=dict(alpha=0.9))\n")
-    with pytest.warns(FutureWarning, match=r"model.fusion is called model.ensemble now"):
+    with pytest.warns(FutureWarning, match=r"model.fusion has been renamed to model.ensemble"):
         ensemble = load_config(config).model.ensemble
     assert ensemble == dict(type="GeometricEnsemble", alpha=0.9, beta=0.7)
 
 
-def test_an_old_key_of_the_command_line() -> None:
+def test_old_key_on_the_command_line() -> None:
     cfg = load_config("odise_coco_label")
     with pytest.warns(FutureWarning):
         change_config(cfg, {"model.fusion.beta": 0.2})
     assert cfg.model.ensemble.beta == 0.2 and "fusion" not in cfg.model
 
 
-def test_an_old_key_of_a_model_that_others_build() -> None:
+def test_old_argument_of_the_segmentor() -> None:
     model = dict(load_config("odise_tiny").model)
     del model["type"]
-    with pytest.warns(FutureWarning, match="fusion is called ensemble"):
+    with pytest.warns(FutureWarning, match="fusion has been renamed to ensemble"):
         built = OpenVocabSegmentor(fusion=model.pop("ensemble"), **model)
     assert type(built.ensemble).__name__ == "GeometricEnsemble"
 
 
-def test_an_old_argument_of_a_function() -> None:
+def test_old_argument_of_a_function() -> None:
     @renamed_arguments(colour="color")
     def draw(color: str = "red") -> str:
         """Draw."""
         return color
 
     assert draw("blue") == draw(color="blue") == "blue" and draw.__doc__ == "Draw."
-    with pytest.warns(FutureWarning, match="argument colour is called color now"):
+    with pytest.warns(FutureWarning, match="argument colour has been renamed to color"):
         assert draw(colour="green") == "green"
     with pytest.raises(TypeError, match="unexpected"):
         draw(colours="green")
 
 
-def test_the_old_argument_of_the_inferencer() -> None:
+def test_old_argument_of_the_inferencer() -> None:
     inferencer = OpenVocabInferencer("odise_tiny", device="cpu")
-    with pytest.warns(FutureWarning, match="return_pictures is called return_vis"):
+    with pytest.warns(FutureWarning, match="return_pictures has been renamed to return_vis"):
         (result,) = inferencer(str(ROOT / "demo/images/toy_scene.jpg"), return_pictures=True)
     assert result.visualization is not None
 
 
-def test_what_an_earlier_release_wrote() -> None:
+def test_old_keys_in_json_files() -> None:
     content = {
         "made_up_weights": True,
         "opinions": ["OpenVocabClassifier"],

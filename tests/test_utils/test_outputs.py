@@ -1,4 +1,4 @@
-"""Outputs land neither on inputs nor on files of somebody else's, whatever they are called."""
+"""Outputs overwrite neither inputs nor foreign files, whatever their names are."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def photo(tmp_path: Path) -> Path:
     return path
 
 
-def test_an_input_is_recognized_under_any_name(photo: Path, tmp_path: Path) -> None:
+def test_input_is_recognized_under_any_name(photo: Path, tmp_path: Path) -> None:
     (tmp_path / "link.jpg").symlink_to(photo)
     os.link(photo, tmp_path / "hard.jpg")
     (tmp_path / "folder").symlink_to(photo.parent)
     (tmp_path / "copy.jpg").write_bytes(photo.read_bytes())
-    inputs = InputFiles(photo, None, 3, tmp_path / "missing.jpg", tmp_path)  # a folder: none
+    inputs = InputFiles(photo, None, 3, tmp_path / "missing.jpg", tmp_path)  # folders are ignored
     for name in ("photos/a.jpg", "photos/../photos/a.jpg", "link.jpg", "hard.jpg", "folder/a.jpg"):
         with pytest.raises(OutputError, match="would replace an input .*a.jpg"):
             inputs.refuse(tmp_path / name)
@@ -46,20 +46,20 @@ def test_an_input_is_recognized_under_any_name(photo: Path, tmp_path: Path) -> N
         inputs.refuse(tmp_path / name)
 
 
-def test_an_input_that_is_given_as_a_link(photo: Path, tmp_path: Path) -> None:
+def test_input_given_as_a_link(photo: Path, tmp_path: Path) -> None:
     (tmp_path / "link.jpg").symlink_to(photo)
     with pytest.raises(OutputError):
         InputFiles(tmp_path / "link.jpg").refuse(photo)
 
 
-def test_files_below_a_folder_of_inputs(photo: Path, tmp_path: Path) -> None:
+def test_inputs_in_subfolders(photo: Path, tmp_path: Path) -> None:
     inputs = InputFiles()
     inputs.add_below(tmp_path)
     with pytest.raises(OutputError):
         inputs.refuse(photo)
 
 
-def test_outputs_are_looked_at_before_the_work(photo: Path, tmp_path: Path) -> None:
+def test_check_outputs(photo: Path, tmp_path: Path) -> None:
     check_outputs([None, tmp_path / "new" / "deep" / "a.json"], [photo])
     assert not (tmp_path / "new").exists()
     with pytest.raises(OutputError, match="photos: is a folder"):
@@ -75,13 +75,13 @@ def test_outputs_are_looked_at_before_the_work(photo: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+def test_read_only_folder_raises(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(OutputError, match="no permission"):
         check_folder(tmp_path / "out")
 
 
-def test_images_say_that_they_are_ours(photo: Path, tmp_path: Path) -> None:
+def test_our_images_are_recognized(photo: Path, tmp_path: Path) -> None:
     drawn = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     path = write_image(tmp_path / "new", "a", drawn)
     assert path == tmp_path / "new" / "a.jpg" == image_path(tmp_path / "new", "a")
@@ -101,7 +101,7 @@ def test_images_say_that_they_are_ours(photo: Path, tmp_path: Path) -> None:
             refuse_foreign(foreign)
 
 
-def test_an_image_too_long_for_jpeg(tmp_path: Path) -> None:
+def test_image_too_large_for_jpeg(tmp_path: Path) -> None:
     path = write_image(tmp_path, "a", np.zeros((1, 65_501, 3), np.uint8))
     assert path.name == "a.png" and is_ours(path)
 
@@ -119,12 +119,12 @@ def test_an_image_too_long_for_jpeg(tmp_path: Path) -> None:
         ("console.jpg", "console"),
     ],
 )
-def test_names_of_outputs(name: str, stem: str) -> None:
+def test_stem_of(name: str, stem: str) -> None:
     assert stem_of(name) == stem
 
 
 @pytest.mark.parametrize("name", ["a" * 251, "é" * 125, "界" * 83, "a" * 255, "é" * 127])
-def test_the_longest_names(name: str, tmp_path: Path) -> None:
+def test_longest_names(name: str, tmp_path: Path) -> None:
     first = stem_of(f"{name}.jpg")
     second = unused_stem(first, {spelling(first)})
     assert first != second
@@ -137,14 +137,14 @@ def test_the_longest_names(name: str, tmp_path: Path) -> None:
         assert first == name
 
 
-def test_names_that_some_file_systems_take_for_one() -> None:
+def test_names_that_some_file_systems_confuse() -> None:
     used = {spelling(stem) for stem in ("Cafe\u0301", "b", "b_2")}
     assert unused_stem("caf\u00e9", used) == "caf\u00e9_2"
     assert unused_stem("B", used) == "B_3"
     assert unused_stem("c", used) == "c"
 
 
-def test_a_name_in_no_encoding(tmp_path: Path) -> None:
+def test_undecodable_name(tmp_path: Path) -> None:
     stem = stem_of(os.fsdecode(b"caf\xe9.jpg"))
     path = write_image(tmp_path, stem, np.zeros((2, 2, 3), np.uint8))
     assert os.listdir(os.fsencode(tmp_path)) == [b"caf\xe9.jpg"] and is_ours(path)

@@ -94,6 +94,6 @@ def test_lambda_out_of_range_raises(value: float) -> None:
     config.model.ensemble.coat_lambda = value
     with (
         torch.device("meta"),
-        pytest.raises(ConfigError, match=f"coat_lambda={value}: a weight between 0 and 1"),
+        pytest.raises(ConfigError, match=f"coat_lambda={value}: must be a weight between 0 and 1"),
     ):
         build_model(config)

@@ -130,7 +130,7 @@ def test_wrong_states_raise(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--device", "gpu"], "error: 'gpu' is not a device; use 'cpu', 'cuda'"),
-        (["--device", "cuda:77"], "error: device 'cuda:77' was asked for, but "),
+        (["--device", "cuda:77"], "error: device 'cuda:77' was requested, but "),
         (["--precision", "fp16"], "invalid choice: 'fp16'"),
     ],
 )

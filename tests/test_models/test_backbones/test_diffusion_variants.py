@@ -510,7 +510,7 @@ def test_files_that_say_something_else(
 def test_broken_config_file(tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="unet/config.json: not JSON, or cut short"):
+    with pytest.raises(ConfigError, match="unet/config.json: not JSON, or truncated"):
         get_arch(str(tmp_path))
 
 

@@ -70,7 +70,7 @@ def test_train_vocabulary_by_name() -> None:
     ("alpha", "beta", "culprit"), [(1.2, 0.7, "alpha=1.2"), (0, -1, "beta=-1")]
 )
 def test_weights_out_of_range_raise(alpha: float, beta: float, culprit: str) -> None:
-    with pytest.raises(ValueError, match=f"{culprit}: a weight between 0 and 1"):
+    with pytest.raises(ValueError, match=f"{culprit}: must be a weight between 0 and 1"):
         GeometricEnsemble(alpha, beta, TRAINED)
 
 

@@ -367,7 +367,7 @@ def change_weights(folder: Path) -> None:
             without("tokenizer.json"),
             "has no tokenizer: it contains none of tokenizer.json, vocab.txt",
         ),
-        (write("config.json", "{"), "config.json: not JSON, or cut short"),
+        (write("config.json", "{"), "config.json: not JSON, or truncated"),
         (write("tokenizer.json", "{"), "tokenizer in .* cannot be read"),
         (write("model.safetensors", ""), "model.safetensors is empty"),
         (change_config, "text_config.num_attention_heads is 4, .* arch has 2. Set `arch`"),
