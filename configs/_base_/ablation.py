@@ -1,5 +1,6 @@
-# What all ablations have in common (ODISE, section 4.3): 512 x 512 pixels, caption supervision, the
-# head, schedule and data of configs/odise/odise_coco_caption.py. A row changes what it is about.
+# Common settings of all ablations (ODISE, section 4.3): images of 512 x 512 pixels, and the caption
+# supervision, head, schedule and data of configs/odise/odise_coco_caption.py. Each row changes only
+# the part that it studies.
 _base_ = [
     "models/odise_caption.py",
     "datasets/coco.py",
@@ -21,10 +22,10 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type="LoadImage"),
-    dict(type="ResizeKeepRatio", scale=(1280, image_size)),  # the short edge, and at most the long
+    dict(type="ResizeKeepRatio", scale=(1280, image_size)),  # long edge at most, short edge
     dict(type="mmdet.PackDetInputs", meta_keys=_base_.test_pipeline[-1].meta_keys),
 ]
-# Made by tools/dataset_converters/coco.py.
+# Written by tools/dataset_converters/coco.py.
 phrases = "annotations/phrases_train2017.json"
 train_dataloader = dict(dataset=dict(phrases_file=phrases, pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -1,5 +1,6 @@
-# The ablations in the toy world: caption supervision and base names, as configs/_base_/ablation.py
-# for COCO. The frozen diffusion model and CLIP were trained in this world.
+# Common settings of the ablations in the toy world, like configs/_base_/ablation.py for COCO:
+# caption supervision and base names. The frozen diffusion model and CLIP were pre-trained in the
+# toy world.
 _base_ = ["toy_world_caption.py"]
 
 max_iters = 1500

@@ -2,7 +2,7 @@ default_scope = "odise_mm"
 runner_type = "OpenVocabRunner"
 log_level = "INFO"
 log_processor = dict(by_epoch=False, window_size=50)
-# The order of the data, their augmentation and the points of the losses follow from it.
+# Determines the order of the data, the augmentation, and the sampled points of the losses.
 randomness = dict(seed=0)
 env_cfg = dict(
     cudnn_benchmark=False,
@@ -18,6 +18,6 @@ default_hooks = dict(
     checkpoint=dict(type="AtomicCheckpointHook", by_epoch=False, interval=4500, max_keep_ckpts=2),
 )
 load_from = None
-# True in a config for tests and first steps: without weights its model runs on random numbers.
+# Set to True in configs for tests, to allow a model without weights: it is randomly initialized.
 random_weights = False
 resume = False

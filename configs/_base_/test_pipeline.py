@@ -1,4 +1,5 @@
-# As in the published protocol: read and resized by PIL, short edge 1024, long edge at most 2560.
+# The published protocol: PIL reads and resizes images to a short edge of 1024 pixels, with a long
+# edge of at most 2560.
 test_pipeline = [
     dict(type="LoadImage"),
     dict(type="ResizeKeepRatio", scale=(2560, 1024)),
@@ -10,12 +11,12 @@ test_pipeline = [
             "ori_shape",
             "img_shape",
             "scale_factor",
-            # what metrics read ground truth from, where a dataset has it
+            # for metrics, if the dataset has this ground truth
             "seg_map_path",
             "segments_info",
             "sem_seg_path",
             "reduce_zero_label",
-            "caption",  # for captioners that use it, where a dataset has it
+            "caption",  # for captioners that use it, if the dataset has captions
         ),
     ),
 ]

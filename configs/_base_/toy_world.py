@@ -1,6 +1,6 @@
-# What all of ODISE in the toy world (projects/toy_world) has in common; who names the masks is not
-# among it. Frozen: a small latent diffusion model and a small CLIP, pre-trained there; they come
-# with the repository.
+# Common settings of ODISE in the toy world (projects/toy_world), without the classifiers. The
+# frozen parts are a small latent diffusion model and a small CLIP. They were pre-trained in the toy
+# world, and their weights are in the repository.
 _base_ = [
     "models/odise.py",
     "datasets/coco.py",
@@ -27,7 +27,7 @@ model = dict(
     backbone=dict(
         arch=diffusion_folder,
         weights=diffusion_folder,
-        # As in the paper: the input of each level's last residual block, at strides of 4 and more.
+        # As in the paper: the input of each level's last residual block, at strides of 4 or more.
         taps=dict(vae_encoder=(2,), unet=(1, 3, 5, 7), vae_decoder=(1,)),
     ),
     neck=dict(out_channels=width, bottleneck_channels=32),
@@ -72,7 +72,7 @@ test_pipeline = [
     dict(type="ResizeKeepRatio", scale=(320, 128)),
     dict(type="mmdet.PackDetInputs", meta_keys=_base_.test_pipeline[-1].meta_keys),
 ]
-loader = dict(num_workers=0, persistent_workers=False)  # decoding 128 x 128 pixels needs no help
+loader = dict(num_workers=0, persistent_workers=False)  # 128 x 128 pixels are decoded fast enough
 train_dataloader = dict(
     batch_size=8,
     pin_memory=False,

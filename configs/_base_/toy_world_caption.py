@@ -1,4 +1,4 @@
-# Caption supervision in the toy world: class-agnostic masks, captions that tell base names only.
+# Caption supervision in the toy world: class-agnostic masks, and captions with base names only.
 _base_ = ["toy_world.py"]
 
 model = dict(
@@ -15,5 +15,5 @@ model = dict(
     grounding=dict(type="GroundingLoss", loss_weight=1.0, softmax="masks"),
     ensemble=dict(alpha=0.35, beta=0.65),
 )
-# Made by projects/toy_world/generate.py.
+# Written by projects/toy_world/generate.py.
 train_dataloader = dict(dataset=dict(phrases_file="annotations/phrases_train2017.json"))

@@ -6,5 +6,5 @@ _base_ = [
     "../_base_/default_runtime.py",
 ]
 
-# Made by tools/dataset_converters/coco.py.
+# Written by tools/dataset_converters/coco.py.
 train_dataloader = dict(dataset=dict(phrases_file="annotations/phrases_train2017.json"))

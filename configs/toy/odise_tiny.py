@@ -1,5 +1,5 @@
-# ODISE with a tiny diffusion model and a tiny CLIP: a check of the machinery without any download.
-# Its weights are random, and its results mean nothing.
+# ODISE with a tiny diffusion model and a tiny CLIP, for testing the code without downloads. The
+# weights are random, so its results are meaningless.
 _base_ = ["../odise/odise_coco_label.py"]
 
 random_weights = True
@@ -17,7 +17,7 @@ model = dict(
         weights=None,
     ),
     backbone=dict(arch="tiny", weights=None),
-    # Untrained masks all overlap: at the usual 0.8 none would be left to look at.
+    # Untrained masks overlap so much that the usual threshold, 0.8, would remove all of them.
     test_cfg=dict(overlap_threshold=0.2),
 )
 

@@ -1,5 +1,6 @@
-# ODISE in the toy world (projects/toy_world), trained with labels of the base names. Frozen: a
-# small latent diffusion model and a small CLIP, pre-trained there; they come with the repository.
+# ODISE in the toy world (projects/toy_world), trained with labels of the base names. The frozen
+# parts are a small latent diffusion model and a small CLIP. They were pre-trained in the toy world,
+# and their weights are in the repository.
 # Data: python projects/toy_world/generate.py data/toy_world --splits train val
 _base_ = ["../_base_/toy_world.py"]
 

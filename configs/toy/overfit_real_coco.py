@@ -1,5 +1,5 @@
-# Two real images learned by heart in minutes on a CPU: does everything from the files to the
-# panoptic quality work? Label supervision; a tiny, random, frozen diffusion model and CLIP.
+# Overfit two real images in minutes on a CPU, to test everything from reading the files to panoptic
+# quality. Label supervision; the diffusion model and CLIP are tiny and frozen, with random weights.
 # Layout: data/real_coco/{val2017,annotations/panoptic_val2017,annotations/panoptic_val2017.json}.
 _base_ = ["./odise_tiny.py"]
 
@@ -33,14 +33,14 @@ model = dict(
         ),
         train_cfg=dict(num_points=4096),
     ),
-    # A random CLIP's prediction of the masks is left out.
+    # No CLIP classifier, because CLIP is random.
     classifiers=[
         dict(type="OpenVocabClassifier", embed_dim=width, null_class=True, template="{}"),
     ],
     test_cfg=dict(overlap_threshold=0.8),
 )
 
-# Fits the short edge to 192 pixels; no jitter, as these very images are to be learned.
+# Resize the short edge to 192 pixels. No jitter, as the aim is to overfit these images.
 resize = dict(type="ResizeKeepRatio", scale=(480, 192))
 train_pipeline = [
     dict(type="LoadImage"),
@@ -67,20 +67,20 @@ test_pipeline = [
     dict(type="mmdet.PackDetInputs", meta_keys=_base_.test_pipeline[-1].meta_keys),
 ]
 
-pictures = dict(
+real_coco = dict(
     data_root="data/real_coco/",
     ann_file="annotations/panoptic_val2017.json",
     data_prefix=dict(img="val2017/", seg="annotations/panoptic_val2017/"),
 )
 loader = dict(num_workers=0, persistent_workers=False)
 train_dataloader = dict(
-    batch_size=2, pin_memory=False, dataset=dict(pipeline=train_pipeline, **pictures), **loader
+    batch_size=2, pin_memory=False, dataset=dict(pipeline=train_pipeline, **real_coco), **loader
 )
-val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **pictures), **loader)
+val_dataloader = dict(dataset=dict(pipeline=test_pipeline, **real_coco), **loader)
 test_dataloader = val_dataloader
 val_evaluator = [
     dict(type="PanopticQuality"),
-    dict(type="InstanceAP"),  # of the panoptic annotations: these images come without others
+    dict(type="InstanceAP"),  # computed from the panoptic annotations, as there are no others
     dict(type="SemanticIoU"),
 ]
 test_evaluator = val_evaluator

@@ -1,5 +1,5 @@
-# The same two images, learned from class-agnostic masks and captions; scored class-agnostically.
-# The captions were written for this purpose: real_coco_phrases.json.
+# Overfit the same two images with class-agnostic masks and captions; the scores are class-agnostic.
+# The captions were written for this purpose, see real_coco_phrases.json.
 _base_ = ["./overfit_real_coco.py"]
 
 model = dict(

@@ -1,5 +1,6 @@
-# ADE20K, 150 classes: panoptic, instances and semantic; prepared by ade20k.py of
-# tools/dataset_converters, see docs/datasets.md. Semantic truth is the provider's own label maps.
+# ADE20K, 150 classes: panoptic, instance and semantic segmentation. Prepare it with
+# tools/dataset_converters/ade20k.py, see docs/datasets.md. The semantic ground truth is the
+# provider's label maps.
 _base_ = ["../test_pipeline.py"]
 
 data_root = "data/ADEChallengeData2016/"

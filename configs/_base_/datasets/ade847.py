@@ -1,5 +1,5 @@
-# ADE20K, 847 classes of the full release; prepared by ade20k_full.py of tools/dataset_converters,
-# which also writes the vocabulary; see docs/datasets.md.
+# ADE20K, 847 classes of the full release. Prepare it with tools/dataset_converters/ade20k_full.py,
+# which also writes the vocabulary, see docs/datasets.md.
 _base_ = ["../test_pipeline.py"]
 
 test_dataloader = dict(

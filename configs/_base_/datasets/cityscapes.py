@@ -1,5 +1,5 @@
-# Cityscapes, 19 classes: panoptic, instances (8 classes) and semantic; prepared by cityscapes.py of
-# tools/dataset_converters, see docs/datasets.md.
+# Cityscapes, 19 classes: panoptic, instance (8 classes) and semantic segmentation. Prepare it with
+# tools/dataset_converters/cityscapes.py, see docs/datasets.md.
 _base_ = ["../test_pipeline.py"]
 
 data_root = "data/cityscapes/"

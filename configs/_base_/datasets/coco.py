@@ -3,8 +3,8 @@ _base_ = ["../test_pipeline.py"]
 
 data_root = "data/coco/"
 
-# Large-scale jitter: the image fits a box of 1024 x 1024 times 0.1 to 2.0, and of the result
-# 1024 x 1024 pixels are seen, gray (128) beyond its borders.
+# Large-scale jitter: the image is resized to fit a box of 1024 x 1024 pixels times 0.1 to 2.0, and
+# the result is cropped or padded (gray, 128) to 1024 x 1024 pixels.
 train_pipeline = [
     dict(type="LoadImage"),
     dict(type="LoadPanopticMap"),
@@ -24,12 +24,12 @@ train_pipeline = [
             "scale_factor",
             "flip",
             "words",
-            "caption",  # where the dataset has captions
+            "caption",  # if the dataset has captions
         ),
     ),
 ]
 train_dataloader = dict(
-    batch_size=8,  # per GPU; 64 in all on 8 GPUs
+    batch_size=8,  # per GPU; 64 in total on 8 GPUs
     num_workers=8,
     persistent_workers=True,
     pin_memory=True,

@@ -1,5 +1,5 @@
-# LVIS v1, 1203 classes: instances; the provider's annotations and COCO's images as they are, see
-# docs/datasets.md.
+# LVIS v1, 1203 classes: instance segmentation. It uses the provider's annotations and COCO's images
+# without conversion, see docs/datasets.md.
 _base_ = ["../test_pipeline.py"]
 
 data_root = "data/"

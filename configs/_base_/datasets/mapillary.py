@@ -1,5 +1,5 @@
-# Mapillary Vistas 1.2, 65 classes: panoptic; prepared by mapillary.py of tools/dataset_converters,
-# see docs/datasets.md.
+# Mapillary Vistas 1.2, 65 classes: panoptic segmentation. Prepare it with
+# tools/dataset_converters/mapillary.py, see docs/datasets.md.
 _base_ = ["../test_pipeline.py"]
 
 test_dataloader = dict(

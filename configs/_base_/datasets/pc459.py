@@ -1,5 +1,5 @@
-# Pascal Context, 459 classes; prepared by pascal_context.py of tools/dataset_converters, which also
-# writes the vocabulary; see docs/datasets.md.
+# Pascal Context, 459 classes. Prepare it with tools/dataset_converters/pascal_context.py, which
+# also writes the vocabulary, see docs/datasets.md.
 _base_ = ["../test_pipeline.py"]
 
 test_dataloader = dict(

@@ -1,4 +1,4 @@
-# Pascal Context, 59 classes; prepared by pascal_context.py of tools/dataset_converters, see
+# Pascal Context, 59 classes. Prepare it with tools/dataset_converters/pascal_context.py, see
 # docs/datasets.md.
 _base_ = ["../test_pipeline.py"]
 

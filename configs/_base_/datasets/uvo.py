@@ -1,5 +1,5 @@
-# UVO, frames of the validation split: class-agnostic instances; prepared by uvo.py of
-# tools/dataset_converters, see docs/datasets.md.
+# UVO, frames of the validation split: class-agnostic instance segmentation. Prepare it with
+# tools/dataset_converters/uvo.py, see docs/datasets.md.
 _base_ = ["../test_pipeline.py"]
 
 data_root = "data/uvo/"

@@ -1,4 +1,4 @@
-# Pascal VOC 2012, 20 classes: the archive as it is, background ignored; see docs/datasets.md.
+# Pascal VOC 2012, 20 classes, background ignored. It needs no conversion, see docs/datasets.md.
 _base_ = ["../test_pipeline.py"]
 
 test_dataloader = dict(
@@ -14,7 +14,7 @@ test_dataloader = dict(
         data_prefix=dict(img_path="JPEGImages/", seg_map_path="SegmentationClass/"),
         img_suffix=".jpg",
         seg_map_suffix=".png",
-        reduce_zero_label=True,  # 0 is background
+        reduce_zero_label=True,  # 0 is the background
         pipeline=_base_.test_pipeline,
         test_mode=True,
     ),

@@ -1,4 +1,4 @@
-# Pascal VOC 2012, 20 classes and the background: the archive as it is; see docs/datasets.md.
+# Pascal VOC 2012, 20 classes and the background. It needs no conversion, see docs/datasets.md.
 _base_ = ["../test_pipeline.py"]
 
 test_dataloader = dict(

@@ -1,9 +1,9 @@
-# ODISE, arXiv 2303.04803. What label and caption supervision have in common.
+# ODISE (arXiv 2303.04803): common settings of label and caption supervision.
 custom_imports = dict(imports=["odise_mm.models"], allow_failed_imports=False)
 
 model = dict(
     type="OpenVocabSegmentor",
-    # Uint8 BGR to RGB in [0, 1], zeros at bottom and right up to a multiple of 64.
+    # From uint8 BGR to RGB in [0, 1], padded with zeros (bottom, right) to multiples of 64.
     data_preprocessor=dict(
         type="mmdet.DetDataPreprocessor",
         mean=[0.0, 0.0, 0.0],
@@ -13,7 +13,7 @@ model = dict(
     ),
     tile_size=512,
     max_tiles_per_batch=4,
-    # The one CLIP: captioner, text encoder and second prediction.
+    # Shared by the captioner, the text encoder and the second classifier.
     clip=dict(type="FrozenCLIP", model="ViT-L-14-336-quickgelu", weights="openai"),
     backbone=dict(
         type="DiffusionBackbone",
@@ -77,7 +77,7 @@ model = dict(
             ),
             init_cfg=None,
         ),
-        # Training, after every decoder layer. The number of classes is the vocabulary's.
+        # Losses after every decoder layer. The vocabulary sets the number of classes.
         loss_cls=dict(type="OpenVocabCrossEntropyLoss", loss_weight=2.0, void_weight=0.1),
         loss_mask=dict(
             type="mmdet.CrossEntropyLoss", use_sigmoid=True, reduction="mean", loss_weight=5.0

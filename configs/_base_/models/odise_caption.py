@@ -1,4 +1,4 @@
-# ODISE with caption supervision: class-agnostic masks, and names from the words of captions.
+# ODISE with caption supervision: class-agnostic masks, and grounding of noun phrases of captions.
 _base_ = ["odise.py"]
 
 model = dict(

@@ -1,4 +1,4 @@
-# ODISE with label supervision: class names, and a learned void class.
+# ODISE with label supervision: class names and a learned void class.
 _base_ = ["odise.py"]
 
 model = dict(

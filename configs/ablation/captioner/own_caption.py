@@ -1,7 +1,7 @@
-# COCO's caption of the image: an upper bound for captioners, on data that has captions. Not a
-# row of the paper. Weights as configs/_base_/models/odise.py.
-# In training the caption whose words are drawn, in testing the first of each image. Datasets
-# without captions (ADE20K) cannot be tested.
+# COCO's ground-truth caption of the image, an upper bound for captioners. Not in the paper.
+# Weights: those of configs/_base_/models/odise.py.
+# In training, it uses the caption whose words are sampled; in testing, the first caption of the
+# image. It cannot be tested on datasets without captions (ADE20K).
 _base_ = ["../../_base_/ablation.py"]
 
 model = dict(captioner=dict(type="CaptionCaptioner"))

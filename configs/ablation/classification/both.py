@@ -1,3 +1,3 @@
-# Who names the masks: the model's own classifier and CLIP, joined by equation 10 (ODISE, section
-# 3.6). Training is the same for all of this folder; only what happens after it differs.
+# Masks are classified by the model's own classifier and by CLIP, combined with equation 10 (ODISE,
+# section 3.6). Training is the same for all configs in this folder; only testing differs.
 _base_ = ["../../_base_/ablation.py"]

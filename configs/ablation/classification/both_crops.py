@@ -1,5 +1,5 @@
-# As both.py, but CLIP looks at a crop of every mask's box instead of pooling inside the mask:
-# slower, about as good in the paper. A checkpoint of both.py serves as it is.
+# Like both.py, but CLIP classifies a crop of every mask's box instead of pooling inside the mask.
+# This is slower, and about as good in the paper. It uses the checkpoint of both.py.
 _base_ = ["../../_base_/ablation.py"]
 
 model = dict(

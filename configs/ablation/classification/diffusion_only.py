@@ -1,5 +1,5 @@
-# Names from the model's own classifier alone, which sees the diffusion model's features. A
-# checkpoint of both.py serves as it is: CLIP's prediction has nothing that is trained.
+# Only the model's own classifier, based on the diffusion features, classifies the masks. It uses
+# the checkpoint of both.py, because the CLIP classifier has no trained parameters.
 _base_ = ["../../_base_/ablation.py"]
 
 model = dict(classifiers=[_base_.model.classifiers[0]])

@@ -1,7 +1,7 @@
-# CleanDIFT (arXiv 2412.03439): Stable Diffusion 2.1 whose UNet was tuned to read clean images, so
-# no noise is added. Not in the paper.
+# CleanDIFT (arXiv 2412.03439): Stable Diffusion 2.1 with a UNet fine-tuned for clean images, so no
+# noise is added. Not in the paper.
 # Weights: CompVis/cleandift, MIT; the rest is Stable Diffusion 2.1, CreativeML Open RAIL++-M, in
-# the community's copy. Its model card does not say which time step the UNet is told: 0 here.
+# the community's copy. The model card does not specify the time step; this config uses 0.
 _base_ = ["sd_v2.py"]
 
 unet = dict(weights="hf://CompVis/cleandift/cleandift_sd21_unet.safetensors")

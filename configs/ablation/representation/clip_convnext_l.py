@@ -1,6 +1,6 @@
 # CLIP with a ConvNeXt-L as image tower, LAION-2B, 320 pixels. Not in the paper.
-# Weights: laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup, MIT, open_clip's tag (fetched
-# on first use).
+# Weights: laion/CLIP-convnext_large_d_320.laion2B-s29B-b131K-ft-soup, MIT, an open_clip tag
+# (downloaded on first use).
 _base_ = ["../../_base_/ablation.py"]
 
 backbone = dict(

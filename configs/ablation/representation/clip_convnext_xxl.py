@@ -1,6 +1,6 @@
 # CLIP with a ConvNeXt-XXL as image tower, LAION-2B, 256 pixels. Not in the paper.
-# Weights: laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup, MIT, open_clip's tag (fetched
-# on first use).
+# Weights: laion/CLIP-convnext_xxlarge-laion2B-s34B-b82K-augreg-soup, MIT, an open_clip tag
+# (downloaded on first use).
 _base_ = ["../../_base_/ablation.py"]
 
 backbone = dict(

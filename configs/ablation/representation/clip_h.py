@@ -1,7 +1,7 @@
 # CLIP (H): the image tower of LAION's ViT-H/14. Row "CLIP (H)" of the paper.
-# Weights: laion/CLIP-ViT-H-14-laion2B-s32B-b79K, MIT, open_clip's tag (fetched on first use).
-# Deviates: trained at 224 pixels; positions are interpolated. Names are still embedded by the CLIP
-# that all rows share.
+# Weights: laion/CLIP-ViT-H-14-laion2B-s32B-b79K, MIT, an open_clip tag (downloaded on first use).
+# Differences: trained at 224 pixels; position embeddings are interpolated. The CLIP that all rows
+# share still embeds the class names.
 _base_ = ["../../_base_/ablation.py"]
 
 backbone = dict(

@@ -1,6 +1,6 @@
-# CLIP (L): the image tower of the CLIP that the model has anyway. Row "CLIP (L)" of the paper.
-# Weights: OpenAI's ViT-L/14 at 336 pixels, MIT, open_clip's tag "openai"; none of its own.
-# Deviates: the paper does not say whether its tower was the one of 224 or of 336 pixels.
+# CLIP (L): the image tower of the CLIP that the model already has. Row "CLIP (L)" of the paper.
+# Weights: OpenAI's ViT-L/14 at 336 pixels, MIT, open_clip tag "openai"; no additional ones.
+# Differences: the paper does not specify whether its tower used 224 or 336 pixels.
 _base_ = ["../../_base_/ablation.py"]
 
 backbone = dict(_delete_=True, type="OpenCLIPBackbone")

@@ -1,5 +1,5 @@
 # DINOv3 (L): a ViT-L/16, self-supervised, LVD-1689M. Not in the paper.
-# Weights: timm/vit_large_patch16_dinov3.lvd1689m, DINOv3 license (fetched on first use).
+# Weights: timm/vit_large_patch16_dinov3.lvd1689m, DINOv3 license (downloaded on first use).
 _base_ = ["../../_base_/ablation.py"]
 
 backbone = dict(

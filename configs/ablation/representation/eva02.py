@@ -1,6 +1,6 @@
-# EVA-02 (L): a ViT-L/14 trained to give EVA-CLIP's features for masked images (Merged-38M), then
-# with IN-21k's labels, at 448 pixels. Not in the paper.
-# Weights: timm/eva02_large_patch14_448.mim_m38m_ft_in22k, MIT (fetched on first use).
+# EVA-02 (L): a ViT-L/14 trained to predict EVA-CLIP's features from masked images (Merged-38M),
+# then with labels of IN-21k, at 448 pixels. Not in the paper.
+# Weights: timm/eva02_large_patch14_448.mim_m38m_ft_in22k, MIT (downloaded on first use).
 _base_ = ["../../_base_/ablation.py"]
 
 backbone = dict(

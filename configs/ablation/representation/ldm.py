@@ -1,9 +1,9 @@
 # Class-conditional latent diffusion, trained on ImageNet. Row "LDM" of the paper.
-# Weights: CompVis/latent-diffusion's cin256-v2, "Class-Conditional ImageNet": fetch
-# https://ommer-lab.com/files/latent-diffusion/nitro/cin/model.ckpt by hand (address as other public
-# programs fetch it, not tried here). MIT license for its code, none stated for the weights.
-# Deviates: the paper does not say which taps it read; these are the last block of every level, as
-# in ODISE. The model was trained on 256 x 256; here it sees 512 x 512 at once.
+# Weights: CompVis/latent-diffusion's cin256-v2, "Class-Conditional ImageNet". Download
+# https://ommer-lab.com/files/latent-diffusion/nitro/cin/model.ckpt manually (other public programs
+# use this address; not tried here). The code has the MIT license; none is stated for the weights.
+# Differences: the paper does not specify the taps; this config uses the last block of every level,
+# as in ODISE. The model was trained on 256 x 256 pixels; here its input is 512 x 512.
 _base_ = ["../../_base_/ablation.py"]
 
 backbone = dict(

@@ -1,7 +1,8 @@
 # ODISE on SDXL. Not in the paper.
 # Weights: stabilityai/stable-diffusion-xl-base-1.0, CreativeML Open RAIL++-M.
-# Its UNet has three levels, the coarsest of stride 32. It was trained on 1024 x 1024; here it sees
-# 512 x 512 and is told so. Its first stage overflows in float16: train and run it in bf16 or fp32.
+# Its UNet has three levels; the coarsest has stride 32. It was trained on 1024 x 1024 pixels; here
+# its input is 512 x 512, and its size condition is set accordingly. Its autoencoder overflows in
+# float16, so use bf16 or fp32.
 _base_ = ["../../_base_/ablation.py"]
 
 backbone = dict(

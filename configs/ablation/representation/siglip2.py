@@ -1,5 +1,5 @@
 # SigLIP 2 (So400m/16 at 512 pixels): the image tower, trained with text, WebLI. Not in the paper.
-# Weights: timm/vit_so400m_patch16_siglip_512.v2_webli, Apache-2.0 (fetched on first use).
+# Weights: timm/vit_so400m_patch16_siglip_512.v2_webli, Apache-2.0 (downloaded on first use).
 _base_ = ["../../_base_/ablation.py"]
 
 backbone = dict(

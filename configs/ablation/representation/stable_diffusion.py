@@ -1,2 +1,2 @@
-# ODISE itself: text-to-image diffusion, Stable Diffusion v1-3, trained on LAION.
+# ODISE: text-to-image diffusion with Stable Diffusion v1-3, trained on LAION.
 _base_ = ["../../_base_/ablation.py"]

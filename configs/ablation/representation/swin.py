@@ -1,6 +1,6 @@
 # Swin, trained with labels, IN-21k. Row "Swin (H)" of the paper.
-# Weights: timm/swin_large_patch4_window12_384.ms_in22k, MIT (fetched on first use).
-# Deviates: the paper's Swin-H was never published; this is the largest public Swin of IN-21k, L.
+# Weights: timm/swin_large_patch4_window12_384.ms_in22k, MIT (downloaded on first use).
+# Differences: the paper's Swin-H was never published. This is the largest public one, Swin-L.
 _base_ = ["../../_base_/ablation.py"]
 
 backbone = dict(

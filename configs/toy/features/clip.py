@@ -1,4 +1,4 @@
-# CLIP's features instead of the diffusion model's: the image tower that also says its prediction.
+# Features of CLIP's image tower, which also classifies the masks, instead of the diffusion model's.
 _base_ = ["../odise_toy_label.py"]
 
 model = dict(

@@ -1,4 +1,4 @@
-# What is the diffusion model's training worth? The same network before it, random weights, frozen.
+# The same diffusion network with random, frozen weights, to measure the effect of its pre-training.
 _base_ = ["../odise_toy_label.py"]
 
 model = dict(backbone=dict(weights=None))

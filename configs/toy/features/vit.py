@@ -1,6 +1,5 @@
-# A plain ViT of the diffusion model's size (5.5 M parameters) that starts from nothing and is
-# trained with the rest. Its patches of 16 pixels are 8 of the scene's: it sees images twice as
-# large.
+# A plain ViT of the diffusion model's size (5.5 M parameters), trained from scratch with the head.
+# Its images are upscaled by 2, so its patches of 16 pixels cover 8 pixels of the scene.
 _base_ = ["../odise_toy_label.py"]
 
 model = dict(

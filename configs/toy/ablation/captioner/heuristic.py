@@ -1,4 +1,4 @@
-# The row of configs/ablation/captioner/heuristic.py in the toy world, with that world's names.
+# Counterpart of configs/ablation/captioner/heuristic.py in the toy world, with its names.
 _base_ = ["../../../_base_/ablation_toy.py"]
 
 stuff = ["sky", "grass", "water", "sand", "snow", "brick wall", "wood", "gravel"]

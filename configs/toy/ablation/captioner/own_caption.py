@@ -1,4 +1,4 @@
-# The row of configs/ablation/captioner/own_caption.py in the toy world.
+# Counterpart of configs/ablation/captioner/own_caption.py in the toy world.
 _base_ = ["../../../_base_/ablation_toy.py"]
 
 model = dict(captioner=dict(type="CaptionCaptioner"))

@@ -1,4 +1,4 @@
-# The row of configs/ablation/representation/clip_l.py in the toy world: its own, trained CLIP.
+# Counterpart of configs/ablation/representation/clip_l.py with the toy world's CLIP.
 _base_ = ["../../../_base_/ablation_toy.py"]
 
 model = dict(

@@ -1,3 +1,3 @@
-# The row of configs/ablation/representation/stable_diffusion.py in the toy world: its own, trained
+# Counterpart of configs/ablation/representation/stable_diffusion.py with the toy world's
 # diffusion model.
 _base_ = ["../../../_base_/ablation_toy.py"]

@@ -1,4 +1,4 @@
-# The row of configs/ablation/steps/learned.py in the toy world.
+# Counterpart of configs/ablation/steps/learned.py in the toy world.
 _base_ = ["../../../_base_/ablation_toy.py"]
 
 model = dict(captioner=dict(learned_step=100.0))
