@@ -1,4 +1,4 @@
-"""Frozen parts: no gradients, always in eval mode, never in a checkpoint."""
+"""Base class of frozen parts, and reproducible random weights."""
 
 import threading
 from collections.abc import Iterator
@@ -10,26 +10,26 @@ from torch import Tensor, nn
 
 from odise_mm.utils.precision import full_precision
 
-_DRAWING = threading.RLock()
+_RANDOM_LOCK = threading.RLock()
 
 
 class FrozenModule(nn.Module):
-    """A pre-trained part that is used and never trained.
+    """Pre-trained module that is used but not trained.
 
-    Call :meth:`freeze` once its layers exist. From then on
+    Call :meth:`freeze` after all layers have been created. From then on
 
-    * no parameter asks for a gradient (gradients still flow *through* it),
+    * no parameter requires a gradient (gradients still flow *through* the module),
     * ``train()`` leaves it in eval mode,
-    * ``state_dict()`` has none of its tensors, and loading a state dict misses none.
+    * ``state_dict()`` omits its tensors, and loading a state dict does not report them as missing.
 
-    The last point is done with torch's own hooks, which mmengine's checkpoint code runs too. A
-    part that never calls it is an ordinary, trained module.
+    The last point uses torch's state dict hooks, which mmengine's checkpoint code also runs. A
+    module that never calls :meth:`freeze` is trained like any other.
     """
 
     frozen = False
 
     def freeze(self) -> None:
-        """Freeze everything that is below this module now."""
+        """Freeze this module and all of its current submodules."""
         self.frozen = True
         self.requires_grad_(False)
         super().train(False)
@@ -38,40 +38,47 @@ class FrozenModule(nn.Module):
         self.register_load_state_dict_post_hook(_forgive_missing)
 
     def train(self, mode: bool = True) -> "FrozenModule":
-        """Stay in eval mode whatever ``mode`` says, once frozen."""
+        """Set training mode; a frozen module stays in eval mode for either value of ``mode``."""
         return super().train(mode and not self.frozen)
 
     @classmethod
     def fetch_weights(cls, **settings: Any) -> None:
-        """Download what a part with these settings reads its weights from, without building it.
+        """Download the weights that a module with these settings needs, without building it.
 
         Args:
-            settings: arguments of ``__init__``, as in a config; of others nothing is made.
+            settings: arguments of ``__init__``, as in a config.
 
         Raises:
-            CheckpointError: the weights cannot be had.
+            CheckpointError: the weights cannot be found or downloaded.
         """
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Store frozen weights in another float type; trained ones stay as they are.
+        """Convert frozen weights to another floating point type; trained weights are unchanged.
 
-        Scalars (CLIP's logit scale) and buffers (noise, image mean) keep float32: they are small
-        and everything depends on them. So do batch norms, whose statistics are buffers.
+        Scalars (CLIP's logit scale), buffers (noise, image mean) and batch norms, whose statistics
+        are buffers, stay in float32: they take little memory, and all results depend on them.
+
+        Args:
+            dtype: the new floating point type.
         """
         if self.frozen:
             cast_weights(self, dtype)
 
     def own_precision(self) -> AbstractContextManager:
-        """Arithmetic in the weights' own type, where they are stored in 16 bit.
+        """Return a context that disables autocast if the weights are stored in 16 bits.
 
-        Inputs are cast to that type anyway; autocast would compute norms in float32 for nothing.
-        With float32 weights an active autocast stays in force.
+        The inputs are cast to the type of the weights anyway, so autocast would only compute norms
+        in float32 needlessly. With float32 weights, an active autocast remains in effect.
         """
         weight = next(self.parameters())
         return nullcontext() if self.dtype == torch.float32 else full_precision(weight)
 
     def compile_parts(self, **options: Any) -> None:
-        """Run ``forward`` through ``torch.compile``; ``options`` are that function's."""
+        """Compile ``forward`` with ``torch.compile``.
+
+        Args:
+            options: arguments of ``torch.compile``.
+        """
         self.compile(**options)
 
     @property
@@ -86,7 +93,12 @@ class FrozenModule(nn.Module):
 
 
 def cast_weights(part: nn.Module, dtype: torch.dtype) -> None:
-    """What :meth:`FrozenModule.cast` does, to a part of one."""
+    """Convert the weights of a module as :meth:`FrozenModule.cast` does.
+
+    Args:
+        part: the module, changed in place.
+        dtype: the new floating point type.
+    """
     for module in part.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             continue
@@ -117,11 +129,16 @@ def _forgive_missing(module: nn.Module, incompatible: Any) -> None:
 
 
 def materialize(module: nn.Module) -> nn.Module:
-    """Give a module built on the meta device memory on the CPU and its layers' default weights.
+    """Move a module from the meta device to the CPU and initialize its layers randomly.
 
-    Used where no pre-trained weights were named; see :func:`same_random_weights`. Does nothing
-    while torch's default device is itself ``meta``, so that whole models can be built without
-    memory.
+    Used when no pre-trained weights are configured; see :func:`same_random_weights`. Does nothing
+    while torch's default device is ``meta``, so that whole models can be built without memory.
+
+    Args:
+        module: a module on the meta device, changed in place.
+
+    Returns:
+        The same module.
     """
     if is_meta_context():
         return module
@@ -137,16 +154,18 @@ def materialize(module: nn.Module) -> nn.Module:
 
 @contextmanager
 def same_random_weights() -> Iterator[None]:
-    """Random weights drawn in here, on the CPU, are the same every time; no other draws are moved.
+    """Make random numbers drawn on the CPU in this context the same every time.
 
-    Frozen parts are in no checkpoint: what was trained on random ones works only with these. One
-    thread at a time draws; torch has one CPU generator for all.
+    Frozen parts are not stored in checkpoints, so a model that was trained on top of randomly
+    initialized ones only works if the same random weights are drawn again. The state of torch's
+    generator is restored afterwards. All threads share torch's CPU generator, so only one thread
+    at a time can be inside.
     """
-    with _DRAWING, torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(0)  # not those of GPUs, which would stay changed
+    with _RANDOM_LOCK, torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)  # not torch.manual_seed: it also seeds GPUs
         yield
 
 
 def is_meta_context() -> bool:
-    """Whether new tensors are made on the meta device (``with torch.device('meta')``)."""
+    """Return whether new tensors are created on the meta device (``with torch.device('meta')``)."""
     return torch.empty(0).is_meta

@@ -1,4 +1,4 @@
-"""Random weights to try the machinery with, where no trained ones are at hand."""
+"""Random weights for running a model without trained weights."""
 
 import re
 
@@ -11,9 +11,10 @@ RANDOM_WEIGHTS_NOTICE = (
     "Random weights: no trained weights were given, so these shapes and names mean nothing."
 )
 
-# A network of untrained layers lets all queries collapse onto one mask and one name. Weak residual
-# branches, strong queries and wordy text embeddings keep them apart. First match wins: a factor on
-# the normal draw scaled by the fan-in, or a constant.
+# With default initialization, all queries collapse onto one mask and one class. Weak residual
+# branches, strong queries and a strong dependence of text embeddings on the words keep them apart.
+# The first matching pattern counts. Factors scale a normal distribution with fan-in scaling;
+# constants replace it.
 _FACTORS: tuple[tuple[str, float], ...] = (
     (r"head\.query_(feat|embed)\.weight$", 16.0),
     (r"head\.transformer_decoder\.layers\.\d+\.(self|cross)_attn\.attn\.out_proj\.", 0.2),
@@ -35,13 +36,12 @@ _CONSTANTS: tuple[tuple[str, float], ...] = (
 
 @torch.no_grad()
 def fill_with_random_weights(model: nn.Module, parts: tuple[str, ...], seed: int = 36) -> None:
-    """Fill parts of a model with numbers that mean nothing but keep its masks and names apart.
+    """Fill parts of a model with random weights that produce different masks and class names.
 
     Args:
-        model: an :class:`~odise_mm.models.OpenVocabSegmentor` on the CPU.
-        parts: first words of the parameters' names: ``("head", "classifiers", "clip")``.
-        seed: the same seed gives the same weights; the default one shows several regions on the
-            demo's photograph.
+        model: an :class:`~odise_mm.models.OpenVocabSegmentor` on the CPU, changed in place.
+        parts: first components of the parameter names: ``("head", "classifiers", "clip")``.
+        seed: seed of the random weights. The default gives several regions on the demo image.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -62,6 +62,6 @@ def _random_weights(
     factor = next((value for pattern, value in _FACTORS if re.search(pattern, name)), 1.0)
     if parameter.ndim >= 2:
         return draw * factor / (parameter.numel() / len(parameter)) ** 0.5
-    if name.endswith("weight"):  # of a norm
+    if name.endswith("weight"):  # the scale of a norm
         return 1 + 0.1 * draw
     return 0.1 * factor * draw

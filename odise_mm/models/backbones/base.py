@@ -1,4 +1,4 @@
-"""What every backbone promises (the first of the five contracts in docs/design.md)."""
+"""Interface of backbones (the first of the five contracts in docs/design.md)."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from odise_mm.models.frozen import FrozenModule
 
 
 class Backbone(FrozenModule):
-    """Tiles to raw feature maps; a subclass is all that a new representation needs.
+    """Base class of backbones, which compute raw feature maps of image tiles.
 
-    Weights are frozen where ``__init__`` ends with ``self.freeze()``, trained otherwise.
+    A new representation only needs a subclass. If ``__init__`` ends with ``self.freeze()``, the
+    weights are frozen, otherwise they are trained.
 
     Attributes:
-        channels: channels of every feature map, in the order of ``forward``'s list; known before
-            any weight is loaded.
-        strides: pixels of the tile per step of the map, likewise.
-        tile_divisor: edges of the tiles that it gets have to be multiples of it.
+        channels: number of channels of each feature map, in the order that ``forward`` returns
+            them. Known before any weights are loaded.
+        strides: stride of each feature map in pixels of the tile. Also known before loading.
+        tile_divisor: height and width of the tiles must be multiples of this.
     """
 
     channels: tuple[int, ...]
@@ -26,18 +27,18 @@ class Backbone(FrozenModule):
     tile_divisor: int = 1
 
     def forward(self, tiles: Tensor, *condition: Any) -> list[Tensor]:
-        """Feature maps of a batch of tiles.
+        """Compute the feature maps of a batch of tiles.
 
         Args:
-            tiles: (N, 3, H, W) in [0, 1], RGB; normalization is the backbone's business.
-            condition: the captioner's, in models that have one.
+            tiles: (N, 3, H, W) in [0, 1], RGB. The backbone normalizes them itself.
+            condition: output of the captioner, in models that have one.
 
         Returns:
-            One (N, channels[i], h, w) map for every entry of ``channels``. Sizes may deviate from
-            ``strides`` (a patch of 14 pixels on a tile of 512): the neck resizes the maps.
+            One (N, channels[i], h, w) map for each entry of ``channels``. Sizes may deviate from
+            ``strides`` (14-pixel patches of a 512-pixel tile); the neck resizes the maps.
         """
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
-        """What other parts want to know of this one, by the names of their arguments."""
+        """Return values that other parts are built with, keyed by their argument names."""
         return {"in_channels": self.channels, "in_strides": self.strides}

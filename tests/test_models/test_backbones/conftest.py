@@ -1,4 +1,4 @@
-"""The complete tiny diffusion model, as diffusers has it, with the random weights."""
+"""The complete tiny diffusion model in diffusers, with random weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.support import golden
 
 
 class Diffusion(NamedTuple):
-    """All of a latent diffusion model; nothing is pruned."""
+    """Complete latent diffusion model without pruning."""
 
     arch: DiffusionArch
     unet: UNet2DConditionModel
@@ -51,10 +51,10 @@ class Diffusion(NamedTuple):
         time: Tensor | None = None,
         seed: int = 42,
     ) -> dict[str, list[Tensor]]:
-        """Inputs of all residual blocks, seen by hooks while the whole model runs as usual.
+        """Record the inputs of all residual blocks with hooks while the whole model runs.
 
-        The UNet's of several steps are joined along channels. ``latent`` and ``noisy`` are there
-        too.
+        The UNet's inputs for several steps are concatenated along channels. The result also
+        contains ``latent`` and ``noisy``.
         """
         blocks = {
             "vae_encoder": [r for b in self.vae.encoder.down_blocks for r in b.resnets],
@@ -95,13 +95,13 @@ class Diffusion(NamedTuple):
 
 
 def text_state(text: CLIPTextModel) -> dict[str, Tensor]:
-    """A text encoder's weights, without the prefix that old versions of transformers have."""
+    """Return a text encoder's weights without the key prefix of old transformers versions."""
     return {key.removeprefix("text_model."): value for key, value in text.state_dict().items()}
 
 
 @pytest.fixture(scope="session")
 def full() -> Diffusion:
-    """All of the tiny Stable Diffusion v1: random weights through diffusers' converters."""
+    """Tiny Stable Diffusion v1 with random weights, converted by diffusers."""
     model = Diffusion.random(ARCHITECTURES["tiny"])
     state = golden.state_dict("tiny", "sd_v1")
 
@@ -124,5 +124,5 @@ def full() -> Diffusion:
 
 @pytest.fixture(scope="session")
 def folder(full: Diffusion, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as a local diffusers folder."""
+    """Return the path of the same model as a diffusers folder."""
     return full.save(tmp_path_factory.mktemp("diffusers"))

@@ -110,7 +110,7 @@ def test_tiles_of_a_batch_are_independent(folder: Path) -> None:
                 assert relative_error(both[i : i + 1], alone) < TOLERANCE
 
 
-# Stable Diffusion v2's structure: linear projections, a number of heads of its own per level.
+# Stable Diffusion v2's structure: linear projections, a different number of heads per level.
 V2 = dict(
     unet=dict(
         ARCHITECTURES["sd_v2"].unet,
@@ -230,7 +230,7 @@ def test_empty_prompt_and_noise_are_the_recorded_ones(folder: Path) -> None:
     np.testing.assert_array_equal(noise, recorded["shared_noise"])
 
 
-def test_text_encoder_does_not_stay(folder: Path) -> None:
+def test_text_encoder_is_not_kept(folder: Path) -> None:
     backbone = DiffusionBackbone("tiny", str(folder), PAPER)
     assert not any(isinstance(layer, nn.Embedding) for layer in backbone.modules())
     assert backbone.state_dict() == {}
@@ -239,23 +239,26 @@ def test_text_encoder_does_not_stay(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(taps=dict(unet=(12,))), r"taps.unet names block 12.*0 to 11"),
-        (dict(taps=dict(vae_encoder=(8,))), r"taps.vae_encoder names block 8.*0 to 7"),
-        (dict(taps=dict(vae_decoder=(-1,))), r"taps.vae_decoder names block -1"),
-        (dict(taps=dict(decoder=(1,))), r"taps of decoder: there are only vae_encoder, unet"),
+        (dict(taps=dict(unet=(12,))), r"taps.unet: block 12 does not exist.*0 to 11"),
+        (dict(taps=dict(vae_encoder=(8,))), r"taps.vae_encoder: block 8 does not exist.*0 to 7"),
+        (dict(taps=dict(vae_decoder=(-1,))), r"taps.vae_decoder: block -1 does not exist"),
+        (
+            dict(taps=dict(decoder=(1,))),
+            r"unknown keys in taps: decoder; the keys are vae_encoder, unet",
+        ),
         (dict(taps=dict()), "at least one"),
         (dict(taps=((), (), ())), "at least one"),
         (dict(steps=()), "at least one"),
         (dict(steps=(0, 1000)), "at most 999"),
-        (dict(arch="sd_v9"), r"unknown diffusion architecture 'sd_v9': one of \['sd_v1'"),
+        (dict(arch="sd_v9"), r"unknown diffusion architecture 'sd_v9': use one of \['sd_v1'"),
     ],
 )
-def test_what_does_not_exist(options: dict, message: str) -> None:
+def test_invalid_arguments_raise(options: dict, message: str) -> None:
     with torch.device("meta"), pytest.raises(ValueError, match=message):
         DiffusionBackbone(**{"arch": "tiny", **options})
 
 
-def test_tiles_that_do_not_fit(folder: Path) -> None:
+def test_tile_size_must_be_a_multiple_of_the_divisor(folder: Path) -> None:
     backbone = DiffusionBackbone("tiny", str(folder), PAPER)
     assert backbone.divisor == 64
     with pytest.raises(ValueError, match="tiles of 96 x 96 pixels: .* multiples of 64.*tile_size"):

@@ -1,4 +1,4 @@
-"""Prompts through the diffusion model's own text encoder, against transformers' own."""
+"""Prompt encoding of the diffusion model, compared with transformers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONG = " ".join(f"word{i}" for i in range(80))
 
 
 def their_tokenizer(pad: str) -> CLIPTokenizer:
-    """transformers' tokenizer as the hub's files describe it, from the same merges."""
+    """Build transformers' tokenizer as configured on the hub, with the same merges."""
     with gzip.open(open_clip.tokenizer.default_bpe(), "rt", encoding="utf-8") as file:
         merges = file.read().split("\n")[1 : 49152 - 256 - 2 + 1]
     letters = list(open_clip.tokenizer.bytes_to_unicode().values())
@@ -51,7 +51,7 @@ def test_tokens_are_those_of_the_pipelines(pad: str, number: int) -> None:
 
 
 def test_tokens_of_version_2_are_those_it_was_trained_on() -> None:
-    # transformers takes every "!" for padding there; the original, open_clip's tokenizer, does not
+    # transformers treats every "!" as padding; open_clip's tokenizer, used for training, does not
     texts = [*TEXTS, LONG, "wow!! what a cat!"]
     assert torch.equal(tokenize(texts, 0), open_clip.tokenize(texts))
 
@@ -91,7 +91,7 @@ def test_encoder_is_loaded_once_and_only_if_called(folder: Path, tmp_path: Path)
     torch.testing.assert_close(backbone.encode_prompts(["a"]), before)
 
 
-def test_encoder_is_no_part_of_the_module(folder: Path) -> None:
+def test_encoder_is_not_a_submodule(folder: Path) -> None:
     backbone = DiffusionBackbone("tiny", str(folder), UNET)
     count = sum(p.numel() for p in backbone.parameters())
     backbone.encode_prompts(["a"])
@@ -108,7 +108,7 @@ def test_random_encoder_is_the_same_every_time() -> None:
     assert not torch.equal(one[0], one[1])
 
 
-def test_remembered_texts_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_of_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diffusion_condition, "CACHE_SIZE", 2)
     prompts = DiffusionBackbone("tiny", None, UNET)._prompts
     first = prompts(TEXTS, "cpu")

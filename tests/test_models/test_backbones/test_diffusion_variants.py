@@ -1,4 +1,4 @@
-"""SDXL, class-conditional LDM, other UNets and learned steps against diffusers' own models."""
+"""SDXL, class-conditional LDM, other UNets and learned steps, compared with diffusers."""
 
 from __future__ import annotations
 
@@ -56,14 +56,14 @@ TINY_CLIP = dict(
 
 
 class Whole:
-    """All of a model, nothing pruned, with random weights."""
+    """Complete diffusion model without pruning, with random weights."""
 
     def __init__(self, arch: DiffusionArch, seed: int = 0) -> None:
         torch.manual_seed(seed)
         self.arch = arch
         self.unet = UNet2DConditionModel(**arch.unet).eval()
         self.vae = getattr(diffusers, arch.first_stage)(**arch.vae).eval()
-        if arch.first_stage == "VQModel":  # codes as far apart as latents are
+        if arch.first_stage == "VQModel":  # so that codes differ as much as latents
             self.vae.quantize.embedding.weight.data.normal_()
         self.text = arch.text and CLIPTextModel(CLIPTextConfig(**arch.text)).eval()
         self.text_2 = (
@@ -81,7 +81,7 @@ class Whole:
         return folder
 
     def original(self) -> dict[str, Tensor]:
-        """A state dict of CompVis' names; diffusers' own converters undo this."""
+        """Return a state dict with CompVis' key names, the inverse of diffusers' converters."""
         state = {**ldm_unet(self.unet), **ldm_vae(self.vae)}
         if self.arch.classes:
             state["cond_stage_model.embedding.weight"] = self.classes
@@ -90,7 +90,7 @@ class Whole:
     def features(
         self, images: Tensor, context: Tensor, added: dict | None, step: int = 0
     ) -> dict[str, list[Tensor]]:
-        """Inputs of all residual blocks, by hooks, while diffusers runs the whole model."""
+        """Record the inputs of all residual blocks with hooks while diffusers runs the model."""
         blocks = {
             "vae_encoder": [r for b in self.vae.encoder.down_blocks for r in b.resnets],
             "unet": [r for b in self.unet.up_blocks for r in b.resnets],
@@ -120,7 +120,7 @@ class Whole:
 
 
 def ldm_unet(unet: UNet2DConditionModel) -> dict[str, Tensor]:
-    """Names for any arrangement of levels: up-sampling comes after the attention, if any."""
+    """Return original key names for any order of levels; upsampling follows attention, if any."""
     state = unet.state_dict()
     out = original_unet({k: v for k, v in state.items() if "upsamplers" not in k})
     added = {"linear_1": "label_emb.0.0", "linear_2": "label_emb.0.2"}
@@ -138,7 +138,7 @@ def ldm_unet(unet: UNet2DConditionModel) -> dict[str, Tensor]:
 
 
 def ldm_vae(vae: nn.Module) -> dict[str, Tensor]:
-    """The function for four levels counts the decoder's from 3; here from the last."""
+    """Return original key names for any number of levels (:func:`original_vae` assumes four)."""
     last = len(vae.config.block_out_channels) - 1
     return {
         re.sub(r"decoder\.up\.(\d)", lambda m: f"decoder.up.{int(m[1]) - 3 + last}", key): value
@@ -219,7 +219,7 @@ def test_empty_prompt_of_sdxl_needs_no_text_encoder(sdxl_folder: Path, tmp_path:
         (tmp_path / part).symlink_to(sdxl_folder / part)
     backbone = DiffusionBackbone("tiny_sdxl", str(tmp_path), UNET)
     assert not backbone.encode_prompts(["", ""]).any()
-    with pytest.raises(CheckpointError, match="it has no text_encoder/ in it"):
+    with pytest.raises(CheckpointError, match="it contains no text_encoder/"):
         backbone.encode_prompts(["a cat"])
 
 
@@ -269,14 +269,14 @@ def test_class_conditional_ldm(taps: str, step: int, ldm: Whole, ldm_file: Path)
     compare(features, backbone, ldm.features(images, context, None, step), 64)
 
 
-def test_codes_are_quantised_for_the_decoder_only(ldm: Whole, ldm_file: Path) -> None:
+def test_only_the_decoder_gets_quantized_latents(ldm: Whole, ldm_file: Path) -> None:
     backbone = DiffusionBackbone("tiny_ldm", str(ldm_file), dict(vae_decoder=(0,)), (-1,))
     images = tiles(64, 1)
     with torch.no_grad():
         latent, _ = backbone.encode(images)
         torch.testing.assert_close(latent, ldm.vae.encode(images * 2 - 1).latents)
         before = backbone(images)[0]
-        # half of the latent's noise has no nearer code than its own: decoding hardly moves
+        # the decoder quantizes: the latent and its nearest codes give the same feature
         codes = ldm.vae.quantize(latent)[0]
         assert (codes - latent).abs().mean() > 0.1
         assert relative_error(before, backbone._decoder_taps(codes)[0]) < 1e-5
@@ -291,7 +291,7 @@ def test_half_precision(arch: str) -> None:
         rounded = backbone(tiles(64))
     for a, b in zip(exact, rounded, strict=True):
         assert b.dtype == torch.bfloat16
-        # of random networks; a latent next to another code moves LDM's decoder further
+        # random weights; in LDM, a rounded latent may have a different nearest code
         assert (a - b.float()).square().mean().sqrt() < 0.25 * a.std()
 
 
@@ -309,22 +309,26 @@ def test_implicit_captioner_on_classes(ldm_file: Path) -> None:
     assert captioner.time_gate.grad.abs().max() > 0
 
 
-def test_classes_know_no_texts(ldm_file: Path) -> None:
+def test_class_conditional_model_cannot_encode_prompts(ldm_file: Path) -> None:
     backbone = DiffusionBackbone("tiny_ldm", str(ldm_file), UNET)
     with torch.device("meta"):
         planned = DiffusionBackbone("tiny_ldm", None, UNET)
     for model in (backbone, planned):
-        with pytest.raises(ConfigError, match="knows classes, not texts.*ImplicitCaptioner"):
+        with pytest.raises(
+            ConfigError, match="conditioned on classes and has no text encoder.*ImplicitCaptioner"
+        ):
             model.describe()["prompt_encoder"](["a cat"])
 
 
-def test_ldm_from_other_places(ldm: Whole, ldm_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"read from one original file, such as model\.ckpt"):
+def test_ldm_from_invalid_sources_raises(ldm: Whole, ldm_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"only be read from an original file, such as model\.ckpt"
+    ):
         DiffusionBackbone("tiny_ldm", str(ldm.save(tmp_path)), UNET)
     fewer = {**vars(LDM), "classes": 10}
-    with pytest.raises(CheckpointError, match="class embeddings are not those.*another shape"):
+    with pytest.raises(CheckpointError, match="class embeddings do not match.*another shape"):
         DiffusionBackbone(fewer, str(ldm_file), UNET)
-    with pytest.raises(CheckpointError, match="weights are not those of the architecture"):
+    with pytest.raises(CheckpointError, match="weights do not match the architecture"):
         DiffusionBackbone("tiny", str(ldm_file), UNET)
     message = (
         r"/nowhere/model.ckpt: no such file.*Download it from https://ommer-lab.*place it there"
@@ -396,7 +400,7 @@ def test_unet_from_elsewhere(
         backbone_source = source
     main = tmp_path / "main"
     main.mkdir()
-    for part in ("vae", "text_encoder"):  # the other UNet is not even looked for
+    for part in ("vae", "text_encoder"):  # the folder's own UNet is not required
         (main / part).symlink_to(folder / part)
     backbone = DiffusionBackbone(
         "tiny", str(main), dict(unet=(2, 8)), steps=(-1,), unet=dict(weights=backbone_source)
@@ -408,7 +412,7 @@ def test_unet_from_elsewhere(
 
 def test_unet_of_another_architecture(folder: Path, tmp_path: Path, sdxl: Whole) -> None:
     sdxl.unet.save_pretrained(tmp_path / "unet")
-    with pytest.raises(CheckpointError, match="the unet weights are not those") as error:
+    with pytest.raises(CheckpointError, match="the unet weights do not match") as error:
         DiffusionBackbone("tiny", str(folder), UNET, unet=dict(weights=str(tmp_path)))
     assert str(tmp_path) in str(error.value)
 
@@ -416,8 +420,8 @@ def test_unet_of_another_architecture(folder: Path, tmp_path: Path, sdxl: Whole)
 @pytest.mark.parametrize(
     ("weights", "unet", "message"),
     [
-        (None, dict(weights="a/b"), "needs `weights` as well"),
-        (None, dict(arch="a"), "unet has no arch; it has: weights"),
+        (None, dict(weights="a/b"), "set `weights` as well"),
+        (None, dict(arch="a"), "unknown keys in unet: arch; the only key is: weights"),
     ],
 )
 def test_unet_argument(weights: str | None, unet: dict, message: str) -> None:
@@ -435,7 +439,7 @@ def write(file: Path, content: Any) -> None:
 
 
 def complete(whole: Whole, folder: Path, pads: Sequence[Any] = ("<|endoftext|>", "!")) -> Path:
-    """A folder as on the hub, with the files that say the architecture."""
+    """Save a folder as on the hub, including the files that describe the architecture."""
     whole.save(folder)
     DDPMScheduler(1000, *whole.arch.betas, "scaled_linear").save_pretrained(folder / "scheduler")
     config = json.loads((folder / "vae" / "config.json").read_text())
@@ -466,7 +470,7 @@ def test_pad_token_is_read(tmp_path: Path) -> None:
     source = complete(whole, tmp_path, [dict(content="!", special=True)])
     assert read_arch(str(source)).pad_token == 0
     write(source / "tokenizer" / "special_tokens_map.json", {})
-    with pytest.raises(ConfigError, match="tokenizer/special_tokens_map.json names no pad_token"):
+    with pytest.raises(ConfigError, match="tokenizer/special_tokens_map.json must set pad_token"):
         read_arch(str(source))
     write(source / "tokenizer" / "tokenizer_config.json", dict(pad_token="<|endoftext|>"))
     assert read_arch(str(source)).pad_token == 49407
@@ -476,10 +480,10 @@ def test_pad_token_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("unet/config.json", None, "unet/config.json is not there: .*or name a preset"),
-        ("vae/config.json", None, "vae/config.json is not there"),
-        ("scheduler/scheduler_config.json", None, "scheduler_config.json is not there"),
-        ("text_encoder/config.json", None, "text_encoder/config.json is not there"),
+        ("unet/config.json", None, "unet/config.json does not exist: .*or use one of the presets"),
+        ("vae/config.json", None, "vae/config.json does not exist"),
+        ("scheduler/scheduler_config.json", None, "scheduler_config.json does not exist"),
+        ("text_encoder/config.json", None, "text_encoder/config.json does not exist"),
         ("unet/config.json", dict(_class_name="UNet3D"), "describes a UNet3D; supported: UNet2D"),
         ("vae/config.json", dict(_class_name="AsymmetricKL"), "describes a AsymmetricKL"),
         ("scheduler/scheduler_config.json", dict(beta_schedule="squaredcos"), "noise schedules"),
@@ -488,7 +492,7 @@ def test_pad_token_is_read(tmp_path: Path) -> None:
         ("text_encoder/config.json", dict(vocab_size=5), "of 5 tokens"),
     ],
 )
-def test_files_that_say_something_else(
+def test_unsupported_config_files_raise(
     file: str, change: dict | None, message: str, folder: Path, tmp_path: Path
 ) -> None:
     DDPMScheduler(1000, 0.001, 0.02, "linear").save_pretrained(tmp_path / "scheduler")
@@ -552,29 +556,29 @@ def test_architecture_on_a_hub_out_of_reach(
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(unet=dict(class_embed_type="timestep")), "class_embed_type='timestep', which"),
-        (dict(unet=dict(in_channels=9)), "9 input channels beside a latent of 4"),
-        (dict(unet=dict(cross_attention_dim=32)), "cross_attention_dim=32 beside .* of 64"),
-        (dict(unet=dict(mid_block_type="UNetMidBlock2D")), "a UNetMidBlock2D, which"),
+        (dict(unet=dict(class_embed_type="timestep")), "class_embed_type='timestep'; supported"),
+        (dict(unet=dict(in_channels=9)), "9 input channels for a latent with 4"),
+        (dict(unet=dict(cross_attention_dim=32)), "cross_attention_dim=32 for conditions 64 wide"),
+        (dict(unet=dict(mid_block_type="UNetMidBlock2D")), "a UNetMidBlock2D; supported"),
         (
             dict(unet=dict(addition_embed_type="text", encoder_hid_dim=32)),
             "addition_embed_type='text'",
         ),
-        (dict(vae=dict(shift_factor=0.1)), "a shift of its latents"),
+        (dict(vae=dict(shift_factor=0.1)), "a first stage that shifts its latents"),
         (
             dict(vae=dict(up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * 3)),
-            "a AttnUpDecoderBlock2D, which",
+            "a AttnUpDecoderBlock2D; supported",
         ),
-        (dict(condition="image"), "condition='image': one of"),
-        (dict(first_stage="AutoencoderDC"), "first_stage='AutoencoderDC': one of"),
-        (dict(beta_schedule="cosine"), "beta_schedule='cosine': one of"),
-        (dict(condition="class"), "needs classes"),
-        (dict(condition="text_and_size"), "needs text_2"),
+        (dict(condition="image"), "condition='image' must be one of"),
+        (dict(first_stage="AutoencoderDC"), "first_stage='AutoencoderDC' must be one of"),
+        (dict(beta_schedule="cosine"), "beta_schedule='cosine' must be scaled_linear or linear"),
+        (dict(condition="class"), "must set classes"),
+        (dict(condition="text_and_size"), "must set text_2"),
         (dict(condition="text_and_size", text_2=SDXL.text_2), "addition_embed_type=None"),
-        (dict(text={}), "condition='text' needs text"),
+        (dict(text={}), "condition='text': the architecture must set text"),
     ],
 )
-def test_what_the_backbone_does_not_run(fields: dict, message: str) -> None:
+def test_unsupported_architectures_raise(fields: dict, message: str) -> None:
     tiny = vars(ARCHITECTURES["tiny"])
     changed = {
         name: {**tiny[name], **value} if isinstance(value, dict) and value else value
@@ -587,7 +591,7 @@ def test_what_the_backbone_does_not_run(fields: dict, message: str) -> None:
 def test_taps_that_do_not_exist_are_listed() -> None:
     with (
         torch.device("meta"),
-        pytest.raises(ValueError, match=r"block 11,.*blocks 0 to 8") as error,
+        pytest.raises(ValueError, match=r"block 11 .*blocks 0 to 8") as error,
     ):
         DiffusionBackbone("sdxl", None)
     assert "(8, 640, 8)" in str(error.value)  # the last block's channels and stride
@@ -597,7 +601,7 @@ def test_taps_that_do_not_exist_are_listed() -> None:
 
 
 @pytest.mark.parametrize("step", [0, 1, 500, 999])
-def test_whole_steps_are_the_fixed_ones(step: int, folder: Path) -> None:
+def test_integer_learned_steps_equal_fixed_steps(step: int, folder: Path) -> None:
     fixed, free = (
         DiffusionBackbone("tiny", str(folder), dict(unet=(2, 8)), steps)
         for steps in ((step,), (7,))
@@ -626,7 +630,7 @@ def test_gradient_of_the_step(at: float, folder: Path) -> None:
 
     step = torch.tensor(at, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(value(step), step)
-    # diffusers' sinusoids are float32, whatever goes in: hence not too small a difference
+    # diffusers' sinusoids are always float32, so the difference must not be too small
     width = 0.02
     with torch.no_grad():
         numeric = (value(step + width) - value(step - width)) / (2 * width)
@@ -686,15 +690,15 @@ def test_without_a_learned_step_nothing_is_added() -> None:
         (dict(learned_step=5.0, num_steps=2), r"has 2 steps; set steps=\(0,\)"),
     ],
 )
-def test_learned_steps_that_cannot_be(options: dict, message: str) -> None:
+def test_invalid_learned_steps_raise(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         implicit(**options)
 
 
-def test_learned_step_for_several() -> None:
+def test_learned_step_with_several_steps_raises() -> None:
     backbone = DiffusionBackbone("tiny", None, UNET, steps=(0, 100))
     condition = Condition(backbone.empty_context, step=torch.tensor(3.0))
-    with pytest.raises(ValueError, match=r"takes the place of one.*steps=\(0, 100\)"):
+    with pytest.raises(ValueError, match=r"replaces a single step.*steps=\(0, 100\)"):
         backbone(tiles(64, 1), condition)
-    with pytest.raises(ValueError, match=r"steps=\(0\.5,\): name at least one"):
+    with pytest.raises(ValueError, match=r"steps=\(0\.5,\) must be a list of at least one"):
         DiffusionBackbone("tiny", None, UNET, steps=(0.5,))

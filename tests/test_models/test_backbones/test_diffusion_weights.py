@@ -1,4 +1,4 @@
-"""Diffusion weights from every kind of source give the same features; wrong ones a message."""
+"""All kinds of sources give the same diffusion weights; wrong ones raise an error."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_folder(folder: Path, reference: dict[str, Tensor], no_network: None) ->
 def test_folder_of_old_files(
     full: Diffusion, tmp_path: Path, reference: dict[str, Tensor], no_network: None
 ) -> None:
-    # Before 2023: torch files, other names in the VAE's attention, a counter among the weights.
+    # Before 2023: torch files, other key names in the VAE's attention, and position_ids.
     for part in PARTS:
         (tmp_path / part).mkdir()
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
@@ -98,7 +98,7 @@ def test_folder_of_old_files(
 
 
 class Prefixed(nn.Module):
-    """The names that CLIPTextModel had before transformers 5.6."""
+    """Adds the key prefix that CLIPTextModel had before transformers 5.6."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -124,7 +124,9 @@ def test_prefix_of_text_encoders(
     for key, value in text_state(full.text).items():
         assert torch.equal(inner.state_dict()[key], value), key
     save_file({**state, f"{prefix}more": torch.zeros(1)}, file)
-    with pytest.raises(CheckpointError, match=f"text encoder's weights are not.*{prefix}more"):
+    with pytest.raises(
+        CheckpointError, match=f"weights of the text encoder .*do not match.*{prefix}more"
+    ):
         source.text_encoder()
 
 
@@ -169,7 +171,7 @@ def test_half_precision_folders_of_diffusers(
     del weights["empty_context"]
     for key, value in weights.items():
         assert torch.equal(value, reference[key].half().float()), key
-    # Where full precision is there too, it is read.
+    # Full precision is preferred if both exist.
     full.save(tmp_path)
     assert_same(result(tmp_path), reference)
 
@@ -178,7 +180,7 @@ def test_original_file_of_version_2(tmp_path: Path, no_network: None) -> None:
     arch = DiffusionArch(**V2)
     model = Diffusion.random(arch)
     wanted = result(model.save(tmp_path / "folder"), V2)
-    # The structure of the original files, from diffusers' names: its own converters undo this.
+    # The key names of original files, the inverse of diffusers' converters.
     state = {
         **original_unet(model.unet.state_dict()),
         **original_vae(model.vae.state_dict()),
@@ -235,7 +237,7 @@ def original_unet(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 lambda m: f"input_blocks.{3 * int(m[1]) + 3}.0.op",
                 name,
             )
-            # the level without attention has its up-sampling one place earlier
+            # in the level without attention, upsampling comes one position earlier
             name = re.sub(
                 r"up_blocks\.(\d)\.upsamplers\.0\.",
                 lambda m: f"output_blocks.{3 * int(m[1]) + 2}.{1 if m[1] == '0' else 2}.",
@@ -315,19 +317,19 @@ def refused(source: Path | str, message: str, arch: str | dict = "tiny") -> None
 
 def test_another_architecture(tiny_weights: Path, folder: Path) -> None:
     for source in (tiny_weights / "sd_v1.ckpt", folder):
-        refused(source, "vae weights are not those of the architecture.*another shape", V2)
+        refused(source, "vae weights do not match the architecture.*another shape", V2)
         other_unet = dict(
             unet=dict(V2["unet"], cross_attention_dim=64),
             vae=ARCHITECTURES["tiny"].vae,
             text=ARCHITECTURES["tiny"].text,
         )
-        refused(source, "unet weights are not those of the architecture", other_unet)
+        refused(source, "unet weights do not match the architecture", other_unet)
         other_text = dict(
             unet=ARCHITECTURES["tiny"].unet,
             vae=ARCHITECTURES["tiny"].vae,
             text=dict(V2["text"], hidden_size=64),
         )
-        refused(source, "text encoder's weights are not those", other_text)
+        refused(source, "weights of the text encoder .*do not match the architecture", other_text)
 
 
 @pytest.mark.parametrize(
@@ -354,7 +356,7 @@ def test_original_file_without_a_key(key: str, tiny_weights: Path, tmp_path: Pat
     state = load_state_dict(tiny_weights / "sd_v1.ckpt")
     del state[key]
     torch.save({"state_dict": state}, tmp_path / "gap.ckpt")
-    refused(tmp_path / "gap.ckpt", "not those of the architecture")
+    refused(tmp_path / "gap.ckpt", "not match the architecture")
 
 
 def test_unknown_keys_are_not_dropped_silently(folder: Path, tmp_path: Path) -> None:
@@ -382,7 +384,7 @@ def test_folder_without_a_part(part: str, folder: Path, tmp_path: Path) -> None:
     for other in PARTS:
         if other != part:
             (tmp_path / other).symlink_to(folder / other)
-    refused(tmp_path, f"is not a diffusers folder: it has no {part}/")
+    refused(tmp_path, f"is not a diffusers folder: it contains no {part}/")
 
 
 def test_folder_without_weights(folder: Path, tmp_path: Path) -> None:
@@ -469,7 +471,7 @@ def test_hub_repository_of_torch_files(
     assert_same(result("some/model"), reference)
 
 
-def test_nothing_is_kept_of_the_source(folder: Path) -> None:
-    """The reader's buffers do not hang on the backbone."""
+def test_source_is_not_kept(folder: Path) -> None:
+    """The backbone keeps no reference to the weights that were read."""
     backbone = DiffusionBackbone("tiny", str(folder), PAPER)
     assert not any(isinstance(value, DiffusionWeights) for value in vars(backbone).values())

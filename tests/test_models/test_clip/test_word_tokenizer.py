@@ -174,13 +174,13 @@ def test_diffusion_model_reads_words(tmp_path: Path) -> None:
     assert torch.equal(other.empty_context, backbone.empty_context)
 
     words.write_text("a\nred\n")
-    with pytest.raises(ConfigError, match="9 tokens, .*or those of a tokenizer/words.txt"):
+    with pytest.raises(ConfigError, match="9 tokens .*for the words in tokenizer/words.txt"):
         get_arch(source)
 
 
 def test_architectures_that_do_not_fit_their_words() -> None:
-    with pytest.raises(ValueError, match="vocab_size=None, but 6 words need 9"):
+    with pytest.raises(ValueError, match="vocab_size=None must be 9: 6 words"):
         DiffusionBackbone(DiffusionArch(TINY.unet, TINY.vae, TINY.text, words=WORDS))
     sdxl = {**vars(ARCHITECTURES["tiny_sdxl"]), "words": WORDS}
-    with pytest.raises(ValueError, match="text encoders of byte pairs, not words"):
+    with pytest.raises(ValueError, match="does not support words: it needs byte pair encoding"):
         DiffusionBackbone(sdxl, taps=dict(unet=(2,)))

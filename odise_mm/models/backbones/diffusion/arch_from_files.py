@@ -1,4 +1,4 @@
-"""The architecture of a diffusers model, read from its own config files."""
+"""Read the architecture of a diffusers model from its config files."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from odise_mm.utils.files import read_json
 
 
 def get_arch(arch: str | dict[str, Any] | DiffusionArch) -> DiffusionArch:
-    """An architecture from a preset's name, from fields, or from a model's own config files.
+    """Return an architecture given the name of a preset, its fields, or a model's config files.
 
     Args:
         arch: a name in :data:`ARCHITECTURES`, the fields of a :class:`DiffusionArch`, or a
-            diffusers folder or hub id, of which only the ``config.json`` files are read.
+            diffusers folder or hub id. Only its config files are read.
 
     Raises:
-        ValueError: for an unknown name; the known ones are listed.
-        ConfigError: config files that are missing, or say something that is not supported.
+        ValueError: unknown name. The message lists the known ones.
+        ConfigError: a config file is missing or describes something that is not supported.
     """
     if isinstance(arch, DiffusionArch):
         return arch
@@ -31,8 +31,8 @@ def get_arch(arch: str | dict[str, Any] | DiffusionArch) -> DiffusionArch:
         return ARCHITECTURES[arch]
     if "/" not in arch and not Path(arch).expanduser().is_dir():
         raise ValueError(
-            f"unknown diffusion architecture {arch!r}: one of {list(ARCHITECTURES)}, a diffusers "
-            "folder or a hub id"
+            f"unknown diffusion architecture {arch!r}: use one of {list(ARCHITECTURES)}, a "
+            "diffusers folder or a hub id"
         )
     return read_arch(arch)
 
@@ -48,7 +48,7 @@ _FILES = (
 )
 
 
-# Read into CLIPTextConfig; the rest of a text encoder's config does not change what it computes.
+# The fields that are passed to CLIPTextConfig. The others do not change what an encoder computes.
 _TEXT_FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -73,11 +73,16 @@ _PAD_TOKENS = {"!": 0, "<|endoftext|>": 49407}
 
 
 def read_arch(source: str) -> DiffusionArch:
-    """The architecture that a diffusers folder or hub id describes; no weights are read.
+    """Read the architecture from the config files of a diffusers folder or hub id.
+
+    No weights are read.
+
+    Args:
+        source: folder or hub id.
 
     Raises:
-        ConfigError: a file is missing, or names a class that is not supported.
-        odise_mm.errors.CheckpointError: no such path, or the hub does not answer.
+        ConfigError: a file is missing, or describes a class that is not supported.
+        odise_mm.errors.CheckpointError: the path does not exist, or the hub cannot be reached.
     """
     folder = locate(source, ", ".join(_FILES), lambda: hub_files(source, _FILES))
     files = _Configs(folder, source)
@@ -96,7 +101,7 @@ def read_arch(source: str) -> DiffusionArch:
             f"{files.name('scheduler/scheduler_config.json')}: noise schedules other than 1,000 "
             "steps of beta_schedule linear or scaled_linear are not supported"
         )
-    two = unet.get("addition_embed_type") == "text_time"
+    two_encoders = unet.get("addition_embed_type") == "text_time"
     first_stage = vae["_class_name"]
     levels = len(vae.get("block_out_channels", (64,)))
     words = files.words("tokenizer")
@@ -105,16 +110,16 @@ def read_arch(source: str) -> DiffusionArch:
         vae=_arguments(vae),
         text=files.text_encoder("text_encoder", words),
         scaling_factor=vae.get("scaling_factor", 0.18215),
-        # ODISE's tiles, or the model's own images where it never saw as large ones
+        # ODISE's tile size, or the size the model was trained on if that is smaller
         latent_size=min(512 // 2 ** (levels - 1), unet.get("sample_size") or 512),
         pad_token=0 if words else files.pad_token("tokenizer"),
         betas=betas,
         beta_schedule=scheduler["beta_schedule"],
         first_stage=first_stage,
-        condition="text_and_size" if two else "text",
-        text_2=files.text_encoder("text_encoder_2") if two else {},
-        pad_token_2=files.pad_token("tokenizer_2") if two else 0,
-        zero_empty_prompt=two
+        condition="text_and_size" if two_encoders else "text",
+        text_2=files.text_encoder("text_encoder_2") if two_encoders else {},
+        pad_token_2=files.pad_token("tokenizer_2") if two_encoders else 0,
+        zero_empty_prompt=two_encoders
         and bool(files.read("model_index.json").get("force_zeros_for_empty_prompt", True)),
         words=words,
     )
@@ -125,7 +130,7 @@ def _arguments(config: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Configs:
-    """The JSON files of a folder that came from ``source``."""
+    """JSON files of a diffusers folder; ``source`` is the name that messages show."""
 
     def __init__(self, folder: Path, source: str) -> None:
         self.folder = folder
@@ -138,13 +143,15 @@ class _Configs:
         path = self.folder / file
         if not path.is_file():
             raise ConfigError(
-                f"{self.name(file)} is not there: an architecture is read from a diffusers folder "
-                f"or hub id with {', '.join(_FILES[1:5])} in it; or name a preset, one of "
+                f"{self.name(file)} does not exist: reading an architecture needs a diffusers "
+                f"folder or hub id with {', '.join(_FILES[1:5])}; or use one of the presets "
                 f"{list(ARCHITECTURES)}"
             )
         config = read_json(path, ConfigError, "config of a diffusion model")
         if not isinstance(config, dict):
-            raise ConfigError(f"{self.name(file)} holds a list or a value, not named settings")
+            raise ConfigError(
+                f"{self.name(file)} must contain a JSON object, not a list or a value"
+            )
         if classes and config.get("_class_name") not in classes:
             raise ConfigError(
                 f"{self.name(file)} describes a {config.get('_class_name')}; supported: "
@@ -153,7 +160,7 @@ class _Configs:
         return config
 
     def words(self, part: str) -> tuple[str, ...]:
-        """The list of words of a text encoder that reads words; empty: it reads byte pairs."""
+        """Return the word list of a word-level tokenizer, or () for byte pair encoding."""
         path = self.folder / part / WORDS_FILE
         return WordTokenizer(path, 77).words if path.is_file() else ()
 
@@ -164,12 +171,12 @@ class _Configs:
         vocabulary = config.get("vocab_size", 49408), config.get("max_position_embeddings", 77)
         wanted = WordTokenizer(words, 77).vocab_size if words else 49408, 77
         if words:
-            wanted = wanted[0], vocabulary[1]  # a short one may read few tokens
+            wanted = wanted[0], vocabulary[1]  # the context length may be anything
         if kind not in ("clip_text_model", "clip") or vocabulary != wanted:
             raise ConfigError(
-                f"{self.name(file)} describes a {kind} of {vocabulary[0]} tokens, at most "
-                f"{vocabulary[1]} at once; supported are CLIP's text encoders (49408, 77), or "
-                f"those of a tokenizer/{WORDS_FILE} beside it"
+                f"{self.name(file)} describes a {kind} of {vocabulary[0]} tokens and context "
+                f"length {vocabulary[1]}; supported are CLIP's text encoders (49408 and 77), and "
+                f"text encoders for the words in tokenizer/{WORDS_FILE}"
             )
         fields = _TEXT_FIELDS + _WORD_FIELDS if words else _TEXT_FIELDS
         return {key: config[key] for key in fields if key in config}
@@ -182,6 +189,6 @@ class _Configs:
                 if token in _PAD_TOKENS:
                     return _PAD_TOKENS[token]
         raise ConfigError(
-            f"{self.name(part)}/special_tokens_map.json names no pad_token, one of "
-            f"{list(_PAD_TOKENS)}: the embedding of a prompt depends on it"
+            f"{self.name(part)}/special_tokens_map.json must set pad_token to one of "
+            f"{list(_PAD_TOKENS)}: prompt embeddings depend on it"
         )

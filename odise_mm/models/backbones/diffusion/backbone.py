@@ -1,8 +1,8 @@
 """Features of a frozen latent diffusion model (ODISE, arXiv 2303.04803, section 3.3).
 
-One forward pass at a small noise level; features are the inputs of chosen residual blocks of the
-VAE and of the UNet. Equations 2 and 3 are :meth:`DiffusionBackbone.forward`; its equation 1
-(adding noise) is :meth:`DiffusionBackbone.add_noise`.
+The features are the inputs of selected residual blocks of the VAE and the UNet, in a single forward
+pass at a low noise level. :meth:`DiffusionBackbone.add_noise` implements equation 1 of the paper,
+:meth:`DiffusionBackbone.forward` equations 2 and 3.
 """
 
 import operator
@@ -38,38 +38,41 @@ MAX_STRIDE = 32
 class DiffusionBackbone(Backbone):
     """Raw feature maps of image tiles from a frozen latent diffusion model.
 
-    Nothing behind the UNet's and the VAE decoder's last tap exists: those layers are neither built
-    nor loaded nor run. (The VAE's encoder is whole: it makes the latent.)
+    Layers after the last tap of the UNet and of the VAE decoder are removed: they are neither
+    loaded nor run. The VAE encoder is complete, because it computes the latent.
 
-    A first stage that quantizes (``VQModel``, in LDM) does so before its decoder, as in its own
-    training; the UNet gets the codes before that.
+    A first stage with quantization (``VQModel``, in LDM) quantizes the latent before its decoder,
+    as in its own training. The UNet gets the latent before quantization.
 
     Args:
         arch: name of a preset (``sd_v1``, ``sd_v2``, ``sdxl``, ``ldm_cin256``, ``tiny``, ...), the
             fields of a :class:`~odise_mm.models.backbones.diffusion.presets.DiffusionArch`, or a
-            diffusers folder or hub id whose config files say it.
-        weights: hub id, diffusers folder or original file; None leaves random weights.
-        taps: which features, see :class:`Taps`; the paper's eight by default.
-        steps: diffusion time steps t (paper's default (0,)). A negative one means the clean latent
-            at time step 0. The UNet's features of several steps are concatenated along channels.
-        noise_seed: seed of the one fixed noise that all images share (published: 42).
+            diffusers folder or hub id whose config files describe the architecture.
+        weights: hub id, diffusers folder or original checkpoint file. None: random weights.
+        taps: the features to return, see :class:`Taps`. Defaults to the eight of the paper.
+        steps: diffusion time steps t (the paper uses (0,)). A negative step means the clean latent
+            at time step 0. The UNet features of several steps are concatenated along channels.
+        noise_seed: seed of the fixed noise that is added to all images (published: 42).
         use_checkpoint: recompute the UNet's activations in the backward pass (training only).
-        unet: ``dict(weights=...)``: another UNet of the same architecture, such as CleanDIFT's
-            (arXiv 2412.03439): a file of diffusers' or of original names, a diffusers folder or hub
-            id, or ``hf://owner/name/file``. The rest comes from ``weights``.
+        unet: ``dict(weights=...)`` loads another UNet of the same architecture, such as CleanDIFT
+            (arXiv 2412.03439): a file with diffusers or original key names, a diffusers folder or
+            hub id, or ``hf://owner/name/file``. All other parts come from ``weights``.
 
     Attributes:
-        channels: channels of every feature map, in the order of ``forward``'s list.
-        strides: its stride in pixels of the tile, at most 32: a coarser map is used as stride 32.
-        empty_context: the empty condition, (1, tokens, context width): the empty prompt's 77 tokens
-            in Stable Diffusion; zeros without weights.
-        context_width, time_width: widths that a :class:`Condition` has to have.
-        divisor: edges of a tile have to be multiples of it, 64 in Stable Diffusion.
+        channels: number of channels of each feature map, in the order that ``forward`` returns
+            them.
+        strides: stride of each feature map in pixels of the tile. At most 32: coarser maps are
+            used as if they had stride 32.
+        empty_context: condition for no text or class, (1, tokens, context width). In Stable
+            Diffusion, the 77 tokens of the empty prompt. Zeros without weights.
+        context_width: width of :attr:`Condition.context`.
+        time_width: width of :attr:`Condition.time`.
+        divisor: height and width of a tile must be multiples of this; 64 in Stable Diffusion.
 
     Raises:
-        ValueError: unknown architecture, a tap or step that does not exist; a UNet that takes more
-            than a latent, a time step and what the architecture's ``condition`` says.
-        CheckpointError: weights missing or of another architecture.
+        ValueError: unknown architecture; a tap or step that does not exist; a UNet with more inputs
+            than a latent, a time step and the ``condition`` of the architecture.
+        CheckpointError: the weights are missing or belong to another architecture.
     """
 
     def __init__(
@@ -95,7 +98,7 @@ class DiffusionBackbone(Backbone):
         check_whole("noise_seed", noise_seed, least=0, most=2**63 - 1)
 
         if self.arch.first_stage not in FIRST_STAGES:
-            raise ValueError(f"first_stage={self.arch.first_stage!r}: one of {FIRST_STAGES}")
+            raise ValueError(f"first_stage={self.arch.first_stage!r} must be one of {FIRST_STAGES}")
         with torch.device("meta"):
             vae = getattr(diffusers, self.arch.first_stage)(**self.arch.vae)
             unet = diffusers.UNet2DConditionModel(**self.arch.unet)
@@ -104,7 +107,8 @@ class DiffusionBackbone(Backbone):
         self.context_width = kind.shape[1]
         self.time_width = unet.time_embedding.linear_2.out_features
         self.channels, self.strides = self._describe(unet, vae)
-        # Each level but the last halves the map, and what comes up must fit what went down.
+        # Each level but the last halves the map. Sizes must be even for the skip connections to
+        # match the upsampled maps.
         self.divisor = 2 ** (len(vae.encoder.down_blocks) + len(unet.down_blocks) - 2)
         self.tile_divisor = self.divisor
         all_keys = {"unet": frozenset(unet.state_dict()), "vae": frozenset(vae.state_dict())}
@@ -143,7 +147,7 @@ class DiffusionBackbone(Backbone):
     def _sources(
         self, weights: str, unet_weights: str | None
     ) -> tuple[DiffusionWeights, DiffusionWeights]:
-        """Where the weights are read from, and those of the UNet; downloaded if need be."""
+        """Return the sources of all weights and of the UNet's, downloaded if necessary."""
         parts = ["vae"] + (["unet"] if self.unet is not None and not unet_weights else [])
         source = DiffusionWeights(weights, self.arch, [*parts, *self._kind.parts])
         if self.unet is None or not unet_weights:
@@ -153,19 +157,24 @@ class DiffusionBackbone(Backbone):
     def _load(
         self, weights: str, unet_weights: str | None, keys: dict[str, frozenset[str]]
     ) -> Tensor:
-        """Fill the layers that were kept; ``keys`` are those of all layers.
+        """Load the weights of the remaining layers.
+
+        Args:
+            weights: see the class.
+            unet_weights: source of the UNet's weights, if it is a different one.
+            keys: keys of all layers, including removed ones, by part.
 
         Returns:
             The empty condition.
         """
-        source, place = self._sources(weights, unet_weights)
+        source, unet_source = self._sources(weights, unet_weights)
         source.fill(self.vae, "vae", keys["vae"] - frozenset(self.vae.state_dict()))
         if self.unet is not None:
-            place.fill(self.unet, "unet", keys["unet"] - frozenset(self.unet.state_dict()))
+            unet_source.fill(self.unet, "unet", keys["unet"] - frozenset(self.unet.state_dict()))
         return self._kind.empty(source)
 
     def describe(self) -> dict:
-        """What other parts want to know of this one, by the names of their arguments."""
+        """Return values that other parts are built with, keyed by their argument names."""
         return super().describe() | {
             "empty_context": self.empty_context,
             "time_width": self.time_width,
@@ -174,10 +183,17 @@ class DiffusionBackbone(Backbone):
         }
 
     def encode_prompts(self, texts: Sequence[str]) -> Tensor:
-        """Conditions of texts, (len(texts), tokens, context width) float32 on this one's device.
+        """Encode texts as conditions.
 
-        The diffusion model's own text encoder is built and loaded at the first call, from where
-        the other weights are. It is no part of this module: neither counted nor in a state dict.
+        The text encoder of the diffusion model is built and loaded on the first call, from the same
+        source as the other weights. It is not a submodule, so it does not appear in the parameters
+        or the state dict.
+
+        Args:
+            texts: the prompts.
+
+        Returns:
+            (len(texts), tokens, context width) float32 on the device of the backbone.
 
         Raises:
             ConfigError: the model has no text encoder.
@@ -187,20 +203,21 @@ class DiffusionBackbone(Backbone):
         return self._prompts(texts, self.device)
 
     def forward(self, tiles: Tensor, condition: Condition | None = None) -> list[Tensor]:
-        """Feature maps of a batch of tiles.
+        """Compute the feature maps of a batch of tiles.
 
         Args:
-            tiles: (N, 3, S, S) in [0, 1], RGB; S a multiple of 64.
-            condition: from a captioner; the empty prompt by default. Gradients reach it through the
-                UNet (and the noise level, if it has a step); nothing else here tracks any.
+            tiles: (N, 3, H, W) in [0, 1], RGB. H and W must be multiples of ``divisor``.
+            condition: condition from a captioner. Defaults to the empty condition. Gradients flow
+                to it through the UNet (and through the noise level, if it has a step), and to
+                nothing else.
 
         Returns:
-            One (N, channels[i], S / s, S / s) map for every tap: encoder, UNet, decoder. s is the
-            true stride, which may exceed ``strides[i]``, see there.
+            One (N, channels[i], H / s, W / s) map for each tap, in the order encoder, UNet,
+            decoder. s is the actual stride, which may be larger than ``strides[i]``.
 
         Raises:
-            ValueError: S is no multiple of what the UNet needs; a condition's step for a backbone
-                with several.
+            ValueError: H or W is not a multiple of ``divisor``; the condition has a step, but the
+                backbone has several.
         """
         height, width = tiles.shape[-2:]
         if height % self.divisor or width % self.divisor:
@@ -212,7 +229,7 @@ class DiffusionBackbone(Backbone):
         steps = self.steps if condition.step is None else (condition.step,)
         if len(steps) != len(self.steps):
             raise ValueError(
-                f"a learned step takes the place of one, but the backbone has steps={self.steps}"
+                f"a learned step replaces a single step, but the backbone has steps={self.steps}"
             )
         with self.own_precision():
             with torch.no_grad():
@@ -226,14 +243,15 @@ class DiffusionBackbone(Backbone):
         return [*encoder_taps, *unet_taps, *decoder_taps]
 
     def encode(self, tiles: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Latent of the tiles (mean of the posterior or code, scaled) and the encoder's taps.
+        """Compute the latent of the tiles and the encoder's features.
 
         Args:
-            tiles: (N, 3, S, S) in [0, 1].
+            tiles: (N, 3, H, W) in [0, 1], RGB.
 
         Returns:
-            (N, C, s, s), where C and S / s are 4 and 8 in Stable Diffusion, 3 and 4 in LDM; and a
-            list of maps.
+            The latent, (N, C, H / s, W / s), and the list of feature maps. The latent is the mean
+            of the posterior, or the encoder's output before quantization, times the scaling factor.
+            C and s are 4 and 8 in Stable Diffusion, 3 and 4 in LDM.
         """
         encoder = self.vae.encoder
         taps: dict[int, Tensor] = {}
@@ -255,10 +273,16 @@ class DiffusionBackbone(Backbone):
         return self.arch.scaling_factor * mean, [taps[block] for block in self.taps.vae_encoder]
 
     def add_noise(self, latent: Tensor, step: int | Tensor) -> Tensor:
-        """x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps (paper, equation 1); z itself for t < 0.
+        """Return x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps (paper, equation 1).
 
-        A tensor as step, which lies in [0, 999], may be a fraction: both factors are interpolated
-        between the schedule's entries, and gradients reach it.
+        Args:
+            latent: z, (N, C, h, w).
+            step: t. For a negative number, z is returned unchanged. A tensor in [0, 999] may be
+                fractional: both factors are interpolated linearly between the entries of the
+                schedule, and gradients flow to the tensor.
+
+        Returns:
+            (N, C, h, w)
         """
         if isinstance(step, int) and step < 0:
             return latent
@@ -315,7 +339,7 @@ class DiffusionBackbone(Backbone):
                     hidden = self._run(attention, hidden, context, return_dict=False)[0]
             for upsampler in level.upsamplers or ():
                 hidden = upsampler(hidden)
-        if block == self.taps.unet[-1]:  # the last tap is the input of a block that is not built
+        if block == self.taps.unet[-1]:  # input of a block that was removed
             taps[block] = torch.cat([hidden, skips.pop()], dim=1)
         return [taps[block] for block in self.taps.unet]
 
@@ -339,7 +363,7 @@ class DiffusionBackbone(Backbone):
                 hidden = resnet(hidden, temb=None)
             for upsampler in level.upsamplers or ():
                 hidden = upsampler(hidden)
-        taps[block] = hidden  # the last tap is the input of a block that is not built
+        taps[block] = hidden  # possibly the input of a block that was removed
         return [taps[block] for block in self.taps.vae_decoder]
 
     def _run(self, layer: nn.Module, *inputs: Tensor, **options: bool):
@@ -348,7 +372,7 @@ class DiffusionBackbone(Backbone):
         return layer(*inputs, **options)
 
     def _describe(self, unet: nn.Module, vae: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Channels and strides of all taps, from the layers alone."""
+        """Return the channels and strides of all taps, computed from the layers."""
         encoder = [(r, 2**i) for i, b in enumerate(vae.encoder.down_blocks) for r in b.resnets]
         top = 2 ** (len(vae.encoder.down_blocks) - 1)
         depth = len(unet.up_blocks) - 1
@@ -361,8 +385,8 @@ class DiffusionBackbone(Backbone):
             for tap in getattr(self.taps, name):
                 if not 0 <= tap < len(blocks):
                     raise ValueError(
-                        f"taps.{name} names block {tap}, but this architecture's {name} has blocks "
-                        f"0 to {len(blocks) - 1}; (block, channels, stride): "
+                        f"taps.{name}: block {tap} does not exist; this architecture's {name} has "
+                        f"blocks 0 to {len(blocks) - 1}, as (block, channels, stride): "
                         f"{[(i, b.in_channels, s) for i, (b, s) in enumerate(blocks)]}"
                     )
                 block, stride = blocks[tap]
@@ -371,7 +395,7 @@ class DiffusionBackbone(Backbone):
         return tuple(channels), tuple(strides)
 
     def _prune(self, unet: nn.Module, vae: nn.Module) -> None:
-        """Remove what lies behind the last tap of the UNet and of the VAE's decoder."""
+        """Remove all layers after the last tap of the UNet and of the VAE's decoder."""
         unet.conv_norm_out = unet.conv_act = unet.conv_out = None
         if self.taps.unet:
             unet.up_blocks = keep_before(unet.up_blocks, self.taps.unet[-1])
@@ -386,14 +410,16 @@ class DiffusionBackbone(Backbone):
 def _as_steps(steps: Sequence[int]) -> tuple[int, ...]:
     listed = isinstance(steps, Sequence) and not isinstance(steps, str) and len(steps) > 0
     if not listed or not all(is_whole(step) and step <= 999 for step in steps):
-        raise ConfigError(f"steps={steps!r}: name at least one, each at most 999, in a list")
+        raise ConfigError(
+            f"steps={steps!r} must be a list of at least one integer, each at most 999"
+        )
     return tuple(operator.index(step) for step in steps)
 
 
 def _noise_schedule(arch: DiffusionArch) -> list[tuple[float, float]]:
-    """(sqrt(abar_t), sqrt(1 - abar_t)) of the architecture's schedule, float64 rounded to 32."""
+    """Return (sqrt(abar_t), sqrt(1 - abar_t)) for all t, rounded from float64 to float32."""
     if arch.beta_schedule not in ("scaled_linear", "linear"):
-        raise ValueError(f"beta_schedule={arch.beta_schedule!r}: one of scaled_linear, linear")
+        raise ValueError(f"beta_schedule={arch.beta_schedule!r} must be scaled_linear or linear")
     first, last = np.asarray(arch.betas, dtype=np.float64)
     if arch.beta_schedule == "linear":
         betas = np.linspace(first, last, 1000, dtype=np.float64)
@@ -404,20 +430,22 @@ def _noise_schedule(arch: DiffusionArch) -> list[tuple[float, float]]:
     return list(zip(signal.tolist(), noise.tolist(), strict=True))
 
 
-def _nearest_codes(latent: Tensor, book: nn.Embedding) -> Tensor:
-    """Every position's nearest code of the book, for a latent (N, C, h, w)."""
-    # One image after another: all distances of a 128 x 128 latent to 8192 codes are half a GB.
-    codes = book.weight.float()
+def _nearest_codes(latent: Tensor, codebook: nn.Embedding) -> Tensor:
+    """Replace each position of a latent, (N, C, h, w), by the nearest entry of the codebook."""
+    # One image at a time: the distances of one 128 x 128 latent to 8192 codes take half a GB.
+    codes = codebook.weight.float()
     chosen = [torch.cdist(one.flatten(1).T.float(), codes).argmin(dim=1) for one in latent]
-    return book(torch.stack(chosen)).transpose(1, 2).reshape(latent.shape)
+    return codebook(torch.stack(chosen)).transpose(1, 2).reshape(latent.shape)
 
 
 def _unet_weights(unet: dict | None, weights: str | None) -> str | None:
-    """What ``unet=dict(weights=...)`` names."""
+    """Return the source given by ``unet=dict(weights=...)``, or None."""
     unknown = set(unet or {}) - {"weights"}
     if unknown:
-        raise ValueError(f"unet has no {', '.join(sorted(unknown))}; it has: weights")
+        raise ValueError(
+            f"unknown keys in unet: {', '.join(sorted(unknown))}; the only key is: weights"
+        )
     chosen = (unet or {}).get("weights")
     if chosen is not None and weights is None:
-        raise ValueError(f"unet.weights={chosen!r} needs `weights` as well, for the other parts")
+        raise ValueError(f"unet.weights={chosen!r}: set `weights` as well, for the other parts")
     return chosen

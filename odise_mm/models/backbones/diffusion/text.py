@@ -1,4 +1,4 @@
-"""Prompts to the token numbers that a diffusion model's text encoder reads."""
+"""Tokenization of prompts for the text encoder of a diffusion model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,17 @@ CONTEXT_LENGTH = 77
 
 
 def tokenize(texts: Sequence[str], pad_token: int) -> Tensor:
-    """Token numbers of CLIP's byte pair encoding, (len(texts), 77).
+    """Tokenize texts with CLIP's byte pair encoding.
 
-    Start token, at most 75 tokens of the text, end token, and ``pad_token`` up to 77. The
-    vocabulary is open_clip's bundled copy: nothing is downloaded.
+    A row holds the start token, at most 75 tokens of the text, the end token, and padding. The
+    vocabulary is the one bundled with open_clip; nothing is downloaded.
+
+    Args:
+        texts: the prompts.
+        pad_token: the token for padding.
+
+    Returns:
+        (len(texts), 77) int64.
     """
     tokenizer = _tokenizer()
     rows = torch.full((len(texts), CONTEXT_LENGTH), pad_token)

@@ -1,10 +1,11 @@
-"""Read a diffusion model's weights from wherever they lie, and only those that are needed.
+"""Read the required weights of a diffusion model.
 
-Three kinds of source, one result (diffusers' names):
+There are three kinds of sources. The weights always get diffusers' key names.
 
 * a hub id, ``CompVis/stable-diffusion-v1-3``: downloaded once by ``huggingface_hub``;
 * a local diffusers folder with ``unet/``, ``vae/``, ``text_encoder/``;
-* one original file (``sd-v1-3.ckpt`` or ``.safetensors``, CompVis key names): no network access.
+* an original file (``sd-v1-3.ckpt`` or ``.safetensors``, CompVis key names), without any network
+  access.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -21,8 +22,8 @@ from odise_mm.models.backbones.diffusion.presets import DiffusionArch
 
 StateDict = dict[str, Tensor]
 
-# Prefixes in an original file, of Stable Diffusion and LDM, and of SDXL. The rest (EMA copies,
-# schedule buffers, optimizer, VAE's GAN loss) serves training or is computed from the config.
+# Key prefixes in original files of Stable Diffusion and LDM, and of SDXL. Other keys (EMA copies,
+# schedule buffers, optimizer, the VAE's GAN loss) are not needed.
 _ORIGINAL_PREFIXES = {
     "unet": ("model.diffusion_model.",),
     "vae": ("first_stage_model.",),
@@ -30,7 +31,7 @@ _ORIGINAL_PREFIXES = {
     "text_encoder_2": ("conditioner.embedders.1.",),
     "class_embedding": ("cond_stage_model.",),
 }
-# Beginnings of the names of a part's files in a diffusers folder.
+# Prefixes of the file names of each part in a diffusers folder.
 _STEMS = {
     "unet": ("diffusion_pytorch_model", "pytorch_model"),
     "vae": ("diffusion_pytorch_model", "pytorch_model"),
@@ -40,15 +41,15 @@ _STEMS = {
 
 
 class DiffusionWeights:
-    """The weights of one latent diffusion model.
+    """Weights of a latent diffusion model.
 
     Args:
-        source: hub id, folder or file, see the module's docstring.
-        arch: the architecture that they are meant for.
-        parts: those that will be read; nothing else is looked for or downloaded.
+        source: hub id, folder or file, see the docstring of the module.
+        arch: the architecture that the weights belong to.
+        parts: the parts to be read. Others are neither required nor downloaded.
 
     Raises:
-        CheckpointError: nothing usable is at ``source``; the message says what was looked for.
+        CheckpointError: no usable weights at ``source``. The message lists what was expected.
     """
 
     def __init__(self, source: str, arch: DiffusionArch, parts: Sequence[str]) -> None:
@@ -61,19 +62,21 @@ class DiffusionWeights:
         if path.is_dir():
             self._folder = path
             self._check_folder()
-        elif self.parts == ("unet",):  # may come with diffusers' names, which fill() knows
+        elif self.parts == ("unet",):  # may have diffusers' key names: decided in fill()
             self._file = path
         else:
             self._original = self._read_original(path)
 
     def fill(self, module: nn.Module, part: str, unused: frozenset[str]) -> None:
-        """Load one part into a module built on the meta device; only its own tensors are read.
+        """Load one part into a module on the meta device. Only the module's tensors are read.
 
         Args:
-            module: a (pruned) UNet or first stage.
+            module: a (pruned) UNet or first stage, changed in place.
             part: ``"unet"`` or ``"vae"``.
-            unused: keys of the layers that were pruned away; any other key without a home, and any
-                home without a key, is an error.
+            unused: keys of the pruned layers, which are ignored.
+
+        Raises:
+            CheckpointError: keys are missing, unexpected or of another shape.
         """
         wanted = module.state_dict()
         known = unused.union(wanted)
@@ -81,24 +84,28 @@ class DiffusionWeights:
         wrong = differences(state, wanted, unused)
         if wrong:
             raise CheckpointError(
-                f"{self.source}: the {part} weights are not those of the architecture in the "
-                f"config: {wrong}. Set `arch` to the one these weights belong to."
+                f"{self.source}: the {part} weights do not match the architecture in the config: "
+                f"{wrong}. Set `arch` to the architecture of these weights."
             )
         floats = {key: state[key].to(torch.float32) for key in wanted}
         module.load_state_dict(floats, assign=True)
 
     def text_encoder(self, part: str = "text_encoder") -> nn.Module:
-        """A text encoder on the CPU in float32, see :func:`random_text_encoder`."""
+        """Build and load a text encoder, on the CPU in float32; see :func:`random_text_encoder`.
+
+        Raises:
+            CheckpointError: the weights cannot be read or belong to another architecture.
+        """
         encoder = random_text_encoder(self.arch, part)
         names = {key.removeprefix("text_model.") for key in encoder.state_dict()}
         state = self._read(
             part, lambda key: key.removeprefix("text_model.") in names, encoder=encoder
         )
         if not hasattr(encoder, "text_projection"):
-            # the projection behind the last hidden state
+            # applied after the last hidden state, which is all that this encoder returns
             state.pop("text_projection.weight", None)
         wanted = encoder.state_dict()
-        # Without an integer buffer of old files, a counter 0..76 that the module makes itself.
+        # Old files contain position_ids, 0 to 76, which the module creates itself.
         state = {
             _prefixed_as(wanted, key): value
             for key, value in state.items()
@@ -107,14 +114,21 @@ class DiffusionWeights:
         wrong = differences(state, wanted)
         if wrong:
             raise CheckpointError(
-                f"{self.source}: the text encoder's weights are not those of the architecture in "
-                f"the config ({part}): {wrong}"
+                f"{self.source}: the weights of the text encoder ({part}) do not match the "
+                f"architecture in the config: {wrong}"
             )
         encoder.load_state_dict({key: value.float() for key, value in state.items()})
         return encoder
 
     def class_embedding(self) -> Tensor:
-        """Table of a class-conditional model, (``arch.classes``, context width)."""
+        """Return the class embeddings of a class-conditional model.
+
+        Returns:
+            (``arch.classes``, context width) float32.
+
+        Raises:
+            CheckpointError: the weights belong to another architecture.
+        """
         key = "cond_stage_model.embedding.weight"
         wanted = {key: torch.empty(self.arch.classes, self.arch.unet["cross_attention_dim"])}
         prefix = _ORIGINAL_PREFIXES["class_embedding"]
@@ -122,8 +136,8 @@ class DiffusionWeights:
         wrong = differences(state, wanted)
         if wrong:
             raise CheckpointError(
-                f"{self.source}: the class embeddings are not those of the architecture in the "
-                f"config: {wrong}. Set `arch` to the one these weights belong to."
+                f"{self.source}: the class embeddings do not match the architecture in the config: "
+                f"{wrong}. Set `arch` to the architecture of these weights."
             )
         return state[key].float()
 
@@ -138,12 +152,12 @@ class DiffusionWeights:
             what = f"weights of the {part}"
             state = read_weights(self._folder / part, _STEMS[part], what, keep, fits)
             return _rename_old_attention(state) if part == "vae" else state
-        if self._original is None:  # a UNet alone
+        if self._original is None:  # a file that is read for its UNet only
             return self._read_unet(fits)
         return self._convert(part, self._original, encoder)
 
     def _read_unet(self, fits: Callable[[str], bool]) -> StateDict:
-        """The UNet of a file by original names, of which it may hold more, or by diffusers'."""
+        """Read the UNet of a file with original key names, or with diffusers' names."""
         prefixes = _ORIGINAL_PREFIXES["unet"]
         state = load_state_dict(self._file, fits=lambda key: key.startswith(prefixes) or fits(key))
         original = {key: state[key] for key in state if key.startswith(prefixes)}
@@ -160,10 +174,10 @@ class DiffusionWeights:
         for part, some in prefixes.items():
             if not any(key.startswith(some) for key in state):
                 raise CheckpointError(
-                    f"{path} is not an original Stable Diffusion checkpoint, nor another one of "
-                    f"the architecture in the config: no key begins with {' or '.join(some)} "
-                    f"({part}). Name a file such as sd-v1-3.ckpt, a diffusers folder or a hub id, "
-                    "and the `arch` that belongs to it."
+                    f"{path} is not an original Stable Diffusion checkpoint, nor one of the "
+                    f"architecture in the config: no key begins with {' or '.join(some)} ({part}). "
+                    "Set `weights` to a file such as sd-v1-3.ckpt, a diffusers folder or a hub id, "
+                    "and `arch` to its architecture."
                 )
         return state
 
@@ -175,18 +189,18 @@ class DiffusionWeights:
         prefixes = _ORIGINAL_PREFIXES[part]
         state = {key: value for key, value in original_state.items() if key.startswith(prefixes)}
         if part == "unet":
-            # diffusers' converter looks this up and has no default for it
+            # diffusers' converter requires layers_per_block
             config = {"layers_per_block": 2, **self.arch.unet}
             return original.convert_ldm_unet_checkpoint(state, config)
         if part == "vae":
             converted = original.convert_ldm_vae_checkpoint(state, self.arch.vae)
-            # which the converter, made for other first stages, leaves out
+            # the converter is made for first stages without quantization and drops the codes
             codes = "quantize.embedding.weight"
             if f"{prefixes[0]}{codes}" in state:
                 converted[codes] = state[f"{prefixes[0]}{codes}"]
             return converted
         for prefix in prefixes:
-            # Stable Diffusion v2's and SDXL's second: OpenCLIP's names
+            # OpenCLIP's key names: Stable Diffusion v2, and the second text encoder of SDXL
             if any(key.startswith(f"{prefix}model.") for key in state):
                 return original.convert_open_clip_checkpoint(encoder, state, f"{prefix}model.")
         return original.convert_ldm_clip_checkpoint(state)
@@ -198,8 +212,8 @@ class DiffusionWeights:
     def _check_parts(self) -> None:
         if any(part not in _STEMS for part in self.parts):
             raise CheckpointError(
-                f"{self.source}: class-conditional models are read from one original file, such "
-                "as model.ckpt of CompVis' cin256-v2; diffusers has no folder for them."
+                f"{self.source}: class-conditional models can only be read from an original file, "
+                "such as model.ckpt of CompVis' cin256-v2, as diffusers has no format for them."
             )
 
     def _check_folder(self) -> None:
@@ -207,17 +221,17 @@ class DiffusionWeights:
         for part in self.parts:
             if not (self._folder / part).is_dir():
                 raise CheckpointError(
-                    f"{self._folder} is not a diffusers folder: it has no {part}/ in it "
+                    f"{self._folder} is not a diffusers folder: it contains no {part}/ "
                     f"(expected {', '.join(f'{p}/' for p in self.parts)})."
                 )
 
 
 def random_text_encoder(arch: DiffusionArch, part: str) -> nn.Module:
-    """A frozen text encoder on the CPU with whatever weights it was made with.
+    """Build a frozen text encoder with random weights on the CPU.
 
     Args:
-        arch: its ``text`` or ``text_2`` is meant.
-        part: ``text_encoder``, a ``CLIPTextModel``; or ``text_encoder_2``, a
+        arch: the architecture; ``text`` or ``text_2`` is used.
+        part: ``text_encoder`` builds a ``CLIPTextModel``, ``text_encoder_2`` a
             ``CLIPTextModelWithProjection``.
     """
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -231,9 +245,9 @@ def random_text_encoder(arch: DiffusionArch, part: str) -> nn.Module:
 
 
 def _prefixed_as(wanted: Collection[str], key: str) -> str:
-    """A text encoder's key, with or without ``text_model.`` as the module's own keys have it.
+    """Add or remove the prefix ``text_model.`` of a key to match the keys of the module.
 
-    transformers 5.6 dropped the prefix from ``CLIPTextModel``; files have it or lack it.
+    transformers 5.6 dropped the prefix from ``CLIPTextModel``. Files exist with and without it.
     """
     prefix = "text_model."
     other = key.removeprefix(prefix) if key.startswith(prefix) else prefix + key
@@ -241,7 +255,7 @@ def _prefixed_as(wanted: Collection[str], key: str) -> str:
 
 
 def _rename_old_attention(state: StateDict) -> StateDict:
-    """Diffusers folders from before 2023 name the VAE's attention layers otherwise."""
+    """Rename the VAE's attention layers in diffusers folders from before 2023."""
     new = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
     renamed = {}
     for key, value in state.items():
