@@ -299,7 +299,7 @@ def test_starting_from_weights(uninterrupted: Path, tmp_path: Path) -> None:
         run = train(tmp_path / path.stem, load_from=str(path), optim_wrapper__optimizer__lr=0.0)
         assert [s["mode"] for s in run.model.seen].count("loss") == 12
         assert same(weights(run.work_dir + "/iter_12.pth"), weights(uninterrupted))
-    with pytest.raises(CheckpointError, match="not made for this config: .*layers.0.weight"):
+    with pytest.raises(CheckpointError, match="does not match this config: .*layers.0.weight"):
         train(tmp_path / "other", load_from=str(start), model__width=5)
 
 

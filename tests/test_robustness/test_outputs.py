@@ -105,7 +105,10 @@ def test_a_killed_run_does_not_mix_with_an_older_one(
         read_coco_panoptic("out/panoptic.json")
     assert demo("trip/vis", "--texts", "green cone") == 2
     error = last_error(capsys)
-    assert "finished 2 images there, with other names (blue cube" in error and "green" in error
+    assert (
+        "contains 2 images of an interrupted run with different settings: names (blue cube" in error
+        and "green" in error
+    )
     assert demo("trip/vis", "--texts", "blue cube") == 0
     names = {s.name for r in read_coco_panoptic("out/panoptic.json") for s in r.segments}
     assert names == {"blue cube"}
