@@ -1,7 +1,7 @@
-# make test, make demo: each complete on a machine with Python 3.10 to 3.12 and git.
-# make PYTHON=python3.12 test            choose the Python (default: the first suitable one found)
-# make PIP_FLAGS="..." test              further arguments for pip, such as another package index
-# make PYTEST_FLAGS="-k vocab" test       arguments for pytest instead of those below
+# make test and make demo need only Python 3.10 to 3.12 and git.
+# make PYTHON=python3.12 test            choose the Python (default: the first suitable one)
+# make PIP_FLAGS="..." test              additional arguments for pip, such as another package index
+# make PYTEST_FLAGS="-k vocab" test      arguments for pytest instead of the ones below
 
 SUITABLE := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
 CANDIDATES := python3 python3.12 python3.11 python3.10 python
@@ -9,7 +9,7 @@ ifndef PYTHON
 PYTHON := $(shell for p in $(CANDIDATES); do $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
 endif
 BIN := .venv/bin
-# two processes; a file's tests stay together, as they share what is costly to make
+# two processes; the tests of a file stay together, because they share expensive fixtures
 PYTEST_FLAGS ?= -n 2 --dist loadfile
 TOY := projects/toy_world
 CONFIG := odise_toy_label
@@ -17,7 +17,7 @@ WEIGHTS := $(TOY)/weights/odise_label.safetensors
 TEXTS ?= yellow heart, golden heart; red ball; red box; black heart; polka-dot blue box; blue star
 STUFF ?= wood, planks; sand; grass; sky; water
 OUT := demo_output
-# one warning of a library says nothing that a user could do; in a test, only the tables are wanted
+# hide a warning of a library that users cannot act on; when testing, show only the tables
 demo: export PYTHONWARNINGS := ignore:torch.meshgrid
 QUIET := --cfg-options log_level=WARNING
 
@@ -27,53 +27,53 @@ QUIET := --cfg-options log_level=WARNING
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
-venv:  ## make .venv with the tested versions; instant when it is up to date
+venv:  ## create .venv with the tested versions (instant if it is up to date)
 	@"$(PYTHON)" -c '$(SUITABLE)' 2>/dev/null || { \
-	  echo "Python 3.10, 3.11 or 3.12 is needed; '$(PYTHON)' is not one that runs here:" >&2; \
+	  echo "Python 3.10, 3.11 or 3.12 is required, but '$(PYTHON)' is not one of them or cannot run:" >&2; \
 	  "$(PYTHON)" -V >&2; \
-	  echo "Name one: make PYTHON=/path/to/python3.11 test" >&2; exit 1; }
+	  echo "Choose one with: make PYTHON=/path/to/python3.11 test" >&2; exit 1; }
 	@"$(PYTHON)" requirements/make_venv.py $(PIP_FLAGS)
 
-test: lint  ## ruff, mypy and the whole test suite
+test: lint  ## run ruff, mypy and the whole test suite
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-lint: venv  ## ruff: rules and format; mypy: types of the public API
+lint: venv  ## check rules and format (ruff) and the types of the public API (mypy)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
 
-format: venv  ## let ruff rewrite the files
+format: venv  ## format and fix the files with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-coverage: venv  ## the test suite, and how much of the package it runs: a figure, and htmlcov/index.html
+coverage: venv  ## run the tests and measure their coverage (details in htmlcov/index.html)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) --cov --cov-report=term --cov-report=html
 
 docs: export NO_MKDOCS_2_WARNING := 1
-docs: venv  ## write the tables of configs, and build the documentation site into site/
+docs: venv  ## update the tables of configs, and build the documentation in site/
 	$(BIN)/python docs/tables.py
 	$(BIN)/python -m mkdocs build --strict
 
 ifdef PHOTO
-demo: venv  ## names in images: all steps, or your own image (PHOTO=, TEXTS=, STUFF=, CONFIG=, WEIGHTS=)
+demo: venv  ## run the demo, or segment your own image (PHOTO=, TEXTS=, STUFF=, CONFIG=, WEIGHTS=)
 	$(BIN)/python demo/image_demo.py $(PHOTO) --texts "$(TEXTS)" --stuff-texts "$(STUFF)" \
 	  --config $(CONFIG) --weights $(WEIGHTS) --out $(OUT)
 else
 demo: venv
-	@printf '\n1 of 3: a scene, by the names that are typed here\n'
+	@printf '\n1 of 3: segmenting a scene with the given class names\n'
 	$(BIN)/python demo/image_demo.py demo/images/toy_scene.jpg --texts "$(TEXTS)" --stuff-texts "$(STUFF)" \
 	  --config $(CONFIG) --weights $(WEIGHTS) --out $(OUT)
-	@printf '\n2 of 3: 50 scenes are drawn, and tested with all names of their world\n'
+	@printf '\n2 of 3: drawing 50 scenes, and testing the model on them with all names of the toy world\n'
 	$(BIN)/python $(TOY)/generate.py $(OUT)/data/toy_world --splits val --number 50
 	$(BIN)/python tools/test.py $(CONFIG) $(WEIGHTS) --data-root $(OUT)/data \
 	  --work-dir $(OUT)/log --out $(OUT)/results.json $(QUIET)
-	@printf '\n3 of 3: a sheet of some of them\n'
+	@printf '\n3 of 3: drawing a sheet of results\n'
 	$(BIN)/python $(TOY)/sheet.py $(WEIGHTS) --config $(CONFIG) --data-root $(OUT)/data/toy_world \
 	  --out $(OUT)/sheet.png
 	@printf '\nSee $(OUT)/sheet.png, $(OUT)/vis/toy_scene.jpg and $(OUT)/results.json\n'
 endif
 
-toy-ablation: venv  ## the paper's ablations in the toy world: many hours, goes on where it was stopped
+toy-ablation: venv  ## run the paper's ablations in the toy world (many hours; can be interrupted and continued)
 	$(BIN)/python $(TOY)/generate.py data/toy_world
 	$(BIN)/python tools/run_study.py configs/toy/ablation; failed=$$?; \
 	$(BIN)/python tools/analysis_tools/ablation_table.py work_dirs/toy/ablation --out work_dirs/toy_ablation \

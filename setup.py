@@ -1,13 +1,13 @@
 """Packaging of odise_mm.
 
-``pip install -e .`` looks at the environment it installs into and leaves its torch, a compiled
-mmcv and the fork of OpenMMLab as they are (requirements/environment.py). ``python -m build`` makes
-wheels in an environment of its own, which is empty: their requirements are those of the files
-alone, with OpenMMLab, as metadata cannot say "one or the other".
+``pip install -e .`` inspects the environment and keeps its torch, a compiled mmcv and the fork of
+OpenMMLab (requirements/environment.py). ``python -m build`` builds wheels in a separate, empty
+environment. Their requirements are those in the files, with OpenMMLab, because metadata cannot
+express alternatives.
 
 Tools, configs, the demo and the model index are outside the package. MIM looks for them in
-``odise_mm/.mim``: a wheel has copies there, an editable installation links. What the toy world's
-configs name lies there in the same place beside the configs as in the repository.
+``odise_mm/.mim``: a wheel has copies there, an editable installation has links. The files that the
+toy world's configs refer to have the same relative paths there as in the repository.
 """
 
 import os
@@ -26,8 +26,8 @@ from environment import installed, parse, pythons, requirements  # noqa: E402
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "odise_mm/version.py").read_text()).group(1)
 README = ROOT / "README.md"
 PRESENT = installed()
-# An editable installation is that of a clone, whose projects can be imported then, too: configs
-# name them in custom_imports. In a wheel "projects" would take a name that is not ours.
+# An editable installation also makes the clone's projects importable, which configs use in
+# custom_imports. A wheel does not contain them, because the name "projects" is too general.
 PACKAGES = ["odise_mm", "odise_mm.*"] + ["projects", "projects.*"] * ("editable_wheel" in sys.argv)
 FOR_MIM = (
     "tools",
@@ -40,7 +40,7 @@ FOR_MIM = (
 
 
 class BuildWithTools(build_py):
-    """Builds the package and what MIM wants beside it."""
+    """Build the package together with the files for MIM."""
 
     def run(self) -> None:
         super().run()
@@ -51,7 +51,7 @@ class BuildWithTools(build_py):
 
 
 def copy_for_mim(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # an earlier build may have had more
+    shutil.rmtree(folder, ignore_errors=True)  # an earlier build may have had other files
     for name in FOR_MIM:
         if (ROOT / name).is_dir():
             unwanted = shutil.ignore_patterns("__pycache__", "*.py[co]")
@@ -68,8 +68,8 @@ def link_for_mim(folder: Path) -> None:
             link.unlink()
         try:
             link.symlink_to(os.path.relpath(ROOT / name, link.parent))
-        except OSError as error:  # Windows without the right to
-            print(f"{link} cannot be linked ({error}): MIM will not find {name}", file=sys.stderr)
+        except OSError as error:  # Windows without the permission for links
+            print(f"cannot create link {link} ({error}); MIM will not find {name}", file=sys.stderr)
 
 
 setup(

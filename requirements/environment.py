@@ -1,11 +1,11 @@
-"""Which requirements fit the environment that odise_mm is being installed into.
+"""Adapt the requirements to the environment that odise_mm is installed into.
 
-Used by setup.py; standard library only. Three things in an environment must survive an
-installation, and pip alone would spoil them:
+setup.py uses this module, which needs only the standard library. An installation must keep three
+things that pip alone would break:
 
-- a torch that is there (the newest torchvision would pull another torch),
-- a compiled mmcv (mmcv-lite would be written over it),
-- the fork of OpenMMLab (OpenMMLab would be written over it).
+- an installed torch (the newest torchvision would install another torch),
+- a compiled mmcv (mmcv-lite would overwrite its files),
+- the fork of OpenMMLab (OpenMMLab would overwrite its files).
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ HERE = Path(__file__).resolve().parent
 
 
 def parse(path: Path) -> list[str]:
-    """Requirement lines of a file, without comments and blank lines."""
+    """Return the requirement lines of a file, without comments and blank lines."""
     lines = (line.split("#")[0].strip() for line in path.read_text().splitlines())
     return [line for line in lines if line]
 
 
 def name_of(requirement: str) -> str:
-    """Normalized name of the distribution that a requirement line asks for."""
+    """Return the normalized name of the distribution in a requirement line."""
     return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement).group()).lower()
 
 
 def site_folders() -> list[str]:
-    """Folders of installed packages, also while pip builds in isolation from them.
+    """Return the folders of installed packages, even during isolated builds of pip.
 
-    Isolation hides these folders from ``sys.path``, but ``site`` and ``sysconfig`` name them.
+    Build isolation hides these folders from ``sys.path``, but not from ``site`` and ``sysconfig``.
     """
     folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
-    folders += site.getsitepackages()  # with the base's, in a virtual environment that sees those
+    folders += (
+        site.getsitepackages()
+    )  # includes those of the base, if the virtual environment uses them
     config = Path(sys.prefix, "pyvenv.cfg")
     if not config.is_file() or re.search(r"system-site-packages\s*=\s*true", config.read_text()):
         folders.append(site.getusersitepackages())
@@ -45,7 +47,10 @@ def site_folders() -> list[str]:
 
 
 def installed(folders: list[str] | None = None) -> dict[str, str]:
-    """Normalized name -> version of what is installed in ``folders`` (the first one counts)."""
+    """Return the installed distributions in ``folders``, normalized name -> version.
+
+    If several folders have the same distribution, the first one counts.
+    """
     found: dict[str, str] = {}
     for folder in site_folders() if folders is None else folders:
         for dist in distributions(path=[folder]):
@@ -55,13 +60,13 @@ def installed(folders: list[str] | None = None) -> dict[str, str]:
 
 
 def has_fork(present: dict[str, str]) -> bool:
-    """Whether an environment has the fork of OpenMMLab, or a part of it.
+    """Return whether an environment has the fork of OpenMMLab, or a part of it.
 
     Args:
-        present: normalised name -> version of what the environment has.
+        present: Installed distributions, normalized name -> version.
 
     Raises:
-        SystemExit: it has parts of OpenMMLab as well.
+        SystemExit: The environment also has parts of OpenMMLab.
     """
     fork = sorted(present.keys() & set(map(name_of, parse(HERE / "onedl.txt"))))
     original = sorted(present.keys() & {"mmcv", *map(name_of, parse(HERE / "mminstall.txt"))})
@@ -69,51 +74,50 @@ def has_fork(present: dict[str, str]) -> bool:
         raise SystemExit(
             f"This environment has OpenMMLab ({', '.join(original)}) and its fork "
             f"({', '.join(fork)}), which overwrite each other's files. Remove both: pip uninstall "
-            f"-y {' '.join(original + fork)}. Then install odise_mm again; for the fork, "
-            "'pip install -r requirements/onedl.txt' goes first."
+            f"-y {' '.join(original + fork)}. Then install odise_mm again; to use the fork, run "
+            "'pip install -r requirements/onedl.txt' first."
         )
     return bool(fork)
 
 
 def pythons(present: dict[str, str]) -> str:
-    """The versions of Python that odise_mm works with in an environment.
+    """Return the Python versions that odise_mm supports in an environment.
 
     Args:
-        present: normalised name -> version of what the environment has.
+        present: Installed distributions, normalized name -> version.
     """
     return ">=3.10,<3.14" if has_fork(present) else ">=3.10,<3.13"
 
 
 def requirements(present: dict[str, str]) -> list[str]:
-    """The requirements of odise_mm, fitted to an environment.
+    """Return the requirements of odise_mm, adapted to an environment.
 
     Args:
-        present: normalized name -> version of what the environment has.
+        present: Installed distributions, normalized name -> version.
 
     Raises:
-        SystemExit: the torch that is there is too old for odise_mm, or OpenMMLab and its fork are
-            both there.
+        SystemExit: The installed torch is too old, or OpenMMLab and its fork are both installed.
     """
     fork = has_fork(present)
     lines = parse(HERE / ("onedl.txt" if fork else "mminstall.txt")) + parse(HERE / "runtime.txt")
     wanted = {name_of(line): line for line in lines}
     if fork:
-        del wanted["setuptools"]  # for the pkg_resources that only the original imports
+        del wanted["setuptools"]  # only OpenMMLab needs it, for pkg_resources
     elif "mmcv" in present:
         del wanted["mmcv-lite"]
     if "torch" in present:
         oldest = re.search(r">=([\d.]+)", wanted["torch"]).group(1)
         if release(present["torch"]) < release(oldest):
             raise SystemExit(
-                f"odise_mm needs torch {oldest} or newer, and this environment has "
-                f"{present['torch']}. It was left as it is: upgrade torch, or install odise_mm "
-                "into a fresh environment."
+                f"odise_mm needs torch {oldest} or newer, but this environment has "
+                f"{present['torch']}. Nothing was changed: upgrade torch, or install odise_mm into "
+                "a new environment."
             )
-        # Exactly what is there: pip then picks the torchvision that goes with it.
+        # Pin the installed version, so that pip chooses the matching torchvision.
         wanted["torch"] = f"torch=={present['torch']}"
     return list(wanted.values())
 
 
 def release(version: str) -> tuple[int, ...]:
-    """Leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
+    """Return the leading numbers of a version: "2.13.0+cpu" -> (2, 13, 0)."""
     return tuple(int(part) for part in re.match(r"\d+(\.\d+)*", version).group().split("."))

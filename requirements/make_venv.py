@@ -1,10 +1,10 @@
-"""Create .venv with the tested versions, or do nothing if it is up to date (``make`` calls this).
+"""Create .venv with the tested versions, unless it is up to date (called by ``make``).
 
-Usage: python requirements/make_venv.py [further arguments for pip]
+Usage: python requirements/make_venv.py [additional arguments for pip]
 
-Standard library only. ``.venv/.installed`` records what the environment was made from: the
-interpreter and the content of the files below. ``.venv/.installing`` exists while pip works; an
-environment in which it is found was interrupted and is made anew.
+This program needs only the standard library. ``.venv/.installed`` records the interpreter and the
+content of the files below. ``.venv/.installing`` exists while pip runs. If it still exists at the
+start, the previous installation was interrupted, and the environment is created again.
 """
 
 import hashlib
@@ -30,12 +30,12 @@ SOURCES = (
 
 
 def python_key() -> str:
-    """Line that names the interpreter."""
+    """Return a line that identifies the interpreter."""
     return f"{sys.version.split()[0]} {sys.base_prefix}"
 
 
 def files_key() -> str:
-    """Digest of the files that say what is installed."""
+    """Return a hash of the files that determine what is installed."""
     digest = hashlib.sha256()
     for pattern in SOURCES:
         for path in sorted(ROOT.glob(pattern)):
@@ -44,7 +44,7 @@ def files_key() -> str:
 
 
 def pip(*arguments: str) -> None:
-    """Run the environment's pip, with the tested versions as constraints."""
+    """Run pip in the environment, with the tested versions as constraints."""
     command = [VENV / "bin/python", "-m", "pip", "install", "--disable-pip-version-check"]
     constraints = ["-c", str(ROOT / "constraints.txt")]
     subprocess.run([*command, *constraints, *arguments, *sys.argv[1:]], cwd=ROOT, check=True)
@@ -54,38 +54,40 @@ def main() -> None:
     """Bring .venv up to date.
 
     Raises:
-        SystemExit: Python lacks its venv module, or pip failed; the message says what to do.
+        SystemExit: Python has no venv module, or pip failed.
     """
     wanted = [python_key(), files_key()]
-    had = DONE.read_text().splitlines() if DONE.is_file() else []
-    if had == wanted and not BUSY.exists():
+    found = DONE.read_text().splitlines() if DONE.is_file() else []
+    if found == wanted and not BUSY.exists():
         return
     for module in ("venv", "ensurepip"):
         if importlib.util.find_spec(module) is None:
             minor = f"{sys.version_info.major}.{sys.version_info.minor}"
             raise SystemExit(
                 f"This Python ({sys.executable}) has no module '{module}'. On Debian and Ubuntu: "
-                f"apt install python{minor}-venv. Or choose another: make PYTHON=python3.11 test"
+                f"apt install python{minor}-venv. Or use another one: make PYTHON=python3.11 test"
             )
-    if had[:1] != wanted[:1] or BUSY.exists():
+    if found[:1] != wanted[:1] or BUSY.exists():
         if VENV.exists():
-            print("Making .venv anew: interrupted before, or made by another Python.", flush=True)
+            print("Removing .venv: it is incomplete, or was created by another Python.", flush=True)
             shutil.rmtree(VENV)
-        print("Making .venv: about 3 GB to download, most of it torch's CUDA parts.", flush=True)
+        print(
+            "Creating .venv: this downloads about 3 GB, mostly torch's CUDA libraries.", flush=True
+        )
         subprocess.run([sys.executable, "-m", "venv", VENV], check=True)
     else:
-        print("Bringing .venv up to date.", flush=True)
+        print("Updating .venv.", flush=True)
         sys.argv.append("--quiet")
     BUSY.touch()
     DONE.unlink(missing_ok=True)
     try:
-        # First torch, which setup.py leaves as it finds it: here it follows constraints.txt. And
-        # OpenCV without libGL, which servers and containers lack.
+        # Install torch first, with the version of constraints.txt, because setup.py keeps the
+        # installed one; and OpenCV without libGL, which servers and containers often lack.
         pip("-r", "requirements/runtime.txt", *HEADLESS)
         pip("-e", ".", "-r", "requirements/tests.txt", "-r", "requirements/docs.txt")
     except subprocess.CalledProcessError as error:
         raise SystemExit(
-            f"Installing into .venv failed (exit {error.returncode}); see above."
+            f"Installation into .venv failed (exit status {error.returncode}); see above."
         ) from error
     DONE.write_text("\n".join(wanted) + "\n")
     BUSY.unlink()

@@ -88,7 +88,7 @@ def test_a_wheel_has_tools_configs_and_index(clone: Path, site: Path, tmp_path: 
     done = run(site, tmp_path, str(packed / "tools/train.py"), "odise_label_voc20")
     config = packed / "configs/odise/odise_label_voc20.py"
     assert done.returncode == 2
-    assert f"error: {config}: has no `train_dataloader`" in done.stderr
+    assert f"error: {config}: the config has no `train_dataloader`" in done.stderr
 
 
 def test_a_wheel_has_the_command(site: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""An empty distribution named opencv-python; the reason is in README.md beside this file."""
+"""Empty distribution named opencv-python; README.md in this folder explains why."""
 
 from setuptools import setup
 
