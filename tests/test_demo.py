@@ -73,7 +73,7 @@ def test_one_bad_image_finishes_the_others_and_fails(demo, config, tmp_path, cap
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--texts", " ; ,"], "no name"),
+        (["--texts", " ; ,"], "no class names given"),
         (["--vocabulary", "cocoa"], "cocoa"),
         (["--config", "no_such_config"], "no config 'no_such_config'"),
         (["--device", "cuda"], "was requested"),
