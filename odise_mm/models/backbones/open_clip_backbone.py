@@ -1,7 +1,7 @@
-"""Features of a CLIP's image tower, by open_clip: ViTs, ConvNeXts and ResNets.
+"""Features of the image towers of open_clip models: ViTs, ConvNeXts and ResNets.
 
-ODISE (arXiv 2303.04803, section 4.3) compares diffusion features with those of CLIP's image
-encoders, ViT-L and ViT-H.
+ODISE (arXiv 2303.04803, section 4.3) compares diffusion features with those of the CLIP image
+encoders ViT-L and ViT-H.
 """
 
 from collections.abc import Sequence
@@ -31,41 +31,41 @@ from odise_mm.models.clip.sources import CLIPSource, find_clip, read_clip
 from odise_mm.models.frozen import same_random_weights
 from odise_mm.registry import MODELS
 
-PREFIX = "visual."  # of the image tower's weights in open_clip's and OpenAI's files
+PREFIX = "visual."  # of the image tower's keys in files of open_clip and OpenAI
 
 
 @MODELS.register_module()
 class OpenCLIPBackbone(Backbone):
     """Raw feature maps of image tiles from the frozen image tower of a CLIP.
 
-    A map is what its block or stage gives to the next one, without the tower's last norm, as in
-    :class:`~odise_mm.models.backbones.timm_backbone.TimmBackbone`; :meth:`embed` has what follows.
+    A map is the output of a block or stage, without the tower's last norm, as in
+    :class:`~odise_mm.models.backbones.timm_backbone.TimmBackbone`. :meth:`embed` runs the rest of
+    the tower.
 
-    Sizes. ViTs get the tile itself, resized (bicubic, with antialias) up to the next multiple of
-    their patch, with position embeddings interpolated; ConvNeXts and ResNets likewise, up to a
-    multiple of 32. Other towers of timm's, and all where ``image_size`` is given, get every tile
-    resized to the size that they were trained on, or to ``image_size``.
+    ViTs get the tile, resized (bicubic, with antialiasing) up to the next multiple of their patch
+    size; position embeddings are interpolated. ConvNeXts and ResNets get it resized up to a
+    multiple of 32. For other timm towers, tiles are resized to the size that the tower was trained
+    on. If ``image_size`` is set, tiles are always resized to that size.
 
     Args:
         model: name of an open_clip architecture, or the content of such a config (``embed_dim``,
-            ``vision_cfg``, ``quick_gelu``). Only the image tower is built. None uses the tower of
-            ``clip``, which then exists once.
-        weights: open_clip's tag, or a local file: see
-            :class:`~odise_mm.models.FrozenCLIP`.
-            Only the tower's part of it is kept. None leaves random weights, the same every time.
-        clip: the model's CLIP; not used where ``model`` is named.
-        out_indices: blocks (ViT) or levels (pyramids) to take, from the front to the back; negative
-            ones count from the end. By default those at 1/4, 1/2, 3/4 and the whole depth of a ViT,
-            and of a pyramid the last level of each stride from 4 to 32.
-        image_size: edge of the square that every tile is resized to, in pixels.
-        mean, std: of the images that the weights were trained on, see
-            :class:`~odise_mm.models.FrozenCLIP`; not taken without ``model``.
+            ``vision_cfg``, ``quick_gelu``). Only the image tower is built. None: use the tower of
+            ``clip``, which then exists only once.
+        weights: tag of open_clip or local file, see :class:`~odise_mm.models.FrozenCLIP`. Only the
+            weights of the image tower are kept. None: random weights, the same every time.
+        clip: the CLIP of the segmentor. Not used if ``model`` is set.
+        out_indices: blocks (ViTs) or levels (pyramids) to return, in ascending order. Negative ones
+            count from the end. By default, the blocks at 1/4, 1/2, 3/4 and the end of a ViT, or the
+            last level of each stride from 4 to 32 of a pyramid.
+        image_size: height and width in pixels that all tiles are resized to.
+        mean: mean of the training images, see :class:`~odise_mm.models.FrozenCLIP`. Requires
+            ``model``.
+        std: standard deviation, like ``mean``.
 
     Raises:
-        ValueError: no such architecture or tag, an index that does not exist, neither ``model``
-            nor ``clip``, ``weights`` without ``model``.
-        CheckpointError: weights missing, out of reach or of another
-            model.
+        ValueError: unknown architecture or tag; an index that does not exist; neither ``model`` nor
+            ``clip`` is set; ``weights``, ``mean`` or ``std`` without ``model``.
+        CheckpointError: the weights are missing, cannot be downloaded or belong to another model.
     """
 
     @classmethod
@@ -88,7 +88,7 @@ class OpenCLIPBackbone(Backbone):
     ) -> None:
         super().__init__()
         check_image_size(image_size)
-        # In a tuple, so that it stays the child of its owner alone.
+        # In a tuple, so that it is not registered as a submodule: it belongs to the segmentor.
         self._shared_clip = (clip,) if model is None and clip is not None else ()
         state = None
         if model is not None:
@@ -98,15 +98,15 @@ class OpenCLIPBackbone(Backbone):
             mean, std = source.mean, source.std
         elif clip is None:
             raise ValueError(
-                "OpenCLIPBackbone needs a `model` of open_clip's, or a segmentor with a `clip` "
-                "whose image tower it can use"
+                "OpenCLIPBackbone needs a `model` of open_clip, or a segmentor with a `clip` whose "
+                "image tower it can use"
             )
         elif weights is not None or mean is not None or std is not None:
             name = "weights" if weights is not None else "mean" if mean is not None else "std"
             value = weights if weights is not None else mean if mean is not None else std
             raise ValueError(
                 f"{name}={value!r} without a model: OpenCLIPBackbone then uses the segmentor's "
-                f"clip, which has its own {name}; name the `model` too, or drop `{name}`"
+                f"clip and its {name}; set `model` as well, or remove `{name}`"
             )
         else:
             name = f"CLIP {clip.short_name}"
@@ -124,16 +124,17 @@ class OpenCLIPBackbone(Backbone):
             _prune(tower, self._taken, self._whole)
             if state is not None:
                 _fill(tower, state, known, name, source.path)
-        self.image_size = self._settle_size(image_size)
+        self.image_size = self._set_image_size(image_size)
         register_normalization(self, mean, std)
         self.freeze()
 
-    def _settle_size(self, image_size: int | None) -> int | None:
-        """The fixed edge of the tiles, None for any; a trunk made for one size is made for it."""
+    def _set_image_size(self, image_size: int | None) -> int | None:
+        """Return the fixed height and width of tiles, or None; resize a timm trunk to it."""
         tower = self.tower
         if image_size is not None and image_size % self.patch_size:
             raise ValueError(
-                f"image_size={image_size} is no multiple of the {self.patch_size} pixels of a patch"
+                f"image_size={image_size} must be a multiple of the patch size, "
+                f"{self.patch_size} pixels"
             )
         trunk = getattr(tower, "trunk", None)
         if trunk is None or not trunk.pretrained_cfg.get("fixed_input_size"):
@@ -141,22 +142,22 @@ class OpenCLIPBackbone(Backbone):
         if image_size not in (None, tower.image_size[0]):
             if self._shared_clip:
                 raise ValueError(
-                    f"image_size={image_size}, but the segmentor's clip is made for "
-                    f"{tower.image_size[0]} pixels and is not changed here: name the `model` too, "
-                    "or drop image_size"
+                    f"image_size={image_size}, but the segmentor's clip has a fixed size of "
+                    f"{tower.image_size[0]} pixels, which is not changed here: set `model` as "
+                    "well, or remove image_size"
                 )
-            if not hasattr(trunk, "set_input_size"):  # open_clip would leave it out in silence
+            if not hasattr(trunk, "set_input_size"):  # open_clip would silently ignore the size
                 raise ValueError(
                     f"image_size={image_size}, but timm {version('timm')} cannot change the size "
-                    f"of its {type(trunk).__name__}: leave image_size out, or try a newer timm "
-                    "(BEiT's changes from 1.0.31 on)"
+                    f"of its {type(trunk).__name__}: remove image_size, or try a newer timm (BEiT "
+                    "is supported from 1.0.31 on)"
                 )
             tower.set_input_size(image_size)
         return tower.image_size[0]
 
     @property
     def tower(self) -> nn.Module:
-        """open_clip's image tower, the model's own or that of the CLIP it was lent."""
+        """Image tower of open_clip: the backbone's own, or that of the segmentor's CLIP."""
         return self._shared_clip[0].visual if self._shared_clip else self.own_tower
 
     @property
@@ -164,7 +165,7 @@ class OpenCLIPBackbone(Backbone):
         return sorted(set(self.out_indices))
 
     def cast(self, dtype: torch.dtype) -> None:
-        """See :meth:`FrozenModule.cast`; a lent tower is cast by its owner."""
+        """See :meth:`FrozenModule.cast`; a shared tower is cast by the segmentor's CLIP."""
         super().cast(dtype)
         if hasattr(self, "own_tower"):
             cast_buffers(self.own_tower, dtype)
@@ -181,18 +182,18 @@ class OpenCLIPBackbone(Backbone):
         )
 
     def forward(self, tiles: Tensor, *condition: Any) -> list[Tensor]:
-        """Feature maps of a batch of tiles.
+        """Compute the feature maps of a batch of tiles.
 
         Args:
-            tiles: (N, 3, H, W) in [0, 1], RGB, at least a patch large.
-            condition: not looked at.
+            tiles: (N, 3, H, W) in [0, 1], RGB, at least one patch in height and width.
+            condition: ignored.
 
         Returns:
-            One (N, channels[i], h, w) map for every index, h and w those of the resized tile over
-            ``strides[i]``.
+            One (N, channels[i], h, w) map for each index. h and w are height and width of the
+            resized tile divided by ``strides[i]``.
 
         Raises:
-            ImageError: tiles smaller than a patch.
+            ImageError: the tiles are smaller than a patch.
         """
         with self.own_precision():
             if _is_vit(self.tower):
@@ -204,9 +205,9 @@ class OpenCLIPBackbone(Backbone):
         return [maps[self._taken.index(i)] for i in self.out_indices]
 
     def embed(self, tiles: Tensor) -> Tensor:
-        """The last feature map, pooled and projected as the tower does it, class token and all.
+        """Compute image embeddings, with the pooling and projection of the tower.
 
-        At the size that the tower was trained on this is open_clip's ``encode_image``.
+        At the size that the tower was trained on, the result equals open_clip's ``encode_image``.
 
         Args:
             tiles: (N, 3, H, W) in [0, 1], RGB.
@@ -215,12 +216,13 @@ class OpenCLIPBackbone(Backbone):
             (N, embed_dim) float32, not L2-normalized.
 
         Raises:
-            ValueError: the last block or level is not among ``out_indices``, so that what follows
-                it does not exist.
+            ValueError: ``out_indices`` does not contain the last block or level, so the layers
+                after it do not exist.
         """
         if not self._whole:
             raise ValueError(
-                f"out_indices={self.out_indices} leave out the tower's last block: no embedding"
+                f"embeddings need the last block of the tower, which out_indices="
+                f"{self.out_indices} does not contain"
             )
         tower = self.tower
         with self.own_precision():
@@ -230,14 +232,15 @@ class OpenCLIPBackbone(Backbone):
             return tower(self._prepare(tiles)).float()
 
     def _prepare(self, tiles: Tensor) -> Tensor:
-        """Resized and normalized, in the tower's type."""
+        """Resize and normalize tiles, and convert them to the tower's floating point type."""
         tiles = fit_tiles(tiles, self.patch_size, self.divisor, self.image_size)
         return ((tiles - self.mean) / self.std).to(self.dtype)
 
     def _vit(self, tiles: Tensor) -> tuple[list[Tensor], Tensor]:
-        """Maps of the blocks in use, and the last one's tokens, the class token first, of a ViT.
+        """Run a ViT; return the maps of the used blocks and the tokens of the last one.
 
-        open_clip's ViT takes one size only; with interpolated positions it takes any.
+        The class token is the first token. Interpolation of the position embeddings allows any
+        size, which open_clip's ``forward`` does not.
         """
         tower = self.tower
         patches = tower.conv1(self._prepare(tiles))
@@ -262,7 +265,7 @@ def _is_vit(tower: nn.Module) -> bool:
 
 
 def _tower_info(tower: nn.Module, name: str) -> list[dict[str, Any]]:
-    """Channels and stride of all that can be taken, as timm says it of its models."""
+    """Return channels and stride of all levels in the format of timm's ``feature_info``."""
     if _is_vit(tower):
         width = tower.conv1.out_channels
         levels = [(width, tower.patch_size[0])] * len(tower.transformer.resblocks)
@@ -276,22 +279,22 @@ def _tower_info(tower: nn.Module, name: str) -> list[dict[str, Any]]:
 
 
 def _build_tower(source: CLIPSource) -> tuple[nn.Module, dict[str, Tensor] | None]:
-    """The image tower alone; its values are undefined where a state to fill it with is returned."""
+    """Build the image tower. If weights are returned, the values in the tower are undefined."""
     from open_clip.model import _build_vision_tower
 
     trunk = source.config.get("vision_cfg", {}).get("timm_model_name")
     if trunk:
-        find_model(trunk, None)  # names the nearest where there is none
+        find_model(trunk, None)  # raises with suggestions for unknown names
     try:
-        # never the weights that timm would download for the trunk alone
+        # timm must not download weights for the trunk
         vision = {**source.config["vision_cfg"], "timm_model_pretrained": False}
         options = (source.config["embed_dim"], vision, source.config.get("quick_gelu", False))
     except KeyError as error:
-        raise ValueError(f"the config of a CLIP has no {error}: see open_clip's configs") from None
+        raise ValueError(f"the config of a CLIP lacks {error}: see open_clip's configs") from None
     if source.path is None:
         with same_random_weights():
             return _build_vision_tower(*options), None
-    with same_random_weights(), WithoutDrawing():  # some tokens are drawn all the same
+    with same_random_weights(), WithoutDrawing():  # some tokens are initialized nevertheless
         tower = _build_vision_tower(*options)
     known = {PREFIX + key for key in tower.state_dict()}
     state = read_clip(source.path, lambda key: key.startswith(PREFIX), known.__contains__)
@@ -299,7 +302,7 @@ def _build_tower(source: CLIPSource) -> tuple[nn.Module, dict[str, Tensor] | Non
 
 
 def _prune(tower: nn.Module, indices: Sequence[int], whole: bool) -> None:
-    """Remove what lies behind the last tap; the projection stays where the last block does."""
+    """Remove all layers after the last map. If the last block is used, nothing is removed."""
     if whole:
         return
     if _is_vit(tower):
@@ -321,8 +324,8 @@ def _fill(
     wrong = differences(state, wanted, known)
     if wrong:
         raise CheckpointError(
-            f"{path} holds no weights for the image tower of {name}: {wrong}. Name the "
-            "architecture that the file was made for."
+            f"{path} does not contain weights of the image tower of {name}: {wrong}. Set "
+            "`model` to the architecture of these weights."
         )
     floats = {k: state[k].float() if state[k].is_floating_point() else state[k] for k in wanted}
     tower.load_state_dict(floats, assign=True)

@@ -1,7 +1,7 @@
-"""Features of any model of timm's, a plain ViT or a pyramid.
+"""Features of timm models: plain ViTs and pyramids.
 
 ODISE (arXiv 2303.04803, section 4.3) compares diffusion features with those of DeiT-v3, Swin,
-ConvNeXt, MViT-v2, MoCo-v3, DINO, MAE and BEiT-v2; each is a config of this one backbone.
+ConvNeXt, MViT-v2, MoCo-v3, DINO, MAE and BEiT-v2. Each of them is a config of this backbone.
 """
 
 import inspect
@@ -20,48 +20,46 @@ from odise_mm.models.frozen import is_meta_context, same_random_weights
 from odise_mm.registry import MODELS
 from odise_mm.utils.settings import check_flag
 
-PYRAMID = range(4, 33)  # strides that a feature pyramid has a use for
+PYRAMID = range(4, 33)  # strides of a feature pyramid
 
 
 @MODELS.register_module()
 class TimmBackbone(Backbone):
-    """Raw feature maps of image tiles from a model of timm's, frozen by default.
+    """Raw feature maps of image tiles from a timm model, frozen by default.
 
-    What lies behind the last map is neither kept nor loaded nor run. Mean and standard deviation
-    are those of timm's config of the weights.
+    Layers after the last map are removed: they are neither loaded nor run. Mean and standard
+    deviation come from timm's config of the weights.
 
-    A map is what its block or stage gives to the next one. In particular a plain ViT's maps are the
-    residual stream *without* the model's last norm: that was trained for the last block alone, and
-    the neck has norms of its own. Class and register tokens take part in the attention and are in
-    no map.
+    A map is the output of a block or stage. In particular, the maps of a plain ViT are the residual
+    stream *without* the model's last norm, which was only trained for the last block; the neck has
+    its own norms. Class and register tokens take part in the attention, but are not in the maps.
 
-    Sizes. Models that take any size get the tile itself, resized (bicubic, with antialias) up to
-    the next multiple of their patch or coarsest stride; position tables are interpolated. Models
-    made for one size (BEiT's and MViT's relative positions, say), and all models where
-    ``image_size`` is given, get every tile resized to that size.
+    Models that support any input size get the tile, resized (bicubic, with antialiasing) up to the
+    next multiple of their patch size or largest stride; position embeddings are interpolated. For
+    models with a fixed input size (such as BEiT and MViT with their relative positions), and for
+    all models if ``image_size`` is set, tiles are resized to that size.
 
     Args:
-        model: timm's name, with a tag (``vit_base_patch16_224.dino``) or without.
+        model: name of a timm model, with or without a tag (``vit_base_patch16_224.dino``).
         weights: ``pretrained`` (the tag in ``model``, or timm's default), a tag, or a local file:
-            safetensors or torch's, with timm's names or the original authors'. Then the tag in
-            ``model`` still decides on mean and standard deviation. None leaves random weights, the
-            same every time.
-        out_indices: blocks (plain models) or levels (pyramids) to take, from the front to the back;
-            negative ones count from the end. By default those at 1/4, 1/2, 3/4 and the whole depth
-            of a plain model, and of a pyramid the last level of each stride from 4 to 32.
-        image_size: edge of the square that the model is built for, in pixels. By default any size,
-            or that of timm's config for models that are made for one.
-        frozen: False trains the model with the rest and puts it into checkpoints.
+            safetensors or a torch file, with timm's key names or those of the original authors. For
+            a local file, the tag in ``model`` still determines mean and standard deviation. None:
+            random weights, the same every time.
+        out_indices: blocks (plain models) or levels (pyramids) to return, in ascending order.
+            Negative ones count from the end. By default, the blocks at 1/4, 1/2, 3/4 and the end of
+            a plain model, or the last level of each stride from 4 to 32 of a pyramid.
+        image_size: height and width in pixels that the model is built for. By default any size,
+            or the one of timm's config for models with a fixed size.
+        frozen: False trains the model and saves it in checkpoints.
 
     Attributes:
-        image_size: the fixed edge in pixels, or None: any size.
-        out_indices: what is taken, counted from 0.
+        image_size: fixed height and width in pixels. None: any size.
+        out_indices: the returned blocks or levels, counted from 0.
 
     Raises:
-        ValueError: no such model or tag (the nearest are named), an index or size that the model
-            does not have.
-        CheckpointError: weights missing, out of reach or of another
-            model.
+        ValueError: unknown model or tag (the message lists similar ones); an index or size that the
+            model does not support.
+        CheckpointError: the weights are missing, cannot be downloaded or belong to another model.
     """
 
     @classmethod
@@ -101,10 +99,10 @@ class TimmBackbone(Backbone):
         self.divisor = max(level["reduction"] for level in info[: self.out_indices[-1] + 1])
         if image_size is not None and image_size % self.patch_size:
             raise ValueError(
-                f"image_size={image_size} is no multiple of the {self.patch_size} pixels of a "
-                f"patch of {name}"
+                f"image_size={image_size} must be a multiple of the patch size of {name}, "
+                f"{self.patch_size} pixels"
             )
-        state = source and source.read(network)  # made for the network before it is pruned
+        state = source and source.read(network)  # timm's conversion needs the unpruned network
         taken = sorted(set(self.out_indices))
         prune(network, taken)
         if source is not None:
@@ -115,18 +113,19 @@ class TimmBackbone(Backbone):
             self.freeze()
 
     def forward(self, tiles: Tensor, *condition: Any) -> list[Tensor]:
-        """Feature maps of a batch of tiles.
+        """Compute the feature maps of a batch of tiles.
 
         Args:
-            tiles: (N, 3, H, W) in [0, 1], RGB, at least a patch large.
-            condition: not looked at.
+            tiles: (N, 3, H, W) in [0, 1], RGB, at least one patch in height and width.
+            condition: ignored.
 
         Returns:
-            One (N, channels[i], h, w) map for every index, h and w those of the resized tile over
-            ``strides[i]``.
+            One (N, channels[i], h, w) map for each index. h and w are height and width of the
+            resized tile divided by ``strides[i]``.
 
         Raises:
-            ImageError: tiles smaller than a patch, or of a size that the model refuses.
+            ImageError: the tiles are smaller than a patch, or the model does not support their
+                size.
         """
         tiles = fit_tiles(tiles, self.patch_size, self.divisor, self.image_size)
         tiles = ((tiles - self.mean) / self.std).to(self.dtype)
@@ -136,24 +135,24 @@ class TimmBackbone(Backbone):
                 maps = self.network.forward_intermediates(
                     tiles, indices=taken, output_fmt="NCHW", intermediates_only=True
                 )
-            except AssertionError as error:  # how timm's layers refuse a size
+            except AssertionError as error:  # raised by timm's layers for unsupported sizes
                 height, width = tiles.shape[-2:]
                 raise ImageError(
-                    f"timm's {self.name} takes no tiles of {height} x {width} pixels"
-                    f"{f' ({error})' if str(error) else ''}: give the backbone an image_size that "
-                    f"it takes, such as {self.network.pretrained_cfg['input_size'][-1]}"
+                    f"timm's {self.name} does not support tiles of {height} x {width} pixels"
+                    f"{f' ({error})' if str(error) else ''}: set image_size of the backbone to a "
+                    f"supported size, such as {self.network.pretrained_cfg['input_size'][-1]}"
                 ) from error
         return [maps[taken.index(i)] for i in self.out_indices]
 
     def cast(self, dtype: torch.dtype) -> None:
-        """See :meth:`FrozenModule.cast`; here buffers follow, for timm adds them to activations."""
+        """See :meth:`FrozenModule.cast`; also casts buffers, which timm adds to activations."""
         super().cast(dtype)
         if self.frozen:
             cast_buffers(self.network, dtype)
 
 
 def cast_buffers(network: nn.Module, dtype: torch.dtype) -> None:
-    """Cast a timm model's buffers but rotary position tables and batch norms' statistics."""
+    """Cast the buffers of a timm model, except for rotary embeddings and batch norm statistics."""
     for name, module in network.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) or "rope" in name:
             continue
@@ -163,14 +162,14 @@ def cast_buffers(network: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _size_options(name: str, image_size: int | None) -> tuple[dict[str, Any], int | None]:
-    """Arguments of timm's that settle the input size, and the fixed edge, if any."""
+    """Return timm arguments for the input size, and the fixed height and width, or None."""
     known, cfg, any_size = _traits(name)
-    if any_size:  # whatever size it is built for; and its files fit that of timm's config alone
+    if any_size:  # timm's weights files only match the default size
         return {}, image_size
     if image_size is None:
         if "dynamic_img_size" in known:
             return {"dynamic_img_size": True}, None
-        if "strict_img_size" in known:  # the same of Swin's, before timm 1.0.31
+        if "strict_img_size" in known:  # the equivalent for Swin before timm 1.0.31
             return {"strict_img_size": False}, None
         if not cfg.get("fixed_input_size"):
             return {}, None
@@ -180,9 +179,10 @@ def _size_options(name: str, image_size: int | None) -> tuple[dict[str, Any], in
 
 @lru_cache
 def _traits(name: str) -> tuple[set[str], dict[str, Any], bool]:
-    """The arguments of a timm model's class, its config of the weights, and if it takes any size.
+    """Return the arguments of a model's class, its weights' config, and if any size is supported.
 
-    SAM's ViT takes any as it is: it interpolates its tables to the tile at every call.
+    The last one is only true for models that need no option for it. SAM's ViT, for example,
+    interpolates its position embeddings in each forward pass.
     """
     import timm
 
@@ -195,7 +195,7 @@ def _traits(name: str) -> tuple[set[str], dict[str, Any], bool]:
 
 
 def _arguments(cls: type) -> set[str]:
-    """Names of all arguments of a class, those that it hands on to the classes below included."""
+    """Return the names of all arguments of a class, including those passed to base classes."""
     names: set[str] = set()
     for base in cls.__mro__:
         parameters = inspect.signature(base.__init__).parameters
@@ -206,28 +206,38 @@ def _arguments(cls: type) -> set[str]:
 
 
 def level_info(network: nn.Module, name: str) -> list[dict[str, Any]]:
-    """Channels (``num_chs``) and stride (``reduction``) of all that can be taken of a timm model.
+    """Return channels (``num_chs``) and stride (``reduction``) of all levels of a timm model.
+
+    Args:
+        network: the timm model.
+        name: name of the model for messages.
 
     Raises:
-        ValueError: the model gives no feature maps.
+        ValueError: the model does not provide feature maps.
     """
     if not hasattr(network, "forward_intermediates") or not getattr(network, "feature_info", None):
-        raise ValueError(f"timm's {name} gives no feature maps: it has no forward_intermediates")
+        raise ValueError(
+            f"timm's {name} has no feature maps: it lacks forward_intermediates or feature_info"
+        )
     info = network.feature_info
     return [dict(level) for level in getattr(info, "info", info)]
 
 
 def prune(network: nn.Module, taken: Sequence[int]) -> None:
-    """Remove what lies behind the last of the levels ``taken`` of a timm model, with its norm.
+    """Remove all layers after the last of the levels ``taken`` of a timm model, and the last norm.
 
-    timm before 1.0.31 leaves two things: the later stages of MViT-v2, and the norm in the
-    classifier head of ConvNeXt and its like.
+    timm before 1.0.31 keeps two things, which are removed here: the later stages of MViT-v2, and
+    the norm in the classification head of ConvNeXt and similar models.
+
+    Args:
+        network: the timm model, changed in place.
+        taken: the levels that are used, counted from 0.
     """
     from timm.layers import ClNormMlpClassifierHead, NormMlpClassifierHead
 
     levels = len(level_info(network, type(network).__name__))
     network.prune_intermediate_layers(list(taken), prune_norm=True, prune_head=True)
-    if len(getattr(network, "stages", ())) == levels:  # one stage, one level
+    if len(getattr(network, "stages", ())) == levels:  # each stage is a level
         network.stages = network.stages[: max(taken) + 1]
     if isinstance(getattr(network, "head", None), NormMlpClassifierHead | ClNormMlpClassifierHead):
         network.head = nn.Identity()
@@ -236,18 +246,24 @@ def prune(network: nn.Module, taken: Sequence[int]) -> None:
 def choose_levels(
     info: Sequence[dict[str, Any]], indices: Sequence[int] | None, name: str
 ) -> tuple[int, ...]:
-    """Which levels to take, from 0 and never falling; see :class:`TimmBackbone`.
+    """Return the levels to use, counted from 0, in ascending order; see :class:`TimmBackbone`.
+
+    Args:
+        info: the result of :func:`level_info`.
+        indices: ``out_indices`` of the config.
+        name: name of the model for messages.
 
     Raises:
-        ValueError: an index out of range (what exists is listed), or indices that fall.
-        TypeError: something else than whole numbers.
+        ValueError: an index is out of range (the message lists all levels), or the indices are
+            empty or not in ascending order.
+        TypeError: the indices are not a list of integers.
     """
     count = len(info)
     strides = [level["reduction"] for level in info]
     if indices is not None and not (
         isinstance(indices, Sequence) and all(type(i) is int for i in indices)
     ):
-        raise TypeError(f"out_indices={indices!r} must be a list of whole numbers")
+        raise TypeError(f"out_indices={indices!r} must be a list of integers")
     if indices is None:
         if len(set(strides)) == 1:
             return tuple(-(-count * quarter // 4) - 1 for quarter in (1, 2, 3, 4))
@@ -255,37 +271,39 @@ def choose_levels(
         return tuple(i for stride, i in last.items() if stride in PYRAMID)
     chosen = tuple(i + count if i < 0 else i for i in indices)
     kinds = "blocks" if len(set(strides)) == 1 else "levels"
-    there = f"{name} has {kinds} 0 to {count - 1}, of strides {_runs(strides)}"
+    available = f"{name} has {kinds} 0 to {count - 1} with strides {_format_strides(strides)}"
     outside = [given for given, i in zip(indices, chosen, strict=True) if not 0 <= i < count]
     if outside:
-        raise ValueError(f"out_indices names {', '.join(map(str, outside))}, but {there}")
+        raise ValueError(f"out_indices contains {', '.join(map(str, outside))}, but {available}")
     if not chosen or list(chosen) != sorted(chosen):
         raise ValueError(
-            f"out_indices={tuple(indices)} must name at least one and never fall: {there}"
+            f"out_indices={tuple(indices)} must contain at least one index, in ascending order: "
+            f"{available}"
         )
     return chosen
 
 
 def check_image_size(image_size: int | None) -> None:
-    """Refuse what is no edge in pixels, before a model is built for it.
+    """Raise if ``image_size`` is not a positive integer or None.
 
     Raises:
-        TypeError, ValueError: something else than a whole number above 0.
+        TypeError: it is not an integer.
+        ValueError: it is less than 1.
     """
     if image_size is None:
         return
     if type(image_size) is not int:
-        raise TypeError(f"image_size={image_size!r} must be one whole number, the square's edge")
+        raise TypeError(f"image_size={image_size!r} must be an integer, the height and width")
     if image_size < 1:
         raise ValueError(f"image_size={image_size} must be at least 1 pixel")
 
 
-def _runs(strides: Sequence[int]) -> str:
+def _format_strides(strides: Sequence[int]) -> str:
     return str(strides[0]) if len(set(strides)) == 1 else ", ".join(map(str, strides))
 
 
 def register_normalization(module: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Buffers ``mean`` and ``std``, (3, 1, 1), in no checkpoint."""
+    """Register the buffers ``mean`` and ``std``, (3, 1, 1), which are not saved in checkpoints."""
     device = "meta" if is_meta_context() else "cpu"
     for key, values in (("mean", mean), ("std", std)):
         value = torch.tensor(values, device=device).view(3, 1, 1)
@@ -293,17 +311,19 @@ def register_normalization(module: nn.Module, mean: Sequence[float], std: Sequen
 
 
 def fit_tiles(tiles: Tensor, patch: int, divisor: int, image_size: int | None) -> Tensor:
-    """Tiles resized to what a model takes: ``image_size``, or the next multiples of ``divisor``.
+    """Resize tiles to a size that a model supports.
 
     Args:
         tiles: (N, 3, H, W).
-        patch: the least edge that is any use, in pixels.
+        patch: smallest supported height and width in pixels.
+        divisor: without ``image_size``, H and W are rounded up to multiples of this.
+        image_size: height and width of the result in pixels, or None.
 
     Returns:
-        (N, 3, h, w) float32; bicubic with antialias, as PIL resizes, where the size changes.
+        (N, 3, h, w) float32. Resizing is bicubic with antialiasing, as in PIL.
 
     Raises:
-        ImageError: tiles smaller than a patch.
+        ImageError: the tiles are smaller than a patch.
     """
     height, width = tiles.shape[-2:]
     if min(height, width) < patch:

@@ -1,6 +1,6 @@
-"""What every backbone promises, swept over all that are registered.
+"""Interface of backbones, tested for all registered ones.
 
-A new backbone joins by a line in ``CASES``; one that is registered and not there fails a test.
+Add new backbones to ``CASES``; a test fails if a registered one is missing.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ VIT_LEVELS = (4, 8, 16, 32)
 
 
 class Case(NamedTuple):
-    """One backbone at its smallest.
+    """Small backbone to test.
 
     Attributes:
-        cfg: its config, without weights.
-        size: edge of a tile that no resizing is needed for, in pixels.
-        odd: height and width of tiles that no stride divides; None where they are refused.
-        levels: the neck's; None: the strides themselves.
+        cfg: config of the backbone, without weights.
+        size: height and width in pixels of tiles that are not resized.
+        odd: height and width of tiles that are not multiples of any stride. None: they raise.
+        levels: levels of the neck. None: the strides of the backbone.
     """
 
     cfg: dict[str, Any]
@@ -52,7 +52,7 @@ def open_clip(size: int, plain: bool = True, **vision: Any) -> Case:
 
 
 def diffusion(**options: Any) -> Case:
-    """Its tiles are multiples of 64 pixels: any other are an error."""
+    """Return a case of the diffusion backbone, whose tiles must be multiples of 64 pixels."""
     return Case({"type": "DiffusionBackbone", "arch": "tiny", **options}, 64, odd=None)
 
 
@@ -71,7 +71,7 @@ CASES: dict[str, Case] = {
     "timm, SAM": timm("tiny_sam"),
     "timm, trained": timm("test_vit", frozen=False),
     "open_clip, ViT": open_clip(56, **VIT),
-    "open_clip, lent": Case(dict(type="OpenCLIPBackbone"), 56, levels=VIT_LEVELS),
+    "open_clip, shared": Case(dict(type="OpenCLIPBackbone"), 56, levels=VIT_LEVELS),
     "open_clip, ConvNeXt": open_clip(96, False, timm_model_name="test_convnext", image_size=96),
     "open_clip, ResNet": open_clip(64, False, layers=(1, 1, 1, 1), width=32, image_size=64),
     "open_clip, timm's ViT": open_clip(160, timm_model_name="test_vit", image_size=160),
@@ -80,14 +80,14 @@ CASES: dict[str, Case] = {
     "diffusion, SDXL": diffusion(
         arch="tiny_sdxl", taps=dict(vae_encoder=(5, 7), unet=(2, 5, 8), vae_decoder=(2, 5))
     ),
-    # Not its decoder: a rounded latent may have another nearest code.
+    # Without the decoder: a rounded latent may have a different nearest code.
     "diffusion, LDM": diffusion(arch="tiny_ldm", taps=dict(vae_encoder=(5,), unet=(2, 5, 8, 11))),
 }
 sweep = pytest.mark.parametrize("name", CASES)
 
 
 class Parts(nn.Module):
-    """A backbone with its neck and the CLIP that it may borrow, as a segmentor has them."""
+    """Backbone, neck, and a CLIP that the backbone may share, as in a segmentor."""
 
     def __init__(self, case: Case, **changes: Any) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Parts(nn.Module):
 
 @lru_cache
 def parts(name: str) -> Parts:
-    """Of a case; tests that share it leave it as it was."""
+    """Return the parts of a case, which tests must not change."""
     torch.manual_seed(0)
     return Parts(CASES[name]).eval()
 
@@ -206,7 +206,7 @@ def test_save_and_load(name: str) -> None:
 
 
 def rough(value: Tensor, exact: Tensor) -> float:
-    """Root mean square of the difference over that of the value."""
+    """Return the root mean square of the difference, relative to that of ``exact``."""
     return float((value.float() - exact).square().mean().sqrt() / exact.square().mean().sqrt())
 
 
@@ -241,7 +241,7 @@ def test_weights_in_sixteen_bit(name: str) -> None:
 def test_builds_and_runs_without_weights_or_memory(name: str) -> None:
     case = CASES[name]
     real = parts(name).backbone
-    changes = {} if name == "open_clip, lent" else {"weights": "nowhere/weights.safetensors"}
+    changes = {} if name == "open_clip, shared" else {"weights": "nowhere/weights.safetensors"}
     with torch.device("meta"):
         planned = Parts(case, **changes)
     assert planned.backbone.channels == real.channels
@@ -249,7 +249,7 @@ def test_builds_and_runs_without_weights_or_memory(name: str) -> None:
     assert all(p.is_meta for p in planned.parameters())
     counts = [sum(p.numel() for p in b.parameters()) for b in (planned.backbone, real)]
     assert counts[0] == counts[1]
-    pictures = tiles(case.size, 2 * case.size)
+    batch = tiles(case.size, 2 * case.size)
     with torch.no_grad():
-        shapes = [m.shape for m in planned.to("meta").backbone(pictures.to("meta"))]
-        assert shapes == [m.shape for m in real(pictures)]
+        shapes = [m.shape for m in planned.to("meta").backbone(batch.to("meta"))]
+        assert shapes == [m.shape for m in real(batch)]

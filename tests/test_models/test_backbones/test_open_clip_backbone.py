@@ -1,4 +1,4 @@
-"""Features of CLIP's image towers against open_clip's own."""
+"""Features of CLIP's image towers, compared with open_clip."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config(**vision: object) -> dict:
     return dict(embed_dim=32, vision_cfg=vision, text_cfg=TEXT)
 
 
-# name -> config, edge of the images that it was made for
+# name -> config, height and width of its images
 VIT = dict(width=64, head_width=32, patch_size=14, image_size=56)
 TOWERS = {
     "vit": (config(**VIT, layers=4), 56),
@@ -46,7 +46,7 @@ TOWERS = {
 }
 TOLERANCE = 1e-5
 BEIT_CHANGES = pytest.mark.skipif(
-    not hasattr(Beit, "set_input_size"), reason="timm before 1.0.31 changes no BEiT's size"
+    not hasattr(Beit, "set_input_size"), reason="timm before 1.0.31 cannot resize BEiT"
 )
 
 
@@ -54,13 +54,13 @@ def images(*size: int, count: int = 2) -> Tensor:
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(size[0]))
 
 
-def normalized(pictures: Tensor) -> Tensor:
-    return Normalize(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)(pictures)
+def normalized(batch: Tensor) -> Tensor:
+    return Normalize(open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)(batch)
 
 
 @pytest.fixture(scope="module")
 def whole() -> dict[str, nn.Module]:
-    """open_clip's complete models."""
+    """Complete open_clip models."""
     models = {}
     generator = torch.Generator().manual_seed(3)
     for name, (cfg, _) in TOWERS.items():
@@ -90,12 +90,12 @@ def test_features_are_those_of_open_clips_whole_tower(
     if name == "quick gelu" and indices == (-3, -2):
         indices = (-2,)  # it has two blocks
     backbone = OpenCLIPBackbone(cfg, str(files[name]), out_indices=indices)
-    pictures = images(size, size)
+    batch = images(size, size)
     taken = sorted(set(backbone.out_indices))
     with torch.no_grad():
-        maps = backbone(pictures)
+        maps = backbone(batch)
         wanted = whole[name].visual.forward_intermediates(
-            normalized(pictures), taken, stop_early=True, intermediates_only=True
+            normalized(batch), taken, stop_early=True, intermediates_only=True
         )["image_intermediates"]
     assert len(maps) == len(indices or range(4))
     for i, ours in enumerate(maps):
@@ -111,38 +111,38 @@ def test_last_features_pooled_are_open_clips_encode_image(
 ) -> None:
     cfg, size = TOWERS[name]
     backbone = OpenCLIPBackbone(cfg, str(files[name]))
-    pictures = images(size, size, count=3)
+    batch = images(size, size, count=3)
     with torch.no_grad():
-        wanted = whole[name].encode_image(normalized(pictures))
-        assert relative_error(backbone.embed(pictures), wanted) < TOLERANCE
+        wanted = whole[name].encode_image(normalized(batch))
+        assert relative_error(backbone.embed(batch), wanted) < TOLERANCE
 
 
-def test_class_token_is_beside_the_last_map(whole: dict, files: dict) -> None:
-    """Last map and class token, through open_clip's own last norm and projection."""
+def test_last_map_excludes_the_class_token(whole: dict, files: dict) -> None:
+    """open_clip's last norm and projection of the class token give the embedding."""
     backbone = OpenCLIPBackbone(TOWERS["vit"][0], str(files["vit"]))
     seen: list[Tensor] = []
     backbone.tower.transformer.resblocks[-1].register_forward_hook(lambda *a: seen.append(a[2]))
-    pictures = images(56, 56)
+    batch = images(56, 56)
     with torch.no_grad():
-        last = backbone(pictures)[-1]
+        last = backbone(batch)[-1]
         visual = whole["vit"].visual
-        wanted = whole["vit"].encode_image(normalized(pictures))
+        wanted = whole["vit"].encode_image(normalized(batch))
         assert torch.equal(seen[0][:, 1:], last.flatten(2).transpose(1, 2))
         assert relative_error(visual.ln_post(seen[0][:, 0]) @ visual.proj, wanted) < TOLERANCE
 
 
 def test_convnext_is_timms_trunk(whole: dict, files: dict) -> None:
     backbone = OpenCLIPBackbone(TOWERS["convnext"][0], str(files["convnext"]))
-    pictures = images(64, 128)
+    batch = images(64, 128)
     trunk = whole["convnext"].visual.trunk
     with torch.no_grad():
-        wanted = trunk.forward_intermediates(normalized(pictures), intermediates_only=True)
-        for ours, theirs in zip(backbone(pictures), wanted, strict=True):
+        wanted = trunk.forward_intermediates(normalized(batch), intermediates_only=True)
+        for ours, theirs in zip(backbone(batch), wanted, strict=True):
             assert relative_error(ours, theirs) < TOLERANCE
 
 
 def test_other_sizes_interpolate_positions(whole: dict, files: dict) -> None:
-    """As open_clip does it to a file that is loaded into a tower of another size."""
+    """The result equals open_clip's when it loads a file into a tower of another size."""
     from open_clip.model import resize_pos_embed
 
     cfg, _ = TOWERS["vit"]
@@ -151,15 +151,15 @@ def test_other_sizes_interpolate_positions(whole: dict, files: dict) -> None:
     state = whole["vit"].state_dict()
     resize_pos_embed(state, other)
     other.load_state_dict(state)
-    pictures = images(84, 84)
+    batch = images(84, 84)
     with torch.no_grad():
         wanted = other.eval().visual.forward_intermediates(
-            normalized(pictures), [0, 1, 2, 3], intermediates_only=True
+            normalized(batch), [0, 1, 2, 3], intermediates_only=True
         )["image_intermediates"]
-        for ours, theirs in zip(backbone(pictures), wanted, strict=True):
+        for ours, theirs in zip(backbone(batch), wanted, strict=True):
             assert relative_error(ours, theirs) < 1e-4
-        embedding = other.encode_image(normalized(pictures))
-        assert relative_error(backbone.embed(pictures), embedding) < 1e-4
+        embedding = other.encode_image(normalized(batch))
+        assert relative_error(backbone.embed(batch), embedding) < 1e-4
 
 
 @pytest.mark.parametrize(
@@ -179,41 +179,41 @@ def test_tiles_are_resized_to_what_the_tower_takes(
 ) -> None:
     cfg, _ = TOWERS[name]
     backbone = OpenCLIPBackbone(cfg, str(files[name]), image_size=fixed)
-    pictures = images(*size)
+    batch = images(*size)
     with torch.no_grad():
-        resized = resize(pictures, list(target), InterpolationMode.BICUBIC, antialias=True)
-        for ours, theirs in zip(backbone(pictures), backbone(resized), strict=True):
+        resized = resize(batch, list(target), InterpolationMode.BICUBIC, antialias=True)
+        for ours, theirs in zip(backbone(batch), backbone(resized), strict=True):
             assert relative_error(ours, theirs) < TOLERANCE
             assert ours.shape[-2] / ours.shape[-1] == target[0] / target[1]
 
 
-def test_a_size_that_timm_cannot_give_a_trunk_is_refused(
+def test_size_that_timm_does_not_support_raises(
     files: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(Beit, "set_input_size", raising=False)  # as in timm before 1.0.31
     cfg, _ = TOWERS["made for one size"]
-    with pytest.raises(ValueError, match="image_size=96, but timm .* of its Beit: leave image_"):
+    with pytest.raises(ValueError, match="image_size=96, but timm .* of its Beit: remove image_"):
         OpenCLIPBackbone(cfg, str(files["made for one size"]), image_size=96)
 
 
-def test_a_trunk_of_another_size_is_timms(files: dict, whole: dict) -> None:
+def test_trunk_of_another_size_equals_timms(files: dict, whole: dict) -> None:
     backbone = OpenCLIPBackbone(
         TOWERS["timm's vit"][0], str(files["timm's vit"]), image_size=96, out_indices=(0, 5)
     )
     trunk = copy.deepcopy(whole["timm's vit"].visual.trunk)
     trunk.set_input_size(96)
-    pictures = images(96, 96)
+    batch = images(96, 96)
     with torch.no_grad():
-        wanted = trunk.forward_intermediates(normalized(pictures), [0, 5], intermediates_only=True)
-        for ours, theirs in zip(backbone(pictures), wanted, strict=True):
+        wanted = trunk.forward_intermediates(normalized(batch), [0, 5], intermediates_only=True)
+        for ours, theirs in zip(backbone(batch), wanted, strict=True):
             assert relative_error(ours, theirs) < TOLERANCE
 
 
-# --- the segmentor's own CLIP
+# --- the CLIP of the segmentor
 
 
 class Owner(nn.Module):
-    """As a segmentor: the CLIP is a child of its own, and lent to the backbone."""
+    """Has a CLIP that it shares with its backbone, like a segmentor."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -221,7 +221,7 @@ class Owner(nn.Module):
         self.backbone = OpenCLIPBackbone(clip=self.clip)
 
 
-def test_lent_tower_is_the_same_one() -> None:
+def test_shared_tower_exists_once() -> None:
     owner = Owner()
     own = OpenCLIPBackbone(TINY_CLIP)  # the same random weights
     assert list(owner.backbone.parameters()) == [] and owner.backbone.frozen
@@ -239,7 +239,7 @@ def test_lent_tower_is_the_same_one() -> None:
         assert relative_error(owner.backbone.embed(images(56, 56)), wanted) < TOLERANCE
 
 
-def test_lent_tower_is_not_changed() -> None:
+def test_shared_tower_is_not_changed() -> None:
     owner = Owner()
     before = owner.clip.encode_image(images(56, 56))
     early = OpenCLIPBackbone(clip=owner.clip, out_indices=(0,))
@@ -249,7 +249,7 @@ def test_lent_tower_is_not_changed() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet", "convnext", "timm's vit"])
-def test_a_lent_tower_of_any_kind(name: str) -> None:
+def test_shared_tower_of_any_kind(name: str) -> None:
     cfg, size = TOWERS[name]
     owner = FrozenCLIP(cfg)
     backbone = OpenCLIPBackbone(clip=owner)
@@ -262,14 +262,14 @@ def test_a_lent_tower_of_any_kind(name: str) -> None:
     assert rounded.dtype == torch.float32 and relative_error(rounded, wanted) < 0.1
 
 
-def test_a_lent_tower_keeps_its_size() -> None:
+def test_shared_tower_keeps_its_size() -> None:
     owner = FrozenCLIP(TOWERS["made for one size"][0])
-    with pytest.raises(ValueError, match="image_size=96, but .* made for 64 pixels .*name the `mo"):
+    with pytest.raises(ValueError, match="image_size=96, but .* fixed size of 64 pixels.*set `mo"):
         OpenCLIPBackbone(clip=owner, image_size=96)
     assert owner.image_size == 64 and OpenCLIPBackbone(clip=owner).image_size == 64
 
 
-def test_lent_tower_follows_its_owner() -> None:
+def test_shared_tower_is_cast_and_moved_by_its_owner() -> None:
     owner = Owner()
     exact = [m.detach() for m in owner.backbone(images(56, 56))]
     owner.backbone.cast(torch.bfloat16)
@@ -309,7 +309,7 @@ def test_every_layer_that_is_built_is_needed(name: str) -> None:
     for path, layer in layers.items():
         layer.register_forward_hook(lambda *_, path=path: called.add(path))
     backbone(images(size, size))
-    # the tower itself, whose tables are read; and what torch's attention reads of its output layer
+    # modules whose parameters are read without calling them
     rest = set(layers) - called
     assert all(path == "own_tower" or path.endswith("attn.out_proj") for path in rest)
 
@@ -381,12 +381,12 @@ def test_files_of_other_models(change, message: str, whole: dict, tmp_path: Path
     state = {k: v.clone() for k, v in whole["vit"].state_dict().items()}
     change(state)
     torch.save(state, tmp_path / "clip.pt")
-    pattern = f"clip.pt holds no weights for the image tower of CLIP .*{message}"
+    pattern = f"clip.pt does not contain weights of the image tower of CLIP .*{message}"
     with pytest.raises(CheckpointError, match=pattern):
         OpenCLIPBackbone(TOWERS["vit"][0], str(tmp_path / "clip.pt"))
 
 
-def test_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_download_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: dict) -> str:
         raise OSError("Name or service not known\nmore")
 
@@ -403,26 +403,35 @@ def test_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(), "needs a `model` of open_clip's, or a segmentor with a `clip`"),
-        (dict(weights="openai", clip=True), "weights='openai' without a model.*drop `weights`"),
+        (dict(), "needs a `model` of open_clip, or a segmentor with a `clip`"),
+        (dict(weights="openai", clip=True), "weights='openai' without a model.*remove `weights`"),
         (dict(model="ViT-H-41"), "no architecture 'ViT-H-41'; did you mean .*ViT-H-14"),
         (
             dict(model="ViT-H-14", weights="laion2b_s32b_b79"),
             "laion2b_s32b_b79: neither a file nor .*; did you mean laion2b_s32b_b79k",
         ),
-        (dict(model=dict(embed_dim=8)), "config of a CLIP has no 'vision_cfg'"),
-        (dict(model=TINY_CLIP, out_indices=(2,)), "names 2, but .* has blocks 0 to 1, of stride"),
-        (dict(clip=True, out_indices=(-3,)), "names -3, but .* has blocks 0 to 1"),
-        (dict(model=TOWERS["convnext"][0], out_indices=(4,)), "has levels 0 to 3, of strides 4, 8"),
+        (dict(model=dict(embed_dim=8)), "config of a CLIP lacks 'vision_cfg'"),
+        (
+            dict(model=TINY_CLIP, out_indices=(2,)),
+            "contains 2, but .* has blocks 0 to 1 with stride",
+        ),
+        (dict(clip=True, out_indices=(-3,)), "contains -3, but .* has blocks 0 to 1"),
+        (
+            dict(model=TOWERS["convnext"][0], out_indices=(4,)),
+            "has levels 0 to 3 with strides 4, 8",
+        ),
         (
             dict(model=config(timm_model_name="test_convnet", image_size=96)),
             "timm has no model 'test_convnet'; did you mean test_convnext",
         ),
         (dict(model=TINY_CLIP, image_size=0), "image_size=0 must be at least 1 pixel"),
-        (dict(model=TINY_CLIP, image_size=50), "image_size=50 is no multiple of the 14 pixels"),
+        (
+            dict(model=TINY_CLIP, image_size=50),
+            "image_size=50 must be a multiple of the patch size, 14 pixels",
+        ),
     ],
 )
-def test_what_does_not_exist(options: dict, message: str) -> None:
+def test_invalid_arguments_raise(options: dict, message: str) -> None:
     if options.get("clip"):
         options = {**options, "clip": clip()}
     with pytest.raises(ValueError, match=message):
@@ -443,11 +452,13 @@ def test_tiles_smaller_than_a_patch() -> None:
 
 def test_no_embedding_without_the_last_block() -> None:
     backbone = OpenCLIPBackbone(TINY_CLIP, out_indices=(0,))
-    with pytest.raises(ValueError, match=r"out_indices=\(0,\) leave out the tower's last block"):
+    with pytest.raises(
+        ValueError, match=r"need the last block of the tower, which out_indices=\(0,\) does not"
+    ):
         backbone.embed(images(56, 56))
 
 
-def test_random_weights_are_the_same_every_time_and_nobodys_draws_are_moved(files: dict) -> None:
+def test_random_weights_are_reproducible_and_leave_the_generator_unchanged(files: dict) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state()
     one = OpenCLIPBackbone(TINY_CLIP).tower.state_dict()
