@@ -127,7 +127,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         unknown = [key for key in options if key not in known]
         if unknown:
             raise TypeError(
-                f"OpenVocabMask2FormerHead has no argument {', '.join(unknown)}; known arguments: "
+                f"OpenVocabMask2FormerHead has no argument {', '.join(unknown)}; it has: "
                 f"in_channels, objectness, feat_channels, out_channels, {', '.join(known)}"
             )
         check_flag("objectness", objectness)
