@@ -1,7 +1,7 @@
-"""The converters of ADE20K, Pascal Context and VOC, and what all converters share.
+"""Converters of ADE20K, Pascal Context and VOC, and the code that all converters share.
 
-Each starts from a tiny copy of the provider's archive and is compared, pixel by pixel, with what
-that was made from.
+Each test converts a tiny copy of the provider's archive, and compares the result pixel by pixel
+with the data that the copy was made from.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def png(path: Path) -> np.ndarray:
 
 
 def written(root: Path) -> dict[str, tuple[bytes, int]]:
-    """Content and time of all files."""
+    """Return content and modification time of all files."""
     return {
         str(p.relative_to(root)): (p.read_bytes(), p.stat().st_mtime_ns)
         for p in sorted(root.rglob("*"))
@@ -60,9 +60,7 @@ def written(root: Path) -> dict[str, tuple[bytes, int]]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_results_come_in_order_and_the_first_bad_file_is_named(
-    tmp_path: Path, workers: int
-) -> None:
+def test_results_are_ordered_and_first_bad_file_is_named(tmp_path: Path, workers: int) -> None:
     results = convert_all(items_in(tmp_path, 11), double, "", workers)
     assert results == [dict(twice=2 * i) for i in range(11)]
     assert [png(tmp_path / f"{i:03d}.png")[0, 0] for i in range(11)] == list(range(11))
@@ -72,42 +70,42 @@ def test_results_come_in_order_and_the_first_bad_file_is_named(
     assert all((other / f"{i:03d}.png").exists() for i in range(4))
 
 
-def test_only_what_is_missing_is_done_again(tmp_path: Path) -> None:
+def test_only_missing_items_are_processed_again(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     with pytest.raises(DatasetError, match=r"003\.raw"):
         convert_all(items_in(tmp_path, 6, n3="bad"), double, "", journal=journal)
-    # a kill cut the last line short, and a power failure an image
+    # simulate a truncated last line and a truncated image
     journal.write_text(journal.read_text().rstrip("\n")[:-5])
     (tmp_path / "001.png").write_bytes((tmp_path / "001.png").read_bytes()[:-6])
     before = (tmp_path / "000.png").stat().st_mtime_ns
     done: list[str] = []
 
-    def noting(item: Item) -> dict[str, int]:
+    def recording(item: Item) -> dict[str, int]:
         done.append(item.source.stem)
         return double(item)
 
-    results = convert_all(items_in(tmp_path, 6), noting, "", journal=journal)
+    results = convert_all(items_in(tmp_path, 6), recording, "", journal=journal)
     assert done == ["001", "002", "003", "004", "005"]
     assert results == [dict(twice=2 * i) for i in range(6)]
     assert (tmp_path / "000.png").stat().st_mtime_ns == before
     done.clear()
-    assert convert_all(items_in(tmp_path, 6), noting, "", journal=journal) == results
+    assert convert_all(items_in(tmp_path, 6), recording, "", journal=journal) == results
     assert done == []
 
 
-def test_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+def test_unexpected_errors_are_not_converted(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="invalid literal") as caught:
         convert_all([Item(tmp_path / "x.raw", tmp_path / "x.png")], double, "")
     assert not isinstance(caught.value, DatasetError)
 
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_runs_go_on_and_leave_no_process_behind(
+def test_stopped_runs_continue_and_leave_no_process_behind(
     tmp_path: Path, stop: signal.Signals
 ) -> None:
     code = (
         "import signal, sys; sys.path.insert(0, sys.argv[1])\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells' & ignores it
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # background jobs ignore it
         "from pathlib import Path\n"
         "from tests.support.converter_work import double, items_in\n"
         "from odise_mm.converters.program import program\n"
@@ -142,19 +140,19 @@ def test_stopped_runs_go_on_and_leave_no_process_behind(
         time.sleep(0.05)
     results = convert_all(items_in(tmp_path, 40), double, "", journal=journal)
     assert results == [dict(twice=2 * i) for i in range(40)]
-    if stop is signal.SIGINT:  # a kill may leave the hidden beginning of a file
+    if stop is signal.SIGINT:  # a kill may leave a hidden, incomplete file
         assert set(tmp_path.iterdir()) == {journal, *(i.output for i in items_in(tmp_path, 40))}
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process is there and not only waiting to be reaped."""
+    """Return whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
 
 
-def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
+def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json(path, dict(a=1))
     with pytest.raises(RuntimeError), atomic_writer(path) as file:
@@ -164,7 +162,7 @@ def test_a_file_is_there_whole_or_as_it_was(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.json"]
 
 
-def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
+def test_image_size_applies_the_exif_orientation(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (30, 20)).save(tmp_path / "turned.jpg", exif=exif)
@@ -187,7 +185,7 @@ def test_sizes_are_those_of_the_upright_image(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_labels_are_verified(
+def test_verification_of_label_maps(
     numbers: np.ndarray, num_classes: int, from_one: bool, present: Any, tmp_path: Path
 ) -> None:
     label, image = tmp_path / "label.png", tmp_path / "image.jpg"
@@ -240,7 +238,7 @@ def test_ade20k_panoptic_and_instances(tmp_path: Path) -> None:
             png(truth.root / "annotations_instance" / "validation" / f"{stem}.png"), 2, 0
         )
         semantic = truth.labels[stem]
-        # what each pixel is: (category, object), (category, 0) for stuff, (0, 0)
+        # (category, object) of each pixel; (category, 0) for stuff, (0, 0) for void
         category = np.where(number > 0, np.array([0, *things])[place], semantic)
         category[(number == 0) & np.isin(semantic, things)] = 0
         expected = {
@@ -265,8 +263,8 @@ def test_ade20k_panoptic_and_instances(tmp_path: Path) -> None:
         assert len(of_image) == sum(n > 0 for _, n in expected)
 
 
-def test_ade20k_instance_classes_are_the_providers() -> None:
-    """Some lines of the provider's instanceInfo100_val.txt."""
+def test_ade20k_instance_classes_equal_the_provider_list() -> None:
+    """Compare with some lines of the provider's instanceInfo100_val.txt."""
     listed = {
         1: "bed", 2: "windowpane", 4: "person", 20: "bathtub", 31: "stairs", 44: "palm",
         50: "bus", 58: "television receiver", 60: "apparel", 71: "barrel", 79: "trade name",
@@ -278,7 +276,7 @@ def test_ade20k_instance_classes_are_the_providers() -> None:
     assert len(things) == 100
 
 
-def test_ade20k_other_order_of_instance_classes_is_noticed(tmp_path: Path) -> None:
+def test_ade20k_wrong_order_of_instance_classes_raises(tmp_path: Path) -> None:
     truth = raw("ade20k", tmp_path)
     for path in sorted((truth.root / "annotations_instance" / "validation").iterdir()):
         pixels = png(path)
@@ -290,7 +288,9 @@ def test_ade20k_other_order_of_instance_classes_is_noticed(tmp_path: Path) -> No
         run("ade20k", truth.root)
 
 
-def test_ade20k_one_odd_file_is_pointed_out(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_ade20k_single_inconsistent_file_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     truth = raw("ade20k", tmp_path)
     path = truth.root / "annotations_instance" / "validation" / "ADE_val_00000002.png"
     pixels = png(path)
@@ -353,8 +353,8 @@ def test_ade847_with_given_classes(tmp_path: Path, capsys: pytest.CaptureFixture
             run("ade20k_full", truth.root, "--classes", str(given))
 
 
-def test_ade847_names_are_compared_piece_by_piece(tmp_path: Path) -> None:
-    """Blanks around commas and double blanks differ between the index and published lists."""
+def test_ade847_names_are_normalized(tmp_path: Path) -> None:
+    """Spaces around commas and double spaces differ between the index and published lists."""
     truth = raw("ade20k_full", tmp_path)
     path = truth.root / "index_ade20k.pkl"
     content = pickle.loads(path.read_bytes())
@@ -410,7 +410,7 @@ class Malicious:
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
-def test_ade847_index_is_data_only(
+def test_ade847_index_with_code_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, protocol: int
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -436,7 +436,7 @@ def test_ade847_index_is_data_only(
     assert not (tmp_path / "was_run").exists()
 
 
-def test_ade847_index_of_another_release_is_noticed(tmp_path: Path) -> None:
+def test_ade847_index_of_another_release_raises(tmp_path: Path) -> None:
     truth = raw("ade20k_full", tmp_path)
     path = truth.root / "index_ade20k.pkl"
     content = pickle.loads(path.read_bytes())
@@ -481,7 +481,7 @@ def test_pascal_context(tmp_path: Path) -> None:
         ("labels.txt", ("12: ", "11: "), r"/labels\.txt:12: number 11 occurs twice"),
     ],
 )
-def test_pascal_context_lists_must_fit(
+def test_pascal_context_wrong_lists_raise(
     tmp_path: Path, file: str, change: tuple[str, str], message: str
 ) -> None:
     truth = raw("pascal_context", tmp_path)
@@ -492,7 +492,7 @@ def test_pascal_context_lists_must_fit(
         run("pascal_context", truth.root)
 
 
-def test_voc_is_verified_and_untouched(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_voc_is_verified_and_not_changed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     truth = raw("voc", tmp_path)
     before = written(truth.root)
     run("voc", truth.root, "--splits", "train", "val")
@@ -500,16 +500,16 @@ def test_voc_is_verified_and_untouched(tmp_path: Path, capsys: pytest.CaptureFix
     assert "3 images; the complete dataset has 1,449" in capsys.readouterr().out
 
 
-# --- interrupted, damaged, tampered with ----------------------------------------------------------
+# --- interrupted, damaged and modified files ------------------------------------------------------
 
-# of each set: a raw file in the middle, and a made file
-MIDDLE = {
+# for each dataset, an original file in the middle and an output file
+MIDDLE_SOURCE = {
     "ade20k": "annotations_instance/validation/ADE_val_00000002.png",
     "ade20k_full": "images/ADE/validation/urban/street_1/ADE_val_00000002_seg.png",
     "pascal_context": "trainval/2008_000001.mat",
     "voc": "SegmentationClass/2007_000001.png",
 }
-MADE_FIRST = {
+FIRST_OUTPUT = {
     "ade20k": "panoptic_val/ADE_val_00000001.png",
     "ade20k_full": "annotations_847/validation/urban/street_0/ADE_val_00000001.png",
     "pascal_context": "annotations_pc459/2008_000000.png",
@@ -517,23 +517,23 @@ MADE_FIRST = {
 
 
 @pytest.mark.parametrize("name", TOOLS)
-def test_stops_at_a_bad_file_and_goes_on_from_there(tmp_path: Path, name: str) -> None:
+def test_stops_at_a_bad_file_and_continues_there(tmp_path: Path, name: str) -> None:
     truth = raw(name, tmp_path / "cut")
     whole = raw(name, tmp_path / "whole")
     run(name, whole.root)
-    path = truth.root / MIDDLE[name]
+    path = truth.root / MIDDLE_SOURCE[name]
     good = path.read_bytes()
     path.write_bytes(good[: len(good) // 2])
     with pytest.raises(DatasetError, match=path.name):
         run(name, truth.root)
     path.write_bytes(good)
-    first = MADE_FIRST.get(name)
+    first = FIRST_OUTPUT.get(name)
     before = first and (truth.root / first).stat().st_mtime_ns
     run(name, truth.root)
     assert not first or (truth.root / first).stat().st_mtime_ns == before
     made, expected = written(truth.root), written(whole.root)
     assert {k: v[0] for k, v in made.items()} == {k: v[0] for k, v in expected.items()}
-    run(name, truth.root)  # once more: only verifies
+    run(name, truth.root)  # the next run only verifies
     later = written(truth.root)
     pngs = [k for k in made if k.endswith(".png") or k.endswith("_val.json")]
     assert {k: later[k] for k in pngs} == {k: made[k] for k in pngs}
@@ -541,12 +541,12 @@ def test_stops_at_a_bad_file_and_goes_on_from_there(tmp_path: Path, name: str) -
 
 @pytest.mark.parametrize("name", TOOLS)
 @pytest.mark.parametrize("fault", ["missing", "size", "image"])
-def test_the_first_bad_file_is_named(tmp_path: Path, name: str, fault: str) -> None:
+def test_first_bad_file_is_named(tmp_path: Path, name: str, fault: str) -> None:
     truth = raw(name, tmp_path)
-    path = truth.root / MIDDLE[name]
+    path = truth.root / MIDDLE_SOURCE[name]
     image = list(truth.images.values())[1]
     if fault == "missing" and name == "pascal_context":
-        path = image  # without a .mat file it is simply not of the set
+        path = image  # images without a .mat file are not part of the dataset
     if fault == "missing":
         path.unlink()
     elif fault == "image":
@@ -584,7 +584,7 @@ def segments(content: dict) -> list[dict]:
     return content["annotations"][1]["segments_info"]
 
 
-TAMPERED = {
+MODIFIED = {
     "png": ("panoptic_val/ADE_val_00000002.png", flip_a_pixel, r"00000002\.png: the JSON lacks"),
     "png size": (
         "panoptic_val/ADE_val_00000002.png",
@@ -700,12 +700,14 @@ def prepared_ade20k(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_archives.prepare("ade20k", tmp_path_factory.mktemp("ade20k")).root
 
 
-@pytest.mark.parametrize("how", TAMPERED)
-def test_ade20k_verification_notices(tmp_path: Path, prepared_ade20k: Path, how: str) -> None:
+@pytest.mark.parametrize("how", MODIFIED)
+def test_ade20k_verification_finds_modified_files(
+    tmp_path: Path, prepared_ade20k: Path, how: str
+) -> None:
     root = tmp_path / "ade"
     shutil.copytree(prepared_ade20k, root)
     run("ade20k", root, "--verify-only")
-    file, change, message = TAMPERED[how]
+    file, change, message = MODIFIED[how]
     change(root / file)
     before = written(root)
     with pytest.raises(DatasetError, match=message):
@@ -716,14 +718,16 @@ def test_ade20k_verification_notices(tmp_path: Path, prepared_ade20k: Path, how:
 @pytest.mark.parametrize(
     ("name", "file"),
     [
-        ("ade20k_full", MADE_FIRST["ade20k_full"]),
-        ("pascal_context", MADE_FIRST["pascal_context"]),
+        ("ade20k_full", FIRST_OUTPUT["ade20k_full"]),
+        ("pascal_context", FIRST_OUTPUT["pascal_context"]),
         ("pascal_context", "annotations_pc59/2008_000002.png"),
-        ("voc", MIDDLE["voc"]),
+        ("voc", MIDDLE_SOURCE["voc"]),
     ],
 )
 @pytest.mark.parametrize("how", ["label", "size", "gone", "cut"])
-def test_semantic_verification_notices(tmp_path: Path, name: str, file: str, how: str) -> None:
+def test_semantic_verification_finds_modified_files(
+    tmp_path: Path, name: str, file: str, how: str
+) -> None:
     truth = raw(name, tmp_path)
     run(name, truth.root)
     path = truth.root / file
@@ -741,14 +745,14 @@ def test_semantic_verification_notices(tmp_path: Path, name: str, file: str, how
         run(name, truth.root, "--verify-only")
 
 
-def test_nothing_made_yet_is_said(tmp_path: Path) -> None:
+def test_verify_only_without_outputs_raises(tmp_path: Path) -> None:
     for name in ("ade20k", "ade20k_full", "pascal_context"):
         truth = raw(name, tmp_path)
         with pytest.raises(DatasetError, match="without --verify-only"):
             run(name, truth.root, "--verify-only")
 
 
-def test_programs_end_with_one_line(tmp_path: Path) -> None:
+def test_programs_print_one_line_on_errors(tmp_path: Path) -> None:
     for name in TOOLS:
         done = subprocess.run(
             [sys.executable, ROOT / f"tools/dataset_converters/{name}.py", tmp_path / "none"],
@@ -761,7 +765,7 @@ def test_programs_end_with_one_line(tmp_path: Path) -> None:
         assert line.startswith("error: ") and "none" in line
 
 
-def test_several_processes_make_the_same(tmp_path: Path) -> None:
+def test_several_processes_write_the_same_files(tmp_path: Path) -> None:
     one, two = (raw("ade20k", tmp_path / n) for n in ("one", "two"))
     run("ade20k", one.root)
     ade20k.main([str(two.root), "--workers", "2"])
@@ -769,13 +773,13 @@ def test_several_processes_make_the_same(tmp_path: Path) -> None:
     assert {k: v[0] for k, v in first.items()} == {k: v[0] for k, v in second.items()}
 
 
-# --- the configs' datasets on what was made ------------------------------------------------------
+# --- datasets of the configs on the converted files -----------------------------------------------
 
-SETS = ["ade20k", "ade847", "pc59", "pc459", "voc20", "voc21"]
+DATASET_NAMES = ["ade20k", "ade847", "pc59", "pc459", "voc20", "voc21"]
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_datasets_of_the_configs_build_and_give_the_truth(
+@pytest.mark.parametrize("name", DATASET_NAMES)
+def test_datasets_of_the_configs_return_the_ground_truth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     truth = tiny_archives.prepare(name, tmp_path / "data")
@@ -805,7 +809,7 @@ def test_datasets_of_the_configs_build_and_give_the_truth(
                 assert number == number_of[source.replace("pottedplant", "potted plant")]
             elif name == "pc459":
                 assert number == number_of[source]
-            else:  # the provider's numbers are the vocabulary's places
+            else:  # the provider's numbers are the vocabulary's indices
                 assert number == label + (name != "voc21")
         if name == "ade20k":
             rgb = png(Path(info["seg_map_path"])).astype(int)

@@ -1,4 +1,4 @@
-"""tools/dataset_converters/coco.py, end to end on a tiny model of COCO's archives."""
+"""tools/dataset_converters/coco.py, end to end on tiny versions of COCO's archives."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CAPTIONS = {
 
 
 def write_archives(root: Path, split: str = "train") -> SmallCoco:
-    """What is in the folder once the providers' four archives are unpacked there."""
+    """Write the content of the folder after unpacking the four archives."""
     made = write_small_coco(root, split)
     folder = made.json.with_suffix("")
     with zipfile.ZipFile(folder.with_suffix(".zip"), "w") as archive:
@@ -57,7 +57,7 @@ def phrases_file(archives: SmallCoco) -> Path:
 
 
 def fails(archives: SmallCoco, capsys: pytest.CaptureFixture, *options: str) -> str:
-    """The last line, after checking that the program ends as it should."""
+    """Run a converter that must fail, and return its last line."""
     with pytest.raises(SystemExit) as end:
         convert(archives, *options)
     assert end.value.code == 2
@@ -68,13 +68,13 @@ def test_both_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     splits = [write_archives(tmp_path, split) for split in ("train", "val")]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert convert(splits[0], "--splits", "train", "val") == 0
-    said = capsys.readouterr().out
-    assert "train2017: 3 images; the complete dataset has 118,287" in said
-    assert "val2017: 3 images; the complete dataset has 5,000" in said
+    output = capsys.readouterr().out
+    assert "train2017: 3 images; the complete dataset has 118,287" in output
+    assert "val2017: 3 images; the complete dataset has 5,000" in output
     assert all(path.read_bytes() == content for path, content in before.items())
     written = {path for path in tmp_path.rglob("*") if path.is_file()} - set(before)
     expected = {made.png(i) for made in splits for i in CAPTIONS}
-    assert written == expected | {phrases_file(made) for made in splits}, "no journal is left"
+    assert written == expected | {phrases_file(made) for made in splits}, "the journal is removed"
     for made in splits:
         for image_id, ids in made.maps.items():
             assert np.array_equal(read_panoptic_png(made.png(image_id)), ids)
@@ -91,21 +91,21 @@ def test_both_splits(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
         assert dataset.get_data_info(0)["captions_phrases"] == content["phrases"]["7"]
 
 
-def test_what_is_done_is_not_done_again(archives: SmallCoco) -> None:
+def test_finished_work_is_not_repeated(archives: SmallCoco) -> None:
     convert(archives)
     files = [*(archives.png(i) for i in CAPTIONS), phrases_file(archives)]
     times = [path.stat().st_mtime_ns for path in files]
-    archives.png(3).write_bytes(archives.png(3).read_bytes()[:-20])  # a copy that was cut short
+    archives.png(3).write_bytes(archives.png(3).read_bytes()[:-20])  # a truncated copy
     convert(archives)
     changed = [path for path, t in zip(files, times, strict=True) if path.stat().st_mtime_ns != t]
     assert changed == [archives.png(3)]
     convert(archives, "--verify-only")
-    convert(archives, "--grammar", "runs")  # another grammar is other work
+    convert(archives, "--grammar", "runs")  # another grammar needs new phrases
     content = json.loads(phrases_file(archives).read_text())
     assert content["phrases"]["25"] == [["group", "dogs", "blue sky"]]
 
 
-def test_phrases_go_on_where_they_stopped(archives: SmallCoco) -> None:
+def test_phrases_continue_after_an_interruption(archives: SmallCoco) -> None:
     asked: list[str] = []
 
     def extract(caption: str) -> list[str]:
@@ -117,7 +117,7 @@ def test_phrases_go_on_where_they_stopped(archives: SmallCoco) -> None:
     arguments = (archives.root, "val", extract, "by hand", "first word")
     with pytest.raises(KeyboardInterrupt):
         converter.write_phrases(*arguments)
-    assert not phrases_file(archives).exists(), "a file that is there is complete"
+    assert not phrases_file(archives).exists(), "existing files are complete"
     converter.write_phrases(*arguments)
     assert asked == [*CAPTIONS[7], *CAPTIONS[3], *CAPTIONS[3], *CAPTIONS[25]]
     content = json.loads(phrases_file(archives).read_text())
@@ -133,7 +133,7 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
 
 
 def test_bad_files_are_named(archives: SmallCoco, capsys: pytest.CaptureFixture) -> None:
-    """One after the other is broken, reported by name, and set right."""
+    """Break one file after the other, check the message, and repair it."""
     convert(archives)
     capsys.readouterr()
     archive = archives.json.with_suffix(".zip")
@@ -162,13 +162,15 @@ def test_bad_files_are_named(archives: SmallCoco, capsys: pytest.CaptureFixture)
     ]:
         good = path.read_bytes()
         spoil(path)
-        said = fails(archives, capsys)
-        assert said.startswith("error: ") and message in said, said
+        output = fails(archives, capsys)
+        assert output.startswith("error: ") and message in output, output
         path.write_bytes(good)
     assert convert(archives, "--verify-only") == 0
 
 
-def test_bad_captions_and_instances(archives: SmallCoco, capsys: pytest.CaptureFixture) -> None:
+def test_bad_captions_and_instances_raise(
+    archives: SmallCoco, capsys: pytest.CaptureFixture
+) -> None:
     captions = archives.root / "annotations/captions_val2017.json"
     instances = archives.root / "annotations/instances_val2017.json"
     for path, change, message in [
@@ -204,7 +206,7 @@ def test_bad_captions_and_instances(archives: SmallCoco, capsys: pytest.CaptureF
     assert "no such file; unpack annotations_trainval2017.zip" in fails(archives, capsys)
 
 
-def test_missing_or_damaged_archives(
+def test_missing_or_damaged_archives_raise(
     archives: SmallCoco, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     archive = archives.json.with_suffix(".zip")
@@ -219,7 +221,7 @@ def test_missing_or_damaged_archives(
     assert f"{archives.root}: no such folder" in fails(archives, capsys)
 
 
-def test_a_sample_is_read_or_all(
+def test_verification_of_a_sample_and_of_all_files(
     archives: SmallCoco, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert(archives)

@@ -1,7 +1,7 @@
-"""Converters of Cityscapes, Mapillary Vistas, LVIS and UVO, end to end on tiny models.
+"""Converters of Cityscapes, Mapillary Vistas, LVIS and UVO, end to end on tiny archives.
 
-Every number is compared, pixel by pixel, with what the tiny model was made from; then come a run
-that stops at a bad file and goes on, and files that were tampered with afterwards.
+The results are compared pixel by pixel with the data that the archives were made from. Other tests
+stop at a bad file and continue, or modify files after the conversion.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ def edit(path: Path, change: Callable[[dict], object]) -> None:
 
 
 def draw(path: Path, change: Callable[[np.ndarray], None]) -> None:
-    """Change a PNG file's numbers."""
+    """Change the pixels of a PNG file."""
     pixels = raw.read_pixels(path).copy()
     change(pixels)
     Image.fromarray(pixels).save(path)
 
 
 def fails(main: Callable, capsys: pytest.CaptureFixture, *arguments: object) -> str:
-    """Run a converter that must fail; its one line, without the newline."""
+    """Run a converter that must fail, and return its error line without the newline."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         main([str(argument) for argument in arguments])
@@ -59,7 +59,7 @@ def fails(main: Callable, capsys: pytest.CaptureFixture, *arguments: object) -> 
 
 
 def dataset(name: str, data: Path, pipeline: list | None = None) -> object:
-    """The test set of a config, with ``data`` for ``data/``."""
+    """Build the test dataset of a config, with ``data`` instead of ``data/``."""
     config = Config.fromfile(ROOT / "configs" / "_base_" / "datasets" / f"{name}.py")
     settings = config.test_dataloader.dataset
     settings.data_root = str(data) + settings.data_root.removeprefix("data")
@@ -69,7 +69,7 @@ def dataset(name: str, data: Path, pipeline: list | None = None) -> object:
 # --- Cityscapes ---------------------------------------------------------------------------------
 
 
-def test_cityscapes_is_what_cityscapesscripts_makes(tmp_path: Path) -> None:
+def test_cityscapes_equals_cityscapesscripts(tmp_path: Path) -> None:
     root = raw.prepare("cityscapes", tmp_path).root
     recorded, made = load(RECORDED), load(root / "annotations" / "panoptic_val.json")
     categories = [[c["id"], c["name"], c["isthing"]] for c in made["categories"]]
@@ -139,7 +139,7 @@ def test_cityscapes_train_split_and_a_second_run(tmp_path: Path) -> None:
     assert damaged.read_bytes() == good
 
 
-def test_cityscapes_stops_at_a_bad_file_and_goes_on(
+def test_cityscapes_stops_at_a_bad_file_and_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     truth = raw.write_raw_cityscapes(tmp_path)
@@ -162,7 +162,7 @@ def test_cityscapes_stops_at_a_bad_file_and_goes_on(
     assert interrupted == {p.name: p.read_bytes() for p in again.glob("annotations/**/*.*")}
 
 
-def test_cityscapes_raw_files_that_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_cityscapes_wrong_source_files_raise(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = raw.write_raw_cityscapes(tmp_path).root
     labels = next(root.glob("gtFine/val/lindau/*labelIds.png"))
     good = labels.read_bytes()
@@ -189,7 +189,7 @@ def test_cityscapes_raw_files_that_are_wrong(tmp_path: Path, capsys: pytest.Capt
         ("gtFine/val/lindau/*instanceIds.png", lambda p: p.fill(7), "its pixels differ from"),
     ],
 )
-def test_cityscapes_notices_images_that_changed(
+def test_cityscapes_modified_images_raise(
     tmp_path: Path, capsys: pytest.CaptureFixture, file: str, change: Callable, message: str
 ) -> None:
     root = raw.prepare("cityscapes", tmp_path).root
@@ -220,7 +220,7 @@ def drop_image(content: dict) -> None:
         ("panoptic_val.json", drop_image, "2 images, but leftImg8bit/val has 3"),
     ],
 )
-def test_cityscapes_notices_annotations_that_changed(
+def test_cityscapes_modified_annotations_raise(
     tmp_path: Path, capsys: pytest.CaptureFixture, file: str, change: Callable, message: str
 ) -> None:
     root = raw.prepare("cityscapes", tmp_path).root
@@ -233,7 +233,7 @@ def test_cityscapes_notices_annotations_that_changed(
 
 
 def check_vistas(truth: raw.Truth, data: Path, crowds: int) -> None:
-    """Every number in the instance maps is a segment of its class, stuff is joined."""
+    """Check that every number in the instance maps is a segment of its class."""
     made = dataset("mapillary", data)
     vocabulary = Vocabulary.load("mapillary")
     assert len(made) == 3 and made.vocabulary == vocabulary
@@ -281,7 +281,7 @@ def test_vistas_of_the_edition_with_both_versions(tmp_path: Path) -> None:
     assert len(load(truth.root / "annotations" / "panoptic_training.json")["images"]) == 1
 
 
-def test_vistas_stops_at_a_bad_file_and_goes_on(
+def test_vistas_stops_at_a_bad_file_and_continues(
     tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     truth = raw.write_raw_mapillary(tmp_path)
@@ -347,7 +347,7 @@ def forget_image(content: dict) -> None:
         (map_outside, "leads outside its folder"),
     ],
 )
-def test_vistas_raw_annotations_that_are_wrong(
+def test_vistas_wrong_source_annotations_raise(
     tmp_path: Path, capsys: pytest.CaptureFixture, change: Callable, message: str
 ) -> None:
     root = raw.write_raw_mapillary(tmp_path).root
@@ -356,14 +356,16 @@ def test_vistas_raw_annotations_that_are_wrong(
     assert message in line and "val-Xy_2" in line
 
 
-def test_vistas_flags_of_text_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_vistas_flags_of_text_raise(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = raw.write_raw_mapillary(tmp_path).root
     edit(root / "config.json", lambda content: content["labels"][3].update(evaluate="false"))
     line = fails(mapillary.main, capsys, root)
     assert 'config.json: number 4 of `labels` has `evaluate` "false", not 0 or 1' in line
 
 
-def test_vistas_config_of_another_version(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_vistas_config_of_another_version_raises(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     root = raw.write_raw_mapillary(tmp_path).root
     edit(root / "config.json", lambda content: content["labels"][3].update(instances=True))
     line = fails(mapillary.main, capsys, root)
@@ -376,7 +378,7 @@ def test_vistas_config_of_another_version(tmp_path: Path, capsys: pytest.Capture
     assert "neither config.json nor config_v1.2.json" in fails(mapillary.main, capsys, root)
 
 
-def test_vistas_notices_what_changed(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_vistas_modified_files_raise(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     root = raw.prepare("mapillary", tmp_path).root
     check = [root, "--verify-only", "--workers", 1]
     png = root / "annotations" / "panoptic_validation" / "val-Xy_1.png"
@@ -418,10 +420,10 @@ def test_lvis_has_all_classes(tmp_path: Path) -> None:
             drawn = reference.annToMask(dict(annotation, segmentation=instance["mask"]))
             assert np.array_equal(drawn, mask)
             largest = max(largest, instance["bbox_label"])
-    assert largest == 1202  # more classes than ids of panoptic segments with 1,000 would hold
+    assert largest == 1202  # exceeds 1,000 classes, a limit of some id encodings
 
 
-def test_lvis_is_left_as_it_is(tmp_path: Path) -> None:
+def test_lvis_files_are_not_changed(tmp_path: Path) -> None:
     raw.write_raw_lvis(tmp_path)
     before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     run = [str(tmp_path / "lvis"), "--coco", str(tmp_path / "coco"), "--workers", "1"]
@@ -484,7 +486,7 @@ def no_polygon(content: dict) -> None:
         (no_polygon, "of its mask has 3 numbers"),
     ],
 )
-def test_lvis_annotations_that_are_wrong(
+def test_lvis_wrong_annotations_raise(
     tmp_path: Path, capsys: pytest.CaptureFixture, change: Callable, message: str
 ) -> None:
     raw.write_raw_lvis(tmp_path)
@@ -493,9 +495,7 @@ def test_lvis_annotations_that_are_wrong(
     assert message in fails(lvis.main, capsys, *run)
 
 
-def test_lvis_masks_that_cannot_be_used_are_counted(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_lvis_unusable_masks_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     raw.write_raw_lvis(tmp_path)
 
     def shrink(content: dict) -> None:
@@ -509,8 +509,8 @@ def test_lvis_masks_that_cannot_be_used_are_counted(
     )
 
 
-def test_lvis_file_names_of_another_tool_change_nothing(tmp_path: Path) -> None:
-    """COCO's folders are in ``coco_url`` alone, which dataset and converter go by."""
+def test_lvis_file_names_are_ignored(tmp_path: Path) -> None:
+    """Only ``coco_url`` has COCO's folders; dataset and converter use it."""
     raw.write_raw_lvis(tmp_path)
     before = [dataset("lvis", tmp_path).get_data_info(i)["img_path"] for i in range(3)]
 
@@ -525,7 +525,7 @@ def test_lvis_file_names_of_another_tool_change_nothing(tmp_path: Path) -> None:
     assert all(Path(path).is_file() for path in before)
 
 
-def test_lvis_images_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_lvis_missing_images_raise(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     truth = raw.write_raw_lvis(tmp_path)
     run = [tmp_path / "lvis", "--coco", tmp_path / "coco", "--workers", 1]
     path = truth.images["train2017/000000391895.jpg"]
@@ -576,7 +576,7 @@ def test_uvo_videos(tmp_path: Path) -> None:
     ]
 
 
-def test_uvo_frames_that_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_uvo_missing_frames_raise(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     truth = raw.write_raw_uvo(tmp_path)
     first, _, last = truth.images.values()
     first.unlink()
@@ -620,7 +620,7 @@ def outside(content: dict) -> None:
         (outside, "'../secret.png' leads outside its folder"),
     ],
 )
-def test_uvo_raw_annotations_that_are_wrong(
+def test_uvo_wrong_source_annotations_raise(
     tmp_path: Path, capsys: pytest.CaptureFixture, change: Callable, message: str
 ) -> None:
     root = raw.write_raw_uvo(tmp_path).root
@@ -629,7 +629,7 @@ def test_uvo_raw_annotations_that_are_wrong(
     assert message in line and "UVO_frame_val.json" in line
 
 
-def test_uvo_notices_what_changed_and_a_second_run_repairs_it(
+def test_uvo_modified_file_raises_and_a_second_run_repairs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     truth = raw.prepare("uvo", tmp_path)
@@ -654,7 +654,7 @@ def test_uvo_notices_what_changed_and_a_second_run_repairs_it(
 
 @pytest.mark.parametrize("kind", ["label", "caption"])
 @pytest.mark.parametrize("name", NAMES)
-def test_configs_name_what_the_converters_make(tmp_path: Path, name: str, kind: str) -> None:
+def test_configs_refer_to_files_of_the_converters(tmp_path: Path, name: str, kind: str) -> None:
     raw.prepare(name, tmp_path)
     config = Config.fromfile(ROOT / "configs" / "odise" / f"odise_{kind}_{name}.py")
     settings = config.test_dataloader
@@ -690,7 +690,7 @@ def test_samples_through_the_test_pipeline(tmp_path: Path, name: str) -> None:
 
 
 def perfect(labels: np.ndarray, ids: np.ndarray, crowd: np.ndarray, vocabulary: Vocabulary) -> dict:
-    """What a perfect model answers to class indices (-1: void) and object numbers, both (H, W)."""
+    """Return perfect predictions for (H, W) class indices (-1: void) and object numbers."""
     keys = np.where((labels < 0) | crowd, -1, labels * 100000 + ids)
     keys[(keys >= 0) & ~np.isin(labels, np.flatnonzero(vocabulary.is_thing))] //= 100000
     panoptic, segments, masks, of_masks = np.zeros(ids.shape, np.int32), [], [], []
@@ -719,7 +719,7 @@ def of_instances(masks: list[np.ndarray], labels: list[int]) -> dict:
 
 
 def perfect_results(name: str, truth: raw.Truth | raw.Instances) -> list[dict]:
-    """Of every image, from what the tiny model was made from, not from what was converted."""
+    """Return perfect predictions for all images, made from the original data."""
     if isinstance(truth, raw.Instances):
         return [
             dict(
@@ -731,8 +731,8 @@ def perfect_results(name: str, truth: raw.Truth | raw.Instances) -> list[dict]:
         ]
     vocabulary = Vocabulary.load(name)
     results = []
-    for picture, ids in sorted(truth.instances.items()):
-        labels = truth.labels[picture]
+    for image_name, ids in sorted(truth.instances.items()):
+        labels = truth.labels[image_name]
         if name == "cityscapes":
             index_of = {c.id: i for i, c in enumerate(cityscapes.CLASSES)}
             labels = np.vectorize(lambda v, known=index_of: known.get(v, -1))(labels)
@@ -745,7 +745,7 @@ def perfect_results(name: str, truth: raw.Truth | raw.Instances) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_truth_gets_full_marks(tmp_path: Path, name: str) -> None:
+def test_ground_truth_scores_100(tmp_path: Path, name: str) -> None:
     truth = raw.prepare(name, tmp_path)
     config = Config.fromfile(ROOT / "configs" / "_base_" / "datasets" / f"{name}.py")
     data = dataset(name, tmp_path)
@@ -771,7 +771,7 @@ def test_the_truth_gets_full_marks(tmp_path: Path, name: str) -> None:
         assert numbers[number] == pytest.approx(100), numbers
 
 
-def test_worker_processes_make_the_same(tmp_path: Path) -> None:
+def test_worker_processes_write_the_same_files(tmp_path: Path) -> None:
     alone = raw.prepare("cityscapes", tmp_path / "alone").root
     root = raw.write_raw_cityscapes(tmp_path / "several").root
     cityscapes.prepare(root, "val", workers=2)
