@@ -64,7 +64,7 @@ def test_builtin_has_order_and_names_of_the_openmmlab_dataset(name):
     assert list(Vocabulary.load(name).source_names) == list(mm_classes()[name])
 
 
-def test_coco_is_mmdets_panoptic_metainfo():
+def test_coco_equals_mmdet_panoptic_metainfo():
     from mmdet.datasets import CocoPanopticDataset
 
     expected = dict(CocoPanopticDataset.METAINFO)
@@ -75,7 +75,7 @@ def test_coco_is_mmdets_panoptic_metainfo():
     }
 
 
-def test_flags_of_ade20k_and_cityscapes_are_mmdets():
+def test_flags_of_ade20k_and_cityscapes_equal_mmdet():
     from mmdet.datasets import CityscapesDataset
     from mmdet.datasets.ade20k import ADE20KInstanceDataset, ADE20KPanopticDataset
 
