@@ -207,7 +207,7 @@ def test_bad_input_is_named(tmp_path: Path, kind: str) -> None:
     for mask, message in (
         ([], ".*annotation 1 of image 31, have no usable mask"),
         (None, ".*annotation 1 of image 31, have no usable mask"),
-        ([[1, 2]], "annotation 1 of image 31 has no mask .* fewer than 3 points"),
+        ([[1, 2]], ".*annotation 1 of image 31, have no usable mask: .* fewer than 3 points"),
         ("text", 'annotation 1 of image 31: its mask is "text"'),
     ):
         with pytest.raises(DatasetError, match=rf"instances\.json: {message}"):
