@@ -129,12 +129,12 @@ def test_invalid_values(value: object, filled: Path, warnings: list[str]) -> Non
 
 
 def test_a_folder(tmp_path: Path, warnings: list[str]) -> None:
-    assert_steps_aside(tmp_path, warnings, "no file")
+    assert_steps_aside(tmp_path, warnings, "not a regular file")
 
 
 def test_a_pipe(tmp_path: Path, warnings: list[str]) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert_steps_aside(tmp_path / "pipe", warnings, "no file")
+    assert_steps_aside(tmp_path / "pipe", warnings, "not a regular file")
 
 
 def test_a_folder_that_cannot_be_created(tmp_path: Path, warnings: list[str]) -> None:
@@ -192,7 +192,7 @@ def test_a_full_disk(filled: Path, warnings: list[str]) -> None:
 
 
 def test_a_locked_file(filled: Path, warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_cache, "_PATIENCE", 0.1)
+    monkeypatch.setattr(text_cache, "_LOCK_TIMEOUT", 0.1)
     with closing(sqlite3.connect(filled, isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         assert_steps_aside(filled, warnings, "locked")

@@ -1,4 +1,4 @@
-"""The one frozen CLIP: its sources, its text encoder and tokenizers."""
+"""Frozen CLIP: sources of its weights, text encoder and tokenizers."""
 
 from odise_mm.models.clip.frozen_clip import FrozenCLIP
 from odise_mm.models.clip.text_encoder import TextEncoder

@@ -1,4 +1,4 @@
-"""The one frozen CLIP that captioner, text encoder and second prediction share (open_clip)."""
+"""Frozen CLIP, shared by captioner, text encoder and CLIP classifiers."""
 
 import hashlib
 import json
@@ -22,42 +22,44 @@ from odise_mm.registry import MODELS
 from odise_mm.utils.locks import Lock
 from odise_mm.utils.precision import full_precision
 
-# Products of fewer rows take another way through CPU libraries, with other rounding: a name's
-# embedding would depend on how many are embedded with it.
-_LEAST_TEXTS = 4
+# CPU libraries multiply matrices with fewer rows in another order, with different rounding, so the
+# embedding of a text would depend on the number of texts in the batch.
+_MIN_BATCH = 4
 
 
 @MODELS.register_module()
 class FrozenCLIP(FrozenModule):
-    """An open_clip model with preprocessing on tensors; parameters are never trained.
+    """Frozen open_clip model with preprocessing of image tensors.
 
-    Weights: OpenAI's ViT-L/14-336 (MIT license) for the published ODISE.
+    The published ODISE uses OpenAI's ViT-L/14-336 (MIT license).
 
     Args:
-        model: name of an open_clip architecture, or the content of such a config (``embed_dim``,
-            ``vision_cfg``, ``text_cfg``, ``quick_gelu``), or a folder with open_clip's
-            ``open_clip_config.json`` and perhaps ``words.txt``. OpenAI's weights need QuickGELU. A
-            tag and OpenAI's archive say so and it is used; for any other file name an architecture
-            that has it (``ViT-L-14-336-quickgelu``): a plain GELU gives wrong numbers silently.
-        weights: open_clip's tag (``openai``: downloaded once), or a local file: open_clip names in
-            ``.safetensors`` or a torch file, or OpenAI's own TorchScript archive; or a folder with
-            ``open_clip_model.safetensors``. None leaves random weights, the same every time.
-        mean, std: of the images that the weights were trained on, three numbers for values in
-            [0, 1]. None: those of the tag or folder; for a local file those on which all of
-            open_clip's weights of the architecture agree (0.5 for SigLIP), else OpenAI's, with a
-            warning.
-        words: for a small text tower that reads whole words: the words, or a text file of them,
-            see :class:`~odise_mm.models.clip.WordTokenizer`. None: those of the folder
-            if it has any, else CLIP's byte pair encoding.
+        model: name of an open_clip architecture, the content of such a config (``embed_dim``,
+            ``vision_cfg``, ``text_cfg``, ``quick_gelu``), or a folder with an
+            ``open_clip_config.json`` and optionally a ``words.txt``. OpenAI's weights need
+            QuickGELU. It is used automatically for tags and for OpenAI's TorchScript archive. For
+            other files with these weights, use an architecture with QuickGELU
+            (``ViT-L-14-336-quickgelu``); a plain GELU silently gives wrong results.
+        weights: tag of open_clip (``openai``: downloaded once); a local file: ``.safetensors`` or a
+            torch file with open_clip's key names, or OpenAI's TorchScript archive; or a folder with
+            ``open_clip_model.safetensors``. None: random weights, the same every time.
+        words: words, or a text file of words, for a small text tower with a
+            :class:`~odise_mm.models.clip.WordTokenizer`. None: the words in the folder if it has
+            any, otherwise CLIP's byte pair encoding.
+        mean: mean of the images that the weights were trained on, three numbers for values in
+            [0, 1]. None: the values of the tag or folder. For a local file, the values that all of
+            open_clip's weights of this architecture share (0.5 for SigLIP), otherwise OpenAI's
+            values, with a warning.
+        std: standard deviation, like ``mean``.
 
     Attributes:
         embed_dim: width of image and text embeddings.
 
     Raises:
-        ValueError: unknown architecture or tag (the known tags are listed); a ``vocab_size`` that
-            is not that of the words.
-        VocabularyError: ``words`` cannot be used.
-        CheckpointError: the file is missing or of another model.
+        ValueError: unknown architecture or tag (the message lists the known tags), or a
+            ``vocab_size`` that does not match the words.
+        VocabularyError: ``words`` is invalid.
+        CheckpointError: the file is missing or belongs to another model.
     """
 
     @classmethod
@@ -120,62 +122,70 @@ class FrozenCLIP(FrozenModule):
 
     @property
     def image_size(self) -> int:
-        """Edge of the square image that the tower wants, in pixels."""
+        """Height and width of the tower's input images in pixels."""
         size = self.visual.image_size  # a number for CLIP's own ResNets
         return size if isinstance(size, int) else size[0]
 
     @property
     def context_length(self) -> int:
-        """Tokens of a text, start and end included."""
+        """Number of tokens of a text, including start and end token."""
         return self.model.context_length
 
     @property
     def logit_scale(self) -> Tensor:
-        """Factor between cosine similarity and logits, at most 100; a scalar."""
+        """Factor from cosine similarities to logits, at most 100; a scalar."""
         return self.model.logit_scale.float().exp().clamp(max=100)
 
     @property
     def text_version(self) -> tuple[int, torch.dtype]:
-        """Another one where embeddings of texts may differ: weights were loaded, or cast."""
+        """Value that changes when text embeddings may change: weights were loaded or cast."""
         return self._loads, self.model.logit_scale.dtype
 
     def fingerprint(self) -> str:
-        """Name of architecture and weights; the key of stored text embeddings."""
+        """Return a hash of architecture and text weights, the key of stored text embeddings."""
         digest = hashlib.sha256(self.name.encode())
         if isinstance(self.tokenizer, WordTokenizer):
             digest.update(" ".join(self.tokenizer.words).encode())
         for key, value in sorted(self.model.state_dict().items()):
             if not key.startswith("visual."):
-                # A thousand numbers of each tensor tell any two trainings apart.
+                # About 1,000 numbers of each tensor are enough to distinguish weights.
                 sample = value.flatten()[:: value.numel() // 1000 + 1]
                 digest.update(key.encode() + sample.float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def normalize(self, images: Tensor) -> Tensor:
-        """(..., 3, H, W) in [0, 1] to CLIP's mean and standard deviation, in the tower's type."""
+        """Normalize images with CLIP's mean and standard deviation.
+
+        Args:
+            images: (..., 3, H, W) in [0, 1], RGB.
+
+        Returns:
+            (..., 3, H, W) in the floating point type of the image tower.
+        """
         return ((images.float() - self.mean) / self.std).to(self.dtype)
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Store the image tower in another float type; names are embedded in float32, once."""
+        """Cast the image tower; texts are embedded only once, so their tower stays in float32."""
         cast_weights(self.visual, dtype)
 
     def compile_parts(self, **options: Any) -> None:
-        """Run the image tower, or a ViT's transformer alone, through ``torch.compile``."""
+        """Compile the image tower (only the transformer of a ViT) with ``torch.compile``."""
         getattr(self.visual, "transformer", self.visual).compile(**options)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor) -> Tensor:
-        """Image embeddings, not L2-normalized.
+        """Compute image embeddings, not L2-normalized.
 
         Args:
-            images: (N, 3, H, W) in [0, 1], RGB. The short edge is resized bicubically (without
-                antialias, as in the published model) to ``image_size``, then the center is cropped.
+            images: (N, 3, H, W) in [0, 1], RGB. The shorter side is resized to ``image_size``
+                (bicubic, without antialiasing, as in the published model), then the center is
+                cropped.
 
         Returns:
             (N, ``embed_dim``) float32
         """
         size = self.image_size
-        height, width = map(int, images.shape[-2:])  # plain numbers while traced, too
+        height, width = map(int, images.shape[-2:])  # integers while tracing, too
         short = min(height, width)
         target = (size * height // short, size * width // short)
         if target != (height, width):
@@ -189,14 +199,22 @@ class FrozenCLIP(FrozenModule):
 
     @torch.no_grad()
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
-        """Text embeddings, not L2-normalized: (len(texts), ``embed_dim``) float32."""
+        """Compute text embeddings, not L2-normalized.
+
+        Args:
+            texts: the texts.
+            batch_size: number of texts per forward pass.
+
+        Returns:
+            (len(texts), ``embed_dim``) float32
+        """
         batches = []
         with full_precision(self.model.logit_scale):
             for start in range(0, len(texts), batch_size):
-                some = list(texts[start : start + batch_size])
-                with self._tokenizing:  # Hugging Face's set their padding anew at every call
-                    tokens = self.tokenizer(some + some[:1] * (_LEAST_TEXTS - len(some)))
-                encoded = self.model.encode_text(tokens.to(self.device))[: len(some)]
+                batch = list(texts[start : start + batch_size])
+                with self._tokenizing:  # calls change the state of Hugging Face tokenizers
+                    tokens = self.tokenizer(batch + batch[:1] * (_MIN_BATCH - len(batch)))
+                encoded = self.model.encode_text(tokens.to(self.device))[: len(batch)]
                 batches.append(encoded.float())
         return torch.cat(batches)
 
@@ -206,8 +224,8 @@ class FrozenCLIP(FrozenModule):
         wrong = differences(state, wanted)
         if wrong:
             raise CheckpointError(
-                f"{path} holds no weights for CLIP {self.short_name}: {wrong}. Name the "
-                "architecture that the file was made for."
+                f"{path} does not contain weights of CLIP {self.short_name}: {wrong}. Set `model` "
+                "to the architecture of these weights."
             )
         floats = {key: state[key].to(torch.float32) for key in wanted}
         self.model.load_state_dict(floats, assign=True)
@@ -215,13 +233,13 @@ class FrozenCLIP(FrozenModule):
 
     @property
     def short_name(self) -> str:
-        """What messages call it: the architecture's name, or the size of a spelled-out one."""
+        """Name for messages: that of the architecture, or the sizes if a config was given."""
         if not self.name.startswith("{"):
             return self.name
         return f"of the config ({self.embed_dim} wide, {self.image_size} pixels)"
 
     def _rebuild_causal_mask(self) -> None:
-        """The text tower's mask is the one buffer that no file holds."""
+        """Fill the text tower's attention mask, the only buffer that is not in files."""
         length = self.context_length
         causal = torch.full((length, length), float("-inf")).triu_(1)
         for owner in (self.model, getattr(self.model, "text", None)):
@@ -230,5 +248,5 @@ class FrozenCLIP(FrozenModule):
 
 
 def _count_loads(module: FrozenCLIP, state: dict, prefix: str, *_: Any) -> None:
-    """Checkpoints of whole models mostly hold none of CLIP's weights."""
+    """Count loaded state dicts that contain weights of CLIP; most checkpoints do not."""
     module._loads += any(key.startswith(prefix) for key in state)

@@ -1,4 +1,4 @@
-"""From names to the texts that CLIP reads."""
+"""Conversion of names to prompts for CLIP."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,15 @@ from odise_mm.errors import ConfigError
 
 
 def fill_template(template: str, names: Sequence[str]) -> list[str]:
-    """Prompts from names; ``{}`` in the template stands for the name.
+    """Return a prompt for each name.
+
+    Args:
+        template: the prompt, with ``{}`` in place of the name.
+        names: the names.
 
     Raises:
         ConfigError: the template has no ``{}``.
     """
     if not isinstance(template, str) or "{}" not in template:
-        raise ConfigError(f"the prompt template {template!r} needs a {{}} for the name")
+        raise ConfigError(f"the prompt template {template!r} must contain {{}} for the name")
     return [template.replace("{}", name) for name in names]

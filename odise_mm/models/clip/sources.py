@@ -1,4 +1,4 @@
-"""Where a CLIP's architecture and weights come from: names of open_clip's, folders and files."""
+"""Lookup of CLIP architectures and weights: names of open_clip, folders and files."""
 
 from __future__ import annotations
 
@@ -23,28 +23,25 @@ from odise_mm.models.frozen import is_meta_context
 from odise_mm.utils.files import read_json
 from odise_mm.utils.spelling import is_path, nearest
 
-# Integers that OpenAI's own files carry beside the weights; the model's shapes say the same.
+# Integers in OpenAI's files that are not weights. They follow from the shapes of the weights.
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 
 
-# open_clip's own names in a folder of a model ("local-dir:")
+# File names that open_clip uses in a folder ("local-dir:").
 CONFIG_FILE = "open_clip_config.json"
-
-
 WEIGHTS_FILE = "open_clip_model.safetensors"
-
-
 WEIGHT_STEMS = ("open_clip_model", "open_clip_pytorch_model", "model", "pytorch_model")
 
 
 class CLIPSource(NamedTuple):
-    """What a name of open_clip's and a choice of weights come to.
+    """Config and weights of a CLIP.
 
     Attributes:
-        config: content of open_clip's config, with the activation that the weights need.
-        mean, std: of the images that the weights were trained on, in [0, 1].
-        path: the weights' file, downloaded if need be; None: random weights.
-        folder: where the config lies, if in a folder.
+        config: content of open_clip's config, with the activation function of the weights.
+        mean: mean of the images that the weights were trained on, for values in [0, 1].
+        std: standard deviation, like ``mean``.
+        path: weights file, downloaded if necessary. None: random weights.
+        folder: folder of the config, or None.
     """
 
     config: dict[str, Any]
@@ -60,22 +57,27 @@ def find_clip(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> CLIPSource:
-    """Look up a CLIP; on the meta device nothing is downloaded or looked for.
+    """Look up the config and weights of a CLIP.
+
+    On the meta device, weights are neither searched for nor downloaded.
 
     Args:
-        model, weights, mean, std: see :class:`FrozenCLIP`.
+        model: see :class:`FrozenCLIP`.
+        weights: see :class:`FrozenCLIP`.
+        mean: see :class:`FrozenCLIP`.
+        std: see :class:`FrozenCLIP`.
 
     Raises:
-        ValueError: unknown architecture or tag (the known tags are listed); ``mean`` or ``std`` is
-            no triple of numbers.
-        TypeError: something else than those.
-        ConfigError: a folder's config cannot be read.
-        CheckpointError: a tag's file cannot be downloaded.
+        ValueError: unknown architecture or tag (the message lists the known tags); ``mean`` or
+            ``std`` does not consist of three numbers.
+        TypeError: an argument of the wrong type.
+        ConfigError: the config in a folder cannot be read.
+        CheckpointError: the weights of a tag cannot be downloaded.
     """
     import open_clip
 
     if not isinstance(model, str | Mapping):
-        raise TypeError(f"model={model!r} must be a name or a config of open_clip's, or a folder")
+        raise TypeError(f"model={model!r} must be a name or config of open_clip, or a folder")
     if not isinstance(weights, str | None):
         raise TypeError(f"weights={weights!r} must be a tag, a file, a folder or None")
     given = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
@@ -88,9 +90,9 @@ def find_clip(
         preprocessing = _preprocessing_of(model)
     config = open_clip.get_model_config(model) if isinstance(model, str) else deepcopy(model)
     if config is None:
-        hint = nearest(model, open_clip.list_models()) or ": see open_clip.list_models()"
+        hint = nearest(model, open_clip.list_models()) or "; see open_clip.list_models()"
         if "/" in model:
-            hint += f", and there is no such folder with a {CONFIG_FILE}"
+            hint += f"; there is no folder {model} with a {CONFIG_FILE} either"
         raise ValueError(f"open_clip has no architecture {model!r}{hint}")
     config = {key: value for key, value in config.items() if key not in ("tag", "name")}
     load = weights is not None and not is_meta_context()
@@ -108,15 +110,16 @@ def find_clip(
             weights = _file_in(Path(weights))
         if not isinstance(model, str) and not is_path(weights):
             raise ValueError(
-                f"there is no weights file {weights}, and open_clip's tags need a named "
-                "architecture: this CLIP's is spelled out in the config"
+                f"no weights file {weights}; tags of open_clip need a named architecture, but this "
+                "CLIP has a config: set `weights` to a file or folder"
             )
-        if _is_torchscript(weights):  # OpenAI's own format: all were trained with QuickGELU
+        if _is_torchscript(weights):  # OpenAI's format; all of its models use QuickGELU
             _use_gelu_of_weights(config, True, weights)
         elif isinstance(model, str) and "mean" not in {**preprocessing, **given}:
             print_log(
-                f"open_clip's weights of {model} do not tell with which mean and std {weights} was "
-                "trained: OpenAI's are used; give the CLIP its `mean` and `std` if they differ",
+                f"mean and std of {weights} are unknown, because open_clip's weights of {model} do "
+                "not agree on them: using OpenAI's values; if they are wrong, set `mean` and `std` "
+                "of the CLIP",
                 logger="current",
                 level=logging.WARNING,
             )
@@ -127,9 +130,9 @@ def find_clip(
 
 
 def _preprocessing_of(model: str) -> dict[str, Any]:
-    """Mean and std on which all of open_clip's weights of an architecture agree, else nothing.
+    """Return mean and std if all of open_clip's weights of an architecture share them, else {}.
 
-    A local file does not say how its images were normalized; nearly always this does.
+    A local file does not contain mean and std. These are nearly always the right values.
     """
     import open_clip
 
@@ -149,48 +152,61 @@ def _three_numbers(name: str, values: Any) -> tuple[float, float, float]:
     )
     if not valid or (name == "std" and min(numbers) <= 0):
         raise ValueError(
-            f"{name}={values!r} of a CLIP must be three numbers, of red, green and blue in [0, 1]"
+            f"{name}={values!r} of a CLIP must be three numbers, for red, green and blue in [0, 1]"
             + (", greater than 0" if name == "std" else "")
         )
     return tuple(map(float, numbers))
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Config and preprocessing of a model that open_clip has written into a folder."""
+    """Read config and preprocessing in a folder that open_clip has saved."""
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise ConfigError(f"{folder} is no folder of an open_clip model: it has no {CONFIG_FILE}")
+        raise ConfigError(
+            f"{folder} is not a folder of an open_clip model: {CONFIG_FILE} is missing"
+        )
     content = read_json(path, ConfigError, "config of an open_clip model")
     try:
         return content["model_cfg"], content.get("preprocess_cfg", {})
     except (KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path} is not what open_clip writes: it has no model_cfg") from error
+        raise ConfigError(
+            f"{path} is not a config file of open_clip: model_cfg is missing"
+        ) from error
 
 
 def _file_in(folder: Path) -> str:
-    """The weights file in a folder, by the names that open_clip looks for.
+    """Return the weights file in a folder with one of the names that open_clip uses.
 
     Raises:
-        CheckpointError: none is there, or they are in shards, which open_clip does not write.
+        CheckpointError: there is none, or the weights are in shards.
     """
     files = choose_weights(folder, WEIGHT_STEMS, "weights of CLIP")
     if len(files) > 1:
         raise CheckpointError(
-            f"{folder} has its weights in {len(files)} shards, which is not a format of "
-            "open_clip's: name a folder or file that open_clip wrote"
+            f"the weights in {folder} are split into {len(files)} shards, which open_clip does not "
+            "support: set `weights` to a folder or file that open_clip has saved"
         )
     return str(files[0])
 
 
 def word_tokenizer_of(words: str | Sequence[str], config: dict[str, Any]) -> WordTokenizer:
-    """The tokenizer of words, and the size of its vocabulary in the config's text tower."""
+    """Build a word tokenizer, and set or check ``vocab_size`` in the config.
+
+    Args:
+        words: see :class:`FrozenCLIP`.
+        config: open_clip's config, changed in place.
+
+    Raises:
+        ValueError: ``vocab_size`` in the config does not match the words.
+        VocabularyError: ``words`` is invalid.
+    """
     text = config["text_cfg"]
     tokenizer = WordTokenizer(words, text.get("context_length", 77))
     if text.setdefault("vocab_size", tokenizer.vocab_size) != tokenizer.vocab_size:
         raise ValueError(
-            f"vocab_size={text['vocab_size']} is not that of the words: {tokenizer.vocab_size}, "
-            f"{len(tokenizer.words)} words and 3 others; leave it out, or give the words that the "
-            "weights were trained with"
+            f"vocab_size={text['vocab_size']} does not match the words: it must be "
+            f"{tokenizer.vocab_size}, {len(tokenizer.words)} words and 3 special tokens; remove "
+            "it, or use the words that the weights were trained with"
         )
     return tokenizer
 
@@ -200,11 +216,12 @@ def read_clip(
     keep: Callable[[str], bool] | None = None,
     fits: Callable[[str], bool] | None = None,
 ) -> dict[str, Tensor]:
-    """A CLIP's weights by open_clip's names, from any of its formats.
+    """Read the weights of a CLIP with open_clip's key names, from any supported format.
 
     Args:
         path: see :class:`FrozenCLIP`.
-        keep, fits: see :func:`odise_mm.checkpoints.safe_loading.load_state_dict`.
+        keep: see :func:`odise_mm.checkpoints.safe_loading.load_state_dict`.
+        fits: see :func:`odise_mm.checkpoints.safe_loading.load_state_dict`.
     """
     if not _is_torchscript(path):
         state = load_state_dict(path, keep, fits)
@@ -219,32 +236,33 @@ def _tag_config(model: str, tag: str) -> dict:
     tags = open_clip.list_pretrained_tags_by_model(model)
     if tag not in tags:
         raise ValueError(
-            f"{tag}: neither a file nor one of open_clip's tags for {model} "
-            f"({', '.join(tags) or 'it has none'}){nearest(tag, tags)}"
+            f"weights={tag!r} is neither a file nor one of open_clip's tags for {model} "
+            f"({', '.join(tags) or 'there are none'}){nearest(tag, tags)}"
         )
     return open_clip.get_pretrained_cfg(model, tag)
 
 
 def _use_gelu_of_weights(config: dict, quick: bool, weights: str) -> None:
-    """The weights decide: with the other activation they give wrong numbers silently."""
+    """Set the activation function of the weights; another one silently gives wrong results."""
     if config.get("quick_gelu", False) != quick:
         name = "QuickGELU" if quick else "plain GELU"
-        print_log(f"CLIP {weights} was trained with {name}: using that", logger="current")
+        print_log(f"CLIP {weights} was trained with {name}: using {name}", logger="current")
         config["quick_gelu"] = quick
 
 
 def _download(tag: dict, name: str) -> str:
     import open_clip
 
-    way = (
-        f"Check the network, or fetch {_place(tag)} elsewhere and name the local file as `weights`."
+    hint = (
+        f"Check the network, or download {_location(tag)} on another machine and set `weights` to "
+        "the local file."
     )
-    with reaching(f"CLIP {name} is not on this machine and could not be downloaded", way):
+    with reaching(f"CLIP {name} is not on this machine and could not be downloaded", hint):
         return open_clip.download_pretrained(tag)
 
 
-def _place(tag: dict) -> str:
-    """Where open_clip would have looked, for people to look there."""
+def _location(tag: dict) -> str:
+    """Return file and address that open_clip downloads, for messages."""
     if tag.get("hf_hub"):
         repository, _, file = tag["hf_hub"].rpartition("/")
         file = file or "open_clip_model.safetensors"
@@ -260,6 +278,6 @@ def _is_torchscript(path: str) -> bool:
 
 
 def _read_torchscript(path: str) -> dict[str, Tensor]:
-    # OpenAI's own release. TorchScript is not pickle: loading it runs no Python code.
+    # OpenAI's release. TorchScript is not pickle: loading it does not run Python code.
     print_log(f"{path} is a TorchScript archive: reading its weights", logger="current")
     return dict(torch.jit.load(path, map_location="cpu").state_dict())

@@ -1,4 +1,4 @@
-"""Text embeddings that are kept between runs, in an SQLite file."""
+"""Cache of text embeddings in an SQLite file, which is kept between runs."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from mmengine.logging import print_log
 from odise_mm.utils.display import printable
 
 _COLUMNS = ["model", "text", "value"]
-_PATIENCE = 5  # seconds that another process may hold the file
+_LOCK_TIMEOUT = 5  # seconds to wait while another process has locked the file
 _CHECKSUM_BYTES = 4
-# Beside SQLite's own: folders that cannot be made, paths and texts that are in no encoding.
-_FAULTS = (sqlite3.Error, OSError, ValueError, OverflowError)
+# Besides SQLite's errors: folders that cannot be created, paths and texts that cannot be encoded.
+_CACHE_ERRORS = (sqlite3.Error, OSError, ValueError, OverflowError)
 
 Result = TypeVar("Result")
 
 
 class TextCache:
-    """Embeddings by model and text. At any fault it warns once and steps aside; no run ends by it.
+    """Cache of text embeddings in an SQLite file, with model and text as key.
 
-    Each access opens the file anew, so threads and processes may share it. A value that is not what
-    was written (of another length or type, damaged) counts as absent. A database of something else
-    is left alone.
+    Errors never end a run: after the first one, the cache shows a warning and is no longer used.
+
+    Threads and processes can share a file, because each access opens it again. Damaged values, and
+    values of another length or type, are treated as missing. Other databases are not changed.
 
     Args:
-        file: made with its folder where missing.
-        model: key of the model whose embeddings are meant; others may be in the same file.
-        width: numbers of an embedding.
+        file: the SQLite file. It and its folder are created if necessary.
+        model: key of the model that computes the embeddings. A file can contain several models.
+        width: width of an embedding.
     """
 
     def __init__(self, file: str | os.PathLike[str], model: str, width: int) -> None:
@@ -42,14 +43,14 @@ class TextCache:
         self.model = model
         self.width = width
         self.working = True
-        """False once it has stepped aside."""
+        """False after an error: the cache is no longer used."""
 
     def get(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """What is known of the texts: (``width``,) float32 each."""
+        """Return the cached embeddings of the texts, (``width``,) float32 each."""
         return self._attempt(lambda: self._read(texts), {})
 
     def put(self, embeddings: Mapping[str, np.ndarray]) -> None:
-        """Remember embeddings, (``width``,) float32 each."""
+        """Store embeddings, (``width``,) float32 each."""
         self._attempt(lambda: self._write(embeddings), None)
 
     def _read(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -78,32 +79,32 @@ class TextCache:
         content, checksum = blob[:-_CHECKSUM_BYTES], blob[-_CHECKSUM_BYTES:]
         return np.frombuffer(content, "<f4").copy() if checksum == _checksum(content) else None
 
-    def _attempt(self, access: Callable[[], Result], otherwise: Result) -> Result:
+    def _attempt(self, access: Callable[[], Result], default: Result) -> Result:
         if not self.working:
-            return otherwise
+            return default
         try:
             return access()
-        except _FAULTS as error:
+        except _CACHE_ERRORS as error:
             self.working = False
             reason = printable(error, limit=200) or type(error).__name__
             print_log(
-                f"text cache {printable(self.file)}: {reason}. The run goes on without it, and "
-                "names are embedded anew; remove the file, or name another as `cache_file` of the "
-                "TextEncoder",
+                f"text cache {printable(self.file)}: {reason}. Continuing without it: names are "
+                "embedded again; delete the file, or set `cache_file` of the TextEncoder to "
+                "another file",
                 logger="current",
                 level=30,
             )
-            return otherwise
+            return default
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        """The file with its table, within a transaction that ends with the block."""
+        """Open the file in a transaction that is committed at the end of the block."""
         if self.file.exists() and not self.file.is_file():
-            raise OSError("it is no file")  # SQLite could wait for ever
-        if self.file.exists() and self.file.stat().st_size == 1:  # SQLite takes it for an empty one
+            raise OSError("not a regular file")  # SQLite could wait forever
+        if self.file.exists() and self.file.stat().st_size == 1:  # empty to SQLite
             raise sqlite3.DatabaseError("file is not a database")
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(self.file, timeout=_PATIENCE, isolation_level="IMMEDIATE")
+        database = sqlite3.connect(self.file, timeout=_LOCK_TIMEOUT, isolation_level="IMMEDIATE")
         try:
             self._prepare(database)
             with database:
@@ -120,8 +121,10 @@ class TextCache:
             )
             return
         columns = [row[1] for row in database.execute("PRAGMA table_info(embeddings)")]
-        if columns != _COLUMNS or ("embeddings", "table") not in entries:  # a view may be endless
-            raise sqlite3.DatabaseError("it is a database of something else, which is left alone")
+        if (
+            columns != _COLUMNS or ("embeddings", "table") not in entries
+        ):  # a view could be infinite
+            raise sqlite3.DatabaseError("the file is a database of something else")
 
 
 def _pack(value: np.ndarray) -> bytes:
@@ -134,5 +137,5 @@ def _checksum(content: bytes) -> bytes:
 
 
 def _has_encoding(text: str) -> bool:
-    """Whether SQLite can store a text: halves of surrogate pairs are in no encoding."""
+    """Return whether SQLite can store a text; lone surrogates cannot be encoded."""
     return text.isascii() or text.encode("utf-8", "replace").decode("utf-8") == text

@@ -1,4 +1,4 @@
-"""Text embeddings of names, remembered between calls and, on request, between runs."""
+"""Text embeddings of names, cached in memory and optionally on disk."""
 
 import os
 from collections import OrderedDict
@@ -24,20 +24,21 @@ _VOCABULARIES = 16
 
 @MODELS.register_module()
 class TextEncoder(nn.Module):
-    """CLIP's text encoder behind a cache: a name is embedded once, a vocabulary put together once.
+    """CLIP's text encoder with caches for texts and for whole vocabularies.
 
-    Several threads may call one encoder; one at a time is served.
+    Calls are thread-safe; they run one at a time.
 
     Args:
         clip: a :class:`~odise_mm.models.clip.frozen_clip.FrozenCLIP` or its config.
-        cache_size: embeddings kept in memory (3 KB each at full size); the oldest go first. They
-            are those of prompts: a synonym in two templates counts twice. As many again are kept
-            on CLIP's device in the matrices of whole vocabularies.
-        cache_file: an SQLite file that keeps embeddings between runs, keyed by CLIP's weights and
-            the text, see :class:`~odise_mm.models.clip.text_cache.TextCache`; None keeps none.
+        cache_size: number of text embeddings that are kept in memory (3 KB each at full size). The
+            least recently used ones are removed first. A synonym in two prompt templates counts
+            twice. The matrices of whole vocabularies take up to the same number of rows on CLIP's
+            device in addition.
+        cache_file: SQLite file that keeps embeddings between runs, with CLIP's weights and the text
+            as key, see :class:`~odise_mm.models.clip.text_cache.TextCache`. None: no file.
 
     Raises:
-        ConfigError: a ``cache_size`` that is no whole number, a ``cache_file`` that is no path.
+        ConfigError: ``cache_size`` is not an integer, or ``cache_file`` is not a path.
     """
 
     def __init__(
@@ -51,12 +52,12 @@ class TextEncoder(nn.Module):
         if cache_file is not None and not (
             isinstance(cache_file, str | os.PathLike) and cache_file
         ):
-            raise ConfigError(f"cache_file={cache_file!r}: the path of a file, or None")
+            raise ConfigError(f"cache_file={cache_file!r} must be the path of a file, or None")
         self.clip = build_part(clip, MODELS)
         self.cache_size = cache_size
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._matrices: BoundedCache[Tensor] = BoundedCache(_VOCABULARIES, cache_size)
-        self._lock = Lock()  # around the cache, and around tokenizers, which have state
+        self._lock = Lock()  # for the cache and for tokenizers, which have a state
         self._text_version = self.clip.text_version
         self.cache_file = cache_file
         self._disk: TextCache | None = None
@@ -68,12 +69,18 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """Embeddings, not L2-normalized: (len(texts), ``embed_dim``) float32 on CLIP's device.
+        """Compute text embeddings, not L2-normalized.
 
-        A text of more tokens than CLIP reads (77 with start and end) is cut there, as CLIP does;
-        a warning names it.
+        Texts that exceed CLIP's context length (77 tokens including start and end) are truncated,
+        with a warning.
+
+        Args:
+            texts: the texts.
+
+        Returns:
+            (len(texts), ``embed_dim``) float32 on CLIP's device.
         """
-        if self.clip.device.type == "meta":  # only shapes exist there: all count as embedded
+        if self.clip.device.type == "meta":  # there is nothing to compute or cache
             return torch.empty(len(texts), self.embed_dim, device="meta")
         with self._lock:
             self._forget_if_changed()
@@ -81,15 +88,15 @@ class TextEncoder(nn.Module):
         return torch.stack([found[text] for text in texts]).to(self.clip.device)
 
     def of_vocabulary(self, vocabulary: Vocabulary, template: str) -> Tensor:
-        """Embeddings of all synonyms in a template, kept for the next image.
+        """Return the embeddings of all synonyms of a vocabulary, cached for the next image.
 
         Args:
-            vocabulary: S synonyms.
-            template: the prompt around a name.
+            vocabulary: vocabulary with S synonyms.
+            template: the prompt template.
 
         Returns:
             (S, ``embed_dim``) float32 on CLIP's device, not L2-normalized, in the order of
-            ``vocabulary.flat``. Others get the same tensor: not to be written to.
+            ``vocabulary.flat``. The tensor is shared with other callers and must not be changed.
         """
         with self._lock:
             self._forget_if_changed()
@@ -97,14 +104,14 @@ class TextEncoder(nn.Module):
         key = (vocabulary.synonyms, template, self.clip.device, version)
         matrix = self._matrices.get(key)
         if matrix is None:
-            # A tensor of inference mode could not be trained with later.
+            # Autograd could not use a tensor that was created in inference mode.
             with torch.inference_mode(False):
                 matrix = self(fill_template(template, vocabulary.flat[0]))
             self._matrices.put(key, matrix, len(matrix))
         return matrix
 
     def _find(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Embeddings of the texts, on the CPU, from wherever they are to be had."""
+        """Return embeddings on the CPU: from memory, from the file, or from CLIP."""
         found: dict[str, Tensor] = {}
         for text in texts:
             if text in self._cache:
@@ -130,9 +137,9 @@ class TextEncoder(nn.Module):
         return found
 
     def forget(self) -> None:
-        """Empty the memory; to be called when CLIP's weights were changed in place.
+        """Clear the caches in memory. Call this after changing CLIP's weights in place.
 
-        Weights that a state dict brings, and another number format, are noticed.
+        It is not necessary after ``load_state_dict`` or a change of the floating point type.
         """
         with self._lock:
             self._cache.clear()
@@ -140,7 +147,7 @@ class TextEncoder(nn.Module):
             self._disk = None
 
     def forget_vocabularies(self) -> None:
-        """Keep the embeddings of names, and no matrix of them."""
+        """Clear the matrices of vocabularies, but keep the embeddings of texts."""
         self._matrices.clear()
 
     def _forget_if_changed(self) -> None:
@@ -150,14 +157,14 @@ class TextEncoder(nn.Module):
 
     def _warn_if_cut(self, texts: Sequence[str]) -> None:
         tokenizer = self.clip.tokenizer
-        room = self.clip.context_length - 2
+        limit = self.clip.context_length - 2
         for text in texts:
-            # a token covers at least one character, so short texts need no counting
-            if len(text) > room and hasattr(tokenizer, "encode"):
+            # a token has at least one character, so short texts need no tokenization
+            if len(text) > limit and hasattr(tokenizer, "encode"):
                 length = len(tokenizer.encode(text))
-                if length > room:
+                if length > limit:
                     print_log(
-                        f"'{text[:60]}...' has {length} tokens; CLIP reads the first {room} only",
+                        f"'{text[:60]}...' has {length} tokens; CLIP only uses the first {limit}",
                         logger="current",
                         level=30,
                     )

@@ -1,4 +1,4 @@
-"""Texts to token numbers by a list of words: for small text encoders that know one word list."""
+"""Word-level tokenizer for small text encoders."""
 
 from __future__ import annotations
 
@@ -14,35 +14,38 @@ from odise_mm.errors import VocabularyError
 from odise_mm.utils.files import regular_file, write_text
 
 WORDS_FILE = "words.txt"
-"""What a folder with a model calls its list of words."""
+"""File name of the word list in the folder of a model."""
 
 _WORD = re.compile(r"[^\W_]+(?:[-'][^\W_]+)*")
 _SPECIAL = 3  # pad, start, end
 
 
 class WordTokenizer:
-    """One token for every word of a list, in place of CLIP's byte pair encoding.
+    """Tokenizer with one token per word of a list, instead of CLIP's byte pair encoding.
 
-    A text is read in lower case; a word is letters and digits, with hyphens or apostrophes inside
-    ("polka-dot"); all else separates words. Token 0 fills texts up, words count from 1 in the
-    list's order, then come the start and the end token, so that the end token has the highest
-    number, by which CLIP's text towers find it.
+    Texts are converted to lower case. A word consists of letters and digits, and of hyphens and
+    apostrophes between them ("polka-dot"). All other characters separate words. Token 0 is for
+    padding, followed by the words in the order of the list, the start token and the end token. The
+    end token has the highest id, because CLIP's text towers find it by that.
 
-    A word that is not in the list is an error, not an "unknown" token: no training has ever said
-    what such a token means, so that the numbers would be meaningless without a sign of it.
+    Unknown words raise an error. An "unknown" token would occur in no training run, so it would
+    silently give meaningless embeddings.
 
     Args:
-        words: all of them, in lower case, each once; or a text file with one word per line.
-        context_length: tokens of a text, start and end included. Longer ones are cut.
+        words: distinct words in lower case, or a text file with one word per line.
+        context_length: number of tokens of a text, including start and end. Longer texts are
+            truncated.
 
     Attributes:
         words: the list.
-        vocab_size: numbers of tokens, words and the three others.
-        pad_token_id, sot_token_id, eot_token_id: the numbers of those three.
+        vocab_size: number of tokens: the words and three special tokens.
+        pad_token_id: id of the padding token.
+        sot_token_id: id of the start token.
+        eot_token_id: id of the end token.
 
     Raises:
-        VocabularyError: a file that cannot be read; no words, one twice, or something that is not
-            one word in lower case.
+        VocabularyError: the file cannot be read, or the list is empty, has duplicates, or contains
+            something that is not one word in lower case.
     """
 
     def __init__(self, words: str | os.PathLike[str] | Sequence[str], context_length: int) -> None:
@@ -52,37 +55,43 @@ class WordTokenizer:
             words = _read(words)
         self.words = tuple(words)
         self.context_length = context_length
-        self._numbers = {word: number for number, word in enumerate(self.words, 1)}
+        self._ids = {word: i for i, word in enumerate(self.words, 1)}
         for word in self.words:
             if word != word.lower() or not _WORD.fullmatch(word):
                 raise VocabularyError(f"{source}: {word!r} is not one word in lower case")
-        if len(self._numbers) < len(self.words) or not self.words:
-            twice = [word for word in self._numbers if self.words.count(word) > 1]
-            wrong = f"{', '.join(twice)} more than once" if twice else "no words"
-            raise VocabularyError(f"{source} has {wrong}")
+        if len(self._ids) < len(self.words) or not self.words:
+            duplicates = [word for word in self._ids if self.words.count(word) > 1]
+            wrong = f"contains {', '.join(duplicates)} more than once" if duplicates else "is empty"
+            raise VocabularyError(f"{source} {wrong}")
         self.pad_token_id = 0
         self.sot_token_id = len(self.words) + 1
         self.eot_token_id = len(self.words) + 2
         self.vocab_size = len(self.words) + _SPECIAL
 
     def encode(self, text: str) -> list[int]:
-        """Numbers of the words of a text, without start and end.
+        """Return the token ids of a text, without start and end token.
 
         Raises:
-            VocabularyError: a word that is not in the list; similar ones are named.
+            VocabularyError: a word is not in the list. The message suggests similar ones.
         """
         found = []
         for word in _WORD.findall(text.lower()):
-            if word not in self._numbers:
+            if word not in self._ids:
                 raise VocabularyError(
-                    f"{text!r}: the text encoder knows {len(self.words)} words, and {word!r} is "
-                    f"none of them ({self._hint(word)})"
+                    f"{text!r}: {word!r} is not one of the {len(self.words)} words of the text "
+                    f"encoder ({self._hint(word)})"
                 )
-            found.append(self._numbers[word])
+            found.append(self._ids[word])
         return found
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
-        """Start token, words, end token, then padding: (len(texts), context_length) int64.
+        """Tokenize texts, with start token, end token and padding.
+
+        Args:
+            texts: one or several texts.
+
+        Returns:
+            (len(texts), ``context_length``) int64.
 
         Raises:
             VocabularyError: see :meth:`encode`.
@@ -96,7 +105,7 @@ class WordTokenizer:
         return rows
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the list, one word per line."""
+        """Write the words to a text file, one per line."""
         write_text(path, "".join(f"{word}\n" for word in self.words))
 
     def _hint(self, word: str) -> str:
@@ -104,7 +113,7 @@ class WordTokenizer:
         if close:
             return f"did you mean {' or '.join(close)}?"
         listed = ", ".join(self.words[:100])
-        return f"they are: {listed}{', ...' if len(self.words) > 100 else ''}"
+        return f"the words are: {listed}{', ...' if len(self.words) > 100 else ''}"
 
 
 def _read(path: str | os.PathLike[str]) -> list[str]:
@@ -112,6 +121,6 @@ def _read(path: str | os.PathLike[str]) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise VocabularyError(f"the list of words {path} cannot be read: {reason}") from error
     return [line.strip() for line in lines if line.strip()]

@@ -392,8 +392,8 @@ def test_failed_download_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(open_clip, "download_pretrained", fail)
     message = (
-        "ViT-H-14 laion2b_s32b_b79k is not on this machine .*fetch open_clip_model.safetensors "
-        "from https://huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K elsewhere .*`weights`"
+        "ViT-H-14 laion2b_s32b_b79k is not on this machine .*download open_clip_model.safetensors "
+        "from https://huggingface.co/laion/CLIP-ViT-H-14-laion2B-s32B-b79K on another .*`weights`"
     )
     with pytest.raises(CheckpointError, match=message) as caught:
         OpenCLIPBackbone("ViT-H-14", "laion2b_s32b_b79k")
@@ -408,7 +408,7 @@ def test_failed_download_raises(monkeypatch: pytest.MonkeyPatch) -> None:
         (dict(model="ViT-H-41"), "no architecture 'ViT-H-41'; did you mean .*ViT-H-14"),
         (
             dict(model="ViT-H-14", weights="laion2b_s32b_b79"),
-            "laion2b_s32b_b79: neither a file nor .*; did you mean laion2b_s32b_b79k",
+            "laion2b_s32b_b79' is neither a file nor .*; did you mean laion2b_s32b_b79k",
         ),
         (dict(model=dict(embed_dim=8)), "config of a CLIP lacks 'vision_cfg'"),
         (

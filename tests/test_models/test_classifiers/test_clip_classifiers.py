@@ -177,7 +177,7 @@ def test_logits_are_scaled_cosines_with_prompts() -> None:
 
 @pytest.mark.parametrize("kind", [MaskCLIPClassifier, CropCLIPClassifier])
 def test_template_without_placeholder_raises(kind: type) -> None:
-    with pytest.raises(ValueError, match="the prompt template 'a photo' needs a {}"):
+    with pytest.raises(ValueError, match="the prompt template 'a photo' must contain {}"):
         kind(clip(), template="a photo")
 
 

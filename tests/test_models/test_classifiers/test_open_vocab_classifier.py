@@ -117,5 +117,5 @@ def test_trained_parameters() -> None:
 
 def test_template() -> None:
     assert fill_template("a {}, {}.", ["cat {x}", "dog"]) == ["a cat {x}, cat {x}.", "a dog, dog."]
-    with pytest.raises(ValueError, match="needs a {} for the name"):
+    with pytest.raises(ValueError, match="must contain {} for the name"):
         fill_template("a photo", ["cat"])

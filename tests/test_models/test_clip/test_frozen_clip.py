@@ -1,4 +1,4 @@
-"""The frozen CLIP: preprocessing, and weights from every source."""
+"""FrozenCLIP: preprocessing and sources of weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from odise_mm.models.clip import sources
 from odise_mm.models.clip.sources import find_clip
 from tests.support.parts import TINY_CLIP, clip, relative_error
 
-# The smallest architecture of open_clip's that has the tag "openai"; the weights are random.
+# A small architecture of open_clip with the tag "openai"; the weights are random.
 NAMED = "ViT-B-32"
 
 
@@ -90,20 +90,20 @@ def test_local_file(ending: str, tiny_weights: Path, tmp_path: Path) -> None:
 
 
 def test_folder_of_torch_weights(tmp_path: Path) -> None:
-    """open_clip wrote ``open_clip_pytorch_model.bin`` before it wrote safetensors."""
+    """open_clip saved ``open_clip_pytorch_model.bin`` before it used safetensors."""
     state = {k: v.clone() for k, v in clip().model.state_dict().items()}
     torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
     model = FrozenCLIP(TINY_CLIP, str(tmp_path))
     assert all(torch.equal(v, state[k]) for k, v in model.model.state_dict().items())
     (tmp_path / "open_clip_pytorch_model.bin").unlink()
-    with pytest.raises(CheckpointError, match="none of open_clip_model.safetensors"):
+    with pytest.raises(CheckpointError, match="expected open_clip_model.safetensors"):
         FrozenCLIP(TINY_CLIP, str(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace")
-def test_openais_own_archive(tmp_path: Path) -> None:
+def test_openais_torchscript_archive(tmp_path: Path) -> None:
     class Archive(torch.nn.Module):
-        """What OpenAI gave out: TorchScript with three counters among the weights."""
+        """OpenAI's format: TorchScript with three integers among the weights."""
 
         def __init__(self, model: torch.nn.Module) -> None:
             super().__init__()
@@ -122,7 +122,7 @@ def test_openais_own_archive(tmp_path: Path) -> None:
     model = FrozenCLIP({**TINY_CLIP, "quick_gelu": False}, str(path))
     for key, value in model.model.state_dict().items():
         assert torch.equal(value, clip().model.state_dict()[key]), key
-    # such files need QuickGELU, whatever the config says
+    # such files need QuickGELU regardless of the config
     images = torch.rand(1, 3, 56, 56)
     torch.testing.assert_close(model.encode_image(images), clip().encode_image(images))
 
@@ -154,14 +154,14 @@ def test_mean_and_deviation_of_a_local_file(name: str, pair: tuple) -> None:
 
 
 def test_every_architecture_with_a_local_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Never other numbers than those of open_clip's own tags, where these leave no choice."""
-    said: list[str] = []
-    monkeypatch.setattr(sources, "print_log", lambda text, **_: said.append(text))
+    """If all tags of open_clip share mean and std, these are used, otherwise there is a warning."""
+    messages: list[str] = []
+    monkeypatch.setattr(sources, "print_log", lambda text, **_: messages.append(text))
     others = 0
     for name in open_clip.list_models():
-        said.clear()
+        messages.clear()
         found = find_clip(name, "x.safetensors")
-        warned = bool(said)
+        warned = bool(messages)
         with torch.device("meta"):
             tags = {
                 find_clip(name, tag)[1:3] for tag in open_clip.list_pretrained_tags_by_model(name)
@@ -198,7 +198,7 @@ def test_preprocessing_of_the_folder_of_the_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [0.5, "0.5", [0.5], [0.5, "a", 1], [0.1, 0.2, float("nan")]])
-def test_mean_and_deviation_that_make_no_sense(values: object) -> None:
+def test_invalid_mean_and_std_raise(values: object) -> None:
     with pytest.raises(ValueError, match="mean=.* must be three numbers"):
         FrozenCLIP(TINY_CLIP, mean=values)
     with pytest.raises(ValueError, match="std=.* must be three numbers"):
@@ -224,12 +224,14 @@ def test_local_file_of_another_model(change, message: str, tmp_path: Path) -> No
     state = {k: v.clone() for k, v in clip().model.state_dict().items()}
     change(state)
     torch.save(state, tmp_path / "clip.pt")
-    with pytest.raises(CheckpointError, match=f"clip.pt holds no weights for CLIP.*{message}"):
+    with pytest.raises(
+        CheckpointError, match=f"clip.pt does not contain weights of CLIP.*{message}"
+    ):
         FrozenCLIP(TINY_CLIP, str(tmp_path / "clip.pt"))
 
 
-def test_segmentors_checkpoint_is_no_clip(tiny_weights: Path) -> None:
-    with pytest.raises(CheckpointError, match="odise_label.pth holds no weights for CLIP"):
+def test_checkpoint_of_a_segmentor_raises(tiny_weights: Path) -> None:
+    with pytest.raises(CheckpointError, match="odise_label.pth does not contain weights of CLIP"):
         FrozenCLIP(TINY_CLIP, str(tiny_weights / "odise_label.pth"))
 
 
@@ -239,11 +241,13 @@ def test_missing_file() -> None:
 
 
 def test_tags_need_a_named_architecture() -> None:
-    with pytest.raises(ValueError, match="no weights file openai, .* tags need a named arch"):
+    with pytest.raises(
+        ValueError, match="no weights file openai; tags of open_clip need a named arch"
+    ):
         FrozenCLIP(TINY_CLIP, "openai")
 
 
-def test_message_does_not_recite_the_architecture(tiny_weights: Path) -> None:
+def test_message_does_not_contain_the_whole_config(tiny_weights: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         FrozenCLIP(TINY_CLIP, str(tiny_weights / "odise_label.pth"))
     assert "vision_cfg" not in str(caught.value) and "CLIP of the config" in str(caught.value)
@@ -253,7 +257,7 @@ def test_message_does_not_recite_the_architecture(tiny_weights: Path) -> None:
     ("options", "message"),
     [(dict(model=5), "model=5 must be a name"), (dict(weights=True), "weights=True must be a tag")],
 )
-def test_what_makes_no_sense(options: dict, message: str) -> None:
+def test_invalid_types_raise(options: dict, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         FrozenCLIP(**{"model": TINY_CLIP, **options})
 
@@ -264,7 +268,7 @@ def test_unknown_architecture() -> None:
 
 
 def test_unknown_tag_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="openia: neither a file nor one of.*openai"):
+    with pytest.raises(ValueError, match="openia' is neither a file nor one of.*openai"):
         FrozenCLIP("ViT-L-14-336-quickgelu", "openia")
 
 
@@ -277,7 +281,7 @@ def test_meta_device_needs_no_network(name: str, monkeypatch: pytest.MonkeyPatch
     with torch.device("meta"):
         model = FrozenCLIP(name, "openai")
     assert sum(p.numel() for p in model.parameters()) == 427_944_193  # as published
-    # the tag says which activation its weights need
+    # the tag determines the activation function
     assert any(type(layer).__name__ == "QuickGELU" for layer in model.modules())
 
 
@@ -331,4 +335,4 @@ def test_random_weights_are_the_same_every_time() -> None:
     assert all(torch.equal(one[key], two[key]) for key in one)
     assert one["visual.conv1.weight"].std() > 0.01
     torch.manual_seed(1)
-    assert torch.equal(draw, torch.rand(1)), "drawing them moved the generator of others"
+    assert torch.equal(draw, torch.rand(1)), "the generator of the caller has changed"

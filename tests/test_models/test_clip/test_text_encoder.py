@@ -1,4 +1,4 @@
-"""The text encoder: equal to open_clip's, and what its cache saves."""
+"""TextEncoder: equality with open_clip, and caching."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOCABULARY = Vocabulary((("cat", "kitten"), ("sky",)), (True, False))
 
 
 class Counting:
-    """A CLIP that counts the texts it embeds."""
+    """Records the texts that a CLIP embeds."""
 
     def __init__(self, model: FrozenCLIP, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[list[str]] = []
@@ -65,13 +65,13 @@ def test_a_name_is_embedded_once(counting: Counting) -> None:
 def test_cache_is_bounded_and_forgets_the_oldest_use(counting: Counting) -> None:
     encoder = TextEncoder(clip(), cache_size=3)
     encoder(["a", "b", "c"])
-    encoder(["a"])  # used again: b is the oldest now
+    encoder(["a"])  # b is now the least recently used one
     encoder(["d"])
     encoder(["a", "c", "d"])
     assert counting.calls == [["a", "b", "c"], ["d"]]
     encoder(["b"])
     assert counting.calls[-1] == ["b"]
-    # more names in one call than fit are all returned
+    # one call may have more names than fit into the cache
     many = encoder(list("efghij"))
     assert relative_error(many, reference("efghij")) < 1e-5
     assert len(encoder._cache) == 3
@@ -102,18 +102,18 @@ def warnings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return messages
 
 
-def test_over_long_text_is_cut_and_named(warnings: list[str]) -> None:
+def test_long_text_is_truncated_with_a_warning(warnings: list[str]) -> None:
     encoder = TextEncoder(clip())
     text = " ".join(f"word{i}" for i in range(500))
     cut = encoder([text, "cat"])
     assert len(warnings) == 1
     assert "word0 word1" in warnings[0] and "first 75" in warnings[0]
     assert relative_error(cut, reference([text, "cat"])) < 1e-5
-    # what is behind the cut does not matter
+    # text after the limit has no influence
     torch.testing.assert_close(encoder([text + " and more"])[0], cut[0])
 
 
-def test_long_but_readable_text_gives_no_warning(warnings: list[str]) -> None:
+def test_text_within_the_limit_gives_no_warning(warnings: list[str]) -> None:
     TextEncoder(clip())(["a photo of " + "a very " * 20 + "large traffic light on a street"])
     assert warnings == []
 
@@ -126,14 +126,14 @@ def test_five_thousand_names(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"thing {i}" for i in range(5000)]
     embeddings = encoder(names)
     assert embeddings.shape == (5000, 64)
-    for i in (0, 255, 256, 2500, 4999):  # around the borders of batches
+    for i in (0, 255, 256, 2500, 4999):  # at the boundaries of batches
         torch.testing.assert_close(embeddings[i : i + 1], model.encode_text([names[i]]))
     calls = len(counting.calls)
     encoder(names)
     assert len(counting.calls) == calls
 
 
-def test_a_vocabulary_is_put_together_once(counting: Counting) -> None:
+def test_matrices_of_vocabularies_are_cached(counting: Counting) -> None:
     encoder = TextEncoder(clip())
     first = encoder.of_vocabulary(VOCABULARY, "a {}.")
     assert counting.calls == [["a cat.", "a kitten.", "a sky."]]
@@ -146,7 +146,7 @@ def test_a_vocabulary_is_put_together_once(counting: Counting) -> None:
     encoder.forget_vocabularies()
     anew = encoder.of_vocabulary(VOCABULARY, "a {}.")
     assert anew is not first and torch.equal(anew, first)
-    assert len(counting.calls) == 2  # of names that CLIP has seen before
+    assert len(counting.calls) == 2  # the names are cached
 
 
 def test_vocabularies_are_bounded() -> None:
@@ -159,12 +159,12 @@ def test_vocabularies_are_bounded() -> None:
     assert none.of_vocabulary(VOCABULARY, "{}") is not none.of_vocabulary(VOCABULARY, "{}")
 
 
-def test_weights_that_are_loaded_are_noticed() -> None:
+def test_loading_weights_clears_the_caches() -> None:
     model = FrozenCLIP(TINY_CLIP)
     encoder = TextEncoder(model)
     parent = torch.nn.ModuleDict(dict(encoder=encoder, head=torch.nn.Linear(2, 2)))
     first, name = encoder.of_vocabulary(VOCABULARY, "{}"), encoder(["dog"])
-    parent.load_state_dict(parent.state_dict())  # which has none of CLIP's weights
+    parent.load_state_dict(parent.state_dict())  # without weights of CLIP
     assert encoder.of_vocabulary(VOCABULARY, "{}") is first
     weights = {f"model.{key}": value for key, value in clip().model.state_dict().items()}
     model.load_state_dict(weights)
@@ -178,14 +178,14 @@ def test_weights_that_are_loaded_are_noticed() -> None:
     assert not torch.equal(encoder.of_vocabulary(VOCABULARY, "{}"), found)
 
 
-def test_another_number_format_is_noticed() -> None:
+def test_casting_clears_the_caches() -> None:
     encoder = TextEncoder(FrozenCLIP(TINY_CLIP))
     first = encoder.of_vocabulary(VOCABULARY, "{}")
     encoder.to(torch.bfloat16)
     assert not torch.equal(encoder.of_vocabulary(VOCABULARY, "{}"), first)
 
 
-def test_what_inference_mode_made_can_be_trained_with() -> None:
+def test_matrices_from_inference_mode_support_autograd() -> None:
     encoder = TextEncoder(clip())
     with torch.inference_mode():
         matrix = encoder.of_vocabulary(VOCABULARY, "{}")
@@ -194,7 +194,7 @@ def test_what_inference_mode_made_can_be_trained_with() -> None:
     assert encoder.of_vocabulary(VOCABULARY, "{}") is matrix and layer.weight.grad is not None
 
 
-def test_copies_make_their_own() -> None:
+def test_copies_do_not_share_matrices() -> None:
     encoder = TextEncoder(FrozenCLIP(TINY_CLIP))
     first = encoder.of_vocabulary(VOCABULARY, "{}")
     other = copy.deepcopy(encoder)
@@ -202,7 +202,7 @@ def test_copies_make_their_own() -> None:
     assert torch.equal(other.of_vocabulary(VOCABULARY, "{}"), first)
 
 
-def test_cache_is_no_weight() -> None:
+def test_caches_are_not_in_the_state_dict() -> None:
     encoder = TextEncoder(clip())
     encoder(["cat"])
     assert encoder.state_dict() == {}

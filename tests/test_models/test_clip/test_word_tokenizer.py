@@ -1,4 +1,4 @@
-"""Text encoders that read whole words: CLIP's and a diffusion model's."""
+"""Word-level tokenizer, in CLIP and in a diffusion model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_tokens() -> None:
         [7, 1, 2, 3, 4, 8, 0],
         [7, 8, 0, 0, 0, 0, 0],
         [7, 2, 5, 6, 8, 0, 0],
-        [7, 1, 1, 1, 1, 1, 8],  # cut, but ended
+        [7, 1, 1, 1, 1, 1, 8],  # truncated, with end token
     ]
     assert rows.dtype == torch.int64
     assert torch.equal(tokenizer("a star"), tokenizer(["a star"]))
@@ -49,10 +49,10 @@ def test_file_holds_the_words(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a red stra", "'a red stra': .* knows 6 words, and 'stra' is none .*did you mean star"),
-        ("zebra", r"they are: a, red, polka-dot, star, o'clock, été\)"),
-        ("2 red", "'2' is none"),
-        ("polka star", "'polka' is none"),
+        ("a red stra", "'a red stra': 'stra' is not one of the 6 words .*did you mean star"),
+        ("zebra", r"the words are: a, red, polka-dot, star, o'clock, été\)"),
+        ("2 red", "'2' is not one of"),
+        ("polka star", "'polka' is not one of"),
     ],
 )
 def test_unknown_words_are_errors(text: str, message: str) -> None:
@@ -63,8 +63,8 @@ def test_unknown_words_are_errors(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "the list of words has no words"),
-        (("a", "b", "a"), "has a more than once"),
+        ((), "the list of words is empty"),
+        (("a", "b", "a"), "contains a more than once"),
         (("a", "Red"), "'Red' is not one word in lower case"),
         (("brick wall",), "'brick wall' is not one word"),
         ("/nowhere/words.txt", "/nowhere/words.txt: no such list of words"),
@@ -84,15 +84,15 @@ def test_clip_reads_words() -> None:
     texts = ["a red star", "star"]
     with torch.no_grad():
         wanted = clip.model.encode_text(WordTokenizer(WORDS, 8)(texts))
-    # small batches are filled up, which rounds otherwise
+    # small batches are padded, which changes the rounding
     torch.testing.assert_close(clip.encode_text(texts), wanted)
-    # the end token is found: what follows it, padding, changes nothing
+    # the end token is found: padding after it has no influence
     tokens = clip.tokenizer(texts)
     tokens[1, 3:] = 2
     with torch.no_grad():
         torch.testing.assert_close(clip.model.encode_text(tokens)[1], wanted[1])
-    assert TextEncoder(clip)(["a star " * 9]).shape == (1, 64)  # cut, with a warning
-    assert "vocab_size" not in TEXT  # the caller's config is left as it was
+    assert TextEncoder(clip)(["a star " * 9]).shape == (1, 64)  # truncated, with a warning
+    assert "vocab_size" not in TEXT  # the config of the caller is unchanged
 
 
 def test_other_words_are_another_clip() -> None:
@@ -130,15 +130,19 @@ def test_clip_in_a_folder(tmp_path: Path) -> None:
         assert FrozenCLIP(source, source).device.type == "meta"
 
 
-def test_clip_says_what_does_not_fit(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="vocab_size=49408 is not that of the words: 9, 6 words"):
+def test_clip_with_invalid_words_or_folders_raises(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match="vocab_size=49408 does not match the words: it must be 9, 6 words"
+    ):
         FrozenCLIP(TINY_CLIP, words=WORDS)
-    with pytest.raises(ConfigError, match="it has no open_clip_config.json"):
+    with pytest.raises(ConfigError, match="open_clip_config.json is missing"):
         FrozenCLIP(str(tmp_path))
-    with pytest.raises(ValueError, match="no architecture 'no/folder'.*no such folder"):
+    with pytest.raises(ValueError, match="no architecture 'no/folder'.*no folder no/folder with"):
         FrozenCLIP("no/folder")
     (tmp_path / "open_clip_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="open_clip_config.json is not what open_clip writes"):
+    with pytest.raises(
+        ConfigError, match="open_clip_config.json is not a config file of open_clip"
+    ):
         FrozenCLIP(str(tmp_path))
 
 
@@ -178,7 +182,7 @@ def test_diffusion_model_reads_words(tmp_path: Path) -> None:
         get_arch(source)
 
 
-def test_architectures_that_do_not_fit_their_words() -> None:
+def test_diffusion_model_with_invalid_words_raises() -> None:
     with pytest.raises(ValueError, match="vocab_size=None must be 9: 6 words"):
         DiffusionBackbone(DiffusionArch(TINY.unet, TINY.vae, TINY.text, words=WORDS))
     sdxl = {**vars(ARCHITECTURES["tiny_sdxl"]), "words": WORDS}
