@@ -8,7 +8,7 @@ from torch import nn
 from odise_mm.models.clip.text_encoder import TextEncoder
 
 RANDOM_WEIGHTS_NOTICE = (
-    "Random weights: no trained weights were given, so these shapes and names mean nothing."
+    "Random weights: no trained weights were given, so masks and names are meaningless."
 )
 
 # With default initialization, all queries collapse onto one mask and one class. Weak residual

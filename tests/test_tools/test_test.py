@@ -293,7 +293,7 @@ def test_result_files(project: Path) -> None:
     content = json.loads((folder / "panoptic.json").read_text())
     assert [image["id"] for image in content["images"]] == [10, 11, 12, 13, 14]
     assert [category["id"] for category in content["categories"]] == [1, 5]
-    assert "mean nothing" in content["info"]["notice"]
+    assert "meaningless" in content["info"]["notice"]
     half = np.zeros((HEIGHT, WIDTH), int)
     half[:, WIDTH // 2 :] = 1
     for name, result in zip(names, results, strict=True):

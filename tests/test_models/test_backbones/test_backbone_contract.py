@@ -169,7 +169,7 @@ def test_two_tiles_are_as_one_and_one(name: str) -> None:
     for i, both in enumerate(together):
         single = torch.cat([maps[i] for maps in alone])
         assert relative_error(both, single) < 1e-3
-        assert relative_error(both[:1], both[1:]) > 1e-2, "tiles are told apart"
+        assert relative_error(both[:1], both[1:]) > 1e-2, "different tiles give different maps"
 
 
 @sweep

@@ -662,7 +662,7 @@ def test_captioner_learns_the_step(folder: Path) -> None:
     backbone(tiles(64), captioner(tiles(64)))[0].square().mean().backward()
     assert captioner.step_logit.grad.abs() > 0
     optimizer = torch.optim.SGD([captioner.step_logit], lr=1.0)
-    for _ in range(3):  # descends, whatever the scale
+    for _ in range(3):  # the step decreases at any scale of the gradient
         optimizer.zero_grad()
         captioner.step.backward()
         optimizer.step()

@@ -370,8 +370,8 @@ def test_keys_of_layers_that_are_not_built_are_not_read(folder: Path, tmp_path: 
     shutil.copytree(folder, tmp_path / "less")
     file = tmp_path / "less" / "unet" / "diffusion_pytorch_model.safetensors"
     state = load_file(file)
-    behind = {k for k in state if k.startswith(("conv_out.", "up_blocks.3.resnets.2."))}
-    save_file({k: v for k, v in state.items() if k not in behind}, file)
+    unused = {k for k in state if k.startswith(("conv_out.", "up_blocks.3.resnets.2."))}
+    save_file({k: v for k, v in state.items() if k not in unused}, file)
     assert_same(result(tmp_path / "less"), result(folder))
 
 

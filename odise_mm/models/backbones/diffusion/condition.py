@@ -59,7 +59,11 @@ class ConditionKind:
         self.arch = arch
 
     def misfits(self, unet: Mapping[str, Any]) -> list[str]:
-        """Return the settings in a UNet's config that do not match this kind of condition."""
+        """Return the settings of a UNet that do not match this kind of condition.
+
+        Args:
+            unet: config of the UNet.
+        """
         kind = unet["addition_embed_type"]
         return [] if kind is None else [f"addition_embed_type={kind!r}"]
 
@@ -128,18 +132,21 @@ class TextCondition(ConditionKind):
         self.shape = (length, arch.text["hidden_size"])
 
     def empty(self, source: DiffusionWeights) -> Tensor:
+        """See :meth:`ConditionKind.empty`."""
         # ODISE section 3.3: the implicit caption is added to the embedding of the empty prompt. The
         # encoder is needed only once, so it is not kept in memory.
         with torch.no_grad():
             return self.embed(self.build(source), [""])
 
     def build(self, source: DiffusionWeights | None) -> list[nn.Module]:
+        """See :meth:`ConditionKind.build`."""
         if source is not None:
             return [source.text_encoder(part) for part in self.encoders]
         with same_random_weights():
             return [random_text_encoder(self.arch, part) for part in self.encoders]
 
     def embed(self, encoders: Sequence[nn.Module], texts: Sequence[str]) -> Tensor:
+        """See :meth:`ConditionKind.embed`."""
         to_tokens = self.tokenizer or partial(tokenize, pad_token=self.arch.pad_token)
         return encoders[0](to_tokens(texts).to(encoders[0].device)).last_hidden_state
 
@@ -169,6 +176,7 @@ class TextAndSizeCondition(TextCondition):
         self.parts = () if arch.zero_empty_prompt else self.encoders
 
     def misfits(self, unet: Mapping[str, Any]) -> list[str]:
+        """See :meth:`ConditionKind.misfits`."""
         kind, width = unet["addition_embed_type"], unet["projection_class_embeddings_input_dim"]
         if kind != "text_time":
             return [f"addition_embed_type={kind!r}"]
@@ -180,9 +188,11 @@ class TextAndSizeCondition(TextCondition):
         )
 
     def empty(self, source: DiffusionWeights) -> Tensor:
+        """See :meth:`ConditionKind.empty`."""
         return torch.zeros(1, *self.shape) if self.zero_empty_prompt else super().empty(source)
 
     def embed(self, encoders: Sequence[nn.Module], texts: Sequence[str]) -> Tensor:
+        """See :meth:`ConditionKind.embed`."""
         pads = (self.arch.pad_token, self.arch.pad_token_2)
         outputs = [
             encoder(tokenize(texts, pad).to(encoder.device), output_hidden_states=True)
@@ -196,6 +206,7 @@ class TextAndSizeCondition(TextCondition):
     def enter(
         self, unet: UNet2DConditionModel, time: Tensor, context: Tensor, size: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
+        """See :meth:`ConditionKind.enter`."""
         tokens, whole = context[:, :-1], context[:, -1, : self.width]
         sizes = torch.tensor((*size, 0, 0, *size), device=time.device).expand(len(time), -1)
         added = {"text_embeds": whole, "time_ids": sizes}
@@ -214,10 +225,12 @@ class ClassCondition(ConditionKind):
         self.shape = (1, arch.unet["cross_attention_dim"])
 
     def empty(self, source: DiffusionWeights) -> Tensor:
+        """See :meth:`ConditionKind.empty`."""
         # The last row was trained on images without a class.
         return source.class_embedding()[-1:, None].clone()
 
     def build(self, source: DiffusionWeights | None) -> list[nn.Module]:
+        """See :meth:`ConditionKind.build`."""
         raise ConfigError(
             "this diffusion model is conditioned on classes and has no text encoder for captions. "
             "Use ImplicitCaptioner or EmptyCaptioner, or a text-to-image model"
