@@ -59,6 +59,15 @@ def odise(supervision: str, page: Path) -> str:
     return table(["config", "tested on", *METRICS], rows, len(METRICS))
 
 
+def method(folder: str, page: Path) -> str:
+    """Table of one method that builds on FC-CLIP: a row for each config and dataset."""
+    rows = []
+    for entry in entries(folder):
+        for dataset, values in numbers(entry).items():
+            rows.append([link(entry, page), dataset, *cells(values)])
+    return table(["config", "tested on", *METRICS], rows, len(METRICS))
+
+
 def ablation(study: str, page: Path) -> str:
     """Table of one study: its rows on both datasets, if any row has numbers."""
     chosen = [entry for entry in entries("ablation") if entry["Metadata"]["Study"] == study]
@@ -96,6 +105,9 @@ def relative(file: str, page: Path) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "labels": lambda page: odise("labels", page),
     "captions": lambda page: odise("captions", page),
+    "fcclip": lambda page: method("fcclip", page),
+    "ovrcoat": lambda page: method("ovrcoat", page),
+    "maftplus": lambda page: method("maftplus", page),
     "representation": lambda page: ablation("representation", page),
     "captioner": lambda page: ablation("captioner", page),
     "steps": lambda page: ablation("steps", page),

@@ -315,7 +315,7 @@ def test_the_index_has_all_metafiles() -> None:
     assert len(ENTRIES) == sum(len(metafile["Models"]) for metafile in METAFILES.values())
 
 
-@pytest.mark.parametrize("folder", ["odise", "ablation"])
+@pytest.mark.parametrize("folder", ["odise", "ablation", "fcclip", "ovrcoat", "maftplus"])
 def test_every_config_is_in_the_index_and_every_entry_has_a_config(folder: str) -> None:
     configs = [entry["Config"] for entry in ENTRIES.values()]
     there = {file for file in FILES if file.startswith(f"configs/{folder}/")}

@@ -246,7 +246,8 @@ class PartMeter:
             self._wrap(model, "extract_tile_features", "backbone")
         if model.captioner is not None:
             self._wrap(model.captioner, "forward", CAPTIONER_AND_NAMES)
-        self._wrap(model.neck, "forward", "feature projection")
+        if model.neck is not None:
+            self._wrap(model.neck, "forward", "feature projection")
         self._wrap_backbone(model.backbone)
         for clip in [m for m in model.modules() if isinstance(m, FrozenCLIP)]:
             self._wrap(clip, "encode_image", _part_of_clip)

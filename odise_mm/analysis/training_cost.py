@@ -101,7 +101,8 @@ def count(cfg: Config, size: int, way: str, sixteen_bit: bool) -> Numbers:
     model = build_on_meta(cfg)
     if sixteen_bit:
         model.set_precision("bf16")
-        model.neck.register_forward_pre_hook(
+        first = model.head if model.neck is None else model.neck
+        first.register_forward_pre_hook(
             lambda _, inputs: ([level.float() for level in inputs[0]], *inputs[1:])
         )
     contexts = (trained_as(model, way), running_on_meta(), fused_attention())

@@ -162,14 +162,16 @@ class OpenVocabInferencer:
             if source is not None:
                 set_frozen_weights(self.cfg, part, os.fspath(source))
         weights = _choose_weights(self.cfg, weights)
+        if weights is not None:
+            from odise_mm.checkpoints.published import load_weights, use_contained_clip
+
+            use_contained_clip(self.cfg, os.fspath(weights))
         self._weights = [weights, *named_weights(self.cfg.get("model"))]
         self.random_weights = weights is None
         self.pipeline = make_test_pipeline(self.cfg, already_read=True)
         with same_random_weights():  # makes random weights reproducible
             self.model = build_model(self.cfg)
         if weights is not None:
-            from odise_mm.checkpoints.published import load_weights
-
             load_weights(self.model, os.fspath(weights))
             return
         from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE, fill_with_random_weights

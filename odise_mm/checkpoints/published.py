@@ -6,14 +6,31 @@ parts are loaded from their own files, which the config names.
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
+from mmengine.config import Config
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from odise_mm.checkpoints.safe_loading import differences, load_meta, load_state_dict
-from odise_mm.checkpoints.training_names import compare_names
+from odise_mm.checkpoints.training_names import ODISE, PublishedNames, compare_names
 from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import printable
+
+_FC_CLIP = PublishedNames(
+    "FC-CLIP",
+    "fcclip:coco_panoptic",
+    "https://github.com/bytedance/fc-clip (fcclip/data/datasets)",
+)
+# Prefixes of keys that only the files of one method have, with that method's training names. The
+# label files of OVRCOAT and MAFT+ are those of FC-CLIP. The first match counts.
+METHODS: tuple[tuple[tuple[str, ...], PublishedNames], ...] = (
+    (("frozen_backbone.",), _FC_CLIP._replace(method="OVRCOAT")),
+    (("cdt.", "backbone_t."), _FC_CLIP._replace(method="MAFT+")),
+    (("backbone.clip_model.", "void_embedding."), _FC_CLIP),
+    (("sem_seg_head.", "backbone.feature_extractor."), ODISE),
+)
 
 # Published name (regular expression) -> our name. Each key must match exactly one line.
 PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
@@ -97,7 +114,7 @@ PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
     ),
     (r"sem_seg_head\.predictor\.decoder_norm\.", "head.transformer_decoder.post_norm."),
     (r"sem_seg_head\.predictor\.(query_feat|query_embed|level_embed)\.", r"head.\1."),
-    (r"sem_seg_head\.predictor\.class_embed\.", "head.cls_embed."),
+    (r"sem_seg_head\.predictor\.class_embed\.(?=weight|bias)", "head.cls_embed."),
     (r"sem_seg_head\.predictor\.mask_embed\.layers\.(\d+)\.", r"head.mask_embed.<\1>."),
     # mask embeddings and embeddings of the class names
     (
@@ -117,6 +134,16 @@ PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
         r"head.mask_embedding.mlp.<\1>.",
     ),
     (r"category_head\.null_embed$", "classifiers.0.null_embedding"),
+    # FC-CLIP and its successors: the whole CLIP is in the file
+    (r"backbone\.clip_model\.", "clip.model."),
+    (r"sem_seg_head\.predictor\.logit_scale$", "classifiers.0.logit_scale"),
+    (r"sem_seg_head\.predictor\._mask_pooling_proj\.", "head.mask_embedding.pool_proj."),
+    (r"sem_seg_head\.predictor\.class_embed\.layers\.(\d+)\.", r"head.mask_embedding.mlp.<\1>."),
+    (r"void_embedding\.weight$", "classifiers.0.null_embedding"),
+    # MAFT+: content-dependent transfer
+    (r"cdt\.cross_atten\.multihead_attn\.", "classifiers.1.text_adapter.attention."),
+    (r"cdt\.cross_atten\.norm\.", "classifiers.1.text_adapter.norm."),
+    (r"cdt\.cross_atten\.MLP\.", "classifiers.1.text_adapter.mlp."),
     (r"(category|word)_head\.text_proj\.", "classifiers.0.text_proj."),
 )
 
@@ -124,24 +151,43 @@ PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
 PUBLISHED_UNUSED: dict[str, str] = {
     "criterion.empty_weight": "class weights of the training loss; the config sets them",
 }
+# The same for all keys with a prefix.
+_UNUSED_PARTS = {
+    "frozen_backbone.": "OVRCOAT's second CLIP, which only its training losses use",
+    "backbone_t.": "MAFT+'s teacher, which only its training losses use",
+}
+
+
+def published_method(state: Mapping[str, Tensor]) -> PublishedNames | None:
+    """Return the method whose published parameter names a state dict uses; None if it is ours."""
+    for prefixes, method in METHODS:
+        if any(key.startswith(prefixes) for key in state):
+            return method
+    return None
 
 
 def is_published(state: Mapping[str, Tensor]) -> bool:
-    """Return whether a state dict uses the parameter names of the published ODISE code."""
-    return any(key.startswith(("sem_seg_head.", "backbone.feature_extractor.")) for key in state)
+    """Return whether a state dict uses the parameter names of published code."""
+    return published_method(state) is not None
+
+
+def _reason_unused(key: str) -> str | None:
+    """Return why a published key is not loaded; None if it is."""
+    parts = (reason for prefix, reason in _UNUSED_PARTS.items() if key.startswith(prefix))
+    return PUBLISHED_UNUSED.get(key) or next(parts, None)
 
 
 def known_names(model: nn.Module | None = None) -> Callable[[str], bool]:
     """Return a function that recognizes parameter names of a model and of the published code."""
     ours = frozenset() if model is None else frozenset(model.state_dict())
-    return lambda key: key in ours or key in PUBLISHED_UNUSED or _rename(key) is not None
+    return lambda key: key in ours or _reason_unused(key) is not None or _rename(key) is not None
 
 
 def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Rename the parameters of a published checkpoint.
 
     Args:
-        state: the entry ``model`` of a released ``odise_*_coco_50e`` file.
+        state: the entry ``model`` of a published file of ODISE, FC-CLIP, OVRCOAT or MAFT+.
 
     Returns:
         The trained parameters under our names, and the unused keys with the reason for each.
@@ -152,8 +198,9 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     ours: dict[str, Tensor] = {}
     unused: dict[str, str] = {}
     for key, value in state.items():
-        if key in PUBLISHED_UNUSED:
-            unused[key] = PUBLISHED_UNUSED[key]
+        reason = _reason_unused(key)
+        if reason is not None:
+            unused[key] = reason
             continue
         name = _rename(key)
         if name is None:
@@ -173,6 +220,39 @@ def _rename(key: str) -> str | None:
     return None
 
 
+def _frozen_parts_in(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Return all tensors of the frozen parts of which a checkpoint holds any.
+
+    Checkpoints of ours never do; FC-CLIP's hold the whole CLIP.
+    """
+    parts: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        prefix = f"{name}."
+        if getattr(module, "frozen", False) and any(key.startswith(prefix) for key in state):
+            parts.update((prefix + key, value) for key, value in module.named_parameters())
+    return parts
+
+
+def use_contained_clip(cfg: Config, path: str | Path) -> None:
+    """Skip the config's weights of CLIP if a checkpoint contains the CLIP, as FC-CLIP's do.
+
+    Otherwise they would be downloaded or read, only to be overwritten.
+
+    Args:
+        cfg: config with a ``model``; its ``model.clip.weights`` is set to None.
+        path: checkpoint that :func:`load_weights` will read. If it cannot be read, nothing is
+            changed: :func:`load_weights` reports the error.
+    """
+    clip = cfg.model.get("clip")
+    if not isinstance(clip, dict) or clip.get("weights") is None:
+        return
+    with suppress(CheckpointError):
+        state = load_state_dict(path, fits=known_names())
+        if any(key.startswith("backbone.clip_model.") for key in state):
+            clip["weights"] = None
+            print_log(f"{printable(path)} contains the CLIP: using its weights", logger="current")
+
+
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     """Load trained parameters into a model, strictly: keys and shapes must match exactly.
 
@@ -181,7 +261,8 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
 
     Args:
         model: an :class:`~odise_mm.models.OpenVocabSegmentor`.
-        path: our checkpoint (``.safetensors``, ``.pth``) or a published ODISE file.
+        path: our checkpoint (``.safetensors``, ``.pth``), or a published file of ODISE, FC-CLIP,
+            OVRCOAT or MAFT+.
 
     Returns:
         Keys that were deliberately not loaded, with the reason for each.
@@ -192,19 +273,20 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     """
     state = load_state_dict(path, fits=known_names(model))
     unused: dict[str, str] = {}
-    published = is_published(state)
-    if published:
+    published = published_method(state)
+    if published is not None:
         state, unused = from_published(state)
-    wanted = model.state_dict()
+    wanted = model.state_dict() | _frozen_parts_in(state, model)
     wrong = differences(state, wanted)
     if wrong:
         advice = (
-            "Use odise_coco_caption.py for caption-supervised checkpoints and "
-            "odise_coco_label.py for label-supervised ones."
+            "Use odise_coco_caption.py for caption-supervised checkpoints of ODISE, "
+            "odise_coco_label.py for label-supervised ones, and for other methods the config "
+            "named after the checkpoint (docs/model_zoo.md)."
             if any(key in wanted for key in state)
-            else "It contains the weights of another model: use a checkpoint of ODISE."
+            else "It contains the weights of another model."
         )
         raise CheckpointError(f"{path} does not match this config: {wrong}. {advice}")
     model.load_state_dict(state)
-    compare_names(model, path, {} if published else load_meta(path), published)
+    compare_names(model, path, load_meta(path) if published is None else {}, published)
     return unused

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.logging import print_log
 from torch import nn
@@ -25,6 +25,27 @@ NOTE = "train_vocabulary"
 _NOT_IN_OPENSEG = Path(__file__).parent / "not_in_openseg.txt"
 _EXAMPLES = ("carpet", "mud", "home", "street", "beach", "meadow")
 _SHOWN = 12
+
+
+class PublishedNames(NamedTuple):
+    """Training vocabulary of the published checkpoints of a method.
+
+    Attributes:
+        method: name of the method, for messages.
+        vocabulary: name under which :meth:`Vocabulary.load` finds, and downloads, the file.
+        place: web page that has the file, and its folder there.
+    """
+
+    method: str
+    vocabulary: str
+    place: str
+
+
+ODISE = PublishedNames(
+    "ODISE",
+    "openseg:coco_panoptic",
+    "https://github.com/NVlabs/ODISE (odise/data/datasets/openseg_labels)",
+)
 
 
 def train_vocabulary(model: nn.Module) -> Vocabulary | None:
@@ -68,7 +89,10 @@ def noted(meta: Mapping[str, Any]) -> Vocabulary | None:
 
 
 def compare_names(
-    model: nn.Module, path: str | Path, meta: Mapping[str, Any], published: bool
+    model: nn.Module,
+    path: str | Path,
+    meta: Mapping[str, Any],
+    published: PublishedNames | None = None,
 ) -> None:
     """Log one warning if a checkpoint's training vocabulary differs from the model's.
 
@@ -78,20 +102,22 @@ def compare_names(
         model: model that the checkpoint was loaded into.
         path: path of the checkpoint.
         meta: metadata of the checkpoint.
-        published: whether it uses the parameter names of the published ODISE code.
+        published: of the method, if the checkpoint uses the parameter names of published code.
     """
     if train_vocabulary(model) is None:
         return
     text = None
     theirs = noted(meta)
-    if published or "converted_from" in meta:
+    if published is None and "converted_from" in meta:
+        published = ODISE
+    if published is not None:
         theirs = Vocabulary.load("coco")  # the closest vocabulary in this package
     if theirs is not None:
         take_names(model, theirs)
     ours = train_vocabulary(model)
-    if published or "converted_from" in meta:
+    if published is not None:
         if ours == Vocabulary.load("coco"):
-            text = _of_published(model, path)
+            text = _of_published(model, path, published)
     elif theirs is not None and _keys(theirs) != _keys(ours):
         text = _of_others(model, path, ours, theirs)
     if text is not None:
@@ -127,19 +153,20 @@ def _keys(vocabulary: Vocabulary) -> frozenset[str]:
     )
 
 
-def _of_published(model: nn.Module, path: str | Path) -> str:
+def _of_published(model: nn.Module, path: str | Path, published: PublishedNames) -> str:
+    name = published.vocabulary
     return (
-        f"{printable(path)} is a published ODISE checkpoint. It was trained with OpenSeg's label "
-        "file, but model.ensemble.train_vocabulary is this package's `coco`, so results differ "
-        f"from the published model's. {len(_not_in_openseg())} of our synonyms "
+        f"{printable(path)} is a published {published.method} checkpoint. It was trained with "
+        "OpenSeg's label file, but model.ensemble.train_vocabulary is this package's `coco`, so "
+        f"results differ from the published model's. {len(_not_in_openseg())} of our synonyms "
         f"({', '.join(_EXAMPLES)}, ...) are not in that file: a class with such a name is a base "
         "class here and a novel class in the published model"
         f"{_affected(model, unsure_classes(model.vocabulary))}. To get the published model's "
-        "results, download coco_panoptic_with_prompt_eng.txt from https://github.com/NVlabs/ODISE "
-        "(odise/data/datasets/openseg_labels) and add --cfg-options "
-        "model.ensemble.train_vocabulary=PATH, or in Python "
-        "cfg_options={'model.ensemble.train_vocabulary': PATH}. With openseg:coco_panoptic as "
-        "PATH, the file is downloaded for you. docs/vocabularies.md lists all synonyms"
+        f"results, download coco_panoptic_with_prompt_eng.txt from {published.place} and add "
+        "--cfg-options model.ensemble.train_vocabulary=PATH, or in Python "
+        "cfg_options={'model.ensemble.train_vocabulary': PATH}. "
+        f"With {name} as PATH, the file is downloaded for you. docs/vocabularies.md lists all "
+        "synonyms"
     )
 
 

@@ -135,6 +135,7 @@ def run(args: argparse.Namespace) -> int:
 
     from odise_mm.benchmarks import planning, running
     from odise_mm.benchmarks.report import Report
+    from odise_mm.checkpoints.published import use_contained_clip
     from odise_mm.engine.result_writer import ResultWriterHook
     from odise_mm.engine.runner import OpenVocabRunner
     from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
@@ -161,6 +162,8 @@ def run(args: argparse.Namespace) -> int:
     for test_set in sets:
         writer.check(test_set.name)
 
+    if not random_weights:
+        use_contained_clip(sets[0].cfg, args.checkpoint)
     runner = OpenVocabRunner.from_cfg(sets[0].cfg)
     running.prepare_model(runner, args.checkpoint, args.precision)
     described = running.describe_run(runner, args.checkpoint, args.precision, args.cfg_options)

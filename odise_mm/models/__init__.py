@@ -7,11 +7,18 @@ from odise_mm.models.backbones.diffusion.taps import Taps
 from odise_mm.models.backbones.open_clip_backbone import OpenCLIPBackbone
 from odise_mm.models.backbones.timm_backbone import TimmBackbone
 from odise_mm.models.classifiers.base import Classifier, ClassPrediction, TrainableClassifier
-from odise_mm.models.classifiers.clip_classifiers import CropCLIPClassifier, MaskCLIPClassifier
+from odise_mm.models.classifiers.clip_classifiers import (
+    CropCLIPClassifier,
+    MaskCLIPClassifier,
+    PooledCLIPClassifier,
+)
+from odise_mm.models.classifiers.coat_ensemble import CoatEnsemble
 from odise_mm.models.classifiers.ensemble import GeometricEnsemble
 from odise_mm.models.classifiers.open_vocab_classifier import OpenVocabClassifier
+from odise_mm.models.classifiers.text_adapters import ContentDependentTransfer, TextAdapter
 from odise_mm.models.clip.frozen_clip import FrozenCLIP
 from odise_mm.models.clip.text_encoder import TextEncoder
+from odise_mm.models.data_preprocessor import ColorPaddingPreprocessor
 from odise_mm.models.heads.mask2former_head import MaskPrediction, OpenVocabMask2FormerHead
 from odise_mm.models.losses.class_loss import OpenVocabCrossEntropyLoss
 from odise_mm.models.losses.grounding_loss import GroundingLoss
@@ -35,7 +42,10 @@ __all__ = [
     "CaptionCaptioner",
     "ClassPrediction",
     "Classifier",
+    "CoatEnsemble",
+    "ColorPaddingPreprocessor",
     "Condition",
+    "ContentDependentTransfer",
     "CropCLIPClassifier",
     "DiffusionBackbone",
     "EmptyCaptioner",
@@ -52,8 +62,10 @@ __all__ = [
     "OpenVocabCrossEntropyLoss",
     "OpenVocabMask2FormerHead",
     "OpenVocabSegmentor",
+    "PooledCLIPClassifier",
     "SegmentedImages",
     "Taps",
+    "TextAdapter",
     "TextCaptioner",
     "TextEncoder",
     "TimmBackbone",

@@ -134,12 +134,12 @@ def test_saved_predictions_of_this_package_are_read(tmp_path: Path) -> None:
 
 
 def test_custom_components_must_be_named_by_the_user(tmp_path: Path) -> None:
-    module = "projects.coat.coat_ensemble"
-    changes = dict(custom_imports=dict(imports=[module]), model__ensemble=dict(type="CoatEnsemble"))
+    module = "tests.support.own_ensemble"
+    changes = dict(custom_imports=dict(imports=[module]), model__ensemble=dict(type="OwnEnsemble"))
     folder = predictions(tmp_path / "x", **changes)
     with pytest.raises(ConfigError, match=rf"untrusted module '{module}'.*--custom-imports"):
         read_config(folder)
-    assert read_config(folder, [module]).model.ensemble.type == "CoatEnsemble"
+    assert read_config(folder, [module]).model.ensemble.type == "OwnEnsemble"
     with pytest.raises(ConfigError, match="--custom-imports gone_module: cannot be imported"):
         read_config(folder, [module, "gone_module"])
 

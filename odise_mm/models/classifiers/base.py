@@ -21,17 +21,25 @@ class ClassPrediction(NamedTuple):
         logits: class logits, (B, Q, K).
         p_void: probability that a mask belongs to none of the classes, (B, Q). None if the
             classifier does not predict void.
+        valid: whether a mask covers any position that the classifier looks at, (B, Q) bool. None if
+            all masks count.
     """
 
     logits: Tensor
     p_void: Tensor | None = None
+    valid: Tensor | None = None
 
 
 class Classifier(nn.Module):
     """Base class of all classifiers. For inference, a classifier only needs ``forward``.
 
     The first classifier of a model is trained, and must be a :class:`TrainableClassifier`.
+
+    Attributes:
+        reads_features: whether ``forward`` needs ``prediction.features``.
     """
+
+    reads_features = False
 
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
@@ -118,6 +126,11 @@ def class_logits(
     """
     with full_precision(embeddings):
         similarity = F.normalize(embeddings.float(), dim=-1) @ F.normalize(text, dim=-1).T * scale
+    return best_synonyms(similarity, vocabulary)
+
+
+def best_synonyms(similarity: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Return each class's largest similarity: (..., S) for S synonyms to (..., K)."""
     classes = _class_of_synonym(vocabulary.synonyms).to(similarity.device)
     best = similarity.new_full((*similarity.shape[:-1], len(vocabulary)), float("-inf"))
     return best.scatter_reduce(-1, classes.expand_as(similarity), similarity, reduce="amax")

@@ -4,15 +4,22 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
-from odise_mm.models.classifiers.base import Classifier, ClassPrediction, class_logits
+from odise_mm.errors import ConfigError
+from odise_mm.models.classifiers.base import (
+    Classifier,
+    ClassPrediction,
+    best_synonyms,
+    class_logits,
+)
 from odise_mm.models.clip.frozen_clip import FrozenCLIP
-from odise_mm.models.clip.prompts import fill_template
+from odise_mm.models.clip.prompts import Template, templates_of
 from odise_mm.models.clip.text_encoder import TextEncoder
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.registry import MODELS
+from odise_mm.utils.precision import full_precision
 from odise_mm.utils.settings import check_flag, check_whole
 from odise_mm.vocabulary import Vocabulary
 
@@ -24,10 +31,10 @@ class _CLIPClassifier(Classifier):
         self,
         clip: FrozenCLIP | dict,
         text_encoder: TextEncoder | dict | None = None,
-        template: str = "a photo of a {}.",
+        template: Template = "a photo of a {}.",
     ) -> None:
         super().__init__()
-        fill_template(template, [])
+        templates_of(template)
         self.clip = build_part(clip, MODELS)
         self.text_encoder = build_part(
             text_encoder or {"type": "TextEncoder"}, MODELS, clip=self.clip
@@ -85,7 +92,7 @@ class MaskCLIPClassifier(_CLIPClassifier):
         self,
         clip: FrozenCLIP | dict,
         text_encoder: TextEncoder | dict | None = None,
-        template: str = "a photo of a {}.",
+        template: Template = "a photo of a {}.",
         align: bool = False,
     ) -> None:
         super().__init__(clip, text_encoder, template)
@@ -134,6 +141,133 @@ class MaskCLIPClassifier(_CLIPClassifier):
 
 
 @MODELS.register_module()
+class PooledCLIPClassifier(_CLIPClassifier):
+    """Averages the feature map of a convolutional CLIP inside each mask (FC-CLIP).
+
+    The average passes the tower's own head, which CLIP applies to the average over the whole image
+    (FC-CLIP, arXiv 2308.02487, section 3.2). A convolutional tower takes images of any size.
+
+    Args:
+        clip, text_encoder: as in :class:`MaskCLIPClassifier`.
+        template: the prompt around a name, or a set of them (published: ``vild``).
+        text_adapter: config of a :class:`~odise_mm.models.classifiers.text_adapters.TextAdapter`,
+            which is trained; None: the names' embeddings are used as they are.
+        shared: whether the feature map is the last level of the pyramid that the head reads: the
+            backbone is then the image tower of the same CLIP, without a neck, and runs once for
+            both. False: the tower runs on the image once more, for models with another backbone.
+
+    Raises:
+        ConfigError: a CLIP whose image tower is not convolutional.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP | dict,
+        text_encoder: TextEncoder | dict | None = None,
+        template: Template = "vild",
+        text_adapter: dict | nn.Module | None = None,
+        shared: bool = True,
+    ) -> None:
+        super().__init__(clip, text_encoder, template)
+        check_flag("shared", shared)
+        trunk = getattr(self.clip.visual, "trunk", None)
+        if not (hasattr(trunk, "stages") and hasattr(trunk, "forward_head")):
+            raise ConfigError(
+                f"PooledCLIPClassifier needs a CLIP with a ConvNeXt as image tower, and CLIP "
+                f"{self.clip.short_name} has {type(trunk or self.clip.visual).__name__}: use "
+                "MaskCLIPClassifier (ViT) or CropCLIPClassifier (any CLIP)"
+            )
+        self.reads_features = shared
+        self.text_adapter = None
+        if text_adapter is not None:
+            self.text_adapter = build_part(
+                text_adapter, MODELS, embed_dim=self.text_encoder.embed_dim
+            )
+
+    @torch.no_grad()
+    def forward(
+        self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
+    ) -> ClassPrediction:
+        """See :class:`~odise_mm.models.classifiers.base.Classifier`; has no view on void."""
+        features = prediction.features
+        if not self.reads_features:
+            features = self._feature_map(prediction.masks, images)
+        pooled, valid = pool_masks(features, prediction.masks)
+        embeddings = self.embed_pooled(pooled)
+        if self.text_adapter is None:
+            return self.name_embeddings(embeddings, vocabulary)._replace(valid=valid)
+        text = self.adapt_text(features, vocabulary)
+        with full_precision(embeddings):
+            similarity = F.normalize(embeddings, dim=-1) @ text.transpose(1, 2)
+        logits = best_synonyms(similarity * self.clip.logit_scale, vocabulary)
+        return ClassPrediction(logits, valid=valid)
+
+    def adapt_text(self, features: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """Adapt the embeddings of all S synonyms to B images.
+
+        Args:
+            features: of the tower's last stage, (B, C', h, w).
+            vocabulary: the classes.
+
+        Returns:
+            (B, S, ``embed_dim``) float32; logits are products with them as they are.
+        """
+        text = self.text_encoder.of_vocabulary(vocabulary, self.template)
+        return self.text_adapter(F.normalize(text, dim=-1), features, self.embed_pooled)
+
+    def embed_pooled(self, pooled: Tensor) -> Tensor:
+        """Apply the tower's head to averaged features.
+
+        Args:
+            pooled: averages of the tower's last stage, or single positions of it, (B, Q, C).
+
+        Returns:
+            (B, Q, ``embed_dim``) float32, not normalized.
+        """
+        visual = self.clip.visual
+        width = visual.trunk.num_features
+        if pooled.shape[-1] != width:
+            raise ConfigError(
+                f"PooledCLIPClassifier: the head's coarsest features have {pooled.shape[-1]} "
+                f"channels, the last stage of CLIP {self.clip.short_name} has {width}. Use this "
+                "CLIP as backbone without a neck, or set shared=False"
+            )
+        with self.clip.own_precision():
+            flat = pooled.flatten(0, 1).to(self.clip.dtype)[..., None, None]
+            embedded = visual.head(visual.trunk.forward_head(flat))
+        return embedded.float().unflatten(0, pooled.shape[:2])
+
+    def _feature_map(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:
+        """Run the tower on the padded images, whose size follows from the masks."""
+        height, width = masks.shape[-2] * 4, masks.shape[-1] * 4
+        batch = []
+        for image in images:
+            padding = (0, width - image.shape[-1], 0, height - image.shape[-2])
+            batch.append(F.pad(self.clip.normalize(image), padding))
+        with self.clip.own_precision():
+            return self.clip.visual.trunk.forward_features(torch.stack(batch))
+
+
+def pool_masks(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Average a feature map inside masks.
+
+    Args:
+        features: (B, C, h, w).
+        masks: logits over the same area at any size, (B, Q, H, W). They are resized to (h, w)
+            first; positive ones count.
+
+    Returns:
+        (B, Q, C) float32, zeros for masks without a positive pixel, and whether they have one,
+        (B, Q).
+    """
+    with full_precision(features):
+        inside = (_resize(masks.float(), features.shape[-2:]) > 0).flatten(2).float()
+        area = inside.sum(-1, keepdim=True)
+        pooled = torch.einsum("bqp,bcp->bqc", inside, features.flatten(2).float())
+        return pooled / (area + 1e-8), area[..., 0] > 0
+
+
+@MODELS.register_module()
 class CropCLIPClassifier(_CLIPClassifier):
     """Runs CLIP on a crop of every mask's box (ablation).
 
@@ -150,7 +284,7 @@ class CropCLIPClassifier(_CLIPClassifier):
         self,
         clip: FrozenCLIP | dict,
         text_encoder: TextEncoder | dict | None = None,
-        template: str = "a photo of a {}.",
+        template: Template = "a photo of a {}.",
         crops_per_batch: int = 25,
     ) -> None:
         super().__init__(clip, text_encoder, template)

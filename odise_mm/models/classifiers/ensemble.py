@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from odise_mm.models.classifiers.base import ClassPrediction
 from odise_mm.registry import MODELS
-from odise_mm.utils.settings import check_weight
+from odise_mm.utils.settings import check_flag, check_weight
 from odise_mm.vocabulary import Vocabulary
 
 
@@ -28,6 +28,8 @@ class GeometricEnsemble(nn.Module):
             (captions).
         train_vocabulary: name or file of the vocabulary that the model was trained on. The
             segmentor fills it in if the config leaves it out.
+        valid_masks_only: whether CLIP's prediction counts only for masks that cover a position of
+            its feature map (``ClassPrediction.valid``), as in FC-CLIP's models with ResNets.
 
     Raises:
         ConfigError: a weight is not a number from 0 to 1.
@@ -35,11 +37,17 @@ class GeometricEnsemble(nn.Module):
     """
 
     def __init__(
-        self, alpha: float = 0.3, beta: float = 0.7, train_vocabulary: str = "coco"
+        self,
+        alpha: float = 0.3,
+        beta: float = 0.7,
+        train_vocabulary: str = "coco",
+        valid_masks_only: bool = False,
     ) -> None:
         super().__init__()
         check_weight("alpha", alpha)
         check_weight("beta", beta)
+        check_flag("valid_masks_only", valid_masks_only)
+        self.valid_masks_only = valid_masks_only
         self.alpha, self.beta = alpha, beta
         self.train_vocabulary = (
             train_vocabulary
@@ -84,6 +92,9 @@ class GeometricEnsemble(nn.Module):
             return own
         seen = torch.tensor(_is_seen(vocabulary, self.train_vocabulary), device=own.device)
         weight = torch.where(seen, self.alpha, self.beta)
+        valid = class_predictions[1].valid
+        if self.valid_masks_only and valid is not None:
+            weight = weight * valid[..., None]
         return (1 - weight) * own + weight * class_predictions[1].logits.float().log_softmax(-1)
 
 

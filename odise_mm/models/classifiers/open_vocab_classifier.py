@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from odise_mm.config.building import build_part
 from odise_mm.models.classifiers.base import ClassPrediction, TrainableClassifier, class_logits
 from odise_mm.models.classifiers.mapped_names import MappedNames
-from odise_mm.models.clip.prompts import fill_template
+from odise_mm.models.clip.prompts import Template, templates_of
 from odise_mm.models.clip.text_encoder import TextEncoder
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.registry import MODELS
@@ -27,26 +27,31 @@ class OpenVocabClassifier(TrainableClassifier):
 
     Args:
         text_encoder: a :class:`~odise_mm.models.clip.text_encoder.TextEncoder` or its config.
-        embed_dim: width of the mask embeddings.
+        embed_dim: width of the mask embeddings. None: text embeddings are not projected, and mask
+            embeddings are as wide as CLIP's (FC-CLIP).
         null_class: whether to learn an embedding of void, as in models trained with labels.
             Otherwise ``p_void`` is computed from the head's objectness (captions).
-        template: prompt around a class name: ``{}`` (labels) or ``a photo of a {}.`` (captions).
+        template: prompt around a class name: ``{}`` (labels), ``a photo of a {}.`` (captions), or
+            the name of a set of templates (``vild``: FC-CLIP).
     """
 
     def __init__(
         self,
         text_encoder: TextEncoder | dict,
-        embed_dim: int = 256,
+        embed_dim: int | None = 256,
         null_class: bool = True,
-        template: str = "{}",
+        template: Template = "{}",
     ) -> None:
         super().__init__()
-        check_whole("embed_dim", embed_dim)
+        if embed_dim is not None:
+            check_whole("embed_dim", embed_dim)
         check_flag("null_class", null_class)
-        fill_template(template, [])
+        templates_of(template)
         self.text_encoder = build_part(text_encoder, MODELS)
         self.template = template
-        self.text_proj = nn.Linear(self.text_encoder.embed_dim, embed_dim)
+        self.text_proj = None
+        if embed_dim is not None:
+            self.text_proj = nn.Linear(self.text_encoder.embed_dim, embed_dim)
         self._mapped = MappedNames(self.text_encoder.cache_size)
         self.logit_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
         self.null_embedding = None
@@ -61,7 +66,7 @@ class OpenVocabClassifier(TrainableClassifier):
 
     def text_embeddings(self, texts: Sequence[str]) -> Tensor:
         """Compute the projected embeddings of prompts: (len(texts), embed_dim) float32."""
-        return self.text_proj(self.text_encoder(texts).to(self.text_proj.weight))
+        return self._project(self.text_encoder(texts))
 
     def class_embeddings(self, vocabulary: Vocabulary) -> Tensor:
         """Compute the projected embeddings of all S synonyms: (S, embed_dim) float32.
@@ -69,6 +74,8 @@ class OpenVocabClassifier(TrainableClassifier):
         For inference, they are cached until the projection changes. Do not modify them in place.
         """
         embeddings = self.text_encoder.of_vocabulary(vocabulary, self.template)
+        if self.text_proj is None:
+            return embeddings
         return self._mapped.map(self.text_proj, vocabulary.synonyms, embeddings)
 
     def forget_vocabularies(self) -> None:
@@ -110,13 +117,19 @@ class OpenVocabClassifier(TrainableClassifier):
 
     def word_embeddings(self, words: Sequence[Sequence[str]]) -> Tensor:
         """Compute the projected embeddings of K words of B captions: (B, K, C) float32."""
-        prompts = fill_template(self.template, [word for caption in words for word in caption])
-        with full_precision(self.text_proj.weight):
-            return self.text_embeddings(prompts).unflatten(0, (len(words), -1))
+        flat = [word for caption in words for word in caption]
+        with full_precision(self.logit_scale):
+            embeddings = self._project(self.text_encoder.of_names(flat, self.template))
+        return embeddings.unflatten(0, (len(words), -1))
+
+    def _project(self, embeddings: Tensor) -> Tensor:
+        if self.text_proj is None:
+            return embeddings
+        return self.text_proj(embeddings.to(self.text_proj.weight))
 
     def _void(self, embeddings: Tensor) -> Tensor:
         """Compute the logits of void: (B, Q, 1) float32."""
-        null = nn.functional.normalize(self.text_proj(self.null_embedding), dim=-1)
+        null = nn.functional.normalize(self._project(self.null_embedding), dim=-1)
         return self.scale * nn.functional.normalize(embeddings.float(), dim=-1) @ null.T
 
     def _p_void(self, prediction: MaskPrediction, logits: Tensor) -> Tensor | None:

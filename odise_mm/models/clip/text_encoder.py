@@ -5,13 +5,14 @@ from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
 from odise_mm.errors import ConfigError
 from odise_mm.models.clip.frozen_clip import FrozenCLIP
-from odise_mm.models.clip.prompts import fill_template
+from odise_mm.models.clip.prompts import Template, fill_each, fill_template, templates_of
 from odise_mm.models.clip.text_cache import TextCache
 from odise_mm.registry import MODELS
 from odise_mm.utils.bounded_cache import BoundedCache
@@ -87,12 +88,30 @@ class TextEncoder(nn.Module):
             found = self._find(texts)
         return torch.stack([found[text] for text in texts]).to(self.clip.device)
 
-    def of_vocabulary(self, vocabulary: Vocabulary, template: str) -> Tensor:
+    def of_names(self, names: Sequence[str], template: Template) -> Tensor:
+        """Return the embeddings of names in a template, or in the mean of several templates.
+
+        Args:
+            names: without a template.
+            template: see :data:`~odise_mm.models.clip.prompts.Template`. The embeddings of several
+                templates are L2-normalized, then averaged.
+
+        Returns:
+            (len(names), ``embed_dim``) float32 on CLIP's device, not L2-normalized.
+        """
+        templates = templates_of(template)
+        if len(templates) == 1:
+            return self(fill_template(templates[0], names))
+        prompts = [prompt for name in names for prompt in fill_each(templates, name)]
+        embeddings = F.normalize(self(prompts), dim=-1)
+        return embeddings.unflatten(0, (len(names), -1)).mean(1)
+
+    def of_vocabulary(self, vocabulary: Vocabulary, template: Template) -> Tensor:
         """Return the embeddings of all synonyms of a vocabulary, cached for the next image.
 
         Args:
             vocabulary: vocabulary with S synonyms.
-            template: the prompt template.
+            template: see :meth:`of_names`.
 
         Returns:
             (S, ``embed_dim``) float32 on CLIP's device, not L2-normalized, in the order of
@@ -101,12 +120,12 @@ class TextEncoder(nn.Module):
         with self._lock:
             self._forget_if_changed()
             version = self._text_version
-        key = (vocabulary.synonyms, template, self.clip.device, version)
+        key = (vocabulary.synonyms, templates_of(template), self.clip.device, version)
         matrix = self._matrices.get(key)
         if matrix is None:
             # Autograd could not use a tensor that was created in inference mode.
             with torch.inference_mode(False):
-                matrix = self(fill_template(template, vocabulary.flat[0]))
+                matrix = self.of_names(vocabulary.flat[0], template)
             self._matrices.put(key, matrix, len(matrix))
         return matrix
 

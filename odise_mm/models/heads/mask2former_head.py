@@ -38,11 +38,14 @@ class MaskPrediction(NamedTuple):
         embeddings: mask embeddings, which classifiers compare with class names, (B, Q, C).
         objectness: logits of "object" and "no object", (B, Q, 2), in models trained with captions;
             None in models trained with labels.
+        features: last level of the pyramid that the head read, (B, C', H / 32, W / 32), for
+            classifiers that need it (``reads_features``); otherwise None.
     """
 
     masks: Tensor
     embeddings: Tensor
     objectness: Tensor | None = None
+    features: Tensor | None = None
 
 
 class MaskEmbedding(nn.Module):
@@ -52,19 +55,21 @@ class MaskEmbedding(nn.Module):
     projected and added to the query. An MLP with three layers computes the embedding of the sum.
 
     Args:
-        channels: channels of queries, mask features and embeddings.
+        channels: channels of queries and mask features.
+        embed_dim: width of the embeddings.
+        norm: whether to normalize the sum before the MLP: ODISE does, FC-CLIP does not.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, embed_dim: int, norm: bool) -> None:
         super().__init__()
         self.pool_proj = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
-        self.norm = nn.LayerNorm(channels)
+        self.norm = nn.LayerNorm(channels) if norm else nn.Identity()
         self.mlp = nn.Sequential(
             nn.Linear(channels, channels),
             nn.ReLU(),
             nn.Linear(channels, channels),
             nn.ReLU(),
-            nn.Linear(channels, channels),
+            nn.Linear(channels, embed_dim),
         )
 
     def forward(self, queries: Tensor, masks: Tensor, mask_features: Tensor) -> Tensor:
@@ -76,7 +81,7 @@ class MaskEmbedding(nn.Module):
             mask_features: (B, C, H, W).
 
         Returns:
-            (B, Q, C), not normalized.
+            (B, Q, ``embed_dim``), not normalized.
         """
         binary = (masks.detach() > 0).flatten(2).float()
         # Sums over whole images exceed the range of float16.
@@ -99,6 +104,9 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         objectness: whether to predict "object" or "no object" (caption supervision).
         feat_channels: channels of the decoders (published: 256).
         out_channels: channels of the mask features (published: 256).
+        embed_dim: width of the mask embeddings; None: ``out_channels``.
+        embed_norm: whether to normalize a mask embedding before its MLP: ODISE does, FC-CLIP does
+            not.
         **options: other arguments of :class:`mmdet.models.Mask2FormerHead`: ``num_queries``,
             ``pixel_decoder``, ``transformer_decoder``, ``positional_encoding``; for training
             ``loss_cls`` (an :class:`~odise_mm.models.losses.class_loss.OpenVocabCrossEntropyLoss`),
@@ -116,6 +124,8 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         objectness: bool = False,
         feat_channels: int = 256,
         out_channels: int = 256,
+        embed_dim: int | None = None,
+        embed_norm: bool = True,
         **options: Any,
     ) -> None:
         # mmdet would silently ignore misspelled arguments.
@@ -131,6 +141,9 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
                 f"in_channels, objectness, feat_channels, out_channels, {', '.join(known)}"
             )
         check_flag("objectness", objectness)
+        check_flag("embed_norm", embed_norm)
+        embed_dim = out_channels if embed_dim is None else embed_dim
+        check_whole("embed_dim", embed_dim)
         sizes = {"feat_channels": feat_channels, "out_channels": out_channels, **options}
         for name in ("feat_channels", "out_channels", "num_queries", "num_transformer_feat_level"):
             if name in sizes:
@@ -149,7 +162,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         choose_ops_backend()
         if not objectness:
             self.cls_embed = None
-        self.mask_embedding = MaskEmbedding(out_channels)
+        self.mask_embedding = MaskEmbedding(out_channels, embed_dim, embed_norm)
 
     def forward(self, pyramid: Sequence[Tensor], all_layers: bool = False) -> list[MaskPrediction]:
         """Predict masks and their embeddings.

@@ -19,8 +19,10 @@ from odise_mm.models.segmentors.results import SegmentedImages, check_finite, wr
 from odise_mm.models.segmentors.supervision import check_grounding, what_is_trained
 from odise_mm.models.segmentors.targets import captions_of, targets_of, words_of
 from odise_mm.models.segmentors.tiled_features import (
+    STRIDES,
     Captions,
     Pyramid,
+    check_pyramid,
     check_sizes,
     groups_of_equal,
     stack_pyramids,
@@ -48,7 +50,8 @@ class OpenVocabSegmentor(BaseSegmentor):
 
     Args:
         backbone: computes raw feature maps from tiles and a captioner's condition.
-        neck: computes a pyramid of strides 4, 8, 16, 32 from the raw feature maps.
+        neck: computes a pyramid of strides 4, 8, 16, 32 from the raw feature maps. None: the raw
+            feature maps are such a pyramid.
         head: computes masks and mask embeddings from the pyramid.
         classifiers: predict the classes of the masks; the first is the model's own.
         ensemble: computes class probabilities from the class predictions.
@@ -63,9 +66,12 @@ class OpenVocabSegmentor(BaseSegmentor):
         tile_size: edge of the backbone's square tiles in pixels; None for whole images.
         max_tiles_per_batch: number of tiles, of one or several images, in a batch of the backbone.
             It limits memory and does not change results.
-        test_cfg: default settings. ``overlap_threshold``: a panoptic segment must keep at least
-            this fraction of its mask. ``topk``: number of instances, counted before stuff is
-            dropped. ``panoptic``, ``semantic``, ``instance``: which results to compute.
+        test_cfg: default settings. ``score_threshold``: a panoptic segment must have a larger class
+            probability. ``overlap_threshold``: a panoptic segment must keep at least this fraction
+            of its mask. ``topk``: number of instances, counted before stuff is dropped.
+            ``instance_quality``: ``probability``, or ``logit`` as in OVRCOAT, see
+            :func:`~odise_mm.models.postprocess.instance_inference`. ``panoptic``, ``semantic``,
+            ``instance``: which results to compute.
         data_preprocessor: config of mmdet's preprocessor, which pads to multiples of 64.
 
     Raises:
@@ -77,7 +83,7 @@ class OpenVocabSegmentor(BaseSegmentor):
     def __init__(
         self,
         backbone: dict | nn.Module,
-        neck: dict | nn.Module,
+        neck: dict | nn.Module | None,
         head: dict | nn.Module,
         classifiers: Sequence[dict | nn.Module],
         ensemble: dict | nn.Module,
@@ -110,8 +116,13 @@ class OpenVocabSegmentor(BaseSegmentor):
         check_sizes(tile_size, getattr(self.backbone, "tile_divisor", 1), self.data_preprocessor)
         shared.update(self.backbone.describe())
         self.captioner = captioner and build_part(captioner, MODELS, **shared)
-        self.neck = build_part(neck, MODELS, **shared)
-        self.head = build_part(head, MODELS, in_channels=[self.neck.out_channels] * 4)
+        self.neck = None if neck is None else build_part(neck, MODELS, **shared)
+        if self.neck is None:
+            check_pyramid(shared["in_strides"])
+            in_channels = list(shared["in_channels"])
+        else:
+            in_channels = [self.neck.out_channels] * len(STRIDES)
+        self.head = build_part(head, MODELS, in_channels=in_channels)
         self.classifiers = nn.ModuleList(build_part(c, MODELS, **shared) for c in classifiers)
         # If the config does not set the training vocabulary, it is the model's until a checkpoint
         # or the training dataset provides it.
@@ -221,9 +232,14 @@ class OpenVocabSegmentor(BaseSegmentor):
         for places in groups_of_equal([image.shape for image in padded]):
             with self._arithmetic(inputs):
                 # Pop each pyramid to free its memory as soon as it has been used.
-                prediction = self.head(stack_pyramids([pyramids.pop(i) for i in places]))[-1]
+                pyramid = stack_pyramids([pyramids.pop(i) for i in places])
+                prediction = self.head(pyramid)[-1]
+                if any(getattr(c, "reads_features", False) for c in self.classifiers):
+                    prediction = prediction._replace(features=pyramid[-1])
+                del pyramid
                 whole = [images[i] for i in places]
                 class_predictions = [c(prediction, whole, vocabulary) for c in self.classifiers]
+            prediction = prediction._replace(features=None)
             yield SegmentedImages(places, prediction, class_predictions, vocabulary)
 
     def probabilities(self, found: SegmentedImages) -> Tensor:
@@ -271,4 +287,5 @@ class OpenVocabSegmentor(BaseSegmentor):
             captions: caption of the image of every tile, if known.
         """
         condition = () if self.captioner is None else (self.captioner(tiles, captions),)
-        return self.neck(self.backbone(tiles, *condition), size)
+        features = self.backbone(tiles, *condition)
+        return tuple(features) if self.neck is None else self.neck(features, size)

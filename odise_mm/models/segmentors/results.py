@@ -86,7 +86,13 @@ def add_results(
     """
     names, is_thing = vocabulary.names, vocabulary.is_thing
     if test_cfg["panoptic"]:
-        ids, segments = panoptic_inference(scores, masks, is_thing, test_cfg["overlap_threshold"])
+        ids, segments = panoptic_inference(
+            scores,
+            masks,
+            is_thing,
+            test_cfg["overlap_threshold"],
+            score_threshold=test_cfg["score_threshold"],
+        )
         info = [
             Segment(name=names[segment.label], **segment._asdict()).to_info()
             for segment in segments
@@ -96,7 +102,11 @@ def add_results(
         sample.pred_sem_seg = PixelData(sem_seg=semantic_inference(scores, masks)[None])
     if test_cfg["instance"]:
         values, labels, binary, boxes = instance_inference(
-            scores, masks, is_thing, test_cfg["topk"]
+            scores,
+            masks,
+            is_thing,
+            test_cfg["topk"],
+            quality=test_cfg["instance_quality"],
         )
         sample.pred_instances = InstanceData(
             scores=values, labels=labels, masks=binary, bboxes=boxes

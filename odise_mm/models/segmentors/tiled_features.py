@@ -17,7 +17,8 @@ Pyramid = tuple[Tensor, ...]
 Captions = Sequence[str | None] | None
 """Caption of every image or tile, None if unknown."""
 
-MAX_STRIDE = 32  # of a pyramid
+STRIDES = (4, 8, 16, 32)  # of a pyramid
+MAX_STRIDE = STRIDES[-1]
 
 TileFeatures = Callable[[Tensor, tuple[int, int], Captions], Pyramid]
 """Function of tiles (N, 3, S, S), tile size in the image and N captions; returns N tiles' maps."""
@@ -45,6 +46,19 @@ def check_sizes(tile_size: int | None, tile_divisor: int, preprocessor: Any) -> 
     if padding % needed:
         raise ConfigError(
             f"data_preprocessor.pad_size_divisor={padding} must be a multiple of {needed}"
+        )
+
+
+def check_pyramid(strides: Sequence[int]) -> None:
+    """Refuse a backbone whose maps are not a pyramid, in a model without a neck.
+
+    Raises:
+        ConfigError: other strides than 4, 8, 16, 32.
+    """
+    if tuple(strides) != STRIDES:
+        raise ConfigError(
+            f"model.neck=None needs a backbone with strides {STRIDES}, not {tuple(strides)}: add "
+            "neck=dict(type='FeatureProjection'), or choose other out_indices"
         )
 
 

@@ -1,4 +1,3 @@
 # ODISE trained with captions. At test time, CLIP's confidence corrects the objectness of masks.
 _base_ = ["../../../configs/odise/odise_coco_caption.py"]
-custom_imports = dict(imports=["projects.coat.coat_ensemble"])
 model = dict(ensemble=dict(type="CoatEnsemble", coat_lambda=0.5))

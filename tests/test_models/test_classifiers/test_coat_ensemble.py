@@ -11,11 +11,10 @@ import torch
 from odise_mm.config.building import build_model
 from odise_mm.config.finding import load_config
 from odise_mm.errors import ConfigError
-from odise_mm.models import ClassPrediction, GeometricEnsemble
+from odise_mm.models import ClassPrediction, CoatEnsemble, GeometricEnsemble
 from odise_mm.vocabulary import Vocabulary
-from projects.coat.coat_ensemble import CoatEnsemble
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+CONFIGS = Path(__file__).resolve().parents[3] / "projects/coat/configs"
 TRAINED = Vocabulary((("cat",), ("tree",)), (True, False))
 VOCABULARY = Vocabulary((("cat",), ("lynx",), ("sky",), ("tree",)), (True, True, False, False))
 IS_BASE = np.array([True, False, False, True])

@@ -1,10 +1,11 @@
-"""CLIP-conditioned objectness, COAT (arXiv 2603.21386), as an ensemble plugin."""
+"""CLIP-conditioned objectness, COAT (arXiv 2603.21386)."""
 
 from collections.abc import Sequence
 
 from torch import Tensor
 
-from odise_mm.models import ClassPrediction, GeometricEnsemble
+from odise_mm.models.classifiers.base import ClassPrediction
+from odise_mm.models.classifiers.ensemble import GeometricEnsemble
 from odise_mm.registry import MODELS
 from odise_mm.utils.settings import check_weight
 
@@ -17,10 +18,12 @@ class CoatEnsemble(GeometricEnsemble):
     distributed over the classes in the proportions of equation 10, so that rows still sum to 1.
 
     Args:
-        coat_lambda: Weight of CLIP's confidence, from 0 (plain GeometricEnsemble) to 1.
-        alpha: See :class:`~odise_mm.models.GeometricEnsemble`.
-        beta: See :class:`~odise_mm.models.GeometricEnsemble`.
-        train_vocabulary: See :class:`~odise_mm.models.GeometricEnsemble`.
+        coat_lambda: weight of CLIP's confidence, from 0 (plain GeometricEnsemble) to 1
+            (published: 0.5).
+        alpha: see :class:`~odise_mm.models.GeometricEnsemble`.
+        beta: see :class:`~odise_mm.models.GeometricEnsemble`.
+        train_vocabulary: see :class:`~odise_mm.models.GeometricEnsemble`.
+        valid_masks_only: see :class:`~odise_mm.models.GeometricEnsemble`.
     """
 
     def __init__(
@@ -29,8 +32,9 @@ class CoatEnsemble(GeometricEnsemble):
         alpha: float = 0.3,
         beta: float = 0.7,
         train_vocabulary: str = "coco",
+        valid_masks_only: bool = False,
     ) -> None:
-        super().__init__(alpha, beta, train_vocabulary)
+        super().__init__(alpha, beta, train_vocabulary, valid_masks_only)
         check_weight("coat_lambda", coat_lambda)
         self.coat_lambda = coat_lambda
 

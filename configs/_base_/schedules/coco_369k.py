@@ -1,0 +1,11 @@
+# The schedule of Mask2Former and FC-CLIP: 50 epochs of COCO at 16 images per iteration.
+_base_ = ["coco_92k.py"]
+
+max_iters = 368750
+
+param_scheduler = [
+    # At 8/9 and 26/27 of the training run.
+    dict(type="MultiStepLR", milestones=[327778, 355092], gamma=0.1, by_epoch=False),
+]
+train_cfg = dict(max_iters=max_iters)
+auto_scale_lr = dict(base_batch_size=16)

@@ -1,0 +1,292 @@
+"""FC-CLIP, OVRCOAT and MAFT+ against the published implementations, with the same random weights.
+
+The weights are written as they are published and read by the loader that users use.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from PIL import Image
+from torch import Tensor, nn
+
+from odise_mm import OpenVocabInferencer
+from odise_mm.checkpoints.published import load_weights
+from odise_mm.config.building import build_model
+from odise_mm.errors import CheckpointError
+from odise_mm.models import OpenVocabSegmentor
+from odise_mm.vocabulary import Vocabulary
+from tests.support import golden, golden_families
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIG_OF = {
+    "fcclip": "fcclip/fcclip_coco.py",
+    "ovrcoat": "ovrcoat/ovrcoat_convnext_l.py",
+    "maftplus": "maftplus/maftplus_convnext_l.py",
+}
+UNUSED = {
+    "fcclip": set(),
+    "ovrcoat": {"frozen_backbone.clip_model.logit_scale"},
+    "maftplus": {"backbone_t.clip_model.logit_scale"},
+}
+
+
+def tiny_config(family: str) -> Config:
+    config = Config.fromfile(CONFIGS / CONFIG_OF[family])
+    config.model.clip.model = golden_families.CLIP
+    config.model.clip.weights = None
+    config.model.head.embed_dim = golden_families.CLIP["embed_dim"]
+    return config
+
+
+def vocabulary() -> Vocabulary:
+    labels, things = golden.vocabulary()["labels"], set(golden.vocabulary()["thing_ids"])
+    groups = tuple(map(tuple, labels))
+    return Vocabulary(groups, tuple(index in things for index in range(len(groups))))
+
+
+class Run:
+    """The model, one run of it, and what its parts returned."""
+
+    def __init__(self, family: str, folder: Path) -> None:
+        self.case = golden_families.load_case(family)
+        self.model = build_model(tiny_config(family)).eval()
+        assert isinstance(self.model, OpenVocabSegmentor)
+        self.unused = load_weights(
+            self.model, golden_families.write_checkpoint(folder / f"{family}.pth", family)
+        )
+        self.model.vocabulary = vocabulary()
+        self.outputs: dict[str, Any] = {}
+        model = self.model
+        handles = [
+            self._record("backbone", model.backbone),
+            self._record("pixel_decoder", model.head.pixel_decoder),
+            self._record("head", model.head),
+            self._record("mlp", model.head.mask_embedding.mlp),
+            self._record("own", model.classifiers[0]),
+            self._record("clip", model.classifiers[1]),
+            self._record("ensemble", model.ensemble),
+        ]
+        self.result = self.run()
+        for handle in handles:
+            handle.remove()
+
+    def _record(self, name: str, part: nn.Module) -> Any:
+        return part.register_forward_hook(
+            lambda _, inputs, output: self.outputs.__setitem__(name, (inputs, output))
+        )
+
+    def run(self, **settings: Any) -> DetDataSample:
+        image = np.asarray(Image.open(golden.DATA / "image_512x512.png"))
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).flip(0)  # BGR, as files are read
+        sample = DetDataSample(metainfo=dict(img_shape=(512, 512), ori_shape=(512, 512)))
+        data = dict(inputs=[pixels], data_samples=[sample])
+        return self.model.test_step(data, test_cfg=settings)[0]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.outputs[name][1]
+
+    def check(self, stage: str, tensor: Tensor, tolerance: float) -> None:
+        error = self.case.error(stage, tensor)
+        assert error <= tolerance, f"{self.case.family}/{stage}: {error:.2g} > {tolerance:.2g}"
+
+
+@pytest.fixture(scope="module", params=golden_families.FAMILIES)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return Run(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.mark.parametrize("family", golden_families.FAMILIES)
+def test_random_weights_equal_the_recorded_ones(family: str) -> None:
+    recorded = golden_families.check_values(family)
+    assert len(recorded) >= 5
+    shapes = golden_families.shapes(family)
+    for key, first in recorded.items():
+        value = golden_families.parameter(family, key, shapes[key])
+        np.testing.assert_array_equal(value.ravel()[:8], first, err_msg=key)
+
+
+def test_every_key_is_used_or_has_a_reason(run: Run) -> None:
+    family = run.case.family
+    keys = set(golden_families.shapes(family)) | {"criterion.empty_weight"}
+    own = {k for k in keys if k.startswith(("backbone.", "sem_seg_head.", "void_emb", "cdt."))}
+    assert set(run.unused) == keys - own
+    assert UNUSED[family] <= set(run.unused) and all(run.unused.values())
+    loaded = sum(int(np.prod(golden_families.shapes(family)[key])) for key in own)
+    assert loaded == sum(parameter.numel() for parameter in run.model.parameters())
+
+
+@pytest.mark.parametrize("family", golden_families.FAMILIES)
+def test_the_full_size_model_has_the_published_parameters(family: str) -> None:
+    config = Config.fromfile(CONFIGS / CONFIG_OF[family])
+    with torch.device("meta"):
+        model = build_model(config)
+    shapes = golden_families.shapes(family, "full")
+    kept = {
+        k: s for k, s in shapes.items() if not k.startswith(("frozen_backbone.", "backbone_t."))
+    }
+    assert sum(p.numel() for p in model.parameters()) == sum(map(np.prod, kept.values()))
+
+
+def test_features(run: Run) -> None:
+    for level, features in enumerate(run["backbone"], start=2):
+        run.check(f"backbone_res{level}", features, 1e-5)
+    mask_features, multi_scale = run["pixel_decoder"]
+    run.check("mask_features", mask_features, 1e-4)
+    for level, features in enumerate(multi_scale):
+        run.check(f"multi_scale_{level}", features, 1e-4)
+
+
+@torch.no_grad()
+def test_masks(run: Run) -> None:
+    prediction = run["head"][-1]
+    run.check("pred_masks_q0_19", prediction.masks[:, :20], 5e-4)
+    run.check("class_embed_in", run.outputs["mlp"][0][0], 5e-4)
+    run.check("class_embed", prediction.embeddings, 5e-4)
+    layers = run.model.head(run.outputs["pixel_decoder"][0][0], all_layers=True)
+    run.check("aux4_pred_masks", layers[4].masks, 5e-4)
+
+
+@torch.no_grad()
+def test_names(run: Run) -> None:
+    own, clip = run.model.classifiers
+    rows = own.text_encoder.of_vocabulary(run.model.vocabulary, own.template)
+    rows = F.normalize(torch.cat([rows, own.null_embedding]), dim=-1)
+    run.check("text_classifier", rows, 1e-5)
+    void = own._void(run["head"][-1].embeddings)
+    run.check("pred_logits_in_vocab", torch.cat([run["own"].logits, void], dim=-1), 5e-4)
+    expected = run.case["out_vocab_logits"][..., :-1]
+    error = np.abs(run["clip"].logits.numpy() - expected).max() / expected.std()
+    assert error <= 5e-4
+
+
+def test_probabilities(run: Run) -> None:
+    run.check("mask_cls_results", (run["ensemble"] + 1e-8).log(), 5e-4)
+
+
+def test_results(run: Run) -> None:
+    for stage, suffix in (("", ""), ("_ot03", "_ot03")):
+        settings = {"overlap_threshold": 0.3} if stage else {}
+        found = run.run(**settings).pred_panoptic_seg
+        assert run.case.agreement(f"panoptic_seg{stage}", found.sem_seg[0]) >= 0.995
+        segments = [
+            {key: info[key] for key in ("id", "isthing", "category_id")}
+            for info in found.segments_info
+        ]
+        assert segments == run.case.segments(f"segments_info{suffix}")
+    semantic = run.result.pred_sem_seg.sem_seg[0]
+    assert run.case.agreement("sem_seg_argmax", semantic) >= 0.995
+
+
+def test_scores_of_instances(run: Run) -> None:
+    scores = run.run(instance=True).pred_instances.scores
+    np.testing.assert_allclose(scores.numpy(), run.case["inst_all_scores"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", golden_families.FAMILIES)
+def test_the_checkpoint_is_all_that_the_inferencer_needs(family: str, tmp_path: Path) -> None:
+    """The config's CLIP is not looked for: the file here does not exist."""
+    config = tiny_config(family)
+    config.model.clip.weights = str(tmp_path / "missing.safetensors")
+    path = golden_families.write_checkpoint(tmp_path / "published.pth", family)
+    inferencer = OpenVocabInferencer(config, path, device="cpu")
+    loaded = inferencer.model.clip.model.visual.trunk.stem[0].weight
+    key = "backbone.clip_model.visual.trunk.stem.0.weight"
+    expected = golden_families.parameter(family, key, tuple(loaded.shape))
+    np.testing.assert_array_equal(loaded.detach().numpy(), expected)
+
+
+def test_another_methods_checkpoint_is_refused(tmp_path: Path) -> None:
+    path = golden_families.write_checkpoint(tmp_path / "maftplus.pth", "maftplus")
+    model = build_model(tiny_config("fcclip"))
+    with pytest.raises(CheckpointError, match="does not match this config.*unknown.*text_adapter"):
+        load_weights(model, path)
+
+
+def test_a_checkpoint_with_half_a_clip_is_refused(tmp_path: Path) -> None:
+    path = golden_families.write_checkpoint(tmp_path / "whole.pth", "fcclip")
+    state = torch.load(path, weights_only=True)["model"]
+    del state["backbone.clip_model.visual.trunk.stem.0.weight"]
+    torch.save({"model": state}, path)
+    with pytest.raises(CheckpointError, match=r"1 missing \(first: clip.model.visual.trunk.stem.0"):
+        load_weights(build_model(tiny_config("fcclip")), path)
+
+
+# --- what one family alone has --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made: dict[str, Run] = {}
+
+    def get(family: str) -> Run:
+        if family not in made:
+            made[family] = Run(family, tmp_path_factory.mktemp(f"one_{family}"))
+        return made[family]
+
+    return get
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["fcclip", "ovrcoat"])
+def test_gate_on_masks_that_cover_nothing(runs: Any, family: str, monkeypatch: Any) -> None:
+    run = runs(family)
+    empty = ~run["clip"].valid
+    assert 10 < empty.sum() < 100
+    monkeypatch.setattr(run.model.ensemble, "valid_masks_only", True)
+    joined = run.model.ensemble([run["own"], run["clip"]], run.model.vocabulary)
+    run.check("mask_cls_results_gate", (joined + 1e-8).log(), 5e-4)
+
+
+@torch.no_grad()
+def test_confidence_lowers_void(runs: Any, monkeypatch: Any) -> None:
+    run = runs("ovrcoat")
+    void = run.model.ensemble.void_probability([run["own"], run["clip"]])
+    run.check("void_prob_adjusted", void, 5e-4)
+    monkeypatch.setattr(run.model.ensemble, "coat_lambda", 0.0)
+    joined = run.model.ensemble([run["own"], run["clip"]], run.model.vocabulary)
+    # One query is on a threshold, and the recorded values lost digits where p_void is near 1.
+    recorded = np.exp(run.case["mask_cls_results_trust0"])
+    np.testing.assert_allclose(joined[0].numpy(), recorded, atol=1e-4)
+
+
+@torch.no_grad()
+def test_text_is_adapted_to_the_image(runs: Any, monkeypatch: Any) -> None:
+    run = runs("maftplus")
+    classifier = run.model.classifiers[1]
+    features = run["backbone"][-1]
+
+    def adapted() -> Tensor:
+        return classifier.adapt_text(features, run.model.vocabulary)
+
+    def error(stage: str) -> float:
+        expected = run.case[stage][:, :-1]  # without the row of void, which is not used
+        return float(np.abs(adapted().numpy() - expected).max() / expected.std())
+
+    assert error("cdt_text") <= 1e-5
+    monkeypatch.setattr(classifier.text_adapter, "form", "semantic")
+    assert error("semcfg_cdt_text") <= 1e-5
+    prediction = run["head"][-1]._replace(features=features)
+    logits = classifier(prediction, [], run.model.vocabulary).logits.numpy()
+    expected = run.case["semcfg_out_vocab_logits"][..., :-1]
+    assert np.abs(logits - expected).max() / expected.std() <= 5e-4
+    monkeypatch.setattr(classifier.text_adapter, "align", True)
+    assert error("semcfg_cdt_text") > 0.1
+
+
+@torch.no_grad()
+def test_a_tower_of_its_own_gives_the_same(runs: Any, monkeypatch: Any) -> None:
+    """``shared=False`` runs CLIP once more, on the image padded as the published code pads it."""
+    run = runs("fcclip")
+    classifier = run.model.classifiers[1]
+    monkeypatch.setattr(classifier, "reads_features", False)
+    again = run.run()
+    expected = run.result.pred_panoptic_seg.sem_seg
+    assert torch.equal(again.pred_panoptic_seg.sem_seg, expected)
