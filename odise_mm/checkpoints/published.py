@@ -8,40 +8,22 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from odise_mm.checkpoints.safe_loading import differences, load_meta, load_state_dict
-from odise_mm.checkpoints.training_names import ODISE, PublishedNames, compare_names
+from odise_mm.checkpoints.training_names import PUBLISHED, PublishedNames, compare_names
 from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import printable
 
-_FC_CLIP = PublishedNames(
-    "FC-CLIP",
-    "fcclip:coco_panoptic",
-    "https://github.com/bytedance/fc-clip (fcclip/data/datasets)",
-)
-# Prefixes of keys that only the files of one method have, with that method's training names. The
-# label files of OVRCOAT and MAFT+ are those of FC-CLIP. The first match counts.
-METHODS: tuple[tuple[tuple[str, ...], PublishedNames], ...] = (
-    (("frozen_backbone.",), _FC_CLIP._replace(method="OVRCOAT")),
-    (("cdt.", "backbone_t."), _FC_CLIP._replace(method="MAFT+")),
-    (("backbone.clip_model.", "void_embedding."), _FC_CLIP),
-    (("sem_seg_head.", "backbone.feature_extractor."), ODISE),
-)
+Rules = tuple[tuple[str, str], ...]
 
-# Published name (regular expression) -> our name. Each key must match exactly one line.
-PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
-    # implicit captioner
-    (r"backbone\.feature_extractor\.alpha_cond$", "captioner.context_gate"),
-    (r"backbone\.feature_extractor\.alpha_cond_time_embed$", "captioner.time_gate"),
-    (r"backbone\.feature_extractor\.clip_project\.", "captioner.context."),
-    (r"backbone\.feature_extractor\.time_embed_project\.", "captioner.time."),
-    # feature projection
-    (r"backbone\.feature_projections\.(\d+)\.0\.(\w+)\.weight$", r"neck.blocks.\1.\2.0.weight"),
-    (r"backbone\.feature_projections\.(\d+)\.0\.(\w+)\.norm\.", r"neck.blocks.\1.\2.1."),
+# Published name (regular expression) -> our name. Of the rules of a method, each key must match
+# exactly one.
+_MASK2FORMER: Rules = (
     # pixel decoder
     (
         r"sem_seg_head\.pixel_decoder\.input_proj\.(\d+)\.0\.",
@@ -114,8 +96,17 @@ PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
     ),
     (r"sem_seg_head\.predictor\.decoder_norm\.", "head.transformer_decoder.post_norm."),
     (r"sem_seg_head\.predictor\.(query_feat|query_embed|level_embed)\.", r"head.\1."),
-    (r"sem_seg_head\.predictor\.class_embed\.(?=weight|bias)", "head.cls_embed."),
     (r"sem_seg_head\.predictor\.mask_embed\.layers\.(\d+)\.", r"head.mask_embed.<\1>."),
+)
+_ODISE: Rules = (
+    # implicit captioner
+    (r"backbone\.feature_extractor\.alpha_cond$", "captioner.context_gate"),
+    (r"backbone\.feature_extractor\.alpha_cond_time_embed$", "captioner.time_gate"),
+    (r"backbone\.feature_extractor\.clip_project\.", "captioner.context."),
+    (r"backbone\.feature_extractor\.time_embed_project\.", "captioner.time."),
+    # feature projection
+    (r"backbone\.feature_projections\.(\d+)\.0\.(\w+)\.weight$", r"neck.blocks.\1.\2.0.weight"),
+    (r"backbone\.feature_projections\.(\d+)\.0\.(\w+)\.norm\.", r"neck.blocks.\1.\2.1."),
     # mask embeddings and embeddings of the class names
     (
         r"sem_seg_head\.predictor\.post_mask_embed\.logit_scale$",
@@ -134,18 +125,58 @@ PUBLISHED_NAMES: tuple[tuple[str, str], ...] = (
         r"head.mask_embedding.mlp.<\1>.",
     ),
     (r"category_head\.null_embed$", "classifiers.0.null_embedding"),
-    # FC-CLIP and its successors: the whole CLIP is in the file
+    (r"(category|word)_head\.text_proj\.", "classifiers.0.text_proj."),
+    (r"sem_seg_head\.predictor\.class_embed\.(?=weight|bias)", "head.cls_embed."),
+)
+_FC_CLIP: Rules = (
+    # the whole CLIP is in the file
     (r"backbone\.clip_model\.", "clip.model."),
     (r"sem_seg_head\.predictor\.logit_scale$", "classifiers.0.logit_scale"),
     (r"sem_seg_head\.predictor\._mask_pooling_proj\.", "head.mask_embedding.pool_proj."),
     (r"sem_seg_head\.predictor\.class_embed\.layers\.(\d+)\.", r"head.mask_embedding.mlp.<\1>."),
     (r"void_embedding\.weight$", "classifiers.0.null_embedding"),
-    # MAFT+: content-dependent transfer
+)
+_CONTENT_DEPENDENT_TRANSFER: Rules = (
     (r"cdt\.cross_atten\.multihead_attn\.", "classifiers.1.text_adapter.attention."),
     (r"cdt\.cross_atten\.norm\.", "classifiers.1.text_adapter.norm."),
     (r"cdt\.cross_atten\.MLP\.", "classifiers.1.text_adapter.mlp."),
-    (r"(category|word)_head\.text_proj\.", "classifiers.0.text_proj."),
 )
+
+
+class Method(NamedTuple):
+    """A method whose published checkpoints can be loaded.
+
+    Attributes:
+        markers: prefixes of keys that tell its files from those of the methods after it.
+        names: training vocabulary of its checkpoints.
+        rules: from published names to ours.
+    """
+
+    markers: tuple[str, ...]
+    names: PublishedNames
+    rules: Rules
+
+
+METHODS = (
+    Method(("frozen_backbone.",), PUBLISHED["OVRCOAT"], _MASK2FORMER + _FC_CLIP),
+    Method(
+        ("cdt.", "backbone_t."),
+        PUBLISHED["MAFT+"],
+        _MASK2FORMER + _FC_CLIP + _CONTENT_DEPENDENT_TRANSFER,
+    ),
+    Method(
+        ("backbone.clip_model.", "void_embedding."), PUBLISHED["FC-CLIP"], _MASK2FORMER + _FC_CLIP
+    ),
+    Method(
+        ("sem_seg_head.", "backbone.feature_extractor."),
+        PUBLISHED["ODISE"],
+        _MASK2FORMER + _ODISE,
+    ),
+)
+"""All methods; the first one whose markers a file has is its method."""
+
+PUBLISHED_NAMES: Rules = (*_MASK2FORMER, *_ODISE, *_FC_CLIP, *_CONTENT_DEPENDENT_TRANSFER)
+"""All rules."""
 
 # Published keys that are deliberately not loaded, with the reason.
 PUBLISHED_UNUSED: dict[str, str] = {
@@ -158,10 +189,10 @@ _UNUSED_PARTS = {
 }
 
 
-def published_method(state: Mapping[str, Tensor]) -> PublishedNames | None:
+def published_method(state: Mapping[str, Tensor]) -> Method | None:
     """Return the method whose published parameter names a state dict uses; None if it is ours."""
-    for prefixes, method in METHODS:
-        if any(key.startswith(prefixes) for key in state):
+    for method in METHODS:
+        if any(key.startswith(method.markers) for key in state):
             return method
     return None
 
@@ -220,12 +251,17 @@ def _rename(key: str) -> str | None:
     return None
 
 
-def _frozen_parts_in(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Return all tensors of the frozen parts of which a checkpoint holds any.
+def expected_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a checkpoint of a model must contain, given what it does contain.
 
-    Checkpoints of ours never do; FC-CLIP's hold the whole CLIP.
+    These are the trained parameters, and all of a frozen part if the checkpoint contains any of it,
+    such as FC-CLIP's, which contain the whole CLIP.
+
+    Args:
+        model: an :class:`~odise_mm.models.OpenVocabSegmentor`; may be on the meta device.
+        state: contents of the checkpoint, under our names.
     """
-    parts: dict[str, Tensor] = {}
+    parts: dict[str, Tensor] = model.state_dict()
     for name, module in model.named_modules():
         prefix = f"{name}."
         if getattr(module, "frozen", False) and any(key.startswith(prefix) for key in state):
@@ -248,7 +284,7 @@ def use_contained_clip(cfg: Config, path: str | Path) -> None:
         return
     with suppress(CheckpointError):
         state = load_state_dict(path, fits=known_names())
-        if any(key.startswith("backbone.clip_model.") for key in state):
+        if any(key.startswith(("backbone.clip_model.", "clip.model.")) for key in state):
             clip["weights"] = None
             print_log(f"{printable(path)} contains the CLIP: using its weights", logger="current")
 
@@ -276,7 +312,7 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     published = published_method(state)
     if published is not None:
         state, unused = from_published(state)
-    wanted = model.state_dict() | _frozen_parts_in(state, model)
+    wanted = expected_tensors(model, state)
     wrong = differences(state, wanted)
     if wrong:
         advice = (
@@ -288,5 +324,6 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
         )
         raise CheckpointError(f"{path} does not match this config: {wrong}. {advice}")
     model.load_state_dict(state)
-    compare_names(model, path, load_meta(path) if published is None else {}, published)
+    names = None if published is None else published.names
+    compare_names(model, path, load_meta(path) if published is None else {}, names)
     return unused

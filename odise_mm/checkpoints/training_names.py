@@ -41,11 +41,23 @@ class PublishedNames(NamedTuple):
     place: str
 
 
-ODISE = PublishedNames(
-    "ODISE",
-    "openseg:coco_panoptic",
-    "https://github.com/NVlabs/ODISE (odise/data/datasets/openseg_labels)",
+_FC_CLIP = (
+    "fcclip:coco_panoptic",
+    "https://github.com/bytedance/fc-clip (fcclip/data/datasets)",
 )
+PUBLISHED = {
+    names.method: names
+    for names in (
+        PublishedNames(
+            "ODISE",
+            "openseg:coco_panoptic",
+            "https://github.com/NVlabs/ODISE (odise/data/datasets/openseg_labels)",
+        ),
+        # The label files of the other two are those of FC-CLIP.
+        *(PublishedNames(method, *_FC_CLIP) for method in ("FC-CLIP", "OVRCOAT", "MAFT+")),
+    )
+}
+"""By the name of the method."""
 
 
 def train_vocabulary(model: nn.Module) -> Vocabulary | None:
@@ -109,7 +121,7 @@ def compare_names(
     text = None
     theirs = noted(meta)
     if published is None and "converted_from" in meta:
-        published = ODISE
+        published = PUBLISHED.get(str(meta.get("method")), PUBLISHED["ODISE"])
     if published is not None:
         theirs = Vocabulary.load("coco")  # the closest vocabulary in this package
     if theirs is not None:

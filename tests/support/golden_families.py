@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.config import Config
 from timm.models import register_model
 from timm.models.convnext import _create_convnext
 from torch import nn
 
 from tests.support.golden import DATA
 
+ROOT = Path(__file__).parents[2]
 TRUNK = "tiny_convnext_of_clip"
 
 
@@ -83,6 +85,25 @@ _SALTS = {
     "maftplus": ("#228", "#186", "#47"),
 }
 FAMILIES = tuple(_SALTS)
+_CONFIGS = {
+    "fcclip": "fcclip/fcclip_coco.py",
+    "ovrcoat": "ovrcoat/ovrcoat_convnext_l.py",
+    "maftplus": "maftplus/maftplus_convnext_l.py",
+}
+
+
+def published_config(family: str) -> Config:
+    """The config of the full-size model."""
+    return Config.fromfile(ROOT / "configs" / _CONFIGS[family])
+
+
+def tiny_config(family: str) -> Config:
+    """The same with the tiny CLIP, whose weights are random."""
+    config = published_config(family)
+    config.model.clip.model = CLIP
+    config.model.clip.weights = None
+    config.model.head.embed_dim = CLIP["embed_dim"]
+    return config
 
 
 def parameter(family: str, key: str, shape: tuple[int, ...]) -> np.ndarray:

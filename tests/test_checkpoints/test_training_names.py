@@ -15,6 +15,8 @@ from odise_mm.checkpoints import training_names
 from odise_mm.checkpoints.published import load_weights
 from odise_mm.checkpoints.safe_loading import load_meta, save_state_dict
 from odise_mm.checkpoints.training_names import (
+    PUBLISHED,
+    PublishedNames,
     compare_names,
     note_of,
     noted,
@@ -66,10 +68,11 @@ def test_the_list_contains_only_our_synonyms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("meta", "published"), [({}, True), ({"converted_from": "odise_label.pth"}, False)]
+    ("meta", "published"),
+    [({}, PUBLISHED["ODISE"]), ({"converted_from": "odise_label.pth"}, None)],
 )
 def test_published_weights_with_our_names(
-    meta: dict[str, Any], published: bool, warnings: list[str]
+    meta: dict[str, Any], published: PublishedNames | None, warnings: list[str]
 ) -> None:
     compare_names(Model("coco", "ade20k"), "odise\x1b.pth", meta, published)
     (text,) = warnings
@@ -90,7 +93,7 @@ def test_published_weights_with_our_names(
 def test_our_weights_with_other_names(warnings: list[str]) -> None:
     other = Vocabulary((("cat",), ("lake", "road")), (True, False), "lakes")
     model = Model(SMALL, Vocabulary.parse("street; dog; lake; cat"))
-    compare_names(model, "ours.pth", {"train_vocabulary": note_of(other)}, published=False)
+    compare_names(model, "ours.pth", {"train_vocabulary": note_of(other)})
     (text,) = warnings
     assert "'lakes' (2 classes)" in text and "'small' (2 classes)" in text
     assert "street, lake" in text and "cat" not in text and "dog" not in text
@@ -112,18 +115,18 @@ def test_our_weights_with_other_names(warnings: list[str]) -> None:
 def test_no_names_or_the_same_ones_in_another_order(
     meta: dict[str, Any], warnings: list[str]
 ) -> None:
-    compare_names(Model(SMALL, "coco"), "ours.pth", meta, published=False)
+    compare_names(Model(SMALL, "coco"), "ours.pth", meta)
     assert warnings == []
 
 
 def test_names_of_older_checkpoints(warnings: list[str]) -> None:
     meta = {"dataset_meta": dict(vocabulary=dict(synonyms=[["cat"], ["sky"]], is_thing=[True] * 2))}
-    compare_names(Model(SMALL, SMALL), "old.pth", meta, published=False)
+    compare_names(Model(SMALL, SMALL), "old.pth", meta)
     assert len(warnings) == 1 and ": road)" in warnings[0]
 
 
 def test_a_model_without_training_names(warnings: list[str]) -> None:
-    compare_names(nn.Linear(1, 1), "ours.pth", {"train_vocabulary": note_of(SMALL)}, False)
+    compare_names(nn.Linear(1, 1), "ours.pth", {"train_vocabulary": note_of(SMALL)})
     assert warnings == []
 
 
@@ -139,7 +142,7 @@ def test_without_names_in_the_config_those_of_the_checkpoint_are_used(
     save_state_dict(tmp_path / "ours.pth", model.state_dict(), {"train_vocabulary": note})
     load_weights(model, tmp_path / "ours.pth")
     assert model.ensemble.train_vocabulary.synonyms == SMALL.synonyms and warnings == []
-    compare_names(model, "odise.pth", {}, published=True)
+    compare_names(model, "odise.pth", {}, PUBLISHED["ODISE"])
     assert model.ensemble.train_vocabulary == Vocabulary.load("coco")
     assert "published ODISE checkpoint" in warnings[0]
     assert not take_names(Model(SMALL, "coco"), Vocabulary.load("voc20"))

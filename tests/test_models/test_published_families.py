@@ -13,7 +13,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,25 +24,11 @@ from odise_mm.models import OpenVocabSegmentor
 from odise_mm.vocabulary import Vocabulary
 from tests.support import golden, golden_families
 
-CONFIGS = Path(__file__).parents[2] / "configs"
-CONFIG_OF = {
-    "fcclip": "fcclip/fcclip_coco.py",
-    "ovrcoat": "ovrcoat/ovrcoat_convnext_l.py",
-    "maftplus": "maftplus/maftplus_convnext_l.py",
-}
 UNUSED = {
     "fcclip": set(),
     "ovrcoat": {"frozen_backbone.clip_model.logit_scale"},
     "maftplus": {"backbone_t.clip_model.logit_scale"},
 }
-
-
-def tiny_config(family: str) -> Config:
-    config = Config.fromfile(CONFIGS / CONFIG_OF[family])
-    config.model.clip.model = golden_families.CLIP
-    config.model.clip.weights = None
-    config.model.head.embed_dim = golden_families.CLIP["embed_dim"]
-    return config
 
 
 def vocabulary() -> Vocabulary:
@@ -57,7 +42,7 @@ class Run:
 
     def __init__(self, family: str, folder: Path) -> None:
         self.case = golden_families.load_case(family)
-        self.model = build_model(tiny_config(family)).eval()
+        self.model = build_model(golden_families.tiny_config(family)).eval()
         assert isinstance(self.model, OpenVocabSegmentor)
         self.unused = load_weights(
             self.model, golden_families.write_checkpoint(folder / f"{family}.pth", family)
@@ -98,9 +83,21 @@ class Run:
         assert error <= tolerance, f"{self.case.family}/{stage}: {error:.2g} > {tolerance:.2g}"
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    made: dict[str, Run] = {}
+
+    def get(family: str) -> Run:
+        if family not in made:
+            made[family] = Run(family, tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return get
+
+
 @pytest.fixture(scope="module", params=golden_families.FAMILIES)
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Run(request.param, tmp_path_factory.mktemp(request.param))
+def run(request: pytest.FixtureRequest, runs: Any) -> Run:
+    return runs(request.param)
 
 
 @pytest.mark.parametrize("family", golden_families.FAMILIES)
@@ -125,7 +122,7 @@ def test_every_key_is_used_or_has_a_reason(run: Run) -> None:
 
 @pytest.mark.parametrize("family", golden_families.FAMILIES)
 def test_the_full_size_model_has_the_published_parameters(family: str) -> None:
-    config = Config.fromfile(CONFIGS / CONFIG_OF[family])
+    config = golden_families.published_config(family)
     with torch.device("meta"):
         model = build_model(config)
     shapes = golden_families.shapes(family, "full")
@@ -193,7 +190,7 @@ def test_scores_of_instances(run: Run) -> None:
 @pytest.mark.parametrize("family", golden_families.FAMILIES)
 def test_the_checkpoint_is_all_that_the_inferencer_needs(family: str, tmp_path: Path) -> None:
     """The config's CLIP is not looked for: the file here does not exist."""
-    config = tiny_config(family)
+    config = golden_families.tiny_config(family)
     config.model.clip.weights = str(tmp_path / "missing.safetensors")
     path = golden_families.write_checkpoint(tmp_path / "published.pth", family)
     inferencer = OpenVocabInferencer(config, path, device="cpu")
@@ -205,7 +202,7 @@ def test_the_checkpoint_is_all_that_the_inferencer_needs(family: str, tmp_path: 
 
 def test_another_methods_checkpoint_is_refused(tmp_path: Path) -> None:
     path = golden_families.write_checkpoint(tmp_path / "maftplus.pth", "maftplus")
-    model = build_model(tiny_config("fcclip"))
+    model = build_model(golden_families.tiny_config("fcclip"))
     with pytest.raises(CheckpointError, match="does not match this config.*unknown.*text_adapter"):
         load_weights(model, path)
 
@@ -216,22 +213,10 @@ def test_a_checkpoint_with_half_a_clip_is_refused(tmp_path: Path) -> None:
     del state["backbone.clip_model.visual.trunk.stem.0.weight"]
     torch.save({"model": state}, path)
     with pytest.raises(CheckpointError, match=r"1 missing \(first: clip.model.visual.trunk.stem.0"):
-        load_weights(build_model(tiny_config("fcclip")), path)
+        load_weights(build_model(golden_families.tiny_config("fcclip")), path)
 
 
 # --- what one family alone has --------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    made: dict[str, Run] = {}
-
-    def get(family: str) -> Run:
-        if family not in made:
-            made[family] = Run(family, tmp_path_factory.mktemp(f"one_{family}"))
-        return made[family]
-
-    return get
 
 
 @torch.no_grad()

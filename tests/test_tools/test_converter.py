@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from odise_mm import OpenVocabInferencer
 from odise_mm.analysis import published
 from odise_mm.analysis.meta import build_on_meta, load_model_config
 from odise_mm.checkpoints.published import from_published, load_weights
 from odise_mm.checkpoints.safe_loading import load_state_dict, save_state_dict
 from odise_mm.errors import CheckpointError
-from tests.support import golden
+from tests.support import golden, golden_families
 from tools.model_converters import odise_to_mm
 
 
@@ -100,7 +101,7 @@ def test_refuses_what_is_not_a_whole_published_checkpoint(
         odise_to_mm.convert(written("more.pth", more))
     with pytest.raises(CheckpointError, match="already a checkpoint of this package"):
         odise_to_mm.convert(written("ours.pth", from_published(state)[0]))
-    with pytest.raises(CheckpointError, match="not a published ODISE checkpoint"):
+    with pytest.raises(CheckpointError, match="not a published checkpoint of ODISE"):
         odise_to_mm.convert(written("other.pth", {"conv.weight": torch.zeros(1)}))
 
 
@@ -121,3 +122,26 @@ def test_misuse_ends_in_one_line(
         error = capsys.readouterr().err
         assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not target.exists()
+
+
+@pytest.mark.parametrize("family", golden_families.FAMILIES)
+def test_checkpoints_with_a_clip(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = golden_families.write_checkpoint(tmp_path / f"{family}.pth", family)
+    config = golden_families.tiny_config(family)
+    config.dump(tmp_path / "tiny.py")
+    target = tmp_path / "ours.safetensors"
+    arguments = [str(source), str(target), "--config", str(tmp_path / "tiny.py")]
+    assert odise_to_mm.main(arguments) == 0
+    expected, _ = from_published(load_state_dict(source))
+    found = load_state_dict(target)
+    assert found.keys() == expected.keys() and "clip.model.logit_scale" in found
+    with safe_open(target, "pt") as file:
+        assert file.metadata()["method"] == {"fcclip": "FC-CLIP", "maftplus": "MAFT+"}.get(
+            family, "OVRCOAT"
+        )
+    config.model.clip.weights = str(tmp_path / "missing.safetensors")
+    inferencer = OpenVocabInferencer(config, target, device="cpu")
+    loaded = inferencer.model.clip.model.visual.trunk.stem[0].weight
+    assert torch.equal(loaded, expected["clip.model.visual.trunk.stem.0.weight"])

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Convert a published ODISE checkpoint to this package's format.
+"""Convert a published checkpoint (ODISE, FC-CLIP, OVRCOAT, MAFT+) to this package's format.
 
-The result contains only the trained parameters. Conversion is optional, as all tools also read the
-published files directly. Without --config, only the keys are checked: all must be known, and no
-kind of parameter may be missing. With --config, the result must also match the keys and shapes of
-the config's model.
+The result contains the trained parameters, and the CLIP if the published file contains it.
+Conversion is optional, as all tools also read the published files directly. Without --config, only
+the keys are checked: all must be known, and no kind of parameter may be missing. With --config, the
+result must also match the keys and shapes of the config's model.
 
 Example:
     python tools/model_converters/odise_to_mm.py odise_label_coco_50e-b67d2efc.pth label.safetensors
@@ -37,34 +37,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def convert(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def convert(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str], str]:
     """Read a published file.
 
     Args:
         source: The file.
 
     Returns:
-        The trained parameters under this package's names, and the unused keys with the reason for
-        each.
+        The parameters under this package's names, the unused keys with the reason for each, and
+        the name of the method.
 
     Raises:
-        CheckpointError: The file is not a published ODISE checkpoint, has an unknown key, or lacks
+        CheckpointError: The file is not a published checkpoint, has an unknown key, or lacks
             parameters.
     """
-    from odise_mm.checkpoints.published import from_published, is_published, known_names
+    from odise_mm.checkpoints.published import from_published, known_names, published_method
     from odise_mm.checkpoints.safe_loading import load_state_dict
     from odise_mm.errors import CheckpointError
 
     state = load_state_dict(source, fits=known_names())
-    if not is_published(state):
+    method = published_method(state)
+    if method is None:
         first = next(iter(state), "no key")
         if first.startswith(("captioner.", "neck.", "head.", "classifiers.")):
             raise CheckpointError(
                 f"{source} is already a checkpoint of this package; there is nothing to convert"
             )
         raise CheckpointError(
-            f"{source} is not a published ODISE checkpoint: it has no keys sem_seg_head.* (first "
-            f"key: {first}); pass odise_label_coco_50e or odise_caption_coco_50e"
+            f"{source} is not a published checkpoint of ODISE, FC-CLIP, OVRCOAT or MAFT+: it "
+            f"has no keys sem_seg_head.* (first key: {first})"
         )
     ours, unused = from_published(state)
     if len(ours) + len(unused) != len(state):
@@ -75,22 +76,24 @@ def convert(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{source} is incomplete: no key matches {absent[0]}"
             + (f" or {len(absent) - 1} other patterns" if len(absent) > 1 else "")
         )
-    return ours, unused
+    return ours, unused, method.names.method
 
 
 def _absent(state: Mapping[str, Tensor]) -> list[str]:
     """List the patterns of published names that must match a key but don't."""
     import re
 
-    from odise_mm.checkpoints.published import PUBLISHED_NAMES
+    from odise_mm.checkpoints.published import published_method
 
+    method = published_method(state)
+    assert method is not None, "checked by convert"
     # Label supervision has null_embed and not class_embed, caption supervision the opposite.
     captions = any(key.startswith("word_head.") for key in state)
-    other = "null_embed" if captions else "class_embed"
+    other = "null_embed" if captions else "head.cls_embed."
     return [
         pattern
-        for pattern, _ in PUBLISHED_NAMES
-        if other not in pattern and not any(re.match(pattern, key) for key in state)
+        for pattern, name in method.rules
+        if other not in pattern + name and not any(re.match(pattern, key) for key in state)
     ]
 
 
@@ -106,10 +109,12 @@ def check_against_config(ours: Mapping[str, Tensor], config: str, source: str | 
         CheckpointError: Keys or shapes differ. The message names the first differences.
     """
     from odise_mm.analysis.meta import build_on_meta, load_model_config
+    from odise_mm.checkpoints.published import expected_tensors
     from odise_mm.errors import CheckpointError
 
     model = build_on_meta(load_model_config(config))
-    wanted = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    expected = expected_tensors(model, ours)
+    wanted = {key: tuple(value.shape) for key, value in expected.items()}
     found = {key: tuple(value.shape) for key, value in ours.items()}
     differences = [f"{key} is missing" for key in wanted if key not in found]
     differences += [f"{key} is not in the model" for key in found if key not in wanted]
@@ -156,10 +161,14 @@ def main(argv: list[str] | None = None) -> int:
 
     with one_line_errors():
         check_outputs([args.output], [args.input, args.config])
-        ours, unused = convert(args.input)
+        ours, unused, method = convert(args.input)
         if args.config:
             check_against_config(ours, args.config, args.input)
-        meta = {"format": "odise_mm trained parameters", "converted_from": Path(args.input).name}
+        meta = {
+            "format": "odise_mm trained parameters",
+            "converted_from": Path(args.input).name,
+            "method": method,
+        }
         save_state_dict(args.output, ours, meta)
         show(make_tables(ours, unused), {}, "table")
         size = Path(args.output).stat().st_size / 1e6
