@@ -65,6 +65,7 @@ def _convnext(name: str) -> dict[str, Any]:
 
 
 REPRESENTATIONS: dict[str, dict[str, Any]] = {
+    "aimv2_h": _timm("aimv2_large_patch14_224", out_indices=FIRST_BLOCKS),
     "beit_v2": _timm("beitv2_base_patch16_224", out_indices=FIRST_BLOCKS, image_size=128),
     "cleandift": _diffusion(arch=_SD_V2, steps=(-1,)),
     "clip_convnext_l": _convnext("test_convnext"),
@@ -84,13 +85,17 @@ REPRESENTATIONS: dict[str, dict[str, Any]] = {
     "mae_h": _timm("test_vit"),
     "moco_v3": _timm("vit_tiny_patch16_224", out_indices=FIRST_BLOCKS),
     "mvit_v2": _timm("mvitv2_tiny", plain=False, image_size=128),
+    "pe_spatial": _timm("vit_pe_spatial_tiny_patch16_512", out_indices=FIRST_BLOCKS),
+    "radio_v4_h": _timm("vit_base_patch16_radio_v3", out_indices=FIRST_BLOCKS),
     "sam": _timm("samvit_base_patch16", out_indices=FIRST_BLOCKS),
+    "sam2_hiera_l": _timm("sam2_hiera_tiny", plain=False),
     "sd_v2": _diffusion(arch=_SD_V2),
     "sdxl": _diffusion(
         arch="tiny_sdxl", taps=dict(vae_encoder=(5, 7), unet=(2, 5, 8), vae_decoder=(2, 5))
     ),
     "siglip2": _timm("vit_base_patch16_siglip_224", out_indices=FIRST_BLOCKS),
     "swin": _timm("swin_tiny_patch4_window7_224", plain=False),
+    "tips_v2_l": _timm("vit_base_patch14_reg1_tipsv2", out_indices=FIRST_BLOCKS),
 }
 
 
