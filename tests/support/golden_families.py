@@ -159,6 +159,8 @@ _KEPT: dict[str, tuple[int, ...]] = {
     "mask_features_n32": (1, 5, 2, 2),
     "pred_masks_q0_19": (1, 2, 2),
     "aux4_pred_masks_s8": (1, 2, 2),
+    "aux0_pred_logits": (),
+    "aux4_pred_logits": (),
     "class_embed_in": (1, 1, 3),
     "class_embed": (),
     "pooled_clip_feature": (1, 1, 5),

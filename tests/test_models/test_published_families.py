@@ -23,6 +23,7 @@ from odise_mm.errors import CheckpointError
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.vocabulary import Vocabulary
 from tests.support import golden, golden_families
+from tests.support.training import make_batch
 
 UNUSED = {
     "fcclip": set(),
@@ -162,6 +163,34 @@ def test_names(run: Run) -> None:
     expected = run.case["out_vocab_logits"][..., :-1]
     error = np.abs(run["clip"].logits.numpy() - expected).max() / expected.std()
     assert error <= 5e-4
+
+
+@torch.no_grad()
+def test_logits_of_all_layers(run: Run) -> None:
+    """Training compares these with the labels. A query on a mask threshold may differ."""
+    layers = run.model.head(run.outputs["pixel_decoder"][0][0], all_layers=True)
+    logits = run.model.classifiers[0].supervised_logits(
+        [layer.embeddings for layer in layers], run.model.vocabulary
+    )
+    assert len(logits) == 10
+    for layer in (0, 4):
+        expected = run.case[f"aux{layer}_pred_logits"]
+        difference = np.abs(logits[layer].numpy() - expected) / expected.std()
+        assert (difference[0].max(-1) > 1e-3).sum() <= 3
+
+
+def test_a_training_step(run: Run) -> None:
+    """Gradients reach every trained parameter, and no parameter of CLIP."""
+    model = build_model(golden_families.tiny_config(run.case.family))
+    model.vocabulary = vocabulary()
+    model.train()
+    losses = model(**make_batch(model, (3, 2)), mode="loss")
+    assert len(losses) == 30 and all(torch.isfinite(value) for value in losses.values())
+    sum(losses.values()).backward()
+    without = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
+    # The adapter of MAFT+ is trained by a loss that is not implemented here.
+    assert all(name.startswith("classifiers.1.text_adapter.") for name in without), without
+    assert all(parameter.grad is None for parameter in model.clip.parameters())
 
 
 def test_probabilities(run: Run) -> None:
