@@ -51,6 +51,7 @@ CLASSES, THINGS = 150, 100
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = converter_parser(__doc__, "data/ADEChallengeData2016", list(FOLDERS))
     return parser.parse_args(argv)
 
@@ -274,6 +275,7 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     rows, notes = [], []
     for split in args.splits:

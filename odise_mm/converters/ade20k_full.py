@@ -53,6 +53,7 @@ UNPACK = "unpack ADE20K_2021_17_01.zip"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = converter_parser(__doc__, "data/ADE20K_2021_17_01", list(FOLDERS))
     parser.add_argument(
         "--classes",
@@ -346,6 +347,7 @@ def verify(root: Path, index: Index, split: str, workers: int) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     root = args.data_root
     index = read_index(root / "index_ade20k.pkl")

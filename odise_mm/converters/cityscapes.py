@@ -281,6 +281,7 @@ def _check_pixels(item: Item) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     parser = converter_parser(__doc__, "data/cityscapes", ["train", "val"])
     args = parser.parse_args(argv)
     with program():

@@ -190,6 +190,7 @@ def check_phrases(root: Path, split: str) -> list[Row]:
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = converter_parser(__doc__, "data/coco", list(NUM_IMAGES))
     parser.add_argument(
         "--verify",
@@ -214,6 +215,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     with program():
         rows = []

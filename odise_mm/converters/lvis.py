@@ -97,6 +97,7 @@ def _check_categories(categories: dict, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     parser = converter_parser(__doc__, "data/lvis", list(NUM_IMAGES))
     parser.add_argument(
         "--coco",

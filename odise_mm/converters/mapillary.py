@@ -303,6 +303,7 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     parser = converter_parser(__doc__, "data/mapillary", list(NUM_IMAGES), "validation")
     args = parser.parse_args(argv)
     with program():

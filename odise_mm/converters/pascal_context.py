@@ -38,6 +38,7 @@ _LINE = re.compile(r"(?:(\d+)\s*:)?\s*(\S.*?)\s*")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = converter_parser(__doc__, "data/VOCdevkit/VOC2010", list(EXPECTED))
     return parser.parse_args(argv)
 
@@ -222,6 +223,7 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     rows = []
     for split in args.splits:

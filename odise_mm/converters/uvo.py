@@ -212,6 +212,7 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
     parser = converter_parser(__doc__, "data/uvo", list(SPLITS), "frame_val")
     args = parser.parse_args(argv)
     with program():

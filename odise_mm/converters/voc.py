@@ -25,6 +25,7 @@ UNPACK = "unpack VOCtrainval_11-May-2012.tar"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     return converter_parser(__doc__, "data/VOCdevkit/VOC2012", list(EXPECTED)).parse_args(argv)
 
 
@@ -53,6 +54,7 @@ def verify(root: Path, split: str, workers: int) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program and return its exit status."""
     args = parse_args(argv)
     rows = [row for split in args.splits for row in verify(args.data_root, split, args.workers)]
     show_written("Pascal VOC 2012, 20 and 21 classes", rows)
