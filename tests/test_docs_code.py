@@ -156,7 +156,7 @@ def test_the_backbone_computes_cosine_transforms(workplace: Path) -> None:
 def test_the_backbone_refuses_what_its_blocks_do_not_have(workplace: Path) -> None:
     config = load("dct.py")
     config.model.backbone.frequencies = 5
-    with torch.device("meta"), pytest.raises(ConfigError, match="frequencies=5: 1 to 4"):
+    with torch.device("meta"), pytest.raises(ConfigError, match="frequencies=5: must be 1 to 4"):
         build_model(config)
 
 
