@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -234,6 +235,9 @@ def test_raw_outputs_of_a_batch(model: OpenVocabSegmentor) -> None:
     assert model(batch, mode="tensor", vocabulary=OTHER)[1].shape == (2, 12, 2)
 
 
+@pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="the tracer of torch 2.14 crashes with Python 3.13"
+)
 def test_mmengine_counts_flops(model: OpenVocabSegmentor) -> None:
     found = get_model_complexity_info(model, (3, 64, 64), show_table=False, show_arch=False)
     assert found["params"] == sum(p.numel() for p in model.parameters())
