@@ -166,6 +166,9 @@ def make_benchmark_sets(
     for test_set in sets:
         for key in _TRAINING_KEYS:
             test_set.cfg.pop(key, None)
+        hook = (test_set.cfg.get("default_hooks") or {}).get("checkpoint")
+        if isinstance(hook, dict):  # refers to the results of validation
+            hook.pop("save_best", None)
         if label_files is not None:
             _use_label_files(test_set, Path(label_files))
         if data_root is not None:

@@ -89,4 +89,4 @@ def test_config_names_load_their_files(tmp_path: Path, monkeypatch: pytest.Monke
         assert Path(load_config(name).filename) == known[name]
     text = info.as_text(info.gather())
     assert f"{tmp_path}/configs/mine" in text
-    assert "  odise_coco_label               error: config 'odise_coco_label' is " in text
+    assert "  odise_coco_label               error: config 'odise_coco_label' matches " in text

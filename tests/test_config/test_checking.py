@@ -314,7 +314,7 @@ def test_save_best_without_validation_is_an_error(tmp_path: Path) -> None:
 def test_save_best_of_a_result_that_validation_does_not_return(tmp_path: Path) -> None:
     cfg = config(tmp_path, train_cfg__max_iters=2, train_cfg__val_interval=2)
     cfg.default_hooks.checkpoint.update(save_best="count/imagez", rule="less", by_epoch=False)
-    with pytest.raises(ConfigError, match="save_best='count/imagez': .* it gives count/images"):
+    with pytest.raises(ConfigError, match="save_best='count/imagez': .* choose from count/images"):
         OpenVocabRunner.from_cfg(cfg).train()
 
 

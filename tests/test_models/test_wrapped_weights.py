@@ -152,7 +152,7 @@ def test_published_odise(
     save(prefixed(prefix, published), tmp_path / "odise.pth")
     load_weights(model, tmp_path / "odise.pth")
     assert_same(model, wanted)
-    converted, _ = convert(tmp_path / "odise.pth")
+    converted, *_ = convert(tmp_path / "odise.pth")
     assert_same(model, converted)
 
 

@@ -59,7 +59,7 @@ MODEL = [
     ("classifiers.0.embed_dim", (0, 64.5, True)),
     ("classifiers.0.null_class", (1, "no")),
     ("classifiers.0.template", ("a photo", 5, None, "")),
-    ("classifiers.1.template", ("a photo of a", ["{}"])),
+    ("classifiers.1.template", ("a photo of a", [])),
     ("classifiers.1.align", (1, "yes")),
     ("ensemble.alpha", (NAN, True, "0.3", -0.1, 1.1, None)),
     ("ensemble.beta", (INF, False, [0.7])),

@@ -33,10 +33,13 @@ def templates_of(template: Template) -> tuple[str, ...]:
     """
     if isinstance(template, str):
         templates = TEMPLATE_SETS.get(template, (template,))
-    else:
+    elif isinstance(template, list | tuple) and template:
         templates = tuple(template)
-    if not templates:
-        raise ConfigError("template=[]: give at least one prompt template")
+    else:
+        raise ConfigError(
+            f"template={template!r}: must be a prompt template, a list of templates, or the name "
+            f"of a set of templates ({', '.join(TEMPLATE_SETS)})"
+        )
     for each in templates:
         fill_template(each, [])
     return templates

@@ -142,12 +142,12 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
             )
         check_flag("objectness", objectness)
         check_flag("embed_norm", embed_norm)
-        embed_dim = out_channels if embed_dim is None else embed_dim
-        check_whole("embed_dim", embed_dim)
         sizes = {"feat_channels": feat_channels, "out_channels": out_channels, **options}
         for name in ("feat_channels", "out_channels", "num_queries", "num_transformer_feat_level"):
             if name in sizes:
                 check_whole(name, sizes[name])
+        embed_dim = out_channels if embed_dim is None else embed_dim
+        check_whole("embed_dim", embed_dim)
         # mmdet reads nested options as attributes.
         options = {k: ConfigDict(v) if isinstance(v, dict) else v for k, v in options.items()}
         options["loss_cls"] = _class_loss(options.get("loss_cls"))
