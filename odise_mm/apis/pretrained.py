@@ -21,7 +21,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.logging import print_log
-from torch import nn
+from torch import Tensor, nn
 
 from odise_mm.checkpoints.hub import hub_files, reaching
 from odise_mm.checkpoints.safe_loading import save_state_dict
@@ -73,7 +73,10 @@ def save_pretrained(model: nn.Module, cfg: Config, folder: str | os.PathLike[str
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the config cannot be written as JSON: {error}") from error
     note = {NOTE: json.dumps(names[NOTE])} if NOTE in names else {}
-    save_state_dict(folder / WEIGHTS_FILE, model.state_dict(), note)
+    state = model.state_dict()
+    if not cfg.get("random_weights"):
+        state |= _contained_clip(model, content["model"])
+    save_state_dict(folder / WEIGHTS_FILE, state, note)
     try:
         write_json(folder / VOCABULARY_FILE, names, indent=1)
         write_json(folder / CONFIG_FILE, content, indent=1)
@@ -88,6 +91,14 @@ def save_pretrained(model: nn.Module, cfg: Config, folder: str | os.PathLike[str
             logger="current",
         )
     return folder
+
+
+def _contained_clip(model: nn.Module, model_cfg: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the weights of a CLIP that came with the checkpoint, as the config names none."""
+    clip = model_cfg.get("clip")
+    if not isinstance(clip, dict) or clip.get("weights") is not None:
+        return {}
+    return {f"clip.{name}": value.detach() for name, value in model.clip.named_parameters()}
 
 
 def load_pretrained(

@@ -1,7 +1,8 @@
-"""Loading of trained weights from our own checkpoints and from the published ODISE files.
+"""Loading of trained weights from our own checkpoints and from the files of published methods.
 
-Our checkpoints contain only the trained parameters (28 M numbers, 112 MB in float32). The frozen
-parts are loaded from their own files, which the config names.
+Our checkpoints contain only the trained parameters (for ODISE 28 M numbers, 112 MB in float32).
+The frozen parts are loaded from their own files, which the config names. The published files of
+FC-CLIP, OVRCOAT and MAFT+ also contain the CLIP.
 """
 
 import re
@@ -235,7 +236,7 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
             continue
         name = _rename(key)
         if name is None:
-            raise CheckpointError(f"not a key of a published ODISE checkpoint: {printable(key)}")
+            raise CheckpointError(f"not a key of a published checkpoint: {printable(key)}")
         ours[name] = value
     return ours, unused
 
@@ -315,13 +316,14 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     wanted = expected_tensors(model, state)
     wrong = differences(state, wanted)
     if wrong:
-        advice = (
-            "Use odise_coco_caption.py for caption-supervised checkpoints of ODISE, "
-            "odise_coco_label.py for label-supervised ones, and for other methods the config "
-            "named after the checkpoint (docs/model_zoo.md)."
-            if any(key in wanted for key in state)
-            else "It contains the weights of another model."
-        )
+        advice = "It contains the weights of another model."
+        if published is not None and published.names.method != "ODISE":
+            advice = f"It is a checkpoint of {published.names.method}: use a config of this method."
+        elif any(key in wanted for key in state):
+            advice = (
+                "Use odise_coco_caption.py for caption-supervised checkpoints and "
+                "odise_coco_label.py for label-supervised ones."
+            )
         raise CheckpointError(f"{path} does not match this config: {wrong}. {advice}")
     model.load_state_dict(state)
     names = None if published is None else published.names

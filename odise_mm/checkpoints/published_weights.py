@@ -203,9 +203,11 @@ def without_weights(cfg: Config) -> str:
         return "this config uses random weights, so there is nothing to download"
     name = Path(cfg.filename).stem if cfg.filename else None
     where = f" (`odise-mm train {name}` writes it to work_dirs/{name}/)" if name else ""
+    readme = Path(cfg.filename).parent / "README.md" if cfg.filename else None
+    hint = f" ({readme} says what its authors publish)" if readme and readme.is_file() else ""
     return (
-        "this config needs weights, and none are published for it. Pass weights=PATH (--weights "
-        f"PATH) of a checkpoint that was trained with it{where}, or set load_from in the config. "
+        f"this config needs weights, and none can be downloaded by name{hint}. Pass weights=PATH "
+        f"(--weights PATH) of a checkpoint that was trained with it{where}, or set load_from in the config. "
         f"Configs with published weights: {', '.join(published_names())}. To try the program with "
         "random weights, use odise_tiny or a config with random_weights = True"
     )

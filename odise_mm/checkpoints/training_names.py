@@ -128,6 +128,9 @@ def compare_names(
         take_names(model, theirs)
     ours = train_vocabulary(model)
     if published is not None:
+        ensemble = model.ensemble
+        if getattr(ensemble, "alpha", 0) == getattr(ensemble, "beta", 1):
+            return  # seen and unseen classes are treated alike
         if ours == Vocabulary.load("coco"):
             text = _of_published(model, path, published)
     elif theirs is not None and _keys(theirs) != _keys(ours):
@@ -169,7 +172,7 @@ def _of_published(model: nn.Module, path: str | Path, published: PublishedNames)
     name = published.vocabulary
     return (
         f"{printable(path)} is a published {published.method} checkpoint. It was trained with "
-        "OpenSeg's label file, but model.ensemble.train_vocabulary is this package's `coco`, so "
+        f"the label file {name}, but model.ensemble.train_vocabulary is this package's `coco`, so "
         f"results differ from the published model's. {len(_not_in_openseg())} of our synonyms "
         f"({', '.join(_EXAMPLES)}, ...) are not in that file: a class with such a name is a base "
         "class here and a novel class in the published model"

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from odise_mm.errors import ConfigError
 from odise_mm.registry import MODELS
+from odise_mm.utils.settings import is_number
 
 
 @MODELS.register_module()
@@ -26,7 +27,7 @@ class ColorPaddingPreprocessor(DetDataPreprocessor):
     def __init__(self, pad_color: Sequence[float] = (0.0, 0.0, 0.0), **options: Any) -> None:
         super().__init__(**options)
         numbers = isinstance(pad_color, list | tuple) and len(pad_color) == 3
-        if not (numbers and all(isinstance(c, int | float) and 0 <= c <= 1 for c in pad_color)):
+        if not (numbers and all(is_number(c) and 0 <= c <= 1 for c in pad_color)):
             raise ConfigError(
                 f"data_preprocessor.pad_color={pad_color!r}: three numbers from 0 to 1"
             )

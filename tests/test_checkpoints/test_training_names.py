@@ -78,7 +78,7 @@ def test_published_weights_with_our_names(
     (text,) = warnings
     for part in (
         "odise\\x1b.pth",
-        "OpenSeg",
+        "openseg:coco_panoptic",
         "137",
         "carpet, mud",
         "'ade20k': earth, light",

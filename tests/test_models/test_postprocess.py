@@ -349,3 +349,27 @@ def test_memory_with_1500_classes() -> None:
     assert logits == 4 * 100 * 1024 * 1365
     assert after[-1] - before < 1e9
     print([round((a - before) / 1e6) for a in after], "MB beyond the mask logits")
+
+
+def test_score_threshold_drops_masks_before_they_compete() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(12, 4, generator=generator).softmax(-1)
+    masks = torch.randn(12, 20, 24, generator=generator)
+    best = scores.max(-1).values
+    threshold = float(best.median())
+    keep = best > threshold
+    assert 0 < keep.sum() < 12
+    found = panoptic_inference(scores, masks, [True] * 3, 0.0, score_threshold=threshold)
+    expected = panoptic_inference(scores[keep], masks[keep], [True] * 3, 0.0)
+    assert torch.equal(found[0], expected[0]) and found[1] == expected[1]
+    assert len(panoptic_inference(scores, masks, [True] * 3, 0.0)[1]) > len(found[1])
+
+
+def test_instances_by_mean_logit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(5, 4, generator=generator).softmax(-1)
+    masks = 3 * torch.randn(5, 8, 9, generator=generator)
+    found = instance_inference(scores, masks, [True] * 3, topk=3, quality="logit")[0]
+    best, index = scores[:, :-1].flatten().topk(3)
+    means = torch.stack([m[m > 0].mean() for m in masks])[index // 3]
+    torch.testing.assert_close(found, (best * means).sort(descending=True).values)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from odise_mm import OpenVocabInferencer
 from odise_mm.checkpoints.published import load_weights
 from odise_mm.config.building import build_model
-from odise_mm.errors import CheckpointError
+from odise_mm.errors import CheckpointError, ConfigError
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.vocabulary import Vocabulary
 from tests.support import golden, golden_families
@@ -229,10 +229,57 @@ def test_the_checkpoint_is_all_that_the_inferencer_needs(family: str, tmp_path: 
     np.testing.assert_array_equal(loaded.detach().numpy(), expected)
 
 
+@pytest.mark.parametrize("family", golden_families.FAMILIES)
+def test_a_saved_folder_contains_the_clip(family: str, tmp_path: Path) -> None:
+    path = golden_families.write_checkpoint(tmp_path / "published.pth", family)
+    inferencer = OpenVocabInferencer(golden_families.tiny_config(family), path, device="cpu")
+    inferencer.save_pretrained(tmp_path / "saved")
+    again = OpenVocabInferencer.from_pretrained(tmp_path / "saved", device="cpu")
+    expected = dict(inferencer.model.named_parameters())
+    for name, value in again.model.named_parameters():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_padding_is_zero_for_clip() -> None:
+    """Published: images are normalized, then padded with zeros."""
+    model = build_model(golden_families.tiny_config("fcclip"))
+    samples = [DetDataSample(metainfo=dict(img_shape=s)) for s in ((50, 70), (64, 40))]
+    images = [torch.randint(0, 256, (3, *s.img_shape), dtype=torch.uint8) for s in samples]
+    inputs = model.data_preprocessor(dict(inputs=images, data_samples=samples))["inputs"]
+    assert inputs.shape == (2, 3, 64, 96)
+    for image, sample, pixels in zip(inputs, samples, images, strict=True):
+        height, width = sample.img_shape
+        normalized = model.clip.normalize(image)
+        assert normalized[:, height:].abs().max() < 1e-6 if height < 64 else True
+        assert normalized[:, :, width:].abs().max() < 1e-6
+        assert torch.equal(image[:, :height, :width], pixels.flip(0) / 255)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(tile_size=512), "tile_size=512 with model.neck=None"),
+        (
+            dict(neck=dict(type="FeatureProjection", out_channels=256)),
+            "shared=True needs an OpenCLIPBackbone of the same CLIP and no neck",
+        ),
+        (
+            dict(data_preprocessor=dict(type="ColorPaddingPreprocessor", pad_color=[True, 0, 0])),
+            "pad_color",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    config = golden_families.tiny_config("fcclip")
+    config.model.update(changes)
+    with pytest.raises(ConfigError, match=message):
+        build_model(config)
+
+
 def test_another_methods_checkpoint_is_refused(tmp_path: Path) -> None:
     path = golden_families.write_checkpoint(tmp_path / "maftplus.pth", "maftplus")
     model = build_model(golden_families.tiny_config("fcclip"))
-    with pytest.raises(CheckpointError, match="does not match this config.*unknown.*text_adapter"):
+    with pytest.raises(CheckpointError, match="does not match this config.*checkpoint of MAFT"):
         load_weights(model, path)
 
 

@@ -9,3 +9,17 @@ param_scheduler = [
 ]
 train_cfg = dict(max_iters=max_iters)
 auto_scale_lr = dict(base_batch_size=16)
+
+optim_wrapper = dict(
+    paramwise_cfg=dict(
+        _delete_=True,
+        # As in Mask2Former: no weight decay for norms and embeddings, but for biases.
+        norm_decay_mult=0.0,
+        custom_keys=dict(
+            query_feat=dict(decay_mult=0.0),
+            query_embed=dict(decay_mult=0.0),
+            level_embed=dict(decay_mult=0.0),
+            null_embedding=dict(decay_mult=0.0),
+        ),
+    ),
+)

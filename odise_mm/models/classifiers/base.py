@@ -41,6 +41,13 @@ class Classifier(nn.Module):
 
     reads_features = False
 
+    def check_features(self, backbone: nn.Module, neck: nn.Module | None) -> None:
+        """Check, when the model is built, that ``prediction.features`` are what it needs.
+
+        Raises:
+            ConfigError: they are features of another network.
+        """
+
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
     ) -> ClassPrediction:

@@ -184,6 +184,16 @@ class PooledCLIPClassifier(_CLIPClassifier):
                 text_adapter, MODELS, embed_dim=self.text_encoder.embed_dim
             )
 
+    def check_features(self, backbone: nn.Module, neck: nn.Module | None) -> None:
+        """See :meth:`~odise_mm.models.classifiers.base.Classifier.check_features`."""
+        shares = getattr(backbone, "tower", None) is self.clip.visual and neck is None
+        if self.reads_features and not shares:
+            raise ConfigError(
+                "PooledCLIPClassifier with shared=True needs an OpenCLIPBackbone of the same CLIP "
+                "and no neck: set backbone=dict(type='OpenCLIPBackbone') and neck=None, or "
+                "shared=False to run CLIP once more"
+            )
+
     @torch.no_grad()
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
@@ -225,13 +235,6 @@ class PooledCLIPClassifier(_CLIPClassifier):
             (B, Q, ``embed_dim``) float32, not normalized.
         """
         visual = self.clip.visual
-        width = visual.trunk.num_features
-        if pooled.shape[-1] != width:
-            raise ConfigError(
-                f"PooledCLIPClassifier: the head's coarsest features have {pooled.shape[-1]} "
-                f"channels, the last stage of CLIP {self.clip.short_name} has {width}. Use this "
-                "CLIP as backbone without a neck, or set shared=False"
-            )
         with self.clip.own_precision():
             flat = pooled.flatten(0, 1).to(self.clip.dtype)[..., None, None]
             embedded = visual.head(visual.trunk.forward_head(flat))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
 from odise_mm.errors import ConfigError
+from odise_mm.models.classifiers.base import Classifier
 from odise_mm.models.segmentors.base_segmentor import BaseSegmentor, Names, Samples, Settings
 from odise_mm.models.segmentors.results import SegmentedImages, check_finite, write_results
 from odise_mm.models.segmentors.supervision import check_grounding, what_is_trained
@@ -72,7 +73,7 @@ class OpenVocabSegmentor(BaseSegmentor):
             ``instance_quality``: ``probability``, or ``logit`` as in OVRCOAT, see
             :func:`~odise_mm.models.postprocess.instance_inference`. ``panoptic``, ``semantic``,
             ``instance``: which results to compute.
-        data_preprocessor: config of mmdet's preprocessor, which pads to multiples of 64.
+        data_preprocessor: config of mmdet's preprocessor, which pads the images.
 
     Raises:
         ConfigError: ``grounding`` in a model for label supervision, or a setting that is not
@@ -118,7 +119,7 @@ class OpenVocabSegmentor(BaseSegmentor):
         self.captioner = captioner and build_part(captioner, MODELS, **shared)
         self.neck = None if neck is None else build_part(neck, MODELS, **shared)
         if self.neck is None:
-            check_pyramid(shared["in_strides"])
+            check_pyramid(shared["in_strides"], tile_size)
             in_channels = list(shared["in_channels"])
         else:
             in_channels = [self.neck.out_channels] * len(STRIDES)
@@ -130,6 +131,9 @@ class OpenVocabSegmentor(BaseSegmentor):
             isinstance(ensemble, Mapping) and ensemble.get("train_vocabulary") is None
         )
         self.ensemble = build_part(ensemble, MODELS, train_vocabulary=self.vocabulary)
+        for classifier in self.classifiers:
+            if isinstance(classifier, Classifier):
+                classifier.check_features(self.backbone, self.neck)
         self.grounding = grounding and build_part(grounding, MODELS)
         if self.grounding is not None:
             check_grounding(self.head, self.classifiers[0])

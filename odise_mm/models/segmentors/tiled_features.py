@@ -49,12 +49,21 @@ def check_sizes(tile_size: int | None, tile_divisor: int, preprocessor: Any) -> 
         )
 
 
-def check_pyramid(strides: Sequence[int]) -> None:
-    """Refuse a backbone whose maps are not a pyramid, in a model without a neck.
+def check_pyramid(strides: Sequence[int], tile_size: int | None) -> None:
+    """Check that a model without a neck, which would resize the maps, has a pyramid.
+
+    Args:
+        strides: strides of the backbone.
+        tile_size: tile size of the segmentor.
 
     Raises:
-        ConfigError: other strides than 4, 8, 16, 32.
+        ConfigError: the strides are not 4, 8, 16, 32, or images are cut into tiles.
     """
+    if tile_size is not None:
+        raise ConfigError(
+            f"tile_size={tile_size} with model.neck=None: set tile_size=None, as only a neck fits "
+            "the maps of tiles together"
+        )
     if tuple(strides) != STRIDES:
         raise ConfigError(
             f"model.neck=None needs a backbone with strides {STRIDES}, not {tuple(strides)}: add "
