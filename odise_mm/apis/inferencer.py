@@ -90,7 +90,7 @@ class OpenVocabInferencer:
 
     Args:
         config: path of a config file, its name under ``configs/``, or a loaded config.
-        weights: our checkpoint (.pth or .safetensors, trained parameters) or a published ODISE
+        weights: our checkpoint (.pth or .safetensors, trained parameters) or a published
             checkpoint. "published": the checkpoint that the config's metafile names, from torch's
             cache or, after a license notice in the log, downloaded from its publisher. None: the
             config's ``load_from`` if it is set, otherwise like "published". A config with

@@ -207,8 +207,9 @@ def without_weights(cfg: Config) -> str:
     hint = f" ({readme} says what its authors publish)" if readme and readme.is_file() else ""
     return (
         f"this config needs weights, and none can be downloaded by name{hint}. Pass weights=PATH "
-        f"(--weights PATH) of a checkpoint that was trained with it{where}, or set load_from in the config. "
-        f"Configs with published weights: {', '.join(published_names())}. To try the program with "
+        f"(--weights PATH) of a checkpoint that was trained with it{where}, or set load_from in "
+        "the config. Configs with published weights: "
+        f"{', '.join(published_names())}. To try the program with "
         "random weights, use odise_tiny or a config with random_weights = True"
     )
 

@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     )
     model.add_argument(
         "--weights",
-        help="checkpoint of this package or published ODISE checkpoint (default: the published "
+        help="checkpoint of this package or published checkpoint (default: the published "
         "one of the config, which is downloaded on first use)",
     )
     model.add_argument(

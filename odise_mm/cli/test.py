@@ -43,7 +43,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
-        help="checkpoint of this package (.pth, .safetensors), published ODISE checkpoint, or "
+        help="checkpoint of this package (.pth, .safetensors), published checkpoint, or "
         "`none` for a tiny model whose weights are all random",
     )
     data = parser.add_argument_group("data")

@@ -36,7 +36,7 @@ class OpenVocabRunner(Runner):
 
     * Configs are completed and checked before anything is built, see
       :mod:`odise_mm.config.checking`.
-    * ``load_from`` accepts this package's weights and published ODISE files, which must fit the
+    * ``load_from`` accepts this package's weights and published files, which must fit the
       model exactly. ``resume`` only accepts checkpoints of a run with the same config.
     * Checkpoints contain the trained parameters, the state of the optimizer and the schedules, and
       the curves. They are written atomically.
@@ -233,7 +233,7 @@ class OpenVocabRunner(Runner):
     def load_checkpoint(
         self, filename: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> dict[str, Any] | None:
-        """Load weights of this package (.pth, .safetensors) or a published ODISE file.
+        """Load weights of this package (.pth, .safetensors) or a published file.
 
         The weights must fit the model exactly.
 
