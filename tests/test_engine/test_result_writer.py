@@ -78,7 +78,7 @@ def test_semantic_maps_round_trip(num_classes: int, tmp_path: Path) -> None:
 
 
 def test_too_many_classes_raise_before_testing(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="65,536 classes has no label maps"):
+    with pytest.raises(ConfigError, match="label maps cannot have 65,536 classes"):
         run(ResultWriterHook(tmp_path), [0], 65536)
 
 

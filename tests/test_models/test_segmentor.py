@@ -369,7 +369,7 @@ def test_unknown_mode(model: OpenVocabSegmentor) -> None:
     [
         (
             dict(test_cfg=dict(overlap=0.5)),
-            "unknown key 'overlap' in test_cfg .known keys: overlap_threshold",
+            "unknown key 'overlap' in test_cfg .known keys: score_threshold, overlap_threshold",
         ),
         (dict(max_tiles_per_batch=0), "max_tiles_per_batch=0: must be .* at least 1"),
         (dict(tilesize=512), "tilesize"),

@@ -115,7 +115,7 @@ def test_odd_sizes_and_16_bit() -> None:
             dict(model="swin_t", layers=["features.1"]),
             r"features.1 are \(B, C, H, W\) feature maps",
         ),
-        (dict(layers=["layer1", "layer2"]), "needs a feature map for each"),
+        (dict(layers=["layer1", "layer2"]), "needs feature maps for strides"),
     ],
 )
 def test_bad_input_raises(changes: dict, message: str) -> None:
