@@ -104,15 +104,32 @@ def shapes(size: str, file: str) -> dict[str, tuple[int, ...]]:
 
 def parameter(key: str, shape: tuple[int, ...], size: str) -> np.ndarray:
     """Return the random float32 value of a parameter, which depends on its key in the file."""
+    return draw_parameter(key, shape, _EXCEPTIONS, _SALTS[size].get(key, ""))
+
+
+def draw_parameter(
+    key: str,
+    shape: tuple[int, ...],
+    exceptions: tuple[tuple[str, str, float], ...],
+    salt: str,
+) -> np.ndarray:
+    """Draw a parameter by the rule of the recordings.
+
+    Args:
+        key: of the parameter in its file.
+        shape: of the parameter.
+        exceptions: pattern of keys, kind and number, see ``_EXCEPTIONS``; the first match counts.
+        salt: added to the key before it becomes the seed.
+    """
     f32 = np.float32
     kind, factor = "rule", None
-    for pattern, how, number in _EXCEPTIONS:
+    for pattern, how, number in exceptions:
         if re.search(pattern, key):
             kind, factor = how, f32(number)
             break
     if kind == "value":
         return np.full(shape, factor, dtype=f32)
-    seed = zlib.crc32((key + _SALTS[size].get(key, "")).encode()) & 0xFFFFFFFF
+    seed = zlib.crc32((key + salt).encode()) & 0xFFFFFFFF
     z = np.asarray(np.random.RandomState(seed).standard_normal(size=shape)).astype(f32)
     if kind == "rule":
         if len(shape) >= 2:

@@ -11,7 +11,6 @@ import gzip
 import json
 import re
 import sys
-import zlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +23,7 @@ from timm.models import register_model
 from timm.models.convnext import _create_convnext
 from torch import nn
 
-from tests.support.golden import DATA
+from tests.support.golden import DATA, draw_parameter
 
 ROOT = Path(__file__).parents[2]
 TRUNK = "tiny_convnext_of_clip"
@@ -107,26 +106,9 @@ def tiny_config(family: str) -> Config:
 
 
 def parameter(family: str, key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Random value of one parameter of the tiny model, float32, from its published key."""
-    f32 = np.float32
-    kind, factor = "rule", None
-    for pattern, how, number in _EXCEPTIONS:
-        if re.search(pattern, key):
-            kind, factor = how, f32(number)
-            break
-    if kind == "value":
-        return np.full(shape, factor, dtype=f32)
+    """Return the random float32 value of a parameter of the tiny model, from its published key."""
     salt = dict(zip(_SALTED, _SALTS[family], strict=True)).get(key, "")
-    seed = zlib.crc32((key + salt).encode()) & 0xFFFFFFFF
-    z = np.asarray(np.random.RandomState(seed).standard_normal(size=shape)).astype(f32)
-    if kind == "rule":
-        if len(shape) >= 2:
-            z /= f32(np.sqrt(z.size / shape[0]))
-        else:
-            z *= f32(0.1)
-            if key.endswith("weight"):
-                z += f32(1)
-    return z if factor is None else z * factor
+    return draw_parameter(key, shape, _EXCEPTIONS, salt)
 
 
 @lru_cache(maxsize=1)
