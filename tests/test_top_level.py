@@ -18,17 +18,14 @@ def run(code: str) -> list[str]:
     return done.stdout.split()
 
 
-def test_import_is_quick_and_light() -> None:
+def test_import_loads_no_large_library() -> None:
     code = (
-        "import sys, time; before = time.perf_counter()\n"
-        "import odise_mm; seconds = time.perf_counter() - before\n"
+        "import sys, odise_mm\n"
         "assert 'Vocabulary' in dir(odise_mm)\n"
         "names = 'torch', 'numpy', 'mmcv', 'mmengine', 'mmdet', 'odise_mm.apis'\n"
-        "print(seconds, *[name for name in names if name in sys.modules])"
+        "print(*[name for name in names if name in sys.modules])"
     )
-    seconds, *large = run(code)
-    assert large == []
-    assert float(seconds) < 1  # 0.06 on a quiet machine
+    assert run(code) == []
 
 
 def test_vocabulary_and_result_do_not_import_torch() -> None:

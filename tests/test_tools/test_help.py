@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -25,12 +24,9 @@ except SystemExit as end:
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda path: path.stem)
-def test_help_is_quick(tool: Path, tmp_path: Path) -> None:
-    start = time.perf_counter()
+def test_help_imports_no_large_library(tool: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HARNESS, str(tool)], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     assert "usage:" in done.stdout
-    # a second on a quiet machine; the limit of 3 is for users, this one for busy test machines
-    assert time.perf_counter() - start < 10
