@@ -77,6 +77,8 @@ def test_one_bad_image_finishes_the_others_and_fails(demo, config, tmp_path, cap
         (["--device", "xpu"], "not supported"),
         (["--precision", "fp16"], "fp16 is for GPUs"),
         (["--weights", "nothing.pth"], "no weights file nothing.pth"),
+        (["--cfg-options", "model.test_cfg.panoptic=False"], "shows the panoptic result"),
+        (["--cfg-options", "model.nonsense=1"], "nonsense"),
     ],
 )
 def test_mistakes_are_one_message(demo, config, tmp_path, capsys, monkeypatch, arguments, message):
@@ -86,6 +88,23 @@ def test_mistakes_are_one_message(demo, config, tmp_path, capsys, monkeypatch, a
         demo.main([str(PHOTO), *defaults, *arguments])
     assert end.value.code == 2
     assert re.search(rf"^error: .*{re.escape(message)}", capsys.readouterr().err, re.M)
+
+
+def test_options_of_the_config_reach_the_model(demo, config, tmp_path):
+    out = tmp_path / "out"
+    options = ["--cfg-options", "model.names=owl; bat"]
+    assert demo.main([str(PHOTO), "--config", config, "--out", str(out), *options]) == 0
+    (result,) = read_coco_panoptic(out / "panoptic.json")
+    assert [segment.name for segment in result.segments] == ["owl", "bat"]
+
+
+def test_a_config_must_be_chosen(demo, capsys):
+    """A default model would either be meaningless, know few names, or need a large download."""
+    with pytest.raises(SystemExit) as end:
+        demo.main([str(PHOTO)])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "--config is missing. Use odise_coco_label" in error and "odise_tiny" in error
 
 
 def test_a_batch_size_below_one_is_refused(demo, capsys):

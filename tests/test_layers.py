@@ -24,6 +24,7 @@ FLOORS = (
     {"benchmarks"},
     {"analysis", "apis", "converters"},
     {"cli"},
+    {"__main__"},
 )
 FLOOR_OF = {package: index for index, floor in enumerate(FLOORS) for package in floor}
 

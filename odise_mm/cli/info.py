@@ -164,9 +164,11 @@ def as_text(found: dict[str, Any]) -> str:
     ]
     if found["weights"]:
         blocks.append(_block("Weights", [_weights_row(row) for row in found["weights"]]))
-    if found["configs"]:
-        title = f"Configs ({len(found['configs'])}), by name or FOLDER/NAME"
-        blocks.append(_block(title, _by_folder(found["configs"], folders["configs"]), _WIDTH))
+    for folder, places in _by_folder(found["configs"], folders["configs"]).items():
+        count = sum(map(len, places.values()))
+        where = f" in {printable(folder)}" if len(folders["configs"]) > 1 else ""
+        names = [(place, ", ".join(stems)) for place, stems in places.items()]
+        blocks.append(_block(f"Configs{where} ({count}), by name or FOLDER/NAME", names, _WIDTH))
     return "\n\n".join(blocks)
 
 
@@ -176,13 +178,14 @@ def _weights_row(row: dict[str, Any]) -> tuple[str, str]:
     return row["name"], row["place"] if row["there"] else f"not found ({row['place']})"
 
 
-def _by_folder(configs: dict[str, str], folders: list[str]) -> list[tuple[str, str]]:
-    rows: dict[str, list[str]] = {}
+def _by_folder(configs: dict[str, str], folders: list[str]) -> dict[str, dict[str, list[str]]]:
+    """Return the names of the configs by folder of configs and by place in it."""
+    found: dict[str, dict[str, list[str]]] = {}
     for file in map(Path, configs.values()):
-        (top, *_) = [folder for folder in folders if file.is_relative_to(folder)]
-        place = file.parent.relative_to(top) if len(folders) == 1 else file.parent
-        rows.setdefault(str(place), []).append(file.stem)
-    return [(place, ", ".join(names)) for place, names in rows.items()]
+        top = next(folder for folder in folders if file.is_relative_to(folder))
+        place = str(file.parent.relative_to(top))
+        found.setdefault(top, {}).setdefault(place, []).append(file.stem)
+    return found
 
 
 def _block(title: str, rows: list[tuple[str, str]], wrap: int = sys.maxsize) -> str:

@@ -65,3 +65,7 @@ def main(argv: list[str] | None = None) -> int:
                 hint = f"choose from {', '.join(COMMANDS)}"
             parser.error(f"unknown command {name!r} ({hint})")
         return import_module(f"odise_mm.cli.{name}").main(arguments, f"{NAME} {name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,7 +2,8 @@
 
 Example:
     odise-mm segment demo/images/pagoda.jpg \\
-        --texts "pagoda, temple; tree" --stuff-texts "sky; lake, water" --out out
+        --texts "pagoda, temple; tree" --stuff-texts "sky; lake, water" \\
+        --config odise_coco_label --out out
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING
 
 from odise_mm.utils.command_line import (
+    ConfigOptions,
     Parser,
     ended_by_signals,
     one_line_errors,
@@ -26,7 +28,11 @@ if TYPE_CHECKING:
     from odise_mm.structures import SegmentationResult
 
 GO_ON = "run the same command again to continue"
-DEFAULT_CONFIG = "odise_tiny"
+NO_CONFIG = (
+    "--config is missing. Use odise_coco_label (its weights are downloaded on first use), another "
+    "config that `odise-mm info` lists together with --weights, or odise_tiny (random weights and "
+    "meaningless results, but no downloads)"
+)
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -48,8 +54,8 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     model = parser.add_argument_group("model")
     model.add_argument(
         "--config",
-        default=DEFAULT_CONFIG,
-        help="config file or its name under configs/ (default: the tiny model)",
+        metavar="CONFIG",
+        help="config file or its name under configs/, such as odise_coco_label",
     )
     model.add_argument(
         "--weights",
@@ -83,6 +89,11 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         metavar="N",
         help="reject images with more pixels (default: 67,108,864, which is 8192 x 8192)",
     )
+    model.add_argument(
+        "--cfg-options",
+        action=ConfigOptions,
+        help="further changes of the config, e.g. model.test_cfg.overlap_threshold=0.7",
+    )
     out = parser.add_argument_group("output")
     out.add_argument(
         "--out",
@@ -99,7 +110,10 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     )
     out.add_argument("--no-vis", action="store_true", help="write only the maps, no drawings")
     out.add_argument("--no-progress", action="store_true", help="hide the progress bar")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.config is None:
+        parser.error(NO_CONFIG)
+    return args
 
 
 def print_segments(console: Console, result: SegmentationResult) -> None:
@@ -143,6 +157,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from odise_mm.apis import OpenVocabInferencer
     from odise_mm.apis.output import OutputFolder
     from odise_mm.apis.sources import expand
+    from odise_mm.errors import ConfigError
     from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
     from odise_mm.utils.outputs import InputFiles
 
@@ -159,9 +174,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
         diffusion_weights=args.diffusion_weights,
         clip_weights=args.clip_weights,
         **limit,
-        # Only the panoptic result is shown, so the others are not computed.
-        cfg_options={"model.test_cfg.semantic": False, "model.test_cfg.instance": False},
+        cfg_options={
+            # Only the panoptic result is shown, so the others are not computed.
+            "model.test_cfg.semantic": False,
+            "model.test_cfg.instance": False,
+            **args.cfg_options,
+        },
     )
+    if not inferencer.model.test_cfg.get("panoptic", True):
+        raise ConfigError("model.test_cfg.panoptic=False: this command shows the panoptic result")
     results = inferencer.stream(
         args.images,
         args.texts,

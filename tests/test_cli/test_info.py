@@ -73,6 +73,19 @@ def test_devices_and_operators_of_other_machines(monkeypatch: pytest.MonkeyPatch
     assert "mmcv operators  error: mmcv does not load\n" in text
 
 
+def test_config_names_are_not_squeezed_beside_long_paths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("a_long_name_" * 8) / "configs/mine"
+    folder.mkdir(parents=True)
+    for number in range(20):
+        (folder / f"config_number_{number:02}.py").write_text("model = dict()\n")
+    monkeypatch.chdir(folder.parents[1])
+    lines = info.as_text(info.gather()).splitlines()
+    rows = [line for line in lines if "config_number_" in line]
+    assert len(rows) == 4 and all(len(row) <= 100 for row in rows)  # 20 names of 18 columns
+
+
 def test_config_names_load_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The working directory may have other configs, some with equal names."""
     for name in ("odise/odise_coco_label.py", "mine/own.py", "mine/odise_tiny.py"):
@@ -88,5 +101,7 @@ def test_config_names_load_their_files(tmp_path: Path, monkeypatch: pytest.Monke
     for name in ("own", "mine/odise_tiny", "toy/odise_tiny", "ablation/steps/t0"):
         assert Path(load_config(name).filename) == known[name]
     text = info.as_text(info.gather())
-    assert f"{tmp_path}/configs/mine" in text
+    assert f"Configs in {tmp_path}/configs (3), by name or FOLDER/NAME\n" in text
+    assert f"Configs in {ROOT}/configs (" in text
+    assert "\n  mine   odise_tiny, own\n" in text
     assert "  odise_coco_label               error: config 'odise_coco_label' matches " in text

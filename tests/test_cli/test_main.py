@@ -58,6 +58,14 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert not end.value.code and capsys.readouterr().out == f"odise_mm {__version__}\n"
 
 
+@pytest.mark.parametrize("module", ["odise_mm", "odise_mm.cli", "odise_mm.cli.main"])
+def test_the_command_as_a_module(module: str) -> None:
+    """Launchers start modules; a module that only defines functions would print nothing."""
+    words = [sys.executable, "-m", module, "--version"]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == f"odise_mm {__version__}\n"
+
+
 def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 2
     captured = capsys.readouterr()
