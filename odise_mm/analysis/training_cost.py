@@ -255,7 +255,7 @@ def _measure(cfg: Config, size: int, way: str, repeats: int, threads: int) -> Nu
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = build_model(cfg).train()
-    batch = _batch(model, size)
+    batch = training_batch(model, size)
     if model.grounding is None:
         # Embed the names beforehand, so that no step includes it.
         model.classifiers[0].text_encoder(model.vocabulary.flat[0])
@@ -278,13 +278,28 @@ def _measure(cfg: Config, size: int, way: str, repeats: int, threads: int) -> Nu
     }
 
 
-def _batch(model: OpenVocabSegmentor, size: int) -> Numbers:
+def training_batch(model: OpenVocabSegmentor, size: int, images: int = 1) -> Numbers:
+    """Make a batch of noise images with eight horizontal stripes as masks.
+
+    Args:
+        model: The model, for its preprocessor and the number of classes.
+        size: Edge of the square images in pixels.
+        images: Number of images.
+
+    Returns:
+        Arguments of the model's ``loss``, on the model's device.
+    """
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (3, size, size), dtype=torch.uint8, generator=generator)
     masks = np.zeros((8, size, size), np.uint8)
     for i, rows in enumerate(np.array_split(np.arange(size), 8)):
         masks[i, rows] = 1
-    sample = DetDataSample(metainfo=dict(img_shape=(size, size), words=["word"] * 8))
     labels = torch.arange(8) % len(model.vocabulary)
-    sample.gt_instances = InstanceData(labels=labels, masks=BitmapMasks(masks, size, size))
-    return model.data_preprocessor(dict(inputs=[image], data_samples=[sample]), True)
+    inputs, samples = [], []
+    for _ in range(images):
+        shape = (3, size, size)
+        inputs.append(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator))
+        sample = DetDataSample(metainfo=dict(img_shape=(size, size), words=["word"] * 8))
+        instances = InstanceData(labels=labels, masks=BitmapMasks(masks, size, size))
+        sample.gt_instances = instances
+        samples.append(sample)
+    return model.data_preprocessor(dict(inputs=inputs, data_samples=samples), True)
