@@ -27,7 +27,8 @@ from odise_mm.utils.display import printable
 from odise_mm.utils.files import read_json, replacing, write_json
 from odise_mm.utils.old_keys import rename_recorded_keys
 
-FORMAT = 1
+FORMAT = 2
+_FIELDS = ClassPrediction._fields
 MASK_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 # Entries of set.json that a sweep's numbers depend on; equal for all images of a folder.
 _SAME = ("format", "model", "pipeline", "dataset", "checkpoint", "precision", "masks", "vocabulary")
@@ -86,10 +87,7 @@ def predict_each_classifier(
 def _of_image(class_prediction: ClassPrediction, index: int) -> ClassPrediction:
     """Select one image of a batch, as a batch of one."""
     one = slice(index, index + 1)
-    return ClassPrediction(
-        class_prediction.logits[one],
-        None if class_prediction.p_void is None else class_prediction.p_void[one],
-    )
+    return ClassPrediction(*(None if field is None else field[one] for field in class_prediction))
 
 
 class PredictionFolder:
@@ -185,9 +183,10 @@ class PredictionFolder:
             "masks": logits.view(np.uint8).reshape(-1, logits.itemsize).T,
         }
         for i, class_prediction in enumerate(prediction.class_predictions):
-            arrays[f"logits_{i}"] = class_prediction.logits[0].float().cpu().numpy()
-            if class_prediction.p_void is not None:
-                arrays[f"p_void_{i}"] = class_prediction.p_void[0].float().cpu().numpy()
+            for field, value in class_prediction._asdict().items():
+                if value is not None:
+                    dtype = torch.bool if value.dtype == torch.bool else torch.float32
+                    arrays[f"{field}_{i}"] = value[0].to(dtype).cpu().numpy()
         target = self.file(index)
         with replacing(target, durable=False) as temporary:
             _write_npz(temporary, arrays)
@@ -211,14 +210,13 @@ class PredictionFolder:
                 logits = np.ascontiguousarray(planes.T).view(dtype).reshape(arrays["shape"])
                 class_predictions = []
                 while f"logits_{len(class_predictions)}" in arrays:
-                    i = len(class_predictions)
-                    void = arrays[f"p_void_{i}"] if f"p_void_{i}" in arrays else None
-                    class_predictions.append(
-                        ClassPrediction(
-                            torch.from_numpy(arrays[f"logits_{i}"])[None],
-                            None if void is None else torch.from_numpy(void)[None],
-                        )
-                    )
+                    names = {name: f"{name}_{len(class_predictions)}" for name in _FIELDS}
+                    found = {
+                        name: torch.from_numpy(arrays[key])[None]
+                        for name, key in names.items()
+                        if key in arrays
+                    }
+                    class_predictions.append(ClassPrediction(**found))
         except FileNotFoundError as err:
             raise PredictionsError(f"no file {path}; save the predictions again") from err
         except _DAMAGED as err:

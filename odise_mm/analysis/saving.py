@@ -55,7 +55,7 @@ def save_set(runner: OpenVocabRunner, test_set: BenchmarkSet, job: SavingJob, ba
     """Save the missing predictions on one test set.
 
     Args:
-        runner: Runner with a model from :func:`odise_mm.benchmarks.running.prepare_model`.
+        runner: Runner with a model from :func:`odise_mm.benchmarks.running.make_runner`.
         test_set: The test set.
         job: Settings.
         bar: Progress bar to update.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import get_world_size, is_main_process
 from rich.console import Console
 from rich.progress import (
@@ -33,7 +34,7 @@ from odise_mm.benchmarks.report import (
     software_versions,
 )
 from odise_mm.benchmarks.sets import BenchmarkSet
-from odise_mm.checkpoints.published import load_weights
+from odise_mm.checkpoints.published import load_weights, use_contained_clip
 from odise_mm.checkpoints.training_names import train_vocabulary
 from odise_mm.datasets.class_names import find_file
 from odise_mm.engine.loops import unwrapped, vocabulary_of
@@ -45,23 +46,29 @@ from odise_mm.utils.display import printable
 from odise_mm.vocabulary import Vocabulary
 
 
-def prepare_model(runner: OpenVocabRunner, checkpoint: str, precision: str) -> None:
-    """Load the checkpoint strictly and set the precision.
+def make_runner(cfg: Config, checkpoint: str, precision: str) -> OpenVocabRunner:
+    """Build a runner whose model has the weights of a checkpoint.
 
     Args:
-        runner: Runner with the model.
+        cfg: Config of the model and of a test set. If the checkpoint contains the CLIP, the
+            config's weights of CLIP are set to None.
         checkpoint: File, or ``NO_CHECKPOINT`` for random weights.
         precision: Precision of the model, "fp32", "fp16" or "bf16".
 
     Raises:
         CheckpointError: The checkpoint cannot be read or does not fit the model.
+        ConfigError, DatasetError, DeviceError: See :meth:`OpenVocabRunner.from_cfg`.
     """
+    if checkpoint != NO_CHECKPOINT:
+        use_contained_clip(cfg, checkpoint)
+    runner = OpenVocabRunner.from_cfg(cfg)
     model = unwrapped(runner.model)
     if checkpoint == NO_CHECKPOINT:
         fill_with_random_weights(model, ("head", "classifiers", "clip"))
     else:
         load_weights(model, checkpoint)
     model.set_precision(precision)
+    return runner
 
 
 def run_sets(
@@ -79,7 +86,7 @@ def run_sets(
     The report is written after each test set, and printed at the end, even after an error.
 
     Args:
-        runner: Runner with a model from :func:`prepare_model`.
+        runner: Runner with a model from :func:`make_runner`.
         report: Report to fill.
         sets: Test sets in order.
         writer: Hook that writes results and images.
@@ -127,7 +134,7 @@ def run_set(runner: OpenVocabRunner, test_set: BenchmarkSet, limit: int | None) 
     """Test the model on one test set.
 
     Args:
-        runner: Runner with a model from :func:`prepare_model`.
+        runner: Runner with a model from :func:`make_runner`.
         test_set: The test set.
         limit: Number of images that the test set was limited to, for the result.
     """

@@ -270,7 +270,7 @@ def expected_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
     return parts
 
 
-def use_contained_clip(cfg: Config, path: str | Path) -> None:
+def use_contained_clip(cfg: Config, path: str | Path) -> bool:
     """Skip the config's weights of CLIP if a checkpoint contains the CLIP, as FC-CLIP's do.
 
     Otherwise they would be downloaded or read, only to be overwritten.
@@ -279,15 +279,20 @@ def use_contained_clip(cfg: Config, path: str | Path) -> None:
         cfg: config with a ``model``; its ``model.clip.weights`` is set to None.
         path: checkpoint that :func:`load_weights` will read. If it cannot be read, nothing is
             changed: :func:`load_weights` reports the error.
+
+    Returns:
+        Whether the config was changed.
     """
     clip = cfg.model.get("clip")
     if not isinstance(clip, dict) or clip.get("weights") is None:
-        return
+        return False
     with suppress(CheckpointError):
         state = load_state_dict(path, fits=known_names())
         if any(key.startswith(("backbone.clip_model.", "clip.model.")) for key in state):
             clip["weights"] = None
             print_log(f"{printable(path)} contains the CLIP: using its weights", logger="current")
+            return True
+    return False
 
 
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:

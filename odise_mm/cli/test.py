@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from odise_mm.utils.command_line import (
     INTERRUPTED,
@@ -27,6 +28,9 @@ from odise_mm.utils.outputs import check_outputs, owned_folders
 from odise_mm.utils.precision import PRECISIONS
 from odise_mm.utils.processes import follow_parent
 
+if TYPE_CHECKING:
+    from odise_mm.benchmarks.sets import BenchmarkSet
+
 
 def result_file(text: str) -> Path:
     """Parse a path that ends in .json or .csv (argument type)."""
@@ -36,9 +40,15 @@ def result_file(text: str) -> Path:
     return path
 
 
-def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = Parser(__doc__, prog=prog)
+def add_run_arguments(parser: Parser) -> argparse._ArgumentGroup:
+    """Add the arguments of all programs that run a model on test sets, for :func:`plan_run`.
+
+    Args:
+        parser: Parser to extend.
+
+    Returns:
+        The group "running", for further arguments.
+    """
     parser.add_argument("config", metavar="CONFIG", help="config file or its name under configs/")
     parser.add_argument(
         "checkpoint",
@@ -66,6 +76,28 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     data.add_argument(
         "--limit", type=positive_int, metavar="N", help="use only the first N images of each set"
     )
+    how = parser.add_argument_group("running")
+    how.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="precision of the model (default: %(default)s)",
+    )
+    how.add_argument(
+        "--work-dir", metavar="DIR", help="folder for logs (default: work_dirs/CONFIG/test)"
+    )
+    how.add_argument(
+        "--cfg-options",
+        action=ConfigOptions,
+        help="further changes of the config, for all test sets",
+    )
+    return how
+
+
+def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = Parser(__doc__, prog=prog)
+    how = add_run_arguments(parser)
     out = parser.add_argument_group("output")
     out.add_argument(
         "--out",
@@ -87,21 +119,6 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         default=1,
         metavar="N",
         help="draw every Nth image (default: %(default)s)",
-    )
-    out.add_argument(
-        "--work-dir", metavar="DIR", help="folder for logs (default: work_dirs/CONFIG/test)"
-    )
-    how = parser.add_argument_group("running")
-    how.add_argument(
-        "--precision",
-        choices=PRECISIONS,
-        default="fp32",
-        help="precision of the model (default: %(default)s)",
-    )
-    how.add_argument(
-        "--cfg-options",
-        action=ConfigOptions,
-        help="further changes of the config, for all test sets",
     )
     how.add_argument(
         "--launcher",
@@ -128,17 +145,20 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
             return INTERRUPTED
 
 
-def run(args: argparse.Namespace) -> int:
-    """Test the model on all test sets; return the exit status."""
+def plan_run(args: argparse.Namespace, launcher: str = "none") -> list[BenchmarkSet]:
+    """Make and check the test sets that the arguments of :func:`add_run_arguments` name.
+
+    Args:
+        args: Parsed arguments.
+        launcher: Launcher that started this process.
+
+    Raises:
+        OdiseError: The precision, the config, the checkpoint or a test set cannot be used.
+    """
     import torch
     from mmengine.device import get_device
 
-    from odise_mm.benchmarks import planning, running
-    from odise_mm.benchmarks.report import Report
-    from odise_mm.checkpoints.published import use_contained_clip
-    from odise_mm.engine.result_writer import ResultWriterHook
-    from odise_mm.engine.runner import OpenVocabRunner
-    from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
+    from odise_mm.benchmarks import planning
     from odise_mm.utils.precision import check_precision
 
     check_precision(args.precision, torch.device(get_device()))
@@ -149,23 +169,31 @@ def run(args: argparse.Namespace) -> int:
         label_files=args.label_files,
         limit=args.limit,
         work_dir=args.work_dir,
-        launcher=args.launcher,
+        launcher=launcher,
         changes=args.cfg_options,
     )
-    random_weights = args.checkpoint == planning.NO_CHECKPOINT
     planning.check_checkpoint(args.checkpoint, sets[0].cfg)
     for test_set in sets:
         test_set.check()
+    return sets
+
+
+def run(args: argparse.Namespace) -> int:
+    """Test the model on all test sets; return the exit status."""
+    from odise_mm.benchmarks import planning, running
+    from odise_mm.benchmarks.report import Report
+    from odise_mm.engine.result_writer import ResultWriterHook
+    from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
+
+    sets = plan_run(args, args.launcher)
+    random_weights = args.checkpoint == planning.NO_CHECKPOINT
     notice = RANDOM_WEIGHTS_NOTICE if random_weights else None
     writer = ResultWriterHook(args.dump, args.show_dir, args.show_interval, notice)
     check_outputs([args.out], planning.inputs_of(args.checkpoint, sets))
     for test_set in sets:
         writer.check(test_set.name)
 
-    if not random_weights:
-        use_contained_clip(sets[0].cfg, args.checkpoint)
-    runner = OpenVocabRunner.from_cfg(sets[0].cfg)
-    running.prepare_model(runner, args.checkpoint, args.precision)
+    runner = running.make_runner(sets[0].cfg, args.checkpoint, args.precision)
     described = running.describe_run(runner, args.checkpoint, args.precision, args.cfg_options)
     report = Report(described, [test_set.name for test_set in sets], random_weights)
     running.run_sets(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import traceback
 from collections import Counter
@@ -14,7 +15,7 @@ from mmengine.dist import is_distributed, is_main_process
 from mmengine.runner import Runner
 from torch import nn
 
-from odise_mm.checkpoints.published import load_weights
+from odise_mm.checkpoints.published import expected_tensors, load_weights, use_contained_clip
 from odise_mm.checkpoints.resuming import ADVICE, RECORD, describe_training, differences_of_training
 from odise_mm.checkpoints.safe_loading import differences
 from odise_mm.checkpoints.training_names import NOTE, note_of, train_vocabulary
@@ -94,6 +95,23 @@ class OpenVocabRunner(Runner):
         target = Path(self.work_dir, Path(source).name) if source else None
         if target is None or not (target.exists() and target.samefile(source)):
             super().dump_config()
+
+    _clip_from_checkpoint = False  # the CLIP is that of a checkpoint, not that of the config
+
+    def build_model(self, model: nn.Module | dict[str, Any]) -> nn.Module:
+        """Extend mmengine's method: use the CLIP of the checkpoint, if that contains one.
+
+        The weights of CLIP that the config names are then not needed. ``self.cfg`` still names
+        them, so the checkpoints of this run contain the CLIP, too.
+        """
+        path = self._load_from
+        if path is None and self._resume:
+            path = latest_checkpoint(self.work_dir)
+        if path is not None and isinstance(model, dict):
+            cfg = Config(dict(model=copy.deepcopy(model)))
+            self._clip_from_checkpoint = use_contained_clip(cfg, path)
+            model = cfg.model
+        return super().build_model(model)
 
     def wrap_model(self, model_wrapper_cfg: dict | None, model: nn.Module) -> nn.Module:
         """Extend mmengine's method to CPUs."""
@@ -256,7 +274,8 @@ class OpenVocabRunner(Runner):
         return state
 
     def _check_state(self, filename: str | os.PathLike[str], state: dict[str, Any]) -> None:
-        wrong = differences(state["state_dict"], unwrapped(self.model).state_dict())
+        weights = state["state_dict"]
+        wrong = differences(weights, expected_tensors(unwrapped(self.model), weights))
         if wrong:
             raise CheckpointError(f"{filename} was not made with this config: {wrong}; {ADVICE}")
         names = getattr(self.train_dataloader.dataset, "metainfo", None)
@@ -296,6 +315,10 @@ class OpenVocabRunner(Runner):
         """
         if fn_name == "before_save_checkpoint":
             checkpoint = kwargs["checkpoint"]
+            if self._clip_from_checkpoint:
+                clip = unwrapped(self.model).clip.named_parameters()
+                weights = {f"clip.{name}": value.detach().cpu() for name, value in clip}
+                checkpoint["state_dict"] = weights | checkpoint["state_dict"]
             trained_with = train_vocabulary(unwrapped(self.model))
             if trained_with is not None:
                 checkpoint["meta"][NOTE] = note_of(trained_with)

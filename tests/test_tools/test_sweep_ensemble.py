@@ -21,7 +21,7 @@ from odise_mm.analysis.sweep_results import TASKS, Sweep, Value, draw, make_tabl
 from odise_mm.cli import test as test_tool
 from odise_mm.models import GeometricEnsemble, OpenVocabSegmentor
 from odise_mm.models.classifiers.base import ClassPrediction
-from tests.support import parts
+from tests.support import golden_families, parts
 from tests.support.small_test_set import write_project
 from tools.analysis_tools import save_predictions, sweep_ensemble
 
@@ -103,6 +103,31 @@ def test_swept_values_are_those_of_the_test_tool(here: Path, monkeypatch) -> Non
         assert len({numbers[key] for numbers in expected.values()}) >= 3, key
     assert values[ALPHA, BETA].own and not values[0.25, 0.5].own
     assert values[0.0, 0.0].label == "diffusion only" and values[1.0, 1.0].label == "CLIP only"
+
+
+def test_values_of_fc_clip_are_those_of_the_test_tool(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CLIP is read from the checkpoint, and masks without a position of its map are saved."""
+    monkeypatch.chdir(project)
+    cfg = Config.fromfile("model.py")
+    cfg.custom_imports = dict(imports=["odise_mm.models"])
+    cfg.model = golden_families.tiny_config("fcclip").model
+    cfg.model.clip.weights = "missing.safetensors"
+    cfg.model.ensemble.update(valid_masks_only=True, train_vocabulary="seen.txt")
+    cfg.model.test_cfg = dict(overlap_threshold=0.0)
+    cfg.dump("fcclip.py")
+    golden_families.write_checkpoint(tmp_path / "fcclip.pth", "fcclip")
+    arguments = ["fcclip.py", str(tmp_path / "fcclip.pth"), "--datasets", "three", "--limit", "1"]
+    assert test_tool.main([*arguments, "--dump", str(tmp_path), "--out", "fcclip.json"]) == 0
+    found = json.loads(Path("fcclip.json").read_text())["sets"]["three"]["metrics"]
+    saved = [*arguments, "--out", str(tmp_path), "--masks", "fp32"]
+    assert save_predictions.main(saved) == 0
+    values = sweep(str(tmp_path / "three"), [], [], list(TASKS)).values
+    (own,) = (value for value in values if value.own)
+    assert own.numbers == found
+    clip = PredictionFolder(tmp_path / "three").read(0).class_predictions[1]
+    assert clip.valid.any() and not clip.valid.all()
 
 
 def test_half_precision_masks_hardly_change_the_numbers(here: Path, no_model) -> None:
@@ -211,7 +236,10 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
         ClassPrediction(
             torch.randn(1, 5, 7, generator=generator), torch.rand(1, 5, generator=generator)
         ),
-        ClassPrediction(torch.randn(1, 5, 7, generator=generator)),
+        ClassPrediction(
+            torch.randn(1, 5, 7, generator=generator),
+            valid=torch.tensor([[True, False, True, True, False]]),
+        ),
     ]
     metainfo = dict(
         img_id=3, img_path="ä.jpg", ori_shape=(60, 90), scale_factor=(np.float64(1.5), 1.5),
@@ -227,6 +255,8 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
             assert torch.equal(ours.logits, theirs.logits)
         assert torch.equal(back.class_predictions[0].p_void, class_predictions[0].p_void)
         assert back.class_predictions[1].p_void is None
+        assert back.class_predictions[0].valid is None
+        assert torch.equal(back.class_predictions[1].valid, class_predictions[1].valid)
         expected = masks if kind == "fp32" else masks.clamp(max=65504).half().float()
         assert torch.equal(back.masks, expected)
     assert folder.missing(4) == [2, 3]
@@ -272,7 +302,7 @@ def test_mistakes_with_folders(here: Path, no_model, capsys: pytest.CaptureFixtu
     assert re.search("has only 2 of 3 images.*number 1.*continues", error("broken/three"))
     described = json.loads((folder / "set.json").read_text())
     for change, message in (
-        (dict(format=99), "format 99.*reads 1"),
+        (dict(format=99), "format 99.*reads 2"),
         (dict(classifiers=["OpenVocabClassifier"], images=1), "ensemble needs two"),
     ):
         (folder / "set.json").write_text(json.dumps({**described, **change}))

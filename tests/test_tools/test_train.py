@@ -16,6 +16,7 @@ from odise_mm.cli import train as tool
 from odise_mm.config.changing import change_config
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.registry import MODELS
+from tests.support import golden_families
 from tests.support.parts import CONFIGS, load_config, segmentor_config
 from tests.support.small_coco import VOCABULARY, write_small_coco
 from tests.support.small_training import CONFIG
@@ -107,6 +108,38 @@ def test_a_real_model_resumed(
     earlier = read_training_state(whole / "iter_2.pth")["state_dict"]
     unchanged = [key for key in first if torch.equal(first[key], earlier[key])]
     assert not unchanged, unchanged
+
+
+def test_a_run_that_starts_from_a_published_file_keeps_its_clip(coco: Path, tmp_path: Path) -> None:
+    """The config's CLIP is not looked for, and checkpoints contain the one of the file."""
+    published = golden_families.write_checkpoint(tmp_path / "fcclip.pth", "fcclip")
+    cfg = Config.fromfile(coco)
+    cfg.model = golden_families.tiny_config("fcclip").model
+    cfg.model.clip.weights = str(tmp_path / "missing.safetensors")
+    cfg.model.vocabulary = cfg.train_dataloader.dataset.vocabulary
+    cfg.model.head.train_cfg.num_points = 64
+    cfg.train_dataloader.batch_size = 1
+    cfg.load_from = str(published)
+    cfg.default_hooks.checkpoint.interval = 1
+    for key in ("val_dataloader", "val_evaluator", "val_cfg"):
+        cfg.pop(key)
+    cfg.train_cfg.update(max_iters=1, val_interval=9)
+    cfg.dump(tmp_path / "config.py")
+    data = ["--data-root", str(coco.parent / "elsewhere"), "--precision", "fp32"]
+    options = ["--work-dir", str(tmp_path / "work"), *data]
+    assert train(tmp_path / "config.py", *options) == 0
+    published.unlink()
+    longer = ["--resume", "--cfg-options", "train_cfg.max_iters=2"]
+    assert train(tmp_path / "config.py", *options, *longer) == 0
+    state = read_training_state(tmp_path / "work/iter_2.pth")["state_dict"]
+    clip = {key for key in golden_families.shapes("fcclip") if key.startswith("backbone.")}
+    assert {key for key in state if key.startswith("clip.")} == {
+        key.replace("backbone.clip_model.", "clip.model.") for key in clip
+    }
+    for key in sorted(clip)[::40]:
+        expected = golden_families.parameter("fcclip", key, golden_families.shapes("fcclip")[key])
+        found = state[key.replace("backbone.clip_model.", "clip.model.")]
+        assert torch.equal(found, torch.from_numpy(expected)), key
 
 
 def test_config_in_the_work_directory_is_not_changed(small: Path) -> None:
