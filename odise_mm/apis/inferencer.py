@@ -165,7 +165,7 @@ class OpenVocabInferencer:
         if weights is not None:
             from odise_mm.checkpoints.published import load_weights, use_contained_clip
 
-            use_contained_clip(self.cfg, os.fspath(weights))
+            use_contained_clip(self.cfg.model, os.fspath(weights))
         self._weights = [weights, *named_weights(self.cfg.get("model"))]
         self.random_weights = weights is None
         self.pipeline = make_test_pipeline(self.cfg, already_read=True)

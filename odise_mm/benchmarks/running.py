@@ -60,7 +60,7 @@ def make_runner(cfg: Config, checkpoint: str, precision: str) -> OpenVocabRunner
         ConfigError, DatasetError, DeviceError: See :meth:`OpenVocabRunner.from_cfg`.
     """
     if checkpoint != NO_CHECKPOINT:
-        use_contained_clip(cfg, checkpoint)
+        use_contained_clip(cfg.model, checkpoint)
     runner = OpenVocabRunner.from_cfg(cfg)
     model = unwrapped(runner.model)
     if checkpoint == NO_CHECKPOINT:

@@ -9,9 +9,8 @@ import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from mmengine.config import Config
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
@@ -270,20 +269,20 @@ def expected_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
     return parts
 
 
-def use_contained_clip(cfg: Config, path: str | Path) -> bool:
+def use_contained_clip(model: dict[str, Any], path: str | Path) -> bool:
     """Skip the config's weights of CLIP if a checkpoint contains the CLIP, as FC-CLIP's do.
 
     Otherwise they would be downloaded or read, only to be overwritten.
 
     Args:
-        cfg: config with a ``model``; its ``model.clip.weights`` is set to None.
+        model: config of a segmentor; its ``clip.weights`` is set to None.
         path: checkpoint that :func:`load_weights` will read. If it cannot be read, nothing is
             changed: :func:`load_weights` reports the error.
 
     Returns:
         Whether the config was changed.
     """
-    clip = cfg.model.get("clip")
+    clip = model.get("clip")
     if not isinstance(clip, dict) or clip.get("weights") is None:
         return False
     with suppress(CheckpointError):

@@ -109,7 +109,7 @@ class OpenVocabRunner(Runner):
             path = latest_checkpoint(self.work_dir)
         if path is not None and isinstance(model, dict):
             cfg = Config(dict(model=copy.deepcopy(model)))
-            self._clip_from_checkpoint = use_contained_clip(cfg, path)
+            self._clip_from_checkpoint = use_contained_clip(cfg.model, path)
             model = cfg.model
         return super().build_model(model)
 

@@ -1,4 +1,4 @@
-"""Backbones, captioners, necks, heads, classifiers and the segmentor that combines them."""
+"""Backbones, captioners, necks, heads, classifiers and the segmentors that combine them."""
 
 from odise_mm.checkpoints.safe_pickle import allow_training_state
 from odise_mm.models.backbones.diffusion.backbone import DiffusionBackbone
@@ -30,7 +30,10 @@ from odise_mm.models.necks.captioners.text import (
     TextCaptioner,
 )
 from odise_mm.models.necks.feature_projection import FeatureProjection
+from odise_mm.models.proposals.base import MaskSource
+from odise_mm.models.proposals.segmentor_proposals import SegmentorProposals
 from odise_mm.models.segmentors.open_vocab_segmentor import OpenVocabSegmentor
+from odise_mm.models.segmentors.proposal_segmentor import ProposalSegmentor
 from odise_mm.models.segmentors.results import SegmentedImages
 from odise_mm.moved import renamed
 
@@ -57,13 +60,16 @@ __all__ = [
     "ImplicitCaptioner",
     "MaskCLIPClassifier",
     "MaskPrediction",
+    "MaskSource",
     "OpenCLIPBackbone",
     "OpenVocabClassifier",
     "OpenVocabCrossEntropyLoss",
     "OpenVocabMask2FormerHead",
     "OpenVocabSegmentor",
     "PooledCLIPClassifier",
+    "ProposalSegmentor",
     "SegmentedImages",
+    "SegmentorProposals",
     "Taps",
     "TextAdapter",
     "TextCaptioner",

@@ -46,6 +46,7 @@ class _CLIPClassifier(Classifier):
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
     ) -> ClassPrediction:
         """See :class:`~odise_mm.models.classifiers.base.Classifier`; void is not predicted."""
+        images = prediction.images_at_own_size(images)
         return self.name_embeddings(self.embed_masks(prediction.masks, images), vocabulary)
 
     @torch.no_grad()
@@ -201,6 +202,7 @@ class PooledCLIPClassifier(_CLIPClassifier):
         """See :class:`~odise_mm.models.classifiers.base.Classifier`; has no view on void."""
         features = prediction.features
         if not self.reads_features:
+            images = prediction.images_at_own_size(images)
             features = self._feature_map(prediction.masks, images)
         pooled, valid = pool_masks(features, prediction.masks)
         embeddings = self.embed_pooled(pooled)

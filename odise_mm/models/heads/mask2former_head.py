@@ -12,6 +12,7 @@ from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 from odise_mm.errors import ConfigError, TrainingError
+from odise_mm.models.image_sizes import resize_image
 from odise_mm.models.losses.class_loss import OpenVocabCrossEntropyLoss
 from odise_mm.registry import MODELS
 from odise_mm.utils.mmcv_ops import choose_ops_backend
@@ -30,6 +31,18 @@ _OWN_ARGUMENTS = (
 )
 
 
+class Frame(NamedTuple):
+    """Size of the image that masks were predicted on.
+
+    Attributes:
+        padded: height and width of the padded image in pixels, which the masks cover at stride 4.
+        image: height and width of the image without padding, which is at the top left.
+    """
+
+    padded: tuple[int, int]
+    image: tuple[int, int]
+
+
 class MaskPrediction(NamedTuple):
     """Output of one decoder layer for B images and Q queries.
 
@@ -40,12 +53,22 @@ class MaskPrediction(NamedTuple):
             None in models trained with labels.
         features: last level of the pyramid that the head read, (B, C', H / 32, W / 32), for
             classifiers that need it (``reads_features``); otherwise None.
+        frames: for each image, the size that it had for the masks, if they were predicted at
+            another size than that of the batch; otherwise None.
     """
 
     masks: Tensor
     embeddings: Tensor
     objectness: Tensor | None = None
     features: Tensor | None = None
+    frames: Sequence[Frame] | None = None
+
+    def images_at_own_size(self, images: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Resize images (3, h, w) to the sizes that the masks were predicted at (bilinear)."""
+        if self.frames is None:
+            return images
+        pairs = zip(images, self.frames, strict=True)
+        return [resize_image(image, frame.image) for image, frame in pairs]
 
 
 class MaskEmbedding(nn.Module):

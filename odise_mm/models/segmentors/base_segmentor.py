@@ -1,16 +1,21 @@
-"""Base class of segmentors: mmengine's interface, vocabulary, settings and precision."""
+"""Base class of segmentors: mmengine's interface, vocabulary, settings, precision and results."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from mmdet.structures import DetDataSample
 from mmengine.model import BaseModel
 from torch import Tensor, nn
 
+from odise_mm.config.building import build_part
+from odise_mm.errors import ConfigError
+from odise_mm.models.classifiers.base import Classifier
 from odise_mm.models.frozen import FrozenModule
 from odise_mm.models.postprocess import TEST_CFG, check_test_cfg
-from odise_mm.models.segmentors.results import SegmentedImages
+from odise_mm.models.segmentors.results import SegmentedImages, check_finite, write_results
+from odise_mm.registry import MODELS
 from odise_mm.utils.device import current_device
 from odise_mm.utils.precision import autocast, dtype_of
 from odise_mm.vocabulary import Vocabulary
@@ -21,12 +26,18 @@ Names = str | Vocabulary | None
 Samples = Sequence[DetDataSample]
 """Data samples, one for every image of a batch."""
 
+Part = dict | nn.Module
+"""Config of a part, or the part itself."""
+
 Settings = Mapping[str, Any] | None
 """``test_cfg`` of a call. Missing settings are taken from the model."""
 
 
 class BaseSegmentor(BaseModel):
     """Base class of segmentors whose vocabulary and settings may change from call to call.
+
+    A segmentor implements :meth:`segment`, which yields masks and class predictions. The ensemble
+    computes class probabilities from the class predictions.
 
     Args:
         vocabulary: default vocabulary.
@@ -44,6 +55,49 @@ class BaseSegmentor(BaseModel):
         self.test_cfg: dict[str, Any] = {**TEST_CFG, **check_test_cfg(test_cfg, TypeError)}
         self.vocabulary = vocabulary
         self.precision = "fp32"
+
+    def _build_clip(self, clip: Part | None, text_encoder: Part | None) -> dict[str, Any]:
+        """Build the CLIP, if there is one, and return what other parts can share with it."""
+        if clip is None:
+            return {}
+        self.clip = build_part(clip, MODELS)
+        text_encoder = text_encoder or {"type": "TextEncoder"}
+        return {
+            "clip": self.clip,
+            "text_encoder": build_part(text_encoder, MODELS, clip=self.clip),
+        }
+
+    def _build_classifiers(
+        self,
+        classifiers: Sequence[Part],
+        ensemble: Part,
+        shared: Mapping[str, Any],
+        source: nn.Module,
+        neck: nn.Module | None = None,
+    ) -> None:
+        """Build the classifiers and the ensemble.
+
+        Args:
+            classifiers: configs or modules.
+            ensemble: config or module.
+            shared: values for missing arguments of the classifiers.
+            source: part that the features of the masks come from.
+            neck: part between it and the head, if any.
+        """
+        if not classifiers or isinstance(classifiers, Mapping):
+            raise ConfigError(
+                f"classifiers={classifiers!r} must be a list of at least one classifier"
+            )
+        self.classifiers = nn.ModuleList(build_part(c, MODELS, **shared) for c in classifiers)
+        # If the config does not set the training vocabulary, it is the model's until a checkpoint
+        # or the training dataset provides it.
+        self.train_vocabulary_is_open = (
+            isinstance(ensemble, Mapping) and ensemble.get("train_vocabulary") is None
+        )
+        self.ensemble = build_part(ensemble, MODELS, train_vocabulary=self.vocabulary)
+        for classifier in self.classifiers:
+            if isinstance(classifier, Classifier):
+                classifier.check_features(source, neck)
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -127,6 +181,7 @@ class BaseSegmentor(BaseModel):
         """Compute the losses by name."""
         raise NotImplementedError
 
+    @torch.no_grad()
     def predict(
         self,
         inputs: Tensor,
@@ -134,8 +189,29 @@ class BaseSegmentor(BaseModel):
         vocabulary: Names = None,
         test_cfg: Settings = None,
     ) -> list[DetDataSample]:
-        """Segment a batch and return the samples with their results."""
-        raise NotImplementedError
+        """Segment a batch. Images of different sizes do not affect each other.
+
+        Args:
+            inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
+            data_samples: samples with ``img_shape``, ``pad_shape`` and ``ori_shape``.
+            vocabulary: the classes of this call; None means the model's vocabulary.
+            test_cfg: settings of this call. Missing settings are taken from the model.
+
+        Returns:
+            The samples with the results that :func:`.results.add_results` lists.
+
+        Raises:
+            FloatingPointError: masks are not finite because weights are broken or float16
+                overflowed.
+            VocabularyError: unknown vocabulary.
+            ConfigError: unknown setting, or a value that is not allowed.
+        """
+        # Read once, so that changes by other threads only affect later calls.
+        vocabulary = self._vocabulary_or_default(vocabulary)
+        test_cfg = self._with_default_settings(test_cfg)
+        for found in self.segment(inputs, data_samples, vocabulary):
+            self.results_from(found, data_samples, test_cfg)
+        return list(data_samples)
 
     def segment(
         self,
@@ -143,8 +219,43 @@ class BaseSegmentor(BaseModel):
         data_samples: Samples | None = None,
         vocabulary: Names = None,
     ) -> Iterator[SegmentedImages]:
-        """Yield masks and class predictions, one item for all images of one padded size."""
+        """Compute masks and class predictions, which :meth:`results_from` turns into results.
+
+        Args:
+            inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
+            data_samples: samples with ``img_shape`` and ``pad_shape``; None if no image is padded.
+            vocabulary: see :meth:`predict`.
+
+        Yields:
+            One item for all images of one padded size. Items are computed lazily.
+        """
         raise NotImplementedError
+
+    def probabilities(self, found: SegmentedImages) -> Tensor:
+        """Compute the ensemble's probabilities of the K classes and void: (B, Q, K + 1) float32.
+
+        Raises:
+            FloatingPointError: masks or probabilities are not finite.
+        """
+        with self._arithmetic(found.prediction.masks):
+            joined = self.ensemble(found.class_predictions, found.vocabulary)
+        check_finite((found.prediction.masks, joined), self.precision)
+        return joined
+
+    def results_from(
+        self, found: SegmentedImages, data_samples: Samples, test_cfg: Settings = None
+    ) -> None:
+        """Write the results into the samples of the segmented images.
+
+        Args:
+            found: an item of :meth:`segment`.
+            data_samples: samples of the whole batch, with ``img_shape``, ``pad_shape`` and
+                ``ori_shape``.
+            test_cfg: all settings, such as ``{**model.test_cfg, "topk": 9}``; None means the
+                model's settings.
+        """
+        settings = self.test_cfg if test_cfg is None else test_cfg
+        write_results(found, self.probabilities(found), data_samples, settings)
 
     def set_precision(self, precision: str) -> "BaseSegmentor":
         """Set the precision of the computation and return the model.
@@ -163,7 +274,8 @@ class BaseSegmentor(BaseModel):
         for part in self.modules():
             if isinstance(part, FrozenModule):
                 part.cast(dtype)
-        self.precision = precision
+            if isinstance(part, BaseSegmentor):  # this one, and one that makes masks for it
+                part.precision = precision
         return self
 
     def compile_frozen(self, **options: Any) -> "BaseSegmentor":

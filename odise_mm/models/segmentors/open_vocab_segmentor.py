@@ -5,18 +5,14 @@ image -> captioner -> backbone -> neck -> head -> classifiers -> ensemble -> res
                              losses of every layer (training)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
-from odise_mm.errors import ConfigError
-from odise_mm.models.classifiers.base import Classifier
-from odise_mm.models.segmentors.base_segmentor import BaseSegmentor, Names, Samples, Settings
-from odise_mm.models.segmentors.results import SegmentedImages, check_finite, write_results
+from odise_mm.models.segmentors.base_segmentor import BaseSegmentor, Names, Samples
+from odise_mm.models.segmentors.results import SegmentedImages, cropped
 from odise_mm.models.segmentors.supervision import check_grounding, what_is_trained
 from odise_mm.models.segmentors.targets import captions_of, targets_of, words_of
 from odise_mm.models.segmentors.tiled_features import (
@@ -102,17 +98,9 @@ class OpenVocabSegmentor(BaseSegmentor):
         check_whole("max_tiles_per_batch", max_tiles_per_batch)
         if tile_size is not None:
             check_whole("tile_size", tile_size)
-        if not classifiers or isinstance(classifiers, Mapping):
-            raise ConfigError(
-                f"classifiers={classifiers!r} must be a list of at least one classifier"
-            )
         self.tile_size = tile_size
         self.max_tiles_per_batch = max_tiles_per_batch
-        shared: dict[str, Any] = {}
-        if clip is not None:
-            self.clip = shared["clip"] = build_part(clip, MODELS)
-            text_encoder = text_encoder or {"type": "TextEncoder"}
-            shared["text_encoder"] = build_part(text_encoder, MODELS, **shared)
+        shared = self._build_clip(clip, text_encoder)
         self.backbone = build_part(backbone, MODELS, **shared)
         check_sizes(tile_size, getattr(self.backbone, "tile_divisor", 1), self.data_preprocessor)
         shared.update(self.backbone.describe())
@@ -124,16 +112,7 @@ class OpenVocabSegmentor(BaseSegmentor):
         else:
             in_channels = [self.neck.out_channels] * len(STRIDES)
         self.head = build_part(head, MODELS, in_channels=in_channels)
-        self.classifiers = nn.ModuleList(build_part(c, MODELS, **shared) for c in classifiers)
-        # If the config does not set the training vocabulary, it is the model's until a checkpoint
-        # or the training dataset provides it.
-        self.train_vocabulary_is_open = (
-            isinstance(ensemble, Mapping) and ensemble.get("train_vocabulary") is None
-        )
-        self.ensemble = build_part(ensemble, MODELS, train_vocabulary=self.vocabulary)
-        for classifier in self.classifiers:
-            if isinstance(classifier, Classifier):
-                classifier.check_features(self.backbone, self.neck)
+        self._build_classifiers(classifiers, ensemble, shared, self.backbone, self.neck)
         self.grounding = grounding and build_part(grounding, MODELS)
         if self.grounding is not None:
             check_grounding(self.head, self.classifiers[0])
@@ -179,60 +158,16 @@ class OpenVocabSegmentor(BaseSegmentor):
             embed, scale = classifier.word_embeddings, classifier.scale
             return losses | self.grounding.of_layers(embeddings, words, embed, scale)
 
-    @torch.no_grad()
-    def predict(
-        self,
-        inputs: Tensor,
-        data_samples: Samples,
-        vocabulary: Names = None,
-        test_cfg: Settings = None,
-    ) -> list[DetDataSample]:
-        """Segment a batch. Images of different sizes do not affect each other.
-
-        Args:
-            inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
-            data_samples: samples with ``img_shape``, ``pad_shape`` and ``ori_shape``.
-            vocabulary: the classes of this call; None means the model's vocabulary.
-            test_cfg: settings of this call. Missing settings are taken from the model.
-
-        Returns:
-            The samples with the results that :func:`.results.add_results` lists.
-
-        Raises:
-            FloatingPointError: masks are not finite because weights are broken or float16
-                overflowed.
-            VocabularyError: unknown vocabulary.
-            ConfigError: unknown setting, or a value that is not allowed.
-        """
-        # Read once, so that changes by other threads only affect later calls.
-        vocabulary = self._vocabulary_or_default(vocabulary)
-        test_cfg = self._with_default_settings(test_cfg)
-        for found in self.segment(inputs, data_samples, vocabulary):
-            self.results_from(found, data_samples, test_cfg)
-        return list(data_samples)
-
     def segment(
         self, inputs: Tensor, data_samples: Samples | None = None, vocabulary: Names = None
     ) -> Iterator[SegmentedImages]:
-        """Compute masks and class predictions, which :meth:`results_from` turns into results.
-
-        Args:
-            inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
-            data_samples: samples with ``img_shape`` and ``pad_shape``; None if no image is padded.
-            vocabulary: see :meth:`predict`.
-
-        Yields:
-            One item for all images of one padded size. Items are computed lazily.
-        """
+        """See :meth:`.BaseSegmentor.segment`."""
         vocabulary = self._vocabulary_or_default(vocabulary)
-        padded, images, captions = inputs, inputs, None
-        if data_samples is not None:
-            pairs = list(zip(inputs, data_samples, strict=True))
-            padded = [image[:, : s.pad_shape[0], : s.pad_shape[1]] for image, s in pairs]
-            images = [image[:, : s.img_shape[0], : s.img_shape[1]] for image, s in pairs]
-            captions = captions_of(data_samples)
+        captions = None if data_samples is None else captions_of(data_samples)
+        padded = cropped(inputs, data_samples, "pad_shape")
+        images = cropped(inputs, data_samples, "img_shape")
         with self._arithmetic(inputs):
-            pyramids = dict(enumerate(self.extract_pyramids(list(padded), captions)))
+            pyramids = dict(enumerate(self.extract_pyramids(padded, captions)))
         for places in groups_of_equal([image.shape for image in padded]):
             with self._arithmetic(inputs):
                 # Pop each pyramid to free its memory as soon as it has been used.
@@ -245,32 +180,6 @@ class OpenVocabSegmentor(BaseSegmentor):
                 class_predictions = [c(prediction, whole, vocabulary) for c in self.classifiers]
             prediction = prediction._replace(features=None)
             yield SegmentedImages(places, prediction, class_predictions, vocabulary)
-
-    def probabilities(self, found: SegmentedImages) -> Tensor:
-        """Compute the ensemble's probabilities of the K classes and void: (B, Q, K + 1) float32.
-
-        Raises:
-            FloatingPointError: masks or probabilities are not finite.
-        """
-        with self._arithmetic(found.prediction.masks):
-            joined = self.ensemble(found.class_predictions, found.vocabulary)
-        check_finite((found.prediction.masks, joined), self.precision)
-        return joined
-
-    def results_from(
-        self, found: SegmentedImages, data_samples: Samples, test_cfg: Settings = None
-    ) -> None:
-        """Write the results into the samples of the segmented images.
-
-        Args:
-            found: an item of :meth:`segment`.
-            data_samples: samples of the whole batch, with ``img_shape``, ``pad_shape`` and
-                ``ori_shape``.
-            test_cfg: all settings, such as ``{**model.test_cfg, "topk": 9}``; None means the
-                model's settings.
-        """
-        settings = self.test_cfg if test_cfg is None else test_cfg
-        write_results(found, self.probabilities(found), data_samples, settings)
 
     def extract_pyramids(
         self, images: Sequence[Tensor], captions: Captions = None

@@ -9,7 +9,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from odise_mm.models.classifiers.base import ClassPrediction
-from odise_mm.models.heads.mask2former_head import MaskPrediction
+from odise_mm.models.heads.mask2former_head import Frame, MaskPrediction
 from odise_mm.models.postprocess import (
     instance_inference,
     panoptic_inference,
@@ -25,8 +25,8 @@ class SegmentedImages(NamedTuple):
 
     Attributes:
         places: indices of the B images in the batch of the call.
-        prediction: output of the head: mask logits of the padded images, (B, Q, H / 4, W / 4), and
-            mask embeddings, (B, Q, C).
+        prediction: output of the head or of a mask source: mask logits of the padded images,
+            (B, Q, H / 4, W / 4), and mask embeddings, (B, Q, C).
         class_predictions: output of every classifier: ``logits`` (B, Q, K) and optionally
             ``p_void`` (B, Q).
         vocabulary: the K classes.
@@ -36,6 +36,22 @@ class SegmentedImages(NamedTuple):
     prediction: MaskPrediction
     class_predictions: list[ClassPrediction]
     vocabulary: Vocabulary
+
+
+def cropped(
+    inputs: Tensor, data_samples: Sequence[DetDataSample] | None, shape: str
+) -> list[Tensor]:
+    """Return the images of a batch without padding, or without that of other images.
+
+    Args:
+        inputs: (B, 3, H, W), padded at bottom and right.
+        data_samples: samples of the batch; None if no image is padded.
+        shape: ``img_shape`` for images without padding; ``pad_shape`` for images with their own.
+    """
+    if data_samples is None:
+        return list(inputs)
+    sizes = [sample.metainfo[shape][:2] for sample in data_samples]
+    return [image[:, :h, :w] for image, (h, w) in zip(inputs, sizes, strict=True)]
 
 
 def write_results(
@@ -52,12 +68,12 @@ def write_results(
         data_samples: samples of the whole batch.
         test_cfg: see :func:`add_results`.
     """
-    for place, masks, scores in zip(
-        found.places, found.prediction.masks, probabilities, strict=True
+    samples = [data_samples[place] for place in found.places]
+    frames = found.prediction.frames or [Frame(s.pad_shape[:2], s.img_shape[:2]) for s in samples]
+    for sample, frame, masks, scores in zip(
+        samples, frames, found.prediction.masks, probabilities, strict=True
     ):
-        sample = data_samples[place]
-        sizes = (sample.pad_shape[:2], sample.img_shape[:2], sample.ori_shape[:2])
-        masks = resize_masks(masks.float(), *sizes)
+        masks = resize_masks(masks.float(), *frame, sample.ori_shape[:2])
         add_results(sample, masks, scores, found.vocabulary, test_cfg)
 
 
