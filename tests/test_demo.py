@@ -47,6 +47,7 @@ def test_a_real_photograph(demo, config, tmp_path, capsys):
     code = demo.main([*arguments, "--config", config, "--out", str(out), "--device", "cpu"])
     printed = capsys.readouterr().out
     assert code == 0
+    assert "class names: 1 thing: pagoda (temple); 2 stuff: sky, lake" in printed
     for text in ("pagoda", "thing", "lake", "stuff", "0.75", "50.0 %", "Random weights"):
         assert text in printed
     (result,) = read_coco_panoptic(out / "panoptic.json")

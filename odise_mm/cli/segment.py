@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     names.add_argument(
         "--texts",
         help="names of things; ';' separates classes and ',' separates synonyms. Names of "
-        "vocabularies (coco, ade20k, lvis, ...) work as well",
+        "vocabularies (coco, ade20k, lvis, ...) and files (.txt, .csv, .yaml, .json) work as well",
     )
     names.add_argument("--stuff-texts", help="names of stuff (sky, grass, ...), in the same format")
     names.add_argument(
@@ -183,6 +183,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     if not inferencer.model.test_cfg.get("panoptic", True):
         raise ConfigError("model.test_cfg.panoptic=False: this command shows the panoptic result")
+    names = inferencer.make_vocabulary(args.texts, args.stuff_texts, args.vocabulary)
+    print_line(console, f"class names: {printable(names.describe())}")
     results = inferencer.stream(
         args.images,
         args.texts,

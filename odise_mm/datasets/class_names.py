@@ -13,7 +13,7 @@ from odise_mm.utils.display import some
 from odise_mm.utils.settings import check_flag
 from odise_mm.utils.spelling import nearest
 from odise_mm.vocabulary import BUILTIN, Vocabulary
-from odise_mm.vocabulary.files import clean
+from odise_mm.vocabulary.separators import clean
 
 OBJECT = Vocabulary((("object",),), (True,), name="object")
 Subsets = Mapping[str, str | Sequence[str]]

@@ -25,11 +25,14 @@ NOBODY_READS = 141  # exit status of a program killed by SIGPIPE (13)
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser that keeps the layout of the description and prints errors in one line."""
+    """Argument parser that keeps the layout of the description and prints errors in one line.
+
+    Options cannot be abbreviated: ``--conf`` would otherwise mean ``--config``.
+    """
 
     def __init__(self, description: str | None = None, **kwargs: object) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(description=description, **kwargs)
+        super().__init__(description=description, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         """Exit with an error message in which control characters are escaped."""

@@ -15,6 +15,7 @@ from functools import lru_cache
 from mmengine.logging import print_log
 
 from odise_mm.utils.display import printable
+from odise_mm.vocabulary.separators import with_quotes
 
 # Abbreviations, in lower case: a dot after them does not end a name. Single letters are handled
 # separately.
@@ -61,6 +62,12 @@ def warn_of_other_conventions(
                 reason = "brackets and quotation marks are read as parts of names"
                 _warn(argument, text, names, reason, pieces)
                 continue
+            unclosed = next((name for name in names if name.startswith('"')), None)
+            if unclosed is not None:
+                reason = f"in {printable(unclosed)!r}, no closing quotation mark ends the name"
+                # The whole text without quotation marks, not several classes.
+                _warn(argument, text, names, reason, [text.replace('"', "")])
+                continue
             other = _other_signs(text, separated)
             if other is not None:
                 sign, pieces = other
@@ -79,6 +86,8 @@ def _warn(
     otherwise: str = "",
 ) -> None:
     understood = printable(" = ".join(names), limit=_SHOWN)
+    if len(pieces) > 1:
+        pieces = [with_quotes(piece) for piece in pieces]
     better = printable("; ".join(pieces), limit=_SHOWN)
     number = f"for {len(pieces)} classes, " if len(pieces) > 1 else ""
     _warn_once(

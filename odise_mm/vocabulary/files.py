@@ -10,6 +10,8 @@ from odise_mm.annotations.json_fields import shown
 from odise_mm.errors import DatasetError, VocabularyError
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import read_json, regular_file
+from odise_mm.vocabulary.separators import clean, split_synonyms, with_quotes
+from odise_mm.vocabulary.tables import Row, read_csv, read_yaml
 
 
 class RawClass(NamedTuple):
@@ -20,26 +22,13 @@ class RawClass(NamedTuple):
     source: str = ""
     """Name of the class in its dataset; "" if that is the first synonym."""
     id: int | None = None
-    """Id in the file, if the format has ids."""
+    """Id in the file, or position, if the file does not say which classes are things."""
 
 
-_OWN_LINE = re.compile(r"(thing|stuff)\s*:\s*([^|]*)(?:\|\s*([^|]*))?")
+_OWN_LINE = re.compile(r"(thing|stuff)\s*:\s*([^|]*)(?:\|\s*([^|]*))?", re.IGNORECASE)
 _ID_LINE = re.compile(r"(\d+)\s*:(.*)")
 # Label files use this name for ids that do not stand for a class.
 _INVALID = "invalid_class_id"
-
-
-def clean(text: str) -> str:
-    """Collapse every run of white space into one space and strip the ends."""
-    return " ".join(text.split())
-
-
-def split_synonyms(text: str) -> tuple[str, ...]:
-    """Split text at commas and drop empty and repeated names, ignoring case."""
-    names: dict[str, str] = {}
-    for name in filter(None, map(clean, text.split(","))):
-        names.setdefault(name.casefold(), name)
-    return tuple(names.values())
 
 
 def read_classes(path: Path) -> list[RawClass]:
@@ -50,14 +39,20 @@ def read_classes(path: Path) -> list[RawClass]:
             ``file:line``.
     """
     path = regular_file(path, VocabularyError, "vocabulary file")
-    if path.suffix.lower() == ".json":
+    suffix = path.suffix.lower()
+    if suffix == ".json":
         classes = _read_json(path)
     else:
         try:
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise VocabularyError(f"cannot read vocabulary file {path}: {error}") from error
-        classes = _read_text(text, path)
+        if suffix == ".csv":
+            classes = _of_rows(read_csv(text, path), path)
+        elif suffix in (".yaml", ".yml"):
+            classes = _of_rows(read_yaml(text, path), path)
+        else:
+            classes = _read_text(text, path)
     if not classes:
         raise VocabularyError(f"vocabulary file {path} has no classes")
     return classes
@@ -75,14 +70,20 @@ def format_classes(classes: Sequence[RawClass], title: str) -> str:
     """
     lines = [f"# {clean(title)}"]
     for item in classes:
-        for name, signs in [*((s, ",|\n\r") for s in item.synonyms), (item.source, "|\n\r")]:
-            if any(sign in name for sign in signs):
+        for name in (*item.synonyms, item.source):
+            if any(sign in name for sign in "|\n\r"):
                 raise VocabularyError(
-                    f"{name!r} cannot be saved: ',', '|' and line breaks are separators"
+                    f"{name!r} cannot be saved: '|' and line breaks are separators"
                 )
+        written = ", ".join(map(with_quotes, item.synonyms))
+        if split_synonyms(written) != item.synonyms:
+            raise VocabularyError(
+                f"{item.synonyms!r} cannot be saved: a name has quotation marks besides a comma or "
+                "around it, or is repeated"
+            )
         source = f" | {item.source}" if item.source not in ("", item.synonyms[0]) else ""
         kind = "thing" if item.is_thing else "stuff"
-        lines.append(f"{kind}: {', '.join(item.synonyms)}{source}")
+        lines.append(f"{kind}: {written}{source}")
     return "\n".join(lines) + "\n"
 
 
@@ -122,30 +123,61 @@ def classes_of_metainfo(metainfo: Mapping[str, Any]) -> list[RawClass]:
 def _read_text(text: str, path: Path) -> list[RawClass]:
     lines = [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1)]
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
-    with_ids = bool(lines) and _ID_LINE.fullmatch(lines[0][1]) is not None
-    return _read_ids(lines, path) if with_ids else _read_own(lines, path)
+    if lines and _ID_LINE.fullmatch(lines[0][1]):
+        return _read_ids(lines, path)
+    # A colon is hardly part of a name, so a file with one is not a plain list.
+    plain = not any(":" in line or "|" in line for _, line in lines)
+    return _read_own(lines, path, plain)
 
 
-def _read_own(lines: Sequence[tuple[int, str]], path: Path) -> list[RawClass]:
+def _of_rows(rows: Sequence[Row], path: Path) -> list[RawClass]:
+    """Return the classes of a table, in the order of their ids, if they have ids."""
+    if any(number is not None for *_, number in rows):
+        rows = sorted(rows, key=lambda row: row[2] or 0)
+    owner: dict[str, int] = {}
+    ids: set[int] = set()
+    classes = []
+    for index, (group, is_thing, number) in enumerate(rows):
+        id_ = index if number is None else number
+        if id_ in ids:
+            raise VocabularyError(f"{path}: id {id_} is used twice")
+        ids.add(id_)
+        for name in group:
+            if owner.setdefault(name.casefold(), index) != index:
+                raise VocabularyError(f"{path}: name '{name}' is in two classes")
+        # Only a file without flags can be combined with things=, which needs ids.
+        classes.append(RawClass(group, is_thing is not False, id=id_ if is_thing is None else None))
+    return classes
+
+
+def _read_own(lines: Sequence[tuple[int, str]], path: Path, plain: bool) -> list[RawClass]:
+    """Read ``thing: name, name`` lines, or in a plain list, ``name, name`` lines of things."""
     classes = []
     owner: dict[str, int] = {}
     for number, line in lines:
-        match = _OWN_LINE.fullmatch(line)
+        match = _OWN_LINE.fullmatch(f"thing: {line}" if plain else line)
         if match is None:
             raise VocabularyError(
                 f"{path}:{number}: expected 'thing: name, name' or 'stuff: name, name' (or "
-                f"'id:name,name' throughout the file), found {line[:80]!r}"
+                "'id:name,name' or a plain name in every line of the file), found "
+                f"{line[:80]!r}"
             )
         group = split_synonyms(match[2])
         if not group:
             raise VocabularyError(f"{path}:{number}: class without a name")
         for name in group:
+            if name.startswith('"'):
+                raise VocabularyError(
+                    f"{path}:{number}: {name!r} begins with a quotation mark, but no closing one "
+                    "ends the name"
+                )
             other = owner.setdefault(name.casefold(), number)
             if other != number:
                 raise VocabularyError(
                     f"{path}:{number}: name '{name}' already belongs to the class in line {other}"
                 )
-        classes.append(RawClass(group, match[1] == "thing", (match[3] or "").strip()))
+        source, id_ = (match[3] or "").strip(), len(classes) if plain else None
+        classes.append(RawClass(group, match[1].lower() == "thing", source, id_))
     return classes
 
 

@@ -68,7 +68,7 @@ def builtin_groups() -> KnownGroups:
 
 def looks_like_path(text: str) -> bool:
     """Return whether text with a separator or a file extension is taken for a path."""
-    return os.sep in text or text.lower().endswith((".txt", ".json"))
+    return os.sep in text or text.lower().endswith((".txt", ".json", ".csv", ".yaml", ".yml"))
 
 
 def _not_found(text: str) -> str:

@@ -9,15 +9,21 @@ from typing import Any
 
 from odise_mm.errors import VocabularyError
 from odise_mm.vocabulary.conventions import warn_of_other_conventions
-from odise_mm.vocabulary.files import RawClass, key_of, split_synonyms
+from odise_mm.vocabulary.files import RawClass, key_of
 from odise_mm.vocabulary.label_files import is_published
 from odise_mm.vocabulary.loading import BUILTIN, builtin_groups, builtin_key, looks_like_path
+from odise_mm.vocabulary.separators import (
+    has_semicolon,
+    split_classes,
+    split_names,
+    split_synonyms,
+)
 from odise_mm.vocabulary.vocabulary import Vocabulary
 
 
 def _has_semicolon(given: Any) -> bool:
     if isinstance(given, str):
-        return ";" in given
+        return has_semicolon(given)
     return isinstance(given, list | tuple) and any(map(_has_semicolon, given))
 
 
@@ -26,7 +32,7 @@ def _segments(given: Any, argument: str) -> Iterator[str | Vocabulary]:
     if isinstance(given, Vocabulary):
         yield given
     elif isinstance(given, str):
-        yield from (part.strip() for part in given.split(";") if part.strip(" ,\t\r\n"))
+        yield from split_classes(given)
     elif isinstance(given, Sequence):
         for index, item in enumerate(given):
             if not isinstance(item, str | Vocabulary):
@@ -51,13 +57,14 @@ def _vocabularies_in(segment: str) -> list[Vocabulary]:
     """Return the vocabularies that a segment names; an empty list if it is a typed class."""
     if looks_like_path(segment) and os.path.isfile(os.path.expanduser(segment)):
         return [Vocabulary.load(segment)]  # before splitting, as a path may contain a comma
-    pieces = split_synonyms(segment)
-    special = [p for p in pieces if _names_vocabulary(p)]
+    pieces = list(split_names(segment))
+    # A quoted name is always a class name.
+    special = [name for name, quoted in pieces if not quoted and _names_vocabulary(name)]
     if not special:
         return []
     found = [Vocabulary.load(piece) for piece in special]
     if len(found) < len(pieces):
-        plain = next(piece for piece in pieces if piece not in special)
+        plain = next(name for name, _ in pieces if name not in special)
         raise VocabularyError(
             f"'{special[0]}' is a vocabulary and '{plain}' is a class name, but ',' separates "
             f"synonyms; to use both, write '{special[0]}; {plain}'"

@@ -77,6 +77,27 @@ class Vocabulary:
             f"{things} things, {len(self) - things} stuff)"
         )
 
+    def describe(self, limit: int = 12) -> str:
+        """Return a line that lists the classes as they were understood, for logs.
+
+        Synonyms follow in parentheses, as in ``2 things: sofa (couch), lamp; 1 stuff: wall``.
+
+        Args:
+            limit: Number of things, and of stuff classes, that are listed.
+        """
+        parts = []
+        for thing, singular, plural in ((True, "thing", "things"), (False, "stuff", "stuff")):
+            groups = [
+                g for g, flag in zip(self.synonyms, self.is_thing, strict=True) if flag is thing
+            ]
+            if not groups:
+                continue
+            listed = [g[0] + f" ({', '.join(g[1:])})" * (len(g) > 1) for g in groups[:limit]]
+            more = f", and {len(groups) - limit} more" if len(groups) > limit else ""
+            kind = singular if len(groups) == 1 else plural
+            parts.append(f"{len(groups)} {kind}: {', '.join(listed)}{more}")
+        return "; ".join(parts)
+
     @property
     def names(self) -> tuple[str, ...]:
         """The first synonym of every class."""

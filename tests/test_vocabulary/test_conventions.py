@@ -182,3 +182,9 @@ def test_classes_of_builtin_vocabularies_do_not_warn(warned, name):
         Vocabulary.parse(", ".join(group))
         assert Vocabulary.parse(group[0]).names[0] == group[0]
     assert warned == []
+
+
+def test_a_quotation_mark_without_an_end_warns(warned: list[str]) -> None:
+    assert Vocabulary.parse('"salt, sea').synonyms == (('"salt', "sea"),)
+    (line,) = warned
+    assert "no closing quotation mark ends the name" in line and line.endswith("write 'salt, sea'")

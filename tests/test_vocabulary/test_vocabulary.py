@@ -361,7 +361,9 @@ def test_label_file_keeps_a_name_of_two_classes(tmp_path):
         ("1:person\nsky\n", r"labels.txt:2: expected 'id:name,name', found 'sky'"),
         ("1:person\n\n2: ,\n", r"labels.txt:3: id 2 has no name"),
         ("1:person\n1:sky\n", r"labels.txt:2: id 1 is already used in line 1"),
-        ("person\n", r"labels.txt:1: expected 'thing: name, name'"),
+        ("stuff: sky\nperson\n", r"labels.txt:2: expected 'thing: name, name'"),
+        ("person\nstuf: b\n", r"labels.txt:1: expected 'thing: name, name'"),
+        ('thing: "salt, sea\n', "labels.txt:1: '\"salt' begins with a quotation mark"),
         ("# x\nthing: a\nstuf: b\n", r"labels.txt:3: expected"),
         ("thing: a\nstuff: | b\n", r"labels.txt:2: class without a name"),
         (
