@@ -5,6 +5,7 @@ The frozen parts are loaded from their own files, which the config names. The pu
 FC-CLIP, OVRCOAT and MAFT+ also contain the CLIP.
 """
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -178,6 +179,8 @@ METHODS = (
 PUBLISHED_NAMES: Rules = (*_MASK2FORMER, *_ODISE, *_FC_CLIP, *_CONTENT_DEPENDENT_TRANSFER)
 """All rules."""
 
+_CONFIGS = {"FC-CLIP": "configs/fcclip", "OVRCOAT": "configs/ovrcoat"}
+
 # Published keys that are deliberately not loaded, with the reason.
 PUBLISHED_UNUSED: dict[str, str] = {
     "criterion.empty_weight": "class weights of the training loss; the config sets them",
@@ -297,8 +300,9 @@ def use_contained_clip(model: dict[str, Any], path: str | Path) -> bool:
 def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     """Load trained parameters into a model, strictly: keys and shapes must match exactly.
 
-    Logs a warning if the weights were trained with other class names than those in the config's
-    ``ensemble.train_vocabulary``.
+    Logs which published method a file belongs to, and a warning if the config is that of another
+    method with the same keys (FC-CLIP, OVRCOAT), or if the weights were trained with other class
+    names than those in the config's ``ensemble.train_vocabulary``.
 
     Args:
         model: an :class:`~odise_mm.models.OpenVocabSegmentor`.
@@ -315,6 +319,7 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     state = load_state_dict(path, fits=known_names(model))
     unused: dict[str, str] = {}
     published = published_method(state)
+    meta = load_meta(path) if published is None else {}
     if published is not None:
         state, unused = from_published(state)
     wanted = expected_tensors(model, state)
@@ -331,5 +336,53 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
         raise CheckpointError(f"{path} does not match this config: {wrong}. {advice}")
     model.load_state_dict(state)
     names = None if published is None else published.names
-    compare_names(model, path, load_meta(path) if published is None else {}, names)
+    _report_method(model, path, names.method if names else None, meta)
+    compare_names(model, path, meta, names)
     return unused
+
+
+def _report_method(
+    model: nn.Module, path: str | Path, by_keys: str | None, meta: Mapping[str, Any]
+) -> None:
+    """Log the method of a published file, and a warning if the model is of another method.
+
+    The keys that FC-CLIP and OVRCOAT share do not tell them apart. What does: OVRCOAT's training
+    code also saves its second CLIP, our converter writes the method that it saw, and the name of
+    the file is a hint.
+
+    Args:
+        model: model that the file was loaded into.
+        path: path of the file.
+        by_keys: name of the method according to the keys; None if the names are ours.
+        meta: metadata of the file.
+    """
+    method, reason = by_keys, "by its keys"
+    if method is None and "converted_from" in meta:
+        method, reason = str(meta.get("method")), "by its metadata"
+    if method not in PUBLISHED:
+        return
+    if method == "OVRCOAT" and by_keys is not None:
+        reason = "it contains frozen_backbone.*"
+    elif method == "FC-CLIP":
+        hint = re.search(r"(ovrcoat)|fc-?_?clip", Path(path).name, re.IGNORECASE)
+        if hint is None:
+            print_log(
+                f"{printable(path)} is a published checkpoint of FC-CLIP, or of OVRCOAT without "
+                "its second CLIP: they have the same keys, so check that the config is that of "
+                "the right method",
+                logger="current",
+            )
+            return
+        method, reason = "OVRCOAT" if hint[1] else "FC-CLIP", "by its keys and its file name"
+    print_log(f"{printable(path)} is a published {method} checkpoint ({reason})", logger="current")
+    ensemble = getattr(model, "ensemble", None)
+    ours = "OVRCOAT" if hasattr(ensemble, "coat_lambda") else "FC-CLIP"
+    if {method, ours} == {"FC-CLIP", "OVRCOAT"}:
+        print_log(
+            f"{printable(path)} seems to be a checkpoint of {method} ({reason}), but the config is "
+            f"that of {ours} (model.ensemble.type={type(ensemble).__name__}). The weights fit "
+            "both, but the results are those of neither. Use a config of "
+            f"{_CONFIGS[method]} for this file",
+            logger="current",
+            level=logging.WARNING,
+        )

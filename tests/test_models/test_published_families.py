@@ -17,10 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from odise_mm import OpenVocabInferencer
+from odise_mm.checkpoints import published
 from odise_mm.checkpoints.published import load_weights
-from odise_mm.config.building import build_model
+from odise_mm.config.building import build_model, build_part
 from odise_mm.errors import CheckpointError, ConfigError
 from odise_mm.models import OpenVocabSegmentor
+from odise_mm.registry import MODELS
 from odise_mm.vocabulary import Vocabulary
 from tests.support import golden, golden_families
 from tests.support.training import make_batch
@@ -281,6 +283,39 @@ def test_another_methods_checkpoint_is_refused(tmp_path: Path) -> None:
     model = build_model(golden_families.tiny_config("fcclip"))
     with pytest.raises(CheckpointError, match="does not match this config.*checkpoint of MAFT"):
         load_weights(model, path)
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "config", "message"),
+    [
+        ("ovrcoat", "model.pth", "ovrcoat", "published OVRCOAT checkpoint (it contains frozen_"),
+        ("ovrcoat", "model.pth", "fcclip", "seems to be a checkpoint of OVRCOAT (it contains "),
+        ("fcclip", "fcclip_cocopan.pth", "fcclip", "is a published FC-CLIP checkpoint"),
+        ("fcclip", "fcclip_cocopan.pth", "ovrcoat", "configs/fcclip for this file"),
+        ("fcclip", "OVRCOAT.pth", "fcclip", "configs/ovrcoat for this file"),
+        ("fcclip", "model.pth", "ovrcoat", "FC-CLIP, or of OVRCOAT without its second CLIP"),
+    ],
+)
+def test_checkpoints_with_equal_keys_are_told_apart(
+    family: str, name: str, config: str, message: str, monkeypatch: Any, tmp_path: Path
+) -> None:
+    """OVRCOAT also saves its second CLIP; without it, only the file's name is a hint."""
+    model = nn.Module()
+    model.ensemble = build_part(golden_families.published_config(config).model.ensemble, MODELS)
+    model.vocabulary = vocabulary()
+    monkeypatch.setattr(model, "load_state_dict", lambda state: None)
+    monkeypatch.setattr(published, "expected_tensors", lambda model, state: state)
+    logged: dict[str, int] = {}
+    monkeypatch.setattr(
+        published, "print_log", lambda text, logger, level=20: logged.update({text: level})
+    )
+    keys = golden_families.shapes(family)
+    torch.save({"model": {key: torch.zeros(1) for key in keys}}, tmp_path / name)
+    load_weights(model, tmp_path / name)
+    (found,) = (text for text in logged if message in text)
+    differs = "for this file" in message or "seems" in message
+    assert logged[found] == (30 if differs else 20)
+    assert len(logged) == 1 + differs
 
 
 def test_a_checkpoint_with_half_a_clip_is_refused(tmp_path: Path) -> None:
