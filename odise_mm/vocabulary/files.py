@@ -152,7 +152,7 @@ def _of_rows(rows: Sequence[Row], path: Path) -> list[RawClass]:
 
 def _read_own(lines: Sequence[tuple[int, str]], path: Path, plain: bool) -> list[RawClass]:
     """Read ``thing: name, name`` lines, or in a plain list, ``name, name`` lines of things."""
-    classes = []
+    classes: list[RawClass] = []
     owner: dict[str, int] = {}
     for number, line in lines:
         match = _OWN_LINE.fullmatch(f"thing: {line}" if plain else line)
