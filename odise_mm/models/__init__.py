@@ -30,7 +30,10 @@ from odise_mm.models.necks.captioners.text import (
     TextCaptioner,
 )
 from odise_mm.models.necks.feature_projection import FeatureProjection
-from odise_mm.models.proposals.base import MaskSource
+from odise_mm.models.proposals.base import ImageMaskSource, MaskSource, Proposals
+from odise_mm.models.proposals.file_proposals import FileProposals
+from odise_mm.models.proposals.sam3_proposals import Sam3Proposals
+from odise_mm.models.proposals.sam_proposals import SamProposals
 from odise_mm.models.proposals.segmentor_proposals import SegmentorProposals
 from odise_mm.models.segmentors.open_vocab_segmentor import OpenVocabSegmentor
 from odise_mm.models.segmentors.proposal_segmentor import ProposalSegmentor
@@ -53,10 +56,12 @@ __all__ = [
     "DiffusionBackbone",
     "EmptyCaptioner",
     "FeatureProjection",
+    "FileProposals",
     "FrozenCLIP",
     "GeometricEnsemble",
     "GroundingLoss",
     "HeuristicCaptioner",
+    "ImageMaskSource",
     "ImplicitCaptioner",
     "MaskCLIPClassifier",
     "MaskPrediction",
@@ -68,6 +73,9 @@ __all__ = [
     "OpenVocabSegmentor",
     "PooledCLIPClassifier",
     "ProposalSegmentor",
+    "Proposals",
+    "Sam3Proposals",
+    "SamProposals",
     "SegmentedImages",
     "SegmentorProposals",
     "Taps",

@@ -115,6 +115,23 @@ def require_trainable(classifier: nn.Module) -> TrainableClassifier:
     return classifier
 
 
+def with_void(own: ClassPrediction, prediction: MaskPrediction) -> ClassPrediction:
+    """Complete the prediction of a model's first classifier with the probability of void.
+
+    Args:
+        own: prediction of the first classifier. It is returned as it is if it predicts void.
+        prediction: the head's prediction. Its objectness predicts void, if it has any.
+    """
+    if own.p_void is not None or prediction.objectness is None:
+        return own
+    return own._replace(p_void=void_of_objectness(prediction.objectness))
+
+
+def void_of_objectness(objectness: Tensor) -> Tensor:
+    """Return the probability of "no object": logits (B, Q, 2) to (B, Q) float32."""
+    return objectness.float().softmax(-1)[..., -1]
+
+
 def class_logits(
     embeddings: Tensor, text: Tensor, vocabulary: Vocabulary, scale: Tensor | float
 ) -> Tensor:

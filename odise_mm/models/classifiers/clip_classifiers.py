@@ -47,7 +47,8 @@ class _CLIPClassifier(Classifier):
     ) -> ClassPrediction:
         """See :class:`~odise_mm.models.classifiers.base.Classifier`; void is not predicted."""
         images = prediction.images_at_own_size(images)
-        return self.name_embeddings(self.embed_masks(prediction.masks, images), vocabulary)
+        embeddings = self.embed_masks(prediction.masks, images, prediction.stride)
+        return self.name_embeddings(embeddings, vocabulary)
 
     @torch.no_grad()
     def name_embeddings(self, embeddings: Tensor, vocabulary: Vocabulary) -> ClassPrediction:
@@ -55,12 +56,13 @@ class _CLIPClassifier(Classifier):
         text = self.text_encoder.of_vocabulary(vocabulary, self.template)
         return ClassPrediction(class_logits(embeddings, text, vocabulary, self.clip.logit_scale))
 
-    def embed_masks(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:
+    def embed_masks(self, masks: Tensor, images: Sequence[Tensor], stride: int = 4) -> Tensor:
         """Compute the CLIP embeddings of masked regions.
 
         Args:
-            masks: mask logits of the padded images, (B, Q, h, w) at stride 4.
+            masks: mask logits of the padded images, (B, Q, h, w).
             images: B unpadded images, each (3, H, W) in [0, 1].
+            stride: pixels of an image per position of the masks.
 
         Returns:
             (B, Q, C) float32, not normalized.
@@ -105,23 +107,23 @@ class MaskCLIPClassifier(_CLIPClassifier):
             )
         self.align = align
 
-    def embed_masks(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:
+    def embed_masks(self, masks: Tensor, images: Sequence[Tensor], stride: int = 4) -> Tensor:
         """Embed every mask by its mask token; see the base class for shapes."""
         size = self.clip.image_size
         resized = [_resize(image[None].float(), (size, size)) for image in images]
-        patches = self._patches_touched(masks, images)
+        patches = self._patches_touched(masks, images, stride)
         with self.clip.own_precision():
             return self._mask_tokens(self.clip.normalize(torch.cat(resized)), patches)
 
-    def _patches_touched(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:
+    def _patches_touched(self, masks: Tensor, images: Sequence[Tensor], stride: int) -> Tensor:
         """Compute which of CLIP's P patches each mask touches: (B, Q, P) bool."""
         size, patch = self.clip.image_size, self.clip.visual.patch_size[0]
         rows = []
         for mask, image in zip(masks, images, strict=True):
             height, width = size, size
             if self.align:
-                height = round(size * mask.shape[-2] * 4 / image.shape[-2])
-                width = round(size * mask.shape[-1] * 4 / image.shape[-1])
+                height = round(size * mask.shape[-2] * stride / image.shape[-2])
+                width = round(size * mask.shape[-1] * stride / image.shape[-1])
             resized = _resize(mask[None].float(), (height, width))[..., :size, :size]
             rows.append(F.max_pool2d(resized.sigmoid(), patch))
         return torch.cat(rows).flatten(2) >= 0.5
@@ -203,7 +205,7 @@ class PooledCLIPClassifier(_CLIPClassifier):
         features = prediction.features
         if not self.reads_features:
             images = prediction.images_at_own_size(images)
-            features = self._feature_map(prediction.masks, images)
+            features = self._feature_map(prediction.masks, images, prediction.stride)
         pooled, valid = pool_masks(features, prediction.masks)
         embeddings = self.embed_pooled(pooled)
         if self.text_adapter is None:
@@ -242,9 +244,9 @@ class PooledCLIPClassifier(_CLIPClassifier):
             embedded = visual.head(visual.trunk.forward_head(flat))
         return embedded.float().unflatten(0, pooled.shape[:2])
 
-    def _feature_map(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:
+    def _feature_map(self, masks: Tensor, images: Sequence[Tensor], stride: int) -> Tensor:
         """Run the tower on the padded images, whose size follows from the masks."""
-        height, width = masks.shape[-2] * 4, masks.shape[-1] * 4
+        height, width = masks.shape[-2] * stride, masks.shape[-1] * stride
         batch = []
         for image in images:
             padding = (0, width - image.shape[-1], 0, height - image.shape[-2])
@@ -296,14 +298,14 @@ class CropCLIPClassifier(_CLIPClassifier):
         check_whole("crops_per_batch", crops_per_batch)
         self.crops_per_batch = crops_per_batch
 
-    def embed_masks(self, masks: Tensor, images: Sequence[Tensor]) -> Tensor:
+    def embed_masks(self, masks: Tensor, images: Sequence[Tensor], stride: int = 4) -> Tensor:
         """Embed a crop of the image for every mask; see the base class for shapes."""
         size = self.clip.image_size
         embedded = []
         for mask, image in zip(masks, images, strict=True):
             crops = [
                 _resize(image[None, :, top:bottom, left:right].float(), (size, size))
-                for top, bottom, left, right in _boxes(mask > 0, image.shape[-2:])
+                for top, bottom, left, right in _boxes(mask > 0, image.shape[-2:], stride)
             ]
             batches = torch.cat(crops).split(self.crops_per_batch)
             embedded.append(torch.cat([self.clip.encode_image(batch) for batch in batches]))
@@ -314,8 +316,10 @@ def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(maps, size, mode="bilinear", align_corners=False)
 
 
-def _boxes(masks: Tensor, image_size: Sequence[int]) -> list[tuple[int, int, int, int]]:
-    """Boxes (top, bottom, left, right) in pixels of masks (Q, h, w) at stride 4.
+def _boxes(
+    masks: Tensor, image_size: Sequence[int], stride: int
+) -> list[tuple[int, int, int, int]]:
+    """Boxes (top, bottom, left, right) in pixels of masks (Q, h, w).
 
     The box of an empty mask is the whole image.
     """
@@ -325,10 +329,11 @@ def _boxes(masks: Tensor, image_size: Sequence[int]) -> list[tuple[int, int, int
     boxes = []
     for rows, columns in zip(masks.any(2).cpu(), masks.any(1).cpu(), strict=True):
         ys, xs = rows.nonzero().flatten(), columns.nonzero().flatten()
-        top, left = (int(ys[0]) * 4, int(xs[0]) * 4) if len(ys) else (0, 0)
+        top, left = (int(ys[0]) * stride, int(xs[0]) * stride) if len(ys) else (0, 0)
         if not len(ys) or top >= height or left >= width:  # empty, or only in the padding
             boxes.append((0, height, 0, width))
             continue
-        bottom, right = min(int(ys[-1] + 1) * 4, height), min(int(xs[-1] + 1) * 4, width)
+        bottom = min(int(ys[-1] + 1) * stride, height)
+        right = min(int(xs[-1] + 1) * stride, width)
         boxes.append((top, bottom, left, right))
     return boxes

@@ -30,6 +30,9 @@ class GeometricEnsemble(nn.Module):
             segmentor fills it in if the config leaves it out.
         valid_masks_only: whether CLIP's prediction counts only for masks that cover a position of
             its feature map (``ClassPrediction.valid``), as in FC-CLIP's models with ResNets.
+        drop_void: whether void competes with the classes, so that a mask that is more likely void
+            than any class is left out of panoptic results. False: void only lowers the
+            probabilities of the classes, for masks that were selected by their scores before.
 
     Raises:
         ConfigError: a weight is not a number from 0 to 1.
@@ -42,12 +45,15 @@ class GeometricEnsemble(nn.Module):
         beta: float = 0.7,
         train_vocabulary: str = "coco",
         valid_masks_only: bool = False,
+        drop_void: bool = True,
     ) -> None:
         super().__init__()
         check_weight("alpha", alpha)
         check_weight("beta", beta)
         check_flag("valid_masks_only", valid_masks_only)
+        check_flag("drop_void", drop_void)
         self.valid_masks_only = valid_masks_only
+        self.drop_void = drop_void
         self.alpha, self.beta = alpha, beta
         self.train_vocabulary = (
             train_vocabulary
@@ -65,7 +71,8 @@ class GeometricEnsemble(nn.Module):
             vocabulary: the K classes of the predictions.
 
         Returns:
-            (B, Q, K + 1) float32; the last column is void; rows sum to 1.
+            (B, Q, K + 1) float32; the last column is void. Rows sum to 1; without ``drop_void``,
+            the last column is 0, and rows sum to 1 - p_void.
 
         Raises:
             ValueError: not one or two predictions, or the first has no ``p_void``.
@@ -77,7 +84,8 @@ class GeometricEnsemble(nn.Module):
             )
         joined = self.ensemble_logits(class_predictions, vocabulary).softmax(-1)
         p_void = self.void_probability(class_predictions)[..., None]
-        return torch.cat([joined * (1 - p_void), p_void], dim=-1)
+        void = p_void if self.drop_void else torch.zeros_like(p_void)
+        return torch.cat([joined * (1 - p_void), void], dim=-1)
 
     def void_probability(self, class_predictions: Sequence[ClassPrediction]) -> Tensor:
         """Return the model's own probability of void, (B, Q) float32."""

@@ -35,7 +35,7 @@ class Frame(NamedTuple):
     """Size of the image that masks were predicted on.
 
     Attributes:
-        padded: height and width of the padded image in pixels, which the masks cover at stride 4.
+        padded: height and width of the padded image in pixels, which the masks cover.
         image: height and width of the image without padding, which is at the top left.
     """
 
@@ -47,8 +47,9 @@ class MaskPrediction(NamedTuple):
     """Output of one decoder layer for B images and Q queries.
 
     Attributes:
-        masks: mask logits at stride 4, (B, Q, H / 4, W / 4).
-        embeddings: mask embeddings, which classifiers compare with class names, (B, Q, C).
+        masks: mask logits, (B, Q, H / stride, W / stride).
+        embeddings: mask embeddings, which classifiers compare with class names, (B, Q, C); None for
+            masks without any.
         objectness: logits of "object" and "no object", (B, Q, 2), in models trained with captions;
             None in models trained with labels.
         features: last level of the pyramid that the head read, (B, C', H / 32, W / 32), for
@@ -58,10 +59,17 @@ class MaskPrediction(NamedTuple):
     """
 
     masks: Tensor
-    embeddings: Tensor
+    embeddings: Tensor | None = None
     objectness: Tensor | None = None
     features: Tensor | None = None
     frames: Sequence[Frame] | None = None
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the padded image per position of the masks: 4, or as ``frames`` say."""
+        if self.frames is None:
+            return 4
+        return round(self.frames[0].padded[0] / self.masks.shape[-2])
 
     def images_at_own_size(self, images: Sequence[Tensor]) -> Sequence[Tensor]:
         """Resize images (3, h, w) to the sizes that the masks were predicted at (bilinear)."""

@@ -68,6 +68,7 @@ class SegmentorProposals(MaskSource, FrozenModule):
             load_weights(self.segmentor, weights)
         if num_classifiers is not None:
             self.segmentor.classifiers = self.segmentor.classifiers[:num_classifiers]
+        self.names_masks = len(self.segmentor.classifiers) > 0
         self.freeze()
 
     @torch.no_grad()

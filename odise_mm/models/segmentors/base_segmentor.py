@@ -81,10 +81,12 @@ class BaseSegmentor(BaseModel):
             classifiers: configs or modules.
             ensemble: config or module.
             shared: values for missing arguments of the classifiers.
-            source: part that the features of the masks come from.
+            source: part that the features of the masks come from. If it ``names_masks``, as some
+                mask sources do, no classifier is needed.
             neck: part between it and the head, if any.
         """
-        if not classifiers or isinstance(classifiers, Mapping):
+        names_masks = getattr(source, "names_masks", False)
+        if isinstance(classifiers, Mapping) or not (classifiers or names_masks):
             raise ConfigError(
                 f"classifiers={classifiers!r} must be a list of at least one classifier"
             )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from odise_mm.config.building import build_part
 from odise_mm.errors import TrainingError
+from odise_mm.models.classifiers.base import ClassPrediction, with_void
 from odise_mm.models.segmentors.base_segmentor import BaseSegmentor, Names, Part, Samples
 from odise_mm.models.segmentors.results import SegmentedImages, cropped
 from odise_mm.registry import MODELS
@@ -15,15 +16,20 @@ from odise_mm.vocabulary import Vocabulary
 
 @MODELS.register_module()
 class ProposalSegmentor(BaseSegmentor):
-    """Names the masks of a mask source.
+    """Names the masks of a mask source and merges them, as for the masks of a head.
 
-    The class predictions of the source, if it makes any, come before those of the classifiers, and
+    A mask source replaces backbone, neck and head together, so this is a segmentor of its own. The
+    class predictions of the source, if it makes any, come before those of the classifiers, and
     the ensemble combines them all. So with a source that predicts void and one classifier, the
-    source's prediction takes the place of the model's own, and the classifier that of CLIP.
+    source's prediction takes the place of the model's own, and the classifier that of CLIP. If the
+    first prediction has no probability of void, the source's objectness has it.
+
+    Panoptic inference gives each pixel at most one segment, also where masks overlap. An image
+    without masks has no segments and no instances; its semantic map has the first class everywhere.
 
     Args:
         proposals: the :class:`~odise_mm.models.proposals.base.MaskSource`, or its config.
-        classifiers: predict the classes of the masks.
+        classifiers: predict the classes of the masks. They may be empty if the source does that.
         ensemble: computes class probabilities from the class predictions.
         vocabulary, clip, text_encoder, test_cfg, data_preprocessor: see
             :class:`~odise_mm.models.OpenVocabSegmentor`. The CLIP is that of the classifiers; a
@@ -58,8 +64,19 @@ class ProposalSegmentor(BaseSegmentor):
         for found in self.proposals.segment(inputs, data_samples, vocabulary):
             whole = [images[place] for place in found.places]
             with self._arithmetic(inputs):
-                own = [c(found.prediction, whole, vocabulary) for c in self.classifiers]
-            yield found._replace(class_predictions=[*found.class_predictions, *own])
+                predictions = [*found.class_predictions, *self._classify(found, whole)]
+            predictions[0] = with_void(predictions[0], found.prediction)
+            yield found._replace(class_predictions=predictions)
+
+    def _classify(
+        self, found: SegmentedImages, images: Sequence[Tensor]
+    ) -> Iterator[ClassPrediction]:
+        batch, count = found.prediction.masks.shape[:2]
+        for classifier in self.classifiers:
+            if count:
+                yield classifier(found.prediction, images, found.vocabulary)
+            else:  # networks do not accept zero masks
+                yield ClassPrediction(images[0].new_zeros(batch, 0, len(found.vocabulary)))
 
     def loss(self, inputs: Tensor, data_samples: Samples, vocabulary: Names = None) -> NoReturn:
         """Raise, because masks from elsewhere cannot be trained.
