@@ -68,6 +68,23 @@ def method(folder: str, page: Path) -> str:
     return table(["config", "tested on", *METRICS], rows, len(METRICS))
 
 
+def baseline(page: Path) -> str:
+    """Table of the baselines without a diffusion model, which have no published weights."""
+    rows = [
+        [
+            link(entry, page),
+            entry["Metadata"]["Supervision"],
+            entry["Metadata"]["Named By"],
+            dataset,
+            *cells(values),
+        ]
+        for entry in entries("baseline")
+        for dataset, values in (numbers(entry) or {NONE: {}}).items()
+    ]
+    columns = ["config", "trained with", "named by", "tested on", *METRICS]
+    return table(columns, rows, len(METRICS))
+
+
 def ablation(study: str, page: Path) -> str:
     """Table of one study: its rows on both datasets, if any row has numbers."""
     chosen = [entry for entry in entries("ablation") if entry["Metadata"]["Study"] == study]
@@ -105,6 +122,7 @@ def relative(file: str, page: Path) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "labels": lambda page: odise("labels", page),
     "captions": lambda page: odise("captions", page),
+    "baseline": baseline,
     "fcclip": lambda page: method("fcclip", page),
     "ovrcoat": lambda page: method("ovrcoat", page),
     "maftplus": lambda page: method("maftplus", page),

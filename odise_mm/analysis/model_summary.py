@@ -77,7 +77,7 @@ def count_parameters(model: OpenVocabSegmentor) -> tuple[dict[str, int], dict[st
     frozen_ids = {
         id(parameter)
         for module in model.modules()
-        if isinstance(module, FrozenModule)
+        if isinstance(module, FrozenModule) and module.frozen
         for parameter in module.parameters()
     }
     trained: Counter[str] = Counter()

@@ -14,7 +14,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from odise_mm.models import DiffusionBackbone, FrozenCLIP, OpenVocabSegmentor
+from odise_mm.models import (
+    DiffusionBackbone,
+    FrozenCLIP,
+    OpenVocabSegmentor,
+    TrainableClassifier,
+)
 
 # Prefix of a parameter's name -> part; the longest matching prefix counts. A parameter without any
 # of these prefixes belongs to a part that is named after its top-level module.
@@ -253,11 +258,11 @@ class PartMeter:
             self._wrap(clip, "encode_image", _part_of_clip)
             self._wrap(clip, "encode_text", TEXT)
         self._wrap_head(model.head)
-        for part in (model.classifiers[0], model.ensemble):
-            self._wrap(part, "forward", CAPTIONER_AND_NAMES)
-        for classifier in model.classifiers[1:]:
+        self._wrap(model.ensemble, "forward", CAPTIONER_AND_NAMES)
+        for classifier in model.classifiers:
             name = type(classifier).__name__.removesuffix("Classifier")
-            self._wrap(classifier, "forward", name)
+            trained = isinstance(classifier, TrainableClassifier)
+            self._wrap(classifier, "forward", CAPTIONER_AND_NAMES if trained else name)
         self._wrap(model, "results_from", POST_PROCESSING)
 
     def _wrap_backbone(self, backbone: nn.Module) -> None:
@@ -277,7 +282,8 @@ class PartMeter:
             self._wrap(layer, "forward", "transformer decoder: layers")
         # The keys that the layers attend to count for the layers.
         self._wrap(head, "_decoder_memories", "transformer decoder: layers")
-        self._wrap(head.mask_embedding, "forward", "mask embedding")
+        if head.mask_embedding is not None:
+            self._wrap(head.mask_embedding, "forward", "mask embedding")
 
 
 def _part_of_clip(caller: str) -> str:

@@ -34,6 +34,7 @@ from odise_mm.analysis.training_ways import (
 from odise_mm.config.building import build_model
 from odise_mm.errors import ConfigError
 from odise_mm.models import OpenVocabSegmentor
+from odise_mm.models.segmentors.supervision import what_is_trained
 
 Numbers = dict[str, Any]
 
@@ -144,14 +145,14 @@ def surrogate_loss(model: OpenVocabSegmentor, image: torch.Tensor) -> torch.Tens
     (pyramid,) = model.extract_pyramids([image])
     predictions = model.head(tuple(level[None] for level in pyramid), all_layers=True)
     embeddings = [prediction.embeddings for prediction in predictions]
-    own = model.classifiers[0]
-    if model.grounding is None:
-        used = own.supervised_logits(embeddings, model.vocabulary)
-    else:
+    own = what_is_trained(model.head, model.classifiers[0], model.grounding)
+    used = [p.objectness for p in predictions if p.objectness is not None]
+    if model.grounding is not None:
         words = own.word_embeddings([["word"] * 8])
         valid = image.new_ones((1, 8)).bool()
-        used = [model.grounding(layer, words, valid, own.scale) for layer in embeddings]
-        used += [prediction.objectness for prediction in predictions]
+        used += [model.grounding(layer, words, valid, own.scale) for layer in embeddings]
+    elif own is not None:
+        used += own.supervised_logits(embeddings, model.vocabulary)
     return sum(x.float().mean() for x in [*used, *(p.masks for p in predictions)])
 
 

@@ -28,7 +28,7 @@ def trained_as(model: OpenVocabSegmentor, way: str) -> Iterator[None]:
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     for part in model.modules():
-        if isinstance(part, FrozenModule):
+        if isinstance(part, FrozenModule) and part.frozen:
             part.requires_grad_(False)
     before = getattr(backbone, "use_checkpoint", False)
     backbone.use_checkpoint = way == CHECKPOINTED
@@ -53,7 +53,7 @@ def trained_as(model: OpenVocabSegmentor, way: str) -> Iterator[None]:
             delattr(owner, method)
         backbone.use_checkpoint = before
         for part in model.modules():
-            if isinstance(part, FrozenModule):
+            if isinstance(part, FrozenModule) and part.frozen:
                 part.requires_grad_(False)
 
 

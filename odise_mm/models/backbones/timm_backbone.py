@@ -51,6 +51,8 @@ class TimmBackbone(Backbone):
         image_size: height and width in pixels that the model is built for. By default any size,
             or the one of timm's config for models with a fixed size.
         frozen: False trains the model and saves it in checkpoints.
+        norm_eval: whether batch norms keep their statistics while the model is trained, as is usual
+            when pre-trained weights are fine-tuned with few images per GPU.
 
     Attributes:
         image_size: fixed height and width in pixels. None: any size.
@@ -76,11 +78,14 @@ class TimmBackbone(Backbone):
         out_indices: Sequence[int] | None = None,
         image_size: int | None = None,
         frozen: bool = True,
+        norm_eval: bool = False,
     ) -> None:
         super().__init__()
         import timm
 
         check_flag("frozen", frozen)
+        check_flag("norm_eval", norm_eval)
+        self.norm_eval = norm_eval
         name, path = find_model(model, weights)
         check_image_size(image_size)
         self.name = name
@@ -143,6 +148,15 @@ class TimmBackbone(Backbone):
                     f"supported size, such as {self.network.pretrained_cfg['input_size'][-1]}"
                 ) from error
         return [maps[taken.index(i)] for i in self.out_indices]
+
+    def train(self, mode: bool = True) -> "TimmBackbone":
+        """See :meth:`FrozenModule.train`; with ``norm_eval``, batch norms stay in eval mode."""
+        super().train(mode)
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        return self
 
     def cast(self, dtype: torch.dtype) -> None:
         """See :meth:`FrozenModule.cast`; also casts buffers, which timm adds to activations."""

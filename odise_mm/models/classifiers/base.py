@@ -33,7 +33,8 @@ class ClassPrediction(NamedTuple):
 class Classifier(nn.Module):
     """Base class of all classifiers. For inference, a classifier only needs ``forward``.
 
-    The first classifier of a model is trained, and must be a :class:`TrainableClassifier`.
+    The first classifier of a model that is trained with labels or captions must be a
+    :class:`TrainableClassifier`. If only the masks are trained, it may be any classifier.
 
     Attributes:
         reads_features: whether ``forward`` needs ``prediction.features``.
@@ -59,7 +60,8 @@ class Classifier(nn.Module):
             vocabulary: the K classes; may differ from call to call.
 
         Returns:
-            Logits (B, Q, K), and possibly the probability of void.
+            Logits (B, Q, K), and possibly the probability of void. If the model's first classifier
+            does not predict void, the head's objectness does.
         """
         raise NotImplementedError
 

@@ -80,7 +80,8 @@ class GeometricEnsemble(nn.Module):
         if not 1 <= len(class_predictions) <= 2 or class_predictions[0].p_void is None:
             raise ValueError(
                 "GeometricEnsemble needs one or two predictions, the first with p_void; got "
-                f"{len(class_predictions)}"
+                f"{len(class_predictions)}. Void is predicted by the first classifier "
+                "(null_class=True) or by the head (objectness=True)"
             )
         joined = self.ensemble_logits(class_predictions, vocabulary).softmax(-1)
         p_void = self.void_probability(class_predictions)[..., None]

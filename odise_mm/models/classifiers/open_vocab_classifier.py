@@ -7,7 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
-from odise_mm.models.classifiers.base import ClassPrediction, TrainableClassifier, class_logits
+from odise_mm.models.classifiers.base import (
+    ClassPrediction,
+    TrainableClassifier,
+    class_logits,
+    void_of_objectness,
+)
 from odise_mm.models.classifiers.mapped_names import MappedNames
 from odise_mm.models.clip.prompts import Template, templates_of
 from odise_mm.models.clip.text_encoder import TextEncoder
@@ -139,6 +144,6 @@ class OpenVocabClassifier(TrainableClassifier):
                     "void cannot be predicted: set null_class=True in the classifier (label "
                     "supervision) or objectness=True in the head (caption supervision)"
                 )
-            return prediction.objectness.float().softmax(-1)[..., -1]
+            return void_of_objectness(prediction.objectness)
         void = self._void(prediction.embeddings)
         return torch.cat([logits, void], dim=-1).softmax(-1)[..., -1]

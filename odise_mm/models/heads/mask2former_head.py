@@ -50,8 +50,8 @@ class MaskPrediction(NamedTuple):
         masks: mask logits, (B, Q, H / stride, W / stride).
         embeddings: mask embeddings, which classifiers compare with class names, (B, Q, C); None for
             masks without any.
-        objectness: logits of "object" and "no object", (B, Q, 2), in models trained with captions;
-            None in models trained with labels.
+        objectness: logits of "object" and "no object", (B, Q, 2), in models trained with captions
+            or with masks alone; None in models trained with labels.
         features: last level of the pyramid that the head read, (B, C', H / 32, W / 32), for
             classifiers that need it (``reads_features``); otherwise None.
         frames: for each image, the size that it had for the masks, if they were predicted at
@@ -127,17 +127,20 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
     """Mask2Former head that predicts masks and mask embeddings for any number of classes.
 
     Pixel decoder, transformer decoder, matching and mask losses are mmdet's. The mask embedding
-    replaces mmdet's classifier. Only models trained with captions keep a classifier, which predicts
-    "object" or "no object".
+    replaces mmdet's classifier. Only models trained without labels keep a classifier, which
+    predicts "object" or "no object".
 
     Args:
         in_channels: channels of the pyramid's levels of strides 4, 8, 16, 32.
-        objectness: whether to predict "object" or "no object" (caption supervision).
+        objectness: whether to predict "object" or "no object" (supervision by captions, or by masks
+            alone).
         feat_channels: channels of the decoders (published: 256).
         out_channels: channels of the mask features (published: 256).
         embed_dim: width of the mask embeddings; None: ``out_channels``.
         embed_norm: whether to normalize a mask embedding before its MLP: ODISE does, FC-CLIP does
             not.
+        embed_masks: whether to compute mask embeddings. False in models whose masks are named by
+            CLIP alone.
         **options: other arguments of :class:`mmdet.models.Mask2FormerHead`: ``num_queries``,
             ``pixel_decoder``, ``transformer_decoder``, ``positional_encoding``; for training
             ``loss_cls`` (an :class:`~odise_mm.models.losses.class_loss.OpenVocabCrossEntropyLoss`),
@@ -157,6 +160,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         out_channels: int = 256,
         embed_dim: int | None = None,
         embed_norm: bool = True,
+        embed_masks: bool = True,
         **options: Any,
     ) -> None:
         # mmdet would silently ignore misspelled arguments.
@@ -173,6 +177,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
             )
         check_flag("objectness", objectness)
         check_flag("embed_norm", embed_norm)
+        check_flag("embed_masks", embed_masks)
         sizes = {"feat_channels": feat_channels, "out_channels": out_channels, **options}
         for name in ("feat_channels", "out_channels", "num_queries", "num_transformer_feat_level"):
             if name in sizes:
@@ -193,7 +198,9 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         choose_ops_backend()
         if not objectness:
             self.cls_embed = None
-        self.mask_embedding = MaskEmbedding(out_channels, embed_dim, embed_norm)
+        self.mask_embedding = None
+        if embed_masks:
+            self.mask_embedding = MaskEmbedding(out_channels, embed_dim, embed_norm)
 
     def forward(self, pyramid: Sequence[Tensor], all_layers: bool = False) -> list[MaskPrediction]:
         """Predict masks and their embeddings.
@@ -305,7 +312,10 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         queries = self._norm(queries)
         masks = self._masks(queries, mask_features)
         objectness = self.cls_embed(queries) if self.cls_embed is not None else None
-        return MaskPrediction(masks, self.mask_embedding(queries, masks, mask_features), objectness)
+        embeddings = None
+        if self.mask_embedding is not None:
+            embeddings = self.mask_embedding(queries, masks, mask_features)
+        return MaskPrediction(masks, embeddings, objectness)
 
 
 def _class_loss(cfg: dict | None) -> ConfigDict:

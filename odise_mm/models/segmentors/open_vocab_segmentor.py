@@ -11,9 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
+from odise_mm.models.classifiers.base import with_void
 from odise_mm.models.segmentors.base_segmentor import BaseSegmentor, Names, Samples
 from odise_mm.models.segmentors.results import SegmentedImages, cropped
-from odise_mm.models.segmentors.supervision import check_grounding, what_is_trained
+from odise_mm.models.segmentors.supervision import (
+    check_embeddings,
+    check_grounding,
+    what_is_trained,
+)
 from odise_mm.models.segmentors.targets import captions_of, targets_of, words_of
 from odise_mm.models.segmentors.tiled_features import (
     STRIDES,
@@ -50,7 +55,8 @@ class OpenVocabSegmentor(BaseSegmentor):
         neck: computes a pyramid of strides 4, 8, 16, 32 from the raw feature maps. None: the raw
             feature maps are such a pyramid.
         head: computes masks and mask embeddings from the pyramid.
-        classifiers: predict the classes of the masks; the first is the model's own.
+        classifiers: predict the classes of the masks; the first is the model's own. If it does not
+            predict void, the head's ``objectness`` does.
         ensemble: computes class probabilities from the class predictions.
         vocabulary: default vocabulary; ``model.vocabulary`` can be set at any time.
         clip: the frozen CLIP that the parts share, if any part needs one.
@@ -58,8 +64,8 @@ class OpenVocabSegmentor(BaseSegmentor):
             the parts share.
         captioner: computes the backbone's condition from tiles; None for backbones without one.
         grounding: loss between masks and the words of captions, for caption supervision. It needs a
-            head with ``objectness``. None for label supervision and for models that are not
-            trained.
+            head with ``objectness``. None for supervision by labels or by masks alone, and for
+            models that are not trained.
         tile_size: edge of the backbone's square tiles in pixels; None for whole images.
         max_tiles_per_batch: number of tiles, of one or several images, in a batch of the backbone.
             It limits memory and does not change results.
@@ -72,8 +78,8 @@ class OpenVocabSegmentor(BaseSegmentor):
         data_preprocessor: config of mmdet's preprocessor, which pads the images.
 
     Raises:
-        ConfigError: ``grounding`` in a model for label supervision, or a setting that is not
-            allowed.
+        ConfigError: ``grounding`` in a model for label supervision, a classifier that needs the
+            mask embeddings of a head without any, or a setting that is not allowed.
     """
 
     @renamed_arguments(fusion="ensemble")
@@ -113,6 +119,7 @@ class OpenVocabSegmentor(BaseSegmentor):
             in_channels = [self.neck.out_channels] * len(STRIDES)
         self.head = build_part(head, MODELS, in_channels=in_channels)
         self._build_classifiers(classifiers, ensemble, shared, self.backbone, self.neck)
+        check_embeddings(self.head, self.classifiers[0])
         self.grounding = grounding and build_part(grounding, MODELS)
         if self.grounding is not None:
             check_grounding(self.head, self.classifiers[0])
@@ -124,6 +131,8 @@ class OpenVocabSegmentor(BaseSegmentor):
 
         With labels, the classes are those of the vocabulary. With captions (``grounding``), every
         segment has the class "object", and class names are learned from the words of captions.
+        With masks alone (a head with ``objectness`` and no trainable classifier), every segment has
+        the class "object", and no class names are learned.
 
         Args:
             inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
@@ -142,10 +151,11 @@ class OpenVocabSegmentor(BaseSegmentor):
             ConfigError: the first classifier cannot be trained.
         """
         classifier = what_is_trained(self.head, self.classifiers[0], self.grounding)
-        with_labels, vocabulary = self.grounding is None, self._vocabulary_or_default(vocabulary)
+        with_labels = classifier is not None and self.grounding is None
+        vocabulary = self._vocabulary_or_default(vocabulary)
         count = len(vocabulary) if with_labels else None
         targets = [targets_of(sample, inputs, count) for sample in data_samples]
-        words = [] if with_labels else words_of(data_samples)
+        words = [] if self.grounding is None else words_of(data_samples)
         with self._arithmetic(inputs):
             pyramids = self.extract_pyramids(list(inputs), captions_of(data_samples))
             predictions = self.head(stack_pyramids(pyramids), all_layers=True)
@@ -155,6 +165,8 @@ class OpenVocabSegmentor(BaseSegmentor):
                 return self.head.losses(predictions, logits, targets)
             logits = [prediction.objectness for prediction in predictions]
             losses = self.head.losses(predictions, logits, targets)
+            if self.grounding is None:
+                return losses
             embed, scale = classifier.word_embeddings, classifier.scale
             return losses | self.grounding.of_layers(embeddings, words, embed, scale)
 
@@ -178,6 +190,7 @@ class OpenVocabSegmentor(BaseSegmentor):
                 del pyramid
                 whole = [images[i] for i in places]
                 class_predictions = [c(prediction, whole, vocabulary) for c in self.classifiers]
+                class_predictions[0] = with_void(class_predictions[0], prediction)
             prediction = prediction._replace(features=None)
             yield SegmentedImages(places, prediction, class_predictions, vocabulary)
 

@@ -1,4 +1,4 @@
-"""Checks that a model's parts fit the supervision, which is either labels or captions."""
+"""Checks that a model's parts fit its supervision: labels, captions, or masks alone."""
 
 from torch import nn
 
@@ -24,27 +24,57 @@ def check_grounding(head: nn.Module, own: nn.Module) -> None:
         )
 
 
-def what_is_trained(
-    head: nn.Module, own: nn.Module, grounding: nn.Module | None
-) -> TrainableClassifier:
-    """Return the model's first classifier if the model can be trained.
+def check_embeddings(head: nn.Module, own: nn.Module) -> None:
+    """Check that the head computes the mask embeddings that the first classifier needs.
 
     Args:
         head: the head.
         own: the model's first classifier.
-        grounding: the grounding loss; None for label supervision.
 
     Raises:
-        TrainingError: the head is configured for caption supervision, but the grounding loss is
-            missing.
+        ConfigError: the head does not embed masks.
+    """
+    # Other heads may compute embeddings in other ways.
+    embeds_masks = getattr(head, "mask_embedding", head) is not None
+    if isinstance(own, TrainableClassifier) and not embeds_masks:
+        raise ConfigError(
+            f"{type(own).__name__} compares mask embeddings with class names: remove "
+            "embed_masks=False from the head, or name the masks by a classifier that needs no "
+            "embeddings, such as MaskCLIPClassifier"
+        )
+
+
+def what_is_trained(
+    head: nn.Module, own: nn.Module, grounding: nn.Module | None
+) -> TrainableClassifier | None:
+    """Return the classifier that is trained, if the model can be trained.
+
+    Args:
+        head: the head.
+        own: the model's first classifier.
+        grounding: the grounding loss; None for supervision by labels, or by masks alone.
+
+    Returns:
+        The model's first classifier. None if only the masks are trained: the head predicts
+        objectness, there is no grounding loss, and the first classifier is not trainable.
+
+    Raises:
+        TrainingError: the loss of a part that would be trained is missing.
         ConfigError: the first classifier cannot be trained.
     """
-    if grounding is None and _predicts_objectness(head):
+    if grounding is not None or not _predicts_objectness(head):
+        return require_trainable(own)
+    if isinstance(own, TrainableClassifier):
         raise TrainingError(
             "a head with objectness=True is trained with captions: add "
             "grounding=dict(type='GroundingLoss') to the model, or remove objectness"
         )
-    return require_trainable(own)
+    if getattr(head, "mask_embedding", None) is not None:
+        raise TrainingError(
+            "no loss trains the mask embeddings of a model that is trained with masks alone: set "
+            "embed_masks=False in the head"
+        )
+    return None
 
 
 def _predicts_objectness(head: nn.Module) -> bool:

@@ -386,6 +386,21 @@ def test_unfrozen_backbone_trains(name: str, files: dict) -> None:
             assert torch.equal(a, b)
 
 
+def test_norm_eval_keeps_the_statistics_of_a_trained_backbone(files: dict) -> None:
+    def statistics_after_a_step(norm_eval: bool) -> list[tuple[Tensor, Tensor]]:
+        backbone = TimmBackbone(
+            "test_resnet", str(files["test_resnet"]), frozen=False, norm_eval=norm_eval
+        )
+        before = {key: value.clone() for key, value in backbone.named_buffers()}
+        maps = backbone.train()(images(64, 64))
+        sum(m.mean() for m in maps).backward()
+        assert all(p.grad is not None for p in backbone.parameters())
+        return [(before[key], value) for key, value in backbone.named_buffers()]
+
+    assert all(torch.equal(*pair) for pair in statistics_after_a_step(norm_eval=True))
+    assert not all(torch.equal(*pair) for pair in statistics_after_a_step(norm_eval=False))
+
+
 def test_maps_of_a_plain_vit_are_the_residual_stream(whole: dict, files: dict) -> None:
     """The last norm is removed."""
     backbone = TimmBackbone("test_vit", str(files["test_vit"]))
