@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from odise_mm.checkpoints.safe_loading import differences
 from odise_mm.errors import CheckpointError
+from odise_mm.models.clip.causal_text import encode_cut, end_positions
 from odise_mm.models.clip.sources import find_clip, read_clip, word_tokenizer_of
 from odise_mm.models.clip.word_tokenizer import WORDS_FILE, WordTokenizer
 from odise_mm.models.frozen import (
@@ -25,6 +26,7 @@ from odise_mm.utils.precision import full_precision
 # CPU libraries multiply matrices with fewer rows in another order, with different rounding, so the
 # embedding of a text would depend on the number of texts in the batch.
 _MIN_BATCH = 4
+_TOKENIZED = 16_384  # texts whose tokens are in memory at a time
 
 
 @MODELS.register_module()
@@ -201,22 +203,37 @@ class FrozenCLIP(FrozenModule):
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Compute text embeddings, not L2-normalized.
 
+        A causal text tower computes each text only up to its end token. So texts are sorted into
+        batches of the same number of tokens, and the time is proportional to the tokens. The
+        embedding of a text does not depend on the other texts.
+
         Args:
             texts: the texts.
-            batch_size: number of texts per forward pass.
+            batch_size: largest number of texts per forward pass.
 
         Returns:
             (len(texts), ``embed_dim``) float32
         """
-        batches = []
+        embeddings = torch.empty(len(texts), self.embed_dim, device=self.device)
         with full_precision(self.model.logit_scale):
-            for start in range(0, len(texts), batch_size):
-                batch = list(texts[start : start + batch_size])
+            for start in range(0, len(texts), _TOKENIZED):
+                chunk = list(texts[start : start + _TOKENIZED])
                 with self._tokenizing:  # calls change the state of Hugging Face tokenizers
-                    tokens = self.tokenizer(batch + batch[:1] * (_MIN_BATCH - len(batch)))
-                encoded = self.model.encode_text(tokens.to(self.device))[: len(batch)]
-                batches.append(encoded.float())
-        return torch.cat(batches)
+                    tokens = self.tokenizer(chunk)
+                ends = end_positions(self.model, tokens)
+                lengths = None if ends is None else ends + 1
+                for length, rows in _batches(lengths, len(chunk), batch_size):
+                    padded = rows + rows[:1] * (_MIN_BATCH - len(rows))
+                    batch = tokens[padded].to(self.device)
+                    if ends is None:
+                        encoded = self.model.encode_text(batch)
+                    else:
+                        encoded = encode_cut(
+                            self.model, batch, ends[padded].to(self.device), length
+                        )
+                    places = torch.tensor(rows, device=self.device) + start
+                    embeddings[places] = encoded[: len(rows)].float()
+        return embeddings
 
     def _load(self, path: str) -> None:
         wanted = self.model.state_dict()
@@ -245,6 +262,27 @@ class FrozenCLIP(FrozenModule):
         for owner in (self.model, getattr(self.model, "text", None)):
             if getattr(owner, "attn_mask", None) is not None:
                 owner.register_buffer("attn_mask", causal, persistent=False)
+
+
+def _batches(
+    lengths: Tensor | None, count: int, batch_size: int
+) -> Iterator[tuple[int, list[int]]]:
+    """Sort texts into batches of one length.
+
+    Args:
+        lengths: (count,) number of positions of each text, or None if it is the same for all.
+        count: number of texts.
+        batch_size: largest number of texts in a batch.
+
+    Yields:
+        the length (0 without ``lengths``) and the places of the texts in the batch.
+    """
+    places: dict[int, list[int]] = {}
+    for place, length in enumerate([0] * count if lengths is None else lengths.tolist()):
+        places.setdefault(length, []).append(place)
+    for length in sorted(places):
+        for start in range(0, len(places[length]), batch_size):
+            yield length, places[length][start : start + batch_size]
 
 
 def _count_loads(module: FrozenCLIP, state: dict, prefix: str, *_: Any) -> None:

@@ -21,6 +21,7 @@ from odise_mm.utils.settings import check_whole
 from odise_mm.vocabulary import Vocabulary
 
 _VOCABULARIES = 16
+_NAMES_AT_A_TIME = 1000  # in several templates: bounds the prompts in memory
 
 
 @MODELS.register_module()
@@ -102,9 +103,13 @@ class TextEncoder(nn.Module):
         templates = templates_of(template)
         if len(templates) == 1:
             return self(fill_template(templates[0], names))
-        prompts = [prompt for name in names for prompt in fill_each(templates, name)]
-        embeddings = F.normalize(self(prompts), dim=-1)
-        return embeddings.unflatten(0, (len(names), -1)).mean(1)
+        means = []
+        for start in range(0, len(names), _NAMES_AT_A_TIME):
+            some = names[start : start + _NAMES_AT_A_TIME]
+            prompts = [prompt for name in some for prompt in fill_each(templates, name)]
+            embeddings = F.normalize(self(prompts), dim=-1)
+            means.append(embeddings.unflatten(0, (len(some), -1)).mean(1))
+        return torch.cat(means)
 
     def of_vocabulary(self, vocabulary: Vocabulary, template: Template) -> Tensor:
         """Return the embeddings of all synonyms of a vocabulary, cached for the next image.
