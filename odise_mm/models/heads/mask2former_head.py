@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from mmdet.models.dense_heads import Mask2FormerHead
+from mmdet.models.utils import get_uncertain_point_coords_with_randomness
+from mmdet.utils import reduce_mean
 from mmengine.config import ConfigDict
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from odise_mm.errors import ConfigError, TrainingError
 from odise_mm.models.image_sizes import resize_image
 from odise_mm.models.losses.class_loss import OpenVocabCrossEntropyLoss
+from odise_mm.models.losses.mask_points import Matches, sample_each, sample_matched, sample_shared
 from odise_mm.registry import MODELS
 from odise_mm.utils.mmcv_ops import choose_ops_backend
 from odise_mm.utils.precision import full_precision
@@ -282,9 +285,87 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
             return self.loss_by_feat(
                 [layer.float() for layer in logits],
                 [prediction.masks.float() for prediction in predictions],
-                list(targets),
+                self._floats(targets),
                 [{}] * len(targets),
             )
+
+    @staticmethod
+    def _floats(targets: Sequence[InstanceData]) -> list[InstanceData]:
+        """Convert masks to float32 once for all layers: 4 MB for one mask of 1024 x 1024."""
+        return [InstanceData(labels=t.labels, masks=t.masks.float()) for t in targets]
+
+    def _match(self, logits: Tensor, masks: Tensor, targets: InstanceData) -> Matches:
+        """Match the queries of an image to its targets, at points drawn for this purpose.
+
+        Args:
+            logits: class logits, (Q, K + 1).
+            masks: mask logits, (Q, h, w).
+            targets: ``labels`` (N,) and ``masks`` (N, H, W) float32.
+        """
+        points = torch.rand((1, self.num_points, 2), device=logits.device)[0]
+        queries = InstanceData(scores=logits, masks=sample_shared(masks.detach(), points))
+        sampled = InstanceData(labels=targets.labels, masks=sample_shared(targets.masks, points))
+        assigned = self.assigner.assign(queries, sampled, {})
+        # The sampler copies the masks of all queries; points are much smaller than masks.
+        chosen = self.sampler.sample(assigned, queries, sampled)
+        return Matches(chosen.pos_inds, chosen.pos_assigned_gt_inds)
+
+    def _loss_by_feat_single(
+        self,
+        cls_scores: Tensor,
+        mask_preds: Tensor,
+        batch_gt_instances: Sequence[InstanceData],
+        batch_img_metas: Sequence[dict],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the losses of one layer: of classes, and of masks at uncertain points.
+
+        The values and the random points are those of mmdet's method, which samples every target
+        after copying it and converting it to floating point.
+
+        Args:
+            cls_scores: (B, Q, K + 1).
+            mask_preds: (B, Q, h, w).
+            batch_gt_instances: for every image, ``labels`` and float32 ``masks``.
+            batch_img_metas: unused.
+        """
+        with torch.no_grad():
+            matched = list(map(self._match, cls_scores, mask_preds, batch_gt_instances))
+        labels = cls_scores.new_full(cls_scores.shape[:2], self.num_classes, dtype=torch.long)
+        for row, (queries, places), targets in zip(
+            labels, matched, batch_gt_instances, strict=True
+        ):
+            row[queries] = targets.labels[places]
+        labels = labels.flatten()
+        class_weight = cls_scores.new_tensor(self.class_weight)
+        loss_cls = self.loss_cls(
+            cls_scores.flatten(0, 1),
+            labels,
+            torch.ones_like(labels),
+            avg_factor=class_weight[labels].sum(),
+        )
+        counts = [len(queries) for queries, _ in matched]
+        # mmdet's assigned masks, at least one per image
+        total = reduce_mean(cls_scores.new_tensor([sum(max(count, 1) for count in counts)]))
+        total = max(total, 1)
+        masks = torch.cat([m[queries] for m, (queries, _) in zip(mask_preds, matched, strict=True)])
+        if not len(masks):
+            return loss_cls, masks.sum(), masks.sum()
+        with torch.no_grad():
+            points = get_uncertain_point_coords_with_randomness(
+                masks.unsqueeze(1),
+                None,
+                self.num_points,
+                self.oversample_ratio,
+                self.importance_sample_ratio,
+            )
+            parts = zip(batch_gt_instances, matched, points.split(counts), strict=True)
+            wanted = torch.cat([sample_matched(t.masks, m, p) for t, m, p in parts])
+        found = sample_each(masks, points)
+        loss_dice = self.loss_dice(found, wanted, avg_factor=total)
+        loss_mask = self.loss_mask(
+            found.flatten(), wanted.flatten(), avg_factor=total * self.num_points
+        )
+        return loss_cls, loss_mask, loss_dice
 
     def _decoder_memories(self, memories: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         keys, positions = [], []

@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""Measure the steps around the network, each beside another way of doing the same.
+
+Each subcommand prints one table. Times are CPU times of this process. The two ways alternate, so
+other programs on the machine influence both. Random weights suffice.
+
+Examples:
+    python tools/analysis_tools/benchmark_steps.py names odise_coco_label --threads 1
+    python tools/analysis_tools/benchmark_steps.py names odise_coco_label --names 10000 --whole 256
+    python tools/analysis_tools/benchmark_steps.py losses odise_coco_label
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from typing import Any
+
+from odise_mm.benchmarks.tables import FORMATS, Table, show
+from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
+
+Run = Callable[[argparse.Namespace], tuple[Table, dict[str, Any]]]
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--threads", type=positive_int, default=1, metavar="N", help="threads of torch (default: 1)"
+    )
+    common.add_argument(
+        "--format", choices=FORMATS, default="table", help="output format (default: %(default)s)"
+    )
+    parser = Parser(__doc__)
+    steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
+
+    def add(name: str, summary: str, run: Run) -> argparse.ArgumentParser:
+        step = steps.add_parser(name, parents=[common], help=summary, description=summary)
+        step.set_defaults(run=run)
+        return step
+
+    names = add("names", "embed class names: whole texts, and up to the end token", run_names)
+    names.add_argument("config", metavar="CONFIG", help="config whose CLIP is used")
+    names.add_argument(
+        "--vocabulary", default="lvis", help="vocabulary of the names (default: %(default)s)"
+    )
+    names.add_argument(
+        "--template", default="Photo of a {}.", help="prompt template (default: %(default)s)"
+    )
+    names.add_argument(
+        "--names", type=int, default=0, metavar="N", help="number of names (default: one per class)"
+    )
+    names.add_argument(
+        "--whole",
+        type=int,
+        default=0,
+        metavar="N",
+        help="number of names that are also embedded with all positions (default: all)",
+    )
+
+    losses = add("losses", "matching and losses: mmdet's way, and this package's", run_losses)
+    losses.add_argument("config", metavar="CONFIG", help="config whose head is used")
+    numbers = dict(size=(1024, "edge of the image in pixels"), targets=(60, "targets per image"))
+    numbers |= dict(layers=(10, "layers with losses"), images=(1, "images of the batch"))
+    numbers |= dict(repeats=(3, "measured rounds"))
+    for name, (default, meaning) in numbers.items():
+        losses.add_argument(
+            f"--{name}",
+            type=positive_int,
+            default=default,
+            metavar="N",
+            help=f"{meaning} (default: %(default)s)",
+        )
+    return parser.parse_args(argv)
+
+
+def run_names(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
+    """Measure the embedding of class names."""
+    from odise_mm.analysis.text_cost import measure_texts, text_table
+
+    result = measure_texts(args.config, args.vocabulary, args.template, args.names, args.whole)
+    return text_table(result), result
+
+
+def run_losses(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
+    """Measure matching and losses."""
+    from odise_mm.analysis.loss_cost import loss_table, measure_losses
+
+    result = measure_losses(
+        args.config, args.size, args.targets, args.layers, args.images, args.repeats
+    )
+    return loss_table(result), result
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the program and return its exit status."""
+    args = parse_args(argv)
+    with one_line_errors():
+        with redirect_stdout(sys.stderr):  # the log must not mix with the numbers
+            import torch
+
+            from odise_mm.analysis.machine import describe_machine
+
+            torch.set_num_threads(args.threads)
+            machine = describe_machine(torch.device("cpu"))
+            table, result = args.run(args)
+        threads = f"{machine['threads']} thread" + "s" * (machine["threads"] > 1)
+        table.notes.append(
+            f"{machine['cpu']}, {threads}, torch {machine['torch']}, load average "
+            f"{machine['load_average'][0]} at the start."
+        )
+        show([table], {**result, "machine": machine}, args.format)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
