@@ -28,8 +28,8 @@ from odise_mm.engine.loops import tasks_of, vocabulary_of
 from odise_mm.errors import ConfigError
 from odise_mm.evaluation.base import DatasetMetric
 from odise_mm.models import GeometricEnsemble
-from odise_mm.models.postprocess import resize_masks
-from odise_mm.models.segmentors.results import add_results
+from odise_mm.models.heads.mask2former_head import Frame
+from odise_mm.models.segmentors.results import add_results, resize_for_results
 from odise_mm.registry import DATASETS, METRICS, MODELS
 from odise_mm.vocabulary import Vocabulary
 
@@ -239,7 +239,7 @@ def walk(
     with torch.no_grad():
         for index in images:
             prediction = folder.read(index)
-            masks = resized_masks(prediction)
+            masks = resized_masks(prediction, test_cfg)
             done: list[tuple[Tensor, Any]] = []
             for ensemble, evaluator in zip(ensembles, evaluators, strict=True):
                 scores = ensemble(prediction.class_predictions, vocabulary)[0]
@@ -251,10 +251,17 @@ def walk(
                 evaluator.process(data_samples=[sample], data_batch=None)
 
 
-def resized_masks(prediction: Prediction) -> Tensor:
-    """Resize mask logits to the original image size, as the segmentor does; (Q, H, W)."""
-    sizes = (prediction.metainfo[key][:2] for key in ("pad_shape", "img_shape", "ori_shape"))
-    return resize_masks(prediction.masks, *sizes)
+def resized_masks(prediction: Prediction, test_cfg: dict[str, Any]) -> Tensor:
+    """Resize masks to the original image size, as the segmentor does; (Q, H, W).
+
+    Args:
+        prediction: The saved prediction.
+        test_cfg: The segmentor's settings for results, ``model.test_cfg``.
+    """
+    padded, image, size = (
+        prediction.metainfo[key][:2] for key in ("pad_shape", "img_shape", "ori_shape")
+    )
+    return resize_for_results(prediction.masks, Frame(padded, image), size, test_cfg)
 
 
 def make_results(
@@ -268,7 +275,7 @@ def make_results(
 
     Args:
         prediction: The saved prediction.
-        masks: Mask logits from :func:`resized_masks`.
+        masks: Output of :func:`resized_masks`.
         scores: Class probabilities from the ensemble, (Q, classes + 1).
         vocabulary: Classes of the dataset.
         test_cfg: The segmentor's settings for results, ``model.test_cfg``.

@@ -29,11 +29,15 @@ MAX_BYTES = 32 * 2**20
 QUALITIES = ("probability", "logit")
 """What the class probability of an instance is multiplied by: the mean over its mask of this."""
 
+RESIZED = ("masks", "class_maps")
+"""What is resized to the size of the image for semantic results."""
+
 TEST_CFG: dict[str, Any] = {
     "score_threshold": 0.0,
     "overlap_threshold": 0.8,
     "topk": 100,
     "instance_quality": "probability",
+    "semantic_resize": "masks",
     "panoptic": True,
     "semantic": True,
     "instance": True,
@@ -65,6 +69,8 @@ def check_test_cfg(
             check_whole(f"test_cfg.{name}", value)
         elif name == "instance_quality":
             check_choice(f"test_cfg.{name}", value, QUALITIES)
+        elif name == "semantic_resize":
+            check_choice(f"test_cfg.{name}", value, RESIZED)
         elif name in TEST_CFG:
             check_flag(f"test_cfg.{name}", value)
         else:
@@ -198,7 +204,12 @@ def panoptic_inference(
 
 
 @torch.no_grad()
-def semantic_inference(mask_cls: Tensor, mask_logits: Tensor, max_bytes: int = MAX_BYTES) -> Tensor:
+def semantic_inference(
+    mask_cls: Tensor,
+    mask_logits: Tensor,
+    max_bytes: int = MAX_BYTES,
+    are_probabilities: bool = False,
+) -> Tensor:
     """Compute the most probable class of every pixel.
 
     This is the argmax over k of the sum over q of p(q, k) * m(q, pixel). The void class is left
@@ -208,6 +219,8 @@ def semantic_inference(mask_cls: Tensor, mask_logits: Tensor, max_bytes: int = M
         mask_cls: (Q, K + 1) class probabilities, void last.
         mask_logits: (Q, H, W) logits at the size of the result.
         max_bytes: limit of the working memory in bytes; at least one row is processed at a time.
+        are_probabilities: whether ``mask_logits`` are probabilities already, see
+            :func:`resize_masks`.
 
     Returns:
         (H, W) int32 class indices.
@@ -222,7 +235,8 @@ def semantic_inference(mask_cls: Tensor, mask_logits: Tensor, max_bytes: int = M
     width = out.shape[1]
     with full_precision(mask_logits):
         for rows in _strips(mask_logits, num_classes + 2 * len(mask_logits), max_bytes):
-            masks = mask_logits[:, rows].float().sigmoid().flatten(1)
+            masks = mask_logits[:, rows].float()
+            masks = (masks if are_probabilities else masks.sigmoid()).flatten(1)
             # Pixels come first so that the argmax reads contiguous memory: twice as fast.
             out[rows] = (masks.T @ probs).argmax(dim=1).view(-1, width).int()
     return out
@@ -308,11 +322,17 @@ def resize_masks(
     image_hw: tuple[int, int],
     out_hw: tuple[int, int],
     max_bytes: int = MAX_BYTES,
+    probabilities: bool = False,
 ) -> Tensor:
     """Resize mask logits to the size of the result, in the same steps as the published model.
 
     The masks are resized to the padded image (bilinear, half-pixel centers), cropped to the image
     without padding, and resized to the result (bilinear).
+
+    With ``probabilities``, the second resize is that of mask probabilities. The class maps of
+    :func:`semantic_inference` are sums of these, and resizing is linear, so they then equal class
+    maps that are computed at the size of the padded image and resized. The published code of
+    FC-CLIP does the latter.
 
     Args:
         mask_logits: (Q, h, w) logits, usually at a quarter of the padded size.
@@ -320,9 +340,10 @@ def resize_masks(
         image_hw: height and width of the image without padding, which is at the top left.
         out_hw: height and width of the result.
         max_bytes: limit of the working memory in bytes; at least one mask is processed at a time.
+        probabilities: see above.
 
     Returns:
-        (Q, H, W) float32 logits.
+        (Q, H, W) float32 logits, or probabilities.
 
     Raises:
         ValueError: the image is larger than the padded image, or a size is not positive.
@@ -343,5 +364,7 @@ def resize_masks(
     for start in range(0, len(mask_logits), step):
         part = slice(start, start + step)
         padded = resize(mask_logits[part].float(), padded_hw)
+        if probabilities:
+            padded = padded.sigmoid()
         out[part] = resize(padded[:, : image_hw[0], : image_hw[1]], out_hw)
     return out

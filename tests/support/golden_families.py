@@ -153,6 +153,8 @@ _KEPT: dict[str, tuple[int, ...]] = {
     "out_vocab_logits": (),
     "semcfg_out_vocab_logits": (),
     "semcfg_cdt_text": (),
+    "semcfg_mask_cls_results": (),
+    "semcfg_sem_seg_argmax": (),
     "void_prob_adjusted": (),
     "mask_cls_results": (),
     "mask_cls_results_gate": (),

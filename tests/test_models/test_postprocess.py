@@ -11,16 +11,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from mmdet.structures import DetDataSample
 from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
+from odise_mm.errors import ConfigError
+from odise_mm.models.heads.mask2former_head import Frame
 from odise_mm.models.postprocess import (
+    TEST_CFG,
     Segment,
+    check_test_cfg,
     instance_inference,
     panoptic_inference,
     resize_masks,
     semantic_inference,
 )
+from odise_mm.models.segmentors.results import add_results, resize_for_results
+from odise_mm.vocabulary import Vocabulary
 from tests.support import golden
 
 THINGS = [i in golden.vocabulary()["thing_ids"] for i in range(12)]
@@ -288,6 +295,33 @@ def test_no_segments(queries: int) -> None:
 def test_mismatched_shapes_raise(probs: tuple, masks: tuple, flags: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         panoptic_inference(torch.zeros(probs), torch.zeros(masks), [True] * flags)
+
+
+def test_class_maps_are_resized_as_in_the_published_fc_clip() -> None:
+    """Reference: sum at the padded size, crop, resize the K maps, argmax."""
+    generator = torch.Generator().manual_seed(1)
+    probs = (2 * torch.randn(7, 6, generator=generator)).softmax(-1)
+    masks = 6 * torch.randn(7, 16, 22, generator=generator)
+    padded = F.interpolate(masks[None], size=(64, 88), mode="bilinear", align_corners=False)[0]
+    maps = torch.einsum("qk,qhw->khw", probs[:, :-1], padded.sigmoid())[:, :60, :81]
+    expected = F.interpolate(maps[None], size=(35, 140), mode="bilinear", align_corners=False)[0]
+
+    def found(**settings: object) -> Tensor:
+        cfg = {**TEST_CFG, "panoptic": False, "instance": False, **settings}
+        sample = DetDataSample(metainfo=dict(ori_shape=(35, 140)))
+        resized = resize_for_results(masks, Frame((64, 88), (60, 81)), (35, 140), cfg)
+        add_results(sample, resized, probs, Vocabulary.parse("a; b; c; d; e"), cfg)
+        return sample.pred_sem_seg.sem_seg[0]
+
+    same = found(semantic_resize="class_maps")
+    assert (same == expected.argmax(0)).float().mean() > 0.999  # rounding decides ties
+    other = found()
+    assert 0.002 < (same != other).float().mean() < 0.2
+    # The published code resizes masks if it also computes other results.
+    assert torch.equal(found(semantic_resize="class_maps", panoptic=True), other)
+    assert torch.equal(found(semantic_resize="class_maps", instance=True), other)
+    with pytest.raises(ConfigError, match="semantic_resize"):
+        check_test_cfg(dict(semantic_resize="maps"))
 
 
 def test_resize_via_padded_size_and_crop() -> None:

@@ -22,6 +22,7 @@ from odise_mm.checkpoints.published import load_weights
 from odise_mm.config.building import build_model, build_part
 from odise_mm.errors import CheckpointError, ConfigError
 from odise_mm.models import OpenVocabSegmentor
+from odise_mm.models.classifiers.base import ClassPrediction
 from odise_mm.registry import MODELS
 from odise_mm.vocabulary import Vocabulary
 from tests.support import golden, golden_families
@@ -373,6 +374,11 @@ def test_text_is_adapted_to_the_image(runs: Any, monkeypatch: Any) -> None:
     logits = classifier(prediction, [], run.model.vocabulary).logits.numpy()
     expected = run.case["semcfg_out_vocab_logits"][..., :-1]
     assert np.abs(logits - expected).max() / expected.std() <= 5e-4
+    prediction = [run["own"], ClassPrediction(torch.from_numpy(logits))]
+    joined = run.model.ensemble(prediction, run.model.vocabulary)
+    run.check("semcfg_mask_cls_results", (joined + 1e-8).log(), 5e-4)
+    semantic = run.run(panoptic=False).pred_sem_seg.sem_seg[0]
+    assert run.case.agreement("semcfg_sem_seg_argmax", semantic) >= 0.995
     monkeypatch.setattr(classifier.text_adapter, "align", True)
     assert error("semcfg_cdt_text") > 0.1
 

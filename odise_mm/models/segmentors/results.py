@@ -73,8 +73,35 @@ def write_results(
     for sample, frame, masks, scores in zip(
         samples, frames, found.prediction.masks, probabilities, strict=True
     ):
-        masks = resize_masks(masks.float(), *frame, sample.ori_shape[:2])
+        masks = resize_for_results(masks, frame, sample.ori_shape[:2], test_cfg)
         add_results(sample, masks, scores, found.vocabulary, test_cfg)
+
+
+def resize_for_results(
+    masks: Tensor, frame: Frame, size: tuple[int, int], test_cfg: Mapping[str, Any]
+) -> Tensor:
+    """Resize one image's masks for :func:`add_results`.
+
+    Args:
+        masks: mask logits, (Q, h, w).
+        frame: area that the masks cover.
+        size: height and width of the result.
+        test_cfg: all settings of the segmentor.
+
+    Returns:
+        (Q, H, W) float32.
+    """
+    probabilities = _class_maps_are_resized(test_cfg)
+    return resize_masks(masks.float(), *frame, size, probabilities=probabilities)
+
+
+def _class_maps_are_resized(test_cfg: Mapping[str, Any]) -> bool:
+    """Return whether masks at the size of the result are probabilities, not logits.
+
+    FC-CLIP's code resizes class maps only if neither of the other two results is computed.
+    """
+    alone = not (test_cfg["panoptic"] or test_cfg["instance"])
+    return alone and test_cfg["semantic_resize"] == "class_maps"
 
 
 def add_results(
@@ -95,7 +122,7 @@ def add_results(
 
     Args:
         sample: sample of the image.
-        masks: mask logits at the size of the result, (Q, H, W) float32.
+        masks: output of :func:`resize_for_results`, (Q, H, W) float32.
         scores: probabilities of the K classes and void, (Q, K + 1).
         vocabulary: the K classes.
         test_cfg: all settings of the segmentor.
@@ -115,7 +142,9 @@ def add_results(
         ]
         sample.pred_panoptic_seg = PixelData(sem_seg=ids[None], metainfo=dict(segments_info=info))
     if test_cfg["semantic"]:
-        sample.pred_sem_seg = PixelData(sem_seg=semantic_inference(scores, masks)[None])
+        probabilities = _class_maps_are_resized(test_cfg)
+        semantic = semantic_inference(scores, masks, are_probabilities=probabilities)
+        sample.pred_sem_seg = PixelData(sem_seg=semantic[None])
     if test_cfg["instance"]:
         values, labels, binary, boxes = instance_inference(
             scores,
