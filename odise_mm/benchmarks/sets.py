@@ -23,7 +23,7 @@ from odise_mm.registry import MODELS
 from odise_mm.vocabulary import Vocabulary
 
 # Name of a built-in vocabulary or test set -> the label file that the published models were tested
-# with. These files come with OpenSeg and with the published code; there are no others.
+# with. These files come with OpenSeg and with the published code of ODISE; there are no others.
 LABEL_FILES: dict[str, str] = {
     "coco": "coco_panoptic_with_prompt_eng.txt",
     "ade20k": "ade20k_150_with_prompt_eng.txt",
@@ -32,6 +32,15 @@ LABEL_FILES: dict[str, str] = {
     "pc459": "pascal_context_459_with_prompt_eng.txt",
     "voc21": "pascal_voc_21_with_prompt_eng.txt",
     "lvis": "lvis_1203_with_prompt_eng.txt",
+}
+# The same for the published code of FC-CLIP, OVRCOAT and MAFT+, where its files have other names or
+# belong to more sets. VOC 20 is the list of 21 without its first class, "background".
+FC_CLIP_LABEL_FILES: dict[str, str] = {
+    "pc59": "pascal_ctx_59_with_prompt_eng.txt",
+    "pc459": "pascal_ctx_459_with_prompt_eng.txt",
+    "voc20": "pascal_voc_21_with_prompt_eng.txt",
+    "cityscapes": "cityscapes_with_prompt_eng.txt",
+    "mapillary": "mapillary_vistas_with_prompt_eng.txt",
 }
 # Name of a test set -> command that prepares it, below tools/dataset_converters/.
 CONVERTERS: dict[str, str] = {
@@ -152,17 +161,24 @@ def make_benchmark_sets(
         names: Names of test sets, see :func:`known_sets`, or config files. Defaults to the test
             set of ``cfg``.
         data_root: Folder that replaces ``data/`` in configs.
-        label_files: Folder of label files, named as in :data:`LABEL_FILES`. They replace the
-            built-in synonyms of the test sets and of the training vocabulary.
+        label_files: Folder of label files, named as in :data:`LABEL_FILES` and
+            :data:`FC_CLIP_LABEL_FILES`, or ``NAME.txt``. They replace the built-in synonyms of the
+            test sets and of the training vocabulary. Or the label file of the only test set; the
+            training vocabulary is then that of the config.
         limit: Use only the first images, at most this many.
 
     Raises:
         ConfigError: A name is unknown, or there is no test set.
-        DatasetError: ``label_files`` has no file for a test set.
+        DatasetError: ``label_files`` has no file for a test set, or is a file for several sets.
     """
     sets = [_from_config(cfg)] if names is None else [_from_name(cfg, n) for n in names]
     if data_root is not None:
         sets = [replace(test_set, data_root=os.fspath(data_root)) for test_set in sets]
+    if label_files is not None and os.path.isfile(label_files) and len(sets) > 1:
+        raise DatasetError(
+            f"{os.fspath(label_files)} is one label file for {len(sets)} test sets; pass a folder "
+            "of label files, or test one set at a time"
+        )
     for test_set in sets:
         for key in _TRAINING_KEYS:
             test_set.cfg.pop(key, None)
@@ -270,6 +286,8 @@ def _use_label_files(test_set: BenchmarkSet, folder: Path) -> None:
     for dataset in test_set.datasets:
         if not dataset.get("class_agnostic"):  # its only class is "object"
             dataset["label_file"] = str(_label_file(folder, test_set.name))
+    if folder.is_file():
+        return
     model = test_set.cfg.model
     ensemble = model.get("ensemble") or {}
     trained = ensemble.get("train_vocabulary")
@@ -321,11 +339,15 @@ def _key(text: str) -> str:
 
 
 def _label_file(folder: Path, name: str) -> Path:
-    candidates = [file for file in (LABEL_FILES.get(name), f"{name}.txt") if file]
+    if folder.is_file():
+        return folder
+    candidates = [LABEL_FILES.get(name), FC_CLIP_LABEL_FILES.get(name), f"{name}.txt"]
+    candidates = [file for file in candidates if file is not None]
     for file in candidates:
         if (folder / file).is_file():
             return folder / file
     raise DatasetError(
-        f"no label file for {name} in {folder} (looked for {' and '.join(candidates)}); add one "
-        "with lines `id:name,name`, or test this dataset without --label-files"
+        f"no label file for {name} in {folder} (looked for {', '.join(candidates)}); add one "
+        "with lines `id:name,name`, pass the file of a single test set instead of the folder, or "
+        "test this dataset without --label-files"
     )

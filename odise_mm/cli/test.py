@@ -69,9 +69,10 @@ def add_run_arguments(parser: Parser) -> argparse._ArgumentGroup:
     )
     data.add_argument(
         "--label-files",
-        metavar="DIR",
-        help="folder of OpenSeg's label files, which replace the built-in synonyms of test sets "
-        "and training vocabulary, as in the published protocol",
+        metavar="PATH",
+        help="folder of published label files (*_with_prompt_eng.txt), which replace the built-in "
+        "synonyms of test sets and training vocabulary, as in the published protocol; or the label "
+        "file of the only test set",
     )
     data.add_argument(
         "--limit", type=positive_int, metavar="N", help="use only the first N images of each set"

@@ -29,7 +29,8 @@ def resolve_vocabulary(
 
     Args:
         vocabulary: see :class:`odise_mm.datasets.PanopticDataset`.
-        label_file: file of names that replace the vocabulary's synonyms, class by class.
+        label_file: file of names that replace the vocabulary's synonyms, class by class. It may
+            have one more class if that is the first and is named "background".
         class_agnostic: whether to merge all classes into one, "object".
         data_root: folder in which relative paths are looked up first.
 
@@ -57,6 +58,9 @@ def resolve_vocabulary(
         )
     if label_file is not None and vocabulary is not None:
         labels = _load_names(label_file, data_root)
+        # The published list for VOC 20 is that of VOC 21.
+        if len(labels) == len(vocabulary) + 1 and "background" in labels.synonyms[0]:
+            labels = Vocabulary(labels.synonyms[1:], labels.is_thing[1:], labels.name)
         if len(labels) != len(vocabulary):
             raise DatasetError(
                 f"{label_file} has {len(labels)} classes, but the vocabulary '{vocabulary.name}' "

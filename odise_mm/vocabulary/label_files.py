@@ -57,7 +57,9 @@ PUBLISHERS: dict[str, _Publisher] = {
         _with_synonyms(
             coco_panoptic="coco",
             coco_stuff="",
+            ade20k_150="ade20k",
             ade20k_847="",
+            cityscapes="cityscapes",
             pascal_ctx_59="pascal_context59",
             pascal_ctx_459="",
             pascal_voc_21="voc21",

@@ -23,10 +23,13 @@ from pycocotools.coco import COCO
 
 from odise_mm.annotations.panoptic_io import read_coco_panoptic
 from odise_mm.benchmarks import running
-from odise_mm.benchmarks.sets import make_benchmark_sets
+from odise_mm.benchmarks.sets import FC_CLIP_LABEL_FILES, make_benchmark_sets
 from odise_mm.cli import test as tool
 from odise_mm.config.finding import load_config
+from odise_mm.datasets.class_names import resolve_vocabulary
+from odise_mm.errors import DatasetError
 from odise_mm.utils.files import FolderLock
+from odise_mm.vocabulary import Vocabulary
 from tests.support import parts
 from tests.support.fake_segmentor import FakeSegmentor
 from tests.support.small_test_set import (
@@ -484,6 +487,36 @@ def test_sets_without_classes_need_no_label_file(project: Path) -> None:
     (uvo,) = make_benchmark_sets(load_config("odise_tiny"), ["uvo"], label_files="labels")
     assert "label_file" not in uvo.dataset
     assert uvo.cfg.model.ensemble.train_vocabulary == "labels/coco_panoptic_with_prompt_eng.txt"
+
+
+def test_one_label_file_for_one_set(project: Path) -> None:
+    label_files(project)
+    file = project / "labels/one.txt"
+    (one,) = make_benchmark_sets(load_config("model.py"), ["one"], label_files=file)
+    one.check()
+    assert one.dataset["label_file"] == str(file)
+    assert one.cfg.model.ensemble.train_vocabulary == "coco"
+    with pytest.raises(DatasetError, match="one label file for 2 test sets; pass a folder"):
+        make_benchmark_sets(load_config("model.py"), ["one", "five"], label_files=file)
+
+
+@pytest.mark.parametrize("name", sorted(FC_CLIP_LABEL_FILES))
+def test_label_files_of_fc_clip_are_found_by_their_names(name: str, tmp_path: Path) -> None:
+    (tmp_path / "coco_panoptic_with_prompt_eng.txt").write_text("1:cat\n")
+    file = tmp_path / FC_CLIP_LABEL_FILES[name]
+    built_in = dict(pc59="pascal_context59", voc20="voc21").get(name, name)
+    names = ["first"] if name == "pc459" else Vocabulary.load(built_in).source_names
+    start = 0 if name == "voc20" else 1
+    file.write_text("".join(f"{i}:{text},more\n" for i, text in enumerate(names, start)))
+    cfg = load_config("fcclip_ade20k")
+    (found,) = make_benchmark_sets(cfg, [name], label_files=tmp_path)
+    assert found.dataset["label_file"] == str(file)
+    if name != "pc459":  # its classes are in the prepared data
+        vocabulary, _ = resolve_vocabulary(found.dataset["vocabulary"], str(file))
+        assert vocabulary.names == tuple(names[name == "voc20" :])
+        assert all(group[-1] == "more" for group in vocabulary.synonyms)
+        own = Vocabulary.load(found.dataset["vocabulary"])
+        assert vocabulary.is_thing == own.is_thing
 
 
 @pytest.fixture

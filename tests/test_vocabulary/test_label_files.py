@@ -78,7 +78,7 @@ def test_published_list_among_typed_names(server: FileServer) -> None:
     [
         ("openseg:coco_panoptik", "did you mean coco_panoptic.*publishes openseg:coco_panoptic, "),
         ("openseg:", "unknown vocabulary 'openseg:'.*NVlabs/ODISE publishes openseg:coco_panoptic"),
-        ("fcclip:ade20k_150", "bytedance/fc-clip publishes fcclip:coco_panoptic"),
+        ("fcclip:pascal_voc_20", "bytedance/fc-clip publishes fcclip:coco_panoptic"),
         (
             "opensek:coco",
             r"unknown vocabulary 'opensek:coco'.*published list \(openseg:..., fcclip:",
