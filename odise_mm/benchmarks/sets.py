@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import logging
 import os
@@ -244,7 +245,33 @@ def _from_name(cfg: Config, name: str) -> BenchmarkSet:
             del dataset["pipeline"]
     if "test_pipeline" not in cfg and "test_pipeline" in data:
         cfg.test_pipeline = data.test_pipeline
+    _set_scale(cfg, name)
     return BenchmarkSet(name, cfg)
+
+
+def _set_scale(cfg: Config, name: str) -> None:
+    """Resize the images of a test set as ``test_scales`` of the config says.
+
+    It maps names of test sets, and "default" for all others, to the ``scale`` that the method was
+    tested with. A config whose ``test_pipeline`` has another scale than these keeps it: the user
+    chose it.
+
+    Args:
+        cfg: Config of the model with the dataset of the test set; changed in place.
+        name: Name of the test set.
+    """
+    scales = {key: tuple(scale) for key, scale in (cfg.get("test_scales") or {}).items()}
+    scale = scales.get(name, scales.get("default"))
+    pipeline = copy.deepcopy(cfg.get("test_pipeline") or [])  # the sets of a run share it
+    steps = [step for step in pipeline if "scale" in step]
+    if scale is None or not all(tuple(step["scale"]) in scales.values() for step in steps):
+        return
+    for step in steps:
+        if tuple(step["scale"]) != scale:
+            step["scale"] = scale
+            text = f"{name}: images are resized to a scale of {scale} (test_scales of the config)"
+            print_log(text, logger="current")
+    cfg.test_pipeline = pipeline
 
 
 def _from_config(cfg: Config) -> BenchmarkSet:

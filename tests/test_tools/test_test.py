@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import mmengine.runner.runner
 import numpy as np
@@ -25,6 +26,7 @@ from odise_mm.annotations.panoptic_io import read_coco_panoptic
 from odise_mm.benchmarks import running
 from odise_mm.benchmarks.sets import FC_CLIP_LABEL_FILES, make_benchmark_sets
 from odise_mm.cli import test as tool
+from odise_mm.config.changing import complete_config
 from odise_mm.config.finding import load_config
 from odise_mm.datasets.class_names import resolve_vocabulary
 from odise_mm.errors import DatasetError
@@ -487,6 +489,25 @@ def test_sets_without_classes_need_no_label_file(project: Path) -> None:
     (uvo,) = make_benchmark_sets(load_config("odise_tiny"), ["uvo"], label_files="labels")
     assert "label_file" not in uvo.dataset
     assert uvo.cfg.model.ensemble.train_vocabulary == "labels/coco_panoptic_with_prompt_eng.txt"
+
+
+def test_sizes_of_images_are_those_of_the_method_and_the_set() -> None:
+    def scales(config: str, names: list[str] | None, **changes: Any) -> list[tuple[int, int]]:
+        cfg = load_config(config)
+        cfg.merge_from_dict(changes)
+        sets = make_benchmark_sets(cfg, names)
+        pipelines = [complete_config(each.cfg).test_dataloader.dataset.pipeline for each in sets]
+        return [tuple(pipeline[1].scale) for pipeline in pipelines]
+
+    large, small = (2560, 1024), (1333, 800)
+    names = ["ade20k", "cityscapes", "coco", "mapillary", "pc59"]
+    for config in ("fcclip_coco", "ovrcoat_convnext_l", "fcclip_cityscapes"):
+        assert scales(config, names) == [small, large, small, large, small], config
+    assert scales("odise_coco_label", names[:2]) == [large] * 2
+    assert scales("fcclip_mapillary", None) == [large] and scales("fcclip_coco", None) == [small]
+    # a size that the user chose is kept
+    own = {"test_pipeline.1.scale": (640, 480)}
+    assert scales("fcclip_coco", ["cityscapes", "pc59"], **own) == [(640, 480)] * 2
 
 
 def test_one_label_file_for_one_set(project: Path) -> None:

@@ -1,6 +1,10 @@
 # FC-CLIP, arXiv 2308.02487: one frozen convolutional CLIP is the backbone and names the masks.
 _base_ = ["odise.py"]
 
+# Published sizes of test images, long edge and short edge, by test set. They are used with
+# tools/test.py --datasets, whatever test set the config itself has.
+test_scales = dict(default=(1333, 800), cityscapes=(2560, 1024), mapillary=(2560, 1024))
+
 # Color that images are padded with: CLIP's mean, which is zero once it is normalized.
 pad_color = [0.48145466, 0.4578275, 0.40821073]
 
