@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from odise_mm.structures import conversions
+from odise_mm.structures.geometry import Outline, box_of, outlines_of, parts_of
+
 if TYPE_CHECKING:
+    import supervision
+    from matplotlib.axes import Axes
     from mmdet.structures import DetDataSample
     from mmengine.structures import PixelData
 
@@ -81,19 +86,18 @@ class Segment:
             mask: (H, W) bool, with at least one pixel. The area and the box (x, y, width, height)
                 are computed from it.
         """
-        rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-        x, y = int(columns[0]), int(rows[0])
+        left, top, right, bottom = box_of(mask)
         return dict(
             id=int(self.id),
             category_id=int(category_id),
             iscrowd=0,
-            bbox=[x, y, int(columns[-1]) - x + 1, int(rows[-1]) - y + 1],
+            bbox=[left, top, right - left, bottom - top],
             area=int(mask.sum()),
             score=round(float(self.score), 5),
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Instances:
     """Scored masks, which may overlap, sorted by descending score.
 
@@ -113,6 +117,30 @@ class Instances:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __getitem__(self, chosen: int | slice | np.ndarray | Sequence[int]) -> Instances:
+        """Return some of the instances, as in ``instances[instances.scores > 0.3]``.
+
+        Args:
+            chosen: an index, a slice, indices, or one bool per instance.
+        """
+        if isinstance(chosen, int | np.integer):
+            chosen = np.array([range(len(self))[int(chosen)]])  # IndexError ends a loop
+        elif not isinstance(chosen, slice):
+            chosen = np.asarray(chosen)
+            if chosen.size == 0 and chosen.dtype != np.bool_:
+                chosen = chosen.astype(np.int64)
+        return Instances(
+            self.labels[chosen],
+            self.scores[chosen],
+            self.boxes[chosen],
+            self.packed_masks[chosen],
+            self.width,
+        )
+
+    def __repr__(self) -> str:
+        best = f", best score {float(self.scores.max()):.2f}" if len(self) else ""
+        return f"Instances({len(self)} masks{best})"
+
     @property
     def masks(self) -> np.ndarray:
         """(N, H, W) bool, unpacked on every access."""
@@ -127,7 +155,7 @@ class Instances:
         return cls(labels, scores, boxes, packed, masks.shape[2])
 
 
-@dataclass
+@dataclass(repr=False)
 class SegmentationResult:
     """Predictions for one image of H x W pixels, or the reason why it could not be read.
 
@@ -237,15 +265,139 @@ class SegmentationResult:
         """Return the fraction of the image that a segment covers, 0 to 1."""
         return segment.area / max(self.height * self.width, 1)
 
-    def mask(self, segment: Segment) -> np.ndarray:
-        """Return the mask of a segment, (H, W) bool.
+    def require_panoptic(self) -> np.ndarray:
+        """Return the panoptic map.
 
         Raises:
             ValueError: If the result has no panoptic map.
         """
         if self.panoptic is None:
             raise ValueError(f"{self.image_name}: the result has no panoptic map")
-        return self.panoptic == segment.id
+        return self.panoptic
+
+    def mask(self, segment: Segment) -> np.ndarray:
+        """Return the mask of a segment, (H, W) bool.
+
+        Raises:
+            ValueError: If the result has no panoptic map.
+        """
+        return self.require_panoptic() == segment.id
+
+    def box(self, segment: Segment) -> tuple[int, int, int, int]:
+        """Return the box of a segment: left, top, right, bottom in pixels, the latter exclusive."""
+        return box_of(self.mask(segment))
+
+    def parts(self, segment: Segment) -> list[np.ndarray]:
+        """Return the connected parts of a segment, (H, W) bool each, largest first."""
+        return parts_of(self.mask(segment))
+
+    def outlines(self, segment: Segment) -> list[Outline]:
+        """Return the outlines of a segment's connected parts, with their holes."""
+        return outlines_of(self.mask(segment))
+
+    def to_coco(
+        self, image_id: int = 0, category_ids: Sequence[int] | None = None, first_id: int = 1
+    ) -> list[dict[str, Any]]:
+        """Return the segments as annotations of COCO's instance format, masks run-length encoded.
+
+        Use this to label data: segments don't overlap, unlike :attr:`instances`.
+
+        Args:
+            image_id: Id of the image in the file.
+            category_ids: Category id of every class. None: class index + 1.
+            first_id: Id of the first annotation.
+
+        Raises:
+            ValueError: If the result has no panoptic map.
+        """
+        return conversions.to_coco(self, image_id, category_ids, first_id)
+
+    def to_supervision(self) -> supervision.Detections:
+        """Return the segments as ``Detections`` of the library supervision.
+
+        ``data`` has ``class_name``, ``is_thing`` and ``segment_id``.
+
+        Raises:
+            ImportError: If supervision is not installed.
+            ValueError: If the result has no panoptic map.
+        """
+        return conversions.to_supervision(self)
+
+    def to_transformers(self) -> dict[str, Any]:
+        """Return what panoptic post-processing of transformers returns for one image.
+
+        ``segmentation`` is an (H, W) int32 tensor of segment ids. Its value for no segment is 0, as
+        in transformers. ``segments_info`` has ``id``, ``label_id``, ``was_fused`` and ``score``.
+
+        Raises:
+            ValueError: If the result has no panoptic map.
+        """
+        return conversions.to_transformers(self)
+
+    def to_detsample(self) -> DetDataSample:
+        """Return a sample of mmdet with the predictions, which :meth:`from_sample` reads."""
+        return conversions.to_detsample(self)
+
+    def plot(self, axes: Axes | None = None) -> Axes:
+        """Show the drawn image with matplotlib.
+
+        Args:
+            axes: Axes to draw into. None: new ones.
+
+        Raises:
+            ValueError: If the result has no drawn image.
+        """
+        if self.visualization is None:
+            raise ValueError(
+                f"{self.image_name}: the result has no drawn image; call the inferencer with "
+                "return_vis=True"
+            )
+        if axes is None:
+            from matplotlib import pyplot
+
+            axes = pyplot.subplots()[1]
+        axes.imshow(self.visualization[..., ::-1])
+        axes.set_title(self.image_name)
+        axes.axis("off")
+        return axes
+
+    def __repr__(self) -> str:
+        if self.error is not None:
+            return f"SegmentationResult({self.image_name!r}, error: {self.error})"
+        listed = [f"{s.name} {s.score:.2f}" for s in sorted(self.segments, key=lambda s: -s.area)]
+        more = f", and {len(listed) - 8} more" if len(listed) > 8 else ""
+        count = f"{len(listed)} segment{'s' * (len(listed) != 1)}"
+        shown = f"{count}: {', '.join(listed[:8])}{more}" if listed else count
+        random = ", random weights" if self.random_weights else ""
+        size = f"{self.width} x {self.height}"
+        return f"SegmentationResult({self.image_name!r}, {size}, {shown}{random})"
+
+    def _repr_html_(self) -> str:
+        """Return the drawn image, if there is one, and a table of the segments, for notebooks."""
+        from html import escape
+
+        if self.error is not None:
+            return f"<p>{escape(repr(self))}</p>"
+        rows = "".join(
+            f"<tr><td>{escape(s.name)}</td><td>{'thing' if s.is_thing else 'stuff'}</td>"
+            f"<td>{s.score:.2f}</td><td>{100 * self.share(s):.1f} %</td></tr>"
+            for s in sorted(self.segments, key=lambda s: -s.area)
+        )
+        heading = f"{escape(self.image_name)}, {self.width} x {self.height}"
+        heading += ": random weights, meaningless" * self.random_weights
+        table = (
+            f"<table><caption>{heading}</caption><tr><th>segment</th><th>kind</th><th>score</th>"
+            f"<th>area</th></tr>{rows}</table>"
+        )
+        if self.visualization is None:
+            return table
+        import base64
+
+        import cv2
+
+        _, jpeg = cv2.imencode(".jpg", self.visualization)
+        data = base64.b64encode(jpeg.tobytes()).decode()
+        return f'<img src="data:image/jpeg;base64,{data}" style="max-width: 100%"/>{table}'
 
     def drop_maps(self) -> SegmentationResult:
         """Drop all maps, masks and images to free memory; the list of segments stays."""

@@ -1,0 +1,17 @@
+"""Segmentation results of one image, and their forms in other libraries."""
+
+from odise_mm.structures.result import (
+    INSTANCE_OFFSET,
+    Instances,
+    Segment,
+    SegmentationResult,
+    to_mmdet_panoptic,
+)
+
+__all__ = [
+    "INSTANCE_OFFSET",
+    "Instances",
+    "Segment",
+    "SegmentationResult",
+    "to_mmdet_panoptic",
+]
