@@ -181,7 +181,7 @@ def test_the_page_s_commands_in_their_order(
             assert result["images"] == 3
             assert all(v is None or 0 <= v <= 100 for v in result["metrics"].values()), set_name
         three = {"panoptic", "instance", "semantic"}
-        special = dict(mapillary={"panoptic"}, lvis={"lvis"}, uvo={"proposals"})
+        special = dict(mapillary={"panoptic", "semantic"}, lvis={"lvis"}, uvo={"proposals"})
         for set_name in sets:
             all_three = set_name in ("ade20k", "coco", "cityscapes")
             wanted = three if all_three else special.get(set_name, {"semantic"})

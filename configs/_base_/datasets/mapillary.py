@@ -1,4 +1,4 @@
-# Mapillary Vistas 1.2, 65 classes: panoptic segmentation. Prepare it with
+# Mapillary Vistas 1.2, 65 classes: panoptic and semantic segmentation. Prepare it with
 # tools/dataset_converters/mapillary.py, see docs/datasets.md.
 _base_ = ["../test_pipeline.py"]
 
@@ -17,5 +17,8 @@ test_dataloader = dict(
         test_mode=True,
     ),
 )
-test_evaluator = [dict(type="PanopticQuality")]
+test_evaluator = [
+    dict(type="PanopticQuality"),
+    dict(type="SemanticIoU"),  # the classes of the panoptic segments
+]
 test_cfg = dict(type="OpenVocabTestLoop")
