@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from mmengine.registry import PARAM_SCHEDULERS
 from torch import nn
 
+from odise_mm.config.building import build_model
 from odise_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS
 from tests.support.parts import load_config, meta_model
 
@@ -49,13 +52,18 @@ def test_published_settings(file: str) -> None:
     assert cfg.default_hooks.checkpoint.interval == 4500
 
 
-@pytest.mark.parametrize("file, trained", [(LABEL, 28_067_009), (CAPTION, 28_066_755)])
-def test_trained_parameters_and_weight_decay(file: str, trained: int) -> None:
+def parameter_groups(file: str, model: nn.Module) -> list[dict[str, Any]]:
+    """Return the optimizer's groups for a model of a config."""
     cfg = load_config(file).optim_wrapper
     options = dict(type="OptimWrapper", optimizer=cfg.optimizer)
     constructor = OPTIM_WRAPPER_CONSTRUCTORS.get(cfg.constructor)(options, cfg.paramwise_cfg)
+    return constructor(model).optimizer.param_groups
+
+
+@pytest.mark.parametrize("file, trained", [(LABEL, 28_067_009), (CAPTION, 28_066_755)])
+def test_trained_parameters_and_weight_decay(file: str, trained: int) -> None:
     model = meta_model(file)
-    groups = constructor(model).optimizer.param_groups
+    groups = parameter_groups(file, model)
     assert sum(p.numel() for g in groups for p in g["params"]) == trained
     decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
     norms = (nn.GroupNorm, nn.LayerNorm)
@@ -66,3 +74,28 @@ def test_trained_parameters_and_weight_decay(file: str, trained: int) -> None:
                 assert decay[id(parameter)] == (0.0 if spared else 0.05), (type(module), name)
             else:
                 assert id(parameter) not in decay
+
+
+def test_weight_decay_of_fc_clip() -> None:
+    """Published: 0 for all norms and embedding layers, 0.05 for everything else.
+
+    The level encoding of the pixel decoder is a plain parameter there, not an embedding layer.
+    """
+    with torch.device("meta"):
+        model = build_model(load_config("fcclip/fcclip_coco.py"))
+    groups = parameter_groups("fcclip/fcclip_coco.py", model)
+    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}
+    norms = {
+        f"{name}.{part}"
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm))
+        for part in ("weight", "bias")
+    }
+    embeddings = {f"head.{name}.weight" for name in ("query_feat", "query_embed", "level_embed")}
+    embeddings.add("classifiers.0.null_embedding")
+    trained = dict(model.named_parameters())
+    trained = {name: value for name, value in trained.items() if value.requires_grad}
+    assert len(decay) == len(trained) and embeddings <= trained.keys()
+    for name, value in trained.items():
+        expected = 0.0 if name in norms | embeddings else 0.05
+        assert decay[id(value)] == expected, name

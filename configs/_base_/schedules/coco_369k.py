@@ -13,7 +13,9 @@ auto_scale_lr = dict(base_batch_size=16)
 optim_wrapper = dict(
     paramwise_cfg=dict(
         _delete_=True,
-        # As in Mask2Former: no weight decay for norms and embeddings, but for biases.
+        # No weight decay for norms and embeddings, but for biases, the logit scale and the level
+        # encoding of the pixel decoder, as in build_optimizer of train_net.py and
+        # WEIGHT_DECAY_EMBED of fcclip/config.py in the published code.
         norm_decay_mult=0.0,
         custom_keys=dict(
             query_feat=dict(decay_mult=0.0),
