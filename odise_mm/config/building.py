@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -105,13 +105,19 @@ def build_part(cfg: Any, registry: Registry, **shared: Any) -> nn.Module:
             Values for which the part has no argument are ignored.
 
     Raises:
-        TypeError: the part has no argument of a name in ``cfg``; the message lists its arguments.
+        TypeError: ``cfg`` has no ``type``; or the part has no argument of a name in ``cfg``, then
+            the message lists its arguments.
         KeyError: ``type`` is not registered.
     """
     if isinstance(cfg, nn.Module):
         return cfg
+    if not isinstance(cfg, Mapping) or cfg.get("type") is None:
+        raise TypeError(
+            f"{cfg!r} is not the config of a part: it must be a dictionary with `type`; to leave "
+            "out an optional part, set it to None"
+        )
     cfg = dict(cfg)
-    name = cfg.get("type")
+    name = cfg["type"]
     cls = registry.get(name) if isinstance(name, str) else name
     if cls is None:
         known = ", ".join(sorted(registry.module_dict))

@@ -258,6 +258,9 @@ def test_padding_is_zero_for_clip() -> None:
         assert torch.equal(image[:, :height, :width], pixels.flip(0) / 255)
 
 
+_OWN = dict(type="OpenVocabClassifier", embed_dim=None, null_class=True, template="vild")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -270,11 +273,26 @@ def test_padding_is_zero_for_clip() -> None:
             dict(data_preprocessor=dict(type="ColorPaddingPreprocessor", pad_color=[True, 0, 0])),
             "pad_color",
         ),
+        (
+            {"head.embed_dim": 256},
+            "embeddings have 256 channels, but OpenVocabClassifier .* names of 64 channels: set "
+            "model.head.embed_dim=64",
+        ),
+        (
+            dict(classifiers=[dict(type="PooledCLIPClassifier"), dict(_OWN)]),
+            "model.classifiers.1, OpenVocabClassifier, predicts void, so it must be the first",
+        ),
+        (
+            {"classifiers.1.text_adapter": {}},
+            "{} is not the config of a part: it must be a dictionary with `type`; .* None",
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     config = golden_families.tiny_config("fcclip")
-    config.model.update(changes)
+    dotted = {f"model.{key}": value for key, value in changes.items() if "." in key}
+    config.merge_from_dict(dotted)
+    config.model.update({key: value for key, value in changes.items() if "." not in key})
     with pytest.raises(ConfigError, match=message):
         build_model(config)
 

@@ -74,6 +74,9 @@ class TrainableClassifier(Classifier):
     ``word_embeddings``, scaled by ``scale``.
     """
 
+    mask_embed_dim: int | None = None
+    """Number of channels that mask embeddings must have; None: any."""
+
     @property
     def has_null_class(self) -> bool:
         """Whether the classifier predicts void itself; otherwise the head's objectness does."""

@@ -57,6 +57,7 @@ class OpenVocabClassifier(TrainableClassifier):
         self.text_proj = None
         if embed_dim is not None:
             self.text_proj = nn.Linear(self.text_encoder.embed_dim, embed_dim)
+        self.mask_embed_dim = self.text_encoder.embed_dim if embed_dim is None else embed_dim
         self._mapped = MappedNames(self.text_encoder.cache_size)
         self.logit_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
         self.null_embedding = None

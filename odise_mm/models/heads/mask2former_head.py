@@ -96,6 +96,7 @@ class MaskEmbedding(nn.Module):
 
     def __init__(self, channels: int, embed_dim: int, norm: bool) -> None:
         super().__init__()
+        self.embed_dim = embed_dim
         self.pool_proj = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, channels))
         self.norm = nn.LayerNorm(channels) if norm else nn.Identity()
         self.mlp = nn.Sequential(

@@ -17,6 +17,7 @@ from odise_mm.models.segmentors.results import SegmentedImages, cropped
 from odise_mm.models.segmentors.supervision import (
     check_embeddings,
     check_grounding,
+    check_void,
     what_is_trained,
 )
 from odise_mm.models.segmentors.targets import captions_of, targets_of, words_of
@@ -112,7 +113,9 @@ class OpenVocabSegmentor(BaseSegmentor):
         self.backbone = build_part(backbone, MODELS, **shared)
         check_sizes(tile_size, getattr(self.backbone, "tile_divisor", 1), self.data_preprocessor)
         shared.update(self.backbone.describe())
-        self.captioner = captioner and build_part(captioner, MODELS, **shared)
+        self.captioner = None
+        if captioner is not None:
+            self.captioner = build_part(captioner, MODELS, **shared)
         self.neck = None if neck is None else build_part(neck, MODELS, **shared)
         if self.neck is None:
             check_pyramid(shared["in_strides"], tile_size)
@@ -121,8 +124,9 @@ class OpenVocabSegmentor(BaseSegmentor):
             in_channels = [self.neck.out_channels] * len(STRIDES)
         self.head = build_part(head, MODELS, in_channels=in_channels)
         self._build_classifiers(classifiers, ensemble, shared, self.backbone, self.neck)
-        check_embeddings(self.head, self.classifiers[0])
-        self.grounding = grounding and build_part(grounding, MODELS)
+        check_embeddings(self.head, self.classifiers)
+        check_void(self.head, self.classifiers, self.ensemble)
+        self.grounding = None if grounding is None else build_part(grounding, MODELS)
         if self.grounding is not None:
             check_grounding(self.head, self.classifiers[0])
 

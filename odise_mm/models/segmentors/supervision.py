@@ -1,9 +1,12 @@
 """Checks that a model's parts fit its supervision: labels, captions, or masks alone."""
 
+from collections.abc import Iterable, Sequence
+
 from torch import nn
 
 from odise_mm.errors import ConfigError, TrainingError
 from odise_mm.models.classifiers.base import TrainableClassifier, require_trainable
+from odise_mm.models.classifiers.ensemble import GeometricEnsemble
 
 
 def check_grounding(head: nn.Module, own: nn.Module) -> None:
@@ -24,24 +27,61 @@ def check_grounding(head: nn.Module, own: nn.Module) -> None:
         )
 
 
-def check_embeddings(head: nn.Module, own: nn.Module) -> None:
-    """Check that the head computes the mask embeddings that the first classifier needs.
+def check_embeddings(head: nn.Module, classifiers: Iterable[nn.Module]) -> None:
+    """Check that the head computes the mask embeddings that the trainable classifiers need.
 
     Args:
         head: the head.
-        own: the model's first classifier.
+        classifiers: the model's classifiers.
 
     Raises:
-        ConfigError: the head does not embed masks.
+        ConfigError: the head does not embed masks, or its embeddings have another width.
     """
     # Other heads may compute embeddings in other ways.
-    embeds_masks = getattr(head, "mask_embedding", head) is not None
-    if isinstance(own, TrainableClassifier) and not embeds_masks:
-        raise ConfigError(
-            f"{type(own).__name__} compares mask embeddings with class names: remove "
-            "embed_masks=False from the head, or name the masks by a classifier that needs no "
-            "embeddings, such as MaskCLIPClassifier"
-        )
+    embedding = getattr(head, "mask_embedding", head)
+    for classifier in classifiers:
+        if not isinstance(classifier, TrainableClassifier):
+            continue
+        kind = type(classifier).__name__
+        if embedding is None:
+            raise ConfigError(
+                f"{kind} compares mask embeddings with class names: remove "
+                "embed_masks=False from the head, or name the masks by a classifier that needs no "
+                "embeddings, such as MaskCLIPClassifier"
+            )
+        given, needed = getattr(embedding, "embed_dim", None), classifier.mask_embed_dim
+        if None not in (given, needed) and given != needed:
+            raise ConfigError(
+                f"the head's mask embeddings have {given} channels, but {kind} compares them with "
+                f"class names of {needed} channels: set model.head.embed_dim={needed}. Without a "
+                "projection of the names (embed_dim=None of the classifier), this is the width of "
+                "CLIP's embeddings"
+            )
+
+
+def check_void(head: nn.Module, classifiers: Sequence[nn.Module], ensemble: nn.Module) -> None:
+    """Check that the first classifier is the one that predicts void, if another one does.
+
+    Args:
+        head: the head.
+        classifiers: the model's classifiers.
+        ensemble: the model's ensemble.
+
+    Raises:
+        ConfigError: the classifiers are in the wrong order for a :class:`GeometricEnsemble`.
+    """
+    first, *others = classifiers
+    if isinstance(first, TrainableClassifier) or _predicts_objectness(head):
+        return
+    if not isinstance(ensemble, GeometricEnsemble):
+        return
+    for place, other in enumerate(others, start=1):
+        if isinstance(other, TrainableClassifier) and other.has_null_class:
+            raise ConfigError(
+                f"model.classifiers.{place}, {type(other).__name__}, predicts void, so it must be "
+                f"the first classifier, before {type(first).__name__}: {type(ensemble).__name__} "
+                "takes the first prediction for the model's own and the second for CLIP's"
+            )
 
 
 def what_is_trained(
