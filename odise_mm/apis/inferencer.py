@@ -187,6 +187,7 @@ class OpenVocabInferencer:
         precision: str = "fp32",
         *,
         custom_imports: Sequence[str] = (),
+        revision: str | None = None,
         **options: Any,
     ) -> OpenVocabInferencer:
         """Load an inferencer from a folder that :meth:`save_pretrained` wrote.
@@ -198,6 +199,8 @@ class OpenVocabInferencer:
             source: the folder, or its id on the Hugging Face Hub, ``owner/name``.
             device, precision: see the class.
             custom_imports: installed modules with parts of the model that you trust.
+            revision: branch, tag or commit on the hub. None: the main branch. Only the full hash of
+                a commit (40 digits) names content that its owner cannot change.
             options: other arguments of the class.
 
         Raises:
@@ -205,7 +208,7 @@ class OpenVocabInferencer:
             VocabularyError: the file of class names is damaged.
             CheckpointError: the folder or a file is missing or damaged, or the download failed.
         """
-        config, weights = load_pretrained(source, custom_imports)
+        config, weights = load_pretrained(source, custom_imports, revision)
         return cls(config, weights, device, precision, **options)
 
     def save_pretrained(self, folder: str | os.PathLike) -> Path:

@@ -102,13 +102,16 @@ def _contained_clip(model: nn.Module, model_cfg: dict[str, Any]) -> dict[str, Te
 
 
 def load_pretrained(
-    source: str | os.PathLike[str], custom_imports: Sequence[str] = ()
+    source: str | os.PathLike[str],
+    custom_imports: Sequence[str] = (),
+    revision: str | None = None,
 ) -> tuple[Config, Path]:
     """Return config and weights file of a folder that :func:`save_pretrained` wrote.
 
     Args:
         source: the folder, or a hub id ``owner/name``, from which the three files are downloaded.
         custom_imports: modules with parts of the model that the user trusts.
+        revision: branch, tag or commit of the hub repository; None: the main branch.
 
     Returns:
         The config, with the class names in it, and the path of the weights.
@@ -117,9 +120,10 @@ def load_pretrained(
         ConfigError: the config is damaged, or uses parts that are neither in this package nor in
             ``custom_imports``.
         VocabularyError: the file of class names is damaged.
-        CheckpointError: the folder or a file is missing, or the download failed.
+        CheckpointError: the folder or a file is missing, the download failed, or a revision is
+            given for a folder.
     """
-    folder = _folder(os.fspath(source))
+    folder = _folder(os.fspath(source), revision)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -140,9 +144,15 @@ def load_pretrained(
     return Config(content), folder / WEIGHTS_FILE
 
 
-def _folder(source: str) -> Path:
+def _folder(source: str, revision: str | None) -> Path:
     path = Path(source).expanduser()
     if path.is_dir():
+        if revision is not None:
+            raise CheckpointError(
+                f"{printable(source)} is a folder on this machine, so it has no "
+                f"revision={revision!r}: leave out the revision, or rename the folder to load the "
+                "hub repository of this name"
+            )
         return path
     if source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise CheckpointError(
@@ -155,7 +165,7 @@ def _folder(source: str) -> Path:
         "that folder"
     )
     with reaching(f"{source}: not a folder, and the download from the hub failed", way):
-        return hub_files(source, FILES)
+        return hub_files(source, FILES, revision)
 
 
 def _as_json(vocabulary: Vocabulary) -> dict[str, Any]:

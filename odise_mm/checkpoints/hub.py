@@ -47,14 +47,20 @@ def reaching(subject: str, way: str) -> Iterator[None]:
         ) from error
 
 
-def hub_files(repository: str, patterns: Sequence[str]) -> Path:
+def hub_files(repository: str, patterns: Sequence[str], revision: str | None = None) -> Path:
     """Return a local folder with the files of a hub repository that match ``patterns``.
 
     Files are downloaded once, to the hub's cache.
+
+    Args:
+        repository: ``owner/name``.
+        patterns: names or patterns of the files.
+        revision: branch, tag or commit; None: the main branch.
     """
     from huggingface_hub import snapshot_download
 
-    return Path(snapshot_download(repository, allow_patterns=list(patterns)))
+    wanted = {} if revision is None else dict(revision=revision)
+    return Path(snapshot_download(repository, allow_patterns=list(patterns), **wanted))
 
 
 def hub_file(repository: str, *files: str) -> Path:

@@ -106,15 +106,18 @@ def test_random_models_are_not_saved(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_the_hub(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, list[str]]] = []
+    asked: list[tuple[str, list[str], str]] = []
 
-    def download(repository: str, allow_patterns: list[str]) -> str:
-        asked.append((repository, allow_patterns))
+    def download(repository: str, allow_patterns: list[str], revision: str = "main") -> str:
+        asked.append((repository, allow_patterns, revision))
         return str(saved)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert OpenVocabInferencer.from_pretrained("owner/name", "cpu").default_vocabulary
-    assert asked == [("owner/name", list(FILES))]
+    assert OpenVocabInferencer.from_pretrained("owner/name", "cpu", revision="v2").model
+    assert asked == [("owner/name", list(FILES), "main"), ("owner/name", list(FILES), "v2")]
+    with pytest.raises(CheckpointError, match="is a folder on this machine.*revision='v2'"):
+        OpenVocabInferencer.from_pretrained(saved, "cpu", revision="v2")
 
 
 def test_a_hub_out_of_reach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
