@@ -30,7 +30,7 @@ from odise_mm.config.building import build_model
 from odise_mm.config.changing import change_config, complete_config, unused_pipelines
 from odise_mm.config.checking import check_config
 from odise_mm.config.walking import PIPELINES, pipeline_users
-from odise_mm.models import OpenVocabSegmentor
+from odise_mm.models import OpenVocabSegmentor, ProposalSegmentor
 from odise_mm.registry import MODELS, TRANSFORMS
 from odise_mm.vocabulary import Vocabulary
 from tests.support.parts import config_files
@@ -87,7 +87,7 @@ def test_bases_inherit_from_bases_only() -> None:
 @pytest.mark.parametrize("file", FILES)
 def test_builds_on_the_meta_device(file: str) -> None:
     model = meta_model(file)
-    assert isinstance(model, OpenVocabSegmentor)
+    assert isinstance(model, OpenVocabSegmentor | ProposalSegmentor)
     assert all(p.is_meta for p in model.parameters())
     training = loaded(file).get("train_dataloader")
     names = training.dataset.vocabulary if training else "coco"
@@ -321,7 +321,7 @@ def test_the_index_has_all_metafiles() -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["odise", "ablation", "baseline", "fcclip", "ovrcoat", "maftplus"]
+    "folder", ["odise", "ablation", "baseline", "fcclip", "ovrcoat", "maftplus", "proposals"]
 )
 def test_every_config_is_in_the_index_and_every_entry_has_a_config(folder: str) -> None:
     configs = [entry["Config"] for entry in ENTRIES.values()]

@@ -24,7 +24,7 @@ from odise_mm.benchmarks.running import describe_run
 from odise_mm.benchmarks.sets import BenchmarkSet
 from odise_mm.checkpoints.training_names import note_of, train_vocabulary
 from odise_mm.config.changing import complete_config
-from odise_mm.config.checking import check_config
+from odise_mm.config.checking import check_config, is_complete
 from odise_mm.engine.loops import bound_to, plain_worker_errors, unwrapped, vocabulary_of
 from odise_mm.engine.runner import OpenVocabRunner
 from odise_mm.utils.memory import memory_guard
@@ -128,7 +128,7 @@ def describe(
         pipeline=run["config"]["test_pipeline"],
         dataset=_settings(test_set.dataset),
         checkpoint=run["checkpoint"],
-        random_weights=job.checkpoint == NO_CHECKPOINT,
+        random_weights=job.checkpoint == NO_CHECKPOINT and not is_complete(runner.cfg),
         precision=job.precision,
         masks=job.masks,
         test_cfg=model.test_cfg,

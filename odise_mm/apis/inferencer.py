@@ -26,7 +26,7 @@ from odise_mm.apis.progress import SharedProgress
 from odise_mm.apis.sources import Source, expand, is_single
 from odise_mm.config.building import BUILDING, build_model, make_test_pipeline
 from odise_mm.config.changing import change_config, set_frozen_weights
-from odise_mm.config.checking import runs_on_random_weights
+from odise_mm.config.checking import check_complete, is_complete, runs_on_random_weights
 from odise_mm.config.finding import load_config
 from odise_mm.config.walking import name_of, named_weights
 from odise_mm.errors import CheckpointError, DeviceMemoryError, VocabularyError
@@ -95,7 +95,8 @@ class OpenVocabInferencer:
             cache or, after a license notice in the log, downloaded from its publisher. None: the
             config's ``load_from`` if it is set, otherwise like "published". A config with
             ``random_weights = True`` needs no weights: the model is then random, and
-            ``random_weights`` is True for the inferencer and for every result.
+            ``random_weights`` is True for the inferencer and for every result. Nor does one with
+            ``needs_checkpoint = False``, whose model has no trained parameters.
         device: e.g. "cuda:0" or "cpu". None: CUDA if available, otherwise the CPU; the choice is
             logged. If a given device does not exist, an error is raised.
         precision: "fp32", "bf16" or "fp16", see the model's ``set_precision``.
@@ -167,12 +168,16 @@ class OpenVocabInferencer:
 
             use_contained_clip(self.cfg.model, os.fspath(weights))
         self._weights = [weights, *named_weights(self.cfg.get("model"))]
-        self.random_weights = weights is None
+        complete = weights is None and is_complete(self.cfg)
+        self.random_weights = weights is None and not complete
         self.pipeline = make_test_pipeline(self.cfg, already_read=True)
         with same_random_weights():  # makes random weights reproducible
             self.model = build_model(self.cfg)
         if weights is not None:
             load_weights(self.model, os.fspath(weights))
+            return
+        if complete:
+            check_complete(self.cfg, self.model)
             return
         from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE, fill_with_random_weights
 
@@ -628,7 +633,7 @@ class OpenVocabInferencer:
 def _choose_weights(
     cfg: Config, weights: str | os.PathLike | None
 ) -> str | os.PathLike[str] | None:
-    """Return the file of the trained parameters; None if the config sets random weights.
+    """Return the file of the trained parameters; None if there are none, or they are random.
 
     Raises:
         ConfigError: the config sets random weights, but also weights of some parts.
@@ -639,7 +644,7 @@ def _choose_weights(
     weights = weights if weights is not None else cfg.get("load_from")
     if weights is not None and os.fspath(weights) != PUBLISHED:
         return weights
-    if weights is None and runs_on_random_weights(cfg):
+    if weights is None and (is_complete(cfg) or runs_on_random_weights(cfg)):
         return None
     if find_published(cfg) is None:
         raise CheckpointError(f"{name_of(cfg)}: {without_weights(cfg)}")

@@ -12,12 +12,13 @@ from mmengine.config import Config
 
 from odise_mm.benchmarks.sets import BenchmarkSet, known_sets, make_benchmark_sets
 from odise_mm.config.changing import change_config
+from odise_mm.config.checking import is_complete
 from odise_mm.config.finding import load_config
 from odise_mm.config.walking import named_weights
 from odise_mm.errors import CheckpointError
 
 NO_CHECKPOINT = "none"
-"""Value of CHECKPOINT for a model whose weights are all random."""
+"""Value of CHECKPOINT for a model whose weights are all random, or that has no trained ones."""
 
 
 def plan_sets(
@@ -88,16 +89,17 @@ def check_checkpoint(checkpoint: str, cfg: Config) -> None:
 
     Raises:
         CheckpointError: The file does not exist, or ``NO_CHECKPOINT`` is given for a model with
-            real weights.
+            real weights and trained parameters.
     """
     if checkpoint != NO_CHECKPOINT:
         if not os.path.isfile(os.path.expanduser(checkpoint)):
             raise CheckpointError(f"no weights file {checkpoint}; check the path")
         return
     named = named_weights(cfg.model)
-    if named:
+    if named and not is_complete(cfg):
         raise CheckpointError(
             f"CHECKPOINT is `none`, but {cfg.filename} has real weights ({named[0]}), so the "
             "numbers of a model with random trained parts would look real; pass its checkpoint "
-            "(`none` is for tiny models such as odise_tiny, whose weights are all random)"
+            "(`none` is for tiny models such as odise_tiny, whose weights are all random, and for "
+            "configs with needs_checkpoint = False, whose models have no trained parameters)"
         )

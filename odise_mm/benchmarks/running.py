@@ -36,6 +36,7 @@ from odise_mm.benchmarks.report import (
 from odise_mm.benchmarks.sets import BenchmarkSet
 from odise_mm.checkpoints.published import load_weights, use_contained_clip
 from odise_mm.checkpoints.training_names import train_vocabulary
+from odise_mm.config.checking import check_complete, is_complete
 from odise_mm.datasets.class_names import find_file
 from odise_mm.engine.loops import unwrapped, vocabulary_of
 from odise_mm.engine.result_writer import ProgressHook, ResultWriterHook
@@ -52,7 +53,8 @@ def make_runner(cfg: Config, checkpoint: str, precision: str) -> OpenVocabRunner
     Args:
         cfg: Config of the model and of a test set. If the checkpoint contains the CLIP, the
             config's weights of CLIP are set to None.
-        checkpoint: File, or ``NO_CHECKPOINT`` for random weights.
+        checkpoint: File, or ``NO_CHECKPOINT`` for random weights, or for a model without trained
+            parameters.
         precision: Precision of the model, "fp32", "fp16" or "bf16".
 
     Raises:
@@ -63,7 +65,9 @@ def make_runner(cfg: Config, checkpoint: str, precision: str) -> OpenVocabRunner
         use_contained_clip(cfg.model, checkpoint)
     runner = OpenVocabRunner.from_cfg(cfg)
     model = unwrapped(runner.model)
-    if checkpoint == NO_CHECKPOINT:
+    if checkpoint == NO_CHECKPOINT and is_complete(cfg):
+        check_complete(cfg, model)
+    elif checkpoint == NO_CHECKPOINT:
         fill_with_random_weights(model, ("head", "classifiers", "clip"))
     else:
         load_weights(model, checkpoint)
@@ -239,7 +243,6 @@ def describe_run(
     cfg = runner.cfg
     configured = (cfg.model.get("ensemble") or {}).get("train_vocabulary")
     trained = train_vocabulary(model) if configured is None else Vocabulary.load(configured)
-    random_weights = checkpoint == NO_CHECKPOINT
     return dict(
         config=dict(
             file=cfg.filename,
@@ -248,7 +251,7 @@ def describe_run(
             test_pipeline=[dict(step) for step in cfg.get("test_pipeline", [])],
         ),
         checkpoint=None
-        if random_weights
+        if checkpoint == NO_CHECKPOINT
         else dict(file=checkpoint, sha256=sha256_of(os.path.expanduser(checkpoint))),
         train_vocabulary=None
         if trained is None

@@ -38,6 +38,12 @@ LICENSES: dict[str, str] = {
     "openai": "MIT",
     "Salesforce/blip-image-captioning-large": "BSD-3-Clause",
     "Salesforce/blip-image-captioning-base": "BSD-3-Clause",
+    **dict.fromkeys((f"facebook/sam-vit-{s}" for s in ("base", "large", "huge")), "Apache-2.0"),
+    **dict.fromkeys(
+        (f"facebook/sam2.1-hiera-{s}" for s in ("tiny", "small", "base-plus", "large")),
+        "Apache-2.0",
+    ),
+    "facebook/sam3": "SAM License",
 }
 # As in torch.hub: the digits at the end of the stem are the first digits of the file's SHA-256.
 _CHECKSUM = re.compile(r"-([0-9a-f]{8,64})\.\w+$")

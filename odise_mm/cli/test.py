@@ -54,7 +54,7 @@ def add_run_arguments(parser: Parser) -> argparse._ArgumentGroup:
         "checkpoint",
         metavar="CHECKPOINT",
         help="checkpoint of this package (.pth, .safetensors), published checkpoint, or "
-        "`none` for a tiny model whose weights are all random",
+        "`none` for a tiny model whose weights are all random, or a model without trained parts",
     )
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -183,11 +183,13 @@ def run(args: argparse.Namespace) -> int:
     """Test the model on all test sets; return the exit status."""
     from odise_mm.benchmarks import planning, running
     from odise_mm.benchmarks.report import Report
+    from odise_mm.config.checking import is_complete
     from odise_mm.engine.result_writer import ResultWriterHook
     from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
 
     sets = plan_run(args, args.launcher)
-    random_weights = args.checkpoint == planning.NO_CHECKPOINT
+    none_given = args.checkpoint == planning.NO_CHECKPOINT
+    random_weights = none_given and not is_complete(sets[0].cfg)
     notice = RANDOM_WEIGHTS_NOTICE if random_weights else None
     writer = ResultWriterHook(args.dump, args.show_dir, args.show_interval, notice)
     check_outputs([args.out], planning.inputs_of(args.checkpoint, sets))

@@ -19,6 +19,7 @@ from mmengine.registry import (
     Registry,
 )
 from mmengine.runner import Runner
+from torch import nn
 from torch.utils.data import DataLoader
 
 from odise_mm import registry as ours
@@ -60,6 +61,7 @@ def check_config(cfg: Config) -> None:
     where = name_of(cfg)
     _check_names(cfg, where)
     _check_random_weights(cfg)
+    is_complete(cfg)
     if not isinstance(cfg.get("model"), dict):
         raise ConfigError(f"{where}: missing key `model`")
     world = world_size(cfg.get("launcher", "none"))
@@ -116,6 +118,35 @@ def runs_on_random_weights(cfg: Config) -> bool:
     return True
 
 
+def is_complete(cfg: Config) -> bool:
+    """Return whether the model is complete without a checkpoint.
+
+    This is set with ``needs_checkpoint = False``, for models without trained parameters, whose
+    frozen parts name their weights. With ``random_weights = True``, the model is random instead.
+
+    Raises:
+        ConfigError: ``needs_checkpoint`` is neither True nor False.
+    """
+    value = cfg.get("needs_checkpoint", True)
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name_of(cfg)}: needs_checkpoint={value!r} must be True or False")
+    return not value and not cfg.get("random_weights")
+
+
+def check_complete(cfg: Config, model: nn.Module) -> None:
+    """Check that the model of a config that :func:`is_complete` has no trained parameters.
+
+    Raises:
+        ConfigError: it has some, which would be random.
+    """
+    trained = model.state_dict()
+    if trained:
+        raise ConfigError(
+            f"{name_of(cfg)}: needs_checkpoint = False, but the model has trained parameters, such "
+            f"as {next(iter(trained))}; remove the setting and pass a checkpoint"
+        )
+
+
 def _check_random_weights(cfg: Config) -> None:
     value = cfg.get("random_weights", False)
     if not isinstance(value, bool):
@@ -144,7 +175,7 @@ def world_size(launcher: str) -> int:
 def _check_names(cfg: Config, where: str) -> None:
     known = set(inspect.signature(Runner.__init__).parameters) - {"self", "cfg"}
     known |= {"train_pipeline", "test_pipeline", "custom_imports", "model_wrapper_cfg"}
-    known |= {"random_weights"}
+    known |= {"random_weights", "needs_checkpoint"}
     for key in cfg:
         if key in known:
             continue

@@ -1,0 +1,93 @@
+"""The project's configs: one label a pixel from SAM 3's overlapping masks, through all tools."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from odise_mm.apis import OpenVocabInferencer
+from odise_mm.cli import test as test_tool
+from odise_mm.config.building import build_model
+from odise_mm.config.finding import load_config
+from odise_mm.errors import CheckpointError
+from odise_mm.models import Sam3Proposals
+from tests.support.small_coco import VOCABULARY, write_small_coco
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = ROOT / "projects/sam3_panoptic/configs"
+
+
+@pytest.fixture(scope="module")
+def inferencer() -> OpenVocabInferencer:
+    made = OpenVocabInferencer(str(CONFIGS / "sam3_tiny.py"), device="cpu")
+    # Otherwise all masks of a random model cover nearly the same pixels.
+    made.model.proposals.model.mask_decoder.instance_projection.weight.data.mul_(1e4)
+    return made
+
+
+def test_every_pixel_has_at_most_one_segment(
+    inferencer: OpenVocabInferencer, tmp_path: Path
+) -> None:
+    photo = ROOT / "demo/images/pagoda.jpg"
+    (result,) = inferencer(
+        photo, texts="pagoda, temple; person", stuff_texts="sky", out_dir=tmp_path
+    )
+    image = torch.zeros(3, *result.panoptic.shape)
+    names = inferencer.make_vocabulary("pagoda, temple; person", "sky")
+    assert result.segments and result.random_weights
+    assert {segment.name for segment in result.segments} <= set(names.names)
+    areas = {segment.id: segment.area for segment in result.segments}
+    ids, counts = np.unique(result.panoptic[result.panoptic > 0], return_counts=True)
+    assert dict(zip(ids.tolist(), counts.tolist(), strict=True)) == areas
+    masks = [result.mask(segment) for segment in result.segments]
+    assert (np.sum(masks, axis=0) <= 1).all()
+    # What SAM 3 gives overlaps.
+    found = inferencer.model.proposals.propose(image, None, names)
+    assert ((found.masks > 0).sum(0) > 1).any()
+    assert (tmp_path / "panoptic.json").is_file()
+
+
+def test_the_full_size_config_has_no_trained_part_and_no_clip() -> None:
+    with torch.device("meta"):
+        model = build_model(load_config(CONFIGS / "sam3_panoptic.py"))
+    assert isinstance(model.proposals, Sam3Proposals) and not hasattr(model, "clip")
+    assert not model.state_dict() and len(model.classifiers) == 0
+
+
+def test_weights_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without network access, the message names the model and what to do."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match=r"facebook/sam3 is neither .*huggingface-cli login"):
+        OpenVocabInferencer(str(CONFIGS / "sam3_panoptic.py"), device="cpu")
+
+
+def test_it_is_tested_like_other_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_small_coco(tmp_path / "data", "val")
+    (tmp_path / "names.txt").write_text(
+        "\n".join(
+            f"{'thing' if thing else 'stuff'}: {', '.join(names)}"
+            for names, thing in zip(VOCABULARY.synonyms, VOCABULARY.is_thing, strict=True)
+        )
+    )
+    content = data.read()
+    shown = dict(zip(VOCABULARY.source_names, VOCABULARY.names, strict=True))
+    for category in content["categories"]:
+        category["name"] = shown[category["name"]]
+    data.write(content)
+    (tmp_path / "small.py").write_text(
+        f"_base_ = [{str(CONFIGS / 'sam3_tiny.py')!r}]\n"
+        "test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict("
+        f"vocabulary='names.txt', data_root={str(data.root)!r}, reduce_zero_label=False,"
+        "ann_file='annotations/panoptic_val2017.json', data_prefix=dict(_delete_=True,"
+        "img='val2017/', seg='annotations/panoptic_val2017/')))\n"
+        "test_evaluator = [dict(type='PanopticQuality')]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert test_tool.main(["small.py", "none", "--out", "results.json"]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["random_weights"] and results["checkpoint"] is None
