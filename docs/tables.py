@@ -63,7 +63,8 @@ def method(folder: str, page: Path) -> str:
     """Table of one method that builds on FC-CLIP: a row for each config and dataset."""
     rows = []
     for entry in entries(folder):
-        for dataset, values in numbers(entry).items():
+        untested = {entry["Metadata"].get("Tested On", NONE): {}}
+        for dataset, values in (numbers(entry) or untested).items():
             rows.append([link(entry, page), dataset, *cells(values)])
     return table(["config", "tested on", *METRICS], rows, len(METRICS))
 

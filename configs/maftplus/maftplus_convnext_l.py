@@ -1,18 +1,14 @@
-# MAFT+ with CLIP ConvNeXt-L, panoptic (published weights: maftp_l_pano.pth).
-# MAFT+, arXiv 2408.00744: FC-CLIP with a fine-tuned CLIP that alone names the masks, by text
-# embeddings that are adapted to the image. The head only tells masks from void.
-_base_ = ["../fcclip/fcclip_ade20k.py"]
+# MAFT+ with CLIP ConvNeXt-L, panoptic (published weights: maftp_l_pano.pth), tested on ADE20K.
+_base_ = [
+    "../_base_/models/maftplus.py",
+    "../_base_/datasets/ade20k.py",
+    "../_base_/default_runtime.py",
+]
 
-model = dict(
-    head=dict(num_queries=100),
-    classifiers=[
-        dict(type="OpenVocabClassifier", embed_dim=None, null_class=True, template="vild"),
-        dict(
-            type="PooledCLIPClassifier",
-            template="vild",
-            text_adapter=dict(type="ContentDependentTransfer", form="panoptic"),
-        ),
-    ],
-    ensemble=dict(alpha=1.0, beta=1.0),
-    test_cfg=dict(score_threshold=0.2, overlap_threshold=0.7, instance=False),
-)
+# Short edge 800, long edge at most 1333.
+test_pipeline = [
+    dict(type="LoadImage"),
+    dict(type="ResizeKeepRatio", scale=(1333, 800)),
+    _base_.test_pipeline[-1],
+]
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -1,9 +1,14 @@
-# OVRCOAT with CLIP ConvNeXt-L (published weights: ovrcoat.pth).
-# OVRCOAT, arXiv 2603.21386: FC-CLIP with a fine-tuned CLIP, whose confidence corrects objectness.
-_base_ = ["../fcclip/fcclip_ade20k.py"]
+# OVRCOAT with CLIP ConvNeXt-L (published weights: ovrcoat.pth), tested on ADE20K.
+_base_ = [
+    "../_base_/models/ovrcoat.py",
+    "../_base_/datasets/ade20k.py",
+    "../_base_/default_runtime.py",
+]
 
-model = dict(
-    ensemble=dict(type="CoatEnsemble", coat_lambda=0.5),
-    # Scores of instances as published: the mean logit of a mask, not its mean probability.
-    test_cfg=dict(overlap_threshold=0.7, instance_quality="logit"),
-)
+# Short edge 800, long edge at most 1333.
+test_pipeline = [
+    dict(type="LoadImage"),
+    dict(type="ResizeKeepRatio", scale=(1333, 800)),
+    _base_.test_pipeline[-1],
+]
+test_dataloader = dict(dataset=dict(pipeline=test_pipeline))

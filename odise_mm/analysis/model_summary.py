@@ -18,7 +18,7 @@ from odise_mm.analysis.meta import build_on_meta, load_model_config, short_edge
 from odise_mm.analysis.parts import part_of
 from odise_mm.config.finding import config_folders
 from odise_mm.models import DiffusionBackbone, OpenVocabSegmentor
-from odise_mm.models.frozen import FrozenModule
+from odise_mm.models.frozen import trained_names
 
 
 def all_configs() -> list[str]:
@@ -74,16 +74,11 @@ def summarize(config: str, size: int | None = None) -> dict[str, Any]:
 
 def count_parameters(model: OpenVocabSegmentor) -> tuple[dict[str, int], dict[str, int]]:
     """Count trained and frozen parameters by part; shared parameters count once."""
-    frozen_ids = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, FrozenModule) and module.frozen
-        for parameter in module.parameters()
-    }
+    trained_ids = {id(model.get_parameter(name)) for name in trained_names(model)}
     trained: Counter[str] = Counter()
     frozen: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        counts = frozen if id(parameter) in frozen_ids else trained
+        counts = trained if id(parameter) in trained_ids else frozen
         counts[part_of(name)] += parameter.numel()
     return dict(trained), dict(frozen)
 

@@ -10,7 +10,7 @@ import torch
 
 from odise_mm.analysis.parts import part_of
 from odise_mm.models import OpenVocabSegmentor
-from odise_mm.models.frozen import FrozenModule
+from odise_mm.models.frozen import trained_names
 
 OURS, CHECKPOINTED, BASELINE = "ours", "ours, use_checkpoint", "baseline"
 
@@ -25,11 +25,8 @@ def trained_as(model: OpenVocabSegmentor, way: str) -> Iterator[None]:
             checkpointing in the UNet) or ``BASELINE`` (frozen weights require gradients).
     """
     backbone, clip = model.backbone, getattr(model, "clip", None)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
-    for part in model.modules():
-        if isinstance(part, FrozenModule) and part.frozen:
-            part.requires_grad_(False)
+    model.requires_grad_(False)
+    _require_gradients(model)
     before = getattr(backbone, "use_checkpoint", False)
     backbone.use_checkpoint = way == CHECKPOINTED
     patched = []
@@ -52,9 +49,13 @@ def trained_as(model: OpenVocabSegmentor, way: str) -> Iterator[None]:
         for owner, method in patched:
             delattr(owner, method)
         backbone.use_checkpoint = before
-        for part in model.modules():
-            if isinstance(part, FrozenModule) and part.frozen:
-                part.requires_grad_(False)
+        model.requires_grad_(False)
+        _require_gradients(model)
+
+
+def _require_gradients(model: OpenVocabSegmentor) -> None:
+    for name in trained_names(model):
+        model.get_parameter(name).requires_grad_(True)
 
 
 def gradient_nodes(model: OpenVocabSegmentor, loss: torch.Tensor) -> dict[str, Counter[str]]:

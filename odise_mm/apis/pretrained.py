@@ -29,6 +29,7 @@ from odise_mm.checkpoints.training_names import NOTE, train_vocabulary
 from odise_mm.config.untrusted import check_model_config
 from odise_mm.config.walking import named_weights
 from odise_mm.errors import CheckpointError, ConfigError, OutputError, VocabularyError
+from odise_mm.models.frozen import trained_names
 from odise_mm.utils.display import printable, some
 from odise_mm.utils.files import read_json, write_json
 from odise_mm.utils.old_keys import rename_recorded_keys
@@ -98,7 +99,13 @@ def _contained_clip(model: nn.Module, model_cfg: dict[str, Any]) -> dict[str, Te
     clip = model_cfg.get("clip")
     if not isinstance(clip, dict) or clip.get("weights") is not None:
         return {}
-    return {f"clip.{name}": value.detach() for name, value in model.clip.named_parameters()}
+    # A trained trunk is in the state dict of the backbone.
+    trained = {id(model.get_parameter(name)) for name in trained_names(model)}
+    return {
+        f"clip.{name}": value.detach()
+        for name, value in model.clip.named_parameters()
+        if id(value) not in trained
+    }
 
 
 def load_pretrained(

@@ -272,6 +272,29 @@ def expected_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
     return parts
 
 
+def fill_other_names(
+    state: Mapping[str, Tensor], model: nn.Module, wanted: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return a state dict that has each parameter under all of its names in the model.
+
+    A trained trunk of CLIP is a part of the backbone and of the CLIP. Published files name it once.
+
+    Args:
+        state: contents of a checkpoint, under our names.
+        model: the model; may be on the meta device.
+        wanted: the names to fill, see :func:`expected_tensors`.
+    """
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    filled = dict(state)
+    for group in names.values():
+        known = next((name for name in group if name in state), None)
+        if known is not None:
+            filled |= {name: state[known] for name in group if name in wanted and name not in state}
+    return filled
+
+
 def use_contained_clip(model: dict[str, Any], path: str | Path) -> bool:
     """Skip the config's weights of CLIP if a checkpoint contains the CLIP, as FC-CLIP's do.
 
@@ -323,6 +346,7 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     if published is not None:
         state, unused = from_published(state)
     wanted = expected_tensors(model, state)
+    state = fill_other_names(state, model, wanted)
     wrong = differences(state, wanted)
     if wrong:
         advice = "It contains the weights of another model."

@@ -20,7 +20,14 @@ from odise_mm.models.clip.frozen_clip import FrozenCLIP
 from odise_mm.models.clip.text_encoder import TextEncoder
 from odise_mm.models.data_preprocessor import ColorPaddingPreprocessor
 from odise_mm.models.heads.mask2former_head import MaskPrediction, OpenVocabMask2FormerHead
+from odise_mm.models.losses.auxiliary_loss import AuxiliaryLoss, TrainingOutputs
 from odise_mm.models.losses.class_loss import OpenVocabCrossEntropyLoss
+from odise_mm.models.losses.clip_losses import (
+    CLIPCrossEntropyLoss,
+    GramDistillationLoss,
+    MaskAwareLoss,
+    RepresentationCompensationLoss,
+)
 from odise_mm.models.losses.grounding_loss import GroundingLoss
 from odise_mm.models.necks.captioners.blip import BLIPCaptioner
 from odise_mm.models.necks.captioners.implicit import EmptyCaptioner, ImplicitCaptioner
@@ -44,7 +51,9 @@ allow_training_state()
 __getattr__ = renamed(__name__)
 
 __all__ = [
+    "AuxiliaryLoss",
     "BLIPCaptioner",
+    "CLIPCrossEntropyLoss",
     "CaptionCaptioner",
     "ClassPrediction",
     "Classifier",
@@ -59,10 +68,12 @@ __all__ = [
     "FileProposals",
     "FrozenCLIP",
     "GeometricEnsemble",
+    "GramDistillationLoss",
     "GroundingLoss",
     "HeuristicCaptioner",
     "ImageMaskSource",
     "ImplicitCaptioner",
+    "MaskAwareLoss",
     "MaskCLIPClassifier",
     "MaskPrediction",
     "MaskSource",
@@ -76,6 +87,7 @@ __all__ = [
     "Proposals",
     "Sam3Proposals",
     "SamProposals",
+    "RepresentationCompensationLoss",
     "SegmentedImages",
     "SegmentorProposals",
     "Taps",
@@ -84,4 +96,5 @@ __all__ = [
     "TextEncoder",
     "TimmBackbone",
     "TrainableClassifier",
+    "TrainingOutputs",
 ]

@@ -24,6 +24,10 @@ class FrozenModule(nn.Module):
 
     The last point uses torch's state dict hooks, which mmengine's checkpoint code also runs. A
     module that never calls :meth:`freeze` is trained like any other.
+
+    Another module may train a part of a frozen one: it registers the part as its own submodule,
+    which then belongs to its state dict, and lets the parameters require gradients. See
+    ``trained`` of :class:`~odise_mm.models.OpenCLIPBackbone`.
     """
 
     frozen = False
@@ -56,7 +60,8 @@ class FrozenModule(nn.Module):
         """Convert frozen weights to another floating point type; trained weights are unchanged.
 
         Scalars (CLIP's logit scale), buffers (noise, image mean) and batch norms, whose statistics
-        are buffers, stay in float32: they take little memory, and all results depend on them.
+        are buffers, stay in float32: they take little memory, and all results depend on them. So do
+        parameters that another module trains.
 
         Args:
             dtype: the new floating point type.
@@ -103,8 +108,14 @@ def cast_weights(part: nn.Module, dtype: torch.dtype) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             continue
         for parameter in module.parameters(recurse=False):
-            if parameter.is_floating_point() and parameter.ndim:
+            if parameter.is_floating_point() and parameter.ndim and not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
+
+
+def trained_names(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that a model's checkpoints contain, each once."""
+    state = model.state_dict()
+    return [name for name, _ in model.named_parameters(remove_duplicate=False) if name in state]
 
 
 def _first_tensor(module: nn.Module) -> Tensor:

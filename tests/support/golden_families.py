@@ -91,14 +91,18 @@ _CONFIGS = {
 }
 
 
-def published_config(family: str) -> Config:
-    """The config of the full-size model."""
-    return Config.fromfile(ROOT / "configs" / _CONFIGS[family])
+def published_config(family: str, training: bool = False) -> Config:
+    """The config of the full-size model, for testing or training."""
+    file = f"{family}/{family}_coco.py" if training else _CONFIGS[family]
+    return Config.fromfile(ROOT / "configs" / file)
 
 
-def tiny_config(family: str) -> Config:
+def tiny_config(family: str, training: bool = False) -> Config:
     """The same with the tiny CLIP, whose weights are random."""
-    config = published_config(family)
+    config = published_config(family, training)
+    for loss in config.model.get("auxiliary_losses", ()):
+        if "teacher" in loss:
+            loss.teacher = dict(type="OpenCLIPBackbone", model=CLIP)
     config.model.clip.model = CLIP
     config.model.clip.weights = None
     config.model.head.embed_dim = CLIP["embed_dim"]
@@ -169,6 +173,22 @@ _KEPT: dict[str, tuple[int, ...]] = {
 }
 
 
+# The same for the recorded losses; gradients, too.
+_KEPT_LOSSES: dict[str, tuple[int, ...]] = {
+    "frozen_clip_vis_dense": (1, 5, 1, 1),
+    "teacher_clip_vis_dense": (1, 5, 1, 1),
+    **{
+        f"grad_{loss}/backbone.clip_model.visual.trunk.{key}": steps
+        for loss in ("oov_ce", "dist_plus_rc")
+        for key, steps in {
+            "stem.0.weight": (1, 1, 1, 1),
+            "stages.2.blocks.1.mlp.fc1.weight": (3, 3),
+            "stages.3.blocks.1.mlp.fc2.weight": (7, 5),
+        }.items()
+    },
+}
+
+
 @dataclass
 class Case:
     """Recorded stages of one image of 512 x 512 pixels.
@@ -216,11 +236,31 @@ def load_case(family: str) -> Case:
         return Case(family, {key: data[key] for key in data.files})
 
 
+def load_losses(family: str) -> Case:
+    """Load the recorded losses of OVRCOAT or MAFT+ from ``tests/data``."""
+    with np.load(DATA / f"{family}_tiny_losses_512x512.npz") as data:
+        return Case(family, {key: data[key] for key in data.files})
+
+
 def check_values(family: str) -> dict[str, np.ndarray]:
     """First eight values of every tenth parameter, as recorded."""
     with np.load(DATA / "families_weights_check.npz") as data:
         prefix = f"{family}/"
         return {k.removeprefix(prefix): data[k] for k in data.files if k.startswith(prefix)}
+
+
+def pack_losses(folder: Path, family: str) -> None:
+    """Thin out the recorded losses of a family that has any."""
+    source = folder / f"{family}_tiny_losses_512x512.npz"
+    if source.is_file():
+        with np.load(source) as data:
+            kept = {
+                name: data[name][
+                    tuple(slice(None, None, step) for step in _KEPT_LOSSES.get(name, ()))
+                ]
+                for name in data.files
+            }
+        np.savez_compressed(DATA / source.name, **kept)
 
 
 def main() -> None:
@@ -240,6 +280,7 @@ def main() -> None:
                         tuple(slice(None, None, step) for step in steps)
                     ]
         np.savez_compressed(DATA / f"{family}_tiny_512x512.npz", **kept)
+        pack_losses(folder, family)
     packed = gzip.compress(json.dumps(keys, separators=(",", ":")).encode(), 9, mtime=0)
     (DATA / "families_keys.json.gz").write_bytes(packed)
     np.savez_compressed(DATA / "families_weights_check.npz", **checks)

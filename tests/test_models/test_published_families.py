@@ -13,6 +13,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmdet.structures import DetDataSample
+from mmengine.optim import build_optim_wrapper
+from mmengine.structures import InstanceData
 from PIL import Image
 from torch import Tensor, nn
 
@@ -21,8 +23,16 @@ from odise_mm.checkpoints import published
 from odise_mm.checkpoints.published import load_weights
 from odise_mm.config.building import build_model, build_part
 from odise_mm.errors import CheckpointError, ConfigError
-from odise_mm.models import OpenVocabSegmentor
+from odise_mm.models import (
+    CLIPCrossEntropyLoss,
+    GramDistillationLoss,
+    MaskAwareLoss,
+    OpenVocabSegmentor,
+    RepresentationCompensationLoss,
+    TrainingOutputs,
+)
 from odise_mm.models.classifiers.base import ClassPrediction
+from odise_mm.models.losses.clip_losses import scaled_to_one, soft_iou
 from odise_mm.registry import MODELS
 from odise_mm.vocabulary import Vocabulary
 from tests.support import golden, golden_families
@@ -182,18 +192,180 @@ def test_logits_of_all_layers(run: Run) -> None:
         assert (difference[0].max(-1) > 1e-3).sum() <= 3
 
 
-def test_a_training_step(run: Run) -> None:
-    """Gradients reach every trained parameter, and no parameter of CLIP."""
-    model = build_model(golden_families.tiny_config(run.case.family))
+AUXILIARY = {
+    "fcclip": set(),
+    "ovrcoat": {"loss_clip"},
+    "maftplus": {"loss_ranking", "loss_compensation"},
+}
+TRUNK = "clip.model.visual.trunk."
+
+
+def of_trunk(name: str) -> bool:
+    return name.startswith((f"{TRUNK}stem.", f"{TRUNK}stages."))
+
+
+@pytest.mark.parametrize("family", golden_families.FAMILIES)
+def test_two_training_steps(family: str, tmp_path: Path) -> None:
+    """The training config trains all that it should; its checkpoint loads again."""
+    config = golden_families.tiny_config(family, training=True)
+    config.model.head.train_cfg.num_points = 200
+    model = build_model(config)
     model.vocabulary = vocabulary()
-    model.train()
-    losses = model(**make_batch(model, (3, 2)), mode="loss")
-    assert len(losses) == 30 and all(torch.isfinite(value) for value in losses.values())
-    sum(losses.values()).backward()
-    without = {name for name, p in model.named_parameters() if p.requires_grad and p.grad is None}
-    # The adapter of MAFT+ is trained by a loss that is not implemented here.
-    assert all(name.startswith("classifiers.1.text_adapter.") for name in without), without
-    assert all(parameter.grad is None for parameter in model.clip.parameters())
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    frozen_clip = {name for name in before if name.startswith("clip.") and name not in trained}
+    assert {name for name in trained if name.startswith("clip.")} == (
+        set() if family == "fcclip" else set(filter(of_trunk, before))
+    )
+    text = model.classifiers[0].class_embeddings(model.vocabulary).clone()
+    options = config.optim_wrapper.to_dict() | dict(type="OptimWrapper")  # AMP needs a GPU
+    options.pop("dtype", None), options.pop("loss_scale", None)
+    optimizer = build_optim_wrapper(model.train(), options)
+    for _ in range(2):
+        data = make_batch(model, (3, 2))
+        losses = model(**data, mode="loss")
+        assert all(torch.isfinite(value) for value in losses.values())
+        assert len(losses) == 30 + len(AUXILIARY[family]) and AUXILIARY[family] <= set(losses)
+        optimizer.update_params(model.parse_losses(losses)[0])
+    after = dict(model.named_parameters())
+    moments = optimizer.optimizer.state
+    assert not {name for name in trained if not moments[after[name]]["exp_avg"].any()}
+    assert all(torch.equal(after[name], before[name]) for name in frozen_clip)
+    model.classifiers[0].text_encoder.forget()
+    assert torch.equal(model.classifiers[0].class_embeddings(model.vocabulary), text)
+
+    state = model.state_dict()
+    assert not [key for key in state if key.startswith(("clip.", "auxiliary_losses."))]
+    assert len(state) == len(trained)
+    torch.save({"state_dict": state}, tmp_path / "iter_2.pth")
+    # The config for testing has no teacher, and the same state dict.
+    again = build_model(golden_families.tiny_config(family))
+    load_weights(again, tmp_path / "iter_2.pth")
+    for name, value in again.named_parameters():
+        assert torch.equal(value, after[name]), name
+
+
+def test_rates_and_decay_of_fine_tuning() -> None:
+    """The trunk has a tenth of the rate; its norms keep a weight decay of 0."""
+    config = golden_families.published_config("ovrcoat", training=True)
+    with torch.device("meta"):
+        model = build_model(config)
+    groups = build_optim_wrapper(model, config.optim_wrapper.to_dict()).optimizer.param_groups
+    found = {id(g["params"][0]): (g["lr"], g["weight_decay"]) for g in groups}
+    # Published: one more, CLIP's logit scale.
+    assert sum(g["params"][0].numel() for g in groups) == 216_948_865
+    norms = {
+        f"{name}.{part}"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm | nn.GroupNorm)
+        for part in ("weight", "bias")
+    }
+    norms |= {f"head.{name}.weight" for name in ("query_feat", "query_embed", "level_embed")}
+    norms.add("classifiers.0.null_embedding")
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            rate, decay = found.pop(id(value))
+            assert rate == pytest.approx(1e-5 if of_trunk(name) else 1e-4), name
+            assert decay == (0 if name in norms else 0.05), name
+    assert not found
+
+
+@pytest.mark.parametrize("family", ["ovrcoat", "maftplus"])
+def test_published_weights_go_into_the_trained_trunk(runs: Any, family: str) -> None:
+    model = runs(family).model
+    state = model.state_dict()
+    keys = [key for key in state if key.startswith("backbone.trunk.")]
+    assert len(keys) == sum(map(of_trunk, dict(model.named_parameters())))
+    for key in keys:
+        published = key.replace("backbone.trunk.", "backbone.clip_model.visual.trunk.")
+        expected = golden_families.parameter(family, published, tuple(state[key].shape))
+        np.testing.assert_array_equal(state[key].numpy(), expected)
+
+
+def training_outputs(run: Run, labels: list[int], masks: Tensor, queries: Any) -> TrainingOutputs:
+    """Outputs for the recorded image, with the masks as they are in inference."""
+    (image,), model = run.outputs["backbone"][0], run.model
+    pyramid = model.backbone(image)
+    prediction = run["head"][-1]._replace(features=pyramid[-1])
+    names = model.vocabulary
+    return TrainingOutputs(
+        images=image,
+        pyramid=pyramid,
+        prediction=prediction,
+        targets=[InstanceData(labels=torch.tensor(labels), masks=masks)],
+        matches=[(torch.tensor(queries), torch.arange(len(queries)))],
+        vocabulary=names,
+        classify=lambda: [c(prediction, [], names) for c in model.classifiers],
+    )
+
+
+def published_teacher(family: str, prefix: str) -> nn.Module:
+    """The frozen second CLIP of the recording."""
+    teacher = MODELS.build(dict(type="OpenCLIPBackbone", model=golden_families.CLIP))
+    for name, value in teacher.own_tower.named_parameters():
+        key = f"{prefix}.clip_model.visual.{name}"
+        value.data = torch.from_numpy(golden_families.parameter(family, key, tuple(value.shape)))
+    return teacher
+
+
+def check_gradients(run: Run, case: golden_families.Case, loss: Tensor, stage: str) -> None:
+    run.model.zero_grad()
+    loss.backward(retain_graph=True)
+    keys = [k for k in case.arrays if k.startswith(f"{stage}/") and "logit_scale" not in k]
+    assert len(keys) == 3
+    for key in keys:
+        name = key.partition("/")[2].replace("backbone.clip_model.", "clip.model.")
+        gradient = run.model.get_parameter(name).grad
+        norm = float(case[f"norm/{key}"])
+        assert float(gradient.double().norm()) == pytest.approx(norm, rel=1e-5)
+        assert case.error(key, gradient[:64]) <= 1e-4, key
+    run.model.zero_grad()
+
+
+def test_losses_of_ovrcoat_equal_the_recorded_ones(runs: Any) -> None:
+    run, case = runs("ovrcoat"), golden_families.load_losses("ovrcoat")
+    labels, queries = case["oov_labels"].tolist(), case["oov_queries"].tolist()
+    outputs = training_outputs(run, labels, torch.zeros(len(labels), 8, 8).bool(), queries)
+    loss = CLIPCrossEntropyLoss(loss_weight=1.0)(outputs)
+    assert float(loss) == pytest.approx(float(case["loss_oov_ce"]), rel=1e-5)
+    check_gradients(run, case, loss, "grad_oov_ce")
+    half = CLIPCrossEntropyLoss(loss_weight=0.5)(outputs)
+    assert float(half) == pytest.approx(0.5 * float(loss), rel=1e-6)
+    assert float(CLIPCrossEntropyLoss(1.0, twice=False)(outputs)) > 1.3 * float(loss)
+
+    teacher = published_teacher("ovrcoat", "frozen_backbone")
+    assert case.error("frozen_clip_vis_dense", teacher(outputs.images)[-1]) <= 1e-5
+    gram = GramDistillationLoss(teacher, loss_weight=1.0)(outputs)
+    assert float(gram) == pytest.approx(float(case["dist_loss_w1"]), rel=1e-5)
+    compensation = RepresentationCompensationLoss(teacher, loss_weight=1.0)(outputs)
+    assert float(compensation) == pytest.approx(float(case["rc_loss_w1"]), rel=1e-5)
+    check_gradients(run, case, gram + compensation, "grad_dist_plus_rc")
+
+
+def test_losses_of_maftplus_equal_the_recorded_ones(runs: Any) -> None:
+    run, case = runs("maftplus"), golden_families.load_losses("maftplus")
+    masks = torch.zeros(3, 512, 512, dtype=torch.bool)
+    for mask, (top, bottom, left, right) in zip(masks, case["targets_boxes"], strict=True):
+        mask[top:bottom, left:right] = True
+    outputs = training_outputs(run, case["targets_labels"].tolist(), masks, [0, 1, 2])
+    iou = soft_iou(outputs.prediction.masks[0], masks)
+    np.testing.assert_allclose(iou.numpy(), case["iou"], atol=2e-5)
+    np.testing.assert_allclose(scaled_to_one(iou).numpy(), case["iou_norm"], atol=1e-4)
+    ranking = MaskAwareLoss(loss_weight=1.0)(outputs)
+    assert float(ranking) == pytest.approx(float(case["ranking_loss"]), rel=2e-5)
+
+    teacher = published_teacher("maftplus", "backbone_t")
+    assert case.error("teacher_clip_vis_dense", teacher(outputs.images)[-1]) <= 1e-5
+    compensation = RepresentationCompensationLoss(teacher, loss_weight=1.0)(outputs)
+    assert float(compensation) == pytest.approx(float(case["rc_loss_w1"]), rel=1e-5)
+
+    # The ranking loss trains the trunk and the adapter of the text, which starts as the identity.
+    run.model.zero_grad()
+    ranking.backward()
+    trained = [n for n, p in run.model.named_parameters() if p.grad is not None and p.grad.any()]
+    assert any(map(of_trunk, trained))
+    assert all(of_trunk(n) or n.startswith("classifiers.1.text_adapter.") for n in trained)
+    run.model.zero_grad()
 
 
 def test_probabilities(run: Run) -> None:

@@ -14,7 +14,7 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from odise_mm.checkpoints.safe_loading import differences
-from odise_mm.errors import CheckpointError
+from odise_mm.errors import CheckpointError, ConfigError
 from odise_mm.models.backbones.base import Backbone
 from odise_mm.models.backbones.timm_backbone import (
     cast_buffers,
@@ -30,6 +30,7 @@ from odise_mm.models.clip.frozen_clip import FrozenCLIP
 from odise_mm.models.clip.sources import CLIPSource, find_clip, read_clip
 from odise_mm.models.frozen import same_random_weights
 from odise_mm.registry import MODELS
+from odise_mm.utils.settings import check_flag
 
 PREFIX = "visual."  # of the image tower's keys in files of open_clip and OpenAI
 
@@ -47,6 +48,12 @@ class OpenCLIPBackbone(Backbone):
     multiple of 32. For other timm towers, tiles are resized to the size that the tower was trained
     on. If ``image_size`` is set, tiles are always resized to that size.
 
+    With ``trained``, the stem and the stages of the ConvNeXt of the segmentor's CLIP are trained
+    with the model, as in OVRCOAT and MAFT+. They belong to the backbone's state dict as
+    ``trunk.stem`` and ``trunk.stages``, so checkpoints contain them. The tower's head and the text
+    tower stay frozen. In the optimizer, the parameters are named after the CLIP:
+    ``clip.model.visual.trunk``.
+
     Args:
         model: name of an open_clip architecture, or the content of such a config (``embed_dim``,
             ``vision_cfg``, ``quick_gelu``). Only the image tower is built. None: use the tower of
@@ -61,8 +68,10 @@ class OpenCLIPBackbone(Backbone):
         mean: mean of the training images, see :class:`~odise_mm.models.FrozenCLIP`. Requires
             ``model``.
         std: standard deviation, like ``mean``.
+        trained: whether to train the trunk of the segmentor's CLIP, which must be a ConvNeXt.
 
     Raises:
+        ConfigError: ``trained`` with a ``model``, or with a tower that is not a ConvNeXt.
         ValueError: unknown architecture or tag; an index that does not exist; neither ``model`` nor
             ``clip`` is set; ``weights``, ``mean`` or ``std`` without ``model``.
         CheckpointError: the weights are missing, cannot be downloaded or belong to another model.
@@ -85,9 +94,11 @@ class OpenCLIPBackbone(Backbone):
         image_size: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        trained: bool = False,
     ) -> None:
         super().__init__()
         check_image_size(image_size)
+        check_flag("trained", trained)
         # In a tuple, so that it is not registered as a submodule: it belongs to the segmentor.
         self._shared_clip = (clip,) if model is None and clip is not None else ()
         state = None
@@ -126,7 +137,27 @@ class OpenCLIPBackbone(Backbone):
                 _fill(tower, state, known, name, source.path)
         self.image_size = self._set_image_size(image_size)
         register_normalization(self, mean, std)
-        self.freeze()
+        if trained:
+            self.trunk = self._trained_trunk(name)
+        else:
+            self.freeze()
+
+    def _trained_trunk(self, name: str) -> nn.ModuleDict:
+        """Return the trained layers of the shared tower, which belong to the state dict."""
+        if not self._shared_clip:
+            raise ConfigError(
+                f"trained=True trains the image tower of the segmentor's clip, not that of {name}: "
+                "remove `model` from the backbone, and set `clip` in the segmentor"
+            )
+        trunk = getattr(self.tower, "trunk", None)
+        if not (hasattr(trunk, "stem") and hasattr(trunk, "stages")):
+            raise ConfigError(
+                f"trained=True needs a clip with a ConvNeXt, and {name} has "
+                f"{type(trunk or self.tower).__name__}: choose one such as convnext_large_d_320, "
+                "or remove `trained`"
+            )
+        layers = nn.ModuleDict({"stem": trunk.stem, "stages": trunk.stages})
+        return layers.requires_grad_(True)
 
     def _set_image_size(self, image_size: int | None) -> int | None:
         """Return the fixed height and width of tiles, or None; resize a timm trunk to it."""

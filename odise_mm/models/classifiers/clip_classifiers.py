@@ -197,11 +197,13 @@ class PooledCLIPClassifier(_CLIPClassifier):
                 "shared=False to run CLIP once more"
             )
 
-    @torch.no_grad()
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
     ) -> ClassPrediction:
-        """See :class:`~odise_mm.models.classifiers.base.Classifier`; has no view on void."""
+        """See :class:`~odise_mm.models.classifiers.base.Classifier`; has no view on void.
+
+        A trained tower and a text adapter get gradients, the masks do not.
+        """
         features = prediction.features
         if not self.reads_features:
             images = prediction.images_at_own_size(images)
@@ -209,7 +211,9 @@ class PooledCLIPClassifier(_CLIPClassifier):
         pooled, valid = pool_masks(features, prediction.masks)
         embeddings = self.embed_pooled(pooled)
         if self.text_adapter is None:
-            return self.name_embeddings(embeddings, vocabulary)._replace(valid=valid)
+            text = self.text_encoder.of_vocabulary(vocabulary, self.template)
+            logits = class_logits(embeddings, text, vocabulary, self.clip.logit_scale)
+            return ClassPrediction(logits, valid=valid)
         text = self.adapt_text(features, vocabulary)
         with full_precision(embeddings):
             similarity = F.normalize(embeddings, dim=-1) @ text.transpose(1, 2)

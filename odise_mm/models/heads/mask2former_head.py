@@ -200,6 +200,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
             **options,
         )
         choose_ops_backend()
+        self._matches: list[list[Matches]] = []
         if not objectness:
             self.cls_embed = None
         self.mask_embedding = None
@@ -259,6 +260,15 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         logits: Sequence[Tensor],
         targets: Sequence[InstanceData],
     ) -> dict[str, Tensor]:
+        """Compute the losses of :meth:`losses_and_matches` without returning the matches."""
+        return self.losses_and_matches(predictions, logits, targets)[0]
+
+    def losses_and_matches(
+        self,
+        predictions: Sequence[MaskPrediction],
+        logits: Sequence[Tensor],
+        targets: Sequence[InstanceData],
+    ) -> tuple[dict[str, Tensor], list[Matches]]:
         """Compute Mask2Former's matching, class losses and mask losses of every layer in float32.
 
         Args:
@@ -269,7 +279,8 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
 
         Returns:
             ``loss_cls``, ``loss_mask`` and ``loss_dice`` of the last layer. The losses of the other
-            layers have prefixes, as in ``d0.loss_cls``.
+            layers have prefixes, as in ``d0.loss_cls``. For every image, the indices of the last
+            layer's matched queries and of their targets.
 
         Raises:
             TrainingError: the head has no ``train_cfg``.
@@ -282,13 +293,17 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         # mmdet's losses read the number of classes from these attributes.
         self.num_classes = logits[0].shape[-1] - 1
         self.class_weight = self.loss_cls.weights(self.num_classes)
+        self._matches = []
         with full_precision(logits[0]):
-            return self.loss_by_feat(
+            losses = self.loss_by_feat(
                 [layer.float() for layer in logits],
                 [prediction.masks.float() for prediction in predictions],
                 self._floats(targets),
                 [{}] * len(targets),
             )
+        # mmdet computes one layer after the other, and only returns the losses.
+        matches, self._matches = self._matches[-1], []
+        return losses, matches
 
     @staticmethod
     def _floats(targets: Sequence[InstanceData]) -> list[InstanceData]:
@@ -331,6 +346,7 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         """
         with torch.no_grad():
             matched = list(map(self._match, cls_scores, mask_preds, batch_gt_instances))
+        self._matches.append(matched)
         labels = cls_scores.new_full(cls_scores.shape[:2], self.num_classes, dtype=torch.long)
         for row, (queries, places), targets in zip(
             labels, matched, batch_gt_instances, strict=True

@@ -2,7 +2,7 @@
 
 image -> captioner -> backbone -> neck -> head -> classifiers -> ensemble -> results
                                             |
-                             losses of every layer (training)
+                             losses of every layer (training), auxiliary losses
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,13 +11,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
+from odise_mm.errors import ConfigError
 from odise_mm.models.classifiers.base import with_void
+from odise_mm.models.losses.auxiliary_loss import TrainingOutputs, check_auxiliary_losses
 from odise_mm.models.segmentors.base_segmentor import BaseSegmentor, Names, Samples
 from odise_mm.models.segmentors.results import SegmentedImages, cropped
 from odise_mm.models.segmentors.supervision import (
     check_embeddings,
     check_grounding,
     check_void,
+    trains_with_labels,
     what_is_trained,
 )
 from odise_mm.models.segmentors.targets import captions_of, targets_of, words_of
@@ -33,7 +36,7 @@ from odise_mm.models.segmentors.tiled_features import (
 )
 from odise_mm.registry import MODELS
 from odise_mm.utils.old_keys import renamed_arguments
-from odise_mm.utils.settings import check_whole
+from odise_mm.utils.settings import check_flag, check_whole
 from odise_mm.vocabulary import Vocabulary
 
 
@@ -67,6 +70,10 @@ class OpenVocabSegmentor(BaseSegmentor):
         grounding: loss between masks and the words of captions, for caption supervision. It needs a
             head with ``objectness``. None for supervision by labels or by masks alone, and for
             models that are not trained.
+        auxiliary_losses: losses in addition to Mask2Former's, which read the outputs of the last
+            layer, see :class:`~odise_mm.models.AuxiliaryLoss`. They are not used in inference.
+        detach_features: whether the head passes no gradients back to neck and backbone. A trained
+            backbone is then trained by the auxiliary losses alone, as in MAFT+.
         tile_size: edge of the backbone's square tiles in pixels; None for whole images.
         max_tiles_per_batch: number of tiles, of one or several images, in a batch of the backbone.
             It limits memory and does not change results.
@@ -82,7 +89,8 @@ class OpenVocabSegmentor(BaseSegmentor):
 
     Raises:
         ConfigError: ``grounding`` in a model for label supervision, a classifier that needs the
-            mask embeddings of a head without any, or a setting that is not allowed.
+            mask embeddings of a head without any, auxiliary losses that do not fit the model, or
+            a setting that is not allowed.
     """
 
     @renamed_arguments(fusion="ensemble")
@@ -98,6 +106,8 @@ class OpenVocabSegmentor(BaseSegmentor):
         text_encoder: dict | None = None,
         captioner: dict | nn.Module | None = None,
         grounding: dict | nn.Module | None = None,
+        auxiliary_losses: Sequence[dict | nn.Module] = (),
+        detach_features: bool = False,
         tile_size: int | None = 512,
         max_tiles_per_batch: int = 4,
         test_cfg: dict[str, Any] | None = None,
@@ -107,6 +117,10 @@ class OpenVocabSegmentor(BaseSegmentor):
         check_whole("max_tiles_per_batch", max_tiles_per_batch)
         if tile_size is not None:
             check_whole("tile_size", tile_size)
+        check_flag("detach_features", detach_features)
+        if not isinstance(auxiliary_losses, list | tuple):
+            raise ConfigError(f"auxiliary_losses={auxiliary_losses!r} must be a list of losses")
+        self.detach_features = detach_features
         self.tile_size = tile_size
         self.max_tiles_per_batch = max_tiles_per_batch
         shared = self._build_clip(clip, text_encoder)
@@ -129,6 +143,8 @@ class OpenVocabSegmentor(BaseSegmentor):
         self.grounding = None if grounding is None else build_part(grounding, MODELS)
         if self.grounding is not None:
             check_grounding(self.head, self.classifiers[0])
+        self.auxiliary_losses = nn.ModuleList(build_part(a, MODELS) for a in auxiliary_losses)
+        check_auxiliary_losses(self.auxiliary_losses, trains_with_labels(self.head, self.grounding))
 
     def loss(
         self, inputs: Tensor, data_samples: Samples, vocabulary: Names = None
@@ -149,7 +165,7 @@ class OpenVocabSegmentor(BaseSegmentor):
         Returns:
             Scalars ``loss_cls``, ``loss_mask``, ``loss_dice`` and, with captions,
             ``loss_grounding`` of the last layer. The losses of the other layers have prefixes, as
-            in ``d0.loss_cls``.
+            in ``d0.loss_cls``. The auxiliary losses have their own names.
 
         Raises:
             DatasetError: a sample has no masks or words, or a label outside the vocabulary.
@@ -163,18 +179,32 @@ class OpenVocabSegmentor(BaseSegmentor):
         targets = [targets_of(sample, inputs, count) for sample in data_samples]
         words = [] if self.grounding is None else words_of(data_samples)
         with self._arithmetic(inputs):
-            pyramids = self.extract_pyramids(list(inputs), captions_of(data_samples))
-            predictions = self.head(stack_pyramids(pyramids), all_layers=True)
+            pyramid = stack_pyramids(self.extract_pyramids(list(inputs), captions_of(data_samples)))
+            seen = [level.detach() for level in pyramid] if self.detach_features else pyramid
+            predictions = self.head(seen, all_layers=True)
             embeddings = [prediction.embeddings for prediction in predictions]
             if with_labels:
                 logits = classifier.supervised_logits(embeddings, vocabulary)
-                return self.head.losses(predictions, logits, targets)
-            logits = [prediction.objectness for prediction in predictions]
-            losses = self.head.losses(predictions, logits, targets)
-            if self.grounding is None:
+            else:
+                logits = [prediction.objectness for prediction in predictions]
+            losses, matches = self.head.losses_and_matches(predictions, logits, targets)
+            if self.grounding is not None:
+                embed, scale = classifier.word_embeddings, classifier.scale
+                losses |= self.grounding.of_layers(embeddings, words, embed, scale)
+            if not self.auxiliary_losses:
                 return losses
-            embed, scale = classifier.word_embeddings, classifier.scale
-            return losses | self.grounding.of_layers(embeddings, words, embed, scale)
+            last = predictions[-1]._replace(features=pyramid[-1])
+            images = cropped(inputs, data_samples, "img_shape")
+            outputs = TrainingOutputs(
+                inputs,
+                pyramid,
+                last,
+                targets,
+                matches,
+                vocabulary,
+                classify=lambda: [c(last, images, vocabulary) for c in self.classifiers],
+            )
+            return losses | {loss.name: loss(outputs) for loss in self.auxiliary_losses}
 
     def segment(
         self, inputs: Tensor, data_samples: Samples | None = None, vocabulary: Names = None

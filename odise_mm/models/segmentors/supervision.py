@@ -117,5 +117,10 @@ def what_is_trained(
     return None
 
 
+def trains_with_labels(head: nn.Module, grounding: nn.Module | None) -> bool:
+    """Return whether a model is trained with labels, not with captions or with masks alone."""
+    return grounding is None and not _predicts_objectness(head)
+
+
 def _predicts_objectness(head: nn.Module) -> bool:
     return getattr(head, "cls_embed", None) is not None

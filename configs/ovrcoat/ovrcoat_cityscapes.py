@@ -1,0 +1,9 @@
+# OVRCOAT tested on Cityscapes: short edge 1024, long edge at most 2560; instances are not computed.
+_base_ = [
+    "../_base_/models/ovrcoat.py",
+    "../_base_/datasets/cityscapes.py",
+    "../_base_/default_runtime.py",
+]
+
+model = dict(test_cfg=dict(instance=False))
+test_evaluator = [dict(type="PanopticQuality"), dict(type="SemanticIoU")]
