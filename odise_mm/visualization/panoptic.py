@@ -24,7 +24,6 @@ from odise_mm.visualization.text import LINE_STEP, font_for, halve, text_size, t
 _MIN_LONG_SIDE = 480  # smaller images are enlarged to make room for text
 _MIN_FONT = 12
 _MAX_LEGEND_FONT = 96
-_STABLE_VOCABULARY = 40  # up to this size, colors are assigned to all names, not per image
 _MAX_LABEL_CHARS = 28
 
 
@@ -121,13 +120,8 @@ def _ranks(panoptic: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
 
 
 def _color_segments(result: SegmentationResult) -> list[_Drawn]:
+    # Colors are assigned to the whole vocabulary, so that they don't change between images.
     names = list(result.class_names)
-    if not 0 < len(names) <= _STABLE_VOCABULARY:
-        # The largest class comes first, so that it keeps its preferred color.
-        area: dict[str, int] = defaultdict(int)
-        for segment in result.segments:
-            area[segment.name] += segment.area
-        names = sorted(area, key=lambda name: (-area[name], name))
     names += [n for n in dict.fromkeys(s.name for s in result.segments) if n not in set(names)]
     colors = dict(zip(names, class_colors(names), strict=True))
     seen: dict[str, int] = defaultdict(int)

@@ -13,8 +13,9 @@ from odise_mm.registry import VISUALIZERS
 from odise_mm.structures import Segment, SegmentationResult
 from odise_mm.visualization import class_colors, draw_panoptic
 from odise_mm.visualization.colors import is_light, shade
-from odise_mm.visualization.panoptic import deepest_box
+from odise_mm.visualization.panoptic import _color_segments, deepest_box
 from odise_mm.visualization.text import font_for, halve, text_size, tidy, wrap
+from odise_mm.vocabulary import Vocabulary
 
 
 def make_result(ids: np.ndarray, names: list[str]) -> SegmentationResult:
@@ -57,6 +58,39 @@ def test_colors_of_an_image_are_distinct():
     assert gaps.min() > 25
     many = class_colors([str(i) for i in range(1500)])
     assert len(np.unique(many, axis=0)) > 40
+
+
+def test_words_for_colors_and_common_stuff_get_their_color():
+    names = [
+        "black heart",
+        "red ball",
+        "red box",
+        "polka-dot blue box",
+        "wood",
+        "sky",
+        "dark red car",
+    ]
+    dark, red, other_red, blue, wood, sky, third_red = class_colors(names).astype(int)
+    assert dark.max() < 80 and blue.argmax() == 2 and sky.argmax() == 2
+    assert wood[0] > wood[1] > wood[2]
+    for color in (red, other_red, third_red):
+        assert color.argmax() == 0 and color[0] > 1.5 * color[1:].max()
+    assert len({tuple(color) for color in (red, other_red, third_red)}) == 3
+    assert class_colors(["redwood"])[0].tolist() != class_colors(["red"])[0].tolist()
+
+
+@pytest.mark.parametrize("name", ["coco", "lvis"])
+def test_a_class_has_one_color_in_all_images(name):
+    vocabulary = Vocabulary.load(name)
+    segments = [
+        Segment(1 + i, label, vocabulary.names[label], 0.9, 10, True)
+        for i, label in enumerate((5, 70, 100))
+    ]
+    found = []
+    for chosen in (segments, segments[1:], segments[::-1]):
+        result = SegmentationResult(segments=list(chosen), class_names=vocabulary.names)
+        found.append({item.segment.name: item.color for item in _color_segments(result)})
+    assert found[0] == found[2] and found[1].items() <= found[0].items()
 
 
 def test_shades_of_instances_differ():
