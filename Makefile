@@ -57,12 +57,12 @@ docs: venv  ## update the tables of configs, and build the documentation in site
 ifdef PHOTO
 demo: venv  ## run the demo, or segment your own image (PHOTO=, TEXTS=, STUFF=, CONFIG=, WEIGHTS=)
 	$(BIN)/python demo/image_demo.py $(PHOTO) --texts "$(TEXTS)" --stuff-texts "$(STUFF)" \
-	  --config $(CONFIG) --weights $(WEIGHTS) --out $(OUT)
+	  --config $(CONFIG) --weights $(WEIGHTS) --legend --out $(OUT)
 else
 demo: venv
 	@printf '\n1 of 3: segmenting a scene with the given class names\n'
 	$(BIN)/python demo/image_demo.py demo/images/toy_scene.jpg --texts "$(TEXTS)" --stuff-texts "$(STUFF)" \
-	  --config $(CONFIG) --weights $(WEIGHTS) --out $(OUT)
+	  --config $(CONFIG) --weights $(WEIGHTS) --legend --out $(OUT)
 	@printf '\n2 of 3: drawing 50 scenes, and testing the model on them with all names of the toy world\n'
 	$(BIN)/python $(TOY)/generate.py $(OUT)/data/toy_world --splits val --number 50
 	$(BIN)/python tools/test.py $(CONFIG) $(WEIGHTS) --data-root $(OUT)/data \

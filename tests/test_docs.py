@@ -260,7 +260,7 @@ def test_the_page_on_inference_runs(workplace: Path, capsys: pytest.CaptureFixtu
     assert "missing.jpg: no such file" in capsys.readouterr().out
     assert not namespace["bad"].ok and namespace["good"].ok
     assert namespace["again"].panoptic.shape == (427, 640)
-    assert namespace["drawn"].shape[1:] == (640, 3)  # higher: there are a banner and a legend
+    assert namespace["drawn"].shape[1:] == (640, 3)  # higher: there is a legend
     assert namespace["sample"].pred_panoptic_seg.sem_seg.shape == (1, 427, 640)
 
 

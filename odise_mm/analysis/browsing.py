@@ -230,7 +230,7 @@ def draw(image: np.ndarray, result: SegmentationResult, words: list[str] | None)
     Returns:
         The drawing, (h, w, 3) uint8, BGR.
     """
-    right = draw_panoptic(image, result)
+    right = draw_panoptic(image, result, legend=None)
     zoom = max(1, right.shape[1] // image.shape[1])  # draw_panoptic enlarges small images
     size = image.shape[1] * zoom, image.shape[0] * zoom
     left = cv2.resize(image, size, interpolation=cv2.INTER_NEAREST)

@@ -256,6 +256,7 @@ class OpenVocabInferencer:
         batch_size: int = 1,
         out_dir: str | os.PathLike | None = None,
         draw: bool = True,
+        legend: bool | None = False,
         return_vis: bool = False,
         keep_maps: bool = True,
         channel_order: str = "bgr",
@@ -292,6 +293,7 @@ class OpenVocabInferencer:
             batch_size=batch_size,
             out_dir=out_dir,
             draw=draw,
+            legend=legend,
             return_vis=return_vis,
             channel_order=channel_order,
             progress=progress,
@@ -315,6 +317,7 @@ class OpenVocabInferencer:
         batch_size: int = 1,
         out_dir: str | os.PathLike | None = None,
         draw: bool = True,
+        legend: bool | None = False,
         return_vis: bool = False,
         channel_order: str = "bgr",
         progress: bool = True,
@@ -340,6 +343,8 @@ class OpenVocabInferencer:
                 :class:`odise_mm.apis.output.ResultWriter`. Results of an earlier run in the folder
                 are replaced.
             draw: whether to write drawn images to ``out_dir``.
+            legend: whether drawn images have a legend; None: if a segment has no room for its name.
+                Without legends, drawn images have the size of the images.
             return_vis: whether results contain drawn images (``visualization``).
             channel_order: channel order of arrays: "bgr" (as in OpenMMLab and OpenCV) or "rgb".
             progress: whether to show a progress bar for four or more images.
@@ -384,6 +389,7 @@ class OpenVocabInferencer:
                     names,
                     self.precision,
                     draw,
+                    legend,
                     {**self.model.test_cfg, **(request.test_cfg or {})},
                 ),
                 draw=draw,
@@ -405,7 +411,7 @@ class OpenVocabInferencer:
                         drawing = None
                         restored = image is None and not return_vis
                         if want_vis and result.panoptic is not None and not restored:
-                            drawing = self._try_to_draw(image, result)
+                            drawing = self._try_to_draw(image, result, legend)
                         if writer is not None:
                             self._try_to_write(writer, result, drawing if draw else None)
                         result.visualization = drawing if return_vis and result.ok else None
@@ -464,7 +470,7 @@ class OpenVocabInferencer:
         return draw_panoptic(image, result, **kwargs)
 
     def _try_to_draw(
-        self, image: np.ndarray | None, result: SegmentationResult
+        self, image: np.ndarray | None, result: SegmentationResult, legend: bool | None
     ) -> np.ndarray | None:
         """Return the drawing of a result; on errors set ``result.error`` and return None."""
         assert result.panoptic is not None, "only results without an error are drawn"
@@ -473,7 +479,7 @@ class OpenVocabInferencer:
                 if image is None:
                     assert result.image_path is not None, "images in memory are not restored"
                     image = read_image(result.image_path, max_pixels=self.max_pixels)
-                return self.draw(image, result)
+                return self.draw(image, result, legend=legend)
         except (ImageError, DeviceMemoryError) as err:
             forget_frames(err)
             result.drop_maps().error = err

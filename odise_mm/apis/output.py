@@ -486,12 +486,16 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+_DRAWN = {False: "yes", True: "with legends", None: "with legends if needed"}
+
+
 def describe_settings(
     cfg: Config,
     weights: Iterable[str | os.PathLike | None],
     vocabulary: VocabularyLike,
     precision: str,
     draw: bool,
+    legend: bool | None,
     test_cfg: Mapping[str, Any],
 ) -> dict[str, str]:
     """Describe all settings, other than the images, that results depend on.
@@ -502,6 +506,7 @@ def describe_settings(
         vocabulary: class names of the run.
         precision: precision of the frozen parts.
         draw: whether images are drawn.
+        legend: whether drawn images have a legend; None: if needed.
         test_cfg: the model's settings for results.
 
     Returns:
@@ -515,7 +520,7 @@ def describe_settings(
         weights=f"{', '.join(files) or 'none'}, {digest(list(map(_state, files)))}",
         names=f"{printable(shown, limit=80)}, {digest(names)}",
         precision=precision,
-        images_drawn="yes" if draw else "no",
+        images_drawn=_DRAWN[legend] if draw else "no",
         test_cfg=", ".join(f"{key}={value}" for key, value in sorted(test_cfg.items())),
         version=__version__,
     )

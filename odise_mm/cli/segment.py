@@ -16,6 +16,7 @@ from odise_mm.utils.command_line import (
     ConfigOptions,
     Parser,
     ended_by_signals,
+    fraction,
     one_line_errors,
     positive_int,
 )
@@ -90,6 +91,18 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         help="reject images with more pixels (default: 67,108,864, which is 8192 x 8192)",
     )
     model.add_argument(
+        "--score-threshold",
+        type=fraction,
+        metavar="P",
+        help="drop segments whose class probability is not larger (default: as in the config)",
+    )
+    model.add_argument(
+        "--overlap-threshold",
+        type=fraction,
+        metavar="P",
+        help="drop masks that keep a smaller fraction of their area (default: as in the config)",
+    )
+    model.add_argument(
         "--cfg-options",
         action=ConfigOptions,
         help="further changes of the config, e.g. model.test_cfg.overlap_threshold=0.7",
@@ -107,6 +120,11 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         action="store_true",
         help="also replace files in DIR that this program did not write (never its inputs), and "
         "start over instead of continuing an interrupted run",
+    )
+    out.add_argument(
+        "--legend",
+        action="store_true",
+        help="add a legend to the drawings, and enlarge small images",
     )
     out.add_argument("--no-vis", action="store_true", help="write only the maps, no drawings")
     out.add_argument("--no-progress", action="store_true", help="hide the progress bar")
@@ -175,6 +193,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
         clip_weights=args.clip_weights,
         **limit,
         cfg_options={
+            **{
+                f"model.test_cfg.{name}": value
+                for name in ("score_threshold", "overlap_threshold")
+                if (value := getattr(args, name)) is not None
+            },
             # Only the panoptic result is shown, so the others are not computed.
             "model.test_cfg.semantic": False,
             "model.test_cfg.instance": False,
@@ -193,6 +216,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         batch_size=args.batch_size,
         out_dir=args.out,
         draw=not args.no_vis,
+        legend=args.legend,
         progress=not args.no_progress,
         resume=not args.overwrite,
         overwrite=args.overwrite,

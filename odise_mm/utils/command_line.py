@@ -165,6 +165,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def fraction(text: str) -> float:
+    """Parse a number from 0 to 1, as the ``type`` of an argument."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
+    return value
+
+
 class ConfigOptions(argparse.Action):
     """Action for ``--cfg-options`` that parses KEY=VALUE like mmengine's ``DictAction``.
 

@@ -125,7 +125,7 @@ def _candidates(name: str) -> np.ndarray:
         color = _NATURAL.get(words[-1])
     if color is None:
         return _PALETTE[_preferences(name)]
-    base = cv2.cvtColor(np.float32([[color]]) / 255, cv2.COLOR_RGB2LAB)[0, 0]
+    base = cv2.cvtColor(np.array([[color]], np.float32) / 255, cv2.COLOR_RGB2LAB)[0, 0]
     return np.array([_varied(base, light, turn) for light, turn in _VARIANTS], np.float32)
 
 

@@ -13,6 +13,8 @@ _PAPER = (250, 250, 248)
 _INK = (28, 28, 30)
 _FAINT = (112, 112, 118)
 _WARNING = (255, 196, 61)
+MAX_NUMBERS = 4
+"""Number of segments of one class whose numbers an entry lists."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,12 @@ class LegendEntry:
 
     name: str
     color: tuple[int, int, int]
+    """Mean color of the class's drawn pixels, RGB."""
     count: int
     share: float
     """Fraction of the image, 0 to 1."""
     numbers: tuple[int, ...]
-    """Numbers drawn on segments that are too small for the name."""
+    """Numbers drawn on segments that are too small for the name, at most ``MAX_NUMBERS``."""
 
     @property
     def remark(self) -> str:
@@ -34,8 +37,7 @@ class LegendEntry:
         percent = 100 * self.share
         parts.append("<0.1 %" if percent < 0.1 else f"{percent:.{0 if percent >= 10 else 1}f} %")
         if self.numbers:
-            shown = ", ".join(map(str, self.numbers[:4])) + (", …" if len(self.numbers) > 4 else "")
-            parts.append(f"[{shown}]")
+            parts.append(f"[{', '.join(map(str, self.numbers))}]")
         return "  ".join(parts)
 
 
@@ -98,8 +100,28 @@ def _fewest_rows(widths: Sequence[int], available: int) -> int:
     return len(widths)
 
 
+def draw_banner(image: Image.Image, text: str, size: int) -> None:
+    """Draw a banner with a wrapped warning text over the top of an image.
+
+    Args:
+        image: RGB image, which is changed.
+        text: text of the banner.
+        size: font size in pixels. Where the text would take more than half of the image, it becomes
+            smaller, down to 6 pixels.
+    """
+    draw = ImageDraw.Draw(image)
+    while True:
+        lines = wrap(draw, text, size, max(1, image.width - 2 * size))
+        height = len(lines) * round(size * 1.4) + round(0.8 * size)
+        if size <= 6 or 2 * height <= image.height:
+            break
+        size -= 1
+    draw.rectangle((0, 0, image.width, height - 1), fill=_WARNING)
+    _write_lines(draw, lines, size)
+
+
 def add_banner(image: Image.Image, text: str, size: int) -> Image.Image:
-    """Add a banner with a wrapped warning text above an image.
+    """Add a banner with a wrapped text above an image.
 
     Images narrower than 24 times the font size are padded to that width.
 
@@ -110,13 +132,17 @@ def add_banner(image: Image.Image, text: str, size: int) -> Image.Image:
     """
     width = max(image.width, 24 * size)
     lines = wrap(ImageDraw.Draw(image), text, size, width - 2 * size)
-    row = round(size * 1.4)
-    height = len(lines) * row + round(0.8 * size)
+    height = len(lines) * round(size * 1.4) + round(0.8 * size)
     canvas = Image.new("RGB", (width, image.height + height), _PAPER)
     draw = ImageDraw.Draw(canvas)
     draw.rectangle((0, 0, width, height - 1), fill=_WARNING)
+    _write_lines(draw, lines, size)
+    canvas.paste(image, (0, height))
+    return canvas
+
+
+def _write_lines(draw: ImageDraw.ImageDraw, lines: Sequence[str], size: int) -> None:
+    row = round(size * 1.4)
     for i, line in enumerate(lines):
         middle = round(0.4 * size) + i * row + row // 2
         draw.text((size, middle), line, font=font_for(line, size), anchor="lm", fill=_INK)
-    canvas.paste(image, (0, height))
-    return canvas

@@ -1,8 +1,8 @@
 """Drawing of panoptic results.
 
-Each segment is filled with the color of its class and outlined. Its name is drawn inside it if
-there is room, else a number that refers to the legend. Segments that are too small for a number can
-be found in the legend by their color.
+Each segment is filled with the color of its class and outlined. Its name and score are drawn inside
+it, and inside each of its larger parts, if there is room; else a number that refers to the legend.
+Segments without a number can be found in the legend by their color.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from PIL import Image, ImageDraw
 
 from odise_mm.structures import Segment, SegmentationResult
 from odise_mm.visualization.colors import class_colors, is_light, shade
-from odise_mm.visualization.legend import LegendEntry, add_banner, add_legend
+from odise_mm.visualization.legend import MAX_NUMBERS, LegendEntry, add_legend, draw_banner
 from odise_mm.visualization.text import LINE_STEP, font_for, halve, text_size, tidy
 
 _MIN_LONG_SIDE = 480  # smaller images are enlarged to make room for text
 _MIN_FONT = 12
 _MAX_LEGEND_FONT = 96
 _MAX_LABEL_CHARS = 28
+_MAX_LABELED_PARTS = 5  # of one segment
 
 
 @dataclass
@@ -43,7 +44,7 @@ def draw_panoptic(
     result: SegmentationResult,
     *,
     alpha: float = 0.5,
-    legend: bool | None = None,
+    legend: bool | None = False,
     notice: str | None = None,
     channel_order: str = "bgr",
 ) -> np.ndarray:
@@ -53,13 +54,13 @@ def draw_panoptic(
         image: (H, W, 3) uint8.
         result: result with a panoptic map of the same size.
         alpha: opacity of the fill, 0 to 1.
-        legend: whether to draw a legend. None draws one if a segment has no room for its name.
-        notice: text for a banner above the image.
+        legend: whether to add a legend, and to enlarge images that are too small for text. None
+            adds a legend if a segment has no room for its name.
+        notice: text for a banner over the top of the image.
         channel_order: "bgr" or "rgb", of ``image`` and of the returned image.
 
     Returns:
-        uint8 (H', W', 3). Without legend and banner, H' x W' is H x W, or an integer multiple of it
-        for images that are too small for text.
+        uint8 (H', W', 3). H' x W' is H x W with ``legend=False``, else it is larger.
 
     Raises:
         ValueError: there is no panoptic map, its size differs from the image's, or
@@ -86,15 +87,14 @@ def _draw(
     legend: bool | None,
     notice: str | None,
 ) -> np.ndarray:
-    zoom = max(1, math.ceil(_MIN_LONG_SIDE / max(rgb.shape[:2])))
+    zoom = 1 if legend is False else max(1, math.ceil(_MIN_LONG_SIDE / max(rgb.shape[:2])))
     # Ranks in the list of segments, from 1, are small numbers for OpenCV and lookup tables.
     assert result.panoptic is not None, "checked by the caller"
     ranks = _ranks(result.panoptic, result.segments)
     if zoom > 1:
         height, width = ranks.shape
-        size = (width * zoom, height * zoom)
-        rgb = cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC)
-        ranks = cv2.resize(ranks, size, interpolation=cv2.INTER_NEAREST)
+        rgb = cv2.resize(rgb, (width * zoom, height * zoom), interpolation=cv2.INTER_CUBIC)
+        ranks = _enlarge(ranks, zoom)
     height, width = ranks.shape
     label_size = max(_MIN_FONT, round(min(0.024 * max(height, width), 0.07 * min(height, width))))
     legend_size = min(max(_MIN_FONT, round(0.018 * max(height, width))), _MAX_LEGEND_FONT)
@@ -103,11 +103,12 @@ def _draw(
     canvas = _fill(rgb, ranks, drawn, alpha, line=max(1, round(label_size / 9)))
     _find_boxes(ranks, drawn)
     pil = Image.fromarray(canvas)
+    swatches = _mean_colors(canvas, ranks, drawn)
     _write_names(pil, ranks, drawn, label_size)
-    if legend or (legend is None and any(not d.placed or d.number for d in drawn)):
-        pil = add_legend(pil, _legend_entries(drawn, result), legend_size)
     if notice:
-        pil = add_banner(pil, notice, legend_size)
+        draw_banner(pil, notice, legend_size)
+    if legend or (legend is None and any(not d.placed or d.number for d in drawn)):
+        pil = add_legend(pil, _legend_entries(drawn, swatches, result), legend_size)
     return np.asarray(pil)
 
 
@@ -117,6 +118,19 @@ def _ranks(panoptic: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
     rank_of = {segment.id: rank for rank, segment in enumerate(segments, start=1)}
     table = np.array([rank_of.get(int(v), 0) for v in values], dtype=np.int32)
     return table[inverse.reshape(panoptic.shape)]
+
+
+def _enlarge(ranks: np.ndarray, zoom: int) -> np.ndarray:
+    """Enlarge a map of ranks so that borders become smooth instead of steps."""
+    height, width = ranks.shape
+    size = (width * zoom, height * zoom)
+    best = np.full((size[1], size[0]), -1, np.float32)
+    enlarged = np.zeros((size[1], size[0]), np.int32)
+    for rank in np.unique(ranks):
+        share = cv2.resize((ranks == rank).astype(np.float32), size, interpolation=cv2.INTER_LINEAR)
+        won = share > best
+        best[won], enlarged[won] = share[won], rank
+    return enlarged
 
 
 def _color_segments(result: SegmentationResult) -> list[_Drawn]:
@@ -150,10 +164,14 @@ def _fill(
     if border.any():
         # The distance to the nearest border gives smooth lines of any width.
         distance = cv2.distanceTransform(1 - border, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        own = np.clip(2.2 * line + 0.5 - distance, 0, 1)[..., None] * (ranks > 0)[..., None]
+        # Thin segments would consist of lines only, so their lines are thinner or left out.
+        widest = np.zeros(len(drawn) + 1, np.float32)
+        np.maximum.at(widest, ranks.ravel(), distance.ravel())
+        room = np.clip((widest - line) / (2 * line), 0, 1)[ranks]
+        own = np.clip(2.2 * line * room + 0.5 - distance, 0, 1)[..., None] * (ranks > 0)[..., None]
         vivid = np.clip(colors.astype(np.float32) * 0.92, 0, 255)
         filled += own * 0.9 * (vivid - filled)
-        light = np.clip(0.35 * line + 0.3 - distance, 0, 1)[..., None]
+        light = (np.clip(0.35 * line + 0.3 - distance, 0, 1) * np.where(ranks, room, 1))[..., None]
         filled += light * 0.9 * (np.float32(255) - filled)
     return np.clip(np.rint(filled), 0, 255).astype(np.uint8)
 
@@ -171,25 +189,40 @@ def _write_names(pil: Image.Image, ranks: np.ndarray, drawn: list[_Drawn], size:
     draw = ImageDraw.Draw(pil)
     small = max(_MIN_FONT, round(size * 0.72))
     next_number = 1
+    numbered: dict[str, int] = defaultdict(int)
     for rank, item in enumerate(drawn, start=1):
         x0, y0, x1, y1 = item.box
         if x1 == x0:
             continue
         mask = (ranks[y0:y1, x0:x1] == rank).astype(np.uint8)
         name = tidy(item.segment.name, _MAX_LABEL_CHARS)
-        for text, font_size in _forms(name, size, small):
-            if _place(draw, mask, (x0, y0), text, font_size, item):
-                break
-        else:
+        for part in _parts(mask, small):
+            for text, font_size in _forms(name, item.segment.score, size, small):
+                if _place(draw, part, (x0, y0), text, font_size, item):
+                    break
+        listed = numbered[item.segment.name] < MAX_NUMBERS
+        if not item.placed and listed:
             if _place(draw, mask, (x0, y0), str(next_number), small, item):
                 item.number = next_number
                 next_number += 1
+                numbered[item.segment.name] += 1
 
 
-def _forms(name: str, size: int, small: int) -> list[tuple[str, int]]:
+def _parts(mask: np.ndarray, size: int) -> list[np.ndarray]:
+    """Return the connected parts of a mask that may have room for text of a size, largest first."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    areas = stats[:, cv2.CC_STAT_AREA]
+    large = [i for i in range(1, count) if areas[i] >= 2 * size * size]
+    largest = sorted(large, key=lambda i: -areas[i])[:_MAX_LABELED_PARTS]
+    return [mask] if count <= 2 else [(labels == i).astype(np.uint8) for i in largest]
+
+
+def _forms(name: str, score: float, size: int, small: int) -> list[tuple[str, int]]:
     """Return the texts and font sizes to try for a name, in order of preference."""
-    texts = [text for text in (name, halve(name)) if text]
-    return [(text, s) for s in dict.fromkeys((size, small)) for text in texts]
+    scored = f"{name} {score:.2f}"
+    forms = [(scored, size), (name, size), (halve(name), size), (scored, small)]
+    forms += [(name, small), (halve(name), small)]
+    return list(dict.fromkeys((text, s) for text, s in forms if text and name))
 
 
 def _place(
@@ -200,23 +233,24 @@ def _place(
     size: int,
     item: _Drawn,
 ) -> bool:
-    """Draw a text deepest inside the mask; return False if it does not fit anywhere."""
-    stroke = max(1, round(size / 9))
-    width, height = text_size(draw, text, size, stroke)
-    spot = deepest_box(mask, width, height)
+    """Draw a text on a plate deepest inside the mask; return False if it does not fit anywhere."""
+    pad = 1 if text.isdecimal() else max(2, size // 4)  # numbers are for segments with little room
+    width, height = text_size(draw, text, size)
+    spot = deepest_box(mask, width + 2 * pad, height + pad)
     if spot is None:
         return False
-    light = is_light(item.color)
+    x, y = origin[0] + spot[0], origin[1] + spot[1]
+    left, top = x - width // 2 - pad, y - height // 2 - pad // 2
+    plate = (left, top, left + width + 2 * pad - 1, top + height + pad - 1)
+    draw.rounded_rectangle(plate, radius=pad, fill=item.color)
     draw.text(
-        (origin[0] + spot[0], origin[1] + spot[1]),
+        (x, y),
         text,
         font=font_for(text, size),
         anchor="mm",
         align="center",
         spacing=_spacing(text, size),
-        fill=(16, 16, 16) if light else (255, 255, 255),
-        stroke_width=stroke,
-        stroke_fill=(255, 255, 255) if light else (16, 16, 16),
+        fill=(16, 16, 16) if is_light(item.color) else (255, 255, 255),
     )
     item.placed = True
     return True
@@ -225,10 +259,9 @@ def _place(
 def _spacing(text: str, size: int) -> float:
     """Return Pillow's ``spacing`` for ``LINE_STEP``.
 
-    Pillow measures it from the bottom of an "A" to the top of the next line, plus the stroke.
+    Pillow measures it from the bottom of an "A" to the top of the next line.
     """
-    ascender = font_for(text, size).getbbox("A")[3]
-    return LINE_STEP * size - ascender - max(1, round(size / 9))
+    return LINE_STEP * size - font_for(text, size).getbbox("A")[3]
 
 
 def deepest_box(mask: np.ndarray, width: int, height: int) -> tuple[int, int] | None:
@@ -269,7 +302,25 @@ def deepest_box(mask: np.ndarray, width: int, height: int) -> tuple[int, int] | 
     )
 
 
-def _legend_entries(drawn: list[_Drawn], result: SegmentationResult) -> list[LegendEntry]:
+def _mean_colors(
+    canvas: np.ndarray, ranks: np.ndarray, drawn: list[_Drawn]
+) -> dict[str, tuple[int, int, int]]:
+    """Return the mean drawn color of every class that has pixels, RGB."""
+    counts = np.bincount(ranks.ravel(), minlength=len(drawn) + 1)[1:]
+    sums = [
+        np.bincount(ranks.ravel(), canvas[..., c].ravel(), minlength=len(drawn) + 1)[1:]
+        for c in range(3)
+    ]
+    total: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(4))
+    for item, *numbers in zip(drawn, *sums, counts, strict=True):
+        total[item.segment.name] += numbers
+    means = {name: np.rint(n[:3] / n[3]).astype(int) for name, n in total.items() if n[3]}
+    return {name: (int(r), int(g), int(b)) for name, (r, g, b) in means.items()}
+
+
+def _legend_entries(
+    drawn: list[_Drawn], swatches: dict[str, tuple[int, int, int]], result: SegmentationResult
+) -> list[LegendEntry]:
     """Return one entry per class, sorted by area in descending order."""
     entries: dict[str, LegendEntry] = {}
     for item in drawn:
@@ -277,7 +328,8 @@ def _legend_entries(drawn: list[_Drawn], result: SegmentationResult) -> list[Leg
         share = result.share(segment)
         entry = entries.get(segment.name)
         if entry is None:
-            entry = LegendEntry(tidy(segment.name, 36), item.color, 0, 0.0, ())
+            color = swatches.get(segment.name, item.color)
+            entry = LegendEntry(tidy(segment.name, 36), color, 0, 0.0, ())
         numbers = entry.numbers + ((item.number,) if item.number else ())
         entries[segment.name] = replace(
             entry, count=entry.count + 1, share=entry.share + share, numbers=numbers

@@ -34,7 +34,7 @@ class OpenVocabVisualizer(DetLocalVisualizer):
         name: str = "visualizer",
         *,
         fill_alpha: float = 0.5,
-        legend: bool | None = None,
+        legend: bool | None = False,
         **kwargs: Any,
     ) -> None:
         check_weight("fill_alpha", fill_alpha)

@@ -13,7 +13,14 @@ from odise_mm.registry import VISUALIZERS
 from odise_mm.structures import Segment, SegmentationResult
 from odise_mm.visualization import class_colors, draw_panoptic
 from odise_mm.visualization.colors import is_light, shade
-from odise_mm.visualization.panoptic import _color_segments, deepest_box
+from odise_mm.visualization.panoptic import (
+    _color_segments,
+    _enlarge,
+    _find_boxes,
+    _legend_entries,
+    _write_names,
+    deepest_box,
+)
 from odise_mm.visualization.text import font_for, halve, text_size, tidy, wrap
 from odise_mm.vocabulary import Vocabulary
 
@@ -132,12 +139,62 @@ def test_names_stay_inside_their_regions():
     ids[40:160, 50:400] = 1
     with_name = draw_panoptic(image, make_result(ids, ["elephant"]), legend=False)
     without = draw_panoptic(image, make_result(ids, [" "]), legend=False)
-    # The second result has no names to draw; colors depend on names, so compare text colors.
-    dark = (with_name.max(axis=2) < 40) | (with_name.min(axis=2) > 235)
-    dark &= ~((without.max(axis=2) < 40) | (without.min(axis=2) > 235))
-    ys, xs = np.nonzero(dark)
-    assert len(ys) > 50
-    assert 40 <= ys.min() and ys.max() < 160 and 50 <= xs.min() and xs.max() < 400
+    changed = (np.abs(with_name.astype(int) - without).max(axis=2) > 60).astype(int)
+    inner = changed[60:140, 70:380]
+    assert inner.sum() > 200  # the plate; colors depend on names, so the fill differs, too
+    assert changed[:38].sum() == changed[162:].sum() == changed[:, :48].sum() == 0
+
+
+def test_each_large_part_has_a_label():
+    image = np.full((400, 600, 3), 128, np.uint8)
+    ids = np.zeros((400, 600), np.int32)
+    ids[20:180, 20:280] = ids[220:380, 320:580] = 1
+    (color,) = class_colors(["cat"])[:, ::-1]
+    drawing = draw_panoptic(image, make_result(ids, ["cat"]))
+    plates = (drawing == color).all(axis=2)
+    # The pure color is that of plates; the fill is half transparent.
+    assert plates[20:180, 20:280].sum() > 300 and plates[220:380, 320:580].sum() > 300
+
+
+def test_thin_segments_keep_their_fill():
+    image = np.full((600, 800, 3), 100, np.uint8)
+    ids = np.ones((600, 800), np.int32)
+    ids[:, 400:403] = 2
+    drawing = draw_panoptic(image, make_result(ids, ["grass", "orange pole"]), legend=False)
+    color = class_colors(["grass", "orange pole"])[1, ::-1].astype(float)
+    assert np.abs(drawing[300, 401] - (100 + color) / 2).max() <= 2
+
+
+def test_swatches_have_the_color_of_the_regions():
+    image = np.full((400, 600, 3), 200, np.uint8)
+    ids = np.zeros((400, 600), np.int32)
+    ids[50:350, 50:550] = 1
+    drawing = draw_panoptic(image, make_result(ids, ["sea"]), legend=True)
+    panel = drawing[400:].reshape(-1, 3)
+    fill = drawing[70, 70].astype(int)
+    assert (np.abs(panel - fill).max(axis=1) <= 12).sum() > 50
+
+
+def test_only_numbers_that_the_legend_lists_are_drawn():
+    ids = np.zeros((600, 800), np.int32)
+    for i in range(9):
+        ids[20:44, 40 + 60 * i : 64 + 60 * i] = i + 1
+    image = np.full((600, 800, 3), 100, np.uint8)
+    drawn = _color_segments(make_result(ids, ["hippopotamus"] * 9))
+    _find_boxes(ids, drawn)
+    _write_names(Image.fromarray(image), ids, drawn, 16)
+    assert [item.number for item in drawn] == [1, 2, 3, 4] + [None] * 5
+    assert _legend_entries(drawn, {}, make_result(ids, ["a"] * 9))[0].numbers == (1, 2, 3, 4)
+
+
+def test_small_images_are_enlarged_with_smooth_borders():
+    ranks = np.zeros((20, 20), np.int32)
+    ranks[np.tril_indices(20)] = 1
+    large = _enlarge(ranks, 8)
+    rows, columns = np.nonzero(large[:, 1:] != large[:, :-1])
+    # A diagonal: steps of the enlarged border are much shorter than the 8 pixels of a copy.
+    assert large.shape == (160, 160) and np.diff(columns).max() <= 2
+    assert set(np.unique(large)) == {0, 1}
 
 
 def test_deepest_box():
@@ -171,11 +228,12 @@ def test_deepest_box_is_inside_the_mask(seed):
 def test_legend_only_if_needed():
     image = np.full((400, 600, 3), 128, np.uint8)
     ids = halves(400, 600)
-    assert draw_panoptic(image, make_result(ids, ["cat", "dog"])).shape == image.shape
+    needed = draw_panoptic(image, make_result(ids, ["cat", "dog"]), legend=None)
+    assert needed.shape == image.shape
     ids[10:14, 10:14] = 3
-    with_legend = draw_panoptic(image, make_result(ids, ["cat", "dog", "fly"]))
+    with_legend = draw_panoptic(image, make_result(ids, ["cat", "dog", "fly"]), legend=None)
     assert with_legend.shape[0] > 400 and with_legend.shape[1] == 600
-    never = draw_panoptic(image, make_result(ids, ["cat", "dog", "fly"]), legend=False)
+    never = draw_panoptic(image, make_result(ids, ["cat", "dog", "fly"]))
     assert never.shape == image.shape
     assert (
         draw_panoptic(image, make_result(halves(400, 600), ["a", "b"]), legend=True).shape[0] > 400
@@ -189,7 +247,8 @@ def test_notice():
     image = np.full((400, 600, 3), 128, np.uint8)
     result = make_result(halves(400, 600), ["cat", "dog"])
     drawing = draw_panoptic(image, result, notice="random weights " * 20)
-    assert drawing.shape[0] > 420 and drawing[1, 1].tolist() == [61, 196, 255]
+    assert drawing.shape == image.shape and drawing[1, 1].tolist() == [61, 196, 255]
+    assert (drawing[200:] == draw_panoptic(image, result)[200:]).all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (3, 4000), (4000, 3), (20, 30)])
@@ -199,6 +258,8 @@ def test_any_size(shape):
     names = ["cat", "dog"][: ids.max()]
     image = np.full((*shape, 3), 128, np.uint8)
     drawing = draw_panoptic(image, make_result(ids, names), notice="random weights")
+    assert drawing.shape == image.shape
+    drawing = draw_panoptic(image, make_result(ids, names), notice="random weights", legend=True)
     assert max(drawing.shape) >= 480
 
 
@@ -206,7 +267,7 @@ def test_many_segments():
     ids = np.arange(1, 61, dtype=np.int32).reshape(6, 10).repeat(40, 0).repeat(50, 1)
     names = [f"thing {i % 23}" for i in range(60)]
     drawing = draw_panoptic(np.full((*ids.shape, 3), 99, np.uint8), make_result(ids, names))
-    assert drawing.shape[1] >= 500
+    assert drawing.shape == (*ids.shape, 3)
 
 
 def test_no_segments():
@@ -267,7 +328,7 @@ def test_visualizer_draws_maps_of_odise_mm_and_mmdet(visualizer, tmp_path):
     image = np.full((400, 600, 3), 128, np.uint8)
     sample = DetDataSample()
     infos = [
-        dict(id=i, category_id=i - 1, category_name=n, isthing=i == 1, score=0.5, area=120_000)
+        dict(id=i, category_id=i - 1, category_name=n, isthing=i == 1, score=0.9, area=120_000)
         for i, n in ((1, "cat"), (2, "sky"))
     ]
     ids = halves(400, 600)
