@@ -27,6 +27,7 @@ from odise_mm.analysis.training_ways import CHECKPOINTED, OURS, trained_as
 from odise_mm.config.building import build_model
 from odise_mm.errors import DeviceError, DeviceMemoryError, OdiseError
 from odise_mm.models import OpenVocabSegmentor
+from odise_mm.utils.deformable_attention import deformable_attention
 from odise_mm.utils.device import pick_device
 from odise_mm.utils.memory import memory_guard
 from odise_mm.utils.mmcv_ops import ops_backend
@@ -224,10 +225,7 @@ def compare_attention(size: int, device: torch.device, repeats: int) -> Numbers:
     """
     if device.type != "cuda" or ops_backend() != "compiled":
         raise DeviceError("no CUDA kernel of deformable attention on this device")
-    from mmcv.ops.multi_scale_deform_attn import (
-        MultiScaleDeformableAttnFunction,
-        multi_scale_deformable_attn_pytorch,
-    )
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
     torch.manual_seed(0)
     edges = torch.tensor([size // stride for stride in (32, 16, 8)], device=device)
@@ -241,7 +239,7 @@ def compare_attention(size: int, device: torch.device, repeats: int) -> Numbers:
         "kernel": lambda: MultiScaleDeformableAttnFunction.apply(
             value, shapes, starts, locations, weights, 64
         ),
-        "pytorch": lambda: multi_scale_deformable_attn_pytorch(value, shapes, locations, weights),
+        "pytorch": lambda: deformable_attention(value, shapes, locations, weights),
     }
     outputs = {name: way() for name, way in ways.items()}
     seconds: dict[str, list[float]] = {name: [] for name in ways}

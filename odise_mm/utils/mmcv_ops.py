@@ -4,8 +4,8 @@
 ``mmcv._ext``. So does the fork's ``onedl-mmcv``, unless pip built it with
 ``--no-build-isolation``. Without that module, ``import mmcv.ops`` and therefore
 ``import mmdet.models`` fail. The only operator that Mask2Former's pixel decoder needs is
-multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3), which mmcv also
-implements in plain PyTorch. With this module:
+multi-scale deformable attention (Deformable DETR, arXiv 2010.04159, Eq. 3), which
+:mod:`odise_mm.utils.deformable_attention` implements in plain PyTorch. With this module:
 
 =====================================  ==========  ===================  ===================
 installed                              CPU tensor  CUDA tensor          other operators
@@ -17,9 +17,10 @@ mmcv-lite, onedl-mmcv not compiled     PyTorch     PyTorch              raise ``
 
 :func:`offer_stand_in`, called by ``import odise_mm``, registers a stand-in for ``mmcv._ext`` as the
 last finder of the import system, so a compiled module takes precedence. :func:`choose_ops_backend`
-is called by the head that contains the pixel decoder. It changes nothing in the first case. In the
-other cases it disables the CUDA branch of ``mmcv.ops.multi_scale_deform_attn``, so that every
-tensor is processed in PyTorch, on its own device.
+is called by the head that contains the pixel decoder. It replaces mmcv's PyTorch function, which is
+slower. Without a CUDA kernel, it also disables the CUDA branch of
+``mmcv.ops.multi_scale_deform_attn``, so that every tensor is processed in PyTorch, on its own
+device.
 """
 
 import importlib
@@ -128,9 +129,13 @@ def choose_ops_backend() -> None:
     """
     global _logged
     backend = ops_backend()
+    from odise_mm.utils.deformable_attention import deformable_attention
+
+    attention: Any = importlib.import_module(_ATTENTION)
+    attention.multi_scale_deformable_attn_pytorch = deformable_attention
     if backend == "pytorch":
         # In that module, this flag only selects between the kernel and plain PyTorch.
-        importlib.import_module(_ATTENTION).IS_CUDA_AVAILABLE = False
+        attention.IS_CUDA_AVAILABLE = False
     if _logged:
         return
     from mmengine.logging import print_log

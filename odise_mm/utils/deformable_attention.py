@@ -1,0 +1,97 @@
+"""Multi-scale deformable attention in plain PyTorch (Deformable DETR, arXiv 2010.04159, Eq. 3).
+
+mmcv's version calls ``grid_sample`` for every level and stores all samples before it sums them. A
+weighted sum of rows of a table is a single operator, ``embedding_bag``: the rows are the values of
+one head at one pixel, and the weights are those of the attention times those of the bilinear
+interpolation. No sample is stored, and a row is read as a whole.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def deformable_attention(
+    value: Tensor, spatial_shapes: Tensor, sampling_locations: Tensor, attention_weights: Tensor
+) -> Tensor:
+    """Sum the values at sampling points, with the interface of mmcv's function.
+
+    Sampling is bilinear, and values outside a map are zero. Pixel i of a map with n pixels is
+    centered at (i + 0.5) / n.
+
+    Args:
+        value: values of the keys of all levels, (B, N, heads, C).
+        spatial_shapes: height and width of every level, (levels, 2) integers.
+        sampling_locations: points (x, y) in [0, 1], (B, Q, heads, levels, points, 2).
+        attention_weights: (B, Q, heads, levels, points).
+
+    Returns:
+        (B, Q, heads * C)
+    """
+    sizes = [(int(height), int(width)) for height, width in spatial_shapes.tolist()]
+    batch, _, heads, channels = value.shape
+    points = sampling_locations.shape[4]
+    table, origins = _bordered(value.flatten(2), sizes)
+    keys = table.shape[1]
+    kind = torch.int32 if table.numel() // channels < 2**31 else torch.int64
+
+    def per_point(numbers: list, dtype: torch.dtype) -> Tensor:
+        """Repeat numbers of the levels for every point: (levels * points * numbers of a level,)."""
+        tensor = torch.tensor(numbers, dtype=dtype, device=value.device)
+        return tensor.repeat_interleave(points, dim=0).flatten()
+
+    # One line for every query and head, as operations on short inner dimensions are slow.
+    lines = batch * sampling_locations.shape[1] * heads
+    ends = per_point([(width, height) for height, width in sizes], sampling_locations.dtype)
+    where = sampling_locations.reshape(lines, -1) * ends - 0.5
+    # From -1 and from n on, a point has no neighbor inside the map. NaN becomes a valid index, and
+    # its weight remains NaN.
+    where = torch.minimum(where.clamp_min(-1), ends)
+    corner = where.detach().floor().nan_to_num(-1)
+    fraction = where - corner
+
+    steps = [(heads, heads * (width + 1)) for _, width in sizes]
+    offset = corner.to(kind) * per_point(steps, kind)
+    first = offset[:, 0::2] + offset[:, 1::2] + per_point([heads * o for o in origins], kind)
+    head = torch.arange(heads, dtype=kind, device=value.device)
+    image = torch.arange(batch, dtype=kind, device=value.device)[:, None, None] * (keys * heads)
+    first += (head + image).expand(batch, lines // (batch * heads), heads).reshape(lines, 1)
+    below = first + per_point([down for _, down in steps], kind)
+    rows = torch.cat([first, first + heads, below, below + heads], dim=1)
+
+    weight = attention_weights.reshape(lines, -1)
+    x, y = fraction[:, 0::2], fraction[:, 1::2]
+    lower = weight * y
+    upper = weight - lower
+    upper_right, lower_right = upper * x, lower * x
+    weights = torch.cat([upper - upper_right, upper_right, lower - lower_right, lower_right], dim=1)
+    out = F.embedding_bag(
+        rows, table.view(-1, channels), mode="sum", per_sample_weights=weights.to(value.dtype)
+    )
+    return out.view(batch, -1, heads * channels)
+
+
+def _bordered(value: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, list[int]]:
+    """Surround every level by zeros. The border at the right is the next row's at the left.
+
+    Args:
+        value: (B, N, C).
+        sizes: height and width of every level.
+
+    Returns:
+        (B, N', C), and the index of the first pixel of every level.
+    """
+    batch, _, channels = value.shape
+    parts, origins, start = [], [], 0
+    for level, (height, width) in zip(
+        value.split([height * width for height, width in sizes], dim=1), sizes, strict=True
+    ):
+        image = level.reshape(batch, height, width, channels)
+        parts.append(F.pad(image, (0, 0, 1, 0, 1, 1)).flatten(1, 2))
+        origins.append(start + width + 2)
+        start += parts[-1].shape[1]
+    # Points beyond the last corner have neighbors of weight zero behind the last level.
+    parts.append(value.new_zeros(batch, sizes[-1][1] + 3, channels))
+    return torch.cat(parts, dim=1), origins
