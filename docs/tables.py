@@ -69,6 +69,16 @@ def method(folder: str, page: Path) -> str:
     return table(["config", "tested on", *METRICS], rows, len(METRICS))
 
 
+def proposals(page: Path) -> str:
+    """Table of the configs that name masks from elsewhere, which are not trained."""
+    rows = []
+    for entry in entries("proposals"):
+        about = entry["Metadata"]
+        parameters = f"{about['Frozen Parameters (M)']:,.0f}"
+        rows.append([link(entry, page), about["Masks Of"], about["Named By"], parameters])
+    return table(["config", "masks of", "named by", "parameters (M)"], rows, 1)
+
+
 def baseline(page: Path) -> str:
     """Table of the baselines without a diffusion model, which have no published weights."""
     rows = [
@@ -124,6 +134,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "labels": lambda page: odise("labels", page),
     "captions": lambda page: odise("captions", page),
     "baseline": baseline,
+    "proposals": proposals,
     "fcclip": lambda page: method("fcclip", page),
     "ovrcoat": lambda page: method("ovrcoat", page),
     "maftplus": lambda page: method("maftplus", page),
