@@ -34,7 +34,7 @@ from odise_mm.converters.files import (
     write_png,
 )
 from odise_mm.converters.masks import box_of
-from odise_mm.converters.program import Row, converter_parser, show_written
+from odise_mm.converters.program import Row, alone_in, converter_parser, show_written
 from odise_mm.converters.verification import (
     same_size,
     verify_instances,
@@ -278,8 +278,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the program and return its exit status."""
     args = parse_args(argv)
     rows, notes = [], []
-    for split in args.splits:
-        if not args.verify_only:
-            notes.append(convert(args.data_root, split, args.workers))
-        rows += verify(args.data_root, split, args.workers)
+    with alone_in(args.data_root, args.verify_only):
+        for split in args.splits:
+            if not args.verify_only:
+                notes.append(convert(args.data_root, split, args.workers))
+            rows += verify(args.data_root, split, args.workers)
     show_written("ADE20K, 150 classes", rows, [note for note in notes if note])

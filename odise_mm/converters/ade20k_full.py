@@ -38,7 +38,7 @@ from odise_mm.converters.files import (
     rows_of,
     write_png,
 )
-from odise_mm.converters.program import Row, converter_parser, show_written
+from odise_mm.converters.program import Row, alone_in, converter_parser, show_written
 from odise_mm.converters.verification import same_size, verify_semantic
 from odise_mm.converters.work import Item, convert_all
 from odise_mm.errors import DatasetError
@@ -352,16 +352,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     root = args.data_root
     index = read_index(root / "index_ade20k.pkl")
     notes = []
-    if not args.verify_only:
-        numbers = choose_classes(index, args.classes)
-        claim(root, [root / "ade847.txt"])
-        write_vocabulary(root / "ade847.txt", [index.names[n - 1] for n in numbers])
-        if args.classes is None and len(numbers) != PUBLISHED_CLASSES:
-            notes.append(
-                "the classes were derived from the index and are not the published 847; to get "
-                "results that are comparable with published ones, pass that list with --classes"
-            )
-        for split in args.splits:
-            convert(root, index, numbers, split, args.workers)
-    rows = [row for split in args.splits for row in verify(root, index, split, args.workers)]
+    with alone_in(root, args.verify_only):
+        if not args.verify_only:
+            numbers = choose_classes(index, args.classes)
+            claim(root, [root / "ade847.txt"])
+            write_vocabulary(root / "ade847.txt", [index.names[n - 1] for n in numbers])
+            if args.classes is None and len(numbers) != PUBLISHED_CLASSES:
+                notes.append(
+                    "the classes were derived from the index and are not the published 847; to get "
+                    "results that are comparable with published ones, pass that list with --classes"
+                )
+            for split in args.splits:
+                convert(root, index, numbers, split, args.workers)
+        rows = [row for split in args.splits for row in verify(root, index, split, args.workers)]
     show_written("ADE20K, full release", list(dict.fromkeys(rows)), notes)

@@ -27,7 +27,7 @@ from odise_mm.annotations.panoptic_io import ids_to_rgb, read_panoptic_png
 from odise_mm.converters.claims import claim
 from odise_mm.converters.files import need_folder, read_json, write_png
 from odise_mm.converters.masks import box_of
-from odise_mm.converters.program import Row, converter_parser, program, show_written
+from odise_mm.converters.program import Row, alone_in, converter_parser, program, show_written
 from odise_mm.converters.verification import (
     same_size,
     verify_instances,
@@ -284,7 +284,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit status."""
     parser = converter_parser(__doc__, "data/cityscapes", ["train", "val"])
     args = parser.parse_args(argv)
-    with program():
+    with program(), alone_in(args.data_root, args.verify_only):
         rows = []
         for split in args.splits:
             if not args.verify_only:

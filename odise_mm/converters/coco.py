@@ -27,7 +27,7 @@ from odise_mm.annotations.coco_json import Id, image_name, read_captions, read_c
 from odise_mm.annotations.json_fields import shown
 from odise_mm.converters.claims import claim
 from odise_mm.converters.files import need_file, need_folder, parsing, read_json
-from odise_mm.converters.program import Row, converter_parser, program, show_written
+from odise_mm.converters.program import Row, alone_in, converter_parser, program, show_written
 from odise_mm.converters.verification import verify_panoptic
 from odise_mm.converters.work import Item, convert_all, finish
 from odise_mm.errors import DatasetError
@@ -217,7 +217,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit status."""
     args = parse_args(argv)
-    with program():
+    with program(), alone_in(args.data_root, args.verify_only):
         rows = []
         root = need_folder(args.data_root, "unpack COCO's archives there (--help lists them)")
         for split in args.splits:

@@ -25,7 +25,7 @@ import numpy as np
 
 from odise_mm.converters.claims import claim
 from odise_mm.converters.files import need_file, need_folder, read_lines, write_png
-from odise_mm.converters.program import Row, converter_parser, show_written
+from odise_mm.converters.program import Row, alone_in, converter_parser, show_written
 from odise_mm.converters.verification import same_size, verify_semantic
 from odise_mm.converters.work import Item, convert_all, is_complete
 from odise_mm.errors import DatasetError
@@ -226,8 +226,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the program and return its exit status."""
     args = parse_args(argv)
     rows = []
-    for split in args.splits:
-        if not args.verify_only:
-            convert(args.data_root, split, args.workers)
-        rows += verify(args.data_root, split, args.workers)
+    with alone_in(args.data_root, args.verify_only):
+        for split in args.splits:
+            if not args.verify_only:
+                convert(args.data_root, split, args.workers)
+            rows += verify(args.data_root, split, args.workers)
     show_written("Pascal Context, 59 and 459 classes", list(dict.fromkeys(rows)))

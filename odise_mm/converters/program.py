@@ -6,12 +6,13 @@ import argparse
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from odise_mm.benchmarks.tables import Table, show
 from odise_mm.utils.command_line import Parser, one_line_errors, positive_int
+from odise_mm.utils.files import FolderLock
 
 INTERRUPTED = 130  # the shell's exit status after Ctrl-C
 
@@ -67,6 +68,21 @@ def program() -> Iterator[None]:
         except KeyboardInterrupt:
             print("interrupted; run the same command again to continue", file=sys.stderr)
             sys.exit(INTERRUPTED)
+
+
+def alone_in(root: Path, verify_only: bool = False) -> AbstractContextManager:
+    """Return a context in which no other converter writes to the folder of a dataset.
+
+    Args:
+        root: The folder. If it is missing, the program ends with an error of its own.
+        verify_only: Whether nothing is written.
+
+    Raises:
+        OutputError: Another program is writing there; the message names it.
+    """
+    if verify_only or not root.is_dir():
+        return nullcontext()
+    return FolderLock(root, "preparing a dataset")
 
 
 @dataclass(frozen=True)

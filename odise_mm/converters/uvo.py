@@ -34,7 +34,7 @@ from odise_mm.annotations.json_fields import (
 from odise_mm.converters.claims import claim
 from odise_mm.converters.files import need_file, need_folder, read_json, rows_of
 from odise_mm.converters.masks import measured_mask
-from odise_mm.converters.program import Row, converter_parser, program, show_written
+from odise_mm.converters.program import Row, alone_in, converter_parser, program, show_written
 from odise_mm.converters.verification import verify_instances
 from odise_mm.converters.work import progress_bar
 from odise_mm.errors import DatasetError
@@ -215,7 +215,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the program and return its exit status."""
     parser = converter_parser(__doc__, "data/uvo", list(SPLITS), "frame_val")
     args = parser.parse_args(argv)
-    with program():
+    with program(), alone_in(args.data_root, args.verify_only):
         rows = []
         for split in args.splits:
             if not args.verify_only:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from odise_mm.converters import ade20k_full, pascal_context
+from odise_mm.converters import (
+    ade20k,
+    ade20k_full,
+    cityscapes,
+    coco,
+    mapillary,
+    pascal_context,
+    uvo,
+)
 from odise_mm.converters.claims import MADE, claim
+from odise_mm.converters.program import program
 from odise_mm.errors import DatasetError
+from odise_mm.utils.files import FolderLock
 from tests.support import tiny_ade_pascal as tiny_archives
 from tests.test_tools.test_convert_coco import convert, phrases_file, write_archives
 
@@ -36,6 +47,19 @@ def test_existing_output_of_another_program_raises(tmp_path: Path) -> None:
     journal.touch()  # of an interrupted run
     claim(tmp_path, [file, folder], [journal])
     assert (tmp_path / MADE).exists()
+
+
+@pytest.mark.parametrize("converter", [ade20k, cityscapes, coco, mapillary, pascal_context, uvo])
+def test_one_converter_at_a_time(
+    converter: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    with FolderLock(tmp_path, "preparing a dataset"):
+        for options, message in (([], "in use by process"), (["--verify-only"], "no ")):
+            with pytest.raises(SystemExit) as end, program():
+                converter.main([str(tmp_path), *options])
+            assert end.value.code == 2
+            error = capsys.readouterr().err
+            assert message in error and ("in use" in error) == (not options)
 
 
 def test_empty_folder_is_accepted(tmp_path: Path) -> None:
