@@ -138,6 +138,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "fcclip": lambda page: method("fcclip", page),
     "ovrcoat": lambda page: method("ovrcoat", page),
     "maftplus": lambda page: method("maftplus", page),
+    "maskclippp": lambda page: method("maskclippp", page),
     "representation": lambda page: ablation("representation", page),
     "captioner": lambda page: ablation("captioner", page),
     "steps": lambda page: ablation("steps", page),

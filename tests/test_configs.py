@@ -321,7 +321,8 @@ def test_the_index_has_all_metafiles() -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", ["odise", "ablation", "baseline", "fcclip", "ovrcoat", "maftplus", "proposals"]
+    "folder",
+    ["odise", "ablation", "baseline", "fcclip", "ovrcoat", "maftplus", "maskclippp", "proposals"],
 )
 def test_every_config_is_in_the_index_and_every_entry_has_a_config(folder: str) -> None:
     configs = [entry["Config"] for entry in ENTRIES.values()]

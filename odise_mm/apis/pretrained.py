@@ -95,16 +95,20 @@ def save_pretrained(model: nn.Module, cfg: Config, folder: str | os.PathLike[str
 
 
 def _contained_clip(model: nn.Module, model_cfg: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the weights of a CLIP that came with the checkpoint, as the config names none."""
+    """Return the weights of CLIP that came with the checkpoint.
+
+    These are all if the config names none, and otherwise those that were fine-tuned.
+    """
     clip = model_cfg.get("clip")
-    if not isinstance(clip, dict) or clip.get("weights") is not None:
+    if not isinstance(clip, dict):
         return {}
+    tuned = model.clip.tuned if clip.get("weights") is not None else ("",)
     # A trained trunk is in the state dict of the backbone.
     trained = {id(model.get_parameter(name)) for name in trained_names(model)}
     return {
         f"clip.{name}": value.detach()
         for name, value in model.clip.named_parameters()
-        if id(value) not in trained
+        if id(value) not in trained and name.startswith(tuned)
     }
 
 

@@ -142,6 +142,13 @@ _CONTENT_DEPENDENT_TRANSFER: Rules = (
     (r"cdt\.cross_atten\.norm\.", "classifiers.1.text_adapter.norm."),
     (r"cdt\.cross_atten\.MLP\.", "classifiers.1.text_adapter.mlp."),
 )
+_MASKCLIPPP: Rules = (
+    # no masks and no text tower: these come from other files
+    (r"visual_encoder\.proxy\.", "clip.model.visual."),
+    (r"psm\.img_proj\.", "classifiers.0.text_adapter.image_proj."),
+    (r"psm\.img2text\.", "classifiers.0.text_adapter.attention."),
+    (r"psm\.ln_1\.", "classifiers.0.text_adapter.norm."),
+)
 
 
 class Method(NamedTuple):
@@ -159,6 +166,7 @@ class Method(NamedTuple):
 
 
 METHODS = (
+    Method(("visual_encoder.", "psm."), PUBLISHED["MaskCLIP++"], _MASKCLIPPP),
     Method(("frozen_backbone.",), PUBLISHED["OVRCOAT"], _MASK2FORMER + _FC_CLIP),
     Method(
         ("cdt.", "backbone_t."),
@@ -176,7 +184,14 @@ METHODS = (
 )
 """All methods; the first one whose markers a file has is its method."""
 
-PUBLISHED_NAMES: Rules = (*_MASK2FORMER, *_ODISE, *_FC_CLIP, *_CONTENT_DEPENDENT_TRANSFER)
+_LOGIT_SCALES = frozenset({"backbone.clip_model.logit_scale", "clip.model.logit_scale"})
+PUBLISHED_NAMES: Rules = (
+    *_MASK2FORMER,
+    *_ODISE,
+    *_FC_CLIP,
+    *_CONTENT_DEPENDENT_TRANSFER,
+    *_MASKCLIPPP,
+)
 """All rules."""
 
 _CONFIGS = {"FC-CLIP": "configs/fcclip", "OVRCOAT": "configs/ovrcoat"}
@@ -221,7 +236,8 @@ def from_published(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
     """Rename the parameters of a published checkpoint.
 
     Args:
-        state: the entry ``model`` of a published file of ODISE, FC-CLIP, OVRCOAT or MAFT+.
+        state: the entry ``model`` of a published file of ODISE, FC-CLIP, OVRCOAT, MAFT+ or
+            MaskCLIP++.
 
     Returns:
         The trained parameters under our names, and the unused keys with the reason for each.
@@ -257,18 +273,24 @@ def _rename(key: str) -> str | None:
 def expected_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return what a checkpoint of a model must contain, given what it does contain.
 
-    These are the trained parameters, and all of a frozen part if the checkpoint contains any of it,
-    such as FC-CLIP's, which contain the whole CLIP.
+    These are the trained parameters, those of frozen parts that were fine-tuned before, and all of
+    a frozen part if the checkpoint contains others of it. FC-CLIP's contain the whole CLIP.
 
     Args:
         model: an :class:`~odise_mm.models.OpenVocabSegmentor`; may be on the meta device.
         state: contents of the checkpoint, under our names.
     """
     parts: dict[str, Tensor] = model.state_dict()
+    frozen: list[str] = []
     for name, module in model.named_modules():
         prefix = f"{name}."
-        if getattr(module, "frozen", False) and any(key.startswith(prefix) for key in state):
-            parts.update((prefix + key, value) for key, value in module.named_parameters())
+        if not getattr(module, "frozen", False) or prefix.startswith(tuple(frozen)):
+            continue
+        frozen.append(prefix)
+        tuned = tuple(prefix + part for part in module.tuned)
+        own = {prefix + key: value for key, value in module.named_parameters()}
+        whole = any(key.startswith(prefix) and not key.startswith(tuned) for key in state)
+        parts.update((key, own[key]) for key in own if whole or key.startswith(tuned))
     return parts
 
 
@@ -313,7 +335,8 @@ def use_contained_clip(model: dict[str, Any], path: str | Path) -> bool:
         return False
     with suppress(CheckpointError):
         state = load_state_dict(path, fits=known_names())
-        if any(key.startswith(("backbone.clip_model.", "clip.model.")) for key in state):
+        # every CLIP has a logit scale; files with a fine-tuned image tower alone have none
+        if not _LOGIT_SCALES.isdisjoint(state):
             clip["weights"] = None
             print_log(f"{printable(path)} contains the CLIP: using its weights", logger="current")
             return True
@@ -330,7 +353,7 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     Args:
         model: an :class:`~odise_mm.models.OpenVocabSegmentor`.
         path: our checkpoint (``.safetensors``, ``.pth``), or a published file of ODISE, FC-CLIP,
-            OVRCOAT or MAFT+.
+            OVRCOAT, MAFT+ or MaskCLIP++.
 
     Returns:
         Keys that were deliberately not loaded, with the reason for each.

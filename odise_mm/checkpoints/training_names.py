@@ -53,8 +53,11 @@ PUBLISHED = {
             "openseg:coco_panoptic",
             "https://github.com/NVlabs/ODISE (odise/data/datasets/openseg_labels)",
         ),
-        # The label files of the other two are those of FC-CLIP.
-        *(PublishedNames(method, *_FC_CLIP) for method in ("FC-CLIP", "OVRCOAT", "MAFT+")),
+        # The label files of the others are those of FC-CLIP.
+        *(
+            PublishedNames(method, *_FC_CLIP)
+            for method in ("FC-CLIP", "OVRCOAT", "MAFT+", "MaskCLIP++")
+        ),
     )
 }
 """By the name of the method."""

@@ -11,11 +11,16 @@ from odise_mm.models.classifiers.clip_classifiers import (
     CropCLIPClassifier,
     MaskCLIPClassifier,
     PooledCLIPClassifier,
+    SoftMaskCLIPClassifier,
 )
 from odise_mm.models.classifiers.coat_ensemble import CoatEnsemble
 from odise_mm.models.classifiers.ensemble import GeometricEnsemble
 from odise_mm.models.classifiers.open_vocab_classifier import OpenVocabClassifier
-from odise_mm.models.classifiers.text_adapters import ContentDependentTransfer, TextAdapter
+from odise_mm.models.classifiers.text_adapters import (
+    ContentDependentTransfer,
+    PseudoText,
+    TextAdapter,
+)
 from odise_mm.models.clip.frozen_clip import FrozenCLIP
 from odise_mm.models.clip.text_encoder import TextEncoder
 from odise_mm.models.data_preprocessor import ColorPaddingPreprocessor
@@ -85,11 +90,13 @@ __all__ = [
     "PooledCLIPClassifier",
     "ProposalSegmentor",
     "Proposals",
+    "PseudoText",
     "Sam3Proposals",
     "SamProposals",
     "RepresentationCompensationLoss",
     "SegmentedImages",
     "SegmentorProposals",
+    "SoftMaskCLIPClassifier",
     "Taps",
     "TextAdapter",
     "TextCaptioner",

@@ -28,9 +28,14 @@ class FrozenModule(nn.Module):
     Another module may train a part of a frozen one: it registers the part as its own submodule,
     which then belongs to its state dict, and lets the parameters require gradients. See
     ``trained`` of :class:`~odise_mm.models.OpenCLIPBackbone`.
+
+    Attributes:
+        tuned: prefixes of parameters that were fine-tuned before they were frozen. The model's
+            checkpoint files contain them.
     """
 
     frozen = False
+    tuned: tuple[str, ...] = ()
 
     def freeze(self) -> None:
         """Freeze this module and all of its current submodules."""

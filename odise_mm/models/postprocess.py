@@ -32,11 +32,15 @@ QUALITIES = ("probability", "logit")
 RESIZED = ("masks", "class_maps")
 """What is resized to the size of the image for semantic results."""
 
+MASK_RESIZE = ("logit", "probability")
+"""Which values of masks are resized."""
+
 TEST_CFG: dict[str, Any] = {
     "score_threshold": 0.0,
     "overlap_threshold": 0.8,
     "topk": 100,
     "instance_quality": "probability",
+    "mask_resize": "logit",
     "semantic_resize": "masks",
     "panoptic": True,
     "semantic": True,
@@ -69,6 +73,8 @@ def check_test_cfg(
             check_whole(f"test_cfg.{name}", value)
         elif name == "instance_quality":
             check_choice(f"test_cfg.{name}", value, QUALITIES)
+        elif name == "mask_resize":
+            check_choice(f"test_cfg.{name}", value, MASK_RESIZE)
         elif name == "semantic_resize":
             check_choice(f"test_cfg.{name}", value, RESIZED)
         elif name in TEST_CFG:
@@ -323,6 +329,7 @@ def resize_masks(
     out_hw: tuple[int, int],
     max_bytes: int = MAX_BYTES,
     probabilities: bool = False,
+    sigmoid_first: bool = False,
 ) -> Tensor:
     """Resize mask logits to the size of the result, in the same steps as the published model.
 
@@ -341,6 +348,8 @@ def resize_masks(
         out_hw: height and width of the result.
         max_bytes: limit of the working memory in bytes; at least one mask is processed at a time.
         probabilities: see above.
+        sigmoid_first: whether probabilities are resized in all steps, as in MaskCLIP++. The logits
+            of the result are then at most 16 in absolute value.
 
     Returns:
         (Q, H, W) float32 logits, or probabilities.
@@ -363,8 +372,11 @@ def resize_masks(
     step = max(1, max_bytes // (4 * floats))
     for start in range(0, len(mask_logits), step):
         part = slice(start, start + step)
-        padded = resize(mask_logits[part].float(), padded_hw)
-        if probabilities:
+        values = mask_logits[part].float()
+        if sigmoid_first:
+            values = values.sigmoid()
+        padded = resize(values, padded_hw)
+        if probabilities and not sigmoid_first:
             padded = padded.sigmoid()
         out[part] = resize(padded[:, : image_hw[0], : image_hw[1]], out_hw)
-    return out
+    return out.logit_(eps=1e-7) if sigmoid_first and not probabilities else out

@@ -18,7 +18,7 @@ from odise_mm.checkpoints.safe_loading import load_state_dict, save_state_dict
 from odise_mm.errors import CheckpointError
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.registry import MODELS
-from tests.support import golden, golden_families
+from tests.support import golden, golden_families, golden_maskclippp
 from tests.support.parts import load_config, meta_model, segmentor
 
 # Numbers of trained parameters in the published code.
@@ -70,6 +70,7 @@ def test_every_rule_is_used() -> None:
 
     keys = {k for v in TRAINED for k in published("full", v)}
     keys |= {key for family in golden_families.FAMILIES for key in golden_families.shapes(family)}
+    keys |= set(golden_maskclippp.shapes())
     for pattern, _ in PUBLISHED_NAMES:
         assert any(re.match(pattern, key) for key in keys), pattern
     assert set(PUBLISHED_UNUSED) <= keys

@@ -324,6 +324,22 @@ def test_class_maps_are_resized_as_in_the_published_fc_clip() -> None:
         check_test_cfg(dict(semantic_resize="maps"))
 
 
+def test_probabilities_are_resized_as_in_the_published_maskclippp() -> None:
+    masks = 6 * torch.randn(7, 16, 22, generator=torch.Generator().manual_seed(1))
+    size = dict(mode="bilinear", align_corners=False)
+    padded = F.interpolate(masks[None].sigmoid(), size=(64, 88), **size)
+    expected = F.interpolate(padded[..., :60, :81], size=(35, 140), **size)[0]
+    cfg = {**TEST_CFG, "mask_resize": "probability"}
+    found = resize_for_results(masks, Frame((64, 88), (60, 81)), (35, 140), cfg)
+    torch.testing.assert_close(found.sigmoid(), expected, atol=1e-6, rtol=0)
+    other = resize_for_results(masks, Frame((64, 88), (60, 81)), (35, 140), TEST_CFG)
+    assert 0.01 < ((found > 0) != (other > 0)).float().mean() < 0.2
+    certain = resize_for_results(30 * masks, Frame((64, 88), (60, 81)), (35, 140), cfg)
+    assert torch.isfinite(certain).all()
+    with pytest.raises(ConfigError, match="mask_resize"):
+        check_test_cfg(dict(mask_resize="both"))
+
+
 def test_resize_via_padded_size_and_crop() -> None:
     masks = torch.randn(7, 16, 22, generator=torch.Generator().manual_seed(0))
     padded = F.interpolate(masks[None], size=(64, 88), mode="bilinear", align_corners=False)

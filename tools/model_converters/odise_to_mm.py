@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Convert a published checkpoint (ODISE, FC-CLIP, OVRCOAT, MAFT+) to this package's format.
+"""Convert a published checkpoint to this package's format.
 
-The result contains the trained parameters, and the CLIP if the published file contains it.
-Conversion is optional, as all tools also read the published files directly. Without --config, only
-the keys are checked: all must be known, and no kind of parameter may be missing. With --config, the
-result must also match the keys and shapes of the config's model.
+Files of ODISE, FC-CLIP, OVRCOAT, MAFT+ and MaskCLIP++ can be converted. The result contains the
+trained parameters, and the CLIP if the published file contains it. Conversion is optional, as all
+tools also read the published files directly. Without --config, only the keys are checked: all must
+be known, and no kind of parameter may be missing. With --config, the result must also match the
+keys and shapes of the config's model.
 
 Example:
     python tools/model_converters/odise_to_mm.py odise_label_coco_50e-b67d2efc.pth label.safetensors
@@ -64,8 +65,8 @@ def convert(source: str | Path) -> tuple[dict[str, Tensor], dict[str, str], str]
                 f"{source} is already a checkpoint of this package; there is nothing to convert"
             )
         raise CheckpointError(
-            f"{source} is not a published checkpoint of ODISE, FC-CLIP, OVRCOAT or MAFT+: it "
-            f"has no keys sem_seg_head.* (first key: {first})"
+            f"{source} is not a published checkpoint of ODISE, FC-CLIP, OVRCOAT, MAFT+ or "
+            f"MaskCLIP++: it has no keys sem_seg_head.* or psm.* (first key: {first})"
         )
     ours, unused = from_published(state)
     if len(ours) + len(unused) != len(state):

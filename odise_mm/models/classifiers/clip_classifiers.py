@@ -17,11 +17,16 @@ from odise_mm.models.classifiers.base import (
 from odise_mm.models.clip.frozen_clip import FrozenCLIP
 from odise_mm.models.clip.prompts import Template, templates_of
 from odise_mm.models.clip.text_encoder import TextEncoder
-from odise_mm.models.heads.mask2former_head import MaskPrediction
+from odise_mm.models.heads.mask2former_head import Frame, MaskPrediction
+from odise_mm.models.image_sizes import resize_short_side, stack_padded
+from odise_mm.models.postprocess import resize_masks
 from odise_mm.registry import MODELS
 from odise_mm.utils.precision import full_precision
 from odise_mm.utils.settings import check_flag, check_whole
 from odise_mm.vocabulary import Vocabulary
+
+_STRIDE = 32  # of the last stage of a ConvNeXt
+_MASKS_PER_BATCH = 25  # that are resized at a time; limits memory
 
 
 class _CLIPClassifier(Classifier):
@@ -187,6 +192,11 @@ class PooledCLIPClassifier(_CLIPClassifier):
                 text_adapter, MODELS, embed_dim=self.text_encoder.embed_dim
             )
 
+    @property
+    def scale(self) -> Tensor | float:
+        """Factor on the product of mask and adapted text embeddings."""
+        return self.clip.logit_scale
+
     def check_features(self, backbone: nn.Module, neck: nn.Module | None) -> None:
         """See :meth:`~odise_mm.models.classifiers.base.Classifier.check_features`."""
         shares = getattr(backbone, "tower", None) is self.clip.visual and neck is None
@@ -209,16 +219,27 @@ class PooledCLIPClassifier(_CLIPClassifier):
             images = prediction.images_at_own_size(images)
             features = self._feature_map(prediction.masks, images, prediction.stride)
         pooled, valid = pool_masks(features, prediction.masks)
+        return ClassPrediction(self.logits_of(pooled, features, vocabulary), valid=valid)
+
+    def logits_of(self, pooled: Tensor, features: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """Compute the logits of all classes for averaged features.
+
+        Args:
+            pooled: averages inside the masks, (B, Q, C).
+            features: the feature map that was averaged, (B, C, h, w).
+            vocabulary: the K classes.
+
+        Returns:
+            (B, Q, K) float32.
+        """
         embeddings = self.embed_pooled(pooled)
         if self.text_adapter is None:
             text = self.text_encoder.of_vocabulary(vocabulary, self.template)
-            logits = class_logits(embeddings, text, vocabulary, self.clip.logit_scale)
-            return ClassPrediction(logits, valid=valid)
+            return class_logits(embeddings, text, vocabulary, self.clip.logit_scale)
         text = self.adapt_text(features, vocabulary)
         with full_precision(embeddings):
             similarity = F.normalize(embeddings, dim=-1) @ text.transpose(1, 2)
-        logits = best_synonyms(similarity * self.clip.logit_scale, vocabulary)
-        return ClassPrediction(logits, valid=valid)
+        return best_synonyms(similarity * self.scale, vocabulary)
 
     def adapt_text(self, features: Tensor, vocabulary: Vocabulary) -> Tensor:
         """Adapt the embeddings of all S synonyms to B images.
@@ -257,6 +278,96 @@ class PooledCLIPClassifier(_CLIPClassifier):
             batch.append(F.pad(self.clip.normalize(image), padding))
         with self.clip.own_precision():
             return self.clip.visual.trunk.forward_features(torch.stack(batch))
+
+
+@MODELS.register_module()
+class SoftMaskCLIPClassifier(PooledCLIPClassifier):
+    """Averages the features of a convolutional CLIP, weighted by mask probability (MaskCLIP++).
+
+    The tower runs on the image at a size of its own, and mask probabilities are resized to its
+    feature map (MaskCLIP++, arXiv 2412.11464, section 3.2).
+
+    Args:
+        clip, text_encoder, template, text_adapter: as in :class:`PooledCLIPClassifier`.
+        short_side: length in pixels that the short side of the image is resized to (bilinear).
+        scaled: whether the logits of adapted names are scaled by CLIP's logit scale.
+    """
+
+    def __init__(
+        self,
+        clip: FrozenCLIP | dict,
+        text_encoder: TextEncoder | dict | None = None,
+        template: Template = "vild",
+        text_adapter: dict | nn.Module | None = None,
+        short_side: int = 640,
+        scaled: bool = False,
+    ) -> None:
+        super().__init__(clip, text_encoder, template, text_adapter, shared=False)
+        check_whole("short_side", short_side)
+        check_flag("scaled", scaled)
+        self.short_side = short_side
+        self.scaled = scaled
+
+    @property
+    def scale(self) -> Tensor | float:
+        """See :attr:`PooledCLIPClassifier.scale`."""
+        return super().scale if self.scaled else 1.0
+
+    @torch.no_grad()
+    def forward(
+        self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
+    ) -> ClassPrediction:
+        """See :class:`~odise_mm.models.classifiers.base.Classifier`; void is not predicted."""
+        logits = []
+        # One by one: in a batch, padding to the size of other images would change the adapted text.
+        for masks, image, frame in zip(
+            prediction.masks, images, prediction.frames_of(images), strict=True
+        ):
+            resized = resize_short_side(self.clip.normalize(image), self.short_side)
+            padded, ((height, width),) = stack_padded([resized], _STRIDE)
+            with self.clip.own_precision():
+                features = self.clip.visual.trunk.forward_features(padded.to(self.clip.dtype))
+            weights = _soft_masks(masks, frame, resized.shape[-2:], (height, width))
+            pooled = pool_weighted(features, weights[None])
+            logits.append(self.logits_of(pooled, features, vocabulary))
+        return ClassPrediction(torch.cat(logits))
+
+
+def _soft_masks(masks: Tensor, frame: Frame, size: Sequence[int], padded: Sequence[int]) -> Tensor:
+    """Compute mask probabilities on a feature map of stride 32.
+
+    Args:
+        masks: logits that cover the padded image of the frame, (Q, h, w).
+        frame: the image's size for the masks.
+        size: height and width of the image for CLIP.
+        padded: the same with padding at bottom and right.
+
+    Returns:
+        (Q, padded height / 32, padded width / 32) float32.
+    """
+    padding = (0, padded[1] - size[1], 0, padded[0] - size[0])
+    grid = (padded[0] // _STRIDE, padded[1] // _STRIDE)
+    resized = []
+    for part in masks.split(_MASKS_PER_BATCH):
+        probabilities = resize_masks(part.float().sigmoid(), *frame, tuple(size))
+        resized.append(_resize(F.pad(probabilities, padding)[None], grid)[0])
+    return torch.cat(resized)
+
+
+def pool_weighted(features: Tensor, weights: Tensor) -> Tensor:
+    """Average a feature map with the weights of soft masks.
+
+    Args:
+        features: (B, C, h, w).
+        weights: in [0, 1], (B, Q, h, w).
+
+    Returns:
+        (B, Q, C) float32.
+    """
+    with full_precision(features):
+        weights = weights.flatten(2).float()
+        pooled = torch.einsum("bqp,bcp->bqc", weights, features.flatten(2).float())
+        return pooled / (weights.sum(-1, keepdim=True) + 1e-6)
 
 
 def pool_masks(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:

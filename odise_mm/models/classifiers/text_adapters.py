@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import torch.nn.functional as F
 from mmdet.models.layers import SinePositionalEncoding
 from torch import Tensor, nn
 
@@ -80,3 +81,32 @@ class ContentDependentTransfer(TextAdapter):
             if self.form == "panoptic":
                 return text + self.norm(change)
             return self.norm(text + change)
+
+
+@MODELS.register_module()
+class PseudoText(TextAdapter):
+    """One cross-attention from names to image embeddings (MaskCLIP++, arXiv 2412.11464).
+
+    With t the text and a the attention's output, the result is ``LN(t + a)``. Keys and values are a
+    linear map of the normalized embeddings of all positions.
+
+    Args:
+        embed_dim: width of CLIP's embeddings.
+        num_heads: of the attention.
+    """
+
+    def __init__(self, embed_dim: int, num_heads: int = 8) -> None:
+        super().__init__()
+        check_whole("embed_dim", embed_dim)
+        check_whole("num_heads", num_heads)
+        self.image_proj = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.attention = nn.MultiheadAttention(embed_dim, num_heads, batch_first=True)
+        self.norm = nn.LayerNorm(embed_dim)
+
+    def forward(self, text: Tensor, features: Tensor, embed: Embed) -> Tensor:
+        """See :meth:`TextAdapter.forward`."""
+        embeddings = embed(features.flatten(2).transpose(1, 2))
+        with full_precision(embeddings):
+            image = self.image_proj(F.normalize(embeddings, dim=-1))
+            text = text.float().expand(len(image), -1, -1)
+            return self.norm(text + self.attention(text, image, image, need_weights=False)[0])

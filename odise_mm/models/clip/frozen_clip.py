@@ -22,6 +22,7 @@ from odise_mm.models.frozen import (
 from odise_mm.registry import MODELS
 from odise_mm.utils.locks import Lock
 from odise_mm.utils.precision import full_precision
+from odise_mm.utils.settings import check_flag
 
 # CPU libraries multiply matrices with fewer rows in another order, with different rounding, so the
 # embedding of a text would depend on the number of texts in the batch.
@@ -53,6 +54,8 @@ class FrozenCLIP(FrozenModule):
             open_clip's weights of this architecture share (0.5 for SigLIP), otherwise OpenAI's
             values, with a warning.
         std: standard deviation, like ``mean``.
+        tuned_tower: whether the image tower has been fine-tuned for the model that the CLIP is part
+            of. The model's checkpoints then contain the tower, and replace that of ``weights``.
 
     Attributes:
         embed_dim: width of image and text embeddings.
@@ -81,8 +84,10 @@ class FrozenCLIP(FrozenModule):
         words: str | Sequence[str] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        tuned_tower: bool = False,
     ) -> None:
         super().__init__()
+        check_flag("tuned_tower", tuned_tower)
         import open_clip
 
         config, mean, std, path, folder = find_clip(model, weights, mean, std)
@@ -110,6 +115,8 @@ class FrozenCLIP(FrozenModule):
             self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self._loads = 0
         self.register_load_state_dict_pre_hook(_count_loads)
+        if tuned_tower:
+            self.tuned = ("model.visual.",)
         self.freeze()
 
     @property

@@ -74,6 +74,13 @@ class MaskPrediction(NamedTuple):
             return 4
         return round(self.frames[0].padded[0] / self.masks.shape[-2])
 
+    def frames_of(self, images: Sequence[Tensor]) -> Sequence[Frame]:
+        """Return the frame of every image (3, h, w) of the batch."""
+        if self.frames is not None:
+            return self.frames
+        height, width = (4 * side for side in self.masks.shape[-2:])
+        return [Frame((height, width), tuple(image.shape[-2:])) for image in images]
+
     def images_at_own_size(self, images: Sequence[Tensor]) -> Sequence[Tensor]:
         """Resize images (3, h, w) to the sizes that the masks were predicted at (bilinear)."""
         if self.frames is None:

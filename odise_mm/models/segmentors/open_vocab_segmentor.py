@@ -81,10 +81,11 @@ class OpenVocabSegmentor(BaseSegmentor):
             probability. ``overlap_threshold``: a panoptic segment must keep at least this fraction
             of its mask. ``topk``: number of instances, counted before stuff is dropped.
             ``instance_quality``: ``probability``, or ``logit`` as in OVRCOAT, see
-            :func:`~odise_mm.models.postprocess.instance_inference`. ``semantic_resize``: ``masks``,
-            or ``class_maps`` as in FC-CLIP, whose code resizes these if neither panoptic results
-            nor instances are computed. ``panoptic``, ``semantic``, ``instance``: which results to
-            compute.
+            :func:`~odise_mm.models.postprocess.instance_inference`. ``mask_resize``: ``logit``, or
+            ``probability`` as in MaskCLIP++: which values of masks are resized to the size of the
+            image. ``semantic_resize``: ``masks``, or ``class_maps`` as in FC-CLIP, whose code
+            resizes these if neither panoptic results nor instances are computed. ``panoptic``,
+            ``semantic``, ``instance``: which results to compute.
         data_preprocessor: config of mmdet's preprocessor, which pads the images.
 
     Raises:

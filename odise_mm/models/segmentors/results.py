@@ -92,7 +92,10 @@ def resize_for_results(
         (Q, H, W) float32.
     """
     probabilities = _class_maps_are_resized(test_cfg)
-    return resize_masks(masks.float(), *frame, size, probabilities=probabilities)
+    sigmoid_first = test_cfg["mask_resize"] == "probability"
+    return resize_masks(
+        masks.float(), *frame, size, probabilities=probabilities, sigmoid_first=sigmoid_first
+    )
 
 
 def _class_maps_are_resized(test_cfg: Mapping[str, Any]) -> bool:
