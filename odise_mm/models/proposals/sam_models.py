@@ -16,6 +16,9 @@ from odise_mm.utils.files import read_json
 FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 """Files of a hub repository that are downloaded. Other formats are not read."""
 
+ATTENTION = "sdpa"
+"""Attention of all models. A config.json may name another one, even code on the hub."""
+
 CLASSES = {"sam": "Sam", "sam2": "Sam2", "sam2_video": "Sam2", "sam3": "Sam3", "sam3_video": "Sam3"}
 """``model_type`` in a config.json, and the prefix of transformers' classes for images."""
 
@@ -147,6 +150,7 @@ def _from_folder(part: str, folder: Path, kinds: tuple[str, ...]) -> nn.Module:
             str(folder),
             local_files_only=True,
             use_safetensors=True,
+            attn_implementation=ATTENTION,
             dtype=torch.float32,
             output_loading_info=True,
         )
@@ -187,9 +191,12 @@ def _prefix(part: str, kind: Any, kinds: tuple[str, ...], where: str) -> str:
 
 
 def _check_fields(part: str, fields: Mapping[str, Any], known: Any, where: str) -> None:
-    """Raise ConfigError for a field that transformers would keep without using it."""
+    """Raise ConfigError for a field that transformers would keep without using it.
+
+    How attention is computed is not a field: it may name code on the hub.
+    """
     for key, value in fields.items():
-        if not hasattr(known, key):
+        if key.startswith("_") or key == "attn_implementation" or not hasattr(known, key):
             raise ConfigError(
                 f"{part}: unknown key {where}.{key}: transformers' {type(known).__name__} does "
                 "not have it"

@@ -26,7 +26,7 @@ class SegmentedImages(NamedTuple):
     Attributes:
         places: indices of the B images in the batch of the call.
         prediction: output of the head or of a mask source: mask logits of the padded images,
-            (B, Q, H / 4, W / 4), and mask embeddings, (B, Q, C).
+            (B, Q, H / 4, W / 4) or as ``prediction.frames`` say, and mask embeddings, (B, Q, C).
         class_predictions: output of every classifier: ``logits`` (B, Q, K) and optionally
             ``p_void`` (B, Q).
         vocabulary: the K classes.

@@ -156,6 +156,8 @@ def test_weights_in_a_folder(arch: dict, tmp_path: Path) -> None:
 
     path = tmp_path / "config.json"
     content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"attn_implementation": "owner/kernel"}))
+    assert SamProposals(weights=str(tmp_path)).model.config._attn_implementation == "sdpa"
     content["mask_decoder_config"]["num_hidden_layers"] = 2
     path.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="do not fit its config.json: .* missing keys"):
@@ -231,6 +233,7 @@ def test_published_sizes(weights: str, least: float, most: float) -> None:
             dict(arch=dict(SAM, model_type="vit")),
             "model_type 'vit' in arch is not one of sam, sam2",
         ),
+        (dict(arch=dict(SAM, attn_implementation="a/b")), "unknown key arch.attn_implementation"),
         (dict(arch=dict(SAM, depth=2)), "unknown key arch.depth: transformers' SamConfig"),
         (
             dict(arch=dict(SAM, vision_config=dict(layers=2))),
