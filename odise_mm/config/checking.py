@@ -34,6 +34,7 @@ from odise_mm.config.walking import (
     with_pipeline,
 )
 from odise_mm.errors import ConfigError, DatasetError, DeviceError
+from odise_mm.utils.display import printable
 
 _WORLD = {"pytorch": "WORLD_SIZE", "slurm": "SLURM_NTASKS", "mpi": "OMPI_COMM_WORLD_SIZE"}
 _LOCAL_RANK = {
@@ -59,6 +60,7 @@ def check_config(cfg: Config) -> None:
         DatasetError: a file or folder of a dataset is missing.
     """
     where = name_of(cfg)
+    _check_work_dir(cfg, where)
     _check_names(cfg, where)
     _check_random_weights(cfg)
     is_complete(cfg)
@@ -95,6 +97,20 @@ def check_config(cfg: Config) -> None:
     for stage in ("train", "val") if trains else ("test",):
         for path, dataset in datasets_of(cfg, stage):
             _check_files(dataset, f"{where}: {path}")
+
+
+def _check_work_dir(cfg: Config, where: str) -> None:
+    """Raise if logs and checkpoints could not store the path of the work directory."""
+    folder = cfg.get("work_dir")
+    if not isinstance(folder, str):
+        return
+    try:
+        os.path.abspath(folder).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{where}: work_dir {printable(os.path.abspath(folder))} is not UTF-8 text, which logs "
+            "and checkpoints need: choose another --work-dir, or rename the folder"
+        ) from error
 
 
 def runs_on_random_weights(cfg: Config) -> bool:

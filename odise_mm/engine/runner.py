@@ -27,6 +27,7 @@ from odise_mm.datasets.seeding import build_seeded
 from odise_mm.engine.loops import unwrapped
 from odise_mm.errors import CheckpointError, OdiseError
 from odise_mm.registry import RUNNERS
+from odise_mm.utils.display import printable
 from odise_mm.utils.files import replacing
 from odise_mm.vocabulary import Vocabulary
 
@@ -282,6 +283,12 @@ class OpenVocabRunner(Runner):
         if state["meta"].get("dataset_meta") != plain(names):
             raise CheckpointError(
                 f"{filename} was trained on other class names than the training dataset's: {ADVICE}"
+            )
+        done, wanted = state["meta"]["iter"], self.train_loop.max_iters
+        if done > wanted:
+            raise CheckpointError(
+                f"{filename} is from iteration {printable(done, 30)}, but train_cfg.max_iters is "
+                f"{wanted}: increase it to train on, or start from the weights with load_from"
             )
         forbidding, ignored = differences_of_training(state, self)
         if forbidding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 
 from odise_mm.checkpoints.training_state import latest_checkpoint, read_training_state
 from odise_mm.engine import OpenVocabRunner
-from odise_mm.errors import CheckpointError, TrainingError
+from odise_mm.errors import CheckpointError, ConfigError, TrainingError
 from tests.support.small_training import config
 
 BEST = dict(
@@ -258,6 +259,21 @@ def test_entries_of_the_wrong_type(finished: Path, tmp_path: Path, edit: Any, en
         read_training_state(path)
     message = str(caught.value)
     assert entry in message and str(path) in message and message.isprintable()
+
+
+@pytest.mark.parametrize("iteration", [13, 10**30])
+def test_more_iterations_than_the_run_has(work: Path, iteration: int) -> None:
+    """Otherwise the run would end at once, as if it were finished."""
+    change(work / "iter_6.pth", put("meta", "iter", value=iteration))
+    with pytest.raises(CheckpointError, match="is from iteration 1.*max_iters is 12"):
+        train(work, **BEST, resume=True)
+
+
+def test_a_work_directory_that_is_not_utf8(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"work\xff")
+    with pytest.raises(ConfigError, match=r"work_dir .*work\\udcff is not UTF-8 text") as caught:
+        train(folder)
+    assert str(caught.value).isprintable() and not folder.exists()
 
 
 @pytest.mark.parametrize(
