@@ -8,16 +8,16 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import UNet2DConditionModel
+import transformers
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from odise_mm.analysis import published
 from odise_mm.analysis.inference_cost import count_flops, make_vocabulary
 from odise_mm.analysis.meta import build_on_meta, load_model_config, short_edge
 from odise_mm.analysis.parts import part_of
 from odise_mm.config.finding import config_folders
-from odise_mm.models import DiffusionBackbone, OpenVocabSegmentor
+from odise_mm.models import DiffusionBackbone, DiTBackbone, OpenVocabSegmentor
+from odise_mm.models.backbones.diffusion.latent import LatentBackbone
 from odise_mm.models.frozen import trained_names
 
 
@@ -58,7 +58,7 @@ def summarize(config: str, size: int | None = None) -> dict[str, Any]:
         "taps": list_taps(model.backbone),
         "size": size,
     }
-    if isinstance(model.backbone, DiffusionBackbone):
+    if isinstance(model.backbone, LatentBackbone):
         summary["not_built"] = count_not_built(model.backbone)
     if is_published:
         variant = "label" if model.classifiers[0].null_embedding is not None else "caption"
@@ -83,7 +83,7 @@ def count_parameters(model: OpenVocabSegmentor) -> tuple[dict[str, int], dict[st
     return dict(trained), dict(frozen)
 
 
-def count_not_built(backbone: DiffusionBackbone) -> dict[str, dict[str, int]]:
+def count_not_built(backbone: LatentBackbone) -> dict[str, dict[str, int]]:
     """Count the diffusion model's parameters that the backbone does not load.
 
     The complete models of diffusers and transformers, built on the meta device, are compared with
@@ -94,16 +94,23 @@ def count_not_built(backbone: DiffusionBackbone) -> dict[str, dict[str, int]]:
     """
     arch = backbone.arch
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**arch.unet)
-        vae = getattr(diffusers, arch.first_stage)(**arch.vae)
-        kinds = ((CLIPTextModel, arch.text), (CLIPTextModelWithProjection, arch.text_2))
-        texts = [kind(CLIPTextConfig(**config)) for kind, config in kinds if config]
+        if isinstance(backbone, DiTBackbone):
+            denoiser = (backbone.family.build(), backbone.transformer)
+            vae = diffusers.AutoencoderKL(**arch.vae)
+        else:
+            denoiser = (diffusers.UNet2DConditionModel(**arch.unet), backbone.unet)
+            vae = getattr(diffusers, arch.first_stage)(**arch.vae)
+        texts = []
+        for text in arch.text_parts:
+            name, fields = arch.text_encoder(text)
+            cls = getattr(transformers, name)
+            texts.append(cls(cls.config_class(**fields)))
     missing: dict[str, dict[str, int]] = {}
-    for prefix, whole, kept in (("unet", unet, backbone.unet), ("vae", vae, backbone.vae)):
+    for is_vae, whole, kept in ((False, *denoiser), (True, vae, backbone.vae)):
         held = {name for name, _ in kept.named_parameters()} if kept is not None else set()
         for module, count in _missing_modules(whole, held).items():
-            part = "UNet" if prefix == "unet" else "VAE encoder"
-            if prefix == "vae" and module.startswith(("decoder", "post_quant_conv", "quantize")):
+            part = "VAE encoder" if is_vae else backbone.denoiser
+            if is_vae and module.startswith(("decoder", "post_quant_conv", "quantize")):
                 part = "VAE decoder"
             missing.setdefault(part, {})[module or "all"] = count
     for number, text in enumerate(texts, start=1):
@@ -146,6 +153,8 @@ def list_taps(backbone: nn.Module) -> list[dict[str, Any]]:
             for where, blocks in backbone.taps._asdict().items()
             for block in blocks
         ]
+    elif isinstance(backbone, DiTBackbone):
+        names = [f"input of transformer block {block}" for block in backbone.taps]
     else:
         names = [f"map {index}" for index in range(len(channels))]
     return [

@@ -14,12 +14,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from odise_mm.models import (
-    DiffusionBackbone,
-    FrozenCLIP,
-    OpenVocabSegmentor,
-    TrainableClassifier,
-)
+from odise_mm.models import FrozenCLIP, OpenVocabSegmentor, TrainableClassifier
+from odise_mm.models.backbones.diffusion.latent import LatentBackbone
 
 # Prefix of a parameter's name -> part; the longest matching prefix counts. A parameter without any
 # of these prefixes belongs to a part that is named after its top-level module.
@@ -27,6 +23,7 @@ PARAMETER_PARTS = {
     "clip": "CLIP text tower",
     "clip.model.visual": "CLIP image tower",
     "backbone.unet": "UNet",
+    "backbone.transformer": "diffusion transformer",
     "backbone.vae.encoder": "VAE encoder",
     "backbone.vae.quant_conv": "VAE encoder",
     "backbone.vae.decoder": "VAE decoder",
@@ -268,11 +265,11 @@ class PartMeter:
     def _wrap_backbone(self, backbone: nn.Module) -> None:
         if self.whole_backbone:
             return
-        if not isinstance(backbone, DiffusionBackbone):
+        if not isinstance(backbone, LatentBackbone):
             self._wrap(backbone, "forward", "backbone")
             return
         self._wrap(backbone, "encode", "VAE encoder")
-        self._wrap(backbone, "_unet_taps", "UNet")
+        self._wrap(backbone, "_denoiser_taps", backbone.denoiser)
         self._wrap(backbone, "_decoder_taps", "VAE decoder")
 
     def _wrap_head(self, head: nn.Module) -> None:

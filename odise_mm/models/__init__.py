@@ -3,6 +3,7 @@
 from odise_mm.checkpoints.safe_pickle import allow_training_state
 from odise_mm.models.backbones.diffusion.backbone import DiffusionBackbone
 from odise_mm.models.backbones.diffusion.condition import Condition
+from odise_mm.models.backbones.diffusion.dit import DiTBackbone
 from odise_mm.models.backbones.diffusion.taps import Taps
 from odise_mm.models.backbones.open_clip_backbone import OpenCLIPBackbone
 from odise_mm.models.backbones.timm_backbone import TimmBackbone
@@ -67,6 +68,7 @@ __all__ = [
     "Condition",
     "ContentDependentTransfer",
     "CropCLIPClassifier",
+    "DiTBackbone",
     "DiffusionBackbone",
     "EmptyCaptioner",
     "FeatureProjection",

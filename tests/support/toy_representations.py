@@ -49,6 +49,13 @@ def _diffusion(**arguments: Any) -> dict[str, Any]:
     return dict(backbone=dict(_delete_=True, type="DiffusionBackbone", **arguments))
 
 
+def _dit(arch: str, **neck: Any) -> dict[str, Any]:
+    taps = (0, 1, 2, 3)
+    steps = (100, 260, 500) if neck else (260,)
+    backbone = dict(_delete_=True, type="DiTBackbone", arch=arch, taps=taps, steps=steps)
+    return dict(backbone=backbone, neck={**PLAIN, **neck})
+
+
 def _timm(model: str, plain: bool = True, **arguments: Any) -> dict[str, Any]:
     backbone = dict(_delete_=True, type="TimmBackbone", model=model, **arguments)
     return dict(captioner=None, backbone=backbone, **(dict(neck=PLAIN) if plain else {}))
@@ -79,6 +86,9 @@ REPRESENTATIONS: dict[str, dict[str, Any]] = {
     "dino_v2": _timm("vit_small_patch14_dinov2", out_indices=FIRST_BLOCKS),
     "dino_v3": _timm("vit_small_patch16_dinov3", out_indices=FIRST_BLOCKS),
     "eva02": _timm("eva02_tiny_patch14_224", out_indices=FIRST_BLOCKS),
+    "flux_dev": _dit("tiny_flux"),
+    "flux_schnell": _dit("tiny_flux"),
+    "flux_schnell_steps": _dit("tiny_flux", join_steps=True),
     "ldm": _diffusion(
         arch="tiny_ldm", taps=dict(vae_encoder=(5,), unet=(2, 5, 8, 11), vae_decoder=(2,))
     ),
@@ -86,9 +96,12 @@ REPRESENTATIONS: dict[str, dict[str, Any]] = {
     "moco_v3": _timm("vit_tiny_patch16_224", out_indices=FIRST_BLOCKS),
     "mvit_v2": _timm("mvitv2_tiny", plain=False, image_size=128),
     "pe_spatial": _timm("vit_pe_spatial_tiny_patch16_512", out_indices=FIRST_BLOCKS),
+    "pixart_sigma": _dit("tiny_pixart"),
     "radio_v4_h": _timm("vit_base_patch16_radio_v3", out_indices=FIRST_BLOCKS),
     "sam": _timm("samvit_base_patch16", out_indices=FIRST_BLOCKS),
     "sam2_hiera_l": _timm("sam2_hiera_tiny", plain=False),
+    "sd35_medium": _dit("tiny_sd3"),
+    "sd3_medium": _dit("tiny_sd3"),
     "sd_v2": _diffusion(arch=_SD_V2),
     "sdxl": _diffusion(
         arch="tiny_sdxl", taps=dict(vae_encoder=(5, 7), unet=(2, 5, 8), vae_decoder=(2, 5))

@@ -100,7 +100,7 @@ def test_no_work_for_weight_gradients_of_the_unet(cfg: Config) -> None:
             )
             latent = torch.empty(1, 4, 8, 8, device="meta")
             with flop_counter() as flops:
-                taps = model.backbone._unet_taps(latent, 0, 0, condition, tiles)
+                taps = model.backbone._denoiser_taps(latent, 0, 0, condition, tiles)
                 forward = flops.get_total_flops()
                 sum(tap.mean() for tap in taps).backward()
             costs[weights] = (flops.get_total_flops() - forward) / forward

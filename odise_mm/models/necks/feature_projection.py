@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odise_mm.errors import ConfigError
 from odise_mm.registry import MODELS
-from odise_mm.utils.settings import check_whole
+from odise_mm.utils.settings import check_flag, check_whole
 
 STRIDES = (4, 8, 16, 32)
 GROUPS = 32
@@ -58,6 +59,12 @@ class FeatureProjection(nn.Module):
         levels: stride of the pyramid level that each map is added to, by default its own stride.
             Strides 4, 8, 16 and 32 must all occur. The maps of a plain ViT all have one stride;
             ``levels=(4, 8, 16, 32)`` builds a pyramid from the maps of four depths.
+        in_steps: number of diffusion time steps whose features are concatenated in every raw map,
+            provided by diffusion backbones.
+        join_steps: sum the features of the time steps with learned weights, instead of projecting
+            their concatenation. Every map has its own weights, one for each step: a softmax of
+            learned logits, which start at 0. (MMDiff, arXiv 2606.16673, learns weights that also
+            vary over positions.) A map of one step is unchanged.
 
     Raises:
         ConfigError: a number of channels is not a multiple of 32.
@@ -71,8 +78,16 @@ class FeatureProjection(nn.Module):
         out_channels: int = 512,
         bottleneck_channels: int = 128,
         levels: Sequence[int] | None = None,
+        in_steps: Sequence[int] | None = None,
+        join_steps: bool = False,
     ) -> None:
         super().__init__()
+        check_flag("join_steps", join_steps)
+        if join_steps and in_steps is None:
+            raise ConfigError(
+                "join_steps=True needs a backbone with diffusion time steps: use DiffusionBackbone "
+                "or DiTBackbone, or join_steps=False"
+            )
         for name, value in (
             ("out_channels", out_channels),
             ("bottleneck_channels", bottleneck_channels),
@@ -90,6 +105,12 @@ class FeatureProjection(nn.Module):
                 "a plain ViT"
             )
         self.out_channels = out_channels
+        self.step_logits = nn.ParameterDict()  # by number of the map, if it has several steps
+        if join_steps:
+            in_channels = [c // steps for c, steps in zip(in_channels, in_steps, strict=True)]
+            for index, steps in enumerate(in_steps):
+                if steps > 1:
+                    self.step_logits[str(index)] = nn.Parameter(torch.zeros(steps))
         self.blocks = nn.ModuleList(
             BottleneckBlock(channels, out_channels, bottleneck_channels) for channels in in_channels
         )
@@ -106,10 +127,20 @@ class FeatureProjection(nn.Module):
             Maps of strides 4, 8, 16, 32, each (N, out_channels, height / stride, width / stride).
         """
         pyramid: dict[int, Tensor] = {}
-        for feature, stride, block in zip(features, self.levels, self.blocks, strict=True):
+        for index, (feature, stride, block) in enumerate(
+            zip(features, self.levels, self.blocks, strict=True)
+        ):
+            if str(index) in self.step_logits:
+                feature = _join(feature, self.step_logits[str(index)])
             target = (size[0] // stride, size[1] // stride)
             if feature.shape[-2:] != target:
                 feature = F.interpolate(feature, target)
             projected = block(feature)
             pyramid[stride] = pyramid[stride] + projected if stride in pyramid else projected
         return tuple(pyramid[stride] for stride in STRIDES)
+
+
+def _join(feature: Tensor, logits: Tensor) -> Tensor:
+    """Sum the time steps of a map, (N, steps * C, h, w), with weights, (steps,) before softmax."""
+    weights = logits.softmax(dim=0).to(feature.dtype)
+    return torch.einsum("nschw,s->nchw", feature.unflatten(1, (len(logits), -1)), weights)

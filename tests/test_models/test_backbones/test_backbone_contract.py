@@ -56,6 +56,11 @@ def diffusion(**options: Any) -> Case:
     return Case({"type": "DiffusionBackbone", "arch": "tiny", **options}, 64, odd=None)
 
 
+def dit(**options: Any) -> Case:
+    """Return a case of the diffusion transformers, whose tiles must be multiples of 16 pixels."""
+    return Case({"type": "DiTBackbone", **options}, 64, odd=None, levels=VIT_LEVELS)
+
+
 VIT = dict(width=64, head_width=32, patch_size=14, image_size=56, layers=4)
 CASES: dict[str, Case] = {
     "timm, ViT": timm("test_vit"),
@@ -82,6 +87,9 @@ CASES: dict[str, Case] = {
     ),
     # Without the decoder: a rounded latent may have a different nearest code.
     "diffusion, LDM": diffusion(arch="tiny_ldm", taps=dict(vae_encoder=(5,), unet=(2, 5, 8, 11))),
+    "transformer, SD3": dit(arch="tiny_sd3", taps=(0, 1, 2, 3), steps=(0, 300)),
+    "transformer, FLUX": dit(arch="tiny_flux", taps=(0, 1, 2, 4)),
+    "transformer, PixArt": dit(arch="tiny_pixart", taps=(0, 1, 2, 3), modulate=False),
 }
 sweep = pytest.mark.parametrize("name", CASES)
 
@@ -121,7 +129,7 @@ def test_every_registered_backbone_is_swept() -> None:
         and issubclass(part, Backbone)
         and part.__module__.startswith("odise_mm.")
     }
-    assert {"DiffusionBackbone", "TimmBackbone", "OpenCLIPBackbone"} <= ours
+    assert {"DiffusionBackbone", "DiTBackbone", "TimmBackbone", "OpenCLIPBackbone"} <= ours
     assert {case.cfg["type"] for case in CASES.values()} == ours
 
 

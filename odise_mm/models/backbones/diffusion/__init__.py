@@ -2,6 +2,7 @@
 
 from odise_mm.models.backbones.diffusion.backbone import DiffusionBackbone
 from odise_mm.models.backbones.diffusion.condition import Condition
+from odise_mm.models.backbones.diffusion.dit import DiTBackbone
 from odise_mm.models.backbones.diffusion.taps import Taps
 
-__all__ = ["Condition", "DiffusionBackbone", "Taps"]
+__all__ = ["Condition", "DiTBackbone", "DiffusionBackbone", "Taps"]

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from odise_mm.checkpoints.hub import hub_files, locate
 from odise_mm.errors import ConfigError
-from odise_mm.models.backbones.diffusion.presets import ARCHITECTURES, DiffusionArch
+from odise_mm.models.backbones.diffusion.presets import (
+    ARCHITECTURES,
+    DiffusionArch,
+    LatentArch,
+)
 from odise_mm.models.clip.word_tokenizer import WORDS_FILE, WordTokenizer
 from odise_mm.utils.files import read_json
+
+Arch = TypeVar("Arch", bound=LatentArch)
 
 
 def get_arch(arch: str | dict[str, Any] | DiffusionArch) -> DiffusionArch:
@@ -23,25 +30,46 @@ def get_arch(arch: str | dict[str, Any] | DiffusionArch) -> DiffusionArch:
         ValueError: unknown name. The message lists the known ones.
         ConfigError: a config file is missing or describes something that is not supported.
     """
-    if isinstance(arch, DiffusionArch):
+    return choose_arch(arch, DiffusionArch, ARCHITECTURES, read_arch)
+
+
+def choose_arch(
+    arch: str | dict[str, Any] | Arch,
+    cls: type[Arch],
+    presets: Mapping[str, Arch],
+    read: Callable[[str], Arch],
+) -> Arch:
+    """Return an architecture of a class, see :func:`get_arch`.
+
+    Args:
+        arch: name, fields, folder, hub id or architecture.
+        cls: class of the architecture.
+        presets: architectures by name.
+        read: reads the config files of a folder or hub id.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if isinstance(arch, cls):
         return arch
     if isinstance(arch, dict):
-        return DiffusionArch(**arch)
-    if arch in ARCHITECTURES:
-        return ARCHITECTURES[arch]
+        return cls(**arch)
+    if arch in presets:
+        return presets[arch]
     if "/" not in arch and not Path(arch).expanduser().is_dir():
         raise ValueError(
-            f"unknown diffusion architecture {arch!r}: use one of {list(ARCHITECTURES)}, a "
+            f"unknown diffusion architecture {arch!r}: use one of {list(presets)}, a "
             "diffusers folder or a hub id"
         )
-    return read_arch(arch)
+    return read(arch)
 
 
+SCHEDULER = "scheduler/scheduler_config.json"
 _FILES = (
     "model_index.json",
     "unet/config.json",
     "vae/config.json",
-    "scheduler/scheduler_config.json",
+    SCHEDULER,
     "text_encoder*/config.json",
     "tokenizer*/special_tokens_map.json",
     "tokenizer*/tokenizer_config.json",
@@ -85,36 +113,24 @@ def read_arch(source: str) -> DiffusionArch:
         odise_mm.errors.CheckpointError: the path does not exist, or the hub cannot be reached.
     """
     folder = locate(source, ", ".join(_FILES), lambda: hub_files(source, _FILES))
-    files = _Configs(folder, source)
+    files = ConfigFiles(folder, source, _FILES[1:5], ARCHITECTURES)
     unet = files.read("unet/config.json", ("UNet2DConditionModel",))
     vae = files.read("vae/config.json", ("AutoencoderKL", "VQModel"))
-    scheduler = files.read("scheduler/scheduler_config.json")
-    betas = scheduler.get("beta_start"), scheduler.get("beta_end")
-    if (
-        None in betas
-        or scheduler.get("beta_schedule") not in ("linear", "scaled_linear")
-        or scheduler.get("num_train_timesteps", 1000) != 1000
-        or scheduler.get("trained_betas") is not None
-        or scheduler.get("rescale_betas_zero_snr")
-    ):
-        raise ConfigError(
-            f"{files.name('scheduler/scheduler_config.json')}: noise schedules other than 1,000 "
-            "steps of beta_schedule linear or scaled_linear are not supported"
-        )
+    betas, beta_schedule = read_betas(files)
     two_encoders = unet.get("addition_embed_type") == "text_time"
     first_stage = vae["_class_name"]
     levels = len(vae.get("block_out_channels", (64,)))
     words = files.words("tokenizer")
     return DiffusionArch(
-        unet=_arguments(unet),
-        vae=_arguments(vae),
+        unet=arguments(unet),
+        vae=arguments(vae),
         text=files.text_encoder("text_encoder", words),
         scaling_factor=vae.get("scaling_factor", 0.18215),
         # ODISE's tile size, or the size the model was trained on if that is smaller
         latent_size=min(512 // 2 ** (levels - 1), unet.get("sample_size") or 512),
         pad_token=0 if words else files.pad_token("tokenizer"),
         betas=betas,
-        beta_schedule=scheduler["beta_schedule"],
+        beta_schedule=beta_schedule,
         first_stage=first_stage,
         condition="text_and_size" if two_encoders else "text",
         text_2=files.text_encoder("text_encoder_2") if two_encoders else {},
@@ -125,16 +141,52 @@ def read_arch(source: str) -> DiffusionArch:
     )
 
 
-def _arguments(config: dict[str, Any]) -> dict[str, Any]:
+def read_betas(files: ConfigFiles) -> tuple[tuple[float, float], str]:
+    """Read the first and last beta of the noise schedule, and its kind.
+
+    Raises:
+        ConfigError: the schedule is not supported.
+    """
+    scheduler = files.read(SCHEDULER)
+    first, last = scheduler.get("beta_start"), scheduler.get("beta_end")
+    schedule = scheduler.get("beta_schedule")
+    if (
+        first is None
+        or last is None
+        or schedule not in ("linear", "scaled_linear")
+        or scheduler.get("num_train_timesteps", 1000) != 1000
+        or scheduler.get("trained_betas") is not None
+        or scheduler.get("rescale_betas_zero_snr")
+    ):
+        raise ConfigError(
+            f"{files.name(SCHEDULER)}: noise schedules other than 1,000 "
+            "steps of beta_schedule linear or scaled_linear are not supported"
+        )
+    return (first, last), schedule
+
+
+def arguments(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a diffusers model in its config file."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-class _Configs:
-    """JSON files of a diffusers folder; ``source`` is the name that messages show."""
+class ConfigFiles:
+    """JSON files of a diffusers folder.
 
-    def __init__(self, folder: Path, source: str) -> None:
+    Args:
+        folder: the folder.
+        source: the name that messages show.
+        needed: the files that messages list if one is missing.
+        presets: names of the presets that messages list.
+    """
+
+    def __init__(
+        self, folder: Path, source: str, needed: Sequence[str], presets: Iterable[str]
+    ) -> None:
         self.folder = folder
         self.source = source
+        self.needed = needed
+        self.presets = list(presets)
 
     def name(self, file: str) -> str:
         return f"{self.source}: {file}"
@@ -144,8 +196,8 @@ class _Configs:
         if not path.is_file():
             raise ConfigError(
                 f"{self.name(file)} does not exist: reading an architecture needs a diffusers "
-                f"folder or hub id with {', '.join(_FILES[1:5])}; or use one of the presets "
-                f"{list(ARCHITECTURES)}"
+                f"folder or hub id with {', '.join(self.needed)}; or use one of the presets "
+                f"{self.presets}"
             )
         config = read_json(path, ConfigError, "config of a diffusion model")
         if not isinstance(config, dict):

@@ -5,23 +5,24 @@ pass at a low noise level. :meth:`DiffusionBackbone.add_noise` implements equati
 :meth:`DiffusionBackbone.forward` equations 2 and 3.
 """
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from odise_mm.errors import ConfigError
-from odise_mm.models.backbones.base import Backbone
 from odise_mm.models.backbones.diffusion.arch_from_files import get_arch
 from odise_mm.models.backbones.diffusion.condition import (
     Condition,
     PromptEncoder,
     condition_kind,
+)
+from odise_mm.models.backbones.diffusion.latent import (
+    LatentBackbone,
+    as_steps,
+    drop_decoder,
+    step_tensor,
+    vae_levels_stride,
 )
 from odise_mm.models.backbones.diffusion.presets import DiffusionArch
 from odise_mm.models.backbones.diffusion.support import FIRST_STAGES, check_supported
@@ -29,13 +30,13 @@ from odise_mm.models.backbones.diffusion.taps import PAPER_TAPS, Taps, as_taps, 
 from odise_mm.models.backbones.diffusion.weights import DiffusionWeights
 from odise_mm.models.frozen import is_meta_context, materialize
 from odise_mm.registry import MODELS
-from odise_mm.utils.settings import check_flag, check_whole, is_whole
+from odise_mm.utils.settings import check_flag, check_whole
 
 MAX_STRIDE = 32
 
 
 @MODELS.register_module()
-class DiffusionBackbone(Backbone):
+class DiffusionBackbone(LatentBackbone):
     """Raw feature maps of image tiles from a frozen latent diffusion model.
 
     Layers after the last tap of the UNet and of the VAE decoder are removed: they are neither
@@ -75,6 +76,8 @@ class DiffusionBackbone(Backbone):
         CheckpointError: the weights are missing or belong to another architecture.
     """
 
+    denoiser = "UNet"
+
     def __init__(
         self,
         arch: str | dict | DiffusionArch = "sd_v1",
@@ -92,7 +95,8 @@ class DiffusionBackbone(Backbone):
         self.arch = get_arch(arch)
         kind = condition_kind(self.arch)
         self.taps = as_taps(taps)
-        self.steps = _as_steps(steps)
+        self.steps = as_steps(steps)
+        self.scaling_factor = self.arch.scaling_factor
         check_flag("use_checkpoint", use_checkpoint)
         self.use_checkpoint = use_checkpoint
         check_whole("noise_seed", noise_seed, least=0, most=2**63 - 1)
@@ -107,9 +111,13 @@ class DiffusionBackbone(Backbone):
         self.context_width = kind.shape[1]
         self.time_width = unet.time_embedding.linear_2.out_features
         self.channels, self.strides = self._describe(unet, vae)
+        repeats = (1, len(self.steps), 1)
+        self.in_steps = tuple(
+            n for n, blocks in zip(repeats, self.taps, strict=True) for _ in blocks
+        )
         # Each level but the last halves the map. Sizes must be even for the skip connections to
         # match the upsampled maps.
-        self.divisor = 2 ** (len(vae.encoder.down_blocks) + len(unet.down_blocks) - 2)
+        self.divisor = vae_levels_stride(vae) * 2 ** (len(unet.down_blocks) - 1)
         self.tile_divisor = self.divisor
         all_keys = {"unet": frozenset(unet.state_dict()), "vae": frozenset(vae.state_dict())}
         self._prune(unet, vae)
@@ -125,14 +133,8 @@ class DiffusionBackbone(Backbone):
             else:
                 empty = self._load(weights, unet_weights, all_keys)
         self.register_buffer("empty_context", empty, persistent=False)
-        with torch.device("cpu"):
-            generator = torch.Generator("cpu").manual_seed(noise_seed)
-            size = self.arch.latent_size
-            noise = torch.randn(1, self._latent_channels, size, size, generator=generator)
-        self.register_buffer("noise", noise, persistent=False)
-        self._signal_and_noise = _noise_schedule(self.arch)
-        levels = torch.tensor(self._signal_and_noise)
-        self.register_buffer("noise_levels", levels, persistent=False)
+        arch = self.arch
+        self._set_noise(noise_seed, arch.latent_size, arch.betas, arch.beta_schedule)
         self.freeze()
 
     @classmethod
@@ -175,12 +177,7 @@ class DiffusionBackbone(Backbone):
 
     def describe(self) -> dict:
         """Return values that other parts are built with, keyed by their argument names."""
-        return super().describe() | {
-            "empty_context": self.empty_context,
-            "time_width": self.time_width,
-            "num_steps": len(self.steps),
-            "prompt_encoder": self.encode_prompts,
-        }
+        return super().describe() | {"prompt_encoder": self.encode_prompts}
 
     def encode_prompts(self, texts: Sequence[str]) -> Tensor:
         """Encode texts as conditions.
@@ -202,114 +199,16 @@ class DiffusionBackbone(Backbone):
             return torch.empty(len(texts), *self._kind.shape, device="meta")
         return self._prompts(texts, self.device)
 
-    def forward(self, tiles: Tensor, condition: Condition | None = None) -> list[Tensor]:
-        """Compute the feature maps of a batch of tiles.
+    def _encoder_blocks(self) -> Sequence[int]:
+        return self.taps.vae_encoder
 
-        Args:
-            tiles: (N, 3, H, W) in [0, 1], RGB. H and W must be multiples of ``divisor``.
-            condition: condition from a captioner. Defaults to the empty condition. Gradients flow
-                to it through the UNet (and through the noise level, if it has a step), and to
-                nothing else.
-
-        Returns:
-            One (N, channels[i], H / s, W / s) map for each tap, in the order encoder, UNet,
-            decoder. s is the actual stride, which may be larger than ``strides[i]``.
-
-        Raises:
-            ValueError: H or W is not a multiple of ``divisor``; the condition has a step, but the
-                backbone has several.
-        """
-        height, width = tiles.shape[-2:]
-        if height % self.divisor or width % self.divisor:
-            raise ValueError(
-                f"tiles of {height} x {width} pixels: the diffusion model needs multiples of "
-                f"{self.divisor}; check tile_size and the data preprocessor's pad_size_divisor"
-            )
-        condition = condition or Condition(self.empty_context.expand(len(tiles), -1, -1))
-        steps = self.steps if condition.step is None else (condition.step,)
-        if len(steps) != len(self.steps):
-            raise ValueError(
-                f"a learned step replaces a single step, but the backbone has steps={self.steps}"
-            )
-        with self.own_precision():
-            with torch.no_grad():
-                latent, encoder_taps = self.encode(tiles)
-                decoder_taps = self._decoder_taps(latent)
-            per_step = [
-                self._unet_taps(self.add_noise(latent, step), step, index, condition, tiles)
-                for index, step in enumerate(steps)
-            ]
-        unet_taps = [torch.cat(maps, dim=1) for maps in zip(*per_step, strict=True)]
-        return [*encoder_taps, *unet_taps, *decoder_taps]
-
-    def encode(self, tiles: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Compute the latent of the tiles and the encoder's features.
-
-        Args:
-            tiles: (N, 3, H, W) in [0, 1], RGB.
-
-        Returns:
-            The latent, (N, C, H / s, W / s), and the list of feature maps. The latent is the mean
-            of the posterior, or the encoder's output before quantization, times the scaling factor.
-            C and s are 4 and 8 in Stable Diffusion, 3 and 4 in LDM.
-        """
-        encoder = self.vae.encoder
-        taps: dict[int, Tensor] = {}
-        hidden = encoder.conv_in(tiles.to(self.dtype) * 2 - 1)
-        block = 0
-        for level in encoder.down_blocks:
-            for resnet in level.resnets:
-                if block in self.taps.vae_encoder:
-                    taps[block] = hidden
-                hidden = resnet(hidden, temb=None)
-                block += 1
-            for downsampler in level.downsamplers or ():
-                hidden = downsampler(hidden)
-        hidden = encoder.mid_block(hidden)
-        hidden = encoder.conv_out(encoder.conv_act(encoder.conv_norm_out(hidden)))
-        if self.vae.quant_conv is not None:
-            hidden = self.vae.quant_conv(hidden)
-        mean = hidden[:, : self._latent_channels]
-        return self.arch.scaling_factor * mean, [taps[block] for block in self.taps.vae_encoder]
-
-    def add_noise(self, latent: Tensor, step: int | Tensor) -> Tensor:
-        """Return x_t = sqrt(abar_t) z + sqrt(1 - abar_t) eps (paper, equation 1).
-
-        Args:
-            latent: z, (N, C, h, w).
-            step: t. For a negative number, z is returned unchanged. A tensor in [0, 999] may be
-                fractional: both factors are interpolated linearly between the entries of the
-                schedule, and gradients flow to the tensor.
-
-        Returns:
-            (N, C, h, w)
-        """
-        if isinstance(step, int) and step < 0:
-            return latent
-        noise = self.noise
-        if noise.shape[-2:] != latent.shape[-2:]:
-            noise = F.interpolate(
-                noise.float(), latent.shape[-2:], mode="bicubic", align_corners=False
-            )
-        if isinstance(step, int):
-            signal, sigma = self._signal_and_noise[step]
-            return signal * latent + sigma * noise.to(latent)
-        levels = self.noise_levels
-        below = step.detach().floor().long().clamp(0, len(levels) - 1).reshape(1)
-        above = (below + 1).clamp(max=len(levels) - 1)
-        ends = (levels.index_select(0, index)[0] for index in (below, above))
-        signal, sigma = torch.lerp(*ends, (step - below).to(levels)).unbind()
-        return (signal * latent.to(levels) + sigma * noise.to(levels)).to(latent)
-
-    def _unet_taps(
+    def _denoiser_taps(
         self, noisy: Tensor, step: int | Tensor, index: int, condition: Condition, tiles: Tensor
     ) -> list[Tensor]:
         if self.unet is None:
             return []
         unet = self.unet
-        if isinstance(step, int):
-            step = torch.full((), max(step, 0), device=noisy.device)
-        time = unet.time_embedding(unet.time_proj(step.expand(len(noisy))).to(noisy))
+        time = unet.time_embedding(unet.time_proj(step_tensor(step, noisy)).to(noisy))
         if condition.time is not None:
             time = time + condition.time[:, index].to(noisy)
         context = condition.context.to(noisy)
@@ -348,7 +247,7 @@ class DiffusionBackbone(Backbone):
             return []
         decoder = self.vae.decoder
         taps: dict[int, Tensor] = {}
-        hidden = latent / self.arch.scaling_factor
+        hidden = latent / self.scaling_factor
         if self.arch.first_stage == "VQModel":
             hidden = _nearest_codes(hidden, self.vae.quantize.embedding)
         if self.vae.post_quant_conv is not None:
@@ -365,11 +264,6 @@ class DiffusionBackbone(Backbone):
                 hidden = upsampler(hidden)
         taps[block] = hidden  # possibly the input of a block that was removed
         return [taps[block] for block in self.taps.vae_decoder]
-
-    def _run(self, layer: nn.Module, *inputs: Tensor, **options: bool):
-        if self.use_checkpoint and torch.is_grad_enabled():
-            return checkpoint(layer, *inputs, use_reentrant=False, **options)
-        return layer(*inputs, **options)
 
     def _describe(self, unet: nn.Module, vae: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Return the channels and strides of all taps, computed from the layers."""
@@ -400,34 +294,10 @@ class DiffusionBackbone(Backbone):
         if self.taps.unet:
             unet.up_blocks = keep_before(unet.up_blocks, self.taps.unet[-1])
         if not self.taps.vae_decoder:
-            vae.decoder = vae.post_quant_conv = None
-            vae.quantize = None
+            drop_decoder(vae)
             return
         vae.decoder.up_blocks = keep_before(vae.decoder.up_blocks, self.taps.vae_decoder[-1])
         vae.decoder.conv_norm_out = vae.decoder.conv_act = vae.decoder.conv_out = None
-
-
-def _as_steps(steps: Sequence[int]) -> tuple[int, ...]:
-    listed = isinstance(steps, Sequence) and not isinstance(steps, str) and len(steps) > 0
-    if not listed or not all(is_whole(step) and step <= 999 for step in steps):
-        raise ConfigError(
-            f"steps={steps!r} must be a list of at least one integer, each at most 999"
-        )
-    return tuple(operator.index(step) for step in steps)
-
-
-def _noise_schedule(arch: DiffusionArch) -> list[tuple[float, float]]:
-    """Return (sqrt(abar_t), sqrt(1 - abar_t)) for all t, rounded from float64 to float32."""
-    if arch.beta_schedule not in ("scaled_linear", "linear"):
-        raise ValueError(f"beta_schedule={arch.beta_schedule!r} must be scaled_linear or linear")
-    first, last = np.asarray(arch.betas, dtype=np.float64)
-    if arch.beta_schedule == "linear":
-        betas = np.linspace(first, last, 1000, dtype=np.float64)
-    else:
-        betas = np.linspace(np.sqrt(first), np.sqrt(last), 1000, dtype=np.float64) ** 2
-    kept = np.cumprod(1 - betas)
-    signal, noise = np.sqrt(kept).astype(np.float32), np.sqrt(1 - kept).astype(np.float32)
-    return list(zip(signal.tolist(), noise.tolist(), strict=True))
 
 
 def _nearest_codes(latent: Tensor, codebook: nn.Embedding) -> Tensor:

@@ -42,8 +42,31 @@ VQ_BLOCKS = {
 }
 
 
+class LatentArch:
+    """What the weights of all latent diffusion models are read with.
+
+    Attributes:
+        origin: URL for downloading the weights manually, shown in messages.
+    """
+
+    origin: str
+
+    @property
+    def text_parts(self) -> tuple[str, ...]:
+        """Names of the text encoders in the weights."""
+        raise NotImplementedError
+
+    def text_encoder(self, part: str) -> tuple[str, dict[str, Any]]:
+        """Return the class of a text encoder in transformers, and the fields of its config.
+
+        Args:
+            part: name of the text encoder in the weights, such as ``text_encoder_2``.
+        """
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class DiffusionArch:
+class DiffusionArch(LatentArch):
     """Architecture of a latent diffusion model.
 
     Attributes:
@@ -86,6 +109,19 @@ class DiffusionArch:
     classes: int = 0
     words: str | tuple[str, ...] = ()
     origin: str = ""
+
+    @property
+    def text_parts(self) -> tuple[str, ...]:
+        """See :attr:`LatentArch.text_parts`."""
+        both = ("text_encoder", "text_encoder_2")
+        return tuple(part for part in both if self.text_encoder(part)[1])
+
+    def text_encoder(self, part: str) -> tuple[str, dict[str, Any]]:
+        """See :meth:`LatentArch.text_encoder`."""
+        return {
+            "text_encoder": ("CLIPTextModel", self.text),
+            "text_encoder_2": ("CLIPTextModelWithProjection", self.text_2),
+        }[part]
 
 
 CLIP_L = dict(

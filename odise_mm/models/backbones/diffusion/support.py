@@ -53,10 +53,7 @@ def check_supported(
     ]
     levels = [*config.down_block_types, config.mid_block_type, *config.up_block_types]
     needs += [f"a {level}" for level in dict.fromkeys(levels) if level not in UNET_LEVELS]
-    stages = [*vae.config.down_block_types, *vae.config.up_block_types]
-    needs += [f"a {level}" for level in dict.fromkeys(stages) if level not in FIRST_STAGE_LEVELS]
-    if vae.config.get("norm_type", "group") != "group":
-        needs.append(f"norm_type={vae.config.norm_type!r}")
+    needs += vae_misfits(vae)
     if config.in_channels != latent_channels:
         needs.append(f"{config.in_channels} input channels for a latent with {latent_channels}")
     if config.cross_attention_dim != kind.shape[1]:
@@ -64,7 +61,7 @@ def check_supported(
             f"cross_attention_dim={config.cross_attention_dim} for conditions {kind.shape[1]} wide"
         )
     needs += kind.misfits(config)
-    if vae.config.get("latents_mean") is not None or vae.config.get("shift_factor") is not None:
+    if vae.config.get("shift_factor") is not None:
         needs.append("a first stage that shifts its latents")
     if needs:
         raise ValueError(
@@ -72,3 +69,19 @@ def check_supported(
             f"supported are UNets of {', '.join(sorted(UNET_LEVELS))} and first stages of "
             f"{', '.join(sorted(FIRST_STAGE_LEVELS))}"
         )
+
+
+def vae_misfits(vae: nn.Module) -> list[str]:
+    """Return what is not supported in a first stage.
+
+    Args:
+        vae: the first stage.
+    """
+    config = vae.config
+    stages = dict.fromkeys((*config.down_block_types, *config.up_block_types))
+    needs = [f"a {level}" for level in stages if level not in FIRST_STAGE_LEVELS]
+    if config.get("norm_type", "group") != "group":
+        needs.append(f"norm_type={config.norm_type!r}")
+    if config.get("latents_mean") is not None:
+        needs.append("a first stage that shifts its latents by latents_mean")
+    return needs

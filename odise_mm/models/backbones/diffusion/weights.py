@@ -18,9 +18,10 @@ from odise_mm.checkpoints.hub import locate
 from odise_mm.checkpoints.safe_loading import differences, load_state_dict
 from odise_mm.checkpoints.weight_folders import download_weights, read_weights
 from odise_mm.errors import CheckpointError
-from odise_mm.models.backbones.diffusion.presets import DiffusionArch
+from odise_mm.models.backbones.diffusion.presets import LatentArch
 
 StateDict = dict[str, Tensor]
+T5 = "T5EncoderModel"
 
 # Key prefixes in original files of Stable Diffusion and LDM, and of SDXL. Other keys (EMA copies,
 # schedule buffers, optimizer, the VAE's GAN loss) are not needed.
@@ -34,10 +35,14 @@ _ORIGINAL_PREFIXES = {
 # Prefixes of the file names of each part in a diffusers folder.
 _STEMS = {
     "unet": ("diffusion_pytorch_model", "pytorch_model"),
+    "transformer": ("diffusion_pytorch_model",),
     "vae": ("diffusion_pytorch_model", "pytorch_model"),
     "text_encoder": ("model", "pytorch_model"),
     "text_encoder_2": ("model", "pytorch_model"),
+    "text_encoder_3": ("model", "pytorch_model"),
 }
+# T5's token embeddings are one tensor with two names.
+_T5_TABLES = ("shared.weight", "encoder.embed_tokens.weight")
 
 
 class DiffusionWeights:
@@ -52,7 +57,7 @@ class DiffusionWeights:
         CheckpointError: no usable weights at ``source``. The message lists what was expected.
     """
 
-    def __init__(self, source: str, arch: DiffusionArch, parts: Sequence[str]) -> None:
+    def __init__(self, source: str, arch: LatentArch, parts: Sequence[str]) -> None:
         self.source = str(source)
         self.arch = arch
         self.parts = tuple(parts)
@@ -64,6 +69,11 @@ class DiffusionWeights:
             self._check_folder()
         elif self.parts == ("unet",):  # may have diffusers' key names: decided in fill()
             self._file = path
+        elif "transformer" in self.parts:
+            raise CheckpointError(
+                f"{path} is a file, but the weights of diffusion transformers are read from "
+                f"diffusers folders: set `weights` to a hub id or a folder with {folders}"
+            )
         else:
             self._original = self._read_original(path)
 
@@ -71,8 +81,8 @@ class DiffusionWeights:
         """Load one part into a module on the meta device. Only the module's tensors are read.
 
         Args:
-            module: a (pruned) UNet or first stage, changed in place.
-            part: ``"unet"`` or ``"vae"``.
+            module: a (pruned) UNet, transformer or first stage, changed in place.
+            part: ``"unet"``, ``"transformer"`` or ``"vae"``.
             unused: keys of the pruned layers, which are ignored.
 
         Raises:
@@ -111,14 +121,18 @@ class DiffusionWeights:
             for key, value in state.items()
             if not key.endswith("embeddings.position_ids")
         }
+        for one, other in (_T5_TABLES, _T5_TABLES[::-1]):  # files hold one or both
+            if one in wanted and one not in state and other in state:
+                state[one] = state[other]
         wrong = differences(state, wanted)
         if wrong:
             raise CheckpointError(
                 f"{self.source}: the weights of the text encoder ({part}) do not match the "
                 f"architecture in the config: {wrong}"
             )
-        encoder.load_state_dict({key: value.float() for key, value in state.items()})
-        return encoder
+        floats = {key: value.float() for key, value in state.items()}
+        encoder.load_state_dict(floats, assign=True)
+        return encoder.requires_grad_(False)
 
     def class_embedding(self) -> Tensor:
         """Return the class embeddings of a class-conditional model.
@@ -226,22 +240,21 @@ class DiffusionWeights:
                 )
 
 
-def random_text_encoder(arch: DiffusionArch, part: str) -> nn.Module:
+def random_text_encoder(arch: LatentArch, part: str) -> nn.Module:
     """Build a frozen text encoder with random weights on the CPU.
 
-    Args:
-        arch: the architecture; ``text`` or ``text_2`` is used.
-        part: ``text_encoder`` builds a ``CLIPTextModel``, ``text_encoder_2`` a
-            ``CLIPTextModelWithProjection``.
-    """
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    T5 is built on the meta device: T5-XXL has 4.8 billion parameters, which are always loaded.
 
-    cls, fields = {
-        "text_encoder": (CLIPTextModel, arch.text),
-        "text_encoder_2": (CLIPTextModelWithProjection, arch.text_2),
-    }[part]
-    with torch.device("cpu"):
-        return cls(CLIPTextConfig(**fields)).eval().requires_grad_(False)
+    Args:
+        arch: the architecture.
+        part: name of the text encoder, see :meth:`LatentArch.text_encoder`.
+    """
+    import transformers
+
+    name, fields = arch.text_encoder(part)
+    cls = getattr(transformers, name)
+    with torch.device("meta" if name == T5 else "cpu"):
+        return cls(cls.config_class(**fields)).eval().requires_grad_(False)
 
 
 def _prefixed_as(wanted: Collection[str], key: str) -> str:
