@@ -410,8 +410,8 @@ def _from_pil(image: Image.Image, name: str, exif: bool) -> np.ndarray:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    rgb = np.asarray(image.convert("RGB"))
-    return np.ascontiguousarray(rgb[..., ::-1])
+    pixels = bytearray(image.convert("RGB").tobytes("raw", "BGR"))
+    return np.frombuffer(pixels, np.uint8).reshape(image.height, image.width, 3)
 
 
 def _transparent_color(image: Image.Image) -> Any:

@@ -100,7 +100,7 @@ def test_changes_of_a_pipeline_apply_to_the_datasets_that_use_it() -> None:
     cfg = load_config(LABEL)
     own = [dict(type="LoadImage"), dict(type="ResizeKeepRatio", scale=(7, 7))]
     cfg.test_dataloader.dataset.pipeline = own
-    crop = next(i for i, s in enumerate(cfg.train_pipeline) if s.type == "mmdet.RandomCrop")
+    crop = next(i for i, s in enumerate(cfg.train_pipeline) if s.type == "LargeScaleJitter")
     change_config(
         cfg, {"test_pipeline.1.scale": (64, 32), f"train_pipeline.{crop}.crop_size": (5, 5)}
     )

@@ -16,7 +16,7 @@ from PIL import Image
 from odise_mm.annotations.panoptic_io import write_panoptic_png
 from odise_mm.datasets import PanopticDataset
 from odise_mm.datasets.seeding import random_numbers_of
-from odise_mm.errors import DatasetError
+from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.registry import DATASETS, TRANSFORMS
 from tests.support.small_coco import SmallCoco, write_small_coco
 
@@ -131,6 +131,30 @@ def test_large_scale_jitter_equals_pillow(seed: int) -> None:
     labels[: picture.shape[0], : picture.shape[1]] = expected
     assert np.array_equal(done["img"], canvas)
     assert np.array_equal(done["gt_seg_map"], labels) and done["gt_seg_map"].dtype == np.int32
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_crop_inside_the_jitter_equals_a_crop_behind_it(seed: int) -> None:
+    """Bit by bit, with the same random numbers, for sizes on both sides of the crop's."""
+    rng = np.random.default_rng(seed)
+    image, numbers, _ = scene(rng, *(int(v) for v in rng.integers(1, 150, 2)), 300)
+    resize, crop, pad = jitter(64)
+    resize = {**resize, "scale": (90, 70)}
+    outside = run([resize, crop], dict(img=image, gt_seg_map=numbers), seed)
+    inside = run([{**resize, "crop_size": (64, 64)}], dict(img=image, gt_seg_map=numbers), seed)
+    for key in ("img", "gt_seg_map"):
+        assert np.array_equal(inside[key], outside[key]), key
+        assert inside[key].dtype == outside[key].dtype
+    for key in ("img_shape", "scale_factor", "scale", "keep_ratio"):
+        assert inside[key] == outside[key], key
+
+
+def test_crop_of_masks_needs_mmdets_transform() -> None:
+    step = dict(type="LargeScaleJitter", scale=(64, 64), crop_size=(64, 64))
+    with pytest.raises(ConfigError, match="does not crop gt_masks"):
+        run([step], dict(img=np.zeros((9, 9, 3), np.uint8), gt_masks=None), 0)
+    with pytest.raises(ConfigError, match="crop_size"):
+        run([{**step, "crop_size": (0, 5)}], {}, 0)
 
 
 @pytest.mark.parametrize("fill", [dict(), dict(pad_val=dict(seg=0)), dict(pad_val=dict(seg=255))])

@@ -98,11 +98,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cfg.model = segmentor_config(tile_size=128)
     cfg.model.head.train_cfg.num_points = 300
     cfg.model.ensemble.train_vocabulary = str(names)
-    sizes = dict(LargeScaleJitter="scale", RandomCrop="crop_size", Pad="size")
     for step in cfg.train_pipeline:
-        name = step.type.rpartition(".")[2]
-        if name in sizes:
-            step[sizes[name]] = (128, 128)
+        step.update({key: (128, 128) for key in ("scale", "crop_size", "size") if key in step})
     cfg.test_pipeline[1].scale = (128, 128)
     for stage in ("train", "val", "test"):
         loader = cfg[f"{stage}_dataloader"]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from odise_mm.analysis.text_cost import many_names
+from tests.support.parts import load_config
+from tests.support.small_coco import VOCABULARY, write_small_coco
 from tools.analysis_tools import benchmark_steps as tool
 
 
@@ -38,3 +41,17 @@ def test_losses(capsys: pytest.CaptureFixture) -> None:
     result = measure(capsys, "losses", "odise_tiny", *sizes)
     assert result["difference"] == {"losses": 0, "gradients": 0}
     assert set(result["cpu_seconds"]) == {"mmdet", "ours"}
+
+
+def test_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cfg = load_config("odise/odise_coco_label.py")
+    coco = write_small_coco(tmp_path / "coco")
+    VOCABULARY.save(tmp_path / "names.txt")
+    cfg.train_dataloader.dataset = coco.config(
+        vocabulary=str(tmp_path / "names.txt"), pipeline=cfg.train_pipeline
+    )
+    cfg.dump(tmp_path / "small.py")
+    result = measure(capsys, "input", str(tmp_path / "small.py"), "--images", "2")
+    seconds = result["cpu_seconds"]
+    assert seconds["LargeScaleJitter"] > 0 and len(seconds) == 10 and result["segments"] > 1
+    assert result["bytes"]["now"] < 10_000 < 1024**2 < result["bytes"]["with one mask per segment"]

@@ -8,6 +8,7 @@ Examples:
     python tools/analysis_tools/benchmark_steps.py names odise_coco_label --threads 1
     python tools/analysis_tools/benchmark_steps.py names odise_coco_label --names 10000 --whole 256
     python tools/analysis_tools/benchmark_steps.py losses odise_coco_label
+    python tools/analysis_tools/benchmark_steps.py input odise_coco_label --images 100
 """
 
 from __future__ import annotations
@@ -73,6 +74,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             metavar="N",
             help=f"{meaning} (default: %(default)s)",
         )
+
+    data = add(
+        "input", "training pipeline, step by step, and the transfer of its results", run_input
+    )
+    data.add_argument("config", metavar="CONFIG", help="config with a train_dataloader")
+    for name, meaning in (
+        ("data-root", "data_root of the dataset"),
+        ("ann-file", "annotations, relative to the data root"),
+        ("image-folder", "folder of the images, relative to the data root"),
+        ("map-folder", "folder of the panoptic maps, relative to the data root"),
+    ):
+        data.add_argument(f"--{name}", metavar="PATH", help=f"{meaning} (default: the config's)")
+    data.add_argument(
+        "--images",
+        type=positive_int,
+        default=100,
+        metavar="N",
+        help="measured images (default: %(default)s)",
+    )
     return parser.parse_args(argv)
 
 
@@ -92,6 +112,16 @@ def run_losses(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
         args.config, args.size, args.targets, args.layers, args.images, args.repeats
     )
     return loss_table(result), result
+
+
+def run_input(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
+    """Measure the training pipeline."""
+    from odise_mm.analysis.input_cost import input_table, measure_input
+
+    changes = dict(data_root=args.data_root, ann_file=args.ann_file)
+    changes |= dict(images=args.image_folder, maps=args.map_folder)
+    result = measure_input(args.config, changes, args.images)
+    return input_table(result), result
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -199,8 +199,7 @@ class ResizeKeepRatio(Resize):
             return
         height, width = results["img_shape"]
         if self.backend == "pillow":
-            image = Image.fromarray(numbers.astype(np.int32, copy=False))
-            resized = np.asarray(image.resize((width, height), Image.Resampling.NEAREST))
+            resized = resize_nearest(numbers.astype(np.int32, copy=False), (width, height))
         else:
             resized = imresize(numbers, (width, height), interpolation="nearest", backend="cv2")
         results["gt_seg_map"] = resized
@@ -208,22 +207,29 @@ class ResizeKeepRatio(Resize):
 
 @TRANSFORMS.register_module()
 class LargeScaleJitter(RandomResize):
-    """mmcv's ``RandomResize`` with :class:`ResizeKeepRatio` as its transform.
+    """mmcv's ``RandomResize`` with :class:`ResizeKeepRatio` as its transform, and a random crop.
 
-    It is the resizing step of large-scale jitter (Simple Copy-Paste, arXiv 2012.07177); a crop and
-    padding follow. It modifies the same keys as :class:`ResizeKeepRatio`.
+    Large-scale jitter (Simple Copy-Paste, arXiv 2012.07177); padding follows. Without
+    ``crop_size``, it modifies the same keys as :class:`ResizeKeepRatio`. With it, the result is
+    that of ``mmdet.RandomCrop`` behind it, with the same random numbers, but only the pixels that
+    are left are computed.
 
     Args:
         scale: (width, height) of the box into which an image is fitted at ratio 1.
         ratio_range: range of the factor that scales the box, drawn uniformly.
+        crop_size: (width, height) of the crop; a side that has fewer pixels is kept. It supports
+            ``img`` and ``gt_seg_map``; use ``mmdet.RandomCrop`` for boxes and masks. None: no crop.
 
     Raises:
-        ConfigError: ``scale`` is not a size in pixels, or ``ratio_range`` is not a range or makes
-            the box smaller than a pixel.
+        ConfigError: ``scale`` or ``crop_size`` is not a size in pixels, ``ratio_range`` is not a
+            range or makes the box smaller than a pixel, or there are boxes or masks to crop.
     """
 
     def __init__(
-        self, scale: tuple[int, int], ratio_range: tuple[float, float] = (0.1, 2.0)
+        self,
+        scale: tuple[int, int],
+        ratio_range: tuple[float, float] = (0.1, 2.0),
+        crop_size: tuple[int, int] | None = None,
     ) -> None:
         check_size("scale", scale)
         pair = isinstance(ratio_range, list | tuple) and len(ratio_range) == 2
@@ -235,9 +241,92 @@ class LargeScaleJitter(RandomResize):
             raise ConfigError(
                 f"ratio_range={ratio_range!r} makes scale={scale!r} smaller than a pixel"
             )
+        if crop_size is not None:
+            check_size("crop_size", crop_size)
+        self.crop_size = None if crop_size is None else tuple(crop_size)
         super().__init__(
             scale=tuple(scale), ratio_range=tuple(ratio_range), resize_type=ResizeKeepRatio
         )
+
+    def transform(self, results: dict) -> dict:
+        """Resize the image and the map of segments, and crop them if ``crop_size`` is set."""
+        if self.crop_size is None:
+            return super().transform(results)
+        other = [key for key in ("gt_bboxes", "gt_masks", "gt_keypoints") if key in results]
+        if other:
+            raise ConfigError(
+                f"LargeScaleJitter with crop_size does not crop {other[0]}: remove crop_size, and "
+                "add mmdet.RandomCrop behind it"
+            )
+        image = results["img"]
+        scale = self._random_scale()
+        height, width = image.shape[:2]
+        # A short side of less than half a pixel is 1 pixel, as in ResizeKeepRatio.
+        size = tuple(max(side, 1) for side in rescale_size((width, height), scale))
+        crop = tuple(min(pair) for pair in zip(self.crop_size, size, strict=True))
+        top, left = (np.random.randint(0, size[axis] - crop[axis] + 1) for axis in (1, 0))
+        window = (left, top, left + crop[0], top + crop[1])
+        results["img"] = resize_window(image, size, window)
+        if results.get("gt_seg_map") is not None:
+            numbers = results["gt_seg_map"].astype(np.int32, copy=False)
+            results["gt_seg_map"] = resize_nearest(numbers, size, window)
+        results["img_shape"] = results["img"].shape[:2]
+        results["scale"], results["keep_ratio"] = scale, True
+        results["scale_factor"] = (size[0] / width, size[1] / height)
+        return results
+
+
+Window = tuple[int, int, int, int]
+"""Left, top, right and bottom of a part of an image in pixels."""
+
+
+def resize_window(image: np.ndarray, size: tuple[int, int], window: Window) -> np.ndarray:
+    """Compute a window of a resized image, equal to Pillow's bilinear resizing and then cropping.
+
+    Pillow resizes the rows first, then the columns. Here the columns outside the window are removed
+    in between.
+
+    Args:
+        image: (H, W, 3) uint8.
+        size: (width, height) of the whole resized image.
+        window: the window in the resized image.
+
+    Returns:
+        (bottom - top, right - left, 3) uint8.
+    """
+    left, top, right, bottom = window
+    pixels = Image.fromarray(image)
+    if right - left < size[0]:
+        rows = pixels.resize((size[0], pixels.height), Image.Resampling.BILINEAR)
+        pixels = rows.crop((left, 0, right, pixels.height))
+    resized = np.asarray(pixels.resize((right - left, size[1]), Image.Resampling.BILINEAR))
+    return resized[top:bottom]
+
+
+def resize_nearest(
+    numbers: np.ndarray, size: tuple[int, int], window: Window | None = None
+) -> np.ndarray:
+    """Resize a map by nearest neighbor as Pillow does, or compute a window of the resized map.
+
+    Pillow resizes one row and one column of places; all others are copied in the same way.
+
+    Args:
+        numbers: (H, W).
+        size: (width, height) of the whole resized map.
+        window: the window in the resized map; None: all of it.
+
+    Returns:
+        (bottom - top, right - left) of the same type.
+    """
+    left, top, right, bottom = window or (0, 0, *size)
+    columns = _nearest(numbers.shape[1], size[0])[left:right]
+    rows = _nearest(numbers.shape[0], size[1])[top:bottom]
+    return numbers.take(columns, axis=1).take(rows, axis=0)
+
+
+def _nearest(length: int, new_length: int) -> np.ndarray:
+    places = Image.fromarray(np.arange(length, dtype=np.int32)[None])
+    return np.asarray(places.resize((new_length, 1), Image.Resampling.NEAREST))[0]
 
 
 def _check_scale(scale: Any) -> None:

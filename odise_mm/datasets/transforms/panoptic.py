@@ -1,16 +1,16 @@
 """Ground truth of panoptic datasets in training pipelines.
 
 All segments are kept in one map of numbers, so the cost of flips, resizing and crops does not
-depend on the number of segments. The last step makes one mask for each segment that is left.
+depend on the number of segments. The masks are made from it on the training device.
 """
 
 from __future__ import annotations
 
 import numpy as np
 from mmcv.transforms import BaseTransform
-from mmdet.structures.mask import BitmapMasks
 
 from odise_mm.annotations.panoptic_io import read_panoptic_png
+from odise_mm.datasets.segment_masks import SegmentMasks
 from odise_mm.errors import DatasetError, PanopticFileError
 from odise_mm.registry import TRANSFORMS
 from odise_mm.utils.image import turned_hint
@@ -70,15 +70,20 @@ def _local_numbers(ids: np.ndarray, segments: list[dict], path: str) -> np.ndarr
     """
     known = np.array([0, *(segment["id"] for segment in segments)], dtype=np.int32)
     order = np.argsort(known)
-    place = np.searchsorted(known[order], ids)
+    # Ids are looked up once for each horizontal run of equal pixels, not for each pixel.
+    flat = ids.ravel()
+    starts = np.flatnonzero(np.diff(flat, prepend=flat[:1] - 1))
+    lengths = np.diff(starts, append=flat.size)
+    run_ids = flat[starts]
+    place = np.searchsorted(known[order], run_ids)
     rank = order[np.minimum(place, len(known) - 1)].astype(np.int32)  # 0: void, i + 1: segments[i]
-    unknown = ids[known[rank] != ids]
+    unknown = run_ids[known[rank] != run_ids]
     if unknown.size:
         raise DatasetError(
             f"{path} has a segment with id {unknown[0]} ({(ids == unknown[0]).sum()} pixels), "
             "which is missing from `segments_info` of its annotation"
         )
-    pixels = np.bincount(rank.ravel(), minlength=len(known))
+    pixels = np.bincount(rank, weights=lengths, minlength=len(known))
     for segment, count in zip(segments, pixels[1:], strict=True):
         if count == 0:
             raise DatasetError(
@@ -88,7 +93,7 @@ def _local_numbers(ids: np.ndarray, segments: list[dict], path: str) -> np.ndarr
     shown = [i for i, segment in enumerate(segments, start=1) if not segment["is_crowd"]]
     places = np.arange(1, len(shown) + 1)
     numbers[shown] = places + (places >= _FILL)
-    return numbers[rank]
+    return np.repeat(numbers[rank], lengths).reshape(ids.shape)
 
 
 @TRANSFORMS.register_module()
@@ -100,8 +105,8 @@ class PanopticMapToMasks(BaseTransform):
 
     Added keys:
 
-    - ``gt_masks``: ``BitmapMasks`` of the N segments that have pixels left, both things and stuff,
-      in the order of their numbers.
+    - ``gt_masks``: :class:`~odise_mm.datasets.segment_masks.SegmentMasks` of the N segments that
+      have pixels left, both things and stuff, in the order of their numbers.
     - ``gt_bboxes_labels`` (N,) int64: their class indices.
     """
 
@@ -111,10 +116,7 @@ class PanopticMapToMasks(BaseTransform):
         pixels = np.bincount(numbers.ravel(), minlength=_FILL + 1)
         pixels[[0, _FILL]] = 0
         left = np.flatnonzero(pixels)
-        masks = np.empty((len(left), *numbers.shape), dtype=np.uint8)
-        for mask, number in zip(masks, left, strict=True):
-            np.equal(numbers, number, out=mask.view(np.bool_))
-        results["gt_masks"] = BitmapMasks(masks, *numbers.shape)
+        results["gt_masks"] = SegmentMasks(numbers, left)
         results["gt_bboxes_labels"] = labels[left - 1 - (left > _FILL)]
         return results
 
