@@ -21,6 +21,8 @@ from odise_mm.evaluation.mask_matching import ALL, ClassCurves, average_precisio
 from odise_mm.evaluation.mask_records import (
     InstanceFile,
     MaskRecord,
+    ResultMask,
+    TruthMask,
     encode_results,
     encode_things,
 )
@@ -148,6 +150,7 @@ class MaskMetric(DatasetMetric):
 
     def _read_file(self) -> InstanceFile:
         if self._file is None:
+            assert self.ann_file is not None, "only called for metrics with a file"
             vocabulary = self.vocabulary if self.uses_classes else None
             self._file = InstanceFile(self.ann_file, vocabulary)
             self.check_file(self._file)
@@ -160,12 +163,14 @@ class MaskMetric(DatasetMetric):
         self, records: list[MaskRecord], file: InstanceFile | None
     ) -> Iterator[tuple[int, ClassCurves]]:
         # label -> index in records -> masks; classes without objects have no metrics.
-        truths = defaultdict(lambda: defaultdict(list))
-        results = defaultdict(lambda: defaultdict(list))
-        incomplete = defaultdict(set)
-        number, empty = 0, []
+        truths: dict[int, dict[int, list[TruthMask]]] = defaultdict(lambda: defaultdict(list))
+        results: dict[int, dict[int, list[ResultMask]]] = defaultdict(lambda: defaultdict(list))
+        incomplete: dict[int, set[int]] = defaultdict(set)
+        number = 0
+        empty: list[int | str] = []
         for place, record in enumerate(records):
             annotated = record.truths if file is None else file.truths(record)
+            assert annotated is not None, "without a file, records contain the ground truth"
             labels = {self._label(truth.label) for truth in annotated}
             for truth in annotated:
                 rle = to_rle(truth.segmentation, record.size)
@@ -269,22 +274,24 @@ class LVISInstanceAP(MaskMetric):
                 name = f"{file.path}: category {shown(category['id'])}"
                 raise DatasetError(f"{name} has no frequency 'r', 'c' or 'f'; {_LVIS}")
 
-    def known_labels(self, record: MaskRecord, file: InstanceFile) -> Container[int]:
+    def known_labels(self, record: MaskRecord, file: InstanceFile | None) -> Container[int]:
         """Return the classes that are known to be absent; present ones need no annotation."""
         return {*self._labels(record, file, "neg_category_ids")}
 
-    def incomplete_labels(self, record: MaskRecord, file: InstanceFile) -> Iterable[int]:
+    def incomplete_labels(self, record: MaskRecord, file: InstanceFile | None) -> Iterable[int]:
         """Return the classes that the file marks as not exhaustively annotated."""
         return self._labels(record, file, "not_exhaustive_category_ids")
 
-    def _labels(self, record: MaskRecord, file: InstanceFile, key: str) -> list[int]:
+    def _labels(self, record: MaskRecord, file: InstanceFile | None, key: str) -> list[int]:
+        assert file is not None, "ann_file is a required argument"
         ids = file.images[record.img_id][key]
         return [file.label_of[i] for i in ids if i in file.label_of]
 
     def summarize(
-        self, curves: dict[int, ClassCurves], file: InstanceFile
+        self, curves: dict[int, ClassCurves], file: InstanceFile | None
     ) -> tuple[Numbers, list[Numbers | None]]:
         """Compute COCO's metrics, and AP of rare, common and frequent classes."""
+        assert file is not None, "ann_file is a required argument"
         numbers, per_class = super().summarize(curves, file)
         for group in "rcf":
             labels = [
@@ -292,8 +299,8 @@ class LVISInstanceAP(MaskMetric):
                 for category in file.categories
                 if category["frequency"] == group and category["id"] in file.label_of
             ]
-            found = [per_class[label]["AP"] for label in labels if per_class[label] is not None]
-            numbers[f"AP{group}"] = mean_of(found)
+            found = [per_class[label] for label in labels]
+            numbers[f"AP{group}"] = mean_of(each["AP"] for each in found if each is not None)
         return numbers, per_class
 
 

@@ -42,8 +42,8 @@ class PanopticCounts(NamedTuple):
     @classmethod
     def zeros(cls, num_classes: int) -> PanopticCounts:
         """Return zero counts of K classes."""
-        counts = (np.zeros(num_classes, np.int64) for _ in range(3))
-        return cls(*counts, np.zeros(num_classes))
+        tp, fp, fn = np.zeros((3, num_classes), np.int64)
+        return cls(tp, fp, fn, np.zeros(num_classes))
 
     def add(self, other: PanopticCounts) -> None:
         """Add other counts in place."""
