@@ -20,7 +20,7 @@ FLOORS = (
     {"config"},
     {"checkpoints"},
     {"datasets", "evaluation", "models", "visualization"},
-    {"engine"},
+    {"engine", "io"},
     {"benchmarks"},
     {"analysis", "apis", "converters"},
     {"cli"},

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any, Protocol
@@ -259,6 +259,13 @@ def read_coco_panoptic(
             or has a wrong type, or the JSON file does not match the maps, e.g. because a later run
             into the same folder was interrupted.
     """
+    return list(iterate_coco_panoptic(json_path, png_dir))
+
+
+def iterate_coco_panoptic(
+    json_path: str | os.PathLike, png_dir: str | os.PathLike | None = None
+) -> Iterator[SegmentationResult]:
+    """Yield what :func:`read_coco_panoptic` returns, with one map in memory at a time."""
     json_path = Path(json_path)
     png_dir = Path(png_dir) if png_dir is not None else json_path.with_suffix("")
     shown = printable(json_path)
@@ -273,9 +280,9 @@ def read_coco_panoptic(
         if not isinstance(content, dict) or key not in content:
             raise PanopticFileError(f"{shown}: not a COCO panoptic JSON file, `{key}` is missing")
     index = _Index(_Entry(content, shown))
-    results = [index.read(annotation, png_dir) for annotation in index.annotations]
+    for annotation in index.annotations:
+        yield index.read(annotation, png_dir)
     index.warn_of_areas(json_path)
-    return results
 
 
 _REQUIRED = object()
@@ -426,6 +433,7 @@ class _Index:
             panoptic=ids,
             segments=list(segments.values()),
             class_names=self.names,
+            files=dict(panoptic=str(path)),
         )
 
     def _image_of(self, annotation: _Entry) -> _Entry:

@@ -12,6 +12,7 @@ import argparse
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from odise_mm.cli.convert import FORMAT_HELP, list_of_names
 from odise_mm.utils.command_line import (
     ConfigOptions,
     Parser,
@@ -122,6 +123,12 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         "start over instead of continuing an interrupted run",
     )
     out.add_argument(
+        "--format",
+        type=list_of_names,
+        default=[],
+        help=f"also write {FORMAT_HELP}; each gets a folder in DIR",
+    )
+    out.add_argument(
         "--legend",
         action="store_true",
         help="add a legend to the drawings, and enlarge small images",
@@ -176,6 +183,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from odise_mm.apis.output import OutputFolder
     from odise_mm.apis.sources import expand
     from odise_mm.errors import ConfigError
+    from odise_mm.io.conversion import check_formats, check_targets, convert
     from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
     from odise_mm.utils.outputs import InputFiles
 
@@ -183,6 +191,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     # Check the outputs before building the model, which takes minutes.
     folder = OutputFolder(args.out, InputFiles(*named), args.overwrite)
     folder.check(list(expand(args.images, log=False)), not args.no_vis)
+    check_formats(args.format)
+    check_targets(args.format, args.out)
     limit = {} if args.max_pixels is None else dict(max_pixels=args.max_pixels)
     inferencer = OpenVocabInferencer(
         args.config,
@@ -231,6 +241,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
             else:
                 failed += 1
                 print_line(console, f"skipped: {printable(result.error)}", "red")
+    if args.format and folder.json.is_file():
+        written |= dict.fromkeys(map(str, convert(folder.json, args.format, args.out)))
     if inferencer.random_weights:
         print_line(console, RANDOM_WEIGHTS_NOTICE, "black on yellow")
     for path in written:

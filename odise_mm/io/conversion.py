@@ -1,0 +1,118 @@
+"""Conversion of panoptic files to the formats of other tools."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from odise_mm.annotations.panoptic_io import iterate_coco_panoptic
+from odise_mm.errors import ConfigError, OutputError, PanopticFileError
+from odise_mm.io import FORMATS
+from odise_mm.utils.display import printable
+from odise_mm.utils.files import read_json
+from odise_mm.utils.outputs import check_folder, owned_folders
+from odise_mm.vocabulary import Vocabulary
+
+MARK = ".written_by_odise_mm"
+"""File in a folder that :func:`convert` wrote and may therefore replace."""
+
+
+def check_formats(names: Sequence[str]) -> None:
+    """Check the names of formats.
+
+    Raises:
+        ConfigError: A name is unknown or repeated.
+    """
+    for name in names:
+        if name not in FORMATS:
+            raise ConfigError(f"unknown format {name!r}; formats: {', '.join(sorted(FORMATS))}")
+        if names.count(name) > 1:
+            raise ConfigError(f"format {name!r} is named twice")
+
+
+def check_targets(formats: Sequence[str], folder: str | os.PathLike) -> None:
+    """Check, before long work, that :func:`convert` can write to a folder.
+
+    Raises:
+        OutputError: A folder of a format exists and was not written by :func:`convert`.
+    """
+    check_folder(folder)
+    for name in formats:
+        target = Path(folder) / name
+        if not os.path.lexists(target):
+            continue
+        ours = target.is_dir() and not target.is_symlink() and (target / MARK).is_file()
+        if not ours and not (target.is_dir() and not any(target.iterdir())):
+            raise OutputError(
+                f"{printable(target)} exists and was not written by this program; move it, or "
+                "choose another folder"
+            )
+
+
+def convert(
+    panoptic_json: str | os.PathLike,
+    formats: Sequence[str],
+    folder: str | os.PathLike,
+    advance: Callable[[], object] = lambda: None,
+) -> list[Path]:
+    """Convert the results in a panoptic JSON file and its maps.
+
+    Every format gets a folder of its name, which is complete or does not exist: files are first
+    written beside it. A folder of an earlier conversion is replaced.
+
+    Args:
+        panoptic_json: File in COCO's panoptic format, with its folder of maps beside it. Both
+            may come from any program.
+        formats: Names in :data:`odise_mm.io.FORMATS`.
+        folder: Folder for the folders of the formats.
+        advance: Called after every image.
+
+    Returns:
+        The folders.
+
+    Raises:
+        ConfigError: Unknown format.
+        PanopticFileError: The file or a map cannot be read.
+        OutputError: The output would replace something else.
+    """
+    check_formats(formats)
+    check_targets(formats, folder)
+    parts = {name: Path(folder) / f".{name}.part" for name in formats}
+    targets = {name: Path(folder) / name for name in formats}
+    results = iterate_coco_panoptic(panoptic_json)
+    first = next(results, None)  # checks the file
+    vocabulary = _vocabulary_of(panoptic_json)
+    with owned_folders([folder], "converting results"), ExitStack() as stack:
+        for part in parts.values():
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            stack.callback(shutil.rmtree, part, ignore_errors=True)
+        writers = [FORMATS[name](part, vocabulary) for name, part in parts.items()]
+        while first is not None:
+            stem = Path(first.files["panoptic"]).stem
+            for writer in writers:
+                writer.add(first, stem)
+            advance()
+            first = next(results, None)
+        for writer in writers:
+            writer.close()
+        for name, part in parts.items():
+            (part / MARK).touch()
+            if targets[name].exists():
+                shutil.rmtree(targets[name])
+            os.replace(part, targets[name])
+    return list(targets.values())
+
+
+def _vocabulary_of(panoptic_json: str | os.PathLike) -> Vocabulary:
+    """Return the classes of a checked file, in the order of its categories, as labels have it."""
+    categories = read_json(panoptic_json, PanopticFileError)["categories"]
+    names = [(c["name"], c.get("synonyms") or [c["name"]]) for c in categories]
+    return Vocabulary(
+        tuple(tuple(dict.fromkeys((name, *map(str, synonyms)))) for name, synonyms in names),
+        tuple(bool(c["isthing"]) for c in categories),
+        os.fspath(panoptic_json),
+    )
