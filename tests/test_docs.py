@@ -17,6 +17,7 @@ import pytest
 from mmengine.config import Config
 
 import odise_mm.apis.inferencer
+import odise_mm.checkpoints.published_weights  # before `workplace` replaces what it imports
 import odise_mm.config.finding
 import odise_mm.models  # noqa: F401  (fills the registry)
 from odise_mm import errors
