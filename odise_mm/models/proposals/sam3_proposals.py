@@ -10,7 +10,7 @@ from torch import Tensor
 from odise_mm.models.classifiers.base import ClassPrediction
 from odise_mm.models.frozen import FrozenModule
 from odise_mm.models.proposals.base import ImageMaskSource, Proposals, resize_masks_to
-from odise_mm.models.proposals.sam_models import build_sam, sam_folder
+from odise_mm.models.proposals.sam_models import build_sam, image_processor, sam_folder
 from odise_mm.registry import MODELS
 from odise_mm.utils.bounded_cache import BoundedCache
 from odise_mm.utils.settings import check_weight, check_whole
@@ -80,15 +80,14 @@ class Sam3Proposals(ImageMaskSource, FrozenModule):
         self.same_object = same_object
         self.prompts_per_batch = prompts_per_batch
         self.model = build_sam(type(self).__name__, weights, arch, ("Sam3",))
-        import transformers
         from open_clip import SimpleTokenizer
 
         edge = self.model.config.vision_config.image_size
-        self.processor = transformers.Sam3ImageProcessor(size={"height": edge, "width": edge})
+        self.processor = image_processor("Sam3", {"height": edge, "width": edge})
         # SAM 3 has CLIP's tokens, in a shorter context.
         context = self.model.config.text_config.max_position_embeddings
         self.tokenizer = SimpleTokenizer(context_length=context)
-        self._texts: BoundedCache[tuple[Any, Tensor]] = BoundedCache(4096, 4096)
+        self._texts: BoundedCache[tuple[Tensor, Tensor]] = BoundedCache(4096, 4096)
         self.freeze()
 
     def cast(self, dtype: torch.dtype) -> None:
@@ -144,8 +143,8 @@ class Sam3Proposals(ImageMaskSource, FrozenModule):
         )
         return self.model(vision_embeds=repeated, text_embeds=texts, attention_mask=mask)
 
-    def _embed(self, names: tuple[str, ...]) -> tuple[Any, Tensor]:
-        """Return transformers' text features of the names and which tokens are not padding."""
+    def _embed(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Return the text features of N names, (N, L, C), and which tokens are not padding."""
         key = (names, self.device, self.dtype)
         found = self._texts.get(key)
         if found is None:
@@ -153,7 +152,11 @@ class Sam3Proposals(ImageMaskSource, FrozenModule):
             # The end token has the highest number.
             length = tokens.argmax(-1, keepdim=True) + 1
             mask = (torch.arange(tokens.shape[1], device=self.device) < length).long()
-            found = self.model.get_text_features(tokens, mask), mask
+            texts = self.model.get_text_features(tokens, mask).pooler_output
+            # Old versions of transformers take this tensor, new ones an object that contains it.
+            given = texts.detach()
+            given.pooler_output = texts
+            found = given, mask
             self._texts.put(key, found, len(names))
         return found
 

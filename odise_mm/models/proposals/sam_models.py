@@ -113,6 +113,21 @@ def build_sam(
     return model.eval()
 
 
+def image_processor(prefix: str, size: dict[str, int], **options: Any) -> Any:
+    """Build transformers' image processor that works on tensors, on any device.
+
+    Args:
+        prefix: prefix of its class: ``Sam``, ``Sam2``, ``Sam3``.
+        size: size of the model's input.
+        options: other arguments of the class.
+    """
+    import transformers
+
+    # Old versions of transformers have slower processors of this name, and these with a suffix.
+    suffix = "" if hasattr(transformers, "SamImageProcessorPil") else "Fast"
+    return getattr(transformers, f"{prefix}ImageProcessor{suffix}")(size=size, **options)
+
+
 def sam_folder(part: str, weights: str) -> Path:
     """Return the folder of the weights; they are downloaded if ``weights`` is a hub id.
 

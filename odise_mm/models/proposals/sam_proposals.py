@@ -9,7 +9,7 @@ from torch import Tensor
 
 from odise_mm.models.frozen import FrozenModule
 from odise_mm.models.proposals.base import MASK_LOGIT, ImageMaskSource, Proposals
-from odise_mm.models.proposals.sam_models import build_sam, sam_folder
+from odise_mm.models.proposals.sam_models import build_sam, image_processor, sam_folder
 from odise_mm.registry import MODELS
 from odise_mm.utils.settings import check_number, check_weight, check_whole
 from odise_mm.vocabulary import Vocabulary
@@ -158,12 +158,9 @@ class SamProposals(ImageMaskSource, FrozenModule):
 
 def _processor(config: Any) -> Any:
     """Return transformers' image processor with the input size of a model."""
-    import transformers
-
     if config.model_type == "sam":
         edge = config.vision_config.image_size
-        return transformers.SamImageProcessor(
-            size={"longest_edge": edge}, pad_size={"height": edge, "width": edge}
-        )
+        square = {"height": edge, "width": edge}
+        return image_processor("Sam", {"longest_edge": edge}, pad_size=square)
     height, width = config.vision_config.backbone_config.image_size
-    return transformers.Sam2ImageProcessor(size={"height": height, "width": width})
+    return image_processor("Sam2", {"height": height, "width": width})

@@ -15,6 +15,7 @@ from PIL import Image
 
 from odise_mm.errors import ConfigError
 from odise_mm.models.proposals.sam3_proposals import Sam3Proposals, _without_repeated
+from odise_mm.models.proposals.sam_models import image_processor
 from odise_mm.vocabulary import Vocabulary
 from tests.support.tiny_sam import SAM, SAM3
 
@@ -42,8 +43,8 @@ def processor() -> Any:
         for piece, i in pieces.encoder.items()
     }
     tokenizer = transformers.CLIPTokenizer(vocab=vocab, merges=[tuple(m) for m in merges])
-    image_processor = transformers.Sam3ImageProcessor(size={"height": 112, "width": 112})
-    return transformers.Sam3Processor(image_processor, tokenizer)
+    size = {"height": 112, "width": 112}
+    return transformers.Sam3Processor(image_processor("Sam3", size), tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,7 @@ def pipeline_output(source: SamProposals, image: np.ndarray) -> dict[str, Any]:
     return pipe(
         Image.fromarray(image),
         points_per_crop=4,
-        points_per_batch=7,
+        points_per_batch=8,  # old versions need a divisor of 16
         pred_iou_thresh=0.0,
         stability_score_thresh=0.3,
         stability_score_offset=0.05,
