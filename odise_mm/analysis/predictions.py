@@ -80,6 +80,9 @@ def predict_each_classifier(
                 _of_image(class_prediction, i) for class_prediction in found.class_predictions
             ]
             metainfo = dict(samples[place].metainfo)
+            if found.prediction.frames is not None:  # the masks cover another area than the image
+                padded, image = found.prediction.frames[i]
+                metainfo |= dict(pad_shape=tuple(padded), img_shape=tuple(image))
             predictions[place] = Prediction(metainfo, found.prediction.masks[i], class_predictions)
     return [predictions[place] for place in range(len(samples))]
 

@@ -7,20 +7,26 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from PIL import Image
 
 from odise_mm.analysis import saving
-from odise_mm.analysis.ensemble_sweep import sweep
-from odise_mm.analysis.predictions import Prediction, PredictionFolder
+from odise_mm.analysis.ensemble_sweep import resized_masks, sweep
+from odise_mm.analysis.predictions import Prediction, PredictionFolder, predict_each_classifier
 from odise_mm.analysis.sweep_results import TASKS, Sweep, Value, draw, make_table
 from odise_mm.cli import test as test_tool
 from odise_mm.models import GeometricEnsemble, OpenVocabSegmentor
 from odise_mm.models.classifiers.base import ClassPrediction
+from odise_mm.models.heads.mask2former_head import Frame, MaskPrediction
+from odise_mm.models.postprocess import TEST_CFG, resize_masks
+from odise_mm.models.segmentors.results import SegmentedImages
+from odise_mm.vocabulary import Vocabulary
 from tests.support import golden_families, parts
 from tests.support.small_test_set import write_project
 from tools.analysis_tools import save_predictions, sweep_ensemble
@@ -260,6 +266,26 @@ def test_predictions_are_read_as_they_were_written(tmp_path: Path) -> None:
         expected = masks if kind == "fp32" else masks.clamp(max=65504).half().float()
         assert torch.equal(back.masks, expected)
     assert folder.missing(4) == [2, 3]
+
+
+def test_masks_that_cover_another_area_than_the_padded_image() -> None:
+    """As those of mask sources: the saved sizes are those that the masks are resized with."""
+    frame = Frame((32, 48), (30, 45))
+    prediction = MaskPrediction(torch.randn(1, 2, 8, 12), torch.zeros(1, 2, 4), frames=[frame])
+    own = ClassPrediction(torch.zeros(1, 2, 3), torch.zeros(1, 2))
+    vocabulary = Vocabulary.parse("a; b; c")
+    sample = DetDataSample(
+        metainfo=dict(img_shape=(64, 90), pad_shape=(64, 96), ori_shape=(20, 30))
+    )
+    model = SimpleNamespace(
+        data_preprocessor=lambda batch, _: batch,
+        segment=lambda *_: [SegmentedImages([0], prediction, [own], vocabulary)],
+        probabilities=lambda found: None,
+    )
+    (saved,) = predict_each_classifier(model, dict(inputs=None, data_samples=[sample]))
+    assert saved.metainfo["ori_shape"] == (20, 30)
+    resized = resized_masks(saved, TEST_CFG)
+    assert torch.equal(resized, resize_masks(prediction.masks[0], *frame, (20, 30)))
 
 
 def test_single_classifiers_are_the_corners_of_the_grid() -> None:
