@@ -1,8 +1,7 @@
-"""The project's configs: one label a pixel from SAM 3's overlapping masks, through all tools."""
+"""The project's configs: one label a pixel from SAM 3's overlapping masks."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +9,10 @@ import pytest
 import torch
 
 from odise_mm.apis import OpenVocabInferencer
-from odise_mm.cli import test as test_tool
 from odise_mm.config.building import build_model
 from odise_mm.config.finding import load_config
 from odise_mm.errors import CheckpointError
 from odise_mm.models import Sam3Proposals
-from tests.support.small_coco import VOCABULARY, write_small_coco
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "projects/sam3_panoptic/configs"
@@ -64,30 +61,3 @@ def test_weights_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(CheckpointError, match=r"facebook/sam3 is neither .*huggingface-cli login"):
         OpenVocabInferencer(str(CONFIGS / "sam3_panoptic.py"), device="cpu")
-
-
-def test_it_is_tested_like_other_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = write_small_coco(tmp_path / "data", "val")
-    (tmp_path / "names.txt").write_text(
-        "\n".join(
-            f"{'thing' if thing else 'stuff'}: {', '.join(names)}"
-            for names, thing in zip(VOCABULARY.synonyms, VOCABULARY.is_thing, strict=True)
-        )
-    )
-    content = data.read()
-    shown = dict(zip(VOCABULARY.source_names, VOCABULARY.names, strict=True))
-    for category in content["categories"]:
-        category["name"] = shown[category["name"]]
-    data.write(content)
-    (tmp_path / "small.py").write_text(
-        f"_base_ = [{str(CONFIGS / 'sam3_tiny.py')!r}]\n"
-        "test_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict("
-        f"vocabulary='names.txt', data_root={str(data.root)!r}, reduce_zero_label=False,"
-        "ann_file='annotations/panoptic_val2017.json', data_prefix=dict(_delete_=True,"
-        "img='val2017/', seg='annotations/panoptic_val2017/')))\n"
-        "test_evaluator = [dict(type='PanopticQuality')]\n"
-    )
-    monkeypatch.chdir(tmp_path)
-    assert test_tool.main(["small.py", "none", "--out", "results.json"]) == 0
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert results["random_weights"] and results["checkpoint"] is None
