@@ -24,12 +24,12 @@ from mmengine.logging import print_log
 from torch import Tensor, nn
 
 from odise_mm.checkpoints.hub import hub_files, reaching
+from odise_mm.checkpoints.published import clip_weights
 from odise_mm.checkpoints.safe_loading import save_state_dict
 from odise_mm.checkpoints.training_names import NOTE, train_vocabulary
 from odise_mm.config.untrusted import check_model_config
 from odise_mm.config.walking import named_weights
 from odise_mm.errors import CheckpointError, ConfigError, OutputError, VocabularyError
-from odise_mm.models.frozen import trained_names
 from odise_mm.utils.display import printable, some
 from odise_mm.utils.files import read_json, write_json
 from odise_mm.utils.old_keys import rename_recorded_keys
@@ -103,13 +103,7 @@ def _contained_clip(model: nn.Module, model_cfg: dict[str, Any]) -> dict[str, Te
     if not isinstance(clip, dict):
         return {}
     tuned = model.clip.tuned if clip.get("weights") is not None else ("",)
-    # A trained trunk is in the state dict of the backbone.
-    trained = {id(model.get_parameter(name)) for name in trained_names(model)}
-    return {
-        f"clip.{name}": value.detach()
-        for name, value in model.clip.named_parameters()
-        if id(value) not in trained and name.startswith(tuned)
-    }
+    return clip_weights(model, tuned)
 
 
 def load_pretrained(

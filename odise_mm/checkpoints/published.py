@@ -7,7 +7,7 @@ FC-CLIP, OVRCOAT and MAFT+ also contain the CLIP.
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -274,7 +274,8 @@ def expected_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
     """Return what a checkpoint of a model must contain, given what it does contain.
 
     These are the trained parameters, those of frozen parts that were fine-tuned before, and all of
-    a frozen part if the checkpoint contains others of it. FC-CLIP's contain the whole CLIP.
+    a frozen part if the checkpoint contains others of it. FC-CLIP's contain the whole CLIP. A
+    parameter with several names in the model, as in a trained trunk of CLIP, must have one of them.
 
     Args:
         model: an :class:`~odise_mm.models.OpenVocabSegmentor`; may be on the meta device.
@@ -291,29 +292,50 @@ def expected_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
         own = {prefix + key: value for key, value in module.named_parameters()}
         whole = any(key.startswith(prefix) and not key.startswith(tuned) for key in state)
         parts.update((key, own[key]) for key in own if whole or key.startswith(tuned))
+    for names in _names_by_parameter(model):
+        if any(name in state for name in names):
+            for name in names:
+                if name not in state:
+                    parts.pop(name, None)
     return parts
 
 
-def fill_other_names(
-    state: Mapping[str, Tensor], model: nn.Module, wanted: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
-    """Return a state dict that has each parameter under all of its names in the model.
+def clip_weights(model: nn.Module, parts: Sequence[str] = ("",)) -> dict[str, Tensor]:
+    """Return the weights of a model's CLIP that its state dict lacks, under their names in it.
 
-    A trained trunk of CLIP is a part of the backbone and of the CLIP. Published files name it once.
+    They make a checkpoint complete that is loaded without the CLIP's own file. A trunk that is
+    trained is in the state dict anyway, as a part of the backbone.
 
     Args:
-        state: contents of a checkpoint, under our names.
-        model: the model; may be on the meta device.
-        wanted: the names to fill, see :func:`expected_tensors`.
+        model: an :class:`~odise_mm.models.OpenVocabSegmentor` with a CLIP.
+        parts: prefixes of the names in the CLIP; by default, all.
     """
+    state = model.state_dict()
+    named = model.named_parameters(remove_duplicate=False)
+    trained = {id(parameter) for name, parameter in named if name in state}
+    return {
+        f"clip.{name}": value.detach()
+        for name, value in model.clip.named_parameters()
+        if name.startswith(tuple(parts)) and id(value) not in trained
+    }
+
+
+def _names_by_parameter(model: nn.Module) -> list[list[str]]:
+    """Return all names of each parameter; a trained trunk is a part of backbone and CLIP."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
+    return list(names.values())
+
+
+def _with_trained_names(state: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Add the trained parameters that a checkpoint has under another name only."""
+    trained = model.state_dict()
     filled = dict(state)
-    for group in names.values():
-        known = next((name for name in group if name in state), None)
+    for names in _names_by_parameter(model):
+        known = next((name for name in names if name in state), None)
         if known is not None:
-            filled |= {name: state[known] for name in group if name in wanted and name not in state}
+            filled |= {n: state[known] for n in names if n in trained and n not in state}
     return filled
 
 
@@ -369,7 +391,6 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
     if published is not None:
         state, unused = from_published(state)
     wanted = expected_tensors(model, state)
-    state = fill_other_names(state, model, wanted)
     wrong = differences(state, wanted)
     if wrong:
         advice = "It contains the weights of another model."
@@ -381,7 +402,7 @@ def load_weights(model: nn.Module, path: str | Path) -> dict[str, str]:
                 "odise_coco_label.py for label-supervised ones."
             )
         raise CheckpointError(f"{path} does not match this config: {wrong}. {advice}")
-    model.load_state_dict(state)
+    model.load_state_dict(_with_trained_names(state, model))
     names = None if published is None else published.names
     _report_method(model, path, names.method if names else None, meta)
     compare_names(model, path, meta, names)

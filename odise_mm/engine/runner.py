@@ -15,7 +15,12 @@ from mmengine.dist import is_distributed, is_main_process
 from mmengine.runner import Runner
 from torch import nn
 
-from odise_mm.checkpoints.published import expected_tensors, load_weights, use_contained_clip
+from odise_mm.checkpoints.published import (
+    clip_weights,
+    expected_tensors,
+    load_weights,
+    use_contained_clip,
+)
 from odise_mm.checkpoints.resuming import ADVICE, RECORD, describe_training, differences_of_training
 from odise_mm.checkpoints.safe_loading import differences
 from odise_mm.checkpoints.training_names import NOTE, note_of, train_vocabulary
@@ -323,8 +328,8 @@ class OpenVocabRunner(Runner):
         if fn_name == "before_save_checkpoint":
             checkpoint = kwargs["checkpoint"]
             if self._clip_from_checkpoint:
-                clip = unwrapped(self.model).clip.named_parameters()
-                weights = {f"clip.{name}": value.detach().cpu() for name, value in clip}
+                clip = clip_weights(unwrapped(self.model)).items()
+                weights = {name: value.cpu() for name, value in clip}
                 checkpoint["state_dict"] = weights | checkpoint["state_dict"]
             trained_with = train_vocabulary(unwrapped(self.model))
             if trained_with is not None:
