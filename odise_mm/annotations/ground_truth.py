@@ -72,9 +72,39 @@ def count_values(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     flat = values.reshape(-1)
     if not len(flat):
         return flat, np.zeros(0, np.int64)
-    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
-    lengths = np.diff(starts, append=len(flat))
-    found, place = np.unique(flat[starts], return_inverse=True)
+    return _count_runs(flat, flat[1:] != flat[:-1])
+
+
+def count_pairs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count the pairs of values that two maps have at the same pixel.
+
+    Args:
+        first: Integers from 0 to 2^31 - 1.
+        second: Such integers in the same shape.
+
+    Returns:
+        Sorted pairs as int64, ``first * 2^32 + second``, and their counts (int64).
+    """
+    one, other = first.reshape(-1), second.reshape(-1)
+    if not len(one):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    # Pairs are made once for each run; 64-bit maps of whole images would take most of the time.
+    changes = (one[1:] != one[:-1]) | (other[1:] != other[:-1])
+    return _count_runs((one, other), changes)
+
+
+def _count_runs(
+    values: np.ndarray | tuple[np.ndarray, np.ndarray], changes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count values, given where they differ from the value before."""
+    starts = np.concatenate([[0], np.flatnonzero(changes) + 1])
+    lengths = np.diff(starts, append=len(changes) + 1)
+    if isinstance(values, tuple):
+        one, other = (part[starts].astype(np.int64) for part in values)
+        runs = one << 32 | other
+    else:
+        runs = values[starts]
+    found, place = np.unique(runs, return_inverse=True)
     # bincount's weights are float64, which is exact for any image that fits in memory.
     return found, np.bincount(place, weights=lengths).astype(np.int64)
 

@@ -18,7 +18,7 @@ from odise_mm.annotations.ground_truth import (
     PanopticTruth,
     TruthSegment,
     check_size,
-    count_values,
+    count_pairs,
     name_of,
     read_panoptic_truth,
 )
@@ -75,7 +75,7 @@ def match_segments(
     Raises:
         ValueError: ``result_ids`` and ``result_labels`` do not have the same ids.
     """
-    pairs, areas = count_values(truth_ids.astype(np.int64) << 32 | result_ids.astype(np.int64))
+    pairs, areas = count_pairs(truth_ids, result_ids)
     keys = zip((pairs >> 32).tolist(), (pairs & 0xFFFFFFFF).tolist(), strict=True)
     overlap = dict(zip(keys, areas.tolist(), strict=True))
     truth_area: dict[int, int] = {}

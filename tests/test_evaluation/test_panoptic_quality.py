@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from odise_mm.annotations.ground_truth import TruthSegment, count_values
+from odise_mm.annotations.ground_truth import TruthSegment, count_pairs, count_values
 from odise_mm.annotations.panoptic_io import read_panoptic_png, write_panoptic_png
 from odise_mm.errors import ConfigError, DatasetError
 from odise_mm.evaluation import PanopticQuality
@@ -230,6 +230,17 @@ def test_counts_of_values(high: int) -> None:
             count_values(array), np.unique(array, return_counts=True), strict=True
         ):
             assert np.array_equal(ours, expected)
+
+
+def test_counts_of_pairs() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(2**24, size=(2, 4))[:, rng.integers(4, size=(30, 20))]
+    second = np.roll(second, 3, 1)
+    for one, other in ((first, second), (first.astype(np.int32), second), (first[:0], second[:0])):
+        keys = one.astype(np.int64) << 32 | other.astype(np.int64)
+        wanted = np.unique(keys, return_counts=True)
+        for found, expected in zip(count_pairs(one, other), wanted, strict=True):
+            assert np.array_equal(found, expected)
 
 
 def test_classes_that_never_occur_do_not_count(tmp_path: Path) -> None:

@@ -55,3 +55,11 @@ def test_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     seconds = result["cpu_seconds"]
     assert seconds["LargeScaleJitter"] > 0 and len(seconds) == 10 and result["segments"] > 1
     assert result["bytes"]["now"] < 10_000 < 1024**2 < result["bytes"]["with one mask per segment"]
+
+
+def test_evaluation(capsys: pytest.CaptureFixture) -> None:
+    sizes = ("--images", "3", "--height", "40", "--width", "60", "--segments", "6")
+    result = measure(capsys, "evaluation", *sizes)
+    assert len(result["cpu_seconds"]) == 3
+    for ours, theirs in result["values"].values():
+        assert ours == pytest.approx(theirs, rel=1e-6) and ours > 0

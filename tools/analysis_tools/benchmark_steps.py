@@ -9,6 +9,7 @@ Examples:
     python tools/analysis_tools/benchmark_steps.py names odise_coco_label --names 10000 --whole 256
     python tools/analysis_tools/benchmark_steps.py losses odise_coco_label
     python tools/analysis_tools/benchmark_steps.py input odise_coco_label --images 100
+    python tools/analysis_tools/benchmark_steps.py evaluation --images 5000
 """
 
 from __future__ import annotations
@@ -93,6 +94,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="measured images (default: %(default)s)",
     )
+
+    metrics = add("evaluation", "metrics: this package's, and mmdet's and mmseg's", run_evaluation)
+    for name, default, meaning in (
+        ("images", 200, "images; some repeat"),
+        ("height", 480, "height of the images"),
+        ("width", 640, "width of the images"),
+        ("segments", 20, "segments drawn in each image"),
+    ):
+        metrics.add_argument(
+            f"--{name}",
+            type=positive_int,
+            default=default,
+            metavar="N",
+            help=f"{meaning} (default: %(default)s)",
+        )
     return parser.parse_args(argv)
 
 
@@ -122,6 +138,14 @@ def run_input(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     changes |= dict(images=args.image_folder, maps=args.map_folder)
     result = measure_input(args.config, changes, args.images)
     return input_table(result), result
+
+
+def run_evaluation(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
+    """Measure the metrics."""
+    from odise_mm.analysis.evaluation_cost import evaluation_table, measure_evaluation
+
+    result = measure_evaluation(args.images, (args.height, args.width), args.segments)
+    return evaluation_table(result), result
 
 
 def main(argv: list[str] | None = None) -> int:
