@@ -105,7 +105,8 @@ def examine(
         return result
 
     real_cfg = load_model_config(config, weights=True) if weights == "config" else cfg
-    real_cfg.model.max_tiles_per_batch = cfg.model.get("max_tiles_per_batch", 4)
+    if max_tiles_per_batch:
+        real_cfg.model.max_tiles_per_batch = max_tiles_per_batch
     torch.manual_seed(0)
     with memory_guard(place, precision):
         model = build_model(real_cfg).eval().set_precision(precision).to(place)

@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from odise_mm.config.building import build_model
 from odise_mm.config.finding import load_config
 from odise_mm.models import OpenVocabSegmentor
-from odise_mm.models.postprocess import resize_masks, semantic_inference
+from odise_mm.models.heads.mask2former_head import Frame
+from odise_mm.models.postprocess import semantic_inference
+from odise_mm.models.segmentors.results import resize_for_results
 
 
 def load_model_config(config: str, weights: bool = False) -> Config:
@@ -111,7 +113,8 @@ def run_on_meta(model: OpenVocabSegmentor, height: int, width: int) -> Callable[
 
     def post_process() -> None:
         with running_on_meta():
-            masks = resize_masks(found.prediction.masks[0], padded, size, size)
+            frame = (found.prediction.frames or [Frame(padded, size)])[0]
+            masks = resize_for_results(found.prediction.masks[0], frame, size, model.test_cfg)
             if model.test_cfg["semantic"]:
                 semantic_inference(probabilities[0], masks)
 

@@ -55,11 +55,15 @@ def summarize(config: str, size: int | None = None) -> dict[str, Any]:
         "config": config,
         "trained": trained,
         "frozen": frozen,
-        "taps": list_taps(model.backbone),
+        "taps": [],
         "size": size,
     }
-    if isinstance(model.backbone, LatentBackbone):
-        summary["not_built"] = count_not_built(model.backbone)
+    # The model itself, or the one that makes masks for it. Other sources have no feature maps.
+    for part in model.modules():
+        if isinstance(part, OpenVocabSegmentor):
+            summary["taps"] = list_taps(part.backbone)
+            if isinstance(part.backbone, LatentBackbone):
+                summary["not_built"] = count_not_built(part.backbone)
     if is_published:
         variant = "label" if model.classifiers[0].null_embedding is not None else "caption"
         numbers = published.PARAMETERS[variant]

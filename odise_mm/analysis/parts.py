@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from odise_mm.models import FrozenCLIP, OpenVocabSegmentor, TrainableClassifier
 from odise_mm.models.backbones.diffusion.latent import LatentBackbone
+from odise_mm.models.segmentors.base_segmentor import BaseSegmentor
 
 # Prefix of a parameter's name -> part; the longest matching prefix counts. A parameter without any
 # of these prefixes belongs to a part that is named after its top-level module.
@@ -48,7 +49,7 @@ def part_of(parameter: str) -> str:
     Args:
         parameter: Dotted name of the parameter.
     """
-    pieces = parameter.split(".")
+    pieces = parameter.rpartition("proposals.segmentor.")[2].split(".")
     for end in range(len(pieces) - 1, 0, -1):
         prefix = ".".join(pieces[:end])
         if prefix in PARAMETER_PARTS:
@@ -177,8 +178,9 @@ def reset_process_peak() -> bool:
 class PartMeter:
     """Context manager that measures what each part of a segmentor uses.
 
-    It wraps the segmentor's methods. What a part uses inside another part counts only for the
-    inner one, so the parts add up to everything that happened inside the context.
+    It wraps the methods of the segmentor, and of another that makes masks for it. What a part uses
+    inside another part counts only for the inner one, so the parts add up to everything that
+    happened inside the context.
 
     Args:
         model: The segmentor.
@@ -187,9 +189,7 @@ class PartMeter:
             would break its graph.
     """
 
-    def __init__(
-        self, model: OpenVocabSegmentor, probe: Probe, whole_backbone: bool = False
-    ) -> None:
+    def __init__(self, model: BaseSegmentor, probe: Probe, whole_backbone: bool = False) -> None:
         self.model = model
         self.probe = probe
         self.whole_backbone = whole_backbone
@@ -244,6 +244,21 @@ class PartMeter:
 
     def _wrap_all(self) -> None:
         model = self.model
+        segmentors = [part for part in model.modules() if isinstance(part, BaseSegmentor)]
+        for segmentor in segmentors:
+            if isinstance(segmentor, OpenVocabSegmentor):
+                self._wrap_parts_of_masks(segmentor)
+        for clip in [m for m in model.modules() if isinstance(m, FrozenCLIP)]:
+            self._wrap(clip, "encode_image", _part_of_clip)
+            self._wrap(clip, "encode_text", TEXT)
+        self._wrap(model.ensemble, "forward", CAPTIONER_AND_NAMES)
+        for classifier in [each for segmentor in segmentors for each in segmentor.classifiers]:
+            name = type(classifier).__name__.removesuffix("Classifier")
+            trained = isinstance(classifier, TrainableClassifier)
+            self._wrap(classifier, "forward", CAPTIONER_AND_NAMES if trained else name)
+        self._wrap(model, "results_from", POST_PROCESSING)
+
+    def _wrap_parts_of_masks(self, model: OpenVocabSegmentor) -> None:
         if self.whole_backbone:
             self._wrap(model, "extract_tile_features", "backbone")
         if model.captioner is not None:
@@ -251,16 +266,7 @@ class PartMeter:
         if model.neck is not None:
             self._wrap(model.neck, "forward", "feature projection")
         self._wrap_backbone(model.backbone)
-        for clip in [m for m in model.modules() if isinstance(m, FrozenCLIP)]:
-            self._wrap(clip, "encode_image", _part_of_clip)
-            self._wrap(clip, "encode_text", TEXT)
         self._wrap_head(model.head)
-        self._wrap(model.ensemble, "forward", CAPTIONER_AND_NAMES)
-        for classifier in model.classifiers:
-            name = type(classifier).__name__.removesuffix("Classifier")
-            trained = isinstance(classifier, TrainableClassifier)
-            self._wrap(classifier, "forward", CAPTIONER_AND_NAMES if trained else name)
-        self._wrap(model, "results_from", POST_PROCESSING)
 
     def _wrap_backbone(self, backbone: nn.Module) -> None:
         if self.whole_backbone:

@@ -93,6 +93,21 @@ def test_flops_on_meta_equal_those_of_a_real_run(tiny_model: nn.Module) -> None:
     }
 
 
+def test_flops_of_a_model_that_makes_masks_for_another() -> None:
+    """MaskCLIP++ resizes the image for FC-CLIP, whose parts need what they need alone."""
+    counts = {}
+    for config, size in (("maskclippp_convnext_l", 256), ("fcclip_coco", 800)):
+        model = build_on_meta(load_model_config(config))
+        model.vocabulary = make_vocabulary(None)
+        counts[config] = count_flops(model, size)
+    together, alone = counts.values()
+    for part in ("backbone", "pixel decoder", "transformer decoder: layers", "mask embedding"):
+        assert together[part] == alone[part] > 0, part
+    # The same tower on an image of 640 x 640.
+    assert together["SoftMaskCLIP"] > together["backbone"] * (640 / 800) ** 2
+    assert "PooledCLIP" not in together
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_attention_flops_do_not_depend_on_the_kernel(fused: bool) -> None:
     batch, length, width, heads = 2, 10, 32, 4
