@@ -269,3 +269,16 @@ def test_architectures_by_name_fields_or_object() -> None:
     tiny = get_arch("tiny")
     fields = dict(unet=tiny.unet, vae=tiny.vae, text=tiny.text)
     assert get_arch(fields) == tiny == get_arch(tiny)
+
+
+def test_the_vae_is_channels_last_in_16_bits() -> None:
+    taps = dict(vae_encoder=(1,), unet=(2,), vae_decoder=(2,))
+    model = DiffusionBackbone(arch="tiny", taps=taps)
+    layout = torch.channels_last
+    for dtype, last in ((torch.float32, False), (torch.bfloat16, True), (torch.float32, False)):
+        model.cast(dtype)
+        with torch.no_grad():
+            encoder, unet, decoder = model(tiles(count=1))
+        assert unet.is_contiguous() and unet.dtype == dtype
+        assert encoder.is_contiguous(memory_format=layout) == last
+        assert decoder.is_contiguous(memory_format=layout) or not last

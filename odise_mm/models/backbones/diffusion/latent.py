@@ -70,6 +70,17 @@ class LatentBackbone(Backbone):
         levels = torch.tensor(self._signal_and_noise)
         self.register_buffer("noise_levels", levels, persistent=False)
 
+    def cast(self, dtype: torch.dtype) -> None:
+        """See :meth:`FrozenModule.cast`. In 16 bits, the VAE's weights become channels-last.
+
+        CPUs with bfloat16 instructions run the VAE faster in that layout. In float32, little time
+        is saved, and the convolutions sum in an order with larger rounding errors. The UNet is not
+        faster in it.
+        """
+        super().cast(dtype)
+        layout = torch.contiguous_format if dtype == torch.float32 else torch.channels_last
+        self.vae.to(memory_format=layout)
+
     def describe(self) -> dict:
         """Return values that other parts are built with, keyed by their argument names."""
         return super().describe() | {
@@ -111,6 +122,7 @@ class LatentBackbone(Backbone):
         with self.own_precision():
             with torch.no_grad():
                 latent, encoder_taps = self.encode(tiles)
+                latent = latent.contiguous()  # so that the denoiser keeps its weights' layout
                 decoder_taps = self._decoder_taps(latent)
             per_step = [
                 self._denoiser_taps(self.add_noise(latent, step), step, index, condition, tiles)
