@@ -198,7 +198,8 @@ def license_notice(cfg: Config) -> str:
         lines.append(f"  {published.path.name}: {published.license or 'see its publisher'}")
     for source in dict.fromkeys(named_weights(cfg.get("model"))):
         if not Path(source).expanduser().exists():
-            place = f"see https://huggingface.co/{source}" if "/" in source else "see its publisher"
+            is_hub_id = "/" in source and Path(source).suffix not in (".pth", ".safetensors")
+            place = f"see https://huggingface.co/{source}" if is_hub_id else "see its publisher"
             lines.append(f"  {source}: {LICENSES.get(source, place)}")
     return "\n".join(lines)
 

@@ -205,7 +205,7 @@ def test_the_inferencer_needs_both_files(tmp_path: Path) -> None:
     for name, value in again.model.named_parameters():
         assert torch.equal(value, expected[name]), name
     config.model.proposals.weights = str(tmp_path / "missing.pth")
-    with pytest.raises(CheckpointError, match=r"missing\.pth"):
+    with pytest.raises(CheckpointError, match=r"missing\.pth.*set model\.proposals\.weights"):
         OpenVocabInferencer(config, path, device="cpu")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from odise_mm.checkpoints.published import load_weights, use_contained_clip
 from odise_mm.config.building import build_part
+from odise_mm.errors import CheckpointError
 from odise_mm.models.frozen import FrozenModule, is_meta_context, same_random_weights
 from odise_mm.models.heads.mask2former_head import Frame
 from odise_mm.models.image_sizes import resize_short_side, stack_padded
@@ -44,6 +45,15 @@ class SegmentorProposals(MaskSource, FrozenModule):
         CheckpointError: the weights are missing or do not match the segmentor.
     """
 
+    @classmethod
+    def fetch_weights(cls, weights: str | None = None, **settings: Any) -> None:
+        """See :meth:`FrozenModule.fetch_weights`. Checkpoints have no names to download them by."""
+        if weights is not None and not Path(weights).expanduser().is_file():
+            raise CheckpointError(
+                f"{weights}: no such file. It is the checkpoint of the segmentor that makes the "
+                "masks: download it by hand, and set model.proposals.weights to its path"
+            )
+
     def __init__(
         self,
         segmentor: Part,
@@ -57,7 +67,8 @@ class SegmentorProposals(MaskSource, FrozenModule):
         if short_side is not None:
             check_whole("short_side", short_side)
         self.short_side = short_side
-        if weights is not None:
+        if weights is not None and not is_meta_context():
+            self.fetch_weights(weights)
             weights = str(Path(weights).expanduser())
             if isinstance(segmentor, dict):
                 segmentor = copy.deepcopy(segmentor)
