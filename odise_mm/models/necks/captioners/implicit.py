@@ -34,7 +34,8 @@ def check_provided(captioner: nn.Module, **provided: Any) -> None:
     if missing:
         raise ValueError(
             f"{type(captioner).__name__} needs {' and '.join(missing)} of a diffusion model, which "
-            "the config's backbone does not provide; use DiffusionBackbone, or captioner=None"
+            "the config's backbone does not provide; use DiffusionBackbone, or captioner=None "
+            "(DiTBackbone works with ImplicitCaptioner and EmptyCaptioner)"
         )
 
 
