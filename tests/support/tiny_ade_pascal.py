@@ -208,7 +208,10 @@ def write_raw_pascal_context(data: Path) -> Truth:
             continue
         (truth.root / "trainval").mkdir(exist_ok=True)
         mat = dict(LabelMap=labels.astype(np.uint16))
-        savemat(truth.root / "trainval" / f"{name}.mat", mat, do_compression=True)
+        path = truth.root / "trainval" / f"{name}.mat"
+        savemat(path, mat, do_compression=True)
+        # The header's text contains the time, but equal data must give equal files.
+        path.write_bytes(b"MATLAB 5.0 MAT-file".ljust(116) + path.read_bytes()[116:])
         if index < 3:
             truth.images[name] = truth.root / "JPEGImages" / f"{name}.jpg"
             truth.labels[name] = labels
