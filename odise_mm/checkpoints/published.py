@@ -285,10 +285,10 @@ def expected_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
     frozen: list[str] = []
     for name, module in model.named_modules():
         prefix = f"{name}."
-        if not getattr(module, "frozen", False) or prefix.startswith(tuple(frozen)):
+        if getattr(module, "frozen", False) is not True or prefix.startswith(tuple(frozen)):
             continue
         frozen.append(prefix)
-        tuned = tuple(prefix + part for part in module.tuned)
+        tuned = tuple(prefix + part for part in getattr(module, "tuned", ()))
         own = {prefix + key: value for key, value in module.named_parameters()}
         whole = any(key.startswith(prefix) and not key.startswith(tuned) for key in state)
         parts.update((key, own[key]) for key in own if whole or key.startswith(tuned))
