@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from mmcv.ops import point_sample
-from mmdet.models.dense_heads import Mask2FormerHead
 from torch import Tensor
 
-from odise_mm.analysis.loss_cost import random_predictions, random_targets
+from odise_mm.analysis.loss_cost import mmdets_losses, random_predictions, random_targets
 from odise_mm.models.heads.mask2former_head import OpenVocabMask2FormerHead
 from odise_mm.models.losses.mask_points import Matches, sample_each, sample_matched, sample_shared
 from odise_mm.registry import MODELS
@@ -26,7 +25,7 @@ def both_ways(
     predictions, logits = random_predictions(2, len(counts), head.num_queries, 16, CLASSES)
     inputs = [*logits, *(prediction.masks for prediction in predictions)]
     found = []
-    for method in (None, Mask2FormerHead._loss_by_feat_single):
+    for method in (None, mmdets_losses):
         if method is not None:
             monkeypatch.setattr(OpenVocabMask2FormerHead, "_loss_by_feat_single", method)
         torch.manual_seed(3)
