@@ -85,11 +85,7 @@ def measure_losses(
     difference = {"losses": 0.0, "gradients": 0.0}
     for round_ in range(repeats + 1):
         with (
-            patch.object(
-                OpenVocabMask2FormerHead,
-                "_loss_by_feat_single",
-                Mask2FormerHead._loss_by_feat_single,
-            ),
+            patch.object(OpenVocabMask2FormerHead, "_loss_by_feat_single", mmdets_losses),
             patch.object(OpenVocabMask2FormerHead, "_floats", staticmethod(list)),
         ):
             theirs = run()
