@@ -122,7 +122,8 @@ class LatentBackbone(Backbone):
         with self.own_precision():
             with torch.no_grad():
                 latent, encoder_taps = self.encode(tiles)
-                latent = latent.contiguous()  # so that the denoiser keeps its weights' layout
+                if latent.dtype != torch.float32:  # see `cast`; the denoiser keeps its layout
+                    latent = latent.contiguous()
                 decoder_taps = self._decoder_taps(latent)
             per_step = [
                 self._denoiser_taps(self.add_noise(latent, step), step, index, condition, tiles)
