@@ -37,6 +37,11 @@ _LINE_ENDS = re.compile(r"\s*[\r\n]\s*")
 _LIST = re.compile(r"\s*(?:\[([^][]+)\]|\((\s*['\"].*['\"][\s,]*)\))\s*", re.DOTALL)
 _SHOWN = 300  # maximum number of characters of a text in a message
 
+# A name in other quotation marks than ".
+_OTHER_QUOTES = re.compile(
+    r"(?:(?<=,)|(?<=, )|^)(?:'([^']+)'|‘([^’]+)’|[“„]([^“”]+)[“”]|«([^»]+)»)(?=\s*(?:,|$))"
+)
+
 KnownGroups = Mapping[str, frozenset[tuple[str, int]]]
 """Name in lower case -> the classes (vocabulary, index) of built-in vocabularies that have it."""
 
@@ -68,6 +73,10 @@ def warn_of_other_conventions(
                 # The whole text without quotation marks, not several classes.
                 _warn(argument, text, names, reason, [text.replace('"', "")])
                 continue
+            if _OTHER_QUOTES.search(text):
+                reason = 'only double quotes (") enclose a name'
+                _warn(argument, text, names, reason, [_OTHER_QUOTES.sub(_in_double_quotes, text)])
+                continue
             other = _other_signs(text, separated)
             if other is not None:
                 sign, pieces = other
@@ -75,6 +84,11 @@ def warn_of_other_conventions(
             elif len(classes) == 1 and not separated and _are_unrelated(names, known_groups):
                 reason = "',' separates the synonyms of one class"
                 _warn(argument, text, names, reason, names, "; if it is one class, end it with ';'")
+
+
+def _in_double_quotes(found: re.Match[str]) -> str:
+    name = next(group for group in found.groups() if group is not None)
+    return with_quotes(name)
 
 
 def _warn(

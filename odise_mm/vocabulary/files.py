@@ -10,7 +10,7 @@ from odise_mm.annotations.json_fields import shown
 from odise_mm.errors import DatasetError, VocabularyError
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import read_json, regular_file
-from odise_mm.vocabulary.separators import clean, split_synonyms, with_quotes
+from odise_mm.vocabulary.separators import clean, has_semicolon, split_synonyms, with_quotes
 from odise_mm.vocabulary.tables import Row, read_csv, read_yaml
 
 
@@ -161,6 +161,11 @@ def _read_own(lines: Sequence[tuple[int, str]], path: Path, plain: bool) -> list
                 f"{path}:{number}: expected 'thing: name, name' or 'stuff: name, name' (or "
                 "'id:name,name' or a plain name in every line of the file), found "
                 f"{line[:80]!r}"
+            )
+        if plain and has_semicolon(line):
+            raise VocabularyError(
+                f"{path}:{number}: ';' does not separate names in a file; write one class per "
+                "line, with ',' between its synonyms"
             )
         group = split_synonyms(match[2])
         if not group:

@@ -73,7 +73,7 @@ def looks_like_path(text: str) -> bool:
 
 def _not_found(text: str) -> str:
     if looks_like_path(text):
-        hint = f" (class names cannot contain '{os.sep}')" if os.sep in text else ""
+        hint = f" (put a class name with '{os.sep}' in double quotes)" if os.sep in text else ""
         return f"vocabulary file '{text}' not found; check the path{hint}"
     spellings = [*BUILTIN, *_ALIASES]
     close = difflib.get_close_matches(text.casefold(), spellings, n=3)

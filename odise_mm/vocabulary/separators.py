@@ -21,9 +21,9 @@ def clean(text: str) -> str:
 
 
 def split_classes(text: str) -> Iterator[str]:
-    """Yield the parts between semicolons, stripped, quotes included; empty parts are dropped."""
+    """Yield the stripped parts between semicolons, quotes included; empty parts are dropped."""
     for part in _CLASS.findall(text):
-        if part.strip(" ,\t\r\n"):
+        if any(split_names(part)):
             yield part.strip()
 
 

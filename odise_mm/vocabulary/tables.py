@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,11 @@ def read_csv(text: str, path: Path) -> list[Row]:
     """
     heading = next((line for line in text.splitlines() if line.strip()), "")
     sign = max(",;\t", key=heading.count)
-    lines = csv.reader(text.splitlines(), delimiter=sign, skipinitialspace=True, strict=True)
+    # with line ends, because a quoted cell may contain some
+    content = io.StringIO(text, newline="")
+    lines = csv.reader(content, delimiter=sign, skipinitialspace=True, strict=True)
     columns: dict[str, int] = {}
+    width = 0
     rows: list[Row] = []
     try:
         for cells in lines:
@@ -43,8 +47,13 @@ def read_csv(text: str, path: Path) -> list[Row]:
                 continue
             where = f"{path}:{lines.line_num}"
             if not columns:
-                columns = _columns(cells, where)
+                columns, width = _columns(cells, where), len(cells)
                 continue
+            if any(cell.strip() for cell in cells[width:]):
+                raise VocabularyError(
+                    f"{where}: the row has {len(cells)} cells, but the heading has {width}; put a "
+                    f"cell that contains {sign!r} in double quotes"
+                )
             if len(cells) <= columns["name"]:
                 raise VocabularyError(f"{where}: the row has only {len(cells)} cells")
             rows.append(_row(cells, columns, where))
@@ -99,6 +108,21 @@ def _row(cells: list[str], columns: Mapping[str, int], where: str) -> Row:
     return tuple(names.values()), is_thing, number
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses keys that appear twice. PyYAML would drop all but the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if (key.tag, key.value) in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key.value!r} appears twice", problem_mark=key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(text: str, path: Path) -> list[Row]:
     """Read the names of a YAML file: a list, or a mapping from ids to names, under ``names``.
 
@@ -112,7 +136,7 @@ def read_yaml(text: str, path: Path) -> list[Row]:
         VocabularyError: The file is not valid YAML, or has no names.
     """
     try:
-        content: Any = yaml.safe_load(text)
+        content: Any = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         problem = " ".join(str(error).split())
         raise VocabularyError(f"{path} is not valid YAML: {problem}") from error

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from odise_mm.vocabulary import Vocabulary, conventions
+from odise_mm.vocabulary import Vocabulary, VocabularyError, conventions
 
 
 @pytest.fixture
@@ -188,3 +188,29 @@ def test_a_quotation_mark_without_an_end_warns(warned: list[str]) -> None:
     assert Vocabulary.parse('"salt, sea').synonyms == (('"salt', "sea"),)
     (line,) = warned
     assert "no closing quotation mark ends the name" in line and line.endswith("write 'salt, sea'")
+
+
+@pytest.mark.parametrize("text", ["'salt, sea'", "“salt, sea”", "«salt, sea»", "‘salt, sea’"])
+def test_other_quotation_marks_warn(text: str, warned: list[str]) -> None:
+    assert len(Vocabulary.parse(f"{text}; pepper").synonyms[0]) == 2
+    (line,) = warned
+    assert line.endswith('(only double quotes (") enclose a name); write \'"salt, sea"\'')
+
+
+def test_apostrophes_do_not_warn(warned: list[str]) -> None:
+    Vocabulary.parse("catcher's mitt, players' mitt; 's-Hertogenbosch; 5' pole")
+    assert warned == []
+
+
+def test_empty_quotes_are_an_empty_piece() -> None:
+    assert Vocabulary.parse('""; dog; " ",').names == ("dog",)
+    with pytest.raises(VocabularyError, match="no class names given"):
+        Vocabulary.parse('""')
+    with pytest.raises(VocabularyError, match=r"texts\[0\] contains no name"):
+        Vocabulary.parse(['""', "dog"])
+
+
+def test_a_name_with_a_slash_needs_quotes() -> None:
+    assert Vocabulary.parse('"and/or gate"').names == ("and/or gate",)
+    with pytest.raises(VocabularyError, match="put a class name with '/' in double quotes"):
+        Vocabulary.parse("and/or gate")

@@ -100,6 +100,13 @@ def test_yaml(content: str, tmp_path: Path) -> None:
         ("a.csv", "name\ncat\nCat\n", r"a.csv: name 'Cat' is in two classes"),
         ("a.csv", "name\n", r"a.csv has no classes"),
         ("a.csv", 'name\n"cat\n', r"a.csv:2: unexpected end of data"),
+        (
+            "a.csv",
+            "name\ncat, kitty\n",
+            r"a.csv:2: the row has 2 cells, but the heading has 1",
+        ),
+        ("a.txt", "cat; dog\n", r"a.txt:1: ';' does not separate names in a file"),
+        ("a.yaml", "names: {0: cat, 0: dog}\n", r"a.yaml .*: key '0' appears twice"),
         ("a.yaml", "names: {0: yes}\n", r"the name of id 0 is True, not text; put it in quotes"),
         ("a.yaml", "names: {a: cat}\n", r"id 'a' is not a whole number"),
         ("a.yaml", "names:\n", r"expected a list of names, or `names:`"),
@@ -118,3 +125,7 @@ def test_description_lists_what_was_understood() -> None:
     things, stuff = Vocabulary.load("coco").describe(1).split("; ")
     assert things.startswith("80 things: person (") and things.endswith("), and 79 more")
     assert stuff.startswith("53 stuff: ") and stuff.endswith("and 52 more")
+
+
+def test_a_line_break_in_a_cell_is_a_space(tmp_path: Path) -> None:
+    assert load(tmp_path, "a.csv", 'name\n"pickup\r\ntruck"\n').names == ("pickup truck",)
