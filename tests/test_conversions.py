@@ -149,3 +149,15 @@ def test_without_a_map_conversions_raise() -> None:
     for convert in (empty.to_coco, empty.to_supervision, empty.to_transformers):
         with pytest.raises(ValueError, match=r"c.jpg: the result has no panoptic map"):
             convert()
+
+
+def test_a_result_without_a_map_is_not_an_empty_one() -> None:
+    failed = SegmentationResult(image_name="a.jpg", error=ValueError("broken"))
+    for convert in (failed.to_coco, failed.to_supervision, failed.to_transformers):
+        with pytest.raises(ValueError, match="a.jpg: the result has no panoptic map"):
+            convert()
+
+
+def test_every_class_needs_a_category_id(result: SegmentationResult) -> None:
+    with pytest.raises(ValueError, match="category_ids has 2 ids, but the vocabulary has 3"):
+        result.to_coco(category_ids=[10, 20])

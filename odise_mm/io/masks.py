@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,13 @@ class MaskWriter(LabelWriter):
             name = f"{stem}/{segment.id}.png"
             _write_png(self.folder / name, Image.fromarray(mask.astype(np.uint8) * 255))
             entry = dict(file=name, image=result.image_path or result.image_name)
-            self.entries.append(entry | segment.to_info() | dict(bbox=result.box(segment)))
+            self.entries.append(entry | asdict(segment) | dict(box=result.box(segment)))
 
     def close(self) -> None:
-        """Write the list of masks: file, image, class, score and box (left, top, right, bottom)."""
+        """Write the list of masks: file, image, fields of the segment, and its box.
+
+        The box is left, top, right and bottom, the latter two exclusive.
+        """
         write_json(self.folder / "masks.json", self.entries)
 
 

@@ -25,7 +25,13 @@ def to_coco(
     """See :meth:`SegmentationResult.to_coco`."""
     from pycocotools import mask as coco_mask
 
+    result.require_panoptic()  # otherwise a result without a map seems to have no segments
     annotations: list[dict[str, Any]] = []
+    if category_ids is not None and len(category_ids) != len(result.class_names):
+        raise ValueError(
+            f"category_ids has {len(category_ids)} ids, but the vocabulary has "
+            f"{len(result.class_names)} classes; pass one id per class"
+        )
     for segment in result.segments:
         mask = result.mask(segment)
         if not mask.any():
@@ -57,6 +63,7 @@ def to_supervision(result: SegmentationResult) -> supervision.Detections:
             f"supervision is not installed ({error}): pip install supervision"
         ) from error
 
+    result.require_panoptic()  # otherwise a result without a map seems to have no segments
     segments = [segment for segment in result.segments if result.mask(segment).any()]
     if not segments:
         return supervision.Detections.empty()

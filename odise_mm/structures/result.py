@@ -308,7 +308,8 @@ class SegmentationResult:
             first_id: Id of the first annotation.
 
         Raises:
-            ValueError: If the result has no panoptic map.
+            ValueError: If the result has no panoptic map, or ``category_ids`` is not one id per
+                class.
         """
         return conversions.to_coco(self, image_id, category_ids, first_id)
 

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from odise_mm.structures import Segment, SegmentationResult
+from odise_mm.utils.settings import check_weight
 from odise_mm.visualization.colors import class_colors, is_light, shade
 from odise_mm.visualization.legend import MAX_NUMBERS, LegendEntry, add_legend, draw_banner
 from odise_mm.visualization.text import LINE_STEP, font_for, halve, text_size, tidy
@@ -63,8 +64,8 @@ def draw_panoptic(
         uint8 (H', W', 3). H' x W' is H x W with ``legend=False``, else it is larger.
 
     Raises:
-        ValueError: there is no panoptic map, its size differs from the image's, or
-            ``channel_order`` is unknown.
+        ValueError: there is no panoptic map, its size differs from the image's,
+            ``alpha`` is not from 0 to 1, or ``channel_order`` is unknown.
     """
     if result.panoptic is None:
         raise ValueError(f"{result.image_name}: the result has no panoptic map to draw")
@@ -73,6 +74,7 @@ def draw_panoptic(
             f"{result.image_name}: the image is {image.dtype} {image.shape}, but the panoptic map "
             f"is {result.panoptic.shape}; pass a uint8 (H, W, 3) image of the map's size"
         )
+    check_weight("alpha", alpha)
     if channel_order not in ("bgr", "rgb"):
         raise ValueError(f'channel_order must be "bgr" or "rgb", not {channel_order!r}')
     rgb = image[..., ::-1] if channel_order == "bgr" else image

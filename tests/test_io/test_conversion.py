@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import cv2
@@ -160,7 +161,8 @@ def test_masks(converted: Path, results: dict) -> None:
             mask = np.asarray(image)
         assert set(np.unique(mask)) == {0, 255}
         assert np.array_equal(mask > 0, result.mask(segment))
-        assert (entry["category_name"], entry["score"]) == (segment.name, segment.score)
+        assert entry["box"] == list(result.box(segment))
+        assert {key: entry[key] for key in asdict(segment)} == asdict(segment)
 
 
 def test_a_second_conversion_replaces_the_first(panoptic: Path, tmp_path: Path) -> None:

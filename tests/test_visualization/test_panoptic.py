@@ -302,6 +302,8 @@ def test_wrong_input():
             draw_panoptic(image, result)
     with pytest.raises(ValueError, match="no panoptic map"):
         draw_panoptic(np.zeros((4, 6, 3), np.uint8), SegmentationResult())
+    with pytest.raises(ValueError, match="alpha"):
+        draw_panoptic(np.zeros((4, 6, 3), np.uint8), result, alpha=3)
     with pytest.raises(ValueError, match="channel_order"):
         draw_panoptic(np.zeros((4, 6, 3), np.uint8), result, channel_order="grb")
 
