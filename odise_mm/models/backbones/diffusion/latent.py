@@ -122,8 +122,6 @@ class LatentBackbone(Backbone):
         with self.own_precision():
             with torch.no_grad():
                 latent, encoder_taps = self.encode(tiles)
-                if latent.dtype != torch.float32:  # see `cast`; the denoiser keeps its layout
-                    latent = latent.contiguous()
                 decoder_taps = self._decoder_taps(latent)
             per_step = [
                 self._denoiser_taps(self.add_noise(latent, step), step, index, condition, tiles)
@@ -164,7 +162,10 @@ class LatentBackbone(Backbone):
         mean = hidden[:, : self._latent_channels]
         if self.shift_factor:
             mean = mean - self.shift_factor
-        return self.scaling_factor * mean, [taps[block] for block in wanted]
+        latent = self.scaling_factor * mean
+        if latent.dtype != torch.float32:  # see `cast`; the denoiser is not channels-last
+            latent = latent.contiguous()
+        return latent, [taps[block] for block in wanted]
 
     def add_noise(self, latent: Tensor, step: int | Tensor) -> Tensor:
         """Return the noisy latent x_t of a time step, see :func:`noise_schedule`.
