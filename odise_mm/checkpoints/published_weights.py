@@ -209,12 +209,13 @@ def without_weights(cfg: Config) -> str:
     if cfg.get("random_weights"):
         return "this config uses random weights, so there is nothing to download"
     name = Path(cfg.filename).stem if cfg.filename else None
-    where = f" (`odise-mm train {name}` writes it to work_dirs/{name}/)" if name else ""
+    trains = name and cfg.get("train_dataloader")  # configs of other models' masks don't
+    where = f" (`odise-mm train {name}` writes it to work_dirs/{name}/)" if trains else ""
     readme = Path(cfg.filename).parent / "README.md" if cfg.filename else None
     hint = f" ({readme} says what its authors publish)" if readme and readme.is_file() else ""
     return (
         f"this config needs weights, and none can be downloaded by name{hint}. Pass weights=PATH "
-        f"(--weights PATH) of a checkpoint that was trained with it{where}, or set load_from in "
+        f"(--weights PATH) of a checkpoint for it{where}, or set load_from in "
         "the config. Configs with published weights: "
         f"{', '.join(published_names())}. To try the program with "
         "random weights, use odise_tiny or a config with random_weights = True"
