@@ -1,6 +1,6 @@
-# The same backbone and head, trained with masks and captions as odise_coco_caption. Equation 7 as
-# ODISE's paper writes it: for every mask, a softmax over the words of the caption. The published
-# code of ODISE has a softmax over the masks.
+# The same backbone and head, trained with masks and captions as odise_coco_caption is. The
+# grounding loss is equation 7 as ODISE's paper writes it: for every mask, a softmax over the words
+# of the caption. The published code of ODISE has a softmax over the masks.
 _base_ = ["../_base_/baseline.py"]
 
 model = dict(

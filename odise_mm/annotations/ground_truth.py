@@ -80,7 +80,7 @@ def count_pairs(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.n
 
     Args:
         first: Integers from 0 to 2^31 - 1.
-        second: Such integers in the same shape.
+        second: Integers in the same range and shape.
 
     Returns:
         Sorted pairs as int64, ``first * 2^32 + second``, and their counts (int64).

@@ -65,7 +65,7 @@ class MaskFile:
         If the file lists images, the image is looked up by its file name: by as many folders as
         the list has, otherwise without folders. If the file has only image ids, as COCO's results,
         an id belongs to the image if it equals ``image_id``, the file name, the file name without
-        its ending, or the number that this is (``000000000139.jpg``: 139).
+        its extension, or that name as a number (``000000000139.jpg``: 139).
 
         Args:
             image_path: path of the image; None if it is not a file.

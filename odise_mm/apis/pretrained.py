@@ -97,7 +97,7 @@ def save_pretrained(model: nn.Module, cfg: Config, folder: str | os.PathLike[str
 def _contained_clip(model: nn.Module, model_cfg: dict[str, Any]) -> dict[str, Tensor]:
     """Return the weights of CLIP that came with the checkpoint.
 
-    These are all if the config names none, and otherwise those that were fine-tuned.
+    If the config names no weights of CLIP, all weights are returned; otherwise the fine-tuned ones.
     """
     clip = model_cfg.get("clip")
     if not isinstance(clip, dict):
@@ -165,7 +165,7 @@ def _folder(source: str, revision: str | None) -> Path:
             "hub id owner/name"
         )
     way = (
-        "Check the name, the network and `huggingface-cli login`, or download "
+        "Check the name, the network and `hf auth login`, or download "
         f"{', '.join(FILES)} from https://huggingface.co/{source} to a folder by hand, and pass "
         "that folder"
     )

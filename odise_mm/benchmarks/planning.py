@@ -18,7 +18,7 @@ from odise_mm.config.walking import named_weights
 from odise_mm.errors import CheckpointError
 
 NO_CHECKPOINT = "none"
-"""Value of CHECKPOINT for a model whose weights are all random, or that has no trained ones."""
+"""Value of CHECKPOINT for a model with only random weights, or without trained parameters."""
 
 
 def plan_sets(

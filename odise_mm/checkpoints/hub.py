@@ -138,7 +138,7 @@ def locate(source: str, wanted: str, fetch: Callable[[], Path], origin: str = ""
 def _ask_hub(source: str, wanted: str, fetch: Callable[[], Path]) -> Path:
     repository = "/".join(source.removeprefix(HUB_FILE).split("/")[:2])
     way = (
-        "Check the name, the network and `huggingface-cli login`, or use a local file: download "
+        "Check the name, the network and `hf auth login`, or use a local file: download "
         f"{wanted} from https://huggingface.co/{repository} by hand and give its path."
     )
     with reaching(f"{source}: not a local path, and the download from the hub failed", way):

@@ -303,7 +303,7 @@ def expected_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> dict[str,
 def clip_weights(model: nn.Module, parts: Sequence[str] = ("",)) -> dict[str, Tensor]:
     """Return the weights of a model's CLIP that its state dict lacks, under their names in it.
 
-    They make a checkpoint complete that is loaded without the CLIP's own file. A trunk that is
+    A checkpoint that contains them can be loaded without the CLIP's own file. A trunk that is
     trained is in the state dict anyway, as a part of the backbone.
 
     Args:
@@ -414,9 +414,9 @@ def _report_method(
 ) -> None:
     """Log the method of a published file, and a warning if the model is of another method.
 
-    The keys that FC-CLIP and OVRCOAT share do not tell them apart. What does: OVRCOAT's training
-    code also saves its second CLIP, our converter writes the method that it saw, and the name of
-    the file is a hint.
+    The keys that FC-CLIP and OVRCOAT share do not tell them apart. Other signs do: OVRCOAT's
+    training code also saves its second CLIP, our converter writes the method into the file, and the
+    name of the file is a hint.
 
     Args:
         model: model that the file was loaded into.

@@ -95,13 +95,13 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         "--score-threshold",
         type=fraction,
         metavar="P",
-        help="drop segments whose class probability is not larger (default: as in the config)",
+        help="drop segments whose class probability is not above this (default: as in the config)",
     )
     model.add_argument(
         "--overlap-threshold",
         type=fraction,
         metavar="P",
-        help="drop masks that keep a smaller fraction of their area (default: as in the config)",
+        help="drop masks that keep less than this part of their area (default: as in the config)",
     )
     model.add_argument(
         "--cfg-options",

@@ -15,7 +15,7 @@ from odise_mm.utils.settings import is_number
 class ColorPaddingPreprocessor(DetDataPreprocessor):
     """mmdet's preprocessor, with padding of any color.
 
-    Images are in [0, 1] behind it, and each part of a model normalizes them for itself. A model
+    Its output images are in [0, 1], and each part of a model normalizes them for itself. A model
     that was trained on images that were normalized first and then padded with zeros, as detectron2
     does, has seen padding of the mean color.
 

@@ -46,8 +46,8 @@ def deformable_attention(
     lines = batch * sampling_locations.shape[1] * heads
     ends = per_point([(width, height) for height, width in sizes], sampling_locations.dtype)
     where = sampling_locations.reshape(lines, -1) * ends - 0.5
-    # From -1 and from n on, a point has no neighbor inside the map. NaN becomes a valid index, and
-    # its weight remains NaN.
+    # A point at -1 or less, or at n or more, has no neighbor in the map. NaN becomes a valid
+    # index, and its weight remains NaN.
     where = torch.minimum(where.clamp_min(-1), ends)
     corner = where.detach().floor().nan_to_num(-1)
     fraction = where - corner
@@ -92,6 +92,6 @@ def _bordered(value: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, list
         parts.append(F.pad(image, (0, 0, 1, 0, 1, 1)).flatten(1, 2))
         origins.append(start + width + 2)
         start += parts[-1].shape[1]
-    # Points beyond the last corner have neighbors of weight zero behind the last level.
+    # Points beyond the last corner have neighbors of weight zero after the last level.
     parts.append(value.new_zeros(batch, sizes[-1][1] + 3, channels))
     return torch.cat(parts, dim=1), origins

@@ -1,7 +1,7 @@
 """Colors of classes: a class has one color in all images of a vocabulary.
 
 Words that name a color ("black heart") and common stuff ("sky", "grass") get that color, so that a
-picture does not contradict its labels. All other names get a color of the palette.
+drawing does not contradict its labels. All other names get a color of the palette.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _NATURAL = {
     "road": (105, 105, 115), "street": (105, 105, 115), "pavement": (165, 160, 155),
     "sidewalk": (165, 160, 155), "wood": (165, 115, 65), "fire": (235, 95, 30),
 }  # fmt: skip
-# Variants of such a color (lightness, turn of the hue in degrees) if an earlier class has it.
+# Variants of such a color (lightness, shift of the hue in degrees) if an earlier class has it.
 _VARIANTS = [
     (light, turn) for light in (0, 12, -12, 22, -22) for turn in (0.0, 12.0, -12.0, 24.0, -24.0)
 ]  # fmt: skip

@@ -125,7 +125,7 @@ def _read_text(text: str, path: Path) -> list[RawClass]:
     lines = [(number, line) for number, line in lines if line and not line.startswith("#")]
     if lines and _ID_LINE.fullmatch(lines[0][1]):
         return _read_ids(lines, path)
-    # A colon is hardly part of a name, so a file with one is not a plain list.
+    # Names rarely contain a colon, so a file with one is not a plain list.
     plain = not any(":" in line or "|" in line for _, line in lines)
     return _read_own(lines, path, plain)
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
-"""Measure the steps around the network, each beside another way of doing the same.
+"""Measure the steps around the network, each beside another implementation.
 
-Each subcommand prints one table. Times are CPU times of this process. The two ways alternate, so
+Each subcommand prints one table. Times are CPU times of this process. The two alternate, so
 other programs on the machine influence both. Random weights suffice.
 
 Examples:
@@ -62,7 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="number of names that are also embedded with all positions (default: all)",
     )
 
-    losses = add("losses", "matching and losses: mmdet's way, and this package's", run_losses)
+    losses = add("losses", "matching and losses: mmdet's method, and this package's", run_losses)
     losses.add_argument("config", metavar="CONFIG", help="config whose head is used")
     numbers = dict(size=(1024, "edge of the image in pixels"), targets=(60, "targets per image"))
     numbers |= dict(layers=(10, "layers with losses"), images=(1, "images of the batch"))

@@ -211,7 +211,7 @@ class LargeScaleJitter(RandomResize):
 
     Large-scale jitter (Simple Copy-Paste, arXiv 2012.07177); padding follows. Without
     ``crop_size``, it modifies the same keys as :class:`ResizeKeepRatio`. With it, the result is
-    that of ``mmdet.RandomCrop`` behind it, with the same random numbers, but only the pixels that
+    that of ``mmdet.RandomCrop`` after it, with the same random numbers, but only the pixels that
     are left are computed.
 
     Args:
@@ -256,7 +256,7 @@ class LargeScaleJitter(RandomResize):
         if other:
             raise ConfigError(
                 f"LargeScaleJitter with crop_size does not crop {other[0]}: remove crop_size, and "
-                "add mmdet.RandomCrop behind it"
+                "add mmdet.RandomCrop after it"
             )
         image = results["img"]
         scale = self._random_scale()

@@ -210,7 +210,7 @@ class PooledCLIPClassifier(_CLIPClassifier):
     def forward(
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
     ) -> ClassPrediction:
-        """See :class:`~odise_mm.models.classifiers.base.Classifier`; has no view on void.
+        """See :class:`~odise_mm.models.classifiers.base.Classifier`; void is not predicted.
 
         A trained tower and a text adapter get gradients, the masks do not.
         """

@@ -1,4 +1,4 @@
-"""Forward pass of open_clip's causal text towers, without the positions behind the end token."""
+"""Forward pass of open_clip's causal text towers, without the positions after the end token."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def end_positions(model: nn.Module, tokens: Tensor) -> Tensor | None:
     """Find the position of each text whose output is the text embedding.
 
     In a causal text tower, a position depends only on the positions before it, so everything
-    behind the end token can be left out. This holds neither for towers without a causal mask
+    after the end token can be left out. This holds neither for towers without a causal mask
     (SigLIP, CLIPA, most MobileCLIPs, those of Hugging Face), nor for those that read their output
     at another position (the last one, or CoCa's class token).
 

@@ -123,7 +123,7 @@ def image_processor(prefix: str, size: dict[str, int], **options: Any) -> Any:
     """
     import transformers
 
-    # Old versions of transformers have slower processors of this name, and these with a suffix.
+    # In old versions of transformers, this name is a slower processor, and "Fast" marks this one.
     suffix = "" if hasattr(transformers, "SamImageProcessorPil") else "Fast"
     return getattr(transformers, f"{prefix}ImageProcessor{suffix}")(size=size, **options)
 
@@ -144,7 +144,7 @@ def sam_folder(part: str, weights: str) -> Path:
             "a hub id such as facebook/sam-vit-base"
         )
     way = (
-        "Check the name, the network and, for gated models such as SAM 3, `huggingface-cli login`; "
+        "Check the name, the network and, for gated models such as SAM 3, `hf auth login`; "
         f"or put {files} from https://huggingface.co/{weights} into a folder and pass it as "
         "`weights`"
     )

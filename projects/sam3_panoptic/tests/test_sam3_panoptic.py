@@ -59,5 +59,5 @@ def test_weights_are_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without network access, the message names the model and what to do."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(CheckpointError, match=r"facebook/sam3 is neither .*huggingface-cli login"):
+    with pytest.raises(CheckpointError, match=r"facebook/sam3 is neither .*hf auth login"):
         OpenVocabInferencer(str(CONFIGS / "sam3_panoptic.py"), device="cpu")

@@ -189,9 +189,19 @@ class ConfigFiles:
         self.presets = list(presets)
 
     def name(self, file: str) -> str:
+        """Return the name of a file for messages."""
         return f"{self.source}: {file}"
 
     def read(self, file: str, classes: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Read a JSON file.
+
+        Args:
+            file: path of the file in the folder.
+            classes: values of ``_class_name`` that are supported. Empty: any.
+
+        Raises:
+            ConfigError: the file is missing or damaged, or describes another class.
+        """
         path = self.folder / file
         if not path.is_file():
             raise ConfigError(
@@ -217,6 +227,15 @@ class ConfigFiles:
         return WordTokenizer(path, 77).words if path.is_file() else ()
 
     def text_encoder(self, part: str, words: tuple[str, ...] = ()) -> dict[str, Any]:
+        """Return the fields of a CLIP text encoder's config.
+
+        Args:
+            part: folder of the text encoder.
+            words: words of a word-level tokenizer. Empty: byte pair encoding.
+
+        Raises:
+            ConfigError: the config is missing, or describes a text encoder that is not supported.
+        """
         file = f"{part}/config.json"
         config = self.read(file)
         kind = config.get("model_type")
@@ -234,6 +253,14 @@ class ConfigFiles:
         return {key: config[key] for key in fields if key in config}
 
     def pad_token(self, part: str) -> int:
+        """Return the id of the token that fills up prompts.
+
+        Args:
+            part: folder of the tokenizer.
+
+        Raises:
+            ConfigError: the tokenizer's files do not name a known token.
+        """
         for name in ("special_tokens_map.json", "tokenizer_config.json"):
             if (self.folder / part / name).is_file():
                 token = self.read(f"{part}/{name}").get("pad_token")

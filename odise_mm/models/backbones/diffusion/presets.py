@@ -43,7 +43,7 @@ VQ_BLOCKS = {
 
 
 class LatentArch:
-    """What the weights of all latent diffusion models are read with.
+    """Base class of architectures: what the loading of weights needs to know.
 
     Attributes:
         origin: URL for downloading the weights manually, shown in messages.
