@@ -82,7 +82,7 @@ def _sample(folder: Path, number: int, size: tuple[int, int], segments: int) -> 
 
 
 def measure_evaluation(images: int, size: tuple[int, int], segments: int) -> dict[str, Any]:
-    """Evaluate the same results in turns: with this package, and with the other implementation.
+    """Evaluate the same results alternately: with this package, and with the other implementation.
 
     The panoptic one is mmdet's version of panopticapi's function, which also needs the results as
     PNG files. Writing these is not counted. This package reads only the ground truth from files, as

@@ -54,7 +54,7 @@ def mmdets_losses(head: OpenVocabMask2FormerHead, *layer: Any) -> tuple[Tensor, 
 def measure_losses(
     config: str, size: int, targets: int, layers: int, images: int, repeats: int
 ) -> dict[str, Any]:
-    """Compute losses and their gradients in turns: as in mmdet, and as in this package.
+    """Compute losses and their gradients alternately: as in mmdet, and as in this package.
 
     Args:
         config: config of the head.
