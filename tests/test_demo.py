@@ -36,6 +36,12 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
+def test_a_legend_needs_drawings(demo, capsys):
+    with pytest.raises(SystemExit):
+        demo.parse_args(["a.jpg", "--config", "odise_tiny", "--legend", "--no-vis"])
+    assert "--legend changes the drawings" in capsys.readouterr().err
+
+
 def test_help():
     done = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True)
     assert done.returncode == 0 and "--stuff-texts" in done.stdout

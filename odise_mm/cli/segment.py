@@ -138,6 +138,8 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     args = parser.parse_args(argv)
     if args.config is None:
         parser.error(NO_CONFIG)
+    if args.legend and args.no_vis:
+        parser.error("--legend changes the drawings, so it cannot be used with --no-vis")
     return args
 
 
