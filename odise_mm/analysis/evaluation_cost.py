@@ -19,6 +19,7 @@ from PIL import Image
 from odise_mm.annotations.panoptic_io import read_panoptic_png, write_panoptic_png
 from odise_mm.benchmarks.tables import Table
 from odise_mm.evaluation import PanopticQuality, SemanticIoU
+from odise_mm.utils.image import open_image
 from odise_mm.vocabulary import Vocabulary
 
 CLASSES = 133
@@ -133,7 +134,8 @@ def measure_evaluation(images: int, size: tuple[int, int], segments: int) -> dic
             semantic.process(None, [sample])
             seconds["mIoU"]["ours"] += time.process_time() - begin
             begin = time.process_time()
-            label = torch.from_numpy(np.asarray(Image.open(sample["sem_seg_path"])).astype(int))
+            with open_image(sample["sem_seg_path"]) as image:
+                label = torch.from_numpy(np.asarray(image).astype(int))
             found = torch.from_numpy(sample["pred_sem_seg"]["sem_seg"][0])
             areas.append(IoUMetric.intersect_and_union(found, label, CLASSES, 255))
             seconds["mIoU"]["theirs"] += time.process_time() - begin

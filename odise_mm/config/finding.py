@@ -34,7 +34,8 @@ def own_config_folders() -> list[Path]:
 
 def _package_folders() -> tuple[Path, Path]:
     package = Path(__file__).resolve().parents[1]
-    return package / ".mim" / "configs", package.parent / "configs"
+    # In an editable installation, the first is a link to the second.
+    return (package / ".mim" / "configs").resolve(), package.parent / "configs"
 
 
 def known_configs() -> dict[str, Path]:
