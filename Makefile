@@ -9,8 +9,9 @@ ifndef PYTHON
 PYTHON := $(shell for p in $(CANDIDATES); do $$p -c '$(SUITABLE)' 2>/dev/null && echo $$p && break; done)
 endif
 BIN := .venv/bin
-# two processes; the tests of a file stay together, because they share expensive fixtures
-PYTEST_FLAGS ?= -n 2 --dist loadfile
+# two processes; the tests of a file stay together, because they share expensive fixtures, and the
+# files keep the order of tests/conftest.py, which puts the slow ones first
+PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 TOY := projects/toy_world
 CONFIG := odise_toy_label
 WEIGHTS := $(TOY)/weights/odise_label.safetensors

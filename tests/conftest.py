@@ -23,6 +23,23 @@ def pytest_configure() -> None:
         torch.set_num_threads(threads)
 
 
+SLOW_FILES = (
+    "test_tutorial.py",
+    "test_overfit.py",
+    "test_finetune_page.py",
+    "toy_world/tests/test_weights.py",
+    "test_distributed.py",
+    "test_evaluation_page.py",
+    "test_training_step.py",
+)
+"""Files that take half a minute or more."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the slow files first, so that no process waits for another one at the end."""
+    items.sort(key=lambda item: not item.path.as_posix().endswith(SLOW_FILES))
+
+
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folder with the tiny random weights in the published formats (265 MB, written once).
