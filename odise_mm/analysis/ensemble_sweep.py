@@ -111,7 +111,7 @@ def plan_values(alphas: list[float], betas: list[float], own: tuple[float, float
         The pairs without repetitions.
     """
     values = {
-        (0.0, 0.0): Value(0.0, 0.0, "diffusion only"),
+        (0.0, 0.0): Value(0.0, 0.0, "without CLIP"),
         (1.0, 1.0): Value(1.0, 1.0, "CLIP only"),
     }
     for pair in [own, *((a, b) for a in sorted(set(alphas)) for b in sorted(set(betas)))]:

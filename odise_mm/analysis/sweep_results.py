@@ -29,7 +29,7 @@ class Value:
     Attributes:
         alpha: Exponent for the classes that were seen in training.
         beta: Exponent for the other classes.
-        label: Classifiers in use: "both", "diffusion only" or "CLIP only".
+        label: Classifiers in use: "both", "without CLIP" or "CLIP only".
         own: Whether these are the config's exponents.
         numbers: Results in percent by metric; None if the dataset has nothing to measure.
     """

@@ -150,6 +150,8 @@ def read_yaml(text: str, path: Path) -> list[Row]:
         )
     rows: list[Row] = []
     for key, name in sorted(content.items(), key=lambda item: str(item[0]).zfill(12)):
+        if isinstance(key, str) and key.isascii() and key.isdecimal():
+            key = int(key)  # an id in quotes, as some programs write it
         if isinstance(key, bool) or not isinstance(key, int) or key < 0:
             raise VocabularyError(f"{path}: id {key!r} is not a whole number")
         if not isinstance(name, str) or not clean(name):

@@ -108,7 +108,7 @@ def test_swept_values_are_those_of_the_test_tool(here: Path, monkeypatch) -> Non
     for key in ("panoptic/PQ", "semantic/mIoU"):
         assert len({numbers[key] for numbers in expected.values()}) >= 3, key
     assert values[ALPHA, BETA].own and not values[0.25, 0.5].own
-    assert values[0.0, 0.0].label == "diffusion only" and values[1.0, 1.0].label == "CLIP only"
+    assert values[0.0, 0.0].label == "without CLIP" and values[1.0, 1.0].label == "CLIP only"
 
 
 def test_values_of_fc_clip_are_those_of_the_test_tool(
@@ -155,7 +155,7 @@ def test_files_of_a_sweep(here: Path, no_model, capsys: pytest.CaptureFixture) -
         rows = list(csv.DictReader(stream))
     pairs = [(float(row["alpha"]), float(row["beta"])) for row in rows]
     assert pairs == [(0, 0), (1, 1), (ALPHA, BETA), (0, 1), (0.5, 1)]
-    assert [row["classifiers"] for row in rows] == ["diffusion only", "CLIP only"] + ["both"] * 3
+    assert [row["classifiers"] for row in rows] == ["without CLIP", "CLIP only"] + ["both"] * 3
     assert [row["config's own"] for row in rows] == ["no", "no", "yes", "no", "no"]
     text = Path("swept/sweep.md").read_text()
     for row in rows:

@@ -81,6 +81,7 @@ def test_csv_without_kinds_takes_flags(tmp_path: Path) -> None:
         "path: data\nnames: [person, pickup truck]\n",
         "- person\n- pickup truck\n",
         "10: pickup truck\n9: person\n",
+        "names: {'10': pickup truck, '9': person}\n",
     ],
 )
 def test_yaml(content: str, tmp_path: Path) -> None:

@@ -28,8 +28,8 @@ class FileProposals(ImageMaskSource):
     pipeline gives the image, and may overlap.
 
     The score of a mask is the probability that it is an object: class probabilities are multiplied
-    by it, and void gets the rest. Without a score, it is 1. An image without masks has an empty
-    result.
+    by it, and void gets the rest. Without a score, it is 1. Masks without pixels are left out. An
+    image without masks has an empty result.
 
     Args:
         file: path of the JSON file.
@@ -78,8 +78,10 @@ class FileProposals(ImageMaskSource):
         masks = np.zeros((len(entries), height, width), dtype=bool)
         for mask, entry in zip(masks, entries, strict=True):
             mask[:] = self._array(entry, (height, width), path or image_id)
-        inside = torch.from_numpy(masks).to(image.device)
-        scores = torch.tensor([entry.score for entry in entries], device=image.device)
+        filled = masks.any(axis=(1, 2))
+        inside = torch.from_numpy(masks[filled]).to(image.device)
+        scores = [entry.score for entry, kept in zip(entries, filled, strict=True) if kept]
+        scores = torch.tensor(scores, dtype=torch.float32, device=image.device)
         return Proposals(torch.where(inside, MASK_LOGIT, -MASK_LOGIT), scores)
 
     def _array(self, entry: MaskEntry, size: tuple[int, int], image: object) -> np.ndarray:
