@@ -29,6 +29,7 @@ PRESENT = installed()
 # An editable installation also makes the clone's projects importable, which configs use in
 # custom_imports. A wheel does not contain them, because the name "projects" is too general.
 PACKAGES = ["odise_mm", "odise_mm.*"] + ["projects", "projects.*"] * ("editable_wheel" in sys.argv)
+EXTRAS = ("tests", "docs", "video")
 FOR_MIM = (
     "tools",
     "configs",
@@ -90,7 +91,7 @@ setup(
         "odise_mm.models.necks.captioners": ["places.txt"],
     },
     install_requires=requirements(PRESENT),
-    extras_require={name: parse(ROOT / f"requirements/{name}.txt") for name in ("tests", "docs")},
+    extras_require={name: parse(ROOT / f"requirements/{name}.txt") for name in EXTRAS},
     cmdclass={"build_py": BuildWithTools},
     entry_points={"console_scripts": ["odise-mm = odise_mm.cli.main:main"]},
     zip_safe=False,

@@ -33,6 +33,10 @@ class ImageError(OdiseError, ValueError):
     """An image that cannot be used."""
 
 
+class VideoError(OdiseError, ValueError):
+    """A video, camera or stream that cannot be read, or a video that cannot be written."""
+
+
 class PanopticFileError(OdiseError, ValueError):
     """A panoptic JSON or PNG file that is missing or has invalid content."""
 

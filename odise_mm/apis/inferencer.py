@@ -7,10 +7,10 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -46,6 +46,9 @@ from odise_mm.utils.old_keys import renamed_arguments
 from odise_mm.utils.outputs import InputFiles
 from odise_mm.utils.precision import check_precision
 from odise_mm.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from odise_mm.apis.video import SegmentedFrame, VideoSummary
 
 PUBLISHED = "published"
 """Value of ``weights`` for the weights that the config's metafile names."""
@@ -426,6 +429,114 @@ class OpenVocabInferencer:
 
         return results()
 
+    def stream_video(
+        self,
+        source: str | os.PathLike | int,
+        texts: Texts | None = None,
+        stuff_texts: str | Sequence[str] | None = None,
+        vocabulary: Texts | None = None,
+        *,
+        out: str | os.PathLike | None = None,
+        every: int = 1,
+        start: float = 0.0,
+        end: float | None = None,
+        max_side: int | None = None,
+        rate: float = 25.0,
+        min_iou: float = 0.3,
+        max_gap: int = 12,
+        smoothing: float = 0.9,
+        batch_size: int = 1,
+        test_cfg: Mapping[str, Any] | None = None,
+        progress: bool = True,
+    ) -> Iterator[SegmentedFrame]:
+        """Segment a video frame by frame; objects keep their ``track_id`` and their name.
+
+        Memory does not grow with the length of the video. Example::
+
+            for frame in inferencer.stream_video("street.mp4", texts="car; person"):
+                print(frame.time, [(s.name, s.track_id) for s in frame.result.segments])
+
+        Args:
+            source: a video file, a folder of images, the index of a camera (or ``camera:N``) or the
+                address of a stream, see :func:`odise_mm.video.frames.open_frames`.
+            texts, stuff_texts, vocabulary: the class names, see :meth:`stream`.
+            out: the drawn video to write, .mp4, .mkv or .mov; None: none. It has the size and the
+                time stamps of the used frames, and no sound. A JSON file of the same name has all
+                segments, see :class:`odise_mm.video.writing.VideoWriter`. Existing files of these
+                names are replaced when the iterator ends or is closed.
+            every, start, end, max_side: the frames to use and their size, see
+                :class:`odise_mm.video.frames.Selection`.
+            rate: frames per second of a folder of images.
+            min_iou, max_gap, smoothing: how segments are linked and named, see
+                :class:`odise_mm.video.tracks.Tracker`.
+            batch_size: number of frames that run together.
+            test_cfg: settings of the model, see :meth:`stream`.
+            progress: whether to show a progress bar.
+
+        Yields:
+            :class:`~odise_mm.apis.video.SegmentedFrame`, one per frame.
+
+        Raises:
+            VideoError: the source is missing or cannot be read, or PyAV is not installed.
+            VocabularyError, ConfigError: see :meth:`stream`.
+            OutputError: the files cannot be written, or would replace an input.
+        """
+        from odise_mm.apis.video import segment_frames, write_frames
+        from odise_mm.video.frames import Selection, open_frames
+        from odise_mm.video.tracks import Tracker
+        from odise_mm.video.writing import VideoWriter
+
+        frames = open_frames(
+            source, Selection(every, start, end, max_side), rate=rate, max_pixels=self.max_pixels
+        )
+        names = self.make_vocabulary(texts, stuff_texts, vocabulary)
+        tracker = Tracker(min_iou, max_gap, smoothing)
+        segmented = segment_frames(self, frames, names, tracker, batch_size, test_cfg)
+        if out is not None:
+            inputs = self._inputs(texts, vocabulary)
+            inputs.add(frames.name)
+            writer = VideoWriter(out, names, frames.name, inputs)
+            segmented = write_frames(self, segmented, writer)
+        return self._counted(segmented, frames.total, progress)
+
+    def video(
+        self,
+        source: str | os.PathLike | int,
+        out: str | os.PathLike,
+        texts: Texts | None = None,
+        stuff_texts: str | Sequence[str] | None = None,
+        vocabulary: Texts | None = None,
+        **options: Any,
+    ) -> VideoSummary:
+        """Segment a whole video and write the drawn video and a JSON file of its segments.
+
+        If the run is interrupted (Ctrl-C), both files contain the frames so far.
+
+        Args:
+            source, out, texts, stuff_texts, vocabulary: see :meth:`stream_video`.
+            options: other arguments of :meth:`stream_video`.
+
+        Returns:
+            The number of frames and tracks, and the written files.
+
+        Raises:
+            As for :meth:`stream_video`.
+        """
+        from odise_mm.apis.video import summarize
+
+        return summarize(
+            self.stream_video(source, texts, stuff_texts, vocabulary, out=out, **options), out
+        )
+
+    def _counted(
+        self, frames: Iterator[SegmentedFrame], total: int | None, show: bool
+    ) -> Iterator[SegmentedFrame]:
+        """Yield the frames and show a progress bar."""
+        with closing(frames), self._bar(total, show, "frames") as advance:  # type: ignore[type-var]
+            for frame in frames:
+                advance()
+                yield frame
+
     def make_vocabulary(
         self,
         texts: Texts | None = None,
@@ -626,9 +737,11 @@ class OpenVocabInferencer:
             random_weights=self.random_weights,
         )
 
-    def _bar(self, total: int | None, show: bool) -> AbstractContextManager[Callable[[], None]]:
+    def _bar(
+        self, total: int | None, show: bool, what: str = "images"
+    ) -> AbstractContextManager[Callable[[], None]]:
         """Return a context manager that yields a function to call after every image."""
-        return self._progress.bar("images", total) if show else nullcontext(lambda: None)
+        return self._progress.bar(what, total) if show else nullcontext(lambda: None)
 
     def _report(self, failed: list[SegmentationResult], done: int) -> None:
         lines = [f"{len(failed)} of {done} images failed:"]

@@ -1,4 +1,4 @@
-"""Segment images and name the segments with class names of your choice.
+"""Segment images or a video and name the segments with class names of your choice.
 
 Example:
     odise-mm segment demo/images/pagoda.jpg \\
@@ -9,6 +9,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -20,15 +21,20 @@ from odise_mm.utils.command_line import (
     fraction,
     one_line_errors,
     positive_int,
+    positive_number,
+    seconds,
 )
 from odise_mm.utils.display import printable
 from odise_mm.utils.precision import PRECISIONS
+from odise_mm.video.names import is_video
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from odise_mm.apis import OpenVocabInferencer
     from odise_mm.structures import SegmentationResult
 
+OF_VIDEOS = ("every", "start", "end", "max_side", "rate")
 GO_ON = "run the same command again to continue"
 NO_CONFIG = (
     "--config is missing. Use odise_coco_label (its weights are downloaded on first use), another "
@@ -41,7 +47,10 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     """Parse the command line."""
     parser = Parser(__doc__, prog=prog)
     parser.add_argument(
-        "images", nargs="+", metavar="IMAGE", help="image files, folders or glob patterns"
+        "images",
+        nargs="+",
+        metavar="IMAGE",
+        help="image files, folders or glob patterns; or one video: a file, camera:0, rtsp://...",
     )
     names = parser.add_argument_group("class names")
     names.add_argument(
@@ -114,7 +123,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         default="out",
         metavar="DIR",
         help="folder for the results (default: %(default)s). Results of earlier runs are replaced; "
-        "the same command continues an interrupted run",
+        "the same command continues an interrupted run. For a video also a file (.mp4, .mkv, .mov)",
     )
     out.add_argument(
         "--overwrite",
@@ -135,12 +144,52 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     )
     out.add_argument("--no-vis", action="store_true", help="write only the maps, no drawings")
     out.add_argument("--no-progress", action="store_true", help="hide the progress bar")
+    video = parser.add_argument_group("video")
+    video.add_argument(
+        "--every",
+        type=positive_int,
+        metavar="N",
+        help="use every N-th frame (default: all)",
+    )
+    video.add_argument("--start", type=seconds, metavar="S", help="start at this second")
+    video.add_argument("--end", type=seconds, metavar="S", help="end before this second")
+    video.add_argument(
+        "--max-side",
+        type=positive_int,
+        metavar="N",
+        help="reduce frames to at most N pixels on their longer side",
+    )
+    video.add_argument(
+        "--rate",
+        type=positive_number,
+        metavar="R",
+        help="make a video of a folder of images, at R images per second",
+    )
     args = parser.parse_args(argv)
     if args.config is None:
         parser.error(NO_CONFIG)
     if args.legend and args.no_vis:
         parser.error("--legend changes the drawings, so it cannot be used with --no-vis")
+    args.video = args.rate is not None or any(map(is_video, args.images))
+    problem = _problem_of_video(args)
+    if problem:
+        parser.error(problem)
     return args
+
+
+def _problem_of_video(args: argparse.Namespace) -> str | None:
+    """Return what is wrong with the options for videos, if anything."""
+    given = [f"--{name.replace('_', '-')}" for name in OF_VIDEOS if getattr(args, name) is not None]
+    if not args.video:
+        return f"{', '.join(given)}: only for videos" if given else None
+    if len(args.images) > 1:
+        return f"a video is segmented alone, not with {len(args.images) - 1} other inputs"
+    for option, value in (("--legend", args.legend), ("--no-vis", args.no_vis)):
+        if value:
+            return f"{option} is for images, not for videos"
+    if args.format:
+        return "--format is for images; a video gets one JSON file with tracks"
+    return None
 
 
 def print_segments(console: Console, result: SegmentationResult) -> None:
@@ -181,43 +230,20 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Segment all images and print the results; return the exit status."""
-    from odise_mm.apis import OpenVocabInferencer
     from odise_mm.apis.output import OutputFolder
     from odise_mm.apis.sources import expand
-    from odise_mm.errors import ConfigError
     from odise_mm.io.conversion import check_formats, check_targets, convert
-    from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
     from odise_mm.utils.outputs import InputFiles
 
+    if args.video:
+        return run_video(args, console)
     named = (args.config, args.weights, args.diffusion_weights, args.clip_weights, args.vocabulary)
     # Check the outputs before building the model, which takes minutes.
     folder = OutputFolder(args.out, InputFiles(*named), args.overwrite)
     folder.check(list(expand(args.images, log=False)), not args.no_vis)
     check_formats(args.format)
     check_targets(args.format, args.out)
-    limit = {} if args.max_pixels is None else dict(max_pixels=args.max_pixels)
-    inferencer = OpenVocabInferencer(
-        args.config,
-        args.weights,
-        args.device,
-        args.precision,
-        diffusion_weights=args.diffusion_weights,
-        clip_weights=args.clip_weights,
-        **limit,
-        cfg_options={
-            **{
-                f"model.test_cfg.{name}": value
-                for name in ("score_threshold", "overlap_threshold")
-                if (value := getattr(args, name)) is not None
-            },
-            # Only the panoptic result is shown, so the others are not computed.
-            "model.test_cfg.semantic": False,
-            "model.test_cfg.instance": False,
-            **args.cfg_options,
-        },
-    )
-    if not inferencer.model.test_cfg.get("panoptic", True):
-        raise ConfigError("model.test_cfg.panoptic=False: this command shows the panoptic result")
+    inferencer = build_inferencer(args)
     names = inferencer.make_vocabulary(args.texts, args.stuff_texts, args.vocabulary)
     print_line(console, f"class names: {printable(names.describe())}")
     results = inferencer.stream(
@@ -245,11 +271,87 @@ def run(args: argparse.Namespace, console: Console) -> int:
                 print_line(console, f"skipped: {printable(result.error)}", "red")
     if args.format and folder.json.is_file():
         written |= dict.fromkeys(map(str, convert(folder.json, args.format, args.out)))
+    print_end(console, inferencer, written)
+    return 1 if failed else 0
+
+
+def build_inferencer(args: argparse.Namespace) -> OpenVocabInferencer:
+    """Build the inferencer that the arguments describe."""
+    from odise_mm.apis import OpenVocabInferencer
+    from odise_mm.errors import ConfigError
+
+    limit = {} if args.max_pixels is None else dict(max_pixels=args.max_pixels)
+    inferencer = OpenVocabInferencer(
+        args.config,
+        args.weights,
+        args.device,
+        args.precision,
+        diffusion_weights=args.diffusion_weights,
+        clip_weights=args.clip_weights,
+        **limit,
+        cfg_options={
+            **{
+                f"model.test_cfg.{name}": value
+                for name in ("score_threshold", "overlap_threshold")
+                if (value := getattr(args, name)) is not None
+            },
+            # Only the panoptic result is shown, so the others are not computed.
+            "model.test_cfg.semantic": False,
+            "model.test_cfg.instance": False,
+            **args.cfg_options,
+        },
+    )
+    if not inferencer.model.test_cfg.get("panoptic", True):
+        raise ConfigError("model.test_cfg.panoptic=False: this command shows the panoptic result")
+    return inferencer
+
+
+def run_video(args: argparse.Namespace, console: Console) -> int:
+    """Segment a video and print what was found; return the exit status."""
+    from pathlib import Path
+
+    from odise_mm.apis.video import summarize
+    from odise_mm.utils.outputs import InputFiles, check_outputs
+    from odise_mm.video.frames import open_frames
+    from odise_mm.video.names import OUTPUT_SUFFIXES
+
+    (source,) = args.images
+    open_frames(source)  # fails before the model is built, which takes minutes
+    out = Path(args.out)
+    if out.suffix.lower() not in OUTPUT_SUFFIXES:
+        stem = Path(source).stem if "://" not in source else "stream"
+        out = out / f"{stem.replace(':', '')}.mp4"
+    check_outputs([out, out.with_suffix(".json")], InputFiles(source))
+    inferencer = build_inferencer(args)
+    names = inferencer.make_vocabulary(args.texts, args.stuff_texts, args.vocabulary)
+    print_line(console, f"class names: {printable(names.describe())}")
+    options = {name: value for name in OF_VIDEOS if (value := getattr(args, name)) is not None}
+    done = summarize(
+        inferencer.stream_video(
+            source,
+            args.texts,
+            args.stuff_texts,
+            args.vocabulary,
+            out=out,
+            batch_size=args.batch_size,
+            progress=not args.no_progress,
+            **options,
+        ),
+        out,
+    )
+    print_line(console, f"{done.frames:,} frames, {done.tracks:,} objects and classes of stuff")
+    print_end(console, inferencer, [done.video, done.json] if done.frames else [])
+    return 0
+
+
+def print_end(console: Console, inferencer: OpenVocabInferencer, written: Iterable[str]) -> None:
+    """Print a notice if the weights are random, and the written files."""
+    from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
+
     if inferencer.random_weights:
         print_line(console, RANDOM_WEIGHTS_NOTICE, "black on yellow")
     for path in written:
         print_line(console, f"wrote {printable(path)}")
-    return 1 if failed else 0
 
 
 def print_line(console: Console, text: str, style: str = "") -> None:

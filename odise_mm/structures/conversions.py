@@ -51,6 +51,8 @@ def to_coco(
                 score=segment.score,
             )
         )
+        if segment.track_id is not None:
+            annotations[-1]["track_id"] = segment.track_id
     return annotations
 
 
@@ -68,11 +70,13 @@ def to_supervision(result: SegmentationResult) -> supervision.Detections:
     if not segments:
         return supervision.Detections.empty()
     masks = np.stack([result.mask(segment) for segment in segments])
+    tracks = [segment.track_id for segment in segments]
     return supervision.Detections(
         xyxy=np.array([box_of(mask) for mask in masks], np.float32),
         mask=masks,
         confidence=np.array([segment.score for segment in segments], np.float32),
         class_id=np.array([segment.label for segment in segments]),
+        tracker_id=None if None in tracks else np.array(tracks),
         data=dict(
             class_name=np.array([segment.name for segment in segments]),
             is_thing=np.array([segment.is_thing for segment in segments]),

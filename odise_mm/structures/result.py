@@ -44,6 +44,8 @@ class Segment:
     area: int
     """Pixels."""
     is_thing: bool
+    track_id: int | None = None
+    """Number of the object, or of the class of stuff, in a video, from 1; None in images."""
 
     @classmethod
     def from_info(
@@ -300,7 +302,8 @@ class SegmentationResult:
     ) -> list[dict[str, Any]]:
         """Return the segments as annotations of COCO's instance format, masks run-length encoded.
 
-        Use this to label data: segments don't overlap, unlike :attr:`instances`.
+        Use this to label data: segments don't overlap, unlike :attr:`instances`. Segments of videos
+        have ``track_id``.
 
         Args:
             image_id: Id of the image in the file.
@@ -316,7 +319,8 @@ class SegmentationResult:
     def to_supervision(self) -> supervision.Detections:
         """Return the segments as ``Detections`` of the library supervision.
 
-        ``data`` has ``class_name``, ``is_thing`` and ``segment_id``.
+        ``data`` has ``class_name``, ``is_thing`` and ``segment_id``. For frames of videos,
+        ``tracker_id`` is set.
 
         Raises:
             ImportError: If supervision is not installed.
@@ -414,8 +418,16 @@ class SegmentationResult:
             random_weights=self.random_weights,
             error=None if self.error is None else str(self.error),
             files=dict(self.files),
-            segments=[{**asdict(s), "share": self.share(s)} for s in self.segments],
+            segments=[{**_fields(s), "share": self.share(s)} for s in self.segments],
         )
+
+
+def _fields(segment: Segment) -> dict[str, Any]:
+    """Return the fields of a segment; ``track_id`` only in videos."""
+    fields = asdict(segment)
+    if segment.track_id is None:
+        del fields["track_id"]
+    return fields
 
 
 def to_mmdet_panoptic(sample: DetDataSample, class_names: Sequence[str]) -> DetDataSample:

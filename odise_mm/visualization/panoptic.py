@@ -106,7 +106,7 @@ def _draw(
     _find_boxes(ranks, drawn)
     pil = Image.fromarray(canvas)
     swatches = _mean_colors(canvas, ranks, drawn)
-    _write_names(pil, ranks, drawn, label_size)
+    _write_names(pil, ranks, drawn, label_size, numbers=legend is not False)
     if notice:
         draw_banner(pil, notice, legend_size)
     if legend or (legend is None and any(not d.placed or d.number for d in drawn)):
@@ -143,7 +143,11 @@ def _color_segments(result: SegmentationResult) -> list[_Drawn]:
     seen: dict[str, int] = defaultdict(int)
     drawn = []
     for segment in result.segments:
-        drawn.append(_Drawn(segment, shade(colors[segment.name], seen[segment.name])))
+        # In videos, an object keeps its shade.
+        index = seen[segment.name]
+        if segment.track_id is not None:
+            index = segment.track_id if segment.is_thing else 0
+        drawn.append(_Drawn(segment, shade(colors[segment.name], index)))
         seen[segment.name] += 1
     return drawn
 
@@ -187,7 +191,19 @@ def _find_boxes(ranks: np.ndarray, drawn: list[_Drawn]) -> None:
             item.box = (found[1].start, found[0].start, found[1].stop, found[0].stop)
 
 
-def _write_names(pil: Image.Image, ranks: np.ndarray, drawn: list[_Drawn], size: int) -> None:
+def _write_names(
+    pil: Image.Image, ranks: np.ndarray, drawn: list[_Drawn], size: int, numbers: bool = True
+) -> None:
+    """Write the name of each segment where there is room.
+
+    Args:
+        pil: Canvas.
+        ranks: (H, W), see :func:`_ranks`.
+        drawn: The segments.
+        size: Height of the font in pixels.
+        numbers: Whether segments without room for their names get numbers that a legend lists.
+            Objects of videos get the numbers of their tracks.
+    """
     draw = ImageDraw.Draw(pil)
     small = max(_MIN_FONT, round(size * 0.72))
     next_number = 1
@@ -198,12 +214,16 @@ def _write_names(pil: Image.Image, ranks: np.ndarray, drawn: list[_Drawn], size:
             continue
         mask = (ranks[y0:y1, x0:x1] == rank).astype(np.uint8)
         name = tidy(item.segment.name, _MAX_LABEL_CHARS)
+        track = ""
+        if item.segment.track_id is not None and item.segment.is_thing:
+            track = f"#{item.segment.track_id}"
+            name = f"{name} {track}"
         for part in _parts(mask, small):
-            for text, font_size in _forms(name, item.segment.score, size, small):
-                if _place(draw, part, (x0, y0), text, font_size, item):
+            for text, font_size in [*_forms(name, item.segment.score, size, small), (track, small)]:
+                if text and _place(draw, part, (x0, y0), text, font_size, item):
                     break
         listed = numbered[item.segment.name] < MAX_NUMBERS
-        if not item.placed and listed:
+        if numbers and not item.placed and listed:
             if _place(draw, mask, (x0, y0), str(next_number), small, item):
                 item.number = next_number
                 next_number += 1

@@ -1,0 +1,1 @@
+"""Videos: frames with their time stamps, segments that keep their identity, and files of both."""
