@@ -36,10 +36,11 @@ def config(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_legend_needs_drawings(demo, capsys):
+@pytest.mark.parametrize("option", ["--legend", "--fill=mean"])
+def test_options_of_drawings_need_drawings(demo, capsys, option):
     with pytest.raises(SystemExit):
-        demo.parse_args(["a.jpg", "--config", "odise_tiny", "--legend", "--no-vis"])
-    assert "--legend changes the drawings" in capsys.readouterr().err
+        demo.parse_args(["a.jpg", "--config", "odise_tiny", option, "--no-vis"])
+    assert f"{option.split('=')[0]} changes the drawings" in capsys.readouterr().err
 
 
 def test_help():

@@ -45,6 +45,7 @@ from odise_mm.utils.memory import forget_frames, image_guard, memory_guard
 from odise_mm.utils.old_keys import renamed_arguments
 from odise_mm.utils.outputs import InputFiles
 from odise_mm.utils.precision import check_precision
+from odise_mm.utils.settings import check_choice
 from odise_mm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -260,6 +261,7 @@ class OpenVocabInferencer:
         out_dir: str | os.PathLike | None = None,
         draw: bool = True,
         legend: bool | None = False,
+        fill: str = "class",
         return_vis: bool = False,
         keep_maps: bool = True,
         channel_order: str = "bgr",
@@ -297,6 +299,7 @@ class OpenVocabInferencer:
             out_dir=out_dir,
             draw=draw,
             legend=legend,
+            fill=fill,
             return_vis=return_vis,
             channel_order=channel_order,
             progress=progress,
@@ -321,6 +324,7 @@ class OpenVocabInferencer:
         out_dir: str | os.PathLike | None = None,
         draw: bool = True,
         legend: bool | None = False,
+        fill: str = "class",
         return_vis: bool = False,
         channel_order: str = "bgr",
         progress: bool = True,
@@ -348,6 +352,8 @@ class OpenVocabInferencer:
             draw: whether to write drawn images to ``out_dir``.
             legend: whether drawn images have a legend; None: if a segment has no room for its name.
                 Without legends, drawn images have the size of the images.
+            fill: color of the segments in drawn images: "class" for one color per class, or "mean"
+                for the mean color of each segment's pixels.
             return_vis: whether results contain drawn images (``visualization``).
             channel_order: channel order of arrays: "bgr" (as in OpenMMLab and OpenCV) or "rgb".
             progress: whether to show a progress bar for four or more images.
@@ -374,7 +380,9 @@ class OpenVocabInferencer:
         if channel_order not in ("bgr", "rgb"):
             raise ValueError(f'channel_order must be "bgr" or "rgb", not {channel_order!r}')
         from odise_mm.models.postprocess import check_test_cfg
+        from odise_mm.visualization.panoptic import FILLS
 
+        check_choice("fill", fill, FILLS)
         names = self.make_vocabulary(texts, stuff_texts, vocabulary)
         request = _Request(names, check_test_cfg(test_cfg), channel_order)
         sources = expand(images)
@@ -393,6 +401,7 @@ class OpenVocabInferencer:
                     self.precision,
                     draw,
                     legend,
+                    fill,
                     {**self.model.test_cfg, **(request.test_cfg or {})},
                 ),
                 draw=draw,
@@ -414,7 +423,7 @@ class OpenVocabInferencer:
                         drawing = None
                         restored = image is None and not return_vis
                         if want_vis and result.panoptic is not None and not restored:
-                            drawing = self._try_to_draw(image, result, legend)
+                            drawing = self._try_to_draw(image, result, legend=legend, fill=fill)
                         if writer is not None:
                             self._try_to_write(writer, result, drawing if draw else None)
                         result.visualization = drawing if return_vis and result.ok else None
@@ -581,7 +590,7 @@ class OpenVocabInferencer:
         return draw_panoptic(image, result, **kwargs)
 
     def _try_to_draw(
-        self, image: np.ndarray | None, result: SegmentationResult, legend: bool | None
+        self, image: np.ndarray | None, result: SegmentationResult, **drawing: Any
     ) -> np.ndarray | None:
         """Return the drawing of a result; on errors set ``result.error`` and return None."""
         assert result.panoptic is not None, "only results without an error are drawn"
@@ -590,7 +599,7 @@ class OpenVocabInferencer:
                 if image is None:
                     assert result.image_path is not None, "images in memory are not restored"
                     image = read_image(result.image_path, max_pixels=self.max_pixels)
-                return self.draw(image, result, legend=legend)
+                return self.draw(image, result, **drawing)
         except (ImageError, DeviceMemoryError) as err:
             forget_frames(err)
             result.drop_maps().error = err

@@ -487,6 +487,7 @@ def digest(value: Any) -> str:
 
 
 _DRAWN = {False: "yes", True: "with legends", None: "with legends if needed"}
+_FILLED = {"class": "", "mean": ", in mean colors"}
 
 
 def describe_settings(
@@ -496,6 +497,7 @@ def describe_settings(
     precision: str,
     draw: bool,
     legend: bool | None,
+    fill: str,
     test_cfg: Mapping[str, Any],
 ) -> dict[str, str]:
     """Describe all settings, other than the images, that results depend on.
@@ -507,6 +509,7 @@ def describe_settings(
         precision: precision of the frozen parts.
         draw: whether images are drawn.
         legend: whether drawn images have a legend; None: if needed.
+        fill: color of the segments in drawn images, "class" or "mean".
         test_cfg: the model's settings for results.
 
     Returns:
@@ -520,7 +523,7 @@ def describe_settings(
         weights=f"{', '.join(files) or 'none'}, {digest(list(map(_state, files)))}",
         names=f"{printable(shown, limit=80)}, {digest(names)}",
         precision=precision,
-        images_drawn=_DRAWN[legend] if draw else "no",
+        images_drawn=_DRAWN[legend] + _FILLED[fill] if draw else "no",
         test_cfg=", ".join(f"{key}={value}" for key, value in sorted(test_cfg.items())),
         version=__version__,
     )

@@ -142,6 +142,12 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         action="store_true",
         help="add a legend to the drawings, and enlarge small images",
     )
+    out.add_argument(
+        "--fill",
+        choices=("class", "mean"),
+        help="color of the segments in the drawings: one color per class, or the mean color of the "
+        "segment's pixels, for class names that contain colors (default: class)",
+    )
     out.add_argument("--no-vis", action="store_true", help="write only the maps, no drawings")
     out.add_argument("--no-progress", action="store_true", help="hide the progress bar")
     video = parser.add_argument_group("video")
@@ -168,8 +174,9 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     args = parser.parse_args(argv)
     if args.config is None:
         parser.error(NO_CONFIG)
-    if args.legend and args.no_vis:
-        parser.error("--legend changes the drawings, so it cannot be used with --no-vis")
+    for option in ("legend", "fill"):
+        if getattr(args, option) and args.no_vis:
+            parser.error(f"--{option} changes the drawings, so it cannot be used with --no-vis")
     args.video = args.rate is not None or any(map(is_video, args.images))
     problem = _problem_of_video(args)
     if problem:
@@ -184,7 +191,8 @@ def _problem_of_video(args: argparse.Namespace) -> str | None:
         return f"{', '.join(given)}: only for videos" if given else None
     if len(args.images) > 1:
         return f"a video is segmented alone, not with {len(args.images) - 1} other inputs"
-    for option, value in (("--legend", args.legend), ("--no-vis", args.no_vis)):
+    images_only = (("--legend", args.legend), ("--fill", args.fill), ("--no-vis", args.no_vis))
+    for option, value in images_only:
         if value:
             return f"{option} is for images, not for videos"
     if args.format:
@@ -255,6 +263,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         out_dir=args.out,
         draw=not args.no_vis,
         legend=args.legend,
+        fill=args.fill or "class",
         progress=not args.no_progress,
         resume=not args.overwrite,
         overwrite=args.overwrite,

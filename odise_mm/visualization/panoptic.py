@@ -1,6 +1,7 @@
 """Drawing of panoptic results.
 
-Each segment is filled with the color of its class and outlined. Its name and score are drawn inside
+Each segment is filled with the color of its class, or with the mean color of its pixels, and
+outlined. Its name and score are drawn inside
 it, and inside each of its larger parts, if there is room; else a number that refers to the legend.
 Segments without a number can be found in the legend by their color.
 """
@@ -17,11 +18,14 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from odise_mm.structures import Segment, SegmentationResult
-from odise_mm.utils.settings import check_weight
+from odise_mm.utils.settings import check_choice, check_weight
 from odise_mm.visualization.colors import class_colors, is_light, shade
 from odise_mm.visualization.legend import MAX_NUMBERS, LegendEntry, add_legend, draw_banner
 from odise_mm.visualization.text import LINE_STEP, font_for, halve, text_size, tidy
 
+FILLS = {"class": 0.5, "mean": 1.0}
+"""What a segment can be filled with: the color of its class, or the mean color of its pixels. The
+value is the default opacity; mean colors hide the pixels, because they would look alike."""
 _MIN_LONG_SIDE = 480  # smaller images are enlarged to make room for text
 _MIN_FONT = 12
 _MAX_LEGEND_FONT = 96
@@ -44,7 +48,8 @@ def draw_panoptic(
     image: np.ndarray,
     result: SegmentationResult,
     *,
-    alpha: float = 0.5,
+    fill: str = "class",
+    alpha: float | None = None,
     legend: bool | None = False,
     notice: str | None = None,
     channel_order: str = "bgr",
@@ -54,7 +59,9 @@ def draw_panoptic(
     Args:
         image: (H, W, 3) uint8.
         result: result with a panoptic map of the same size.
-        alpha: opacity of the fill, 0 to 1.
+        fill: color of the segments: "class" for one color per class, or "mean" for the mean color
+            of each segment's pixels. Use "mean" if the class names contain colors.
+        alpha: opacity of the fill, 0 to 1. None: 0.5 for class colors, 1 for mean colors.
         legend: whether to add a legend, and to enlarge images that are too small for text. None
             adds a legend if a segment has no room for its name.
         notice: text for a banner over the top of the image.
@@ -65,7 +72,7 @@ def draw_panoptic(
 
     Raises:
         ValueError: there is no panoptic map, its size differs from the image's,
-            ``alpha`` is not from 0 to 1, or ``channel_order`` is unknown.
+            ``alpha`` is not from 0 to 1, or ``fill`` or ``channel_order`` is unknown.
     """
     if result.panoptic is None:
         raise ValueError(f"{result.image_name}: the result has no panoptic map to draw")
@@ -74,17 +81,20 @@ def draw_panoptic(
             f"{result.image_name}: the image is {image.dtype} {image.shape}, but the panoptic map "
             f"is {result.panoptic.shape}; pass a uint8 (H, W, 3) image of the map's size"
         )
+    check_choice("fill", fill, FILLS)
+    alpha = FILLS[fill] if alpha is None else alpha
     check_weight("alpha", alpha)
     if channel_order not in ("bgr", "rgb"):
         raise ValueError(f'channel_order must be "bgr" or "rgb", not {channel_order!r}')
     rgb = image[..., ::-1] if channel_order == "bgr" else image
-    drawing = _draw(np.ascontiguousarray(rgb), result, alpha, legend, notice)
+    drawing = _draw(np.ascontiguousarray(rgb), result, fill, alpha, legend, notice)
     return np.ascontiguousarray(drawing[..., ::-1] if channel_order == "bgr" else drawing)
 
 
 def _draw(
     rgb: np.ndarray,
     result: SegmentationResult,
+    fill: str,
     alpha: float,
     legend: bool | None,
     notice: str | None,
@@ -93,6 +103,9 @@ def _draw(
     # Ranks in the list of segments, from 1, are small numbers for OpenCV and lookup tables.
     assert result.panoptic is not None, "checked by the caller"
     ranks = _ranks(result.panoptic, result.segments)
+    drawn = _color_segments(result)
+    if fill == "mean":
+        _take_mean_colors(rgb, ranks, drawn)
     if zoom > 1:
         height, width = ranks.shape
         rgb = cv2.resize(rgb, (width * zoom, height * zoom), interpolation=cv2.INTER_CUBIC)
@@ -101,11 +114,10 @@ def _draw(
     label_size = max(_MIN_FONT, round(min(0.024 * max(height, width), 0.07 * min(height, width))))
     legend_size = min(max(_MIN_FONT, round(0.018 * max(height, width))), _MAX_LEGEND_FONT)
 
-    drawn = _color_segments(result)
     canvas = _fill(rgb, ranks, drawn, alpha, line=max(1, round(label_size / 9)))
     _find_boxes(ranks, drawn)
     pil = Image.fromarray(canvas)
-    swatches = _mean_colors(canvas, ranks, drawn)
+    swatches = _swatches(canvas, ranks, drawn)
     _write_names(pil, ranks, drawn, label_size, numbers=legend is not False)
     if notice:
         draw_banner(pil, notice, legend_size)
@@ -324,20 +336,33 @@ def deepest_box(mask: np.ndarray, width: int, height: int) -> tuple[int, int] | 
     )
 
 
-def _mean_colors(
+def _sums(canvas: np.ndarray, ranks: np.ndarray, drawn: list[_Drawn]) -> np.ndarray:
+    """Return (N, 4) per segment: sums of red, green and blue, and the number of pixels."""
+    flat, length = ranks.ravel(), len(drawn) + 1
+    sums = [np.bincount(flat, canvas[..., c].ravel(), minlength=length) for c in range(3)]
+    return np.stack([*sums, np.bincount(flat, minlength=length)], axis=1)[1:]
+
+
+def _mean(sums: np.ndarray) -> tuple[int, int, int]:
+    red, green, blue = (int(c) for c in np.rint(sums[:3] / sums[3]))
+    return red, green, blue
+
+
+def _take_mean_colors(rgb: np.ndarray, ranks: np.ndarray, drawn: list[_Drawn]) -> None:
+    """Give each segment the mean color of its pixels."""
+    for item, sums in zip(drawn, _sums(rgb, ranks, drawn), strict=True):
+        if sums[3]:
+            item.color = _mean(sums)
+
+
+def _swatches(
     canvas: np.ndarray, ranks: np.ndarray, drawn: list[_Drawn]
 ) -> dict[str, tuple[int, int, int]]:
     """Return the mean drawn color of every class that has pixels, RGB."""
-    counts = np.bincount(ranks.ravel(), minlength=len(drawn) + 1)[1:]
-    sums = [
-        np.bincount(ranks.ravel(), canvas[..., c].ravel(), minlength=len(drawn) + 1)[1:]
-        for c in range(3)
-    ]
     total: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(4))
-    for item, *numbers in zip(drawn, *sums, counts, strict=True):
-        total[item.segment.name] += numbers
-    means = {name: np.rint(n[:3] / n[3]).astype(int) for name, n in total.items() if n[3]}
-    return {name: (int(r), int(g), int(b)) for name, (r, g, b) in means.items()}
+    for item, sums in zip(drawn, _sums(canvas, ranks, drawn), strict=True):
+        total[item.segment.name] += sums
+    return {name: _mean(sums) for name, sums in total.items() if sums[3]}
 
 
 def _legend_entries(

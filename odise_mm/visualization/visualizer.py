@@ -12,8 +12,8 @@ from mmengine.structures import PixelData
 
 from odise_mm.registry import VISUALIZERS
 from odise_mm.structures import SegmentationResult
-from odise_mm.utils.settings import check_flag, check_weight
-from odise_mm.visualization.panoptic import draw_panoptic
+from odise_mm.utils.settings import check_choice, check_flag, check_weight
+from odise_mm.visualization.panoptic import FILLS, draw_panoptic
 
 
 @VISUALIZERS.register_module()
@@ -24,7 +24,8 @@ class OpenVocabVisualizer(DetLocalVisualizer):
 
     Args:
         name: name of the instance.
-        fill_alpha: opacity of the fill, 0 to 1.
+        fill, fill_alpha: color and opacity of the segments, see ``fill`` and ``alpha`` of
+            :func:`draw_panoptic`.
         legend: see :func:`draw_panoptic`.
         **kwargs: arguments of ``DetLocalVisualizer``.
     """
@@ -33,14 +34,18 @@ class OpenVocabVisualizer(DetLocalVisualizer):
         self,
         name: str = "visualizer",
         *,
-        fill_alpha: float = 0.5,
+        fill: str = "class",
+        fill_alpha: float | None = None,
         legend: bool | None = False,
         **kwargs: Any,
     ) -> None:
-        check_weight("fill_alpha", fill_alpha)
+        check_choice("fill", fill, FILLS)
+        if fill_alpha is not None:
+            check_weight("fill_alpha", fill_alpha)
         if legend is not None:
             check_flag("legend", legend)
         super().__init__(name, **kwargs)
+        self.fill = fill
         self.fill_alpha = fill_alpha
         self.legend = legend
 
@@ -91,5 +96,10 @@ class OpenVocabVisualizer(DetLocalVisualizer):
     ) -> np.ndarray:
         result = SegmentationResult.from_panoptic(panoptic_seg, classes or ())
         return draw_panoptic(
-            image, result, alpha=self.fill_alpha, legend=self.legend, channel_order="rgb"
+            image,
+            result,
+            fill=self.fill,
+            alpha=self.fill_alpha,
+            legend=self.legend,
+            channel_order="rgb",
         )

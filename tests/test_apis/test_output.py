@@ -221,6 +221,7 @@ def test_damaged_or_changed_images_are_processed_again(inferencer, photos, tmp_p
     ("change", "message"),
     [
         (dict(texts="bird"), r"different settings: names \(cat; dog, \w+; now bird, \w+\)"),
+        (dict(fill="mean"), r"images_drawn \(yes; now yes, in mean colors\)"),
         (dict(draw=False), r"different settings: images_drawn \(yes; now no\)"),
         (dict(images="p0.png"), r"different settings: images \(5 from .*p0.png, \w+; now 1 from"),
     ],

@@ -138,6 +138,7 @@ PARTS: list[tuple[Callable[[Any], Any], str, tuple]] = [
     (lambda v: GeometricEnsemble(alpha=v), "alpha", (NAN, True, "0.3")),
     (lambda v: AverageRecall(max_dets=v), "max_dets", (0, -1, 100.0, True)),
     (lambda v: OpenVocabVisualizer(fill_alpha=v), "fill_alpha", (-0.1, 1.1, NAN, "0.5", True)),
+    (lambda v: OpenVocabVisualizer(fill=v), "fill", ("average", None, True)),
     (lambda v: OpenVocabVisualizer(legend=v), "legend", ("yes", 1)),
     (lambda v: ResultWriterHook(show_interval=v), "show_interval", (0, 2.5, True, "3")),
     (lambda v: DrawWords(num_words=v), "num_words", (0, 8.0, "8", True)),

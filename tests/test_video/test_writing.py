@@ -137,6 +137,7 @@ def test_the_command(clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         (["a.mp4", "b.jpg"], "a video is segmented alone, not with 1 other input"),
         (["a.mp4", "--legend"], "--legend is for images, not for videos"),
+        (["a.mp4", "--fill", "mean"], "--fill is for images, not for videos"),
         (["a.mp4", "--format", "coco"], "--format is for images"),
         (["a.jpg", "--every", "2"], "--every: only for videos"),
         (["a.mp4", "--start", "-1"], "must be a number of seconds from 0, not -1"),

@@ -175,6 +175,22 @@ def test_swatches_have_the_color_of_the_regions():
     assert (np.abs(panel - fill).max(axis=1) <= 12).sum() > 50
 
 
+def test_mean_colors():
+    image = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    image[:, 300:, 0] //= 2
+    ids = halves(400, 600)
+    ids[300:] = 0
+    result = make_result(ids, ["cat", "dog"])
+    drawing = draw_panoptic(image, result, fill="mean")
+    means = [image[:300, :300].mean(axis=(0, 1)), image[:300, 300:].mean(axis=(0, 1))]
+    for x, mean in ((30, means[0]), (570, means[1])):
+        assert np.abs(drawing[30, x] - mean).max() <= 0.5
+    assert np.abs(drawing[390, 30] - 0.75 * image[390, 30]).max() <= 0.5  # void
+    mixed = draw_panoptic(image, result, fill="mean", alpha=0.5)
+    assert np.abs(mixed[30, 30] - (image[30, 30] + means[0]) / 2).max() <= 1
+    assert not np.array_equal(means, class_colors(["cat", "dog"])[:, ::-1])
+
+
 def test_only_numbers_that_the_legend_lists_are_drawn():
     ids = np.zeros((600, 800), np.int32)
     for i in range(9):
@@ -306,6 +322,8 @@ def test_wrong_input():
         draw_panoptic(np.zeros((4, 6, 3), np.uint8), result, alpha=3)
     with pytest.raises(ValueError, match="channel_order"):
         draw_panoptic(np.zeros((4, 6, 3), np.uint8), result, channel_order="grb")
+    with pytest.raises(ValueError, match="fill='average'"):
+        draw_panoptic(np.zeros((4, 6, 3), np.uint8), result, fill="average")
 
 
 def test_text_helpers():
