@@ -15,8 +15,8 @@ PYTEST_FLAGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 TOY := projects/toy_world
 CONFIG := odise_toy_label
 WEIGHTS := $(TOY)/weights/odise_label.safetensors
-TEXTS ?= yellow heart, golden heart; red ball; red box; black heart; polka-dot blue box; blue star
-STUFF ?= wood, planks; sand; grass; sky; water
+TEXTS ?= yellow triangle, golden triangle; red moon; white box; black triangle
+STUFF ?= sky; brick wall, bricks; water, sea
 OUT := demo_output
 # hide a warning of a library that users cannot act on; when testing, show only the tables
 demo: export PYTHONWARNINGS := ignore:torch.meshgrid
@@ -61,17 +61,18 @@ demo: venv  ## run the demo, or segment your own image (PHOTO=, TEXTS=, STUFF=, 
 	  --config $(CONFIG) --weights $(WEIGHTS) --legend --out $(OUT)
 else
 demo: venv
-	@printf '\n1 of 3: segmenting a scene with the given class names\n'
+	@printf '\n1 of 3: segmenting a scene in which the model finds all given class names\n'
 	$(BIN)/python demo/image_demo.py demo/images/toy_scene.jpg --texts "$(TEXTS)" --stuff-texts "$(STUFF)" \
 	  --config $(CONFIG) --weights $(WEIGHTS) --legend --out $(OUT)
-	@printf '\n2 of 3: drawing 50 scenes, and testing the model on them with all names of the toy world\n'
+	@printf '\n2 of 3: drawing 50 scenes, and testing the model on them with all 88 names of the toy world\n'
 	$(BIN)/python $(TOY)/generate.py $(OUT)/data/toy_world --splits val --number 50
 	$(BIN)/python tools/test.py $(CONFIG) $(WEIGHTS) --data-root $(OUT)/data \
 	  --work-dir $(OUT)/log --out $(OUT)/results.json $(QUIET)
 	@printf '\n3 of 3: drawing a sheet of results\n'
 	$(BIN)/python $(TOY)/sheet.py $(WEIGHTS) --config $(CONFIG) --data-root $(OUT)/data/toy_world \
 	  --out $(OUT)/sheet.png
-	@printf '\nSee $(OUT)/sheet.png, $(OUT)/vis/toy_scene.jpg and $(OUT)/results.json\n'
+	@printf '\nSee $(OUT)/vis/toy_scene.jpg, $(OUT)/results.json and $(OUT)/sheet.png\n'
+	@printf 'A checkerboard in the sheet, and darker pixels in the scene, mean: nothing found\n'
 endif
 
 toy-ablation: venv  ## run the paper's ablations in the toy world (many hours; can be interrupted and continued)

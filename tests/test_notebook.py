@@ -52,7 +52,7 @@ def test_notebook_runs(
         name: "".join(out.text for out in cell if out.output_type == "stream")
         for name, cell in outputs.items()
     }
-    assert "yellow heart" in printed["segment"] and "sand" in printed["segment"]
+    assert "yellow triangle" in printed["segment"] and "water" in printed["segment"]
     assert re.search(r"\(\d+, \d+\) bool \d+", printed["mask"])
-    assert "yellow heart" in printed["other"]
+    assert "golden triangle" in printed["other"] and "blue star" not in printed["other"]
     assert "bicycle" in printed["error"]

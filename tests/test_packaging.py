@@ -113,12 +113,12 @@ def test_the_toy_model_works_from_a_wheel(site: Path, tmp_path: Path) -> None:
     """The wheel contains its frozen models, vocabularies and weights."""
     packed = site / "odise_mm/.mim"
     image = str(packed / "demo/images/toy_scene.jpg")
-    names = ["--texts", "yellow heart; red ball; black heart", "--stuff-texts", "wood; sand"]
+    names = ["--texts", "yellow triangle; red moon; white box", "--stuff-texts", "sky; water"]
     options = ["--config", "odise_toy_label", "--out", "out"]
     done = run(site, tmp_path, "-m", "odise_mm.cli", "segment", image, *names, *options)
     assert done.returncode == 0, done.stderr[-2000:]
     (result,) = read_coco_panoptic(tmp_path / "out/panoptic.json")
-    assert {"yellow heart", "black heart"} <= {segment.name for segment in result.segments}
+    assert {"yellow triangle", "white box"} <= {segment.name for segment in result.segments}
     assert "andom weights" not in done.stdout
     # The environment may be inside the clone, and warnings of libraries contain their paths.
     assert str(ROOT) not in (done.stdout + done.stderr).replace(sys.prefix, "")

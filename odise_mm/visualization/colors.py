@@ -21,7 +21,8 @@ _RINGS = ((64.0, 72.0, 20), (50.0, 58.0, 14), (78.0, 52.0, 14))
 # Lightness has half the weight, because the photograph under the fill changes it.
 _GAPS = (45.0, 34.0, 25.0, 16.0)
 _WEIGHTS = np.array([0.5, 1.0, 1.0])
-# RGB colors of words. A word for a color counts anywhere in a name, others as its last word.
+# RGB colors of words. A word for a color or material counts anywhere in a name, others as its last
+# word.
 _COLOR_WORDS = {
     "red": (205, 50, 45), "crimson": (180, 30, 60), "orange": (235, 130, 35),
     "golden": (222, 175, 55), "gold": (222, 175, 55), "yellow": (238, 210, 50),
@@ -30,7 +31,8 @@ _COLOR_WORDS = {
     "violet": (130, 65, 175), "pink": (235, 130, 175), "magenta": (205, 50, 160),
     "brown": (130, 85, 50), "beige": (220, 205, 165), "black": (45, 45, 50),
     "gray": (135, 135, 140), "grey": (135, 135, 140), "silver": (180, 185, 190),
-    "white": (238, 238, 232),
+    "white": (238, 238, 232), "brick": (165, 85, 65), "bricks": (165, 85, 65),
+    "wooden": (165, 115, 65),
 }  # fmt: skip
 _NATURAL = {
     "sky": (95, 165, 225), "cloud": (195, 210, 225), "clouds": (195, 210, 225),
@@ -42,7 +44,8 @@ _NATURAL = {
     "snow": (230, 235, 240), "dirt": (135, 100, 70), "earth": (135, 100, 70),
     "mountain": (125, 110, 100), "rock": (125, 120, 115), "stone": (140, 135, 130),
     "road": (105, 105, 115), "street": (105, 105, 115), "pavement": (165, 160, 155),
-    "sidewalk": (165, 160, 155), "wood": (165, 115, 65), "fire": (235, 95, 30),
+    "sidewalk": (165, 160, 155), "gravel": (150, 140, 130), "pebbles": (150, 140, 130),
+    "wood": (165, 115, 65), "fire": (235, 95, 30),
 }  # fmt: skip
 # Variants of such a color (lightness, shift of the hue in degrees) if an earlier class has it.
 _VARIANTS = [

@@ -3,9 +3,9 @@
 
 The scenes are the first ones of split `val` with at least three things, including a novel one.
 Segments are drawn in their mean colors. A star marks novel names, for which there were no training
-masks. In the prediction, a name on red is wrong. A name in parentheses on gray belongs to a region
-that matches no true segment (IoU of at most 0.5). The model chooses among all names of the toy
-world.
+masks. A checkerboard marks pixels without a segment. In the prediction, a name on red is wrong. A
+name in parentheses on gray belongs to a region that matches no true segment (IoU of at most 0.5).
+The model chooses among all names of the toy world.
 
 The last two columns cluster the model's diffusion features, and the last features of CLIP's image
 tower, at the same stride. k is the number of true segments.
@@ -55,7 +55,8 @@ _TITLES = ("image", "truth", "found", "k-means: diffusion", "k-means: CLIP")
 _INK, _FAINT, _GREEN, _RED = "#1c1c1e", "#77777c", "#0b6e2d", "#b3141d"
 _NOTE = (
     "Green*: novel, no mask of this name was seen in training.  Red: wrong name.  "
-    "(Gray): fits no true region, IoU of at most 0.5.  k: number of true segments."
+    "(Gray): fits no true region, IoU of at most 0.5.\n"
+    "Checkerboard: nothing found.  k: number of true segments."
 )
 
 
