@@ -8,7 +8,7 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,13 @@ from odise_mm.apis.output import ResultWriter, describe_settings
 from odise_mm.apis.pretrained import load_pretrained, save_pretrained
 from odise_mm.apis.progress import SharedProgress
 from odise_mm.apis.sources import Source, expand, is_single
+from odise_mm.apis.windows import Windows, segment_windows
 from odise_mm.config.building import BUILDING, build_model, make_test_pipeline
 from odise_mm.config.changing import change_config, set_frozen_weights
 from odise_mm.config.checking import check_complete, is_complete, runs_on_random_weights
 from odise_mm.config.finding import load_config
 from odise_mm.config.walking import name_of, named_weights
-from odise_mm.errors import CheckpointError, DeviceMemoryError, VocabularyError
+from odise_mm.errors import CheckpointError, ConfigError, DeviceMemoryError, VocabularyError
 from odise_mm.models.frozen import same_random_weights
 from odise_mm.structures import SegmentationResult
 from odise_mm.utils.device import pick_device
@@ -45,7 +46,7 @@ from odise_mm.utils.memory import forget_frames, image_guard, memory_guard
 from odise_mm.utils.old_keys import renamed_arguments
 from odise_mm.utils.outputs import InputFiles
 from odise_mm.utils.precision import check_precision
-from odise_mm.utils.settings import check_choice
+from odise_mm.utils.settings import check_choice, check_whole
 from odise_mm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -68,6 +69,14 @@ class _Loaded:
     data_sample: BaseDataElement
 
 
+@dataclass
+class _Large:
+    """An image that was read and is larger than a window."""
+
+    source: Source
+    image: np.ndarray  # as read, BGR
+
+
 @dataclass(frozen=True)
 class _Request:
     """Settings of one call."""
@@ -75,6 +84,8 @@ class _Request:
     vocabulary: Vocabulary
     test_cfg: Mapping[str, Any] | None
     channel_order: str
+    windows: Windows | None = None
+    progress: bool = True
 
 
 class OpenVocabInferencer:
@@ -264,6 +275,8 @@ class OpenVocabInferencer:
         fill: str = "class",
         return_vis: bool = False,
         keep_maps: bool = True,
+        window: int | None = None,
+        overlap: int | None = None,
         channel_order: str = "bgr",
         progress: bool = True,
         test_cfg: Mapping[str, Any] | None = None,
@@ -301,6 +314,8 @@ class OpenVocabInferencer:
             legend=legend,
             fill=fill,
             return_vis=return_vis,
+            window=window,
+            overlap=overlap,
             channel_order=channel_order,
             progress=progress,
             test_cfg=test_cfg,
@@ -326,6 +341,8 @@ class OpenVocabInferencer:
         legend: bool | None = False,
         fill: str = "class",
         return_vis: bool = False,
+        window: int | None = None,
+        overlap: int | None = None,
         channel_order: str = "bgr",
         progress: bool = True,
         test_cfg: Mapping[str, Any] | None = None,
@@ -355,6 +372,11 @@ class OpenVocabInferencer:
             fill: color of the segments in drawn images: "class" for one color per class, or "mean"
                 for the mean color of each segment's pixels.
             return_vis: whether results contain drawn images (``visualization``).
+            window: images with a longer side are cut into square windows with this many pixels
+                per side, which are segmented one by one and joined, see
+                :func:`odise_mm.apis.windows.segment_windows`. Results of such images have no
+                semantic map and no instances. None: images are segmented as a whole.
+            overlap: how far windows overlap at least, in pixels. None: a quarter of ``window``.
             channel_order: channel order of arrays: "bgr" (as in OpenMMLab and OpenCV) or "rgb".
             progress: whether to show a progress bar for four or more images.
             test_cfg: values of the model's settings ``overlap_threshold``, ``topk``, ``panoptic``,
@@ -384,7 +406,8 @@ class OpenVocabInferencer:
 
         check_choice("fill", fill, FILLS)
         names = self.make_vocabulary(texts, stuff_texts, vocabulary)
-        request = _Request(names, check_test_cfg(test_cfg), channel_order)
+        windows = _windows(window, overlap)
+        request = _Request(names, check_test_cfg(test_cfg), channel_order, windows, progress)
         sources = expand(images)
         writer = None
         if out_dir is not None:
@@ -402,7 +425,11 @@ class OpenVocabInferencer:
                     draw,
                     legend,
                     fill,
-                    {**self.model.test_cfg, **(request.test_cfg or {})},
+                    {
+                        **self.model.test_cfg,
+                        **(request.test_cfg or {}),
+                        **({} if windows is None else asdict(windows)),
+                    },
                 ),
                 draw=draw,
                 resume=resume,
@@ -638,7 +665,7 @@ class OpenVocabInferencer:
 
         The image is None if it could not be read, or if an earlier run finished it.
         """
-        waiting: list[_Loaded | SegmentationResult] = []
+        waiting: list[_Loaded | _Large | SegmentationResult] = []
         ready = 0
         for source in sources:
             if source.failure is not None:
@@ -646,7 +673,7 @@ class OpenVocabInferencer:
                 raise source.failure
             finished = None if writer is None else writer.begin(source)
             try:
-                waiting.append(finished or self._load(source, request.channel_order))
+                waiting.append(finished or self._load(source, request))
                 ready += finished is None
             except (ImageError, DeviceMemoryError) as err:
                 waiting.append(self._failed(source, request, err))
@@ -665,15 +692,20 @@ class OpenVocabInferencer:
             error=error,
         )
 
-    def _load(self, source: Source, channel_order: str) -> _Loaded:
+    def _load(self, source: Source, request: _Request) -> _Loaded | _Large:
         if source.error is not None:
             raise source.error
         image = read_image(
             source.value,
-            channel_order=channel_order,
+            channel_order=request.channel_order,
             name=source.name,
             max_pixels=self.max_pixels,
         )
+        if request.windows is not None and max(image.shape[:2]) > request.windows.size:
+            return _Large(source, image)
+        return self._prepare(source, image)
+
+    def _prepare(self, source: Source, image: np.ndarray) -> _Loaded:
         size = image.shape[:2]
         read = dict(
             img=image, img_path=source.path, img_id=source.name, img_shape=size, ori_shape=size
@@ -683,13 +715,17 @@ class OpenVocabInferencer:
         return _Loaded(source, image, data["inputs"], data["data_samples"])
 
     def _finish(
-        self, waiting: list[_Loaded | SegmentationResult], request: _Request
+        self, waiting: list[_Loaded | _Large | SegmentationResult], request: _Request
     ) -> Iterator[tuple[SegmentationResult, np.ndarray | None]]:
         batch = [item for item in waiting if isinstance(item, _Loaded)]
         outputs = iter(self._predict_each(batch, request) if batch else ())
         for item in waiting:
-            if not isinstance(item, _Loaded):
+            if isinstance(item, SegmentationResult):
                 yield item, None
+                continue
+            if isinstance(item, _Large):
+                result = self._segment_windows(item, request)
+                yield result, item.image if result.ok else None
                 continue
             output = next(outputs)
             if isinstance(output, Exception):
@@ -702,6 +738,30 @@ class OpenVocabInferencer:
                 yield self._failed(item.source, request, err), None
             else:
                 yield result, item.image
+
+    def _segment_windows(self, item: _Large, request: _Request) -> SegmentationResult:
+        """Segment a large image; on errors return a result with ``error``."""
+        assert request.windows is not None, "otherwise images are not large"
+
+        def segment(window: np.ndarray) -> SegmentationResult:
+            loaded = self._prepare(item.source, window)
+            (sample,) = self._predict([loaded], only_panoptic)
+            return self._to_result(sample, loaded, request.vocabulary)
+
+        cfg = {**(request.test_cfg or {}), "panoptic": True, "semantic": False, "instance": False}
+        only_panoptic = replace(request, test_cfg=cfg)
+        count = request.windows.count(*item.image.shape[:2])
+        try:
+            with (
+                image_guard(item.source.name, item.image.shape),
+                self._bar(count, request.progress and count >= _LONG_LIST, "windows") as advance,
+            ):
+                result = segment_windows(item.image, segment, request.windows, advance)
+        except (FloatingPointError, DeviceMemoryError) as err:
+            named = type(err)(f"{printable(item.source.name)}: {err}")
+            return self._failed(item.source, request, named)
+        result.image_path, result.image_name = item.source.path, item.source.name
+        return result
 
     def _predict_each(
         self, batch: list[_Loaded], request: _Request
@@ -777,6 +837,15 @@ def _choose_weights(
     if find_published(cfg) is None:
         raise CheckpointError(f"{name_of(cfg)}: {without_weights(cfg)}")
     return fetch(cfg, frozen=False)
+
+
+def _windows(window: int | None, overlap: int | None) -> Windows | None:
+    if window is None:
+        if overlap is not None:
+            raise ConfigError(f"overlap={overlap!r} is for images in windows: set window, too")
+        return None
+    check_whole("window", window, 8)
+    return Windows(window, window // 4 if overlap is None else overlap)
 
 
 def _load_vocabularies(vocabulary: Texts) -> list[Vocabulary]:

@@ -101,6 +101,18 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         help="reject images with more pixels (default: 67,108,864, which is 8192 x 8192)",
     )
     model.add_argument(
+        "--window",
+        type=positive_int,
+        metavar="N",
+        help="cut larger images into windows of N x N pixels and join the results (default: never)",
+    )
+    model.add_argument(
+        "--overlap",
+        type=positive_int,
+        metavar="N",
+        help="pixels by which windows overlap at least (default: a quarter of --window)",
+    )
+    model.add_argument(
         "--score-threshold",
         type=fraction,
         metavar="P",
@@ -177,6 +189,8 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     for option in ("legend", "fill"):
         if getattr(args, option) and args.no_vis:
             parser.error(f"--{option} changes the drawings, so it cannot be used with --no-vis")
+    if args.overlap is not None and args.window is None:
+        parser.error("--overlap is for images in windows: add --window")
     args.video = args.rate is not None or any(map(is_video, args.images))
     problem = _problem_of_video(args)
     if problem:
@@ -197,6 +211,8 @@ def _problem_of_video(args: argparse.Namespace) -> str | None:
             return f"{option} is for images, not for videos"
     if args.format:
         return "--format is for images; a video gets one JSON file with tracks"
+    if args.window is not None:
+        return "--window is for images; use --max-side for videos"
     return None
 
 
@@ -264,6 +280,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         draw=not args.no_vis,
         legend=args.legend,
         fill=args.fill or "class",
+        window=args.window,
+        overlap=args.overlap,
         progress=not args.no_progress,
         resume=not args.overwrite,
         overwrite=args.overwrite,

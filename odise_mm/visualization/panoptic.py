@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -31,6 +31,10 @@ _MIN_FONT = 12
 _MAX_LEGEND_FONT = 96
 _MAX_LABEL_CHARS = 28
 _MAX_LABELED_PARTS = 5  # of one segment
+_PLACING_FONT = 12  # places of names are found at the scale at which the font has this many pixels
+_COVERED = 250  # of 255: share of a pixel that a mask must cover where it is reduced
+_LARGEST_TABLE = 2**24  # ids up to this are looked up in a table
+_STRIP = 2**21  # pixels that are filled at a time, which bounds the memory
 
 
 @dataclass
@@ -116,8 +120,9 @@ def _draw(
 
     canvas = _fill(rgb, ranks, drawn, alpha, line=max(1, round(label_size / 9)))
     _find_boxes(ranks, drawn)
-    pil = Image.fromarray(canvas)
     swatches = _swatches(canvas, ranks, drawn)
+    pil = Image.fromarray(canvas).copy()
+    del rgb, canvas  # large images need the memory
     _write_names(pil, ranks, drawn, label_size, numbers=legend is not False)
     if notice:
         draw_banner(pil, notice, legend_size)
@@ -128,10 +133,17 @@ def _draw(
 
 def _ranks(panoptic: np.ndarray, segments: Sequence[Segment]) -> np.ndarray:
     """Return (H, W) int32: 1 + index of the pixel's segment, 0 for void and unlisted ids."""
-    values, inverse = np.unique(panoptic, return_inverse=True)
     rank_of = {segment.id: rank for rank, segment in enumerate(segments, start=1)}
-    table = np.array([rank_of.get(int(v), 0) for v in values], dtype=np.int32)
-    return table[inverse.reshape(panoptic.shape)]
+    highest = int(panoptic.max(initial=0))
+    if highest > _LARGEST_TABLE or panoptic.min(initial=0) < 0:
+        values, inverse = np.unique(panoptic, return_inverse=True)
+        table = np.array([rank_of.get(int(v), 0) for v in values], dtype=np.int32)
+        return table[inverse.reshape(panoptic.shape)]
+    table = np.zeros(highest + 1, np.int32)
+    for value, rank in rank_of.items():
+        if 0 <= value <= highest:
+            table[value] = rank
+    return table[panoptic]
 
 
 def _enlarge(ranks: np.ndarray, zoom: int) -> np.ndarray:
@@ -169,29 +181,55 @@ def _fill(
 ) -> np.ndarray:
     """Fill segments, outline them in their colors, and draw a thin light line between them."""
     table = np.array([(0, 0, 0), *(d.color for d in drawn)], dtype=np.uint8)
-    colors = table[ranks]
-    # Void shows the image slightly darkened, so that it looks like "nothing found".
-    opacity = np.where(ranks > 0, np.float32(alpha), np.float32(0.25))[..., None]
-    filled = rgb + opacity * (colors.astype(np.float32) - rgb)
-    border = np.zeros(ranks.shape, dtype=np.uint8)
-    across, down = ranks[:, 1:] != ranks[:, :-1], ranks[1:] != ranks[:-1]
+    canvas = np.empty_like(rgb)
+    # Thin segments would consist of lines only, so their lines are thinner or left out.
+    widest = np.zeros(len(drawn) + 1, np.float32)
+    for rows in _strips(ranks):
+        distance = _distances(ranks, rows, line)
+        np.maximum.at(widest, ranks[rows].ravel(), distance.ravel())
+    rooms = np.clip((widest - line) / (2 * line), 0, 1).astype(np.float32)
+    for rows in _strips(ranks):
+        part, distance = ranks[rows], _distances(ranks, rows, line)
+        colors = table[part].astype(np.float32)
+        inside = (part > 0)[..., None]
+        # Void shows the image slightly darkened, so that it looks like "nothing found".
+        opacity = np.where(inside, np.float32(alpha), np.float32(0.25))
+        filled = rgb[rows] + opacity * (colors - rgb[rows])
+        room = rooms[part]
+        own = np.clip(2.2 * line * room + 0.5 - distance, 0, 1)[..., None] * inside
+        filled += own * 0.9 * (np.clip(colors * 0.92, 0, 255) - filled)
+        light = np.clip(0.35 * line + 0.3 - distance, 0, 1) * np.where(part, room, 1)
+        filled += light[..., None] * 0.9 * (np.float32(255) - filled)
+        canvas[rows] = np.clip(np.rint(filled), 0, 255)
+    return canvas
+
+
+def _strips(ranks: np.ndarray) -> Iterator[slice]:
+    """Yield the rows of the map in pieces of about ``_STRIP`` pixels."""
+    step = max(1, _STRIP // max(1, ranks.shape[1]))
+    for start in range(0, len(ranks), step):
+        yield slice(start, min(start + step, len(ranks)))
+
+
+def _distances(ranks: np.ndarray, rows: slice, line: int) -> np.ndarray:
+    """Return the distance of every pixel of some rows to the nearest border between segments.
+
+    It gives smooth lines of any width. Distances beyond 3 lines, which no line reaches, are 3 lines
+    and 1 pixel, so rows that are farther away don't matter.
+    """
+    limit = 3 * line + 1
+    first, last = max(0, rows.start - limit - 1), min(len(ranks), rows.stop + limit + 1)
+    near = ranks[first:last]
+    border = np.zeros(near.shape, dtype=np.uint8)
+    across, down = near[:, 1:] != near[:, :-1], near[1:] != near[:-1]
     border[:, 1:] |= across
     border[:, :-1] |= across
     border[1:] |= down
     border[:-1] |= down
-    if border.any():
-        # The distance to the nearest border gives smooth lines of any width.
-        distance = cv2.distanceTransform(1 - border, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-        # Thin segments would consist of lines only, so their lines are thinner or left out.
-        widest = np.zeros(len(drawn) + 1, np.float32)
-        np.maximum.at(widest, ranks.ravel(), distance.ravel())
-        room = np.clip((widest - line) / (2 * line), 0, 1)[ranks]
-        own = np.clip(2.2 * line * room + 0.5 - distance, 0, 1)[..., None] * (ranks > 0)[..., None]
-        vivid = np.clip(colors.astype(np.float32) * 0.92, 0, 255)
-        filled += own * 0.9 * (vivid - filled)
-        light = (np.clip(0.35 * line + 0.3 - distance, 0, 1) * np.where(ranks, room, 1))[..., None]
-        filled += light * 0.9 * (np.float32(255) - filled)
-    return np.clip(np.rint(filled), 0, 255).astype(np.uint8)
+    if not border.any():
+        return np.full((rows.stop - rows.start, ranks.shape[1]), limit, np.float32)
+    distance = cv2.distanceTransform(1 - border, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.minimum(distance[rows.start - first : rows.stop - first], np.float32(limit))
 
 
 def _find_boxes(ranks: np.ndarray, drawn: list[_Drawn]) -> None:
@@ -218,28 +256,40 @@ def _write_names(
     """
     draw = ImageDraw.Draw(pil)
     small = max(_MIN_FONT, round(size * 0.72))
+    scale = max(1, small // _PLACING_FONT)
     next_number = 1
     numbered: dict[str, int] = defaultdict(int)
     for rank, item in enumerate(drawn, start=1):
         x0, y0, x1, y1 = item.box
         if x1 == x0:
             continue
-        mask = (ranks[y0:y1, x0:x1] == rank).astype(np.uint8)
+        mask = _reduced(ranks[y0:y1, x0:x1] == rank, scale)
         name = tidy(item.segment.name, _MAX_LABEL_CHARS)
         track = ""
         if item.segment.track_id is not None and item.segment.is_thing:
             track = f"#{item.segment.track_id}"
             name = f"{name} {track}"
-        for part in _parts(mask, small):
+        for part in _parts(mask, small // scale):
             for text, font_size in [*_forms(name, item.segment.score, size, small), (track, small)]:
-                if text and _place(draw, part, (x0, y0), text, font_size, item):
+                if text and _place(draw, part, (x0, y0), scale, text, font_size, item):
                     break
         listed = numbered[item.segment.name] < MAX_NUMBERS
         if numbers and not item.placed and listed:
-            if _place(draw, mask, (x0, y0), str(next_number), small, item):
+            if _place(draw, mask, (x0, y0), scale, str(next_number), small, item):
                 item.number = next_number
                 next_number += 1
                 numbered[item.segment.name] += 1
+
+
+def _reduced(mask: np.ndarray, scale: int) -> np.ndarray:
+    """Reduce a mask; pixels are 1 if the mask covers them, nearly or entirely. Returns uint8."""
+    if scale == 1:
+        return mask.astype(np.uint8)
+    rows, columns = (max(1, -(-length // scale)) for length in mask.shape)
+    padded = np.zeros((rows * scale, columns * scale), np.uint8)
+    padded[: mask.shape[0], : mask.shape[1]] = mask * np.uint8(255)
+    reduced = cv2.resize(padded, (columns, rows), interpolation=cv2.INTER_AREA)
+    return (reduced >= _COVERED).astype(np.uint8)
 
 
 def _parts(mask: np.ndarray, size: int) -> list[np.ndarray]:
@@ -263,17 +313,21 @@ def _place(
     draw: ImageDraw.ImageDraw,
     mask: np.ndarray,
     origin: tuple[int, int],
+    scale: int,
     text: str,
     size: int,
     item: _Drawn,
 ) -> bool:
-    """Draw a text on a plate deepest inside the mask; return False if it does not fit anywhere."""
+    """Draw a text on a plate deepest inside the mask; return False if it does not fit anywhere.
+
+    The mask is reduced by ``scale``, and begins at ``origin`` on the canvas.
+    """
     pad = 1 if text.isdecimal() else max(2, size // 4)  # numbers are for segments with little room
     width, height = text_size(draw, text, size)
-    spot = deepest_box(mask, width + 2 * pad, height + pad)
+    spot = deepest_box(mask, -(-(width + 2 * pad) // scale), -(-(height + pad) // scale))
     if spot is None:
         return False
-    x, y = origin[0] + spot[0], origin[1] + spot[1]
+    x, y = origin[0] + spot[0] * scale, origin[1] + spot[1] * scale
     left, top = x - width // 2 - pad, y - height // 2 - pad // 2
     plate = (left, top, left + width + 2 * pad - 1, top + height + pad - 1)
     draw.rounded_rectangle(plate, radius=pad, fill=item.color)
@@ -318,7 +372,7 @@ def deepest_box(mask: np.ndarray, width: int, height: int) -> tuple[int, int] | 
     side = min(25, width, height)
     target = (max(1, columns * side // width), max(1, rows * side // height))
     squeezed = cv2.resize(mask * np.uint8(255), target, interpolation=cv2.INTER_AREA)
-    inside = np.pad((squeezed >= 250).astype(np.uint8), 1)
+    inside = np.pad((squeezed >= _COVERED).astype(np.uint8), 1)
     distance = cv2.distanceTransform(inside, cv2.DIST_C, 3)[1:-1, 1:-1]
     # Among equally deep positions, take the most central one.
     y, x = np.unravel_index(distance.argmax(), distance.shape)
@@ -338,9 +392,13 @@ def deepest_box(mask: np.ndarray, width: int, height: int) -> tuple[int, int] | 
 
 def _sums(canvas: np.ndarray, ranks: np.ndarray, drawn: list[_Drawn]) -> np.ndarray:
     """Return (N, 4) per segment: sums of red, green and blue, and the number of pixels."""
-    flat, length = ranks.ravel(), len(drawn) + 1
-    sums = [np.bincount(flat, canvas[..., c].ravel(), minlength=length) for c in range(3)]
-    return np.stack([*sums, np.bincount(flat, minlength=length)], axis=1)[1:]
+    sums = np.zeros((len(drawn) + 1, 4))
+    for rows in _strips(ranks):
+        flat, length = ranks[rows].ravel(), len(sums)
+        for channel in range(3):
+            sums[:, channel] += np.bincount(flat, canvas[rows, :, channel].ravel(), length)
+        sums[:, 3] += np.bincount(flat, minlength=length)
+    return sums[1:]
 
 
 def _mean(sums: np.ndarray) -> tuple[int, int, int]:
