@@ -29,6 +29,7 @@ from odise_mm.errors import ConfigError
 from odise_mm.evaluation.base import DatasetMetric
 from odise_mm.models import GeometricEnsemble
 from odise_mm.models.heads.mask2former_head import Frame
+from odise_mm.models.postprocess import TEST_CFG
 from odise_mm.models.segmentors.results import add_results, resize_for_results
 from odise_mm.registry import DATASETS, METRICS, MODELS
 from odise_mm.vocabulary import Vocabulary
@@ -87,7 +88,7 @@ def sweep(
         dataset = build_dataset(cfg)
         evaluators = [build_evaluator(cfg, dataset, tasks) for _ in values]
     needed = tasks_of(evaluators[0])
-    test_cfg = {**described["test_cfg"], **{task: task in needed for task in TASKS}}
+    test_cfg = {**TEST_CFG, **described["test_cfg"], **{task: task in needed for task in TASKS}}
     walk(folder, count, ensembles, evaluators, vocabulary_of(dataset), test_cfg)
     for value, evaluator in zip(values, evaluators, strict=True):
         found = evaluator.evaluate(count)

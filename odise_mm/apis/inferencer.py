@@ -43,14 +43,17 @@ from odise_mm.utils.image import (
     read_image,
 )
 from odise_mm.utils.memory import forget_frames, image_guard, memory_guard
-from odise_mm.utils.old_keys import renamed_arguments
+from odise_mm.utils.old_keys import renamed_arguments, spread_settings
 from odise_mm.utils.outputs import InputFiles
 from odise_mm.utils.precision import check_precision
 from odise_mm.utils.settings import check_choice, check_whole
 from odise_mm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from odise_mm.apis.video import SegmentedFrame, VideoSummary
+    from odise_mm.structures import ResultSettings
 
 PUBLISHED = "published"
 """Value of ``weights`` for the weights that the config's metafile names."""
@@ -82,7 +85,7 @@ class _Request:
     """Settings of one call."""
 
     vocabulary: Vocabulary
-    test_cfg: Mapping[str, Any] | None
+    settings: Mapping[str, Any]
     channel_order: str
     windows: Windows | None = None
     progress: bool = True
@@ -279,15 +282,16 @@ class OpenVocabInferencer:
         overlap: int | None = None,
         channel_order: str = "bgr",
         progress: bool = True,
-        test_cfg: Mapping[str, Any] | None = None,
         resume: bool = False,
         overwrite: bool = False,
+        **settings: Unpack[ResultSettings],
     ) -> list[SegmentationResult]:
         """Segment images and return all results; see :meth:`stream` for the arguments.
 
         Args:
             keep_maps: whether results keep maps, masks and drawn images. With False these are
                 dropped as soon as they are written, so that results of many images fit in memory.
+                This includes what ``keep_queries`` keeps.
 
         Returns:
             One result per image, in order. In a list, folder or pattern, an image that cannot be
@@ -318,9 +322,9 @@ class OpenVocabInferencer:
             overlap=overlap,
             channel_order=channel_order,
             progress=progress,
-            test_cfg=test_cfg,
             resume=resume,
             overwrite=overwrite,
+            **settings,
         ):
             if single and result.error is not None:
                 raise result.error
@@ -345,9 +349,9 @@ class OpenVocabInferencer:
         overlap: int | None = None,
         channel_order: str = "bgr",
         progress: bool = True,
-        test_cfg: Mapping[str, Any] | None = None,
         resume: bool = False,
         overwrite: bool = False,
+        **settings: Unpack[ResultSettings],
     ) -> Iterator[SegmentationResult]:
         """Segment images batch by batch; only one batch is in memory.
 
@@ -379,20 +383,24 @@ class OpenVocabInferencer:
             overlap: how far windows overlap at least, in pixels. None: a quarter of ``window``.
             channel_order: channel order of arrays: "bgr" (as in OpenMMLab and OpenCV) or "rgb".
             progress: whether to show a progress bar for four or more images.
-            test_cfg: values of the model's settings ``overlap_threshold``, ``topk``, ``panoptic``,
-                ``semantic``, ``instance`` for this call; other settings are those of the config.
             resume: whether to continue an interrupted run into ``out_dir`` with the same images,
                 class names and settings. Results of images that it finished have no semantic map
                 and no instances.
             overwrite: whether to replace files in ``out_dir`` that this package did not write
                 (never inputs), and to discard an interrupted run.
+            settings: settings of the results, such as ``score_threshold=0.3``, see
+                :class:`~odise_mm.structures.ResultSettings`. Settings that are left out are those
+                of the config. With ``keep_queries=True``, results can be made again with other
+                settings, and tell the probabilities of all names; see
+                :class:`~odise_mm.structures.Queries`.
 
         Yields:
             One result per image, in order; ``error`` is set if the image failed.
 
         Raises:
             VocabularyError: the class names are invalid (empty, duplicate, unknown vocabulary).
-            ConfigError: ``test_cfg`` has an unknown setting or an invalid value.
+            TypeError: there is no such argument or setting.
+            ConfigError: the value of a setting is not allowed.
             OutputError: ``out_dir`` cannot be used: an output would replace an input or a file
                 that this package did not write, another program is writing there, or ``resume`` is
                 set and the interrupted run has other settings.
@@ -401,13 +409,16 @@ class OpenVocabInferencer:
             raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}")
         if channel_order not in ("bgr", "rgb"):
             raise ValueError(f'channel_order must be "bgr" or "rgb", not {channel_order!r}')
-        from odise_mm.models.postprocess import check_test_cfg
+        from odise_mm.models.postprocess import check_settings
         from odise_mm.visualization.panoptic import FILLS
 
         check_choice("fill", fill, FILLS)
         names = self.make_vocabulary(texts, stuff_texts, vocabulary)
         windows = _windows(window, overlap)
-        request = _Request(names, check_test_cfg(test_cfg), channel_order, windows, progress)
+        chosen = check_settings(spread_settings(settings), TypeError)
+        if windows is not None and chosen.get("keep_queries"):
+            raise ConfigError("keep_queries=True keeps the masks of whole images: set no window")
+        request = _Request(names, chosen, channel_order, windows, progress)
         sources = expand(images)
         writer = None
         if out_dir is not None:
@@ -427,7 +438,7 @@ class OpenVocabInferencer:
                     fill,
                     {
                         **self.model.test_cfg,
-                        **(request.test_cfg or {}),
+                        **chosen,
                         **({} if windows is None else asdict(windows)),
                     },
                 ),
@@ -482,8 +493,8 @@ class OpenVocabInferencer:
         max_gap: int = 12,
         smoothing: float = 0.9,
         batch_size: int = 1,
-        test_cfg: Mapping[str, Any] | None = None,
         progress: bool = True,
+        **settings: Unpack[ResultSettings],
     ) -> Iterator[SegmentedFrame]:
         """Segment a video frame by frame; objects keep their ``track_id`` and their name.
 
@@ -506,8 +517,8 @@ class OpenVocabInferencer:
             min_iou, max_gap, smoothing: how segments are linked and named, see
                 :class:`odise_mm.video.tracks.Tracker`.
             batch_size: number of frames that run together.
-            test_cfg: settings of the model, see :meth:`stream`.
             progress: whether to show a progress bar.
+            settings: settings of the results, see :meth:`stream`.
 
         Yields:
             :class:`~odise_mm.apis.video.SegmentedFrame`, one per frame.
@@ -527,7 +538,7 @@ class OpenVocabInferencer:
         )
         names = self.make_vocabulary(texts, stuff_texts, vocabulary)
         tracker = Tracker(min_iou, max_gap, smoothing)
-        segmented = segment_frames(self, frames, names, tracker, batch_size, test_cfg)
+        segmented = segment_frames(self, frames, names, tracker, batch_size, settings)
         if out is not None:
             inputs = self._inputs(texts, vocabulary)
             inputs.add(frames.name)
@@ -748,15 +759,16 @@ class OpenVocabInferencer:
             (sample,) = self._predict([loaded], only_panoptic)
             return self._to_result(sample, loaded, request.vocabulary)
 
-        cfg = {**(request.test_cfg or {}), "panoptic": True, "semantic": False, "instance": False}
-        only_panoptic = replace(request, test_cfg=cfg)
+        changed = {"panoptic": True, "semantic": False, "instance": False, "min_area": 0}
+        only_panoptic = replace(request, settings={**request.settings, **changed})
+        min_area = {**self.model.test_cfg, **request.settings}.get("min_area", 0)
         count = request.windows.count(*item.image.shape[:2])
         try:
             with (
                 image_guard(item.source.name, item.image.shape),
                 self._bar(count, request.progress and count >= _LONG_LIST, "windows") as advance,
             ):
-                result = segment_windows(item.image, segment, request.windows, advance)
+                result = segment_windows(item.image, segment, request.windows, advance, min_area)
         except (FloatingPointError, DeviceMemoryError) as err:
             named = type(err)(f"{printable(item.source.name)}: {err}")
             return self._failed(item.source, request, named)
@@ -790,7 +802,7 @@ class OpenVocabInferencer:
         originals = [item.image.shape[:2] for item in batch]
         guard = memory_guard(self.device, self.precision, sizes, originals)
         with self._model_lock, guard, torch.no_grad():
-            samples = self.model.test_step(data, request.vocabulary, request.test_cfg)
+            samples = self.model.test_step(data, request.vocabulary, request.settings)
             return [sample.cpu() for sample in samples]
 
     def _to_result(

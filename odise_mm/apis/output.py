@@ -510,7 +510,7 @@ def describe_settings(
         draw: whether images are drawn.
         legend: whether drawn images have a legend; None: if needed.
         fill: color of the segments in drawn images, "class" or "mean".
-        test_cfg: the model's settings for results.
+        test_cfg: the model's settings for results, and those of the call.
 
     Returns:
         Descriptions by name of the setting.
@@ -524,7 +524,9 @@ def describe_settings(
         names=f"{printable(shown, limit=80)}, {digest(names)}",
         precision=precision,
         images_drawn=_DRAWN[legend] + _FILLED[fill] if draw else "no",
-        test_cfg=", ".join(f"{key}={value}" for key, value in sorted(test_cfg.items())),
+        test_cfg=", ".join(
+            f"{key}={value}" for key, value in sorted(test_cfg.items()) if key != "keep_queries"
+        ),
         version=__version__,
     )
 

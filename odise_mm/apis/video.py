@@ -56,7 +56,7 @@ def segment_frames(
     vocabulary: Vocabulary,
     tracker: Tracker,
     batch_size: int = 1,
-    test_cfg: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Iterator[SegmentedFrame]:
     """Segment the frames of a video and link their segments.
 
@@ -76,13 +76,13 @@ def segment_frames(
                 waiting.append(frame)
                 yield frame.image
 
-    settings = {**(test_cfg or {}), "panoptic": True, "semantic": False, "instance": False}
+    settings = {**(settings or {}), "panoptic": True, "semantic": False, "instance": False}
     results = inferencer.stream(
         images(),
         vocabulary=vocabulary,
         batch_size=batch_size,
         progress=False,
-        test_cfg=settings,
+        **settings,
     )
     with closing(results):  # type: ignore[type-var]
         for result in results:

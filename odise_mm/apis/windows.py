@@ -58,6 +58,7 @@ def segment_windows(
     segment: Callable[[np.ndarray], SegmentationResult],
     windows: Windows,
     after_each: Callable[[], None] = lambda: None,
+    min_area: int = 0,
 ) -> SegmentationResult:
     """Segment a large image window by window.
 
@@ -71,6 +72,7 @@ def segment_windows(
         segment: segments a window, an image of this kind. Its result needs a panoptic map.
         windows: the windows.
         after_each: called after every window.
+        min_area: joined segments with fewer pixels become void.
 
     Returns:
         Result of the whole image with a panoptic map and segments, whose scores are means over
@@ -89,7 +91,7 @@ def segment_windows(
     return SegmentationResult(
         height=height,
         width=width,
-        segments=joined.finish(),
+        segments=joined.finish(min_area),
         panoptic=joined.ids,
         class_names=found.class_names,
         random_weights=found.random_weights,
@@ -164,19 +166,27 @@ class _Joined:
             self._parent[number] = number = self._parent[self._parent[number]]
         return number
 
-    def finish(self) -> list[Segment]:
-        """Number the joined segments from 1 and return them."""
+    def finish(self, min_area: int = 0) -> list[Segment]:
+        """Number the joined segments from 1 and return them, except those that are too small."""
         # In strips of rows, since counting and looking up make copies.
         strips = [self.ids[row : row + 256] for row in range(0, len(self.ids), 256)]
-        areas = sum(np.bincount(strip.ravel(), minlength=self._next) for strip in strips)
+        areas = np.zeros(self._next, np.int64)
+        for strip in strips:
+            areas += np.bincount(strip.ravel(), minlength=self._next)
+        keys = {
+            number: self._root(number) if segment.is_thing else ("stuff", segment.label)
+            for number, segment in self._segments.items()
+        }
+        total: dict[object, int] = {}
+        for number, key in keys.items():
+            total[key] = total.get(key, 0) + int(areas[number])
         final: dict[object, int] = {}
         table = np.zeros(self._next, np.int32)
         parts: dict[int, list[tuple[Segment, int]]] = {}
         for number, segment in self._segments.items():
-            if not areas[number]:
+            if not areas[number] or total[keys[number]] < min_area:
                 continue
-            key = self._root(number) if segment.is_thing else ("stuff", segment.label)
-            table[number] = final.setdefault(key, len(final) + 1)
+            table[number] = final.setdefault(keys[number], len(final) + 1)
             parts.setdefault(int(table[number]), []).append((segment, int(areas[number])))
         for strip in strips:
             strip[:] = table[strip]

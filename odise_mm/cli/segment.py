@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from odise_mm.cli.convert import FORMAT_HELP, list_of_names
 from odise_mm.utils.command_line import (
@@ -23,6 +23,7 @@ from odise_mm.utils.command_line import (
     positive_int,
     positive_number,
     seconds,
+    whole_number,
 )
 from odise_mm.utils.display import printable
 from odise_mm.utils.precision import PRECISIONS
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from odise_mm.apis import OpenVocabInferencer
     from odise_mm.structures import SegmentationResult
 
+SETTINGS = ("score_threshold", "overlap_threshold", "min_area", "alpha", "beta")
 OF_VIDEOS = ("every", "start", "end", "max_side", "rate")
 GO_ON = "run the same command again to continue"
 NO_CONFIG = (
@@ -123,6 +125,24 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         type=fraction,
         metavar="P",
         help="drop masks that keep less than this part of their area (default: as in the config)",
+    )
+    model.add_argument(
+        "--min-area",
+        type=whole_number,
+        metavar="N",
+        help="drop segments with fewer pixels (default: as in the config)",
+    )
+    model.add_argument(
+        "--alpha",
+        type=fraction,
+        metavar="W",
+        help="weight of CLIP's prediction for base classes (default: as in the config)",
+    )
+    model.add_argument(
+        "--beta",
+        type=fraction,
+        metavar="W",
+        help="weight of CLIP's prediction for novel classes (default: as in the config)",
     )
     model.add_argument(
         "--cfg-options",
@@ -285,6 +305,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         progress=not args.no_progress,
         resume=not args.overwrite,
         overwrite=args.overwrite,
+        **given(args, SETTINGS),
     )
     failed = 0
     written: dict[str, None] = {}
@@ -317,11 +338,6 @@ def build_inferencer(args: argparse.Namespace) -> OpenVocabInferencer:
         clip_weights=args.clip_weights,
         **limit,
         cfg_options={
-            **{
-                f"model.test_cfg.{name}": value
-                for name in ("score_threshold", "overlap_threshold")
-                if (value := getattr(args, name)) is not None
-            },
             # Only the panoptic result is shown, so the others are not computed.
             "model.test_cfg.semantic": False,
             "model.test_cfg.instance": False,
@@ -331,6 +347,11 @@ def build_inferencer(args: argparse.Namespace) -> OpenVocabInferencer:
     if not inferencer.model.test_cfg.get("panoptic", True):
         raise ConfigError("model.test_cfg.panoptic=False: this command shows the panoptic result")
     return inferencer
+
+
+def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
+    """Return the arguments out of ``names`` that were given."""
+    return {name: value for name in names if (value := getattr(args, name)) is not None}
 
 
 def run_video(args: argparse.Namespace, console: Console) -> int:
@@ -352,7 +373,6 @@ def run_video(args: argparse.Namespace, console: Console) -> int:
     inferencer = build_inferencer(args)
     names = inferencer.make_vocabulary(args.texts, args.stuff_texts, args.vocabulary)
     print_line(console, f"class names: {printable(names.describe())}")
-    options = {name: value for name in OF_VIDEOS if (value := getattr(args, name)) is not None}
     done = summarize(
         inferencer.stream_video(
             source,
@@ -362,7 +382,8 @@ def run_video(args: argparse.Namespace, console: Console) -> int:
             out=out,
             batch_size=args.batch_size,
             progress=not args.no_progress,
-            **options,
+            **given(args, OF_VIDEOS),
+            **given(args, SETTINGS),
         ),
         out,
     )

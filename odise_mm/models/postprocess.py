@@ -20,8 +20,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odise_mm.errors import ConfigError
+from odise_mm.structures.queries import MaskFate
 from odise_mm.utils.precision import full_precision
-from odise_mm.utils.settings import check_choice, check_flag, check_number, check_whole
+from odise_mm.utils.settings import (
+    check_choice,
+    check_flag,
+    check_number,
+    check_weight,
+    check_whole,
+)
 
 # Small enough for the CPU's caches, large enough to keep a GPU busy.
 MAX_BYTES = 32 * 2**20
@@ -38,6 +45,7 @@ MASK_RESIZE = ("logit", "probability")
 TEST_CFG: dict[str, Any] = {
     "score_threshold": 0.0,
     "overlap_threshold": 0.8,
+    "min_area": 0,
     "topk": 100,
     "instance_quality": "probability",
     "mask_resize": "logit",
@@ -45,8 +53,12 @@ TEST_CFG: dict[str, Any] = {
     "panoptic": True,
     "semantic": True,
     "instance": True,
+    "keep_queries": False,
 }
 """Default settings of the results; see :class:`~odise_mm.models.OpenVocabSegmentor`."""
+
+EXPONENTS = ("alpha", "beta")
+"""Settings of a call that replace the exponents of the ensemble. In configs, they belong to it."""
 
 
 def check_test_cfg(
@@ -67,21 +79,54 @@ def check_test_cfg(
             f"test_cfg={test_cfg!r} must be a dictionary with any of {', '.join(TEST_CFG)}"
         )
     for name, value in (test_cfg or {}).items():
-        if name in ("overlap_threshold", "score_threshold"):
-            check_number(f"test_cfg.{name}", value, 0, 1)
-        elif name == "topk":
-            check_whole(f"test_cfg.{name}", value)
-        elif name == "instance_quality":
-            check_choice(f"test_cfg.{name}", value, QUALITIES)
-        elif name == "mask_resize":
-            check_choice(f"test_cfg.{name}", value, MASK_RESIZE)
-        elif name == "semantic_resize":
-            check_choice(f"test_cfg.{name}", value, RESIZED)
-        elif name in TEST_CFG:
-            check_flag(f"test_cfg.{name}", value)
-        else:
+        if name not in TEST_CFG:
             raise unknown(f"unknown key {name!r} in test_cfg (known keys: {', '.join(TEST_CFG)})")
+        _check_value(f"test_cfg.{name}", name, value)
     return dict(test_cfg or {})
+
+
+def check_settings(
+    settings: Mapping[str, Any] | None, unknown: type[Exception] = ConfigError
+) -> dict[str, Any]:
+    """Check the settings of a call and return them as a dictionary.
+
+    Args:
+        settings: any of the settings in :data:`TEST_CFG` and :data:`EXPONENTS`. An exponent that is
+            None is that of the ensemble.
+        unknown: type of the error for an unknown setting.
+
+    Raises:
+        ConfigError: a value is not allowed.
+    """
+    if settings is not None and not isinstance(settings, Mapping):
+        return check_test_cfg(settings)
+    for name, value in (settings or {}).items():
+        if name not in TEST_CFG and name not in EXPONENTS:
+            known = ", ".join((*TEST_CFG, *EXPONENTS))
+            raise unknown(f"unknown setting {name!r} (known settings: {known})")
+        _check_value(name, name, value)
+    return dict(settings or {})
+
+
+def _check_value(shown: str, name: str, value: Any) -> None:
+    """Check the value of a setting; ``shown`` is its name in messages."""
+    if name in EXPONENTS:
+        if value is not None:
+            check_weight(shown, value)
+    elif name in ("overlap_threshold", "score_threshold"):
+        check_number(shown, value, 0, 1)
+    elif name == "topk":
+        check_whole(shown, value)
+    elif name == "min_area":
+        check_whole(shown, value, least=0)
+    elif name == "instance_quality":
+        check_choice(shown, value, QUALITIES)
+    elif name == "mask_resize":
+        check_choice(shown, value, MASK_RESIZE)
+    elif name == "semantic_resize":
+        check_choice(shown, value, RESIZED)
+    else:
+        check_flag(shown, value)
 
 
 class Segment(NamedTuple):
@@ -134,7 +179,20 @@ def _areas(masks: Tensor) -> Tensor:
     return masks.sum(dim=2).long().sum(dim=1)
 
 
-@torch.no_grad()
+class PanopticMerge(NamedTuple):
+    """A panoptic map and where it comes from.
+
+    Attributes:
+        ids: (H, W) int32 map of segment ids, 0 for void.
+        segments: its segments in order of their ids.
+        fates: what became of each of the Q masks.
+    """
+
+    ids: Tensor
+    segments: list[Segment]
+    fates: list[MaskFate]
+
+
 def panoptic_inference(
     mask_cls: Tensor,
     mask_logits: Tensor,
@@ -142,8 +200,26 @@ def panoptic_inference(
     overlap_threshold: float = 0.8,
     max_bytes: int = MAX_BYTES,
     score_threshold: float = 0.0,
+    min_area: int = 0,
 ) -> tuple[Tensor, list[Segment]]:
-    """Compute a panoptic map without overlaps.
+    """Return the panoptic map and the segments of :func:`merge_masks`."""
+    merged = merge_masks(
+        mask_cls, mask_logits, is_thing, overlap_threshold, max_bytes, score_threshold, min_area
+    )
+    return merged.ids, merged.segments
+
+
+@torch.no_grad()
+def merge_masks(
+    mask_cls: Tensor,
+    mask_logits: Tensor,
+    is_thing: Sequence[bool],
+    overlap_threshold: float = 0.8,
+    max_bytes: int = MAX_BYTES,
+    score_threshold: float = 0.0,
+    min_area: int = 0,
+) -> PanopticMerge:
+    """Merge masks into a panoptic map without overlaps.
 
     Every mask gets its most probable class. Masks of the void class are dropped, and so are masks
     whose class probability is not above ``score_threshold``. A pixel is
@@ -151,7 +227,7 @@ def panoptic_inference(
     if that mask's probability is below 0.5. The area of a mask is the number of pixels with a
     probability of at least 0.5. If fewer pixels than ``overlap_threshold`` times this area are
     assigned to a mask, it is dropped and its pixels become void. All stuff masks of one class form
-    one segment.
+    one segment. Finally, segments with fewer than ``min_area`` pixels become void.
 
     Args:
         mask_cls: (Q, K + 1) class probabilities, void last.
@@ -160,9 +236,10 @@ def panoptic_inference(
         overlap_threshold: fraction in [0, 1].
         max_bytes: limit of the working memory in bytes; at least one row is processed at a time.
         score_threshold: fraction in [0, 1]; published: 0 (ODISE, FC-CLIP), 0.2 (MAFT+).
+        min_area: number of pixels; published: 0.
 
     Returns:
-        (H, W) int32 map of segment ids, 0 for void; its segments in order of their ids.
+        The map, its segments, and what became of each mask.
 
     Raises:
         ValueError: the shapes do not match.
@@ -171,9 +248,13 @@ def panoptic_inference(
     device = mask_logits.device
     panoptic = torch.zeros(mask_logits.shape[-2:], dtype=torch.int32, device=device)
     scores, labels = mask_cls.float().max(dim=1)
-    kept = ((labels != num_classes) & (scores > score_threshold)).nonzero().flatten()
+    is_void = labels == num_classes
+    fates = [MaskFate("void" if void else "score") for void in is_void.tolist()]
+    kept = (~is_void & (scores > score_threshold)).nonzero().flatten()
     if len(kept) == 0 or panoptic.numel() == 0:
-        return panoptic, []
+        for index in kept.tolist():
+            fates[index] = MaskFate("empty")
+        return PanopticMerge(panoptic, [], fates)
     scores, labels = scores[kept], labels[kept]
     weights = scores.to(device)[:, None, None]
     kept_on_device = kept.to(device)
@@ -194,27 +275,71 @@ def panoptic_inference(
     # Then loop over the masks: at most Q cheap steps on Python numbers.
     segments: list[Segment] = []
     stuff_at: dict[int, int] = {}
-    segment_of = [0] * (count + 1)
+    masks_of: list[list[int]] = []  # per segment, positions in `kept`
     counts = torch.stack([own_area, won, visible]).T.tolist()
+    queries = kept.tolist()
     masks = zip(counts, labels.tolist(), scores.tolist(), strict=True)
-    for index, ((own, wins, area), label, score) in enumerate(masks, start=1):
+    for index, ((own, wins, area), label, score) in enumerate(masks):
         if area == 0 or wins / own < overlap_threshold:
+            fates[queries[index]] = MaskFate("overlap" if own else "empty", 0, own, area)
             continue
         if not is_thing[label] and label in stuff_at:
             first = segments[stuff_at[label]]
             total = first.area + area
             mean = (first.score * first.area + score * area) / total
             segments[stuff_at[label]] = first._replace(score=mean, area=total)
-            segment_of[index] = first.id
+            masks_of[stuff_at[label]].append(index)
             continue
         if not is_thing[label]:
             stuff_at[label] = len(segments)
-        segment_of[index] = len(segments) + 1
-        segments.append(Segment(len(segments) + 1, label, score, area, bool(is_thing[label])))
+        segments.append(Segment(0, label, score, area, bool(is_thing[label])))
+        masks_of.append([index])
+
+    large: list[Segment] = []
+    segment_of = [0] * (count + 1)
+    for segment, members in zip(segments, masks_of, strict=True):
+        number = 0
+        if segment.area >= min_area:
+            number = len(large) + 1
+            large.append(segment._replace(id=number))
+        for place, index in enumerate(members):
+            reason = ("merged" if place else "kept") if number else "area"
+            own, _, area = counts[index]
+            fates[queries[index]] = MaskFate(reason, number, own, area)
+            segment_of[index + 1] = number
     lookup = torch.tensor(segment_of, dtype=torch.int32, device=device)
     for rows in _strips(mask_logits, 4, max_bytes):
         panoptic[rows] = lookup[panoptic[rows].long()]
-    return panoptic, segments
+    return PanopticMerge(panoptic, large, fates)
+
+
+@torch.no_grad()
+def confidence_map(
+    mask_cls: Tensor, mask_logits: Tensor, fates: Sequence[MaskFate], max_bytes: int = MAX_BYTES
+) -> Tensor:
+    """Compute by which value each pixel's mask won it in :func:`merge_masks`.
+
+    Args:
+        mask_cls: (Q, K + 1) class probabilities, void last.
+        mask_logits: (Q, H, W) logits at the size of the result.
+        fates: what became of the masks.
+        max_bytes: limit of the working memory in bytes; at least one row is processed at a time.
+
+    Returns:
+        (H, W) float32, class probability times mask probability; 0 where the map is void.
+    """
+    out = torch.zeros(mask_logits.shape[-2:], device=mask_logits.device)
+    rivals = [i for i, fate in enumerate(fates) if fate.reason not in ("void", "score")]
+    if not rivals:
+        return out
+    weights = mask_cls[rivals].float().max(dim=1).values.to(out)[:, None, None]
+    kept = torch.tensor([fates[i].segment > 0 for i in rivals], device=out.device)
+    for rows in _strips(mask_logits, 3 * len(rivals), max_bytes):
+        prob = mask_logits[rivals, rows].float().sigmoid()
+        value, winner = (weights * prob).max(dim=0)
+        inside = prob.gather(0, winner[None])[0] >= 0.5
+        out[rows] = torch.where(inside & kept[winner], value, 0)
+    return out
 
 
 @torch.no_grad()

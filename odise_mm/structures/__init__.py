@@ -1,5 +1,6 @@
 """Segmentation results of one image, and their forms in other libraries."""
 
+from odise_mm.structures.queries import REASONS, MaskFate, Queries, ResultSettings
 from odise_mm.structures.result import (
     INSTANCE_OFFSET,
     Instances,
@@ -10,7 +11,11 @@ from odise_mm.structures.result import (
 
 __all__ = [
     "INSTANCE_OFFSET",
+    "REASONS",
     "Instances",
+    "MaskFate",
+    "Queries",
+    "ResultSettings",
     "Segment",
     "SegmentationResult",
     "to_mmdet_panoptic",

@@ -15,12 +15,14 @@ import numpy as np
 
 from odise_mm.structures import conversions
 from odise_mm.structures.geometry import Outline, box_of, outlines_of, parts_of
+from odise_mm.structures.queries import Queries, ResultSettings
 
 if TYPE_CHECKING:
     import supervision
     from matplotlib.axes import Axes
     from mmdet.structures import DetDataSample
     from mmengine.structures import PixelData
+    from typing_extensions import Unpack
 
 INSTANCE_OFFSET = 1000
 """mmdet's constant of the same name: pixels of its panoptic maps are class + 1000 x object. Defined
@@ -185,6 +187,8 @@ class SegmentationResult:
     files: dict[str, str] = field(default_factory=dict)
     """Paths of the written files, by "vis" and "panoptic"."""
     error: Exception | None = None
+    queries: Queries | None = None
+    """The masks that the model made and their class probabilities, with ``keep_queries=True``."""
 
     @classmethod
     def from_panoptic(
@@ -236,7 +240,7 @@ class SegmentationResult:
 
         Args:
             sample: Sample with any of ``pred_panoptic_seg`` (see :meth:`from_panoptic`),
-                ``pred_sem_seg`` and ``pred_instances``.
+                ``pred_sem_seg``, ``pred_instances`` and ``queries``.
             class_names: Class names by index.
             fields: Further fields of the result; ``height`` and ``width`` if there may be no
                 panoptic map.
@@ -256,6 +260,7 @@ class SegmentationResult:
                 boxes=np.asarray(found.bboxes.float()),
                 masks=np.asarray(found.masks),
             )
+        result.queries = sample.get("queries")
         return result
 
     @property
@@ -296,6 +301,101 @@ class SegmentationResult:
     def outlines(self, segment: Segment) -> list[Outline]:
         """Return the outlines of a segment's connected parts, with their holes."""
         return outlines_of(self.mask(segment))
+
+    def require_queries(self) -> Queries:
+        """Return the masks and class probabilities that the model made.
+
+        Raises:
+            ValueError: If they were not kept.
+        """
+        if self.queries is None:
+            raise ValueError(
+                f"{self.image_name}: the masks of the model were not kept; call the inferencer "
+                "with keep_queries=True"
+            )
+        return self.queries
+
+    def with_settings(self, **settings: Unpack[ResultSettings]) -> SegmentationResult:
+        """Make the result again with other settings, from the kept masks, without the model.
+
+        The new result equals that of a new call with these settings. It has no drawn image and no
+        files, and segments of videos have no ``track_id``.
+
+        Args:
+            settings: See :class:`ResultSettings`. Settings that are left out stay as they are.
+
+        Raises:
+            TypeError: If a setting is unknown.
+            ConfigError: If a value is not allowed.
+            ValueError: If the masks were not kept.
+        """
+        sample = self.require_queries().segmented(settings)
+        return SegmentationResult.from_sample(
+            sample,
+            self.class_names,
+            image_path=self.image_path,
+            image_name=self.image_name,
+            height=self.height,
+            width=self.width,
+            random_weights=self.random_weights,
+        )
+
+    def probabilities(self, segment: Segment, classifier: str | None = None) -> np.ndarray:
+        """Return a segment's probabilities of the K classes and, at the end, void.
+
+        For merged masks of stuff, this is their mean, weighted by their pixels.
+
+        Args:
+            segment: A segment of the result.
+            classifier: One of ``queries.classifiers``. None: the ensemble of all of them.
+
+        Returns:
+            (K + 1,) float32.
+
+        Raises:
+            ValueError: If the masks were not kept, or there is no such classifier.
+        """
+        queries = self.require_queries()
+        return queries.of_segment(queries.probabilities(classifier), segment)
+
+    def top(
+        self, segment: Segment, k: int = 5, classifier: str | None = None
+    ) -> list[tuple[str, float]]:
+        """Return the most probable names of a segment and their probabilities, best first.
+
+        Args:
+            segment: A segment of the result.
+            k: Number of names.
+            classifier: See :meth:`probabilities`.
+        """
+        values = self.probabilities(segment, classifier)[:-1]
+        best = np.argsort(-values, kind="stable")[:k]
+        return [(self.class_names[label], float(values[label])) for label in best]
+
+    def embedding(self, segment: Segment) -> np.ndarray:
+        """Return the mask embedding of a segment, (C,) float32.
+
+        For merged masks of stuff, this is the mean of their normalized embeddings, weighted by
+        their pixels. The result is normalized.
+
+        Raises:
+            ValueError: If the masks were not kept, or the model makes no embeddings.
+        """
+        queries = self.require_queries()
+        values = queries.embeddings
+        if values is None:
+            raise ValueError(f"{self.image_name}: the model makes no mask embeddings")
+        norms = np.linalg.norm(values, axis=1, keepdims=True)
+        mean = queries.of_segment(values / np.maximum(norms, 1e-12), segment)
+        return mean / max(float(np.linalg.norm(mean)), 1e-12)
+
+    def confidence(self) -> np.ndarray:
+        """Return how sure the panoptic map is of each pixel, see :meth:`Queries.confidence`.
+
+        Raises:
+            ValueError: If the masks were not kept.
+        """
+        return self.require_queries().confidence()
 
     def to_coco(
         self, image_id: int = 0, category_ids: Sequence[int] | None = None, first_id: int = 1
@@ -407,6 +507,7 @@ class SegmentationResult:
     def drop_maps(self) -> SegmentationResult:
         """Drop all maps, masks and images to free memory; the list of segments stays."""
         self.panoptic = self.semantic = self.instances = self.visualization = None
+        self.queries = None
         return self
 
     def to_dict(self) -> dict:

@@ -166,6 +166,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def whole_number(text: str) -> int:
+    """Parse a whole number, not negative, as the ``type`` of an argument."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative: {value}")
+    return value
+
+
 def fraction(text: str) -> float:
     """Parse a number from 0 to 1, as the ``type`` of an argument."""
     value = float(text)

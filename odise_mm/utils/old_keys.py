@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from odise_mm.errors import ConfigError
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 RECORDED = {"made_up_weights": "random_weights", "opinions": "classifiers"}
@@ -57,6 +59,18 @@ def renamed_arguments(**names: str) -> Callable[[Function], Function]:
         return wrapper  # type: ignore[return-value]
 
     return decorate
+
+
+def spread_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Accept ``test_cfg=dict(topk=9)`` among the arguments of a call as ``topk=9``."""
+    settings = dict(settings)
+    if "test_cfg" in settings:
+        old = settings.pop("test_cfg")
+        if old is not None and not isinstance(old, Mapping):
+            raise ConfigError(f"test_cfg={old!r} must be a dictionary")
+        _warn("argument test_cfg=dict(name=value)", "name=value", stacklevel=3)
+        settings = {**(old or {}), **settings}
+    return settings
 
 
 def _merged(old: Any, new: Any) -> Any:

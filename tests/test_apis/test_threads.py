@@ -70,9 +70,8 @@ def requests(count: int, seed: int = 0) -> list[dict[str, Any]]:
                 texts="; ".join(names[:half]),
                 stuff_texts="; ".join(names[half:]),
                 batch_size=rng.choice((1, 2)),
-                test_cfg=dict(
-                    overlap_threshold=rng.choice((0.0, 0.05)), instance=rng.random() < 0.5
-                ),
+                overlap_threshold=rng.choice((0.0, 0.05)),
+                instance=rng.random() < 0.5,
                 progress=False,
             )
         )
@@ -159,13 +158,18 @@ def test_the_model_in_many_threads() -> None:
 def test_settings_of_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     inferencer = small_inferencer()
     image = requests(1)[0]["images"][0]
-    few = inferencer(image, texts="cat; dog", test_cfg=dict(topk=3, semantic=False))[0]
+    few = inferencer(image, texts="cat; dog", topk=3, semantic=False)[0]
     assert len(few.instances) <= 3 and few.semantic is None
     many = inferencer(image, texts="cat; dog")[0]
     assert len(many.instances) > 3 and many.semantic is not None
-    for wrong in (dict(overlap=0.5), dict(topk=-1), dict(panoptic="yes"), "topk"):
-        with pytest.raises(ConfigError, match="test_cfg"):
-            inferencer.stream(image, test_cfg=wrong)
+    for name, wrong in (("topk", -1), ("panoptic", "yes"), ("min_area", 1.5), ("alpha", 2)):
+        with pytest.raises(ConfigError, match=f"^{name}={wrong!r}: must be"):
+            inferencer.stream(image, **{name: wrong})
+    with pytest.raises(TypeError, match="unknown setting 'overlaps' .known settings: score_thr"):
+        inferencer.stream(image, overlaps=0.5)
+    with pytest.warns(FutureWarning, match="test_cfg=dict"):
+        old = inferencer(image, texts="cat; dog", test_cfg=dict(topk=3))[0]
+    assert len(old.instances) == len(few.instances)
 
 
 def test_the_models_vocabulary_is_the_default() -> None:

@@ -82,6 +82,12 @@ def test_the_joined_map_is_that_of_one_window(height: int, width: int) -> None:
         assert segment.area == mask.sum() and segment.score == pytest.approx(0.5)
         wanted = (SEA, SKY)[number] if number < 2 else labels[number - 2]
         assert (segment.label, segment.name) == (wanted, NAMES[wanted])
+    limit = sorted(segment.area for segment in found.segments)[len(found.segments) // 2]
+    large = segment_windows(as_image(objects, labels), Model(), windows, min_area=limit)
+    kept = [segment.area for segment in found.segments if segment.area >= limit]
+    assert sorted(segment.area for segment in large.segments) == sorted(kept)
+    assert [segment.id for segment in large.segments] == list(range(1, len(kept) + 1))
+    assert (large.require_panoptic() > 0).sum() == sum(kept)
 
 
 def test_windows_cover_the_image_and_overlap() -> None:
@@ -178,3 +184,5 @@ def test_the_inferencer_cuts_large_images(tmp_path: Path) -> None:
     assert (tmp_path / "out/panoptic").is_dir()
     with pytest.raises(ConfigError, match="overlap=32 is for images in windows: set window, too"):
         inferencer(large, overlap=32)
+    with pytest.raises(ConfigError, match="keep_queries=True keeps the masks of whole images"):
+        inferencer(large, window=128, keep_queries=True)

@@ -38,6 +38,8 @@ NAN, INF = float("nan"), float("inf")
 MODEL = [
     ("test_cfg.overlap_threshold", (1.5, -1, NAN, "0.8", True, None, INF)),
     ("test_cfg.topk", (-1, 0, 1.5, True, "100", NAN)),
+    ("test_cfg.min_area", (-1, 1.5, True, "9", NAN, None)),
+    ("test_cfg.keep_queries", (1, "yes")),
     ("test_cfg.panoptic", ("yes", 1, None)),
     ("test_cfg.semantic", ("", 0.0)),
     ("test_cfg.instance", ("False", 1)),

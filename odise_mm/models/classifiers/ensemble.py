@@ -1,5 +1,6 @@
 """The ensemble of class predictions (ODISE, section 3.6, equation 10)."""
 
+import copy
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -60,6 +61,19 @@ class GeometricEnsemble(nn.Module):
             if isinstance(train_vocabulary, Vocabulary)
             else Vocabulary.load(train_vocabulary)
         )
+
+    def with_exponents(self, alpha: float | None, beta: float | None) -> "GeometricEnsemble":
+        """Return a copy with other weights of CLIP's prediction; None keeps a weight.
+
+        Raises:
+            ConfigError: a weight is not a number from 0 to 1.
+        """
+        changed = copy.copy(self)
+        for name, value in (("alpha", alpha), ("beta", beta)):
+            if value is not None:
+                check_weight(name, value)
+                setattr(changed, name, value)
+        return changed
 
     def forward(
         self, class_predictions: Sequence[ClassPrediction], vocabulary: Vocabulary

@@ -13,7 +13,8 @@ from odise_mm.config.building import build_part
 from odise_mm.errors import ConfigError
 from odise_mm.models.classifiers.base import Classifier
 from odise_mm.models.frozen import FrozenModule
-from odise_mm.models.postprocess import TEST_CFG, check_test_cfg
+from odise_mm.models.postprocess import TEST_CFG, check_settings, check_test_cfg
+from odise_mm.models.segmentors.queries import keep_queries, with_exponents
 from odise_mm.models.segmentors.results import SegmentedImages, check_finite, write_results
 from odise_mm.registry import MODELS
 from odise_mm.utils.device import current_device
@@ -30,7 +31,8 @@ Part = dict | nn.Module
 """Config of a part, or the part itself."""
 
 Settings = Mapping[str, Any] | None
-"""``test_cfg`` of a call. Missing settings are taken from the model."""
+"""``test_cfg`` of a call. Missing settings are taken from the model. In addition to the settings of
+the model, ``alpha`` and ``beta`` replace the exponents of the ensemble."""
 
 
 class BaseSegmentor(BaseModel):
@@ -211,6 +213,7 @@ class BaseSegmentor(BaseModel):
         # Read once, so that changes by other threads only affect later calls.
         vocabulary = self._vocabulary_or_default(vocabulary)
         test_cfg = self._with_default_settings(test_cfg)
+        with_exponents(self.ensemble, test_cfg)  # raises before the work starts
         for found in self.segment(inputs, data_samples, vocabulary):
             self.results_from(found, data_samples, test_cfg)
         return list(data_samples)
@@ -233,14 +236,20 @@ class BaseSegmentor(BaseModel):
         """
         raise NotImplementedError
 
-    def probabilities(self, found: SegmentedImages) -> Tensor:
+    def probabilities(self, found: SegmentedImages, test_cfg: Settings = None) -> Tensor:
         """Compute the ensemble's probabilities of the K classes and void: (B, Q, K + 1) float32.
 
+        Args:
+            found: an item of :meth:`segment`.
+            test_cfg: settings, of which ``alpha`` and ``beta`` are used.
+
         Raises:
+            ConfigError: the ensemble has no such exponents.
             FloatingPointError: masks or probabilities are not finite.
         """
+        ensemble = with_exponents(self.ensemble, test_cfg or {}, len(found.class_predictions))
         with self._arithmetic(found.prediction.masks):
-            joined = self.ensemble(found.class_predictions, found.vocabulary)
+            joined = ensemble(found.class_predictions, found.vocabulary)
         check_finite((found.prediction.masks, joined), self.precision)
         return joined
 
@@ -257,7 +266,17 @@ class BaseSegmentor(BaseModel):
                 model's settings.
         """
         settings = self.test_cfg if test_cfg is None else test_cfg
-        write_results(found, self.probabilities(found), data_samples, settings)
+        scores = self.probabilities(found, settings)
+        fates = write_results(found, scores, data_samples, settings)
+        if settings["keep_queries"]:
+            samples = [data_samples[place] for place in found.places]
+            names = [type(part).__name__ for part in self.classifiers]
+            # Predictions of a mask source come first.
+            source = type(getattr(self, "proposals", None)).__name__
+            names = [source] * (len(found.class_predictions) - len(names)) + names
+            keep_queries(
+                found, scores, samples, fates, settings, names, self.ensemble, self.precision
+            )
 
     def set_precision(self, precision: str) -> "BaseSegmentor":
         """Set the precision of the computation and return the model.
@@ -296,7 +315,7 @@ class BaseSegmentor(BaseModel):
         return self.vocabulary if vocabulary is None else _as_vocabulary(vocabulary)
 
     def _with_default_settings(self, test_cfg: Settings) -> dict[str, Any]:
-        return {**self.test_cfg, **check_test_cfg(test_cfg)}
+        return {**self.test_cfg, **check_settings(test_cfg)}
 
     @contextmanager
     def _arithmetic(self, tensor: Tensor) -> Iterator[None]:

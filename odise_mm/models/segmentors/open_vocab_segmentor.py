@@ -79,13 +79,15 @@ class OpenVocabSegmentor(BaseSegmentor):
             It limits memory and does not change results.
         test_cfg: default settings. ``score_threshold``: a panoptic segment must have a larger class
             probability. ``overlap_threshold``: a panoptic segment must keep at least this fraction
-            of its mask. ``topk``: number of instances, counted before stuff is dropped.
+            of its mask. ``min_area``: a panoptic segment must have at least this number of pixels.
+            ``topk``: number of instances, counted before stuff is dropped.
             ``instance_quality``: ``probability``, or ``logit`` as in OVRCOAT, see
             :func:`~odise_mm.models.postprocess.instance_inference`. ``mask_resize``: ``logit``, or
             ``probability`` as in MaskCLIP++: which values of masks are resized to the size of the
             image. ``semantic_resize``: ``masks``, or ``class_maps`` as in FC-CLIP, whose code
             resizes these if neither panoptic results nor instances are computed. ``panoptic``,
-            ``semantic``, ``instance``: which results to compute.
+            ``semantic``, ``instance``: which results to compute. ``keep_queries``: whether samples
+            get a field ``queries``, see :class:`~odise_mm.structures.Queries`.
         data_preprocessor: config of mmdet's preprocessor, which pads the images.
 
     Raises:

@@ -12,11 +12,12 @@ from odise_mm.models.classifiers.base import ClassPrediction
 from odise_mm.models.heads.mask2former_head import Frame, MaskPrediction
 from odise_mm.models.postprocess import (
     instance_inference,
-    panoptic_inference,
+    merge_masks,
     resize_masks,
     semantic_inference,
 )
 from odise_mm.structures import Segment
+from odise_mm.structures.queries import MaskFate
 from odise_mm.vocabulary import Vocabulary
 
 
@@ -59,7 +60,7 @@ def write_results(
     probabilities: Tensor,
     data_samples: Sequence[DetDataSample],
     test_cfg: Mapping[str, Any],
-) -> None:
+) -> list[list[MaskFate]]:
     """Call :func:`add_results` for all images segmented together, at their ``ori_shape``.
 
     Args:
@@ -67,14 +68,23 @@ def write_results(
         probabilities: probabilities of the K classes and void, (B, Q, K + 1).
         data_samples: samples of the whole batch.
         test_cfg: see :func:`add_results`.
+
+    Returns:
+        For every image of ``found``, what became of its masks.
     """
     samples = [data_samples[place] for place in found.places]
-    frames = found.prediction.frames or [Frame(s.pad_shape[:2], s.img_shape[:2]) for s in samples]
+    fates = []
     for sample, frame, masks, scores in zip(
-        samples, frames, found.prediction.masks, probabilities, strict=True
+        samples, frames_of(found, samples), found.prediction.masks, probabilities, strict=True
     ):
         masks = resize_for_results(masks, frame, sample.ori_shape[:2], test_cfg)
-        add_results(sample, masks, scores, found.vocabulary, test_cfg)
+        fates.append(add_results(sample, masks, scores, found.vocabulary, test_cfg))
+    return fates
+
+
+def frames_of(found: SegmentedImages, samples: Sequence[DetDataSample]) -> Sequence[Frame]:
+    """Return the areas that the masks of segmented images cover; ``samples`` are theirs."""
+    return found.prediction.frames or [Frame(s.pad_shape[:2], s.img_shape[:2]) for s in samples]
 
 
 def resize_for_results(
@@ -113,7 +123,7 @@ def add_results(
     scores: Tensor,
     vocabulary: Vocabulary,
     test_cfg: Mapping[str, Any],
-) -> None:
+) -> list[MaskFate]:
     """Write one image's results into its sample.
 
     The results are:
@@ -129,15 +139,20 @@ def add_results(
         scores: probabilities of the K classes and void, (Q, K + 1).
         vocabulary: the K classes.
         test_cfg: all settings of the segmentor.
+
+    Returns:
+        What became of each mask in the panoptic map; empty if it is not computed.
     """
+    fates: list[MaskFate] = []
     names, is_thing = vocabulary.names, vocabulary.is_thing
     if test_cfg["panoptic"]:
-        ids, segments = panoptic_inference(
+        ids, segments, fates = merge_masks(
             scores,
             masks,
             is_thing,
             test_cfg["overlap_threshold"],
             score_threshold=test_cfg["score_threshold"],
+            min_area=test_cfg["min_area"],
         )
         info = [
             Segment(name=names[segment.label], **segment._asdict()).to_info()
@@ -159,6 +174,7 @@ def add_results(
         sample.pred_instances = InstanceData(
             scores=values, labels=labels, masks=binary, bboxes=boxes
         )
+    return fates
 
 
 def check_finite(tensors: Sequence[Tensor], precision: str) -> None:
