@@ -38,6 +38,7 @@ from odise_mm.checkpoints.published import load_weights, use_contained_clip
 from odise_mm.checkpoints.training_names import train_vocabulary
 from odise_mm.config.checking import check_complete, is_complete
 from odise_mm.datasets.class_names import find_file
+from odise_mm.engine.image_scores import ImageScoresHook
 from odise_mm.engine.loops import unwrapped, vocabulary_of
 from odise_mm.engine.result_writer import ProgressHook, ResultWriterHook
 from odise_mm.engine.runner import OpenVocabRunner
@@ -79,7 +80,7 @@ def run_sets(
     runner: OpenVocabRunner,
     report: Report,
     sets: Sequence[BenchmarkSet],
-    writer: ResultWriterHook,
+    writers: Sequence[ResultWriterHook | ImageScoresHook],
     out: str | os.PathLike | None = None,
     *,
     limit: int | None = None,
@@ -93,7 +94,7 @@ def run_sets(
         runner: Runner with a model from :func:`make_runner`.
         report: Report to fill.
         sets: Test sets in order.
-        writer: Hook that writes results and images.
+        writers: Hooks that write results, images and scores.
         out: File of the report. Defaults to ``results.json`` in the runner's log folder, which is
             also used if ``out`` cannot be written.
         limit: Number of images that each test set was limited to, for the report.
@@ -102,7 +103,8 @@ def run_sets(
     Raises:
         EvaluationError: A metric, a hook or the report failed. Everything else was finished.
     """
-    runner.register_hook(writer)
+    for writer in writers:
+        runner.register_hook(writer)
     spare = Path(runner.log_dir) / "results.json"
     out = Path(out or spare)
     console = Console(highlight=False, quiet=not is_main_process())
@@ -114,9 +116,12 @@ def run_sets(
             progress = ProgressHook(bar)
             runner.register_hook(progress)
             for test_set in sets:
-                writer.set_name = progress.set_name = test_set.name
-                report.results.append(run_set(runner, test_set, limit))
+                for hook in (progress, *writers):
+                    hook.set_name = test_set.name
+                result = run_set(runner, test_set, limit)
+                report.results.append(result)
                 if is_main_process():
+                    _write_classes(writers, result)
                     unwritten = _write_report(report, out, spare)
     finally:  # after an error, show the finished results and name the others
         if report.results:
@@ -179,6 +184,19 @@ def run_set(runner: OpenVocabRunner, test_set: BenchmarkSet, limit: int | None) 
         },
         failed=failed,
     )
+
+
+def _write_classes(
+    writers: Sequence[ResultWriterHook | ImageScoresHook], result: SetResult
+) -> None:
+    """Write the table of classes if a hook does that; a failure becomes one of the result."""
+    for writer in writers:
+        name = type(writer).__name__
+        if isinstance(writer, ImageScoresHook) and name not in result.failed:
+            try:
+                writer.write_classes(result.is_thing, result.per_class)
+            except OSError as error:
+                result.failed[name] = f"{printable(writer.folder)}: {error.strerror or error}"
 
 
 def _write_report(report: Report, out: Path, spare: Path) -> str:

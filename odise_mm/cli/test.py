@@ -95,6 +95,14 @@ def add_run_arguments(parser: Parser) -> argparse._ArgumentGroup:
     return how
 
 
+def not_negative(text: str) -> int:
+    """Parse a whole number from 0 (argument type)."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, not {value}")
+    return value
+
+
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser(__doc__, prog=prog)
@@ -112,6 +120,19 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         metavar="DIR",
         help="write panoptic results (PNG and COCO JSON), instances (COCO results) and semantic "
         "label maps (PNG)",
+    )
+    out.add_argument(
+        "--image-scores",
+        metavar="DIR",
+        help="write the scores of every image, the worst images with their ground truth, and the "
+        "confusion of classes",
+    )
+    out.add_argument(
+        "--worst",
+        type=not_negative,
+        default=10,
+        metavar="N",
+        help="number of images that --image-scores draws (default: %(default)s)",
     )
     out.add_argument("--show-dir", metavar="DIR", help="write drawings of the results")
     out.add_argument(
@@ -136,7 +157,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     args = parse_args(argv, prog)
     follow_parent(args.launcher)
     os.environ.setdefault("LOCAL_RANK", str(args.local_rank))
-    folders = (args.dump, args.show_dir, args.work_dir)
+    folders = (args.dump, args.show_dir, args.image_scores, args.work_dir)
     with one_line_errors():
         try:
             with owned_folders(folders, "writing test results"):
@@ -184,6 +205,7 @@ def run(args: argparse.Namespace) -> int:
     from odise_mm.benchmarks import planning, running
     from odise_mm.benchmarks.report import Report
     from odise_mm.config.checking import is_complete
+    from odise_mm.engine.image_scores import ImageScoresHook
     from odise_mm.engine.result_writer import ResultWriterHook
     from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
 
@@ -193,13 +215,18 @@ def run(args: argparse.Namespace) -> int:
     notice = RANDOM_WEIGHTS_NOTICE if random_weights else None
     writer = ResultWriterHook(args.dump, args.show_dir, args.show_interval, notice)
     check_outputs([args.out], planning.inputs_of(args.checkpoint, sets))
+    scores = None
+    if args.image_scores is not None:
+        scores = ImageScoresHook(args.image_scores, args.worst)
+    hooks = [writer, scores] if scores is not None else [writer]
     for test_set in sets:
-        writer.check(test_set.name)
+        for hook in hooks:
+            hook.check(test_set.name)
 
     runner = running.make_runner(sets[0].cfg, args.checkpoint, args.precision)
     described = running.describe_run(runner, args.checkpoint, args.precision, args.cfg_options)
     report = Report(described, [test_set.name for test_set in sets], random_weights)
     running.run_sets(
-        runner, report, sets, writer, args.out, limit=args.limit, per_class=args.per_class
+        runner, report, sets, hooks, args.out, limit=args.limit, per_class=args.per_class
     )
     return 0

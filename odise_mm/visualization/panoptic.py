@@ -56,6 +56,7 @@ def draw_panoptic(
     alpha: float | None = None,
     legend: bool | None = False,
     notice: str | None = None,
+    scores: bool = True,
     channel_order: str = "bgr",
 ) -> np.ndarray:
     """Draw the segments of a result on its image.
@@ -69,6 +70,7 @@ def draw_panoptic(
         legend: whether to add a legend, and to enlarge images that are too small for text. None
             adds a legend if a segment has no room for its name.
         notice: text for a banner over the top of the image.
+        scores: whether scores are written behind the names.
         channel_order: "bgr" or "rgb", of ``image`` and of the returned image.
 
     Returns:
@@ -91,7 +93,7 @@ def draw_panoptic(
     if channel_order not in ("bgr", "rgb"):
         raise ValueError(f'channel_order must be "bgr" or "rgb", not {channel_order!r}')
     rgb = image[..., ::-1] if channel_order == "bgr" else image
-    drawing = _draw(np.ascontiguousarray(rgb), result, fill, alpha, legend, notice)
+    drawing = _draw(np.ascontiguousarray(rgb), result, fill, alpha, legend, notice, scores)
     return np.ascontiguousarray(drawing[..., ::-1] if channel_order == "bgr" else drawing)
 
 
@@ -102,6 +104,7 @@ def _draw(
     alpha: float,
     legend: bool | None,
     notice: str | None,
+    scores: bool,
 ) -> np.ndarray:
     zoom = 1 if legend is False else max(1, math.ceil(_MIN_LONG_SIDE / max(rgb.shape[:2])))
     # Ranks in the list of segments, from 1, are small numbers for OpenCV and lookup tables.
@@ -123,7 +126,7 @@ def _draw(
     swatches = _swatches(canvas, ranks, drawn)
     pil = Image.fromarray(canvas).copy()
     del rgb, canvas  # large images need the memory
-    _write_names(pil, ranks, drawn, label_size, numbers=legend is not False)
+    _write_names(pil, ranks, drawn, label_size, numbers=legend is not False, scores=scores)
     if notice:
         draw_banner(pil, notice, legend_size)
     if legend or (legend is None and any(not d.placed or d.number for d in drawn)):
@@ -242,7 +245,12 @@ def _find_boxes(ranks: np.ndarray, drawn: list[_Drawn]) -> None:
 
 
 def _write_names(
-    pil: Image.Image, ranks: np.ndarray, drawn: list[_Drawn], size: int, numbers: bool = True
+    pil: Image.Image,
+    ranks: np.ndarray,
+    drawn: list[_Drawn],
+    size: int,
+    numbers: bool = True,
+    scores: bool = True,
 ) -> None:
     """Write the name of each segment where there is room.
 
@@ -253,6 +261,7 @@ def _write_names(
         size: Height of the font in pixels.
         numbers: Whether segments without room for their names get numbers that a legend lists.
             Objects of videos get the numbers of their tracks.
+        scores: Whether names are followed by scores.
     """
     draw = ImageDraw.Draw(pil)
     small = max(_MIN_FONT, round(size * 0.72))
@@ -269,8 +278,9 @@ def _write_names(
         if item.segment.track_id is not None and item.segment.is_thing:
             track = f"#{item.segment.track_id}"
             name = f"{name} {track}"
+        scored = f"{name} {item.segment.score:.2f}" if scores else name
         for part in _parts(mask, small // scale):
-            for text, font_size in [*_forms(name, item.segment.score, size, small), (track, small)]:
+            for text, font_size in [*_forms(name, scored, size, small), (track, small)]:
                 if text and _place(draw, part, (x0, y0), scale, text, font_size, item):
                     break
         listed = numbered[item.segment.name] < MAX_NUMBERS
@@ -301,9 +311,8 @@ def _parts(mask: np.ndarray, size: int) -> list[np.ndarray]:
     return [mask] if count <= 2 else [(labels == i).astype(np.uint8) for i in largest]
 
 
-def _forms(name: str, score: float, size: int, small: int) -> list[tuple[str, int]]:
+def _forms(name: str, scored: str, size: int, small: int) -> list[tuple[str, int]]:
     """Return the texts and font sizes to try for a name, in order of preference."""
-    scored = f"{name} {score:.2f}"
     forms = [(scored, size), (name, size), (halve(name), size), (scored, small)]
     forms += [(name, small), (halve(name), small)]
     return list(dict.fromkeys((text, s) for text, s in forms if text and name))

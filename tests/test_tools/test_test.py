@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -97,6 +98,37 @@ def test_numbers_equal_those_computed_by_hand(project: Path, capsys: pytest.Capt
     pq = f"{five['metrics']['panoptic/PQ']:.2f}"
     assert pq in shown and "meaningless" in shown and "five: classes" in shown
     assert "wrote out.json" in shown
+
+
+def test_scores_of_images(project: Path) -> None:
+    """The model's border is at 20. The image with the border at 8 is the worst."""
+    run("--datasets", "five", "--image-scores", "scores", "--worst", "2")
+    folder = Path("scores/five")
+    images = json.loads((folder / "images.json").read_text())
+    assert [Path(image["image"]).stem for image in images] == ["003", "004", "002", "001", "000"]
+    pq = [50 * 20 / 32, 50 * 20 / 30, 50 * (20 / 28 + 12 / 20), 50 * (16 / 20 + 20 / 24), 100]
+    assert [image["score"] for image in images] == pytest.approx(pq)
+    counts = [tuple(image[key] for key in ("matched", "missed", "wrong")) for image in images]
+    assert counts == [(1, 1, 1), (1, 1, 1), (2, 0, 0), (2, 0, 0), (2, 0, 0)]
+    with open(folder / "images.csv", newline="") as stream:
+        assert [float(row["PQ"]) for row in csv.DictReader(stream)] == pytest.approx(pq)
+    with open(folder / "classes.csv", newline="") as stream:
+        rows = {row["class"]: row for row in csv.DictReader(stream)}
+    assert rows["cat"]["kind"] == "thing" and rows["sky"]["kind"] == "stuff"
+    assert {row["images"] for row in rows.values()} == {"5"}
+    assert float(rows["cat"]["semantic/IoU"]) == pytest.approx(100 * 74 / (82 + 100 - 74))
+    # Pixels of the cat that the model calls sky, and the reverse.
+    area = [line.split(",") for line in (folder / "confusion_pixels.csv").read_text().split()]
+    cat, sky = area[-3][-3:], area[-2][-3:]
+    right = [sum(min(20, b) for b in FIVE), sum(min(20, 40 - b) for b in FIVE)]
+    wrong = [sum(max(0, b - 20) for b in FIVE), sum(max(0, 20 - b) for b in FIVE)]
+    assert list(map(int, cat)) == [HEIGHT * right[0], HEIGHT * wrong[0], 0]
+    assert list(map(int, sky)) == [HEIGHT * wrong[1], HEIGHT * right[1], 0]
+    drawn = sorted(path.name for path in (folder / "worst").iterdir())
+    assert drawn == ["001_003.jpg", "002_004.jpg"]
+    # Most of each segment is found as its own class.
+    assert "cat,sky,0,0.0000" in (folder / "confusions.csv").read_text()
+    assert (folder / "suggestions.txt").read_text() == ""
 
 
 def test_limit_is_noted(project: Path, capsys: pytest.CaptureFixture) -> None:
@@ -651,8 +683,10 @@ def launch(project: Path, *arguments: str) -> subprocess.CompletedProcess:
 def test_two_processes_give_the_same_results(project: Path) -> None:
     """Five images do not divide evenly, and one image is too few for two processes."""
     arguments = ["--datasets", "five", "one"]
-    alone = run(*arguments, "--dump", "dump_1")
-    done = launch(project, *arguments, "--dump", "dump_2", "--out", "two.json")
+    more = ["--image-scores", "scores", "--worst", "3"]
+    alone = run(*arguments, "--dump", "dump_1", *more)
+    Path("scores").rename("scores_1")
+    done = launch(project, *arguments, "--dump", "dump_2", "--out", "two.json", *more)
     together = json.loads((project / "two.json").read_text())
     assert together["processes"] == 2
     assert together["done"] == ["five"] and together["not_done"] == ["one"]
@@ -662,6 +696,10 @@ def test_two_processes_give_the_same_results(project: Path) -> None:
     assert len(files) == 2 * 5 + 2
     for file in files:
         assert (Path("dump_1") / file).read_bytes() == (Path("dump_2") / file).read_bytes(), file
+    written = sorted(p for p in Path("scores/five").rglob("*") if p.is_file())
+    assert len(written) == 9 + 3
+    for file in written:
+        assert file.read_bytes() == ("scores_1" / file.relative_to("scores")).read_bytes(), file
     errors = {line for line in done.stderr.splitlines() if line.startswith("error: ")}
     assert errors == {
         "error: 2 processes for 1 images to evaluate: start at most as many processes as "

@@ -180,15 +180,19 @@ class TextEncoder(nn.Module):
             self._text_version = self.clip.text_version
 
     def _warn_if_cut(self, texts: Sequence[str]) -> None:
+        limit = self.clip.context_length - 2
+        for text, length in self.too_long(texts).items():
+            print_log(
+                f"'{text[:60]}...' has {length} tokens; CLIP only uses the first {limit}",
+                logger="current",
+                level=30,
+            )
+
+    def too_long(self, texts: Sequence[str]) -> dict[str, int]:
+        """Return the texts that exceed CLIP's context length, with their numbers of tokens."""
         tokenizer = self.clip.tokenizer
         limit = self.clip.context_length - 2
-        for text in texts:
-            # a token has at least one character, so short texts need no tokenization
-            if len(text) > limit and hasattr(tokenizer, "encode"):
-                length = len(tokenizer.encode(text))
-                if length > limit:
-                    print_log(
-                        f"'{text[:60]}...' has {length} tokens; CLIP only uses the first {limit}",
-                        logger="current",
-                        level=30,
-                    )
+        # A token has at least one character, so short texts need no tokenization.
+        long = [text for text in texts if len(text) > limit and hasattr(tokenizer, "encode")]
+        lengths = {text: len(tokenizer.encode(text)) for text in long}
+        return {text: length for text, length in lengths.items() if length > limit}
