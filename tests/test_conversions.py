@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import cv2
 import numpy as np
 import pytest
@@ -69,6 +71,23 @@ def test_supervision_computes_the_same_boxes_and_areas(result: SegmentationResul
     assert np.array_equal(detections.xyxy, corners)
     assert detections.confidence.tolist() == [0.75, 0.5] and detections.class_id.tolist() == [1, 0]
     assert len(SegmentationResult(panoptic=np.zeros((4, 5), np.int32)).to_supervision()) == 0
+
+
+def test_fiftyone_draws_the_same_masks(result: SegmentationResult) -> None:
+    """fiftyone (1 GB) is not among the test requirements; last run with 1.22.1."""
+    pytest.importorskip("fiftyone")
+    detections = result.to_fiftyone().detections
+    assert [d.label for d in detections] == ["ring", "<sand>"]
+    for detection, segment in zip(detections, result.segments, strict=False):
+        drawn = detection.to_segmentation(frame_size=(60, 40), target=1).get_mask()
+        assert np.array_equal(drawn > 0, result.mask(segment))
+        assert (detection.confidence, detection.segment_id) == (segment.score, segment.id)
+
+
+def test_without_fiftyone(result: SegmentationResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fiftyone", None)
+    with pytest.raises(ImportError, match="pip install fiftyone"):
+        result.to_fiftyone()
 
 
 def test_transformers_form_has_the_fields_of_transformers(result: SegmentationResult) -> None:

@@ -14,6 +14,7 @@ from odise_mm.version import __version__
 # `main(argv, prog) -> exit status`, and add a line here.
 COMMANDS = {
     "segment": "segment images with class names of your choice",
+    "explain": "show why an image was segmented as it was",
     "convert": "convert segmented images to the formats of other tools",
     "train": "train a model",
     "test": "measure PQ, mAP and mIoU on one or several test sets",

@@ -10,6 +10,7 @@ import numpy as np
 from odise_mm.structures.geometry import box_of
 
 if TYPE_CHECKING:
+    import fiftyone
     import supervision
     from mmdet.structures import DetDataSample
 
@@ -83,6 +84,38 @@ def to_supervision(result: SegmentationResult) -> supervision.Detections:
             segment_id=np.array([segment.id for segment in segments]),
         ),
     )
+
+
+def to_fiftyone(result: SegmentationResult) -> fiftyone.Detections:
+    """See :meth:`SegmentationResult.to_fiftyone`."""
+    try:
+        import fiftyone
+    except ImportError as error:
+        raise ImportError(f"fiftyone is not installed ({error}): pip install fiftyone") from error
+
+    height, width = result.require_panoptic().shape
+    detections = []
+    for segment in result.segments:
+        mask = result.mask(segment)
+        if not mask.any():
+            continue
+        left, top, right, bottom = box_of(mask)
+        detection = fiftyone.Detection(
+            label=segment.name,
+            bounding_box=[
+                left / width,
+                top / height,
+                (right - left) / width,
+                (bottom - top) / height,
+            ],
+            mask=np.ascontiguousarray(mask[top:bottom, left:right]),
+            confidence=segment.score,
+            index=segment.track_id,
+            segment_id=segment.id,
+            is_thing=segment.is_thing,
+        )
+        detections.append(detection)
+    return fiftyone.Detections(detections=detections)
 
 
 def to_transformers(result: SegmentationResult) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from odise_mm.structures.geometry import Outline, box_of, outlines_of, parts_of
 from odise_mm.structures.queries import Queries, ResultSettings
 
 if TYPE_CHECKING:
+    import fiftyone
     import supervision
     from matplotlib.axes import Axes
     from mmdet.structures import DetDataSample
@@ -427,6 +428,18 @@ class SegmentationResult:
             ValueError: If the result has no panoptic map.
         """
         return conversions.to_supervision(self)
+
+    def to_fiftyone(self) -> fiftyone.Detections:
+        """Return the segments as ``Detections`` of FiftyOne, with boxes and masks inside of them.
+
+        A detection also has ``segment_id`` and ``is_thing``; ``index`` is the ``track_id`` in
+        videos. Assign the result to a field of a FiftyOne sample.
+
+        Raises:
+            ImportError: If fiftyone is not installed.
+            ValueError: If the result has no panoptic map.
+        """
+        return conversions.to_fiftyone(self)
 
     def to_transformers(self) -> dict[str, Any]:
         """Return what panoptic post-processing of transformers returns for one image.
