@@ -56,3 +56,5 @@ def test_notebook_runs(
     assert re.search(r"\(\d+, \d+\) bool \d+", printed["mask"])
     assert "golden triangle" in printed["other"] and "blue star" not in printed["other"]
     assert "bicycle" in printed["error"]
+    assert re.search(r"water +water 1.00  ", printed["top"])
+    assert "at least 900 pixels" in printed["top"] and "black" not in printed["top"].split("at")[1]
