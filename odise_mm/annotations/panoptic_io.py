@@ -134,7 +134,10 @@ def describe_segments(
 
 
 def describe_result(
-    result: SegmentationResult, map_name: str, category_ids: Sequence[int]
+    result: SegmentationResult,
+    map_name: str,
+    category_ids: Sequence[int],
+    image_name: str | None = None,
 ) -> tuple[dict, dict]:
     """Return the entries of ``images`` and ``annotations`` for a result, without the image id.
 
@@ -142,10 +145,13 @@ def describe_result(
         result: Result with a panoptic map.
         map_name: Name of its PNG file.
         category_ids: Category ids by class index.
+        image_name: Name of the image file; it may contain folders. By default, the result's,
+            without folders.
     """
     height, width = result.panoptic.shape
-    original = os.path.basename(result.image_path or result.image_name)
-    image = dict(file_name=original, height=height, width=width)
+    if image_name is None:
+        image_name = os.path.basename(result.image_path or result.image_name)
+    image = dict(file_name=image_name, height=height, width=width)
     annotation = dict(
         file_name=map_name,
         ids_sha256=digest_of(result.panoptic),
@@ -192,14 +198,20 @@ class CocoPanopticWriter:
         return len(self._content["images"])
 
     def add(
-        self, result: SegmentationResult, stem: str, *, image_id: int | str | None = None
+        self,
+        result: SegmentationResult,
+        stem: str,
+        *,
+        image_id: int | str | None = None,
+        image_name: str | None = None,
     ) -> Path:
         """Write the PNG file of a result and add it to the JSON content.
 
         Args:
             result: Result with a panoptic map.
-            stem: Name of the PNG file without extension.
+            stem: Name of the PNG file without extension. It may contain folders: "a/1".
             image_id: Id of the image. By default, images are numbered from 1.
+            image_name: See :func:`describe_result`.
 
         Returns:
             Path of the PNG file.
@@ -211,7 +223,8 @@ class CocoPanopticWriter:
             raise ValueError(f"{result.image_name}: no panoptic map to write")
         path = self.png_dir / f"{stem}.png"
         write_marked_png(path, ids_to_rgb(result.panoptic))
-        self.note(*describe_result(result, path.name, self.category_ids), image_id)
+        described = describe_result(result, f"{stem}.png", self.category_ids, image_name)
+        self.note(*described, image_id)
         return path
 
     def note(self, image: dict, annotation: dict, image_id: int | str | None = None) -> None:

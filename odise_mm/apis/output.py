@@ -25,7 +25,7 @@ from odise_mm.apis.sources import Source
 from odise_mm.errors import OutputError, PanopticFileError
 from odise_mm.structures import Segment, SegmentationResult
 from odise_mm.utils.display import printable
-from odise_mm.utils.files import FolderLock, read_json, remove_leftovers
+from odise_mm.utils.files import FolderLock, path_inside, read_json, remove_leftovers
 from odise_mm.utils.journal import Journal
 from odise_mm.utils.outputs import (
     InputFiles,
@@ -33,9 +33,9 @@ from odise_mm.utils.outputs import (
     check_outputs,
     image_path,
     is_ours,
+    nested_stem,
     refuse_foreign,
     spelling,
-    stem_of,
     unused_stem,
     write_image,
 )
@@ -92,9 +92,9 @@ class OutputFolder:
                     f"{_START_OVER}"
                 )
         for stem in _stems(sources or ()):
-            self.claim(self.maps / f"{stem}.png")
-            if draw:
-                self.claim(image_path(self.images, stem))
+            for path in (self.maps / f"{stem}.png", image_path(self.images, stem))[: 1 + draw]:
+                check_folder(path.parent)
+                self.claim(path)
         with self.lock:
             pass
 
@@ -121,8 +121,12 @@ class OutputFolder:
         annotations = (self.earlier_index() or {}).get("annotations")
         if not isinstance(annotations, list):
             return set()
-        names = [a.get("file_name") for a in annotations if isinstance(a, dict)]
-        return {Path(n).stem for n in names if isinstance(n, str) and n == os.path.basename(n)}
+        stems = set()
+        for annotation in annotations:
+            with suppress(PanopticFileError, AttributeError):
+                path_inside(self.maps, name := annotation.get("file_name"), PanopticFileError, "")
+                stems.add(os.path.splitext(name)[0])
+        return stems
 
     def remove(self, stem: str, kept: Collection[str]) -> None:
         """Remove the files that an earlier run wrote for an image, except those of this run.
@@ -137,6 +141,7 @@ class OutputFolder:
                 self.inputs.refuse(path)
                 if spelling(str(path)) not in kept and is_ours(path):
                     path.unlink()
+                    _remove_empty(path.parent, {self.maps, self.images})
 
 
 @dataclass
@@ -157,7 +162,8 @@ class ResultWriter:
 
     Writes ``vis/NAME.jpg`` with the drawn segments, and ``panoptic/NAME.png`` and
     ``panoptic.json`` in COCO's panoptic format. NAME is the image's file name without extension,
-    with a number if several images have the same name.
+    with its folders below the folder that contains all images of the run, and with a number if
+    several images have the same name. Without ``sources``, NAME has no folders.
 
     The JSON file is written when the ``with`` block ends. A run that is interrupted, even by a
     kill, leaves ``panoptic.journal``, with which the next run with the same settings can continue
@@ -200,6 +206,7 @@ class ResultWriter:
         self._vocabulary = vocabulary
         self._random_weights = random_weights
         self._total = None if sources is None else len(sources)
+        self._root = _common_root(sources or ())
         self._settings = dict(settings or {}, images=_describe(sources))
         self._resume = resume
         self._origins: list[list[Any] | None] = []
@@ -257,8 +264,9 @@ class ResultWriter:
         except BaseException:
             self._folder.lock.release()
             raise
-        for folder in (self.out_dir, self._folder.maps, self._folder.images):
-            remove_leftovers(folder)
+        remove_leftovers(self.out_dir)
+        for folder in (self._folder.maps, self._folder.images):
+            remove_leftovers(folder, below=True)
         self._stale = head["replaces"]
         self._is_first = head["is_first"]
         return self
@@ -375,11 +383,11 @@ class ResultWriter:
             self._files.add(spelling(str(self._folder.images / entry.vis)))
 
     def _write(self, position: int, result: SegmentationResult, drawing: np.ndarray | None) -> None:
-        stem = stem_of(result.image_path or f"image_{self._written:04d}")
-        stem = unused_stem(stem, self._stems)
+        name = _name_below(self._root, result.image_path)
+        stem = unused_stem(nested_stem(name or f"image_{self._written:04d}"), self._stems)
         self._stems.add(spelling(stem))
         try:
-            vis = self._write_files(stem, result, drawing)
+            vis = self._write_files(stem, name, result, drawing)
         except MemoryError:
             self._discard(result)
             raise
@@ -394,12 +402,12 @@ class ResultWriter:
             image=image,
             annotation=annotation,
             scores=[float(s.score) for s in result.segments if s.id in kept],
-            vis=None if vis is None else vis.name,
+            vis=None if vis is None else vis.relative_to(self._folder.images).as_posix(),
         )
         self._folder.journal.add(vars(entry))
 
     def _write_files(
-        self, stem: str, result: SegmentationResult, drawing: np.ndarray | None
+        self, stem: str, name: str | None, result: SegmentationResult, drawing: np.ndarray | None
     ) -> Path | None:
         """Write map and drawing, and store their paths in ``result.files`` and ``_files``.
 
@@ -416,7 +424,7 @@ class ResultWriter:
             self._files.add(spelling(str(vis)))
         if result.panoptic is not None:
             result.files["panoptic"] = str(self._folder.maps / f"{stem}.png")
-            path = self._coco.add(result, stem)
+            path = self._coco.add(result, stem, image_name=name)
             result.files["json"] = str(self._folder.json)
             self._files.add(spelling(str(path)))
         return vis
@@ -455,10 +463,41 @@ class ResultWriter:
 def _stems(sources: Sequence[Source]) -> Iterator[str]:
     """Yield the names of the outputs, assuming that all images can be used."""
     used: set[str] = set()
+    root = _common_root(sources)
     for count, source in enumerate(sources, start=1):
-        stem = unused_stem(stem_of(source.path or f"image_{count:04d}"), used)
+        name = _name_below(root, source.path) or f"image_{count:04d}"
+        stem = unused_stem(nested_stem(name), used)
         used.add(spelling(stem))
         yield stem
+
+
+def _common_root(sources: Sequence[Source]) -> str | None:
+    """Return the deepest folder that contains the roots of all images; None if there is none."""
+    roots = {os.path.abspath(source.root) for source in sources if source.root is not None}
+    with suppress(ValueError):  # there are none, or they are on different drives
+        return os.path.commonpath(roots)
+    return None
+
+
+def _name_below(root: str | None, path: str | None) -> str | None:
+    """Return the name of a file relative to a folder, with slashes.
+
+    Files that are not below it (without a folder, or through ``..`` in a pattern) have no folders.
+    """
+    if path is None:
+        return None
+    with suppress(ValueError):
+        if root is not None and path != root:
+            return Path(os.path.abspath(path)).relative_to(root).as_posix()
+    return os.path.basename(path)
+
+
+def _remove_empty(folder: Path, kept: Collection[Path]) -> None:
+    """Remove a folder and its parents up to the kept ones, as far as they are empty."""
+    with suppress(OSError):  # not empty
+        while folder not in kept:
+            folder.rmdir()
+            folder = folder.parent
 
 
 def _origin(source: Source) -> list[Any] | None:

@@ -45,6 +45,9 @@ class Source:
     value: Any
     """A path, bytes, an array, a PIL image, or a value that the reader will reject."""
     path: str | None = None
+    root: str | None = None
+    """Folder that the path was found in: the given one, that of a given file, or the folder before
+    the first wildcard of a pattern. None without a path."""
     error: ImageError | None = None
     """Why there is no image: an empty folder, or a pattern without matches."""
     failure: Exception | None = None
@@ -166,9 +169,9 @@ class _Expansion:
                 f"{shown}: images are not downloaded from URLs; give the path of a file or the "
                 "downloaded bytes"
             )
-            yield Source(shown, None, None, error)
+            yield Source(shown, None, error=error)
         else:
-            yield Source(path, path, path)
+            yield Source(path, path, path, os.path.dirname(path))
 
     def _of_folder(self, path: str) -> Iterator[Source]:
         shown = printable(path)
@@ -176,7 +179,7 @@ class _Expansion:
             names = sorted(os.listdir(path))
         except OSError as err:
             error = ImageError(f"{shown}: cannot list the folder ({err.strerror or err})")
-            yield Source(path, None, path, error)
+            yield Source(path, None, path, error=error)
             return
         found, others = [], Counter[str]()
         for name in names:
@@ -190,8 +193,8 @@ class _Expansion:
         if not found:
             kinds = ", ".join(sorted(image_suffixes()))
             error = ImageError(f"{shown}: no images in this folder (searched for {kinds})")
-            yield Source(path, None, path, error)
-        yield from self._new_ones(found, shown, others)
+            yield Source(path, None, path, error=error)
+        yield from self._new_ones(found, path, shown, others)
 
     def _of_pattern(self, pattern: str) -> Iterator[Source]:
         shown = printable(pattern)
@@ -202,10 +205,15 @@ class _Expansion:
         )
         if not found:
             error = ImageError(f"{shown}: no file matches this pattern")
-            yield Source(pattern, None, pattern, error)
-        yield from self._new_ones(found, shown, Counter())
+            yield Source(pattern, None, pattern, error=error)
+        root = pattern
+        while glob.has_magic(root):
+            root = os.path.dirname(root)
+        yield from self._new_ones(found, root, shown, Counter())
 
-    def _new_ones(self, found: Sequence[str], shown: str, others: Counter[str]) -> Iterator[Source]:
+    def _new_ones(
+        self, found: Sequence[str], root: str, shown: str, others: Counter[str]
+    ) -> Iterator[Source]:
         files = []
         for file in found:
             real = os.path.realpath(file)
@@ -216,7 +224,7 @@ class _Expansion:
         if skipped and self._log:
             print_log(f"{shown}: skipped {skipped}", logger="current")
         for file in files:
-            yield Source(file, file, file)
+            yield Source(file, file, file, root)
 
 
 def _describe_skipped(others: Counter[str], duplicates: int) -> str:

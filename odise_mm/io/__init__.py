@@ -2,15 +2,27 @@
 
 from odise_mm.io.base import LabelWriter
 from odise_mm.io.coco import CocoWriter
+from odise_mm.io.cvat import CvatPolygonWriter, CvatWriter
 from odise_mm.io.labelme import LabelmeWriter
+from odise_mm.io.labelstudio import LabelStudioWriter
 from odise_mm.io.masks import MaskWriter, SemanticWriter
+from odise_mm.io.panoptic import PanopticWriter
+from odise_mm.io.tables import NpzWriter, ParquetWriter
+from odise_mm.io.voc import VocWriter
 from odise_mm.io.yolo import YoloWriter
 
 FORMATS: dict[str, type[LabelWriter]] = {
     "coco": CocoWriter,
+    "cvat": CvatWriter,
+    "cvat_polygons": CvatPolygonWriter,
     "labelme": LabelmeWriter,
+    "labelstudio": LabelStudioWriter,
     "masks": MaskWriter,
+    "npz": NpzWriter,
+    "panoptic": PanopticWriter,
+    "parquet": ParquetWriter,
     "semantic": SemanticWriter,
+    "voc": VocWriter,
     "yolo": YoloWriter,
 }
 """Writers by name. A plugin may add its own."""

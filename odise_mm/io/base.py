@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,9 +30,14 @@ class LabelWriter:
 
         Args:
             result: Result with a panoptic map.
-            stem: Unique name of the image, without extension.
+            stem: Unique name of the image, without extension. It may contain folders: "a/1".
         """
         raise NotImplementedError
+
+    @staticmethod
+    def image_name(result: SegmentationResult) -> str:
+        """Return the name of the image file, relative to the folder of all images, with slashes."""
+        return result.image_name.replace(os.sep, "/")
 
     def close(self) -> None:
         """Write what concerns all images. Called once, after the last image."""

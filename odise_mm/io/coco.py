@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ class CocoWriter(LabelWriter):
 
     def add(self, result: SegmentationResult, stem: str) -> None:
         """Collect the segments of an image."""
-        name = os.path.basename(result.image_path or result.image_name)
+        name = self.image_name(result)
         number = len(self.images) + 1
         self.images.append(
             dict(id=number, file_name=name, height=result.height, width=result.width)

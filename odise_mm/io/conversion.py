@@ -13,7 +13,7 @@ from odise_mm.errors import ConfigError, OutputError, PanopticFileError
 from odise_mm.io import FORMATS
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import read_json
-from odise_mm.utils.outputs import check_folder, owned_folders
+from odise_mm.utils.outputs import check_folder, owned_folders, spelling, unused_stem
 from odise_mm.vocabulary import Vocabulary
 
 MARK = ".written_by_odise_mm"
@@ -85,6 +85,8 @@ def convert(
     results = iterate_coco_panoptic(panoptic_json)
     first = next(results, None)  # checks the file
     vocabulary = _vocabulary_of(panoptic_json)
+    maps = Path(panoptic_json).with_suffix("")
+    stems: set[str] = set()
     with owned_folders([folder], "converting results"), ExitStack() as stack:
         for part in parts.values():
             shutil.rmtree(part, ignore_errors=True)
@@ -92,7 +94,9 @@ def convert(
             stack.callback(shutil.rmtree, part, ignore_errors=True)
         writers = [FORMATS[name](part, vocabulary) for name, part in parts.items()]
         while first is not None:
-            stem = Path(first.files["panoptic"]).stem
+            name = os.path.relpath(first.files["panoptic"], maps)
+            stem = unused_stem(Path(name).with_suffix("").as_posix(), stems)
+            stems.add(spelling(stem))
             for writer in writers:
                 writer.add(first, stem)
             advance()

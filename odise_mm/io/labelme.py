@@ -35,7 +35,7 @@ class LabelmeWriter(LabelWriter):
             version="5.5.0",
             flags={},
             shapes=shapes,
-            imagePath=os.path.basename(result.image_path or result.image_name),
+            imagePath=os.path.basename(self.image_name(result)),
             imageData=None,
             imageHeight=result.height,
             imageWidth=result.width,

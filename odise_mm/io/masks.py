@@ -34,7 +34,7 @@ class MaskWriter(LabelWriter):
                 continue
             name = f"{stem}/{segment.id}.png"
             _write_png(self.folder / name, Image.fromarray(mask.astype(np.uint8) * 255))
-            entry = dict(file=name, image=result.image_path or result.image_name)
+            entry = dict(file=name, image=self.image_name(result))
             self.entries.append(entry | asdict(segment) | dict(box=result.box(segment)))
 
     def close(self) -> None:

@@ -114,13 +114,18 @@ def write_json(path: str | os.PathLike[str], content: Any, indent: int | None = 
         file.write("\n")
 
 
-def remove_leftovers(folder: str | os.PathLike[str]) -> list[Path]:
+def remove_leftovers(folder: str | os.PathLike[str], below: bool = False) -> list[Path]:
     """Remove temporary files that killed programs left in a folder.
+
+    Args:
+        folder: The folder.
+        below: Whether to look in its subfolders, too.
 
     Returns:
         The removed files.
     """
-    found = [path for path in Path(folder).glob(".*.tmp") if _TEMPORARY.fullmatch(path.name)]
+    pattern = "**/.*.tmp" if below else ".*.tmp"
+    found = [path for path in Path(folder).glob(pattern) if _TEMPORARY.fullmatch(path.name)]
     for path in found:
         path.unlink(missing_ok=True)
     return found

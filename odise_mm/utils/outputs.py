@@ -200,23 +200,38 @@ def refuse_foreign(path: str | os.PathLike) -> None:
 
 def stem_of(path: str | os.PathLike) -> str:
     """Return the name of a file without extension, adapted to be valid on all systems."""
-    stem = os.path.splitext(os.path.basename(os.fspath(path)))[0]
-    if stem.partition(".")[0].lower() in _RESERVED:
-        stem = f"_{stem}"
-    return _shortened(stem)
+    return _valid(os.path.splitext(os.path.basename(os.fspath(path)))[0])
+
+
+def nested_stem(name: str) -> str:
+    """Return a file name without extension, with its folders: ``a/1`` for ``a/1.jpg``.
+
+    All parts are adapted to be valid on all systems. Folders do not get the name of an output.
+
+    Args:
+        name: Relative name of the file, with slashes.
+    """
+    *folders, file = name.split("/")
+    folders = [f"{f}_" if f.lower().endswith((".png", ".jpg")) else f for f in folders]
+    return "/".join([*map(_valid, folders), stem_of(file)])
+
+
+def _valid(name: str) -> str:
+    return _shortened(f"_{name}" if name.partition(".")[0].lower() in _RESERVED else name)
 
 
 def unused_stem(stem: str, used: Iterable[str]) -> str:
     """Return the stem, with a number from 2 if a file system may confuse it with a used one.
 
     Args:
-        stem: Stem from :func:`stem_of`.
+        stem: Stem from :func:`stem_of` or :func:`nested_stem`.
         used: :func:`spelling` of the used stems.
     """
+    folder, slash, name = stem.rpartition("/")
     candidate, count = stem, 1
     while spelling(candidate) in used:
         count += 1
-        candidate = _shortened(stem, f"_{count}")
+        candidate = folder + slash + _shortened(name, f"_{count}")
     return candidate
 
 

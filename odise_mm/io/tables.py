@@ -1,0 +1,104 @@
+"""Segments as tables and arrays, for programs rather than labeling tools."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from odise_mm.errors import OutputError
+from odise_mm.io.base import LabelWriter
+from odise_mm.structures import SegmentationResult
+from odise_mm.utils.files import atomic_writer
+from odise_mm.vocabulary import Vocabulary
+
+
+class NpzWriter(LabelWriter):
+    """Writes ``STEM.npz`` per image: the panoptic map, and arrays with a row per segment.
+
+    ``panoptic`` is (H, W) int32; ``id``, ``label``, ``name``, ``score``, ``area`` and ``is_thing``
+    are the fields of the segments; ``box`` is (N, 4) int64, left, top, right and bottom, the latter
+    two exclusive; ``class_names`` are the names of all classes.
+    """
+
+    def add(self, result: SegmentationResult, stem: str) -> None:
+        """Write the file of an image."""
+        rows = list(rows_of(result))
+        kinds = dict(id=int, label=int, name=str, score=float, area=int, is_thing=bool)
+        columns = {
+            name: np.array([row[name] for row in rows], kind) for name, kind in kinds.items()
+        }
+        box = np.array([row["box"] for row in rows], int).reshape(-1, 4)
+        with atomic_writer(self.folder / f"{stem}.npz", durable=False) as file:
+            np.savez_compressed(
+                file,
+                panoptic=result.require_panoptic(),
+                box=box,
+                class_names=np.array(self.vocabulary.names, str),
+                **columns,
+            )
+
+
+class ParquetWriter(LabelWriter):
+    """Writes ``segments.parquet`` with a row per segment.
+
+    Columns: ``image`` (file name), ``height``, ``width``; ``id``, ``label``, ``name``, ``score``,
+    ``area`` and ``is_thing`` of the segment; ``box`` (left, top, right and bottom, the latter two
+    exclusive); ``rle``, the mask as COCO's compressed run lengths. The metadata of the schema has
+    ``class_names``, a JSON list.
+    """
+
+    ROWS = 2000
+    """Rows that are written together; more are not kept in memory."""
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
+        super().__init__(folder, vocabulary)
+        try:
+            import pyarrow
+            from pyarrow import parquet
+        except ImportError as error:
+            raise OutputError(
+                f"parquet: the package pyarrow cannot be imported ({error}): "
+                "pip install 'odise_mm[parquet]'"
+            ) from error
+        whole = pyarrow.int64()
+        kinds = dict(image=pyarrow.string(), height=whole, width=whole, id=whole, label=whole)
+        kinds |= dict(name=pyarrow.string(), score=pyarrow.float64(), area=whole)
+        kinds |= dict(is_thing=pyarrow.bool_(), box=pyarrow.list_(whole, 4), rle=pyarrow.string())
+        names = json.dumps(vocabulary.names, ensure_ascii=False)
+        self.schema = pyarrow.schema(kinds.items(), metadata=dict(class_names=names))
+        self.pyarrow = pyarrow
+        self.writer = parquet.ParquetWriter(folder / "segments.parquet", self.schema)
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, result: SegmentationResult, stem: str) -> None:
+        """Write or collect the segments of an image."""
+        from pycocotools import mask as coco_mask
+
+        place = dict(image=self.image_name(result), height=result.height, width=result.width)
+        for row in rows_of(result):
+            mask = np.asfortranarray(result.require_panoptic() == row["id"], np.uint8)
+            self.rows.append(place | row | dict(rle=coco_mask.encode(mask)["counts"].decode()))
+        if len(self.rows) >= self.ROWS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the collected rows."""
+        self.writer.write_table(self.pyarrow.Table.from_pylist(self.rows, self.schema))
+        self.rows = []
+
+    def close(self) -> None:
+        """Write the last rows and the end of the file."""
+        self.flush()
+        self.writer.close()
+
+
+def rows_of(result: SegmentationResult) -> Iterator[dict[str, Any]]:
+    """Yield the fields and the box of every segment that has pixels."""
+    for segment in result.segments:
+        if result.mask(segment).any():
+            yield asdict(segment) | dict(box=list(result.box(segment)))
