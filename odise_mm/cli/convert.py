@@ -12,8 +12,10 @@ from odise_mm.utils.command_line import Parser, one_line_errors
 from odise_mm.utils.display import printable
 
 FORMAT_HELP = (
-    "formats, separated by commas: coco (instances with run-length masks), labelme, masks (a PNG "
-    "per segment), semantic (PNG with class indices), yolo (Ultralytics' polygons)"
+    "formats, separated by commas: coco (instances with run-length masks), coco_polygons, "
+    "coco_panoptic, cvat (masks), cvat_polygons, labelme (polygons), labelme_masks, labelstudio "
+    "(brush masks), masks (a PNG per segment), npz, parquet, semantic (PNG with class indices), "
+    "voc (Pascal VOC), yolo (Ultralytics' polygons)"
 )
 
 

@@ -1,9 +1,9 @@
 """Writers of segments in the formats of labeling and training tools; see docs/formats.md."""
 
 from odise_mm.io.base import LabelWriter
-from odise_mm.io.coco import CocoWriter
+from odise_mm.io.coco import CocoPolygonWriter, CocoWriter
 from odise_mm.io.cvat import CvatPolygonWriter, CvatWriter
-from odise_mm.io.labelme import LabelmeWriter
+from odise_mm.io.labelme import LabelmeMaskWriter, LabelmeWriter
 from odise_mm.io.labelstudio import LabelStudioWriter
 from odise_mm.io.masks import MaskWriter, SemanticWriter
 from odise_mm.io.panoptic import PanopticWriter
@@ -13,13 +13,15 @@ from odise_mm.io.yolo import YoloWriter
 
 FORMATS: dict[str, type[LabelWriter]] = {
     "coco": CocoWriter,
+    "coco_panoptic": PanopticWriter,
+    "coco_polygons": CocoPolygonWriter,
     "cvat": CvatWriter,
     "cvat_polygons": CvatPolygonWriter,
     "labelme": LabelmeWriter,
+    "labelme_masks": LabelmeMaskWriter,
     "labelstudio": LabelStudioWriter,
     "masks": MaskWriter,
     "npz": NpzWriter,
-    "panoptic": PanopticWriter,
     "parquet": ParquetWriter,
     "semantic": SemanticWriter,
     "voc": VocWriter,

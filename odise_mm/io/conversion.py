@@ -21,16 +21,18 @@ MARK = ".written_by_odise_mm"
 
 
 def check_formats(names: Sequence[str]) -> None:
-    """Check the names of formats.
+    """Check the names of formats, and that the packages that they need are installed.
 
     Raises:
         ConfigError: A name is unknown or repeated.
+        OutputError: A package is missing.
     """
     for name in names:
         if name not in FORMATS:
             raise ConfigError(f"unknown format {name!r}; formats: {', '.join(sorted(FORMATS))}")
         if names.count(name) > 1:
             raise ConfigError(f"format {name!r} is named twice")
+        FORMATS[name].check()
 
 
 def check_targets(formats: Sequence[str], folder: str | os.PathLike) -> None:
@@ -76,7 +78,8 @@ def convert(
     Raises:
         ConfigError: Unknown format.
         PanopticFileError: The file or a map cannot be read.
-        OutputError: The output would replace something else.
+        OutputError: The output would replace something else, a package is missing, or a result does
+            not fit into a format.
     """
     check_formats(formats)
     check_targets(formats, folder)

@@ -10,6 +10,7 @@ import numpy as np
 from odise_mm.io.base import LabelWriter, polygons_of
 from odise_mm.io.xml import add, write_xml
 from odise_mm.structures import Segment, SegmentationResult
+from odise_mm.structures.geometry import edge_outlines_of
 from odise_mm.visualization import class_colors
 from odise_mm.vocabulary import Vocabulary
 
@@ -67,7 +68,7 @@ class CvatWriter(LabelWriter):
 
 
 class CvatPolygonWriter(CvatWriter):
-    """Writes ``annotations.xml`` with one polygon per connected part.
+    """Writes ``annotations.xml`` with one polygon per connected part, along the edges of pixels.
 
     The parts of a segment with several ones share ``group_id``, which is unique in an image.
     """
@@ -78,7 +79,7 @@ class CvatPolygonWriter(CvatWriter):
         self, image: ElementTree.Element, result: SegmentationResult, segment: Segment
     ) -> None:
         """Append the parts of a segment."""
-        lines = polygons_of(result.outlines(segment))
+        lines = polygons_of(edge_outlines_of(result.mask(segment)))
         group = dict(group_id=segment.id) if len(lines) > 1 else {}
         for line in lines:
             points = ";".join(f"{x},{y}" for x, y in line)

@@ -57,14 +57,10 @@ class ParquetWriter(LabelWriter):
 
     def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
         super().__init__(folder, vocabulary)
-        try:
-            import pyarrow
-            from pyarrow import parquet
-        except ImportError as error:
-            raise OutputError(
-                f"parquet: the package pyarrow cannot be imported ({error}): "
-                "pip install 'odise_mm[parquet]'"
-            ) from error
+        self.check()
+        import pyarrow
+        from pyarrow import parquet
+
         whole = pyarrow.int64()
         kinds = dict(image=pyarrow.string(), height=whole, width=whole, id=whole, label=whole)
         kinds |= dict(name=pyarrow.string(), score=pyarrow.float64(), area=whole)
@@ -74,6 +70,17 @@ class ParquetWriter(LabelWriter):
         self.pyarrow = pyarrow
         self.writer = parquet.ParquetWriter(folder / "segments.parquet", self.schema)
         self.rows: list[dict[str, Any]] = []
+
+    @classmethod
+    def check(cls) -> None:
+        """Check that pyarrow is installed."""
+        try:
+            import pyarrow  # noqa: F401
+        except ImportError as error:
+            raise OutputError(
+                f"parquet: the package pyarrow cannot be imported ({error}): "
+                "pip install 'odise_mm[parquet]'"
+            ) from error
 
     def add(self, result: SegmentationResult, stem: str) -> None:
         """Write or collect the segments of an image."""

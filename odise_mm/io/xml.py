@@ -21,7 +21,7 @@ def add(parent: ElementTree.Element, tag: str, text: object = "") -> ElementTree
 
 
 def write_xml(path: Path, root: ElementTree.Element) -> None:
-    """Write an XML file, indented.
+    """Write an XML file in UTF-8, indented, without a declaration (Label Studio rejects it).
 
     Raises:
         OutputError: A text has characters that XML cannot express: control characters, or bytes of
@@ -37,4 +37,4 @@ def write_xml(path: Path, root: ElementTree.Element) -> None:
             f"{printable(path)}: XML cannot express a character in {printable(near)!r}; rename the "
             "image or the class, or choose another format"
         )
-    write_text(path, f'<?xml version="1.0" encoding="utf-8"?>\n{text}\n')
+    write_text(path, f"{text}\n")

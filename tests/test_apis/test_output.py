@@ -261,14 +261,43 @@ def test_failed_images_keep_their_position_when_a_run_is_resumed(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
-def test_equal_names_stay_distinct_when_a_run_is_resumed(inferencer, photos, tmp_path) -> None:
+def test_names_keep_their_folders(inferencer, photos, tmp_path) -> None:
+    """In all ways to give the images, also when a run is resumed, and when it is replaced."""
     shutil.copytree(photos, tmp_path / "more")
     images = [photos, tmp_path / "more"]
     inferencer(images, out_dir=tmp_path / "whole")
     part_of_a_run(inferencer, images, tmp_path / "out", 7)
     inferencer(images, out_dir=tmp_path / "out", resume=True)
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert "panoptic/p4_2.png" in contents(tmp_path / "out")
+    whole = contents(tmp_path / "whole")
+    assert contents(tmp_path / "out") == whole
+    assert {"panoptic/photos/p4.png", "vis/photos/p4.jpg", "panoptic/more/p4.png"} <= whole.keys()
+    names = [result.image_name for result in read_coco_panoptic(tmp_path / "whole/panoptic.json")]
+    assert names == [f"{folder}/p{i}.png" for folder in ("photos", "more") for i in range(5)]
+    inferencer([*sorted(photos.iterdir()), tmp_path / "more"], out_dir=tmp_path / "files")
+    assert contents(tmp_path / "files") == whole
+    pattern = str(tmp_path / "m*/**/p*.png")
+    inferencer(pattern, out_dir=tmp_path / "whole")
+    left = {name for name in contents(tmp_path / "whole") if "/" in name}
+    assert left == {f"{kind}/more/p{i}.{end}" for kind, end in KINDS for i in range(5)}
+    assert not (tmp_path / "whole/vis/photos").exists()
+
+
+KINDS = (("panoptic", "png"), ("vis", "jpg"))
+
+
+def test_equal_names_of_one_folder_stay_distinct(inferencer, photos, tmp_path) -> None:
+    (photos / "P1.bmp").write_bytes((photos / "p1.png").read_bytes())
+    inferencer(photos, out_dir=tmp_path / "out")
+    assert "panoptic/p1_2.png" in contents(tmp_path / "out")
+    inferencer(iter([photos / "p1.png", photos / "p2.png"]), out_dir=tmp_path / "stream")
+    assert "panoptic/p1.png" in contents(tmp_path / "stream")  # folders are not known beforehand
+
+
+def test_folders_with_names_of_outputs(inferencer, photos, tmp_path) -> None:
+    shutil.copytree(photos, photos / "p1.png.png")
+    inferencer([photos, photos / "p1.png.png"], out_dir=tmp_path / "out")
+    written = contents(tmp_path / "out")
+    assert {"panoptic/p1.png", "panoptic/p1.png.png_/p1.png"} <= written.keys()
 
 
 # --- index and maps -----------------------------------------------------------------------------
