@@ -254,8 +254,8 @@ def test_requirements_equal_the_imports_of_the_package() -> None:
     other["open_clip"] = "open-clip-torch"
     imported = {other.get(name, name).replace("_", "-") for name in tops - ours}
     indirect = {"setuptools", "tensorboard"}  # needed by mmengine
-    # The first is imported when a result is converted to its types, the other one for videos.
-    optional = {"supervision", "av"}
+    # Imported when a result is converted to its types, for videos, and for a format of the output.
+    optional = {"supervision", "av", "pyarrow"}
     assert imported - {"mmcv"} - optional == set(names({})) - {"mmcv-lite"} - indirect
 
 

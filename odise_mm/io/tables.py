@@ -29,18 +29,14 @@ class NpzWriter(LabelWriter):
         """Write the file of an image."""
         rows = list(rows_of(result))
         kinds = dict(id=int, label=int, name=str, score=float, area=int, is_thing=bool)
-        columns = {
+        arrays: dict[str, Any] = {
             name: np.array([row[name] for row in rows], kind) for name, kind in kinds.items()
         }
-        box = np.array([row["box"] for row in rows], int).reshape(-1, 4)
+        arrays["box"] = np.array([row["box"] for row in rows], int).reshape(-1, 4)
+        arrays["class_names"] = np.array(self.vocabulary.names, str)
+        arrays["panoptic"] = result.require_panoptic()
         with atomic_writer(self.folder / f"{stem}.npz", durable=False) as file:
-            np.savez_compressed(
-                file,
-                panoptic=result.require_panoptic(),
-                box=box,
-                class_names=np.array(self.vocabulary.names, str),
-                **columns,
-            )
+            np.savez_compressed(file, **arrays)
 
 
 class ParquetWriter(LabelWriter):
