@@ -80,6 +80,10 @@ def load_config(config: str | os.PathLike | Config) -> Config:
         loaded = Config.fromfile(path)
     except Exception as err:  # a Python file can raise anything
         raise ConfigError(f"{path}: not a valid config: {type(err).__name__}: {err}") from err
+    # mmengine formats the text of a config with yapf each time it is logged or saved: six times per
+    # run, 1.5 s each. Without yapf, every setting is on a line of its own. (Config.fromfile has an
+    # argument for this, but ignores it for configs in this style: mmengine 0.10.7.)
+    object.__setattr__(loaded, "_format_python_code", False)
     rename_model_keys(loaded.get("model"))
     return loaded
 
