@@ -244,7 +244,7 @@ def walk(
             done: list[tuple[Tensor, Any]] = []
             for ensemble, evaluator in zip(ensembles, evaluators, strict=True):
                 scores = ensemble(prediction.class_predictions, vocabulary)[0]
-                # If no class, or every class, was seen in training, many pairs give equal scores.
+                # If no class, or every class, is a base class, many pairs give equal scores.
                 sample = next((s for known, s in done if torch.equal(known, scores)), None)
                 if sample is None:
                     sample = make_results(prediction, masks, scores, vocabulary, test_cfg)

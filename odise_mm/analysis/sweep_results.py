@@ -27,8 +27,8 @@ class Value:
     """A pair of exponents and its results.
 
     Attributes:
-        alpha: Exponent for the classes that were seen in training.
-        beta: Exponent for the other classes.
+        alpha: Exponent for base classes.
+        beta: Exponent for novel classes.
         label: Classifiers in use: "both", "without CLIP" or "CLIP only".
         own: Whether these are the config's exponents.
         numbers: Results in percent by metric; None if the dataset has nothing to measure.
@@ -158,7 +158,7 @@ def _map(axes: Any, title: str, key: str, result: Sweep) -> None:
             color="black" if number > middle else "white",
         )
     axes.set(
-        title=title, xlabel="beta (unseen classes)", ylabel="alpha (seen classes)",
+        title=title, xlabel="beta (novel classes)", ylabel="alpha (base classes)",
         xticks=range(len(betas)), xticklabels=[f"{b:g}" for b in betas],
         yticks=range(len(alphas)), yticklabels=[f"{a:g}" for a in alphas],
     )  # fmt: skip

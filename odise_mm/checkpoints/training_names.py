@@ -133,7 +133,7 @@ def compare_names(
     if published is not None:
         ensemble = model.ensemble
         if getattr(ensemble, "alpha", 0) == getattr(ensemble, "beta", 1):
-            return  # seen and unseen classes are treated alike
+            return  # base and novel classes are treated alike
         if ours == Vocabulary.load("coco"):
             text = _of_published(model, path, published)
     elif theirs is not None and _keys(theirs) != _keys(ours):

@@ -214,7 +214,7 @@ def _set_train_vocabulary(model: nn.Module, vocabulary: Vocabulary | None) -> No
             f"model.ensemble.train_vocabulary has the names of '{expected.name}' ({len(expected)} "
             f"classes), but the training dataset has those of '{vocabulary.name}' "
             f"({len(vocabulary)} classes): set model.ensemble.train_vocabulary to the value of "
-            "train_dataloader.dataset.vocabulary, so that classes seen in training count as seen"
+            "train_dataloader.dataset.vocabulary, so that these classes are base classes"
         )
 
 

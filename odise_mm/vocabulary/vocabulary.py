@@ -250,7 +250,7 @@ class Vocabulary:
         """Return, for each class, whether it shares a synonym with ``other``.
 
         Case and extra white space don't matter. For equation 10 of ODISE (arXiv 2303.04803), the
-        classes that overlap with the training vocabulary are the seen classes.
+        classes that overlap with the training vocabulary are the base classes.
         """
         known = {key_of(text) for group in other.synonyms for text in group}
         return tuple(any(key_of(text) in known for text in group) for group in self.synonyms)

@@ -1,61 +1,97 @@
-"""tools/analysis_tools/vocabulary.py: near names, cut names, seen and unseen classes."""
+"""tools/analysis_tools/vocabulary.py on the names and the CLIP of the toy world."""
 
 from __future__ import annotations
 
 import json
-from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from odise_mm.analysis.vocabulary_check import check_vocabulary, nearest_pairs
-from odise_mm.models.clip.text_encoder import TextEncoder
+from odise_mm.analysis.vocabulary_report import examine, load_encoder, repeated_names
+from odise_mm.models import TextEncoder
 from odise_mm.vocabulary import Vocabulary
-from tests.support import parts
-from tools.analysis_tools import vocabulary as tool
+from tools.analysis_tools.vocabulary import main, parse_args
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.mark.parametrize("rows", [3, 1024])
-def test_nearest_pairs_are_those_of_all_pairs(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("odise_mm.analysis.vocabulary_check._ROWS_AT_A_TIME", rows)
-    generator = torch.Generator().manual_seed(0)
-    embeddings = F.normalize(torch.randn(20, 5, generator=generator), dim=-1)
-    owners = [i // 2 for i in range(20)]
-    names = [f"name {i}" for i in range(20)]
-    best = {}
-    for a, b in combinations(range(20), 2):
-        if owners[a] != owners[b]:
-            pair = (float(embeddings[a] @ embeddings[b]), names[a], names[b])
-            key = (owners[a], owners[b])
-            best[key] = max(best.get(key, pair), pair)
-    wanted = sorted(best.values(), reverse=True)[:7]
-    found = nearest_pairs(embeddings, owners, names, 7)
-    assert [(p.first, p.second) for p in found] == [pair[1:] for pair in wanted]
-    assert [p.similarity for p in found] == pytest.approx([pair[0] for pair in wanted])
+NAMES = Path(__file__).resolve().parents[2] / "projects/toy_world/vocabularies"
 
 
-def test_cut_names_and_unseen_classes() -> None:
-    encoder = TextEncoder(parts.clip())
-    long = "a very long name " * 20
-    names = Vocabulary.parse(f"cat, kitten; {long}", "sky")
-    check = check_vocabulary(names, encoder, train_vocabulary=Vocabulary.parse("kitten; dog"))
-    ((cut, count),) = check.cut.items()
-    assert cut == long.strip() and count > 75
-    assert check.unseen == [long.strip(), "sky"]
-    assert len(check.near) == 3
+@pytest.fixture(scope="module")
+def loaded() -> tuple[TextEncoder, str, Vocabulary]:
+    return load_encoder("odise_toy_label")
 
 
-def test_the_program(capsys: pytest.CaptureFixture) -> None:
-    names = ["--texts", "white box; white heart; red ball", "--config", "odise_toy_label"]
-    assert tool.main([*names, "--format", "json", "--pairs", "2"]) == 0
+def test_pairs_equal_a_search_over_all_names(loaded: tuple) -> None:
+    encoder, template, trained = loaded
+    vocabulary = Vocabulary.load(NAMES / "all.txt")
+    report = examine(encoder, vocabulary, template, trained, top=10_000)
+    best: dict[tuple[str, str], tuple[float, tuple[str, str]]] = {}
+    embeddings = [
+        F.normalize(encoder(list(group)).double(), dim=-1) for group in vocabulary.synonyms
+    ]
+    for i, one in enumerate(vocabulary.synonyms):
+        for j, other in enumerate(vocabulary.synonyms[:i]):
+            found = embeddings[j] @ embeddings[i].T
+            row, column = divmod(int(found.argmax()), len(one))
+            best[other[0], one[0]] = float(found.max()), (other[row], one[column])
+    assert {pair.classes for pair in report.pairs} == best.keys()
+    for pair in report.pairs:
+        cosine, names = best[pair.classes]
+        assert pair.cosine == pytest.approx(cosine, abs=1e-5)
+        assert pair.names == names
+    cosines = [pair.cosine for pair in report.pairs]
+    assert cosines == sorted(cosines, reverse=True)
+    for facts in report.classes:
+        nearest = max(v[0] for pair, v in best.items() if facts.name in pair)
+        assert facts.cosine == pytest.approx(nearest, abs=1e-5)
+        pair = {facts.name, facts.nearest}
+        assert max(v[0] for p, v in best.items() if set(p) == pair) == pytest.approx(nearest)
+    novel = Vocabulary.load(NAMES / "novel.txt").names
+    assert [facts.name for facts in report.classes if not facts.base] == list(novel)
+    assert all(facts.trained_as == facts.name for facts in report.classes if facts.base)
+
+
+def test_names_that_are_cut_or_repeated(
+    loaded: tuple, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    encoder = loaded[0]
+    longest = " ".join(["red"] * (encoder.clip.context_length - 2)) + " ball"
+    file = tmp_path / "names.txt"  # only OpenSeg's format may repeat names
+    file.write_text(f"0:red ball,{longest}\n1:blue box\n2:star,Blue  box\n3:blue box,ring\n")
+    options = ["--config", "odise_toy_label", "--pairs", "2", "--per-class"]
+    assert main([str(file), *options, "--format", "json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["classes"] == found["things"] == 3 and len(found["near"]) == 2
-    assert {found["near"][0]["first"], found["near"][0]["second"]} == {"white box", "white heart"}
-    assert found["unseen"] == ["white box", "red ball"]  # novel in the toy world
+    assert found["context"] == encoder.clip.context_length - 2
+    assert found["cut"] == {longest: found["context"] + 1}
+    assert found["repeated"] == {"blue box": ["blue box", "star", "blue box"]}
+    assert len(found["pairs"]) == 2
+    assert all(pair["cosine"] == pytest.approx(1, abs=1e-5) for pair in found["pairs"])
+    assert main([str(file), *options]) == 0
+    shown = capsys.readouterr().out
+    assert "Names in several classes" in shown and "Names cut at 30 tokens" in shown
+
+
+def test_a_name_is_not_repeated_by_its_own_class() -> None:
+    vocabulary = Vocabulary((("Cat", "cat"), ("dog",)), (True, True))
+    assert repeated_names(vocabulary) == {}
+
+
+def test_typed_names(capsys: pytest.CaptureFixture) -> None:
+    options = ["--config", "odise_toy_label", "--train-vocabulary", "voc20"]
+    assert main(["--texts", "red ball, crimson ball", "--stuff-texts", "sky", *options]) == 0
+    shown = capsys.readouterr().out
+    assert "Vocabulary texts" in shown and "Novel: red ball, sky." in shown
+    assert main(["--texts", "red ball", *options, "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    (facts,) = found["classes"]
+    assert found["pairs"] == [] and facts["nearest"] is None and facts["base"] is False
+    with torch.inference_mode(), pytest.raises(SystemExit):
+        main(["--texts", "zebra", *options])
+    assert "zebra" in capsys.readouterr().err
+
+
+def test_names_are_needed(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
-        tool.main(["--config", "odise_toy_label"])
-    assert "give NAMES, --texts or --stuff-texts" in capsys.readouterr().err
+        parse_args(["--config", "odise_toy_label"])
+    assert "give VOCABULARY, --texts or --stuff-texts" in capsys.readouterr().err

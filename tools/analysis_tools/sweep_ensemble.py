@@ -49,9 +49,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "folder", metavar="FOLDER", help="folder with the saved predictions on one test set"
     )
-    text = "CLIP's exponents for classes {} in training (default: {})"
+    text = "CLIP's exponents for {} classes (default: {})"
     grid = " ".join(map(str, GRID))
-    for name, which in (("alpha", "seen"), ("beta", "not seen")):
+    for name, which in (("alpha", "base"), ("beta", "novel")):
         parser.add_argument(
             f"--{name}",
             nargs="+",

@@ -17,15 +17,16 @@ from odise_mm.vocabulary import Vocabulary
 class GeometricEnsemble(nn.Module):
     """Weighted geometric mean of the model's own class prediction and CLIP's.
 
-    ODISE, equation 10: ``p ~ p_own^(1 - w) * p_clip^w``. A class is seen if it shares a name with
-    the training vocabulary. The weight w is ``alpha`` for seen classes and ``beta`` for unseen
-    classes. The mean is computed with logarithms, so the result stays finite where probabilities
-    underflow. The published code's logits become infinite in this case.
+    ODISE, equation 10: ``p ~ p_own^(1 - w) * p_clip^w``. A class is a base class if it shares a
+    name with the training vocabulary, and else a novel class. The weight w is ``alpha`` for base
+    classes and ``beta`` for novel classes. The mean is computed with logarithms, so the result
+    stays finite where probabilities underflow. The published code's logits become infinite in this
+    case.
 
     Args:
-        alpha: weight of CLIP's prediction for seen classes. Published: 0.3 (trained with labels),
+        alpha: weight of CLIP's prediction for base classes. Published: 0.3 (trained with labels),
             0.35 (captions).
-        beta: weight of CLIP's prediction for unseen classes. Published: 0.7 (labels), 0.65
+        beta: weight of CLIP's prediction for novel classes. Published: 0.7 (labels), 0.65
             (captions).
         train_vocabulary: name or file of the vocabulary that the model was trained on. The
             segmentor fills it in if the config leaves it out.
@@ -113,8 +114,8 @@ class GeometricEnsemble(nn.Module):
         own = class_predictions[0].logits.float().log_softmax(-1)
         if len(class_predictions) == 1:
             return own
-        seen = torch.tensor(_is_seen(vocabulary, self.train_vocabulary), device=own.device)
-        weight = torch.where(seen, self.alpha, self.beta)
+        base = torch.tensor(_is_base(vocabulary, self.train_vocabulary), device=own.device)
+        weight = torch.where(base, self.alpha, self.beta)
         valid = class_predictions[1].valid
         if self.valid_masks_only and valid is not None:
             weight = weight * valid[..., None]
@@ -122,5 +123,5 @@ class GeometricEnsemble(nn.Module):
 
 
 @lru_cache(maxsize=16)
-def _is_seen(vocabulary: Vocabulary, train_vocabulary: Vocabulary) -> tuple[bool, ...]:
+def _is_base(vocabulary: Vocabulary, train_vocabulary: Vocabulary) -> tuple[bool, ...]:
     return vocabulary.overlap(train_vocabulary)
