@@ -77,11 +77,13 @@ def segment_frames(
                 yield frame.image
 
     settings = {**(settings or {}), "panoptic": True, "semantic": False, "instance": False}
+    keep = settings.pop("keep_queries", False)
     results = inferencer.stream(
         images(),
         vocabulary=vocabulary,
         batch_size=batch_size,
         progress=False,
+        keep_queries=True,  # for the links and the names
         **settings,
     )
     with closing(results):  # type: ignore[type-var]
@@ -90,7 +92,10 @@ def segment_frames(
             if result.error is not None:
                 raise result.error
             result.image_name = f"{source.name}, frame {frame.index}"
-            yield SegmentedFrame(frame.index, frame.time, frame.image, tracker.update(result))
+            tracked = tracker.update(result)
+            if not keep:
+                tracked.queries = None
+            yield SegmentedFrame(frame.index, frame.time, frame.image, tracked)
 
 
 def write_frames(

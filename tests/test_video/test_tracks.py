@@ -7,6 +7,7 @@ import pytest
 
 from odise_mm.errors import ConfigError
 from odise_mm.structures import Segment, SegmentationResult
+from odise_mm.structures.queries import MaskFate, Queries
 from odise_mm.video.tracks import Tracker
 
 NAMES = ("ball", "box", "sky")
@@ -104,3 +105,58 @@ def test_bad_settings() -> None:
         Tracker(max_gap=-1)
     with pytest.raises(ConfigError, match="smoothing=-1"):
         Tracker(smoothing=-1)
+
+
+class KnownQueries(Queries):
+    """One mask per segment, with given probabilities and embeddings."""
+
+    def __init__(self, scores: list[list[float]], embeddings: list[list[float]]) -> None:
+        self.class_names, self.classifiers, self.settings = NAMES, (), {}
+        self.scores, self._embeddings = np.array(scores), np.array(embeddings, np.float32)
+        self.fates = [MaskFate("kept", i + 1, 1, 1) for i in range(len(scores))]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def probabilities(self, classifier: str | None = None) -> np.ndarray:
+        return self.scores
+
+    @property
+    def embeddings(self) -> np.ndarray:
+        return self._embeddings
+
+    def mask(self, query: int) -> np.ndarray:
+        raise NotImplementedError
+
+    small_masks = confidence = segmented = mask
+
+
+def test_embeddings_link_objects_that_do_not_overlap() -> None:
+    """Both objects move by more than their size; their embeddings tell them apart."""
+    sky, flat = [0, 0, 1, 0], [0.5, 0.5, 0, 0]
+    embeddings = [[0, 0, 1], [1, 0, 0], [0.1, 1, 0]]
+    before, after = (result([(10, c, "ball"), (30, c, "ball")]) for c in (5, 16))
+    before.queries = KnownQueries([sky, flat, flat], embeddings)
+    after.queries = KnownQueries([sky, flat, flat], [embeddings[i] for i in (0, 1, 2)])
+    tracker = Tracker()
+    first = tracks_of(tracker.update(before))
+    assert tracks_of(tracker.update(after)) == first
+    after.queries = None
+    tracker = Tracker()
+    first = tracks_of(tracker.update(before))
+    assert not set(tracks_of(tracker.update(after))) & set(first)
+
+
+def test_the_probabilities_of_all_classes_vote() -> None:
+    """The box is second in the first frame by a little, and far ahead in the next one."""
+    sky = [0, 0, 1, 0]
+    frames = [([0.5, 0.48, 0, 0], "ball"), ([0.1, 0.9, 0, 0], "box")]
+    names = []
+    tracker = Tracker()
+    for probabilities, name in frames:
+        given = result([(5, 5, name)])
+        given.queries = KnownQueries([sky, probabilities], [[0, 1], [1, 0]])
+        found = tracker.update(given).segments[-1]
+        names.append((found.name, found.score))
+    assert names[0] == ("ball", pytest.approx(0.5))
+    assert names[1] == ("box", pytest.approx(0.69))
