@@ -472,8 +472,9 @@ def _stems(sources: Sequence[Source]) -> Iterator[str]:
 
 
 def _common_root(sources: Sequence[Source]) -> str | None:
-    """Return the deepest folder that contains the roots of all images; None if there is none."""
-    roots = {os.path.abspath(source.root) for source in sources if source.root is not None}
+    """Return the deepest folder that contains the roots of all existing files; None without one."""
+    there = (source for source in sources if source.path and os.path.isfile(source.path))
+    roots = {os.path.abspath(source.root) for source in there if source.root is not None}
     with suppress(ValueError):  # there are none, or they are on different drives
         return os.path.commonpath(roots)
     return None
