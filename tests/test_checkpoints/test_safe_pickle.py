@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -358,14 +359,18 @@ def test_torchs_allowlist_is_ignored(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "program",
+    "program, value",
     [
-        b"cbuiltins\nset\n(]tR.",  # an allowed call
-        b"\x80\x02ccollections\nOrderedDict\n)RX\x01\x00\x00\x00aK\x01s.",
+        (b"cbuiltins\nset\n(]tR.", set()),  # an allowed call
+        (
+            b"\x80\x02ccollections\nOrderedDict\n)RX\x01\x00\x00\x00aK\x01s.",
+            OrderedDict(a=1),
+        ),
     ],
 )
-def test_harmless_programs(program: bytes) -> None:
-    safe_pickle.Unpickler(io.BytesIO(program)).load()
+def test_harmless_programs(program: bytes, value: Any) -> None:
+    found = safe_pickle.Unpickler(io.BytesIO(program)).load()
+    assert type(found) is type(value) and found == value
 
 
 @pytest.mark.parametrize(

@@ -65,6 +65,7 @@ def test_one_converter_at_a_time(
 def test_empty_folder_is_accepted(tmp_path: Path) -> None:
     (tmp_path / "maps").mkdir()
     claim(tmp_path, [tmp_path / "maps"])
+    assert "maps" in (tmp_path / MADE).read_text()
 
 
 @pytest.mark.parametrize("text", ["{}", "[1]", "[", ""])

@@ -308,7 +308,9 @@ def test_no_segments():
 )
 def test_any_name(name):
     image = np.full((300, 500, 3), 128, np.uint8)
-    draw_panoptic(image, make_result(halves(300, 500), [name, "dog"]), legend=True)
+    drawing = draw_panoptic(image, make_result(halves(300, 500), [name, "dog"]), legend=True)
+    assert drawing.shape[0] > 300 and drawing.shape[1:] == (500, 3)
+    assert len(np.unique(drawing[300:])) > 2  # the legend has text
 
 
 def test_wrong_input():

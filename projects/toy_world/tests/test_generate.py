@@ -151,9 +151,12 @@ def test_foreign_split_beside_an_own_one_is_refused(
 def test_folder_without_record_is_recognized_by_its_captions(tmp_path: Path) -> None:
     options = ["--number", "2", "--workers", "1", "--splits"]
     write(tmp_path, *options, "web")
+    before = content(tmp_path)
     (tmp_path / MADE).unlink()
     write(tmp_path, *options, "web")
+    assert content(tmp_path) == before
     write(tmp_path, *options, "val")
+    assert (tmp_path / MADE).exists() and before.items() < content(tmp_path).items()
 
 
 def test_unfinished_work_of_other_options_is_not_used(
