@@ -1,5 +1,6 @@
 """Models on torch's meta device, where tensors have shapes but take no memory."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -134,8 +135,13 @@ def flop_counter() -> FlopCounterMode:
             aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
             aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
             aten._native_multi_head_attention: _multi_head_flops,
+            torch.ops.mkldnn._linear_pointwise: _linear_flops,
         },
     )
+
+
+def _linear_flops(rows: Any, weight: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return 2 * math.prod(rows) * weight[0]
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *_: Any, out_shape: Any = None, **__: Any):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from odise_mm.models.fast_layers import use_fast_layers
 from odise_mm.utils.precision import full_precision
 
 _RANDOM_LOCK = threading.RLock()
@@ -40,6 +41,7 @@ class FrozenModule(nn.Module):
     def freeze(self) -> None:
         """Freeze this module and all of its current submodules."""
         self.frozen = True
+        use_fast_layers(self)
         self.requires_grad_(False)
         super().train(False)
         self._register_state_dict_hook(_drop_from_state_dict)

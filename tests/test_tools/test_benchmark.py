@@ -71,9 +71,10 @@ def test_flops_equal_the_published_where_the_work_is_equal(
         "captioner, names and ensemble",
     ):
         assert full_flops[size][part] == theirs[part].needed, part
-    for part in ("captioner's CLIP", "MaskCLIP"):
+    # MaskCLIP: no token attends to the tokens of the masks, which the published code only hides.
+    for part, least in (("captioner's CLIP", 0.997), ("MaskCLIP", 0.98)):
         ours, needed = full_flops[size][part], theirs[part].needed
-        assert 0.997 * needed < ours <= needed, part
+        assert least * needed < ours <= needed, part
     for part in ("transformer decoder: masks", "mask embedding"):
         assert full_flops[size][part] < theirs[part].needed / 4, part
 

@@ -122,7 +122,7 @@ def test_table_notes_explain_the_difference(label: dict) -> None:
 
 
 def test_flops_at_the_config_s_test_size(label: dict) -> None:
-    """12.363 TFLOP at the published 1024 pixels; the README rounds to 12.4."""
+    """12.356 TFLOP at the published 1024 pixels; the README rounds to 12.4."""
     assert label["size"] == short_edge(load_model_config("odise_coco_label")) == 1024
     assert round(label["flops"] / 1e12, 1) == 12.4
 

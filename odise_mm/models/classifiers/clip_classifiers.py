@@ -135,17 +135,12 @@ class MaskCLIPClassifier(_CLIPClassifier):
 
     def _mask_tokens(self, images: Tensor, patches: Tensor) -> Tensor:
         """Embed masks, given by patches (B, Q, P), of normalized images (B, 3, S, S): (B, Q, C)."""
+        from odise_mm.models.clip.image_tower import attend_to_patches  # imports open_clip
+
         visual = self.clip.visual
-        batch, queries, count = patches.shape
         tokens = visual._embeds(images)  # after ln_pre; the class token is first
-        tokens = torch.cat([tokens, tokens[:, :1].expand(-1, queries, -1)], dim=1)
-        visible = patches.new_zeros(batch, tokens.shape[1], tokens.shape[1])
-        visible[:, :, : 1 + count] = True
-        visible[:, 1 + count :, 1 : 1 + count] = patches
-        hidden = torch.zeros_like(visible, dtype=tokens.dtype).masked_fill_(~visible, float("-inf"))
-        heads = visual.transformer.resblocks[0].attn.num_heads
-        tokens = visual.transformer(tokens, attn_mask=hidden.repeat_interleave(heads, dim=0))
-        return (visual.ln_post(tokens[:, 1 + count :]) @ visual.proj).float()
+        tokens = torch.cat([tokens, tokens[:, :1].expand(-1, patches.shape[1], -1)], dim=1)
+        return (visual.ln_post(attend_to_patches(visual, tokens, patches)) @ visual.proj).float()
 
 
 @MODELS.register_module()

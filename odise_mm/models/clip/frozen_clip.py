@@ -90,6 +90,8 @@ class FrozenCLIP(FrozenModule):
         check_flag("tuned_tower", tuned_tower)
         import open_clip
 
+        from odise_mm.models.clip.image_tower import use_frozen_blocks
+
         config, mean, std, path, folder = find_clip(model, weights, mean, std)
         load = path is not None
         if words is None and folder is not None and (folder / WORDS_FILE).is_file():
@@ -117,6 +119,7 @@ class FrozenCLIP(FrozenModule):
         self.register_load_state_dict_pre_hook(_count_loads)
         if tuned_tower:
             self.tuned = ("model.visual.",)
+        use_frozen_blocks(self.visual)
         self.freeze()
 
     @property
