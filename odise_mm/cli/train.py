@@ -180,5 +180,6 @@ def summary(runner: OpenVocabRunner) -> list[str]:
         + (f" of {batch} images in {runner.world_size} processes" if batch else ""),
         f"precision: {precision_of(runner.cfg)}",
         f"work directory: {runner.work_dir}",
+        f"log file: {runner.logger.log_file}",
     ]
     return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import traceback
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_distributed, is_main_process
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from torch import nn
 
@@ -29,8 +31,9 @@ from odise_mm.config.building import config_errors
 from odise_mm.config.changing import complete_config, unused_pipelines
 from odise_mm.config.checking import check_config
 from odise_mm.datasets.seeding import build_seeded
+from odise_mm.engine.console import quiet_console
 from odise_mm.engine.loops import unwrapped
-from odise_mm.errors import CheckpointError, OdiseError
+from odise_mm.errors import CheckpointError, ConfigError, OdiseError
 from odise_mm.registry import RUNNERS
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import replacing
@@ -47,6 +50,8 @@ class OpenVocabRunner(Runner):
       model exactly. ``resume`` only accepts checkpoints of a run with the same config.
     * Checkpoints contain the trained parameters, the state of the optimizer and the schedules, and
       the curves. They are written atomically.
+    * ``log_level`` is the level of the console, which always shows losses. The log file has all
+      messages from INFO on, see :mod:`odise_mm.engine.console`.
     * Iterations are reproducible, and losses are checked, see :mod:`odise_mm.engine.hooks`.
     """
 
@@ -91,6 +96,19 @@ class OpenVocabRunner(Runner):
         self._runners_of_second[second] += 1
         if self._runners_of_second[second] > 1:
             self._timestamp = f"{second}_{self._runners_of_second[second]}"
+
+    def build_logger(
+        self, log_level: int | str = "INFO", log_file: str | None = None, **kwargs: Any
+    ) -> MMLogger:
+        """Extend mmengine's method: details go to the log file, losses also to the console."""
+        level = logging.getLevelName(log_level) if isinstance(log_level, str) else log_level
+        if not isinstance(level, int):
+            raise ConfigError(
+                f"log_level={log_level!r}: must be DEBUG, INFO, WARNING, ERROR or CRITICAL"
+            )
+        logger = super().build_logger(min(level, logging.INFO), log_file, **kwargs)
+        quiet_console(logger, level)
+        return logger
 
     def dump_config(self) -> None:
         """Extend mmengine's method: do not overwrite a config that lies in the work directory.
