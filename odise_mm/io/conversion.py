@@ -1,19 +1,22 @@
-"""Conversion of panoptic files to the formats of other tools."""
+"""Panoptic files and results in the formats of other tools."""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from odise_mm.annotations.panoptic_io import iterate_coco_panoptic
 from odise_mm.errors import ConfigError, OutputError, PanopticFileError
 from odise_mm.io import FORMATS
+from odise_mm.structures import SegmentationResult
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import read_json
-from odise_mm.utils.outputs import check_folder, owned_folders, spelling, unused_stem
+from odise_mm.utils.outputs import check_folder, nested_stem, owned_folders, spelling, unused_stem
 from odise_mm.vocabulary import Vocabulary
 
 MARK = ".written_by_odise_mm"
@@ -83,12 +86,78 @@ def convert(
     """
     check_formats(formats)
     check_targets(formats, folder)
-    parts = {name: Path(folder) / f".{name}.part" for name in formats}
-    targets = {name: Path(folder) / name for name in formats}
     results = iterate_coco_panoptic(panoptic_json)
     first = next(results, None)  # checks the file
-    vocabulary = _vocabulary_of(panoptic_json)
     maps = Path(panoptic_json).with_suffix("")
+
+    def named() -> Iterator[tuple[SegmentationResult, str]]:
+        for result in chain(() if first is None else (first,), results):
+            name = os.path.relpath(result.files["panoptic"], maps)
+            yield result, Path(name).with_suffix("").as_posix()
+            advance()
+
+    return _write(named(), _vocabulary_of(panoptic_json), formats, folder)
+
+
+def write_labels(
+    results: Iterable[SegmentationResult],
+    vocabulary: Vocabulary,
+    formats: Sequence[str],
+    folder: str | os.PathLike,
+    root: str | os.PathLike | None = None,
+) -> list[Path]:
+    """Write the results of an inferencer like :func:`convert`, without panoptic files between.
+
+    The formats npz and parquet then contain probabilities and embeddings, if the results keep their
+    queries.
+
+    Args:
+        results: The results. Those with an error are skipped.
+        vocabulary: The classes of the results, from ``OpenVocabInferencer.make_vocabulary``.
+        formats: Names in :data:`odise_mm.io.FORMATS`.
+        folder: Folder for the folders of the formats.
+        root: Folder to which the names of images are relative. None: names have no folders.
+
+    Returns:
+        The folders.
+
+    Raises:
+        ConfigError: Unknown format.
+        OutputError: See :func:`convert`; or an image is not below ``root``.
+    """
+    check_formats(formats)
+    check_targets(formats, folder)
+
+    def named() -> Iterator[tuple[SegmentationResult, str]]:
+        for number, result in enumerate((r for r in results if r.ok), start=1):
+            name = f"image_{number:04d}"
+            if result.image_path is not None:
+                name = _relative_name(result.image_path, root)
+            yield replace(result, image_name=name), nested_stem(name)
+
+    return _write(named(), vocabulary, formats, folder)
+
+
+def _relative_name(path: str, root: str | os.PathLike | None) -> str:
+    if root is None:
+        return os.path.basename(path)
+    try:
+        return Path(os.path.abspath(path)).relative_to(os.path.abspath(root)).as_posix()
+    except ValueError:
+        raise OutputError(
+            f"{printable(path)} is not in {printable(root)}; choose another root"
+        ) from None
+
+
+def _write(
+    results: Iterable[tuple[SegmentationResult, str]],
+    vocabulary: Vocabulary,
+    formats: Sequence[str],
+    folder: str | os.PathLike,
+) -> list[Path]:
+    """Write results and their names without extension, which need not be unique."""
+    parts = {name: Path(folder) / f".{name}.part" for name in formats}
+    targets = {name: Path(folder) / name for name in formats}
     stems: set[str] = set()
     with owned_folders([folder], "converting results"), ExitStack() as stack:
         for part in parts.values():
@@ -96,14 +165,11 @@ def convert(
             part.mkdir(parents=True)
             stack.callback(shutil.rmtree, part, ignore_errors=True)
         writers = [FORMATS[name](part, vocabulary) for name, part in parts.items()]
-        while first is not None:
-            name = os.path.relpath(first.files["panoptic"], maps)
-            stem = unused_stem(Path(name).with_suffix("").as_posix(), stems)
+        for result, stem in results:
+            stem = unused_stem(stem, stems)
             stems.add(spelling(stem))
             for writer in writers:
-                writer.add(first, stem)
-            advance()
-            first = next(results, None)
+                writer.add(result, stem)
         for writer in writers:
             writer.close()
         for name, part in parts.items():

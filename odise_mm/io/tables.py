@@ -22,7 +22,9 @@ class NpzWriter(LabelWriter):
 
     ``panoptic`` is (H, W) int32; ``id``, ``label``, ``name``, ``score``, ``area`` and ``is_thing``
     are the fields of the segments; ``box`` is (N, 4) int64, left, top, right and bottom, the latter
-    two exclusive; ``class_names`` are the names of all classes.
+    two exclusive; ``class_names`` are the names of all K classes. If the result keeps its queries:
+    ``probabilities``, (N, K + 1) float32, with void at the end, and ``embedding``, (N, C) float32,
+    if the model makes embeddings.
     """
 
     def add(self, result: SegmentationResult, stem: str) -> None:
@@ -35,6 +37,9 @@ class NpzWriter(LabelWriter):
         arrays["box"] = np.array([row["box"] for row in rows], int).reshape(-1, 4)
         arrays["class_names"] = np.array(self.vocabulary.names, str)
         arrays["panoptic"] = result.require_panoptic()
+        for name, width in _widths(result).items():
+            values = [row[name] for row in rows]
+            arrays[name] = np.array(values, np.float32).reshape(-1, width)
         with atomic_writer(self.folder / f"{stem}.npz", durable=False) as file:
             np.savez_compressed(file, **arrays)
 
@@ -44,8 +49,9 @@ class ParquetWriter(LabelWriter):
 
     Columns: ``image`` (file name), ``height``, ``width``; ``id``, ``label``, ``name``, ``score``,
     ``area`` and ``is_thing`` of the segment; ``box`` (left, top, right and bottom, the latter two
-    exclusive); ``rle``, the mask as COCO's compressed run lengths. The metadata of the schema has
-    ``class_names``, a JSON list.
+    exclusive); ``rle``, the mask as COCO's compressed run lengths; ``probabilities`` and
+    ``embedding`` as in :class:`NpzWriter`, null if the result does not keep its queries. The
+    metadata of the schema has ``class_names``, a JSON list.
     """
 
     ROWS = 2000
@@ -61,6 +67,7 @@ class ParquetWriter(LabelWriter):
         kinds = dict(image=pyarrow.string(), height=whole, width=whole, id=whole, label=whole)
         kinds |= dict(name=pyarrow.string(), score=pyarrow.float64(), area=whole)
         kinds |= dict(is_thing=pyarrow.bool_(), box=pyarrow.list_(whole, 4), rle=pyarrow.string())
+        kinds |= dict.fromkeys(("probabilities", "embedding"), pyarrow.list_(pyarrow.float32()))
         names = json.dumps(vocabulary.names, ensure_ascii=False)
         self.schema = pyarrow.schema(kinds.items(), metadata=dict(class_names=names))
         self.pyarrow = pyarrow
@@ -101,7 +108,22 @@ class ParquetWriter(LabelWriter):
 
 
 def rows_of(result: SegmentationResult) -> Iterator[dict[str, Any]]:
-    """Yield the fields and the box of every segment that has pixels."""
+    """Yield the fields, the box and what the queries know of every segment that has pixels."""
+    known = _widths(result)
     for segment in result.segments:
         if result.mask(segment).any():
-            yield asdict(segment) | dict(box=list(result.box(segment)))
+            row = asdict(segment) | dict(box=list(result.box(segment)))
+            if "probabilities" in known:
+                row["probabilities"] = result.probabilities(segment)
+            if "embedding" in known:
+                row["embedding"] = result.embedding(segment)
+            yield row
+
+
+def _widths(result: SegmentationResult) -> dict[str, int]:
+    """Return the columns that a result's queries can fill, and their lengths."""
+    if result.queries is None:
+        return {}
+    embeddings = result.queries.embeddings
+    widths = dict(probabilities=len(result.class_names) + 1)
+    return widths if embeddings is None else widths | dict(embedding=embeddings.shape[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -24,10 +25,11 @@ from odise_mm.cli.main import main
 from odise_mm.errors import ConfigError, OutputError, PanopticFileError
 from odise_mm.io import FORMATS
 from odise_mm.io.base import polygons_of
-from odise_mm.io.conversion import MARK, check_formats, convert
+from odise_mm.io.conversion import MARK, check_formats, convert, write_labels
 from odise_mm.io.labelstudio import encode_brush
 from odise_mm.structures import Segment, SegmentationResult
 from odise_mm.structures.geometry import edge_outlines_of, outlines_of, parts_of
+from odise_mm.structures.queries import MaskFate, Queries
 from odise_mm.vocabulary import Vocabulary
 
 NAMES = Vocabulary.parse("ring, circle; blob", "sand")
@@ -393,3 +395,61 @@ def test_xml_says_what_it_cannot_express(tmp_path: Path) -> None:
         writer.add(result, "b")
     with pytest.raises(OutputError, match=r"XML cannot express.*rename the image"):
         convert(tmp_path / "panoptic.json", ["cvat"], tmp_path / "out")
+
+
+class FewQueries(Queries):
+    """Two masks of a segment of stuff, and one of each other segment of :func:`make_result`."""
+
+    classifiers = ("only",)
+    fates = [
+        MaskFate("kept", 1, pixels=40),
+        MaskFate("kept", 9, pixels=30),
+        MaskFate("kept", 3, pixels=10),
+        MaskFate("kept", 3, pixels=30),
+    ]
+
+    def __init__(self, embeds: bool) -> None:
+        self.embeds = embeds
+
+    def __len__(self) -> int:
+        return 4
+
+    def probabilities(self, classifier: str | None = None) -> np.ndarray:
+        return np.arange(16, dtype=np.float32).reshape(4, 4) / 100
+
+    @property
+    def embeddings(self) -> np.ndarray | None:
+        return np.eye(4, 5, dtype=np.float32) if self.embeds else None
+
+    mask = small_masks = confidence = segmented = None
+
+
+def test_results_are_written_with_probabilities_and_embeddings(tmp_path: Path) -> None:
+    results = [make_result("x/1.jpg", 0), make_result("y/1.jpg", 1)]
+    for result, embeds in zip(results, (True, False), strict=True):
+        result.queries, result.class_names = FewQueries(embeds), NAMES.names
+    failed = SegmentationResult("photos/bad.jpg", error=ValueError("not an image"))
+    write_labels([*results, failed], NAMES, ["npz", "coco"], tmp_path, root="photos")
+    with np.load(tmp_path / "npz/x/1.npz") as found:
+        expected = [results[0].probabilities(segment) for segment in results[0].segments]
+        assert np.array_equal(found["probabilities"], expected)
+        weighted = (np.arange(8, 12) + 3 * np.arange(12, 16)) / 400
+        np.testing.assert_allclose(found["probabilities"][2], weighted, rtol=1e-6)
+        np.testing.assert_allclose(found["embedding"][2], np.array([0, 0, 1, 3, 0]) / 10**0.5)
+    with np.load(tmp_path / "npz/y/1.npz") as found:
+        assert "embedding" not in found and found["probabilities"].shape == (3, 4)
+    images = json.loads((tmp_path / "coco/instances.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["x/1.jpg", "y/1.jpg"]
+    write_labels(results, NAMES, ["npz"], tmp_path)
+    assert {path.name for path in (tmp_path / "npz").glob("*.npz")} == {"1.npz", "1_2.npz"}
+    with pytest.raises(OutputError, match=r"photos/x/1.jpg is not in elsewhere; choose another"):
+        write_labels(results, NAMES, ["npz"], tmp_path, root="elsewhere")
+    if importlib.util.find_spec("pyarrow"):
+        from pyarrow import parquet
+
+        write_labels([*results, make_result("z.jpg", 2)], NAMES, ["parquet"], tmp_path)
+        table = parquet.read_table(tmp_path / "parquet/segments.parquet")
+        probabilities = table["probabilities"].to_pylist()
+        np.testing.assert_allclose(probabilities[2], weighted, rtol=1e-6)
+        assert probabilities[6:] == [None] * 3
+        assert [row is None for row in table["embedding"].to_pylist()] == [False] * 3 + [True] * 6
