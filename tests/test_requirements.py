@@ -255,8 +255,9 @@ def test_requirements_equal_the_imports_of_the_package() -> None:
     imported = {other.get(name, name).replace("_", "-") for name in tops - ours}
     indirect = {"setuptools", "tensorboard"}  # needed by mmengine
     # Imported when a result is converted to its types, for videos, and for a format of the output.
-    optional = {"supervision", "av", "pyarrow"}
-    assert imported - {"mmcv"} - optional == set(names({})) - {"mmcv-lite"} - indirect
+    optional = {"supervision", "fiftyone", "av", "pyarrow"}
+    for_types = {"typing-extensions"}  # imported only by type checkers
+    assert imported - {"mmcv"} - optional - for_types == set(names({})) - {"mmcv-lite"} - indirect
 
 
 def test_an_old_torch_stops_the_installation() -> None:
