@@ -12,6 +12,7 @@ _DETAILS = (
     "Config:",
     "Hooks will be executed in the following order:",
     "paramwise_options -- ",
+    "Exp name: ",
     '"FileClient" will be deprecated',
     '"HardDiskBackend" is the alias',
 )
@@ -39,15 +40,16 @@ class ConsoleFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return whether to show a message."""
-        if record.filename == "logger_hook.py" and record.funcName in _NUMBERS:
+        message = record.getMessage().lstrip("-\n ")
+        if message.startswith(_DETAILS):
+            return False
+        by_hook = record.filename == "logger_hook.py"
+        if by_hook and record.funcName in _NUMBERS:
             self._shown = -1
             return True
         if record.levelno < self.level:
             return False
-        message = record.getMessage().lstrip("-\n ")
-        if record.filename == "logger_hook.py" and record.funcName in _PROGRESS:
-            return self._is_next_tenth(message)
-        return not message.startswith(_DETAILS)
+        return not (by_hook and record.funcName in _PROGRESS) or self._is_next_tenth(message)
 
     def _is_next_tenth(self, message: str) -> bool:
         position = _POSITION.search(message)
