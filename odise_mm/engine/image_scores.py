@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 from mmdet.structures import DetDataSample
-from mmengine.dist import broadcast_object_list, gather_object, is_main_process
+from mmengine.dist import all_gather_object, broadcast_object_list, gather_object, is_main_process
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 from odise_mm.annotations.ground_truth import read_panoptic_truth, read_semantic_truth
 from odise_mm.annotations.label_maps import IGNORED
 from odise_mm.engine.loops import unwrapped
-from odise_mm.errors import OutputError
+from odise_mm.errors import OdiseError, OutputError
 from odise_mm.evaluation.base import to_numpy
 from odise_mm.evaluation.confusion import (
     Confusion,
@@ -40,7 +40,7 @@ from odise_mm.structures import Segment, SegmentationResult
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import replacing, write_json, write_text
 from odise_mm.utils.image import read_image
-from odise_mm.utils.outputs import check_folder, stem_of, write_image
+from odise_mm.utils.outputs import check_folder, is_ours, stem_of, write_image
 from odise_mm.utils.settings import check_whole
 from odise_mm.visualization import draw_panoptic
 from odise_mm.visualization.confusion import confusion_figure
@@ -132,6 +132,7 @@ class ImageScoresHook(Hook):
         self._vocabulary = model.vocabulary
         self._scores: list[ImageScore] = []
         self._heap: list[tuple[float, int, _Kept]] = []
+        self._failure = ""  # why the scores of this set were stopped
         self._confusion = Confusion.zeros(len(self._vocabulary))
         self._counts = np.zeros((len(_COUNTS), len(self._vocabulary)), np.int64)
         dataset = runner.test_loop.dataloader.dataset
@@ -169,7 +170,15 @@ class ImageScoresHook(Hook):
             sample = output.to_dict()
             index = self._index[sample["img_path"]].pop(0)
             add = self._add_panoptic if self._task == "panoptic" else self._add_semantic
-            add(index, sample)
+            if self._failure:
+                continue
+            try:
+                add(index, sample)
+            except (OdiseError, OSError, ValueError, MemoryError) as err:
+                if batch_idx == 0:  # nothing is lost yet
+                    raise
+                self._failure = f"{printable(sample['img_path'])} has no scores ({err})"
+                runner.logger.error(f"{self._failure}; the test continues without these scores")
 
     def _add_panoptic(self, index: int, sample: Mapping[str, Any]) -> None:
         num_classes = len(self._vocabulary)
@@ -259,10 +268,14 @@ class ImageScoresHook(Hook):
         """Write the files of a test set.
 
         Raises:
-            OutputError: the files cannot be written; raised in all processes.
+            OutputError: an image could not be scored, or the files cannot be written; raised in
+                all processes.
         """
         if self._task is None:
             return
+        failure = next(filter(None, all_gather_object(self._failure)), None)
+        if failure is not None:
+            raise OutputError(failure)
         kept = [entry[2] for entry in self._heap]
         parts = gather_object((self._scores, kept, self._confusion, self._counts))
         outcome: list[str] = [""]
@@ -326,8 +339,9 @@ class ImageScoresHook(Hook):
             (kept for part in parts for kept in part[1]),
             key=lambda k: (k.score.score, k.score.index),
         )
-        for old in (folder / "worst").glob("[0-9][0-9][0-9]_*.jpg"):
-            old.unlink()
+        for old in (folder / "worst").glob("[0-9][0-9][0-9]*_*"):
+            if is_ours(old):
+                old.unlink()
         for number, kept in enumerate(worst[: self.worst], start=1):
             stem = f"{number:03d}_{stem_of(kept.score.image)}"
             write_image(folder / "worst", stem, self._sheet(kept, name))

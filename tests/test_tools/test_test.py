@@ -30,6 +30,7 @@ from odise_mm.cli import test as tool
 from odise_mm.config.changing import complete_config
 from odise_mm.config.finding import load_config
 from odise_mm.datasets.class_names import resolve_vocabulary
+from odise_mm.engine.image_scores import ImageScoresHook
 from odise_mm.errors import DatasetError
 from odise_mm.utils.files import FolderLock
 from odise_mm.vocabulary import Vocabulary
@@ -129,6 +130,26 @@ def test_scores_of_images(project: Path) -> None:
     # Most of each segment is found as its own class.
     assert "cat,sky,0,0.0000" in (folder / "confusions.csv").read_text()
     assert (folder / "suggestions.txt").read_text() == ""
+
+
+def test_failing_scores_do_not_end_the_test(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    add = ImageScoresHook._add_panoptic
+
+    def failing(self: ImageScoresHook, index: int, sample: dict) -> None:
+        if index == 2:
+            raise DatasetError("it is damaged")
+        add(self, index, sample)
+
+    monkeypatch.setattr(ImageScoresHook, "_add_panoptic", failing)
+    arguments = ["--datasets", "five", "--image-scores", "scores", "--out", "out.json"]
+    line = fails(capsys, "model.py", "none", *arguments)
+    assert "002.png has no scores (it is damaged)" in line
+    found = json.loads(Path("out.json").read_text())["sets"]["five"]
+    assert found["images"] == 5 and found["metrics"]["panoptic/PQ"] > 0
+    assert list(found["failed"]) == ["ImageScoresHook"]
+    assert not list(Path("scores").rglob("*.csv"))
 
 
 def test_limit_is_noted(project: Path, capsys: pytest.CaptureFixture) -> None:
