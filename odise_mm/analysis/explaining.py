@@ -106,7 +106,16 @@ class Explanation:
         figure.colorbar(shown, ax=panels[2], shrink=0.7)
         if self.features is not None:
             colors = _cluster_colors(self.result)
-            panels[3].imshow(colors[self.features], extent=(0, width, height, 0))
+            rows, columns = self.features.shape
+            right, bottom = (
+                STRIDE * count * side / seen
+                for count, side, seen in (
+                    (columns, width, self.frame.image[1]),
+                    (rows, height, self.frame.image[0]),
+                )
+            )  # the last positions may reach beyond the image
+            panels[3].imshow(colors[self.features], extent=(0, right, bottom, 0))
+            panels[3].set(xlim=(0, width), ylim=(height, 0))
             count = int(self.features.max()) + 1
             panels[3].set_title(f"features at stride {STRIDE}, k-means, k={count}", fontsize=9)
         for panel in panels:
@@ -321,11 +330,13 @@ def _clusters(features: Tensor, frame: Frame, result: SegmentationResult) -> np.
     least, most = _CLUSTERS
     count = min(max(len(result.segments) + 1, least), most, different)
     labels = cluster(vectors, count)
-    rows, columns = labels.shape
-    height, width = result.height, result.width
-    ys = ((np.arange(rows) + 0.5) * height / rows).astype(int).clip(0, height - 1)
-    xs = ((np.arange(columns) + 0.5) * width / columns).astype(int).clip(0, width - 1)
-    reference = result.require_panoptic()[np.ix_(ys, xs)]
+    centers = []
+    for positions, side, seen in zip(
+        labels.shape, (result.height, result.width), frame.image, strict=True
+    ):
+        position = (np.arange(positions) + 0.5) * STRIDE * side / seen
+        centers.append(position.astype(int).clip(0, side - 1))
+    reference = result.require_panoptic()[np.ix_(*centers)]
     return alike(labels, reference)
 
 

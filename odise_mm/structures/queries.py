@@ -117,6 +117,21 @@ class Queries(ABC):
         """Mask embeddings, (Q, C) float32, not normalized; None if the model makes none."""
 
     @abstractmethod
+    def embeddings_of(self, classifier: str) -> np.ndarray | None:
+        """Return what a classifier compared with the names.
+
+        Args:
+            classifier: one of :attr:`classifiers`.
+
+        Returns:
+            (Q, C) float32, not normalized: CLIP's embeddings of the masks, or :attr:`embeddings`
+            for the model's own classifier. None if the classifier compares no embeddings.
+
+        Raises:
+            ValueError: If there is no such classifier.
+        """
+
+    @abstractmethod
     def mask(self, query: int) -> np.ndarray:
         """Return the probabilities of a mask at the size of the image, (H, W) float32."""
 

@@ -373,19 +373,31 @@ class SegmentationResult:
         best = np.argsort(-values, kind="stable")[:k]
         return [(self.class_names[label], float(values[label])) for label in best]
 
-    def embedding(self, segment: Segment) -> np.ndarray:
-        """Return the mask embedding of a segment, (C,) float32.
+    def embedding(self, segment: Segment, classifier: str | None = None) -> np.ndarray:
+        """Return the normalized embedding of a segment's mask, (C,) float32.
 
         For merged masks of stuff, this is the mean of their normalized embeddings, weighted by
-        their pixels. The result is normalized.
+        their pixels.
+
+        Args:
+            segment: A segment of the result.
+            classifier: One of ``queries.classifiers``, for what it compares with the names, such as
+                CLIP's embedding of the mask. None: the model's own mask embedding.
 
         Raises:
-            ValueError: If the masks were not kept, or the model makes no embeddings.
+            ValueError: If the masks were not kept, there is no such classifier, or there are no
+                such embeddings.
         """
         queries = self.require_queries()
-        values = queries.embeddings
+        values = queries.embeddings if classifier is None else queries.embeddings_of(classifier)
         if values is None:
-            raise ValueError(f"{self.image_name}: the model makes no mask embeddings")
+            known = [
+                name for name in queries.classifiers if queries.embeddings_of(name) is not None
+            ]
+            raise ValueError(
+                f"{self.image_name}: {classifier or 'the model'} makes no mask embeddings; "
+                f"classifiers with embeddings: {', '.join(known) or 'none'}"
+            )
         norms = np.linalg.norm(values, axis=1, keepdims=True)
         mean = queries.of_segment(values / np.maximum(norms, 1e-12), segment)
         return mean / max(float(np.linalg.norm(mean)), 1e-12)

@@ -154,8 +154,15 @@ def test_what_queries_tell(odise: OpenVocabSegmentor) -> None:
         sums = queries.probabilities(classifier).sum(axis=1)
         np.testing.assert_allclose(sums, 1, rtol=1e-5)
     assert (queries.probabilities("MaskCLIPClassifier")[:, -1] == 0).all()
-    with pytest.raises(ValueError, match="'CLIP' does not exist; the model has OpenVocabC"):
-        queries.probabilities("CLIP")
+    for ask in (queries.probabilities, queries.embeddings_of):
+        with pytest.raises(ValueError, match="'CLIP' does not exist; the model has OpenVocabC"):
+            ask("CLIP")
+    assert np.array_equal(queries.embeddings_of("OpenVocabClassifier"), queries.embeddings)
+    embeddings = torch.tensor(queries.embeddings_of("MaskCLIPClassifier"))[None]
+    named = odise.classifiers[1].name_embeddings(embeddings, stuff).logits[0].softmax(-1)
+    np.testing.assert_allclose(
+        queries.probabilities("MaskCLIPClassifier")[:, :-1], named, rtol=1e-5
+    )
 
     # Every pixel of the map, from the masks and probabilities alone.
     labels, best = probabilities.argmax(1), probabilities.max(1)
@@ -183,6 +190,10 @@ def test_what_queries_tell(odise: OpenVocabSegmentor) -> None:
             )
             clip_says = result.probabilities(segment, "MaskCLIPClassifier")
             assert np.array_equal(clip_says, queries.probabilities("MaskCLIPClassifier")[first])
+            by_clip = result.embedding(segment, "MaskCLIPClassifier") * np.linalg.norm(
+                embeddings[0, first]
+            )
+            np.testing.assert_allclose(by_clip, embeddings[0, first], rtol=1e-4, atol=1e-5)
     assert any(len(queries.of(segment)) > 1 for segment in result.segments)
     assert result.drop_maps().queries is None
     with pytest.raises(ValueError, match="keep_queries=True"):
@@ -226,3 +237,7 @@ def test_settings_that_do_not_fit(odise: OpenVocabSegmentor) -> None:
     )
     with pytest.raises(ConfigError, match="alpha and beta: the model has one classifier"):
         results(found, alpha=0.5, beta=0.5)
+    kept = results(found, keep_queries=True)[0]
+    assert kept.queries.classifiers == ("Blobs",)
+    with pytest.raises(ValueError, match="the model makes no mask embeddings.*: none"):
+        kept.embedding(kept.segments[0])

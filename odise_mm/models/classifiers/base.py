@@ -23,11 +23,14 @@ class ClassPrediction(NamedTuple):
             classifier does not predict void.
         valid: whether a mask covers any position that the classifier looks at, (B, Q) bool. None if
             all masks count.
+        embeddings: what the classifier compares with the names, (B, Q, C). None if that is the mask
+            embeddings of the head, or nothing.
     """
 
     logits: Tensor
     p_void: Tensor | None = None
     valid: Tensor | None = None
+    embeddings: Tensor | None = None
 
 
 class Classifier(nn.Module):

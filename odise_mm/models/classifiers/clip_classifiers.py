@@ -59,7 +59,8 @@ class _CLIPClassifier(Classifier):
     def name_embeddings(self, embeddings: Tensor, vocabulary: Vocabulary) -> ClassPrediction:
         """Classify masks by their CLIP embeddings, (B, Q, C)."""
         text = self.text_encoder.of_vocabulary(vocabulary, self.template)
-        return ClassPrediction(class_logits(embeddings, text, vocabulary, self.clip.logit_scale))
+        logits = class_logits(embeddings, text, vocabulary, self.clip.logit_scale)
+        return ClassPrediction(logits, embeddings=embeddings)
 
     def embed_masks(self, masks: Tensor, images: Sequence[Tensor], stride: int = 4) -> Tensor:
         """Compute the CLIP embeddings of masked regions.
@@ -214,20 +215,21 @@ class PooledCLIPClassifier(_CLIPClassifier):
             images = prediction.images_at_own_size(images)
             features = self._feature_map(prediction.masks, images, prediction.stride)
         pooled, valid = pool_masks(features, prediction.masks)
-        return ClassPrediction(self.logits_of(pooled, features, vocabulary), valid=valid)
+        embeddings = self.embed_pooled(pooled)
+        logits = self.logits_of(embeddings, features, vocabulary)
+        return ClassPrediction(logits, valid=valid, embeddings=embeddings)
 
-    def logits_of(self, pooled: Tensor, features: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """Compute the logits of all classes for averaged features.
+    def logits_of(self, embeddings: Tensor, features: Tensor, vocabulary: Vocabulary) -> Tensor:
+        """Compute the logits of all classes.
 
         Args:
-            pooled: averages inside the masks, (B, Q, C).
+            embeddings: output of :meth:`embed_pooled`, (B, Q, ``embed_dim``).
             features: the feature map that was averaged, (B, C, h, w).
             vocabulary: the K classes.
 
         Returns:
             (B, Q, K) float32.
         """
-        embeddings = self.embed_pooled(pooled)
         if self.text_adapter is None:
             text = self.text_encoder.of_vocabulary(vocabulary, self.template)
             return class_logits(embeddings, text, vocabulary, self.clip.logit_scale)
@@ -313,7 +315,7 @@ class SoftMaskCLIPClassifier(PooledCLIPClassifier):
         self, prediction: MaskPrediction, images: Sequence[Tensor], vocabulary: Vocabulary
     ) -> ClassPrediction:
         """See :class:`~odise_mm.models.classifiers.base.Classifier`; void is not predicted."""
-        logits = []
+        logits, embeddings = [], []
         # One by one: in a batch, padding to the size of other images would change the adapted text.
         for masks, image, frame in zip(
             prediction.masks, images, prediction.frames_of(images), strict=True
@@ -324,8 +326,9 @@ class SoftMaskCLIPClassifier(PooledCLIPClassifier):
                 features = self.clip.visual.trunk.forward_features(padded.to(self.clip.dtype))
             weights = _soft_masks(masks, frame, resized.shape[-2:], (height, width))
             pooled = pool_weighted(features, weights[None])
-            logits.append(self.logits_of(pooled, features, vocabulary))
-        return ClassPrediction(torch.cat(logits))
+            embeddings.append(self.embed_pooled(pooled))
+            logits.append(self.logits_of(embeddings[-1], features, vocabulary))
+        return ClassPrediction(torch.cat(logits), embeddings=torch.cat(embeddings))
 
 
 def _soft_masks(masks: Tensor, frame: Frame, size: Sequence[int], padded: Sequence[int]) -> Tensor:

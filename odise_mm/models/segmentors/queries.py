@@ -70,12 +70,7 @@ class KeptQueries(Queries):
         """See :meth:`~odise_mm.structures.Queries.probabilities`."""
         if classifier is None:
             return self.scores.numpy()
-        if classifier not in self.classifiers:
-            raise ValueError(
-                f"classifier {classifier!r} does not exist; the model has "
-                f"{', '.join(self.classifiers)}"
-            )
-        prediction = self.predictions[self.classifiers.index(classifier)]
+        prediction = self._prediction_of(classifier)
         void = prediction.p_void
         classes = prediction.logits.float().softmax(-1)
         void = classes.new_zeros(len(classes)) if void is None else void.float()
@@ -85,6 +80,22 @@ class KeptQueries(Queries):
     def embeddings(self) -> np.ndarray | None:
         """See :attr:`~odise_mm.structures.Queries.embeddings`."""
         return None if self.mask_embeddings is None else self.mask_embeddings.float().numpy()
+
+    def embeddings_of(self, classifier: str) -> np.ndarray | None:
+        """See :meth:`~odise_mm.structures.Queries.embeddings_of`."""
+        prediction = self._prediction_of(classifier)
+        if prediction.embeddings is not None:
+            return prediction.embeddings.float().numpy()
+        own = classifier == self.classifiers[0]
+        return self.embeddings if own else None
+
+    def _prediction_of(self, classifier: str) -> ClassPrediction:
+        if classifier not in self.classifiers:
+            raise ValueError(
+                f"classifier {classifier!r} does not exist; the model has "
+                f"{', '.join(self.classifiers)}"
+            )
+        return self.predictions[self.classifiers.index(classifier)]
 
     def mask(self, query: int) -> np.ndarray:
         """See :meth:`~odise_mm.structures.Queries.mask`."""
