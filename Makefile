@@ -22,7 +22,7 @@ OUT := demo_output
 demo: export PYTHONWARNINGS := ignore:torch.meshgrid
 QUIET := --cfg-options log_level=WARNING
 
-.PHONY: help venv test lint format coverage docs demo toy-ablation clean
+.PHONY: help venv test test-formats lint format coverage docs demo toy-ablation clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -42,6 +42,13 @@ lint: venv  ## check rules and format (ruff) and the types of the public API (my
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m mypy
+
+test-formats: venv  ## read converted results with other programs (downloads 2 GB into .formats on the first call)
+	@grep -v '^#' requirements/formats.txt | while read -r packages; do \
+	  folder=.formats/$${packages%%==*}; test -e $$folder/installed && continue; \
+	  $(BIN)/python -m venv $$folder && $$folder/bin/python -m pip install $(PIP_FLAGS) $$packages && \
+	  touch $$folder/installed || exit 1; done
+	$(BIN)/python -m pytest tests/test_io
 
 format: venv  ## format and fix the files with ruff
 	$(BIN)/ruff check --fix .
@@ -82,6 +89,6 @@ toy-ablation: venv  ## run the paper's ablations in the toy world (many hours; c
 	  && exit $$failed
 
 clean:  ## remove .venv, caches, site and demo_output
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .coverage* htmlcov build site demo_output odise_mm/.mim *.egg-info \
+	rm -rf .venv .formats .pytest_cache .ruff_cache .mypy_cache .coverage* htmlcov build site demo_output odise_mm/.mim *.egg-info \
 	  requirements/opencv_headless/build requirements/opencv_headless/*.egg-info
 	find odise_mm tests tools projects demo requirements -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
