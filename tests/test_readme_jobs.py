@@ -22,7 +22,8 @@ SHORTER = {
     "generate.py": "--number 8 2 --workers 1",
     "clip.py": "--seconds 0.2",
     "odise-mm train odise_toy_label": "--cfg-options train_cfg.max_iters=1 "
-    "train_dataloader.batch_size=2 default_hooks.checkpoint.interval=1",
+    "train_dataloader.batch_size=2 default_hooks.logger.interval=1 "
+    "default_hooks.checkpoint.interval=1",
     "run_study.py": "--cfg-options train_cfg.max_iters=1 train_dataloader.batch_size=1",
 }
 """Options that shorten a command, by a part of the command."""
@@ -32,7 +33,7 @@ WRITTEN = {
     "know why": ["explained.png"],
     "segment very": ["out/large/panoptic.json"],
     "segment videos": ["out.mp4", "out.json"],
-    "train on COCO": ["work_dirs/odise_toy_label/iter_1.pth"],
+    "train on COCO": ["work_dirs/odise_toy_label/iter_1.pth", "out/curves.csv"],
     "measure PQ": ["out/test.json", "out/scores"],
     "run an ablation": ["work_dirs/toy/ablation/captioner/empty/shown", "ablations/ablations.csv"],
     "compare the features": ["features.png"],

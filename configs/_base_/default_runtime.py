@@ -14,7 +14,8 @@ visualizer = dict(
     vis_backends=[dict(type="LocalVisBackend"), dict(type="TensorboardVisBackend")],
 )
 default_hooks = dict(
-    logger=dict(type="LoggerHook", interval=50),
+    # Validation results are logged at their iteration.
+    logger=dict(type="LoggerHook", interval=50, log_metric_by_epoch=False),
     checkpoint=dict(type="AtomicCheckpointHook", by_epoch=False, interval=4500, max_keep_ckpts=2),
 )
 load_from = None
