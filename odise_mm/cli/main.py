@@ -16,6 +16,7 @@ COMMANDS = {
     "segment": "segment images with class names of your choice",
     "explain": "show why an image was segmented as it was",
     "convert": "convert segmented images to the formats of other tools",
+    "prepare": "check and split a folder of your own data, and write a config for it",
     "train": "train a model",
     "test": "measure PQ, mAP and mIoU on one or several test sets",
     "download": "download published weights and label files beforehand",

@@ -18,7 +18,13 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from odise_mm.utils.command_line import INTERRUPTED, ConfigOptions, Parser, one_line_errors
+from odise_mm.utils.command_line import (
+    INTERRUPTED,
+    ConfigOptions,
+    Parser,
+    one_line_errors,
+    positive_int,
+)
 from odise_mm.utils.display import printable
 from odise_mm.utils.precision import PRECISIONS
 from odise_mm.utils.processes import follow_parent, is_first_process
@@ -51,6 +57,24 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         "--amp-dtype",
         choices=PRECISIONS,
         help="precision of the model (default: that of the config)",
+    )
+    parser.add_argument(
+        "--load-from",
+        metavar="CHECKPOINT",
+        help="trained weights to start from, of this package or published (default: those of the "
+        "config)",
+    )
+    parser.add_argument(
+        "--max-iters",
+        type=positive_int,
+        metavar="N",
+        help="number of iterations; the steps of the schedule are scaled with it",
+    )
+    parser.add_argument(
+        "--batch-size",
+        type=positive_int,
+        metavar="N",
+        help="images per iteration and process (default: as in the config)",
     )
     parser.add_argument(
         "--auto-scale-lr",
@@ -118,11 +142,22 @@ def plan(args: argparse.Namespace) -> Config:
         ConfigError: The config does not exist or cannot be used for training.
     """
     from odise_mm.checkpoints.training_state import latest_checkpoint
-    from odise_mm.config.changing import change_config, set_data_root, set_precision
+    from odise_mm.config.changing import (
+        change_config,
+        set_data_root,
+        set_max_iters,
+        set_precision,
+    )
     from odise_mm.config.finding import load_config
     from odise_mm.errors import ConfigError
 
     cfg = load_config(args.config)
+    if args.max_iters:
+        set_max_iters(cfg, args.max_iters)
+    if args.batch_size and cfg.get("train_dataloader"):
+        cfg.train_dataloader.batch_size = args.batch_size
+    if args.load_from:
+        cfg.load_from = os.path.expanduser(args.load_from)
     change_config(cfg, args.cfg_options)
     if args.data_root:
         set_data_root(cfg, args.data_root)

@@ -163,3 +163,38 @@ def _rebased(node: Any, root: str) -> Any:
     if isinstance(node, str) and (node == "data" or node.startswith("data/")):
         return os.path.join(root, node[len("data/") :])
     return node
+
+
+def set_max_iters(cfg: Config, number: int) -> None:
+    """Change the number of training iterations, and scale the schedule with it.
+
+    ``begin``, ``end`` and ``milestones`` of the schedules and the validation and checkpoint
+    intervals are multiplied by the same factor; intervals are at least 1.
+
+    Args:
+        cfg: the config to change.
+        number: number of iterations.
+
+    Raises:
+        ConfigError: the config has no ``train_cfg.max_iters``.
+    """
+    train = cfg.get("train_cfg") or {}
+    before = train.get("max_iters")
+    if not before:
+        raise ConfigError(f"{name_of(cfg)}: the config has no `train_cfg.max_iters` to change")
+    train["max_iters"] = number
+
+    def scaled(value: int) -> int:
+        return round(value * number / before) if value != INF else value
+
+    schedules = cfg.get("param_scheduler") or []
+    for schedule in [schedules] if isinstance(schedules, dict) else schedules:
+        for key in ("begin", "end", "T_max"):
+            if schedule.get(key) is not None:
+                schedule[key] = scaled(schedule[key])
+        if schedule.get("milestones"):
+            schedule["milestones"] = [scaled(value) for value in schedule["milestones"]]
+    checkpoint = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
+    for part, key in ((train, "val_interval"), (checkpoint, "interval")):
+        if part.get(key):
+            part[key] = max(1, scaled(part[key]))

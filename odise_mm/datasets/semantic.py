@@ -25,14 +25,15 @@ from odise_mm.vocabulary import Vocabulary
 
 @DATASETS.register_module()
 class SemanticDataset(SeededItems, OrientedImages, BaseSegDataset):
-    """mmseg's ``BaseSegDataset`` with the classes of a vocabulary, for testing.
+    """mmseg's ``BaseSegDataset`` with the classes of a vocabulary.
 
     Pixels of the label files are class indices. The value 255 (8-bit files) or 65535 (16-bit files)
     marks ignored pixels; more than 255 classes need 16-bit files. Loading opens no image or label
     file, so sizes are known only once an image is read (``ori_shape``).
 
     Each image has the keys ``img_path``, ``img_id`` (its path inside the folder of images, without
-    the suffix), ``sem_seg_path`` and ``reduce_zero_label``.
+    the suffix), ``sem_seg_path``, ``reduce_zero_label`` and ``num_classes``. In training, each
+    class of an image is one segment.
 
     Args:
         vocabulary, label_file, subsets: see :class:`odise_mm.datasets.PanopticDataset`. The order
@@ -85,6 +86,10 @@ class SemanticDataset(SeededItems, OrientedImages, BaseSegDataset):
             )
             for info in found
         ]
+
+    def get_data_info(self, idx: int) -> dict:
+        """Extend mmengine's method: add ``num_classes``."""
+        return {**super().get_data_info(idx), "num_classes": len(self.vocabulary)}
 
     def _warn_of_other_suffixes(self, images: str, labels: str) -> None:
         """Log how many images have a label file, but a different suffix than ``img_suffix``."""

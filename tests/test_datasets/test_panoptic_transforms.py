@@ -307,3 +307,53 @@ def test_random_states_are_restored() -> None:
     assert (*before, random.random(), np.random.random()) == expected
     with random_numbers_of(7):
         assert (random.random(), np.random.random()) == inside
+
+
+def test_instances_become_a_map_with_small_ones_on_top() -> None:
+    """Overlapping boxes, one hidden, one crowd: the smaller is on top, the crowd at the bottom."""
+
+    def box(x: int, y: int, w: int, h: int, label: int, ignored: bool = False) -> dict:
+        ring = [x, y, x + w, y, x + w, y + h, x, y + h]
+        return dict(mask=[ring], bbox_label=label, ignore_flag=int(ignored))
+
+    boxes = [box(4, 4, 2, 2, 7), box(2, 2, 8, 8, 5), box(0, 0, 20, 16, 3, ignored=True)]
+    hidden = [box(12, 2, 4, 4, 6), box(12, 2, 4, 2, 8), box(12, 4, 4, 2, 9)]
+    results = dict(
+        img=np.zeros((16, 20, 3), np.uint8),
+        img_path="a.jpg",
+        height=16,
+        width=20,
+        instances=boxes + hidden,
+    )
+    found = TRANSFORMS.build(dict(type="LoadPanopticMap"))(dict(results))
+    expected = np.zeros((16, 20), np.int32)
+    expected[2:10, 2:10], expected[4:6, 4:6] = 2, 1
+    expected[2:4, 12:16], expected[4:6, 12:16] = 3, 4
+    assert (found["gt_seg_map"] == expected).all()
+    assert found["gt_segment_labels"].tolist() == [7, 5, 8, 9]
+    with pytest.raises(DatasetError, match="annotations are for 21 x 16"):
+        TRANSFORMS.build(dict(type="LoadPanopticMap"))({**results, "width": 21})
+    with pytest.raises(DatasetError, match="no annotations to train on"):
+        TRANSFORMS.build(dict(type="LoadPanopticMap"))(dict(img=results["img"]))
+
+
+def test_classes_of_a_label_map_become_segments(tmp_path: Path) -> None:
+    labels = np.full((6, 300), 255, np.uint8)
+    labels[:2], labels[4:, :7] = 2, 0
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(labels).save(tmp_path / "labels/a.png")
+    Image.fromarray(np.stack([labels] * 3, -1)).save(tmp_path / "images/a.jpg")
+    (tmp_path / "names.txt").write_text("thing: car\nstuff: road\nstuff: sky\n")
+    data = DATASETS.build(
+        dict(
+            type="SemanticDataset",
+            vocabulary="names.txt",
+            data_root=str(tmp_path),
+            data_prefix=dict(img_path="images", seg_map_path="labels"),
+            pipeline=LOAD,
+        )
+    )
+    found = data[0]
+    assert found["gt_segment_labels"].tolist() == [0, 2]
+    assert (found["gt_seg_map"] == np.select([labels == 0, labels == 2], [1, 2], 0)).all()

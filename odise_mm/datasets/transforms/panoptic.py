@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 from mmcv.transforms import BaseTransform
+from pycocotools import mask as mask_utils
 
+from odise_mm.annotations.label_maps import class_indices, read_label_map
+from odise_mm.annotations.masks import to_rle
 from odise_mm.annotations.panoptic_io import read_panoptic_png
 from odise_mm.datasets.segment_masks import SegmentMasks
 from odise_mm.errors import DatasetError, PanopticFileError
@@ -22,9 +25,17 @@ _FILL = 255
 
 @TRANSFORMS.register_module()
 class LoadPanopticMap(BaseTransform):
-    """Read an image's panoptic PNG file and check it against the image and the annotations.
+    """Read the segments of an image as one map of numbers, from any of the three datasets.
 
-    Required keys: ``img``, ``img_path``, ``seg_map_path``, ``segments_info``.
+    Required keys: ``img``, ``img_path``, and what the dataset gives:
+
+    - ``seg_map_path`` and ``segments_info`` of a ``PanopticDataset``. The PNG file is checked
+      against the image and the annotations.
+    - ``instances`` of an ``InstanceDataset``. Where masks overlap, the smaller one is on top, and
+      crowd regions are below all others. Instances without a visible pixel are left out. Pixels
+      outside the masks are unlabeled.
+    - ``sem_seg_path`` of a ``SemanticDataset``. Every class of the image is one segment, of things,
+      too. Ignored pixels are unlabeled.
 
     Added keys:
 
@@ -35,31 +46,92 @@ class LoadPanopticMap(BaseTransform):
     Numbers are 1, 2, ... without 255, with which mmdet's and mmseg's transforms pad label maps.
 
     Raises:
-        DatasetError: the file is missing or unreadable, its size differs from the image's, or its
-            segments differ from the annotated ones.
+        DatasetError: the file is missing or unreadable, its size differs from the image's, its
+            segments differ from the annotated ones, or the dataset gives no annotations.
     """
 
     def transform(self, results: dict) -> dict:
         """Add the keys listed in the class's docstring."""
-        path, segments = results["seg_map_path"], results["segments_info"]
-        try:
-            ids = read_panoptic_png(path)
-        except PanopticFileError as err:
-            raise DatasetError(str(err)) from err
-        shape = results["img"].shape[:2]
-        if ids.shape != shape:
+        if "seg_map_path" in results and "segments_info" in results:
+            path, segments = results["seg_map_path"], results["segments_info"]
+            try:
+                ids = read_panoptic_png(path)
+            except PanopticFileError as err:
+                raise DatasetError(str(err)) from err
+            _check_shape(path, ids, results)
+            numbers = _local_numbers(ids, segments, path)
+            labels = [segment["label"] for segment in segments if not segment["is_crowd"]]
+        elif "instances" in results:
+            numbers, labels = _draw_instances(results)
+        elif "sem_seg_path" in results:
+            numbers, labels = _read_classes(results)
+        else:
             raise DatasetError(
-                f"{path} has {ids.shape[1]} x {ids.shape[0]} pixels, but its image "
-                f"{results['img_path']} has {shape[1]} x {shape[0]}; they do not match"
-                + turned_hint(ids.shape, shape, results["img_path"])
+                f"{results.get('img_path')}: the dataset gives no annotations to train on; use a "
+                "PanopticDataset, an InstanceDataset or a SemanticDataset"
             )
-        results["gt_seg_map"] = _local_numbers(ids, segments, path)
-        labels = [segment["label"] for segment in segments if not segment["is_crowd"]]
+        results["gt_seg_map"] = numbers
         results["gt_segment_labels"] = np.array(labels, dtype=np.int64)
         return results
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def _check_shape(path: str, found: np.ndarray, results: dict) -> None:
+    shape = results["img"].shape[:2]
+    if found.shape != shape:
+        raise DatasetError(
+            f"{path} has {found.shape[1]} x {found.shape[0]} pixels, but its image "
+            f"{results['img_path']} has {shape[1]} x {shape[0]}; they do not match"
+            + turned_hint(found.shape, shape, results["img_path"])
+        )
+
+
+def _draw_instances(results: dict) -> tuple[np.ndarray, list[int]]:
+    """Draw the masks of mmdet's ``instances`` into a map, small ones on top of large ones.
+
+    Returns:
+        (H, W) int32 of local numbers, and the class indices in the order of the numbers.
+    """
+    instances, shape = results["instances"], results["img"].shape[:2]
+    annotated = results["height"], results["width"]
+    if annotated != shape:
+        raise DatasetError(
+            f"{results['img_path']} has {shape[1]} x {shape[0]} pixels, but its annotations are "
+            f"for {annotated[1]} x {annotated[0]}; they do not match"
+        )
+    masks = [mask_utils.decode(to_rle(one["mask"], shape)).astype(bool) for one in instances]
+    order = sorted(
+        range(len(masks)), key=lambda i: (not instances[i]["ignore_flag"], -masks[i].sum())
+    )
+    drawn = np.zeros(shape, dtype=np.int32)
+    for index in order:
+        drawn[masks[index]] = 0 if instances[index]["ignore_flag"] else index + 1
+    visible = np.unique(drawn[drawn > 0])
+    return _renumbered(drawn, visible), [instances[i - 1]["bbox_label"] for i in visible]
+
+
+def _read_classes(results: dict) -> tuple[np.ndarray, list[int]]:
+    path = results["sem_seg_path"]
+    classes = class_indices(
+        read_label_map(path),
+        path,
+        results["num_classes"],
+        bool(results.get("reduce_zero_label")),
+    )
+    _check_shape(path, classes, results)
+    present = np.unique(classes[classes >= 0])
+    return _renumbered(classes, present), present.tolist()
+
+
+def _renumbered(values: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return a map with 1, 2, ... without 255 for the ascending ``chosen`` values, else 0."""
+    places = np.arange(1, len(chosen) + 1, dtype=np.int32)
+    numbers = np.append(places + (places >= _FILL), 0).astype(np.int32)
+    rank = np.searchsorted(chosen, values)
+    known = np.append(chosen, -1)[rank] == values
+    return np.where(known, numbers[rank], 0).astype(np.int32)
 
 
 def _local_numbers(ids: np.ndarray, segments: list[dict], path: str) -> np.ndarray:

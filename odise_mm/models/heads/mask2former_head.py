@@ -155,7 +155,10 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         **options: other arguments of :class:`mmdet.models.Mask2FormerHead`: ``num_queries``,
             ``pixel_decoder``, ``transformer_decoder``, ``positional_encoding``; for training
             ``loss_cls`` (an :class:`~odise_mm.models.losses.class_loss.OpenVocabCrossEntropyLoss`),
-            ``loss_mask``, ``loss_dice`` and ``train_cfg`` (points, assigner, sampler).
+            ``loss_mask``, ``loss_dice`` and ``train_cfg`` (points, assigner, sampler). With
+            ``train_cfg.ignore_unlabeled``, a fraction, queries without a match are left out of the
+            class loss if at least this fraction of their mask lies on pixels without annotation;
+            by default, they learn to be void.
 
     Raises:
         TypeError: unknown argument.
@@ -359,13 +362,21 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
             labels, matched, batch_gt_instances, strict=True
         ):
             row[queries] = targets.labels[places]
-        labels = labels.flatten()
+        counted = torch.ones_like(labels)
+        limit = self.train_cfg.get("ignore_unlabeled")
+        if limit is not None:
+            parts = zip(labels, mask_preds, batch_gt_instances, strict=True)
+            counted = torch.stack(
+                [(r < self.num_classes) | ~_is_unlabeled(m, t.masks, limit) for r, m, t in parts]
+            ).long()
+        labels, counted = labels.flatten(), counted.flatten()
         class_weight = cls_scores.new_tensor(self.class_weight)
         loss_cls = self.loss_cls(
             cls_scores.flatten(0, 1),
             labels,
-            torch.ones_like(labels),
-            avg_factor=class_weight[labels].sum(),
+            counted,
+            # all queries may be left out
+            avg_factor=(class_weight[labels] * counted).sum().clamp(min=class_weight.min()),
         )
         counts = [len(queries) for queries, _ in matched]
         # mmdet's assigned masks, at least one per image
@@ -421,6 +432,22 @@ class OpenVocabMask2FormerHead(Mask2FormerHead):
         if self.mask_embedding is not None:
             embeddings = self.mask_embedding(queries, masks, mask_features)
         return MaskPrediction(masks, embeddings, objectness)
+
+
+def _is_unlabeled(masks: Tensor, targets: Tensor, limit: float) -> Tensor:
+    """Return whether masks lie mostly on pixels that no target covers, (Q,) bool.
+
+    Args:
+        masks: mask logits, (Q, h, w).
+        targets: masks of the annotated segments, (N, H, W) float32.
+        limit: the fraction of a mask's pixels from which on it counts as unlabeled, in [0, 1].
+    """
+    with torch.no_grad():
+        labeled = targets.amax(0) if len(targets) else targets.new_zeros(targets.shape[1:])
+        free = 1 - F.adaptive_avg_pool2d(labeled[None], masks.shape[-2:])[0]
+        inside = (masks > 0).to(free.dtype)
+        area = inside.sum((1, 2))
+        return (area > 0) & (torch.einsum("qhw,hw->q", inside, free) >= limit * area)
 
 
 def _class_loss(cfg: dict | None) -> ConfigDict:

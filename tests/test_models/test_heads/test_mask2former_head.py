@@ -149,3 +149,16 @@ def test_pooling_does_not_backpropagate_to_masks() -> None:
 def test_unknown_argument_raises() -> None:
     with pytest.raises(TypeError, match="has no argument num_querys; it has: .*num_queries"):
         build(num_querys=10)
+
+
+def test_masks_on_unlabeled_pixels_are_left_out_of_the_class_loss() -> None:
+    """Queries: on the annotated object, on unlabeled pixels, half and half, and an empty one."""
+    from odise_mm.models.heads.mask2former_head import _is_unlabeled
+
+    target = torch.zeros(1, 8, 8)
+    target[0, :, :4] = 1
+    masks = torch.full((4, 4, 4), -1.0)
+    masks[0, :, :2] = masks[1, :, 2:] = masks[2, :, 1:3] = 1
+    assert _is_unlabeled(masks, target, 0.6).tolist() == [False, True, False, False]
+    assert _is_unlabeled(masks, target, 0.5).tolist() == [False, True, True, False]
+    assert _is_unlabeled(masks, target[:0], 1.0).tolist() == [True, True, True, False]
