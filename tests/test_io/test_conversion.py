@@ -421,7 +421,7 @@ class FewQueries(Queries):
     def embeddings(self) -> np.ndarray | None:
         return np.eye(4, 5, dtype=np.float32) if self.embeds else None
 
-    mask = small_masks = confidence = segmented = None
+    mask = small_masks = confidence = segmented = embeddings_of = None
 
 
 def test_results_are_written_with_probabilities_and_embeddings(tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ class KnownQueries(Queries):
     def mask(self, query: int) -> np.ndarray:
         raise NotImplementedError
 
-    small_masks = confidence = segmented = mask
+    small_masks = confidence = segmented = embeddings_of = mask
 
 
 def test_embeddings_link_objects_that_do_not_overlap() -> None:
