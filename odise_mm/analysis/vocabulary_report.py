@@ -143,14 +143,13 @@ def class_similarities(embeddings: Tensor, owners: Sequence[int]) -> Tensor:
     """
     index = torch.tensor(owners, device=embeddings.device)
     count = int(index[-1]) + 1
-    to_class = embeddings.new_full((len(embeddings), count), -torch.inf)
-    for start in range(0, len(embeddings), _ROWS):
-        found = embeddings[start : start + _ROWS] @ embeddings.T
-        to_class[start : start + _ROWS].scatter_reduce_(
-            1, index.expand(len(found), -1), found, "amax"
-        )
     between = embeddings.new_full((count, count), -torch.inf)
-    between.scatter_reduce_(0, index[:, None].expand(-1, count), to_class, "amax")
+    for start in range(0, len(embeddings), _ROWS):
+        rows = slice(start, start + _ROWS)
+        cosines = embeddings[rows] @ embeddings.T
+        of_class = cosines.new_full((len(cosines), count), -torch.inf)
+        of_class.scatter_reduce_(1, index.expand_as(cosines), cosines, "amax")
+        between.scatter_reduce_(0, index[rows, None].expand_as(of_class), of_class, "amax")
     return torch.maximum(between, between.T)
 
 
@@ -166,8 +165,11 @@ def nearest_pairs(
         top: Largest number of pairs.
     """
     _, owners = vocabulary.flat
-    starts = [owners.index(label) for label in range(len(vocabulary))]
-    upper = similar.triu(1) + torch.full_like(similar, -torch.inf).tril()
+    starts: dict[int, int] = {}
+    for row, label in enumerate(owners):
+        starts.setdefault(label, row)
+    lower = torch.ones_like(similar, dtype=torch.bool).tril_()
+    upper = similar.masked_fill(lower, -torch.inf)
     count = min(top, len(vocabulary) * (len(vocabulary) - 1) // 2)
     order = upper.flatten().topk(count).indices.tolist()
     pairs = []
