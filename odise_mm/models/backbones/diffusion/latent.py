@@ -142,6 +142,14 @@ class LatentBackbone(Backbone):
             the scaling factor. C and s are 4 and 8 in Stable Diffusion 1 and 2, 16 and 8 in Stable
             Diffusion 3 and FLUX, 3 and 4 in LDM.
         """
+        if tiles.device.type != "cpu" or len(tiles) == 1:
+            return self._encode(tiles)
+        # One by one: the largest maps would not fit into a CPU's caches anyway.
+        latents, taps = zip(*map(self._encode, tiles.split(1)), strict=True)
+        return torch.cat(latents), [torch.cat(maps) for maps in zip(*taps, strict=True)]
+
+    def _encode(self, tiles: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Compute :meth:`encode` for all tiles together."""
         encoder = self.vae.encoder
         wanted = self._encoder_blocks()
         taps: dict[int, Tensor] = {}
