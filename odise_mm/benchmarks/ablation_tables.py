@@ -15,10 +15,12 @@ MARK = " *"
 
 
 def datasets_of(rows: list[Row]) -> list[str]:
-    """List the paper's datasets, then the others that have results."""
+    """List the datasets that have results, the paper's first; without any results, the paper's."""
     names = [paper for paper, _ in PAPER_SETS.values()]
-    others = dict.fromkeys(name for row in rows for name in row.runs if name not in names)
-    return [*names, *others]
+    run = dict.fromkeys(name for row in rows for name in row.runs)
+    return [name for name in names if name in run] + [
+        name for name in run if name not in names
+    ] or names
 
 
 def subsets_of(rows: list[Row], dataset: str) -> list[str]:
@@ -35,13 +37,13 @@ def make_table(study: str, rows: list[Row], note: str | None = None) -> Table:
         rows: Rows of the study.
         note: A sentence to add below the table.
     """
-    paper_sets = [name for name, _ in PAPER_SETS.values()]
+    in_paper = {name for row in rows for name in row.paper}
     with_facts = any(row.facts for row in rows)
     columns = [study, *(["pre-training"] if with_facts else [])]
     for dataset in datasets_of(rows):
         for subset in subsets_of(rows, dataset):
             columns.append(", ".join(filter(None, (dataset, subset, "ours"))))
-        if dataset in paper_sets:
+        if dataset in in_paper:
             columns.append(f"{dataset}, paper")
     table = Table(f"Ablation of the {study}: {' / '.join(METRICS)} in percent", columns)
     for row in rows:
@@ -51,7 +53,7 @@ def make_table(study: str, rows: list[Row], note: str | None = None) -> Table:
             mark = MARK if run is not None and run.reasons else ""
             for subset in subsets_of(rows, dataset):
                 cells.append(_joined([row.ours(dataset, m, subset) for m in METRICS]) + mark)
-            if dataset in paper_sets:
+            if dataset in in_paper:
                 cells.append(_joined([row.theirs(dataset, m) for m in METRICS]))
         table.rows.append(cells)
     table.notes = notes_of(rows, note)
@@ -110,8 +112,15 @@ def write_csv(rows: list[Row], path: Path) -> None:
                     )  # fmt: skip
 
 
+_COLORS = {"": "tab:red", "base": "tab:orange", "novel": "tab:green"}
+_MORE_COLORS = ("tab:purple", "tab:brown", "tab:pink", "tab:olive")
+_LEAST_SPAN = 10.0  # percent; differences of less than a point should look small
+
+
 def draw(study: str, rows: list[Row], path: Path) -> None:
-    """Draw a panel for every dataset and metric, with the paper's numbers as rings, ours as dots.
+    """Draw a panel for every dataset and metric, with the numbers beside the marks.
+
+    Rings are the paper's numbers, dots are ours, for all classes and for each subset of classes.
 
     Args:
         study: Name of the study.
@@ -120,12 +129,14 @@ def draw(study: str, rows: list[Row], path: Path) -> None:
     """
     from matplotlib.figure import Figure
 
-    datasets = [d for d in datasets_of(rows) if any(d in r.paper or d in r.runs for r in rows)]
-    if not datasets:
-        datasets = [name for name, _ in PAPER_SETS.values()]
-    size = (3.2 + 2.6 * len(METRICS), (1.4 + 0.26 * len(rows)) * len(datasets) + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(len(datasets), len(METRICS), squeeze=False, sharey=True)
+    datasets = datasets_of(rows)
+    rows = [r for r in rows if any(d in r.paper or d in r.runs for d in datasets)] or rows
+    lines = [1 + len(subsets_of(rows, dataset)) for dataset in datasets]
+    heights = [1.2 + len(rows) * max(0.34, 0.17 * n) for n in lines]
+    figure = Figure(figsize=(3.2 + 3.0 * len(METRICS), sum(heights) + 0.9), layout="constrained")
+    grid = figure.subplots(
+        len(datasets), len(METRICS), squeeze=False, sharey="row", height_ratios=heights
+    )
     for axes_row, dataset in zip(grid, datasets, strict=True):
         for axes, metric in zip(axes_row, METRICS, strict=True):
             _panel(axes, rows, dataset, metric)
@@ -133,28 +144,49 @@ def draw(study: str, rows: list[Row], path: Path) -> None:
     for axes in figure.axes:
         handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if handles:
-        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3)
-    figure.suptitle(f"Ablation of the {study} (rows without a dot: not run)", fontsize=11)
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    title = f"Ablation of the {study} (rows without a number are left out)"
+    if any(run.reasons for row in rows for run in row.runs.values()):
+        title += f"\n{MARK.strip()} not the paper's setting: ablations.md says why"
+    figure.suptitle(title, fontsize=11)
     write_figure(path, figure, dpi=120)
 
 
 def _panel(axes: Any, rows: list[Row], dataset: str, metric: str) -> None:
-    theirs = {i: row.paper.get(dataset, {}).get(metric) for i, row in enumerate(rows)}
-    runs = {i: row.runs.get(dataset) for i, row in enumerate(rows)}
-    ours = {i: row.number(dataset, metric) for i, row in enumerate(rows) if runs[i]}
-    series = (
-        ("paper", theirs, dict(marker="o", facecolors="none", edgecolors="tab:blue")),
-        ("ours", {i: n for i, n in ours.items() if not runs[i].reasons}, dict(color="tab:red")),
-        (
-            "ours, pipeline numbers: not comparable",
-            {i: n for i, n in ours.items() if runs[i].reasons},
-            dict(color="tab:gray", marker="x"),
-        ),
+    subsets = subsets_of(rows, dataset)
+    shown: list[tuple[str, list[float | None], dict[str, Any]]] = []
+    if any(dataset in row.paper for row in rows):
+        theirs = [row.paper.get(dataset, {}).get(metric) for row in rows]
+        style = dict(facecolors="none", edgecolors="tab:blue")
+        shown.append(("paper", theirs, style))
+    colors = _COLORS | dict(
+        zip((s for s in subsets if s not in _COLORS), _MORE_COLORS, strict=False)
     )
-    for label, numbers, style in series:
-        known = {i: number for i, number in numbers.items() if number is not None}
-        if known:
-            axes.scatter(list(known.values()), list(known), s=28, label=label, **style)
+    for subset in subsets:
+        ours = [row.number(dataset, metric, subset) for row in rows]
+        label = "ours" + (f", {subset}" if subset else ", all classes" * (len(subsets) > 1))
+        shown.append((label, ours, dict(color=colors.get(subset, "tab:gray"))))
+    for index, (label, numbers, style) in enumerate(shown):
+        offset = 0.7 * ((index + 0.5) / len(shown) - 0.5)  # one line for each in a row
+        known = [(i, number) for i, number in enumerate(numbers) if number is not None]
+        if not known:
+            continue
+        axes.scatter(
+            [n for _, n in known], [i + offset for i, _ in known], s=22, label=label, **style
+        )
+        for i, number in known:
+            run = rows[i].runs.get(dataset)
+            mark = MARK if label != "paper" and run is not None and run.reasons else ""
+            axes.annotate(
+                f"{number:.1f}{mark}", (number, i + offset), (5, 0),
+                textcoords="offset points", fontsize=7, va="center",
+            )  # fmt: skip
+    values = [number for _, numbers, _ in shown for number in numbers if number is not None]
+    if values:
+        low, high = min(values), max(values)
+        span = max(high - low, _LEAST_SPAN)
+        left = max(-0.04 * span, (low + high - span) / 2 - 0.08 * span)
+        axes.set_xlim(left, left + 1.35 * span)  # room for the numbers
     axes.set(title=f"{dataset}: {metric}", xlabel="percent", ylim=(len(rows) - 0.5, -0.5))
     axes.set_yticks(range(len(rows)), [row.title for row in rows], fontsize=8)
     axes.title.set_fontsize(9)

@@ -215,7 +215,7 @@ def collect(places: Sequence[str], rows: list[Row]) -> list[str]:
                         metrics.setdefault(subset, {})[metric] = numbers[key]
             dataset = PAPER_SETS[name][0] if name in PAPER_SETS else name
             if name == row.name or name == Path(content["config"]["file"]).stem:
-                dataset = OWN_SET
+                dataset = own_set(content["config"]["file"])
             run = Run(file, content["config"]["file"], metrics, content.get("started", ""))
             run.reasons = reasons_against(row, name, content)
             before = row.runs.get(dataset)
@@ -225,6 +225,17 @@ def collect(places: Sequence[str], rows: list[Row]) -> list[str]:
                 older = before if row.runs[dataset] is run else run
                 remarks.append(f"{older.file}: skipped, {row.runs[dataset].file} is newer")
     return remarks
+
+
+def own_set(config: str) -> str:
+    """Return the name in tables of the dataset that a config itself tests on.
+
+    Configs of a study on another dataset are in ``configs/DATASET/ablation/STUDY/``.
+    """
+    parts = Path(config).parts
+    if parts[-5:-4] == ("configs",) and parts[-3] == "ablation":
+        return {"toy": "toy world"}.get(parts[-4], parts[-4])
+    return OWN_SET
 
 
 def reasons_against(row: Row, name: str, content: dict[str, Any]) -> list[str]:

@@ -13,7 +13,8 @@ import yaml
 from mmengine.config import Config
 from PIL import Image
 
-from odise_mm.benchmarks.ablations import STUDIES
+from odise_mm.benchmarks import ablation_tables
+from odise_mm.benchmarks.ablations import STUDIES, Row, Run
 from odise_mm.cli import test as test_tool
 from tests.support.small_test_set import write_project
 from tools.analysis_tools import ablation_table as tool
@@ -76,7 +77,7 @@ def test_without_results(work: Path) -> None:
         "not run",
         "41.0 / 27.9 / 52.1",
     ]
-    assert rows["Both (ODISE)"] == ["not run", "-", "not run", "-"]
+    assert rows["Both (ODISE)"] == ["not run", "not run"]  # the paper has no numbers
     assert "pipeline numbers" not in text
     configs = {str(p.relative_to(ROOT)) for p in (ROOT / "configs/ablation").glob("*/*.py")}
     assert {line["config"] for line in lines} == configs
@@ -174,7 +175,7 @@ def test_other_weights_files_are_the_same_model(work: Path) -> None:
     content["config"]["model"]["ensemble"]["train_vocabulary"] = "labels/coco.txt"
     write(work / "results.json", content)
     rows, _, text = make(work.parent, *REPRESENTATION)
-    assert rows["CLIP (H)"][3] == "1.0 / not run / not run" and "pipeline" not in text
+    assert rows["CLIP (H)"][1] == "1.0 / not run / not run" and "pipeline" not in text
 
 
 def test_the_latest_of_several_runs_counts(work: Path, capsys: pytest.CaptureFixture) -> None:
@@ -184,7 +185,7 @@ def test_the_latest_of_several_runs_counts(work: Path, capsys: pytest.CaptureFix
     write(work / "other.json", dict(some="thing"))
     (work / "log.json").write_text('{"a": 1}\n{"b": 2}\n')
     rows, _, _ = make(work.parent, "--studies", "steps")
-    assert rows["t = 0 (ODISE)"][2] == "55.0 / not run / not run"
+    assert rows["t = 0 (ODISE)"] == ["55.0 / not run / not run"]
     remarks = capsys.readouterr().err
     assert len(re.findall("skipped, .*b/results.json is newer", remarks)) == 2
     assert "1 of 7 rows have results" in remarks
@@ -198,7 +199,7 @@ def test_configs_outside_the_metafile(work: Path, capsys: pytest.CaptureFixture)
     content["config"]["file"] = "/home/me/configs/odise/odise_coco_label.py"
     write(work / "b.json", content)
     rows, _, text = make(work.parent, "--studies", "captioner")
-    assert rows["my captioner"] == ["not run", "-", "9.0 / not run / not run *", "-"]
+    assert rows["my captioner"] == ["9.0 / not run / not run *", "-"]
     assert "CLIP (H)" not in rows and "this row has no known config" in text
     assert "odise_coco_label.py is not a row of a study" in capsys.readouterr().err
 
@@ -218,13 +219,11 @@ def test_from_a_test_run_to_the_table(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found["panoptic/PQ"] > 50
     rows, lines, text = make(tmp_path, *REPRESENTATION)
     expected = [f"{found[key]:.1f}" for key in ("panoptic/PQ", "instance/AP", "semantic/mIoU")]
-    assert rows["CLIP (H)"][1:] == [
-        "not run", "21.2 / 10.8 / 28.1", "not run", "41.0 / 27.9 / 52.1",
-        " / ".join(expected) + " *",
-    ]  # fmt: skip
+    assert rows["CLIP (H)"][1:] == [" / ".join(expected) + " *"]
+    assert rows["representation"][1:] == ["toy world, ours"]
     assert rows["CLIP (L)"][-1] == "not run"
     for reason in ("random weights", "not a dataset of the paper's table", "model or image size"):
-        assert re.search(rf"- {reason}.*clip_h on the config's own dataset", text)
+        assert re.search(rf"- {reason}.*clip_h on toy world", text)
     ours = {line["metric"]: line["ours"] for line in lines if line["ours"] != "not run"}
     assert float(ours["PQ"]) == found["panoptic/PQ"]
 
@@ -250,3 +249,26 @@ def test_mistakes_end_in_one_line(
     assert end.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and re.search(message, line)
+
+
+def test_plots_show_subsets_with_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = {"": dict(PQ=0.0), "base": dict(PQ=0.0), "novel": dict(PQ=0.0)}
+    good = {"": dict(PQ=30.0), "base": dict(PQ=34.5), "novel": dict(PQ=12.0)}
+    figures: list = []
+    monkeypatch.setattr(
+        ablation_tables, "write_figure", lambda path, figure, **_: figures.append(figure)
+    )
+    for metrics in (zeros, good):
+        rows = [Row("steps", "a", "a", "a.py"), Row("steps", "b", "not run", "b.py")]
+        rows[0].runs["toy world"] = Run(Path("a.json"), "a.py", metrics, "", ["another dataset"])
+        ablation_tables.draw("steps", rows, Path("steps.png"))
+    for figure, metrics in zip(figures, (zeros, good), strict=True):
+        axes = figure.axes[0]
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["a"]
+        expected = {f"{found['PQ']:.1f} *" for found in metrics.values()}
+        assert {text.get_text() for text in axes.texts} == expected
+        left, right = axes.get_xlim()
+        least = min(found["PQ"] for found in metrics.values())
+        assert -2 < left <= least and right - left > 10
+        shown = {text.get_text() for text in figure.legends[0].get_texts()}
+        assert shown == {"ours, all classes", "ours, base", "ours, novel"}
