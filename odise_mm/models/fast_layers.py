@@ -45,7 +45,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         (..., out_features)
     """
-    if not _has_kernel(x, weight):
+    if not uses_onednn(x, weight):
         return F.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     count = len(rows)
@@ -59,8 +59,8 @@ _BLOCK = 64  # rows that oneDNN computes at a time
 _SMALLEST_REST = 4  # measured: fewer rows left over take as long as about 60
 
 
-def _has_kernel(x: Tensor, weight: Tensor) -> bool:
-    """Return whether oneDNN's operator for inference can replace ``F.linear``."""
+def uses_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Return whether :func:`linear` calls oneDNN's operator for inference."""
     if torch.is_grad_enabled() or x.device.type != "cpu" or weight.device.type != "cpu":
         return False
     if x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):

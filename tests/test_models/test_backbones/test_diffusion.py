@@ -15,6 +15,7 @@ from odise_mm.models.backbones.diffusion.arch_from_files import get_arch
 from odise_mm.models.backbones.diffusion.backbone import DiffusionBackbone
 from odise_mm.models.backbones.diffusion.condition import Condition
 from odise_mm.models.backbones.diffusion.frozen_blocks import (
+    FrozenConv,
     FrozenResnet,
     accurate_group_norm,
     use_frozen_blocks,
@@ -321,6 +322,11 @@ def test_frozen_resnets_equal_those_of_diffusers() -> None:
             assert_close = torch.testing.assert_close
             assert_close(frozen(maps, time).float(), plain(maps, time).float(), rtol=0, atol=0.05)
     assert torch.equal(maps, before[0]) and torch.equal(time, before[1])
+    small, both = maps[..., :8, :8], maps[..., :16, :16].repeat(2, 1, 1, 1)
+    assert [type(conv) for conv in (frozen.conv1, frozen.conv2)] == [FrozenConv, FrozenConv]
+    with torch.no_grad():
+        for some in (small, both):
+            torch.testing.assert_close(frozen(some, time), plain(some, time))
     maps.requires_grad_()
     frozen(maps, time).sum().backward()
     assert maps.grad is not None and maps.grad.abs().sum() > 0
