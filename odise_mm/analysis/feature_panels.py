@@ -13,7 +13,7 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.progress import Progress
 
-from odise_mm.analysis.clustering import choose_maps
+from odise_mm.analysis.clustering import STRIDE, choose_maps
 from odise_mm.analysis.feature_maps import build_parts, cluster_image, model_input
 from odise_mm.benchmarks.tables import write_figure
 from odise_mm.models.frozen import FrozenModule
@@ -32,6 +32,7 @@ def panel(
     *,
     clusters: int = 6,
     maps: list[int] | None = None,
+    stride: int = STRIDE,
     size: int | None = None,
     device: str | None = None,
     precision: str = "fp32",
@@ -45,7 +46,8 @@ def panel(
         image: (H, W, 3) uint8, BGR.
         bar: Progress bar to update.
         clusters: Number of clusters.
-        maps: Indices of the feature maps. For None, see :func:`choose_maps`.
+        maps: Indices of the feature maps. None: the last map whose stride is nearest to ``stride``.
+        stride: See ``maps``.
         size: Short edge of the resized image in pixels. Defaults to the config's test size.
         device: Device to run on. Defaults to a GPU if there is one, else the CPU.
         precision: Precision of the frozen parts, "fp32", "fp16" or "bf16".
@@ -73,7 +75,7 @@ def panel(
             part.cast(dtype_of(precision))
         parts.to(place)
     channels, strides = parts.backbone.channels, parts.backbone.strides
-    indices = choose_maps(strides, channels, maps)
+    indices = choose_maps(strides, channels, maps, stride)
 
     def step(done: int, total: int) -> None:
         bar.update(task, description=f"{name}: tiles", completed=done, total=total)
@@ -83,8 +85,8 @@ def panel(
     with memory_guard(place, precision, [seen]):
         labels = cluster_image(parts, cfg, image, indices, clusters, name, place, step)
     bar.update(task, description=name)
-    shown = ", ".join(f"{i} ({channels[i]} x 1/{strides[i]})" for i in indices)
-    title = f"{name}: map {shown}" + (
+    shown = ", ".join(f"{i} (stride {strides[i]}, {channels[i]} channels)" for i in indices)
+    title = f"{name}\nmap {shown}" + (
         "\nrandom weights: meaningless clusters" if random_weights else ""
     )
     return title, labels

@@ -94,13 +94,14 @@ def clusters(config: str, *arguments: str) -> np.ndarray:
             bar,
             clusters=args.clusters,
             maps=args.maps,
+            stride=args.stride,
             size=args.size,
             device=args.device,
             precision=args.precision,
         )[1]
 
 
-@pytest.mark.parametrize("arguments", [(), ("--maps", "0"), ("--maps", "0", "1")])
+@pytest.mark.parametrize("arguments", [("--stride", "8"), ("--maps", "0"), ("--maps", "0", "1")])
 @pytest.mark.parametrize("config", ["flat.py", "whole.py"])
 def test_flat_regions_are_the_clusters(
     config: str, arguments: tuple[str, ...], place: Path
@@ -168,6 +169,7 @@ def test_k_means_finds_separate_blobs() -> None:
 
 def test_choose_maps() -> None:
     assert clustering.choose_maps((4, 8, 32, 32, 16, 8, 8, 4), range(8), None) == [4]
+    assert clustering.choose_maps((4, 8, 32, 32, 16, 8, 8, 4), range(8), None, 8) == [6]
     assert clustering.choose_maps((14, 14, 14, 14), range(4), None) == [3]
     assert clustering.choose_maps((4, 8), range(2), [1, 0, 1]) == [1, 0]
 

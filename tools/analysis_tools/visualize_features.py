@@ -59,7 +59,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=int,
         metavar="I",
         help="indices of the feature maps, from 0 (model_summary.py lists them); several maps are "
-        f"concatenated (default: the last map with the stride nearest to {STRIDE})",
+        "concatenated (default: the last map with the stride nearest to --stride)",
+    )
+    parser.add_argument(
+        "--stride",
+        type=positive_int,
+        default=STRIDE,
+        metavar="S",
+        help="stride of the maps. To compare backbones fairly, choose one that all of them have "
+        "(default: %(default)s)",
     )
     parser.add_argument(
         "--size",
@@ -105,6 +113,7 @@ def run(args: argparse.Namespace) -> None:
                 bar,
                 clusters=args.clusters,
                 maps=args.maps,
+                stride=args.stride,
                 size=args.size,
                 device=args.device,
                 precision=args.precision,
