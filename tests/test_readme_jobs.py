@@ -21,6 +21,7 @@ from tests.test_docs import ROOT, parse, prose, table
 SHORTER = {
     "generate.py": "--number 8 2 --workers 1",
     "clip.py": "--seconds 0.2",
+    "odise-mm train finetune.py": "--max-iters 1 --batch-size 2",
     "odise-mm train odise_toy_label": "--cfg-options train_cfg.max_iters=1 "
     "train_dataloader.batch_size=2 default_hooks.logger.interval=1 "
     "default_hooks.checkpoint.interval=1",
@@ -33,6 +34,7 @@ WRITTEN = {
     "know why": ["explained.png"],
     "segment very": ["out/large/panoptic.json"],
     "segment videos": ["out.mp4", "out.json"],
+    "train on my own": ["finetune.py", "work_dirs/finetune/iter_1.pth"],
     "train on COCO": ["work_dirs/odise_toy_label/iter_1.pth", "out/curves.csv"],
     "measure PQ": ["out/test.json", "out/scores"],
     "run an ablation": ["work_dirs/toy/ablation/captioner/empty/shown", "ablations/ablations.csv"],
@@ -85,6 +87,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         run(draw)
+        mine, drawn = Path("data/mine"), Path("data/toy_world")
+        mine.mkdir()
+        (mine / "images").symlink_to((drawn / "train2017").resolve())
+        file = drawn / "annotations/instances_train2017.json"
+        (mine / "instances.json").symlink_to(file.resolve())
     return folder
 
 

@@ -189,9 +189,11 @@ def set_max_iters(cfg: Config, number: int) -> None:
 
     schedules = cfg.get("param_scheduler") or []
     for schedule in [schedules] if isinstance(schedules, dict) else schedules:
-        for key in ("begin", "end", "T_max"):
+        for key in ("begin", "T_max", "end"):
             if schedule.get(key) is not None:
-                schedule[key] = scaled(schedule[key])
+                # a schedule must not be empty
+                least = dict(begin=0, T_max=1, end=schedule.get("begin", 0) + 1)[key]
+                schedule[key] = max(least, scaled(schedule[key]))
         if schedule.get("milestones"):
             schedule["milestones"] = [scaled(value) for value in schedule["milestones"]]
     checkpoint = (cfg.get("default_hooks") or {}).get("checkpoint") or {}
