@@ -22,7 +22,7 @@ class NamesCost:
     Attributes:
         rows_stacked: Number of text embeddings stacked into matrices, for the last image.
         rows_mapped: Number of text embeddings that pass the first classifier's linear layer, for
-            the last image.
+            the last image; 0 for a classifier without such a layer (FC-CLIP).
         cpu_seconds: CPU time of the process, for every image after the warm-up.
     """
 
@@ -32,7 +32,7 @@ class NamesCost:
 
 
 class _RowCounter(TorchFunctionMode):
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor | None) -> None:
         super().__init__()
         self.weight = weight
         self.stacked = self.mapped = 0
@@ -42,7 +42,11 @@ class _RowCounter(TorchFunctionMode):
     ) -> Any:
         if func is torch.stack:
             self.stacked += len(args[0])
-        elif func is torch.nn.functional.linear and args[1] is self.weight:
+        elif (
+            self.weight is not None
+            and func is torch.nn.functional.linear
+            and args[1] is self.weight
+        ):
             self.mapped += len(args[0])
         return func(*args, **(kwargs or {}))
 
@@ -80,9 +84,9 @@ def measure_names(
         Counted rows and CPU times.
     """
     own, others = model.classifiers[0], model.classifiers[1:]
-    device = own.text_proj.weight.device
+    device = own.logit_scale.device
     draw = torch.Generator().manual_seed(0)
-    embeddings = torch.randn(1, masks, own.text_proj.out_features, generator=draw).to(device)
+    embeddings = torch.randn(1, masks, own.mask_embed_dim, generator=draw).to(device)
     of_clip = torch.randn(1, masks, own.text_encoder.embed_dim, generator=draw).to(device)
     prediction = MaskPrediction(embeddings.new_zeros(1, masks, 4, 4), embeddings)
 
@@ -98,7 +102,8 @@ def measure_names(
         start = time.process_time()
         name(vocabularies[i % len(vocabularies)])
         cost.cpu_seconds.append(time.process_time() - start)
-    with _RowCounter(own.text_proj.weight) as counter:
+    weight = None if own.text_proj is None else own.text_proj.weight
+    with _RowCounter(weight) as counter:
         name(vocabularies[repeats % len(vocabularies)])
     cost.rows_stacked, cost.rows_mapped = counter.stacked, counter.mapped
     return cost

@@ -25,6 +25,7 @@ from odise_mm.checkpoints.unwrapping import Fits, innermost, unwrap
 from odise_mm.errors import CheckpointError
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import regular_file, replacing
+from odise_mm.utils.pages import release_pages
 
 __all__ = ["CheckpointError", "load_meta", "load_state_dict", "save_state_dict"]
 
@@ -181,7 +182,11 @@ def _load_torch(
 
 def _checked(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Warn of tensors with NaN or infinite numbers; return ``state``."""
-    invalid = [key for key, value in state.items() if _has_nonfinite_numbers(value)]
+    invalid = []
+    for key, value in state.items():
+        if _has_nonfinite_numbers(value):
+            invalid.append(key)
+        release_pages(value)  # it may never be used, or be converted
     if invalid:
         print_log(
             f"{printable(path)}: {len(invalid)} of its tensors contain NaN or infinite numbers "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from odise_mm.models.fast_layers import use_fast_layers
+from odise_mm.utils.pages import release_pages
 from odise_mm.utils.precision import full_precision
 
 _RANDOM_LOCK = threading.RLock()
@@ -116,7 +117,10 @@ def cast_weights(part: nn.Module, dtype: torch.dtype) -> None:
             continue
         for parameter in module.parameters(recurse=False):
             if parameter.is_floating_point() and parameter.ndim and not parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
+                original = parameter.data
+                parameter.data = original.to(dtype)
+                if original.dtype != dtype:  # never both in memory for the whole model
+                    release_pages(original)
 
 
 def trained_names(model: nn.Module) -> list[str]:

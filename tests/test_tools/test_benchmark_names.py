@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from odise_mm.analysis.names_cost import measure_names, other_orders
+from odise_mm.config.building import build_model
 from odise_mm.vocabulary import Vocabulary
+from tests.support import golden_families
 from tests.support.parts import segmentor
 from tools.analysis_tools import benchmark_names as tool
 
@@ -34,6 +36,12 @@ def test_rows_of_an_image() -> None:
     many = [Vocabulary((("a",), (f"thing {i}", "b")), (True, True)) for i in range(20)]
     others = measure_names(model, many, masks=5, repeats=2)
     assert (others.rows_stacked, others.rows_mapped) == (2 * 3, 3 + 1)
+
+
+def test_fcclip_has_no_linear_layer() -> None:
+    model = build_model(golden_families.tiny_config("fcclip")).eval()
+    cost = measure_names(model, [VOCABULARY], masks=5, repeats=1)
+    assert (cost.rows_stacked, cost.rows_mapped, len(cost.cpu_seconds)) == (0, 0, 1)
 
 
 def test_both_ways(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

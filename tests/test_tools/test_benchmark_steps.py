@@ -6,8 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from odise_mm.analysis import start_cost
+from odise_mm.analysis.meta import build_on_meta, load_model_config
 from odise_mm.analysis.text_cost import many_names
+from odise_mm.apis import OpenVocabInferencer
 from tests.support.parts import load_config
 from tests.support.small_coco import VOCABULARY, write_small_coco
 from tools.analysis_tools import benchmark_steps as tool
@@ -55,6 +59,29 @@ def test_input(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     seconds = result["cpu_seconds"]
     assert seconds["LargeScaleJitter"] > 0 and len(seconds) == 10 and result["segments"] > 1
     assert result["bytes"]["now"] < 10_000 < 1024**2 < result["bytes"]["with one mask per segment"]
+
+
+def test_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    weights = start_cost.write_weights("odise_tiny", tmp_path)
+    big = tmp_path / "big.safetensors"
+    assert start_cost.write_zeros(big, {"a": torch.empty(4, 10**9, device="meta")}, "fp16") == 8e9
+    assert big.stat().st_blocks * 512 < 10**6  # sparse
+    job = dict(config="odise_tiny", size=None, threads=torch.get_num_threads())
+    job["options"] = dict(precision="bf16", device="cpu", **weights)
+    monkeypatch.setattr("sys.argv", ["-c", json.dumps(job)])
+    start_cost.report(OpenVocabInferencer)
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(result["stages"]) == ["imports", "model"]
+    assert all(use["peak"] >= use["now"] > use["own"] > 0 for use in result["stages"].values())
+    # The text tower and the trained part stay in float32.
+    model = build_on_meta(load_model_config("odise_tiny"))
+    everything = sum(4 * p.numel() for p in model.parameters())
+    assert everything / 2 < result["weights_bytes"] < everything
+    run = dict(config="odise_tiny", size=None, precision="bf16", files="fp32", commands={})
+    table = start_cost.start_table({**run, **result})
+    assert [row[0] for row in table.rows] == ["imports", "model"]
 
 
 def test_evaluation(capsys: pytest.CaptureFixture) -> None:

@@ -10,6 +10,7 @@ Examples:
     python tools/analysis_tools/benchmark_steps.py losses odise_coco_label
     python tools/analysis_tools/benchmark_steps.py input odise_coco_label --images 100
     python tools/analysis_tools/benchmark_steps.py evaluation --images 5000
+    python tools/analysis_tools/benchmark_steps.py start odise_coco_label --precision bf16
 """
 
 from __future__ import annotations
@@ -109,6 +110,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             metavar="N",
             help=f"{meaning} (default: %(default)s)",
         )
+
+    start = add("start", "a new process: imports, model, first image; no weights needed", run_start)
+    start.add_argument("config", metavar="CONFIG", help="config with a diffusion model and a CLIP")
+    start.add_argument(
+        "--size",
+        type=positive_int,
+        default=512,
+        metavar="N",
+        help="edge of the image in pixels (default: %(default)s)",
+    )
+    start.add_argument(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="precision of the model (default: %(default)s)",
+    )
+    start.add_argument(
+        "--files",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="precision of the weights files (default: %(default)s)",
+    )
+    start.add_argument("--build-only", action="store_true", help="stop when the model is built")
     return parser.parse_args(argv)
 
 
@@ -146,6 +170,15 @@ def run_evaluation(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
 
     result = measure_evaluation(args.images, (args.height, args.width), args.segments)
     return evaluation_table(result), result
+
+
+def run_start(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
+    """Measure the start."""
+    from odise_mm.analysis.start_cost import measure_start, start_table
+
+    size = None if args.build_only else args.size
+    result = measure_start(args.config, size, args.precision, args.files, args.threads)
+    return start_table(result), result
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ from odise_mm.models.frozen import (
 )
 from odise_mm.registry import MODELS
 from odise_mm.utils.locks import Lock
+from odise_mm.utils.pages import to_float32
 from odise_mm.utils.precision import full_precision
 from odise_mm.utils.settings import check_flag
 
@@ -254,7 +255,7 @@ class FrozenCLIP(FrozenModule):
                 f"{path} does not contain weights of CLIP {self.short_name}: {wrong}. Set `model` "
                 "to the architecture of these weights."
             )
-        floats = {key: state[key].to(torch.float32) for key in wanted}
+        floats = {key: to_float32(state[key]) for key in wanted}
         self.model.load_state_dict(floats, assign=True)
         self._rebuild_causal_mask()
 

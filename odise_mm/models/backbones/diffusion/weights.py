@@ -19,6 +19,7 @@ from odise_mm.checkpoints.safe_loading import differences, load_state_dict
 from odise_mm.checkpoints.weight_folders import download_weights, read_weights
 from odise_mm.errors import CheckpointError
 from odise_mm.models.backbones.diffusion.presets import LatentArch
+from odise_mm.utils.pages import to_float32
 
 StateDict = dict[str, Tensor]
 T5 = "T5EncoderModel"
@@ -97,7 +98,7 @@ class DiffusionWeights:
                 f"{self.source}: the {part} weights do not match the architecture in the config: "
                 f"{wrong}. Set `arch` to the architecture of these weights."
             )
-        floats = {key: state[key].to(torch.float32) for key in wanted}
+        floats = {key: to_float32(state[key]) for key in wanted}
         module.load_state_dict(floats, assign=True)
 
     def text_encoder(self, part: str = "text_encoder") -> nn.Module:
@@ -130,7 +131,7 @@ class DiffusionWeights:
                 f"{self.source}: the weights of the text encoder ({part}) do not match the "
                 f"architecture in the config: {wrong}"
             )
-        floats = {key: value.float() for key, value in state.items()}
+        floats = {key: to_float32(value) for key, value in state.items()}
         encoder.load_state_dict(floats, assign=True)
         return encoder.requires_grad_(False)
 
