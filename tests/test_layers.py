@@ -20,7 +20,7 @@ FLOORS = (
     {"config"},
     {"checkpoints"},
     {"datasets", "evaluation", "models", "visualization"},
-    {"engine", "io", "video"},
+    {"engine", "export", "io", "video"},
     {"benchmarks"},
     {"analysis", "apis", "converters"},
     {"cli"},

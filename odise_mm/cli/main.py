@@ -18,6 +18,7 @@ COMMANDS = {
     "convert": "convert segmented images to the formats of other tools",
     "prepare": "check and split a folder of your own data, and write a config for it",
     "train": "train a model",
+    "export": "export a model to ONNX or torch.export",
     "test": "measure PQ, mAP and mIoU on one or several test sets",
     "download": "download published weights and label files beforehand",
     "info": "show versions, devices, folders, configs and weights",

@@ -14,6 +14,21 @@ from odise_mm.utils.precision import full_precision
 from odise_mm.vocabulary import Vocabulary
 
 
+class NameTensors(NamedTuple):
+    """Classes as tensors, instead of a :class:`~odise_mm.vocabulary.Vocabulary`.
+
+    The exported graph of a model whose class names are inputs gets them like this, along with the
+    embeddings of the names.
+
+    Attributes:
+        class_of_synonym: class index of each of S synonyms, (S,) int64.
+        base: which of the K classes the training vocabulary has, (K,) bool.
+    """
+
+    class_of_synonym: Tensor
+    base: Tensor
+
+
 class ClassPrediction(NamedTuple):
     """A classifier's prediction for Q masks of B images and K classes.
 
@@ -161,15 +176,19 @@ def class_logits(
     return best_synonyms(similarity, vocabulary)
 
 
-def best_synonyms(similarity: Tensor, vocabulary: Vocabulary) -> Tensor:
+def best_synonyms(similarity: Tensor, vocabulary: Vocabulary | NameTensors) -> Tensor:
     """Return each class's largest similarity: (..., S) for S synonyms to (..., K)."""
-    classes = _class_of_synonym(vocabulary.synonyms).to(similarity.device)
-    best = similarity.new_full((*similarity.shape[:-1], len(vocabulary)), float("-inf"))
+    if isinstance(vocabulary, NameTensors):
+        classes, count = vocabulary.class_of_synonym, vocabulary.base.shape[0]
+    else:
+        classes = class_of_synonym(vocabulary.synonyms).to(similarity.device)
+        count = len(vocabulary)
+    best = similarity.new_full((*similarity.shape[:-1], count), float("-inf"))
     return best.scatter_reduce(-1, classes.expand_as(similarity), similarity, reduce="amax")
 
 
 @lru_cache(maxsize=16)
-def _class_of_synonym(synonyms: tuple[tuple[str, ...], ...]) -> Tensor:
+def class_of_synonym(synonyms: tuple[tuple[str, ...], ...]) -> Tensor:
     """Class index of every synonym, (S,), on the CPU."""
     with torch.inference_mode(False):  # training may use the cached tensor in a backward pass
         counts = torch.tensor([len(group) for group in synonyms], device="cpu")

@@ -384,7 +384,8 @@ def pool_masks(features: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
         inside = (_resize(masks.float(), features.shape[-2:]) > 0).flatten(2).float()
         area = inside.sum(-1, keepdim=True)
         pooled = torch.einsum("bqp,bcp->bqc", inside, features.flatten(2).float())
-        return pooled / (area + 1e-8), area[..., 0] > 0
+        # Not `area + 1e-8`: optimizers of graphs drop that sum, and 0 / 0 is not a number.
+        return pooled / area.clamp_min(1), area[..., 0] > 0
 
 
 @MODELS.register_module()

@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from odise_mm.models.classifiers.base import ClassPrediction
+from odise_mm.models.classifiers.base import ClassPrediction, NameTensors
 from odise_mm.registry import MODELS
 from odise_mm.utils.settings import check_flag, check_weight
 from odise_mm.vocabulary import Vocabulary
@@ -114,7 +114,10 @@ class GeometricEnsemble(nn.Module):
         own = class_predictions[0].logits.float().log_softmax(-1)
         if len(class_predictions) == 1:
             return own
-        base = torch.tensor(_is_base(vocabulary, self.train_vocabulary), device=own.device)
+        if isinstance(vocabulary, NameTensors):
+            base = vocabulary.base
+        else:
+            base = torch.tensor(_is_base(vocabulary, self.train_vocabulary), device=own.device)
         weight = torch.where(base, self.alpha, self.beta)
         valid = class_predictions[1].valid
         if self.valid_masks_only and valid is not None:

@@ -46,11 +46,11 @@ class MappedNames:
             (S, C'). Do not modify it in place.
         """
         if layer.training or torch.is_grad_enabled() or layer.weight.is_meta:
-            return self._map(layer, source)
+            return self.compute(layer, source)
         kept = self._kept.get(key)
         if kept is None or kept.source is not source or not _has_weights_of(kept, layer):
             weight, bias = layer.weight.detach().clone(), layer.bias.detach().clone()
-            kept = _Mapped(source, weight, bias, self._map(layer, source))
+            kept = _Mapped(source, weight, bias, self.compute(layer, source))
             self._kept.put(key, kept, len(source))
         return kept.value
 
@@ -58,7 +58,9 @@ class MappedNames:
         """Clear the cache."""
         self._kept.clear()
 
-    def _map(self, layer: nn.Linear, source: Tensor) -> Tensor:
+    @staticmethod
+    def compute(layer: nn.Linear, source: Tensor) -> Tensor:
+        """Return ``layer(source)`` in the layer's dtype, without the cache."""
         with full_precision(layer.weight):
             return layer(source.to(layer.weight))
 

@@ -129,7 +129,8 @@ class MaskEmbedding(nn.Module):
         # Sums over whole images exceed the range of float16.
         with full_precision(masks):
             pooled = torch.einsum("bqp,bcp->bqc", binary, mask_features.flatten(2).float())
-            pooled = pooled / (binary.sum(-1, keepdim=True) + 1e-8)
+            # Empty masks have the average 0.
+            pooled = pooled / binary.sum(-1, keepdim=True).clamp_min(1)
         return self.mlp(self.norm(self.pool_proj(pooled) + queries))
 
 

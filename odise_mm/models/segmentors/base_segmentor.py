@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
 from odise_mm.errors import ConfigError
-from odise_mm.models.classifiers.base import Classifier
+from odise_mm.models.classifiers.base import Classifier, NameTensors
 from odise_mm.models.frozen import FrozenModule
 from odise_mm.models.postprocess import TEST_CFG, check_settings, check_test_cfg
 from odise_mm.models.segmentors.queries import keep_queries, with_exponents
@@ -325,4 +325,5 @@ class BaseSegmentor(BaseModel):
 
 
 def _as_vocabulary(vocabulary: str | Vocabulary) -> Vocabulary:
-    return vocabulary if isinstance(vocabulary, Vocabulary) else Vocabulary.load(vocabulary)
+    known = isinstance(vocabulary, Vocabulary | NameTensors)
+    return vocabulary if known else Vocabulary.load(vocabulary)

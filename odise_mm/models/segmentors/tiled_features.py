@@ -121,6 +121,8 @@ def stack_pyramids(pyramids: Sequence[Pyramid]) -> Pyramid:
 
 def groups_of_equal(keys: Sequence[Any]) -> list[list[int]]:
     """Group the indices of equal keys, in order of first occurrence."""
+    if len(keys) == 1:  # the key may be symbols, which cannot be compared
+        return [[0]]
     groups: dict[Any, list[int]] = {}
     for index, key in enumerate(keys):
         groups.setdefault(tuple(key), []).append(index)
