@@ -254,7 +254,7 @@ def test_requirements_equal_the_imports_of_the_package() -> None:
     other["open_clip"] = "open-clip-torch"
     imported = {other.get(name, name).replace("_", "-") for name in tops - ours}
     indirect = {"setuptools", "tensorboard"}  # needed by mmengine
-    # Imported when a result is converted to its types, for videos, a format of the output, and export.
+    # Imported for conversions of results, for videos, for a format of the output, and for export.
     optional = {"supervision", "fiftyone", "av", "pyarrow", "onnxruntime"}
     for_types = {"typing-extensions"}  # imported only by type checkers
     assert imported - {"mmcv"} - optional - for_types == set(names({})) - {"mmcv-lite"} - indirect
