@@ -22,7 +22,7 @@ OUT := demo_output
 demo: export PYTHONWARNINGS := ignore:torch.meshgrid
 QUIET := --cfg-options log_level=WARNING
 
-.PHONY: help venv test test-formats lint format coverage docs demo toy-ablation clean
+.PHONY: help venv test test-formats test-export lint format coverage docs demo toy-ablation clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -49,6 +49,10 @@ test-formats: venv  ## read converted results with other programs (downloads 2 G
 	  $(BIN)/python -m venv $$folder && $$folder/bin/python -m pip install $(PIP_FLAGS) $$packages && \
 	  touch $$folder/installed || exit 1; done
 	$(BIN)/python -m pytest tests/test_io
+
+test-export: venv  ## export to ONNX and compare with PyTorch (installs the extra `export` into .venv)
+	$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements/export.txt
+	$(BIN)/python -m pytest tests/test_export
 
 format: venv  ## format and fix the files with ruff
 	$(BIN)/ruff check --fix .
