@@ -234,7 +234,8 @@ def test_shared_tower_exists_once() -> None:
         for provided, alone in zip(
             owner.backbone(images(70, 42)), own(images(70, 42)), strict=True
         ):
-            assert torch.equal(provided, alone)
+            # Linear layers of a frozen CLIP are computed by another kernel.
+            assert relative_error(provided, alone) < TOLERANCE
         wanted = owner.clip.encode_image(images(56, 56))
         assert relative_error(owner.backbone.embed(images(56, 56)), wanted) < TOLERANCE
 

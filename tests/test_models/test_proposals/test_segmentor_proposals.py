@@ -56,10 +56,16 @@ def predict(model: Any, images: list[Tensor], **options: Any) -> list[DetDataSam
 
 
 def assert_equal(found: DetDataSample, expected: DetDataSample) -> None:
-    assert torch.equal(found.pred_panoptic_seg.sem_seg, expected.pred_panoptic_seg.sem_seg)
-    assert found.pred_panoptic_seg.segments_info == expected.pred_panoptic_seg.segments_info
-    assert torch.equal(found.pred_sem_seg.sem_seg, expected.pred_sem_seg.sem_seg)
-    assert torch.equal(found.pred_instances.scores, expected.pred_instances.scores)
+    """Compare results that may differ by rounding: layers may be computed by other kernels."""
+    for key in ("pred_panoptic_seg", "pred_sem_seg"):
+        same = found.get(key).sem_seg == expected.get(key).sem_seg
+        assert same.float().mean() > 0.999, key
+    infos = [sample.pred_panoptic_seg.segments_info for sample in (found, expected)]
+    for one, other in zip(*infos, strict=True):
+        assert (one["id"], one["category_id"]) == (other["id"], other["category_id"])
+        assert one["score"] == pytest.approx(other["score"], abs=1e-5)
+    scores = [sample.pred_instances.scores for sample in (found, expected)]
+    torch.testing.assert_close(*scores, atol=1e-5, rtol=1e-5)
 
 
 def test_a_segmentor_taken_apart_gives_its_own_results() -> None:
