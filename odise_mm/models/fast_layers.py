@@ -65,11 +65,16 @@ def uses_onednn(x: Tensor, weight: Tensor) -> bool:
         return False
     if x.dtype != weight.dtype or torch.is_autocast_enabled("cpu"):
         return False
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if is_traced():
         return False  # compilers fuse the plain operator
     if x.dtype == torch.float32:
         return _mkldnn_is_enabled() and x.numel() > 0
     return x.dtype == torch.bfloat16 and _mkldnn_is_enabled() and _has_bfloat16() and x.numel() > 0
+
+
+def is_traced() -> bool:
+    """Return whether the operations are recorded, for a compiler or an exported graph."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def _mkldnn_is_enabled() -> bool:

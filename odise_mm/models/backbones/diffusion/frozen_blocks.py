@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from odise_mm.models.fast_layers import linear, uses_onednn
+from odise_mm.models.fast_layers import is_traced, linear, uses_onednn
 
 _FEW_POSITIONS = 64 * 64
 _SMALL_MAP = 256  # positions; measured: 512 are faster as a convolution
@@ -27,7 +27,7 @@ class FrozenResnet(ResnetBlock2D):
         self, input_tensor: Tensor, temb: Tensor | None, *args: Any, **options: Any
     ) -> Tensor:
         """Compute the block; see the base class."""
-        if torch.is_grad_enabled() or not self._is_plain():
+        if torch.is_grad_enabled() or is_traced() or not self._is_plain():
             return super().forward(input_tensor, temb, *args, **options)
         hidden = self.conv1(_norm_and_silu(self.norm1, input_tensor))
         if temb is not None and self.time_emb_proj is not None:
