@@ -331,7 +331,7 @@ def test_two_processes_equal_one_with_the_whole_batch(
     largest = max(g.norm() for g in grads.values())
     for name, grad in grads.items():
         # Rounding may switch ReLU gates; a wrong average would change a third or more.
-        assert (result["grads"][name] - grad).norm() <= 1e-2 * grad.norm() + 1e-6 * largest, name
+        assert (result["grads"][name] - grad).norm() <= 3e-2 * grad.norm() + 1e-6 * largest, name
 
 
 def test_grounding_is_gathered_with_gradient(of_two_processes: list) -> None:
