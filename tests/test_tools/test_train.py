@@ -96,18 +96,25 @@ def test_a_real_model_resumed(
     options = ["--work-dir", str(parts), *data]
     assert train(coco, *options, "--cfg-options", "train_cfg.max_iters=2") == 0
     assert train(coco, *options, "--resume") == 0
-    first, second = (read_training_state(d / "iter_4.pth")["state_dict"] for d in (whole, parts))
+    state = read_training_state(whole / "iter_4.pth")
+    first = state["state_dict"]
+    second = read_training_state(parts / "iter_4.pth")["state_dict"]
     assert first.keys() == second.keys()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
-    # The result is an ordinary checkpoint, and all trained parameters have changed.
+    # The result is an ordinary checkpoint. Gradients have reached all trained parameters, and all
+    # have changed. The captioner's gates are almost closed, so what is behind them may change by
+    # less than float32 resolves.
     model = MODELS.build(Config.fromfile(coco).model)
     assert isinstance(model, OpenVocabSegmentor)
     assert first.keys() == model.state_dict().keys()
     load_weights(model, whole / "iter_4.pth")
     earlier = read_training_state(whole / "iter_2.pth")["state_dict"]
     unchanged = [key for key in first if torch.equal(first[key], earlier[key])]
-    assert not unchanged, unchanged
+    assert all(key.startswith(("captioner.context.", "captioner.time.")) for key in unchanged)
+    moments = state["optimizer"]["state"]
+    assert len(moments) == sum(parameter.requires_grad for parameter in model.parameters())
+    assert all(moment["exp_avg"].any() for moment in moments.values())
 
 
 def test_a_run_that_starts_from_a_published_file_keeps_its_clip(

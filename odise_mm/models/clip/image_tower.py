@@ -25,14 +25,16 @@ class FrozenBlock(ResidualAttentionBlock):
         Args:
             q_x: tokens, (B, N, C).
             k_x, v_x: not used in vision transformers.
-            attn_mask: (B, Q, K) bool. The last Q tokens attend to those of the first K tokens that
-                are True for them. All others attend to the first K tokens. None: all attend to all.
+            attn_mask: (B, Q, K) bool with Q < N. The last Q tokens attend to those of the first K
+                tokens that are True for them. All others attend to the first K tokens. None: all
+                attend to all. A mask for all N tokens means what it means in open_clip.
 
         Returns:
             (B, N, C)
         """
-        if torch.is_grad_enabled() and attn_mask is None:
-            return super().forward(q_x, k_x, v_x)
+        whole = attn_mask is not None and attn_mask.shape[-2] == q_x.shape[1]
+        if whole or (torch.is_grad_enabled() and attn_mask is None):
+            return super().forward(q_x, k_x, v_x, attn_mask)
         x = q_x + self.ls_1(self._attend(self.ln_1(q_x), attn_mask))
         hidden = self.mlp.c_fc(self.ln_2(x))
         if isinstance(self.mlp.gelu, QuickGELU):
