@@ -1,18 +1,14 @@
-"""Warnings about class names that seem to follow another separator convention.
+"""Doubts about class names that seem to follow another separator convention.
 
 We separate classes with ``;`` and synonyms with ``,``. mmdet's open-vocabulary demos separate names
 with ``.``, and many other programs use ``,``. Such text is valid here too, but it is read as one
-class with a long name or with many synonyms. This module detects it and warns.
+class with a long name or with many synonyms. This module detects it.
 """
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
-
-from mmengine.logging import print_log
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from odise_mm.utils.display import printable
 from odise_mm.vocabulary.separators import with_quotes
@@ -46,12 +42,12 @@ KnownGroups = Mapping[str, frozenset[tuple[str, int]]]
 """Name in lower case -> the classes (vocabulary, index) of built-in vocabularies that have it."""
 
 
-def warn_of_other_conventions(
+def doubts_about(
     typed: Mapping[str, Sequence[tuple[str, Sequence[str]]]],
     separated: bool,
     known_groups: Callable[[], KnownGroups],
-) -> None:
-    """Log a warning, once per text, if one class was probably meant to be several.
+) -> Iterator[str]:
+    """Yield a message for each class that was probably meant to be several.
 
     Args:
         typed: The classes by argument ("texts", "stuff_texts"), each as the typed text and the
@@ -65,25 +61,28 @@ def warn_of_other_conventions(
             if listed is not None:
                 pieces = _tidy(p.strip(" \t\r\n'\"") for p in (listed[1] or listed[2]).split(","))
                 reason = "brackets and quotation marks are read as parts of names"
-                _warn(argument, text, names, reason, pieces)
+                yield _doubt(argument, text, names, reason, pieces)
                 continue
             unclosed = next((name for name in names if name.startswith('"')), None)
             if unclosed is not None:
                 reason = f"in {printable(unclosed)!r}, no closing quotation mark ends the name"
                 # The whole text without quotation marks, not several classes.
-                _warn(argument, text, names, reason, [text.replace('"', "")])
+                yield _doubt(argument, text, names, reason, [text.replace('"', "")])
                 continue
             if _OTHER_QUOTES.search(text):
                 reason = 'only double quotes (") enclose a name'
-                _warn(argument, text, names, reason, [_OTHER_QUOTES.sub(_in_double_quotes, text)])
+                better = _OTHER_QUOTES.sub(_in_double_quotes, text)
+                yield _doubt(argument, text, names, reason, [better])
                 continue
             other = _other_signs(text, separated)
             if other is not None:
                 sign, pieces = other
-                _warn(argument, text, names, f"{sign} does not separate classes here", pieces)
+                reason = f"{sign} does not separate classes here"
+                yield _doubt(argument, text, names, reason, pieces)
             elif len(classes) == 1 and not separated and _are_unrelated(names, known_groups):
                 reason = "',' separates the synonyms of one class"
-                _warn(argument, text, names, reason, names, "; if it is one class, end it with ';'")
+                otherwise = "; if it is one class, end it with ';'"
+                yield _doubt(argument, text, names, reason, names, otherwise)
 
 
 def _in_double_quotes(found: re.Match[str]) -> str:
@@ -91,28 +90,23 @@ def _in_double_quotes(found: re.Match[str]) -> str:
     return with_quotes(name)
 
 
-def _warn(
+def _doubt(
     argument: str,
     text: str,
     names: Sequence[str],
     reason: str,
     pieces: Sequence[str],
     otherwise: str = "",
-) -> None:
+) -> str:
     understood = printable(" = ".join(names), limit=_SHOWN)
     if len(pieces) > 1:
         pieces = [with_quotes(piece) for piece in pieces]
     better = printable("; ".join(pieces), limit=_SHOWN)
     number = f"for {len(pieces)} classes, " if len(pieces) > 1 else ""
-    _warn_once(
+    return (
         f"{argument} '{printable(text, limit=_SHOWN)}' is read as 1 class: {understood} "
         f"({reason}); {number}write '{better}'{otherwise}"
     )
-
-
-@lru_cache(maxsize=1000)
-def _warn_once(message: str) -> None:
-    print_log(message, logger="current", level=logging.WARNING)
 
 
 def _other_signs(text: str, separated: bool) -> tuple[str, list[str]] | None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
+from mmengine.logging import print_log
+
 from odise_mm.errors import VocabularyError
-from odise_mm.vocabulary.conventions import warn_of_other_conventions
+from odise_mm.vocabulary.conventions import doubts_about
 from odise_mm.vocabulary.files import RawClass, key_of
 from odise_mm.vocabulary.label_files import is_published
 from odise_mm.vocabulary.loading import BUILTIN, builtin_groups, builtin_key, looks_like_path
@@ -53,15 +57,21 @@ def _names_vocabulary(piece: str) -> bool:
     return builtin_key(piece) is not None or is_published(piece) or looks_like_path(piece)
 
 
-def _vocabularies_in(segment: str) -> list[Vocabulary]:
+def _vocabularies_in(segment: str, files: bool) -> list[Vocabulary]:
     """Return the vocabularies that a segment names; an empty list if it is a typed class."""
-    if looks_like_path(segment) and os.path.isfile(os.path.expanduser(segment)):
+    if files and looks_like_path(segment) and os.path.isfile(os.path.expanduser(segment)):
         return [Vocabulary.load(segment)]  # before splitting, as a path may contain a comma
     pieces = list(split_names(segment))
     # A quoted name is always a class name.
     special = [name for name, quoted in pieces if not quoted and _names_vocabulary(name)]
     if not special:
         return []
+    refused = next((name for name in special if not files and builtin_key(name) is None), None)
+    if refused is not None:
+        raise VocabularyError(
+            f"'{refused}' looks like a file or a published list, which are not read here; put a "
+            f"class name like this in double quotes, or use a built-in list: {', '.join(BUILTIN)}"
+        )
     found = [Vocabulary.load(piece) for piece in special]
     if len(found) < len(pieces):
         plain = next(name for name, _ in pieces if name not in special)
@@ -88,6 +98,9 @@ def _claim(owner: dict[str, tuple[str, ...]], group: tuple[str, ...]) -> None:
 def parse_names(
     texts: str | Vocabulary | Sequence[str | Vocabulary] | None,
     stuff_texts: str | Sequence[str] | None = None,
+    *,
+    files: bool = True,
+    on_doubt: Callable[[str], object] | None = None,
 ) -> Vocabulary:
     """Parse typed class names, see :meth:`Vocabulary.parse`."""
     parts: list[Vocabulary] = []
@@ -103,7 +116,10 @@ def parse_names(
     for argument, given in (("texts", texts), ("stuff_texts", stuff_texts)):
         thing = argument == "texts"
         for segment in () if given is None else _segments(given, argument):
-            found = [segment] if isinstance(segment, Vocabulary) else _vocabularies_in(segment)
+            if isinstance(segment, Vocabulary):
+                found = [segment]
+            else:
+                found = _vocabularies_in(segment, files)
             if found and not thing:
                 raise VocabularyError(
                     f"stuff_texts accepts class names only; pass the vocabulary {segment!r} "
@@ -125,5 +141,11 @@ def parse_names(
             + ", ".join(BUILTIN)
         )
     separated = _has_semicolon(texts) or _has_semicolon(stuff_texts)
-    warn_of_other_conventions(as_typed, separated, builtin_groups)
+    for doubt in doubts_about(as_typed, separated, builtin_groups):
+        (on_doubt or _warn_once)(doubt)
     return Vocabulary.join(parts)
+
+
+@lru_cache(maxsize=1000)
+def _warn_once(message: str) -> None:
+    print_log(message, logger="current", level=logging.WARNING)

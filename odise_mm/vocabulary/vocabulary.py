@@ -6,7 +6,7 @@ embeddings are computed elsewhere. docs/vocabularies.md describes the formats.
 """
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -129,6 +129,9 @@ class Vocabulary:
         cls,
         texts: "str | Vocabulary | Sequence[str | Vocabulary] | None",
         stuff_texts: str | Sequence[str] | None = None,
+        *,
+        files: bool = True,
+        on_doubt: Callable[[str], object] | None = None,
     ) -> "Vocabulary":
         """Parse class names that a user typed.
 
@@ -146,14 +149,18 @@ class Vocabulary:
             texts: E.g. ``'black pickup truck, pickup truck; dune'``, ``'coco, ade20k'``,
                 ``['coco', 'zeppelin; dune']``; None if there are only stuff classes.
             stuff_texts: Names of stuff classes.
+            files: Whether the names may be paths of files, or published lists, which are
+                downloaded. Set it to False for names from strangers, such as in a web service.
+            on_doubt: Called with each warning, instead of logging it once.
 
         Raises:
             VocabularyError: If there is no name, a name is in two typed classes, a path does not
-                exist, or a vocabulary is a synonym of a typed name or in ``stuff_texts``.
+                exist or is not allowed, or a vocabulary is a synonym of a typed name or in
+                ``stuff_texts``.
         """
         from odise_mm.vocabulary.parsing import parse_names
 
-        return parse_names(texts, stuff_texts)
+        return parse_names(texts, stuff_texts, files=files, on_doubt=on_doubt)
 
     @classmethod
     def load(

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from odise_mm.vocabulary import Vocabulary, VocabularyError, conventions
+from odise_mm.vocabulary import Vocabulary, VocabularyError, parsing
 
 
 @pytest.fixture
@@ -18,10 +18,10 @@ def warned(monkeypatch) -> list[str]:
         assert level == logging.WARNING
         lines.append(message)
 
-    monkeypatch.setattr(conventions, "print_log", keep)
-    conventions._warn_once.cache_clear()
+    monkeypatch.setattr(parsing, "print_log", keep)
+    parsing._warn_once.cache_clear()
     yield lines
-    conventions._warn_once.cache_clear()
+    parsing._warn_once.cache_clear()
 
 
 @pytest.mark.parametrize(

@@ -303,6 +303,22 @@ def test_path_may_contain_a_comma_and_files_join_with_names(tmp_path):
     assert Vocabulary.parse([str(path), "zeppelin"]).names == ("dune", "sky", "zeppelin")
 
 
+@pytest.mark.parametrize("form", ["{}", "zebra; {}", "coco, {}"])
+def test_names_from_strangers_read_no_file(form, tmp_path, monkeypatch):
+    (tmp_path / "secret.txt").write_text("password")
+    monkeypatch.chdir(tmp_path)
+    for name in (f"{tmp_path}/secret.txt", "secret.txt", "missing.json", "openseg:coco_panoptic"):
+        with pytest.raises(VocabularyError) as caught:
+            Vocabulary.parse(form.format(name), files=False)
+        assert str(caught.value).startswith(f"'{name}' looks like a file or a published list")
+    doubts: list[str] = []
+    found = Vocabulary.parse(
+        'coco; "secret.txt"; "AC/DC"', "sky . sea", files=False, on_doubt=doubts.append
+    )
+    assert found.names[-3:-1] == ("secret.txt", "AC/DC")
+    assert len(doubts) == 1 and doubts[0].endswith("write 'sky; sea'")
+
+
 def test_save_rejects_names_with_separators(tmp_path):
     with pytest.raises(VocabularyError, match="'a|b' cannot be saved"):
         Vocabulary((("a|b",),), (True,)).save(tmp_path / "x.txt")
