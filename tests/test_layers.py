@@ -23,6 +23,7 @@ FLOORS = (
     {"engine", "export", "io", "video"},
     {"benchmarks"},
     {"analysis", "apis", "converters"},
+    {"serving"},
     {"cli"},
     {"__main__"},
 )

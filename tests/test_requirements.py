@@ -256,6 +256,9 @@ def test_requirements_equal_the_imports_of_the_package() -> None:
     indirect = {"setuptools", "tensorboard"}  # needed by mmengine
     # Imported for conversions of results, for videos, for a format of the output, and for export.
     optional = {"supervision", "fiftyone", "av", "pyarrow", "onnxruntime"}
+    # Imported by the HTTP API; those after the first come with it.
+    optional |= {"fastapi", "starlette", "pydantic", "anyio"}
+    optional |= {"fastapi-offline", "prometheus-client", "uvicorn"}
     for_types = {"typing-extensions"}  # imported only by type checkers
     assert imported - {"mmcv"} - optional - for_types == set(names({})) - {"mmcv-lite"} - indirect
 

@@ -35,8 +35,15 @@ def add_names(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the arguments that choose the model and the settings of results; return their group."""
+def add_model(
+    parser: argparse.ArgumentParser, max_pixels: int | None = None
+) -> argparse._ArgumentGroup:
+    """Add the arguments that choose the model and the settings of results; return their group.
+
+    Args:
+        parser: Parser of the subcommand.
+        max_pixels: Default of ``--max-pixels``. None: that of the inferencer.
+    """
     model = parser.add_argument_group("model")
     model.add_argument(
         "--config",
@@ -65,8 +72,10 @@ def add_model(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     model.add_argument(
         "--max-pixels",
         type=positive_int,
+        default=max_pixels,
         metavar="N",
-        help="reject images with more pixels (default: 67,108,864, which is 8192 x 8192)",
+        help="reject images with more pixels (default: "
+        + ("67,108,864, which is 8192 x 8192)" if max_pixels is None else f"{max_pixels:,})"),
     )
     model.add_argument(
         "--score-threshold",

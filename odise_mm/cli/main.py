@@ -19,6 +19,7 @@ COMMANDS = {
     "prepare": "check and split a folder of your own data, and write a config for it",
     "train": "train a model",
     "export": "export a model to ONNX or torch.export",
+    "serve": "serve a model over HTTP",
     "test": "measure PQ, mAP and mIoU on one or several test sets",
     "download": "download published weights and label files beforehand",
     "info": "show versions, devices, folders, configs and weights",

@@ -1,0 +1,132 @@
+"""Serve a model over HTTP.
+
+With --api: images and class names in, COCO JSON or PNG out. http://HOST:PORT/docs describes the
+requests; docs/serving.md has examples. Nobody is asked for a password, so listen on other
+addresses than this machine's own only behind a server that does.
+
+Example:
+    odise-mm serve --api --config odise_coco_label --port 8000
+    curl -F image=@street.jpg -F "texts=van; cyclist" -F stuff_texts=road localhost:8000/segment
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import suppress
+
+from odise_mm.cli.arguments import (
+    NO_CONFIG,
+    SETTINGS,
+    add_model,
+    add_names,
+    build_inferencer,
+    given,
+)
+from odise_mm.utils.command_line import (
+    Parser,
+    ended_by_signals,
+    one_line_errors,
+    positive_int,
+    positive_number,
+    whole_number,
+)
+
+MAX_PIXELS = 4096 * 4096
+
+
+def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = Parser(__doc__, prog=prog)
+    parser.add_argument("--api", action="store_true", help="serve the HTTP API")
+    server = parser.add_argument_group("server")
+    server.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s, only programs of this machine)",
+    )
+    server.add_argument(
+        "--port",
+        type=port,
+        default=8000,
+        metavar="N",
+        help="port to listen on; 0 chooses a free one (default: %(default)s)",
+    )
+    server.add_argument(
+        "--max-megabytes",
+        type=positive_number,
+        default=32.0,
+        metavar="N",
+        help="reject image files with more megabytes, 2^20 bytes each (default: %(default)g)",
+    )
+    server.add_argument(
+        "--queue",
+        type=whole_number,
+        default=16,
+        metavar="N",
+        help="reject requests while N others wait (default: %(default)s)",
+    )
+    server.add_argument(
+        "--timeout",
+        type=positive_number,
+        default=60.0,
+        metavar="S",
+        help="give up a request after S seconds (default: %(default)g)",
+    )
+    server.add_argument(
+        "--workers",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="threads that read, draw and encode images; the model itself processes one image at "
+        "a time (default: %(default)s)",
+    )
+    add_names(parser)
+    add_model(parser, MAX_PIXELS)
+    args = parser.parse_args(argv)
+    if not args.api:
+        parser.error("say what to serve: --api")
+    if args.config is None:
+        parser.error(NO_CONFIG)
+    return args
+
+
+def port(text: str) -> int:
+    """Parse a port, as the ``type`` of an argument."""
+    value = int(text)
+    if not 0 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 65535, not {value}")
+    return value
+
+
+def main(argv: list[str] | None = None, prog: str | None = None) -> int:
+    """Run the command until a signal ends it, and return 0; errors exit with status 2."""
+    args = parse_args(argv, prog)
+    with one_line_errors(), ended_by_signals():
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until a signal asks to end."""
+    from odise_mm.serving.server import check_packages, listen, serve
+
+    check_packages()
+    # Before the model is built, which takes minutes.
+    with listen(args.host, args.port) as socket:
+        from odise_mm.serving.api import Service, make_app
+        from odise_mm.serving.uploads import Limits
+
+        inferencer = build_inferencer(args)
+        typed = (args.texts, args.stuff_texts, args.vocabulary)
+        without = inferencer.default_vocabulary is None and not any(typed)
+        service = Service(
+            inferencer,
+            names=None if without else inferencer.make_vocabulary(*typed),
+            settings=given(args, SETTINGS),
+            limits=Limits(int(args.max_megabytes * (1 << 20)), args.max_pixels),
+            queue=args.queue,
+            timeout=args.timeout,
+            workers=args.workers,
+        )
+        with suppress(KeyboardInterrupt):  # of a signal, after all requests were answered
+            serve(make_app(service), socket, args.timeout)
+    return 0
