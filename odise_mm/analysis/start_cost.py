@@ -25,7 +25,7 @@ from odise_mm.checkpoints.safe_loading import save_state_dict
 from odise_mm.config.finding import load_config
 from odise_mm.errors import ConfigError
 from odise_mm.models import DiffusionBackbone
-from odise_mm.models.backbones.diffusion.weights import random_text_encoder
+from odise_mm.models.backbones.diffusion.weights import build_text_encoder
 
 _DTYPES = {"fp32": ("F32", 4), "fp16": ("F16", 2)}
 STAGES = ("imports", "model", "first image")
@@ -96,8 +96,7 @@ def write_weights(config: str, folder: Path, precision: str = "fp32") -> dict[st
     write_zeros(diffusion / "unet" / stem, backbone.unet.state_dict(), precision)
     write_zeros(diffusion / "vae" / stem, backbone.vae.state_dict(), precision)
     for part in backbone.arch.text_parts:
-        with torch.device("meta"):
-            state = random_text_encoder(backbone.arch, part).state_dict()
+        state = build_text_encoder(backbone.arch, part, "meta").state_dict()
         write_zeros(diffusion / part / "model.safetensors", state, precision)
     write_zeros(folder / "clip.safetensors", model.clip.model.state_dict(), precision)
     draw = torch.Generator().manual_seed(0)
@@ -211,11 +210,12 @@ def start_table(result: dict[str, Any]) -> Table:
         memory = (f"{use[key] / 1e9:.2f}" for key in ("now", "own", "peak"))
         table.rows.append((name, f"{use['cpu_seconds']:.1f}", *memory))
     weights = result["weights_bytes"]
-    base, peak = (result["stages"][STAGES[i]]["peak"] for i in (0, 1))
-    table.notes = [
-        f"Weights kept: {weights / 1e9:.2f} GB. Peak until the model is built: "
-        f"{peak / weights:.2f} times the weights, {(peak - base) / weights:.2f} without the "
-        "libraries."
+    base, *peaks = (use["peak"] for use in result["stages"].values())
+    table.notes = [f"Weights kept: {weights / 1e9:.2f} GB."]
+    table.notes += [
+        f"Peak up to the {stage}: {peak / weights:.2f} times the weights, "
+        f"{(peak - base) / weights:.2f} without the libraries."
+        for stage, peak in zip(STAGES[1:], peaks, strict=False)
     ]
     table.notes += [
         f"{name}: {cost['cpu_seconds']:.2f} s of CPU time, {cost['seconds']:.2f} s in all."

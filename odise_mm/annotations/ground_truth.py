@@ -104,7 +104,8 @@ def _count_runs(
         runs = one << 32 | other
     else:
         runs = values[starts]
-    found, place = np.unique(runs, return_inverse=True)
+    found = np.unique(runs)
+    place = np.searchsorted(found, runs)  # unique's own inverse sorts the places as well
     # bincount's weights are float64, which is exact for any image that fits in memory.
     return found, np.bincount(place, weights=lengths).astype(np.int64)
 

@@ -58,12 +58,6 @@ def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
     return np.stack([ids & 255, (ids >> 8) & 255, ids >> 16], axis=-1).astype(np.uint8)
 
 
-def rgb_to_ids(rgb: np.ndarray) -> np.ndarray:
-    """Convert RGB colors (H, W, 3) uint8 to segment ids (H, W) int32."""
-    rgb = rgb.astype(np.int32)
-    return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
-
-
 def write_panoptic_png(path: str | os.PathLike, panoptic: np.ndarray) -> None:
     """Write segment ids (H, W) to a PNG file and create its folder if necessary."""
     with atomic_writer(path, durable=False) as file:
@@ -85,13 +79,15 @@ def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
     """
     limits = dict(formats=("PNG",), max_pixels=MAX_LABEL_PIXELS)
     with open_image(path, **limits, error=PanopticFileError, what="panoptic PNG") as image:
-        mode, pixels = image.mode, np.asarray(image)
-    if mode not in ("RGB", "RGBA"):
-        raise PanopticFileError(
-            f"{printable(path)}: a panoptic PNG must be RGB, not {mode}; segment ids are "
-            "R + 256 G + 65536 B"
-        )
-    return rgb_to_ids(pixels[..., :3])
+        if image.mode not in ("RGB", "RGBA"):
+            raise PanopticFileError(
+                f"{printable(path)}: a panoptic PNG must be RGB, not {image.mode}; segment ids are "
+                "R + 256 G + 65536 B"
+            )
+        # Four bytes per pixel, as Pillow stores it: little-endian numbers without arithmetic.
+        pixels = image.tobytes("raw", "RGBX" if image.mode == "RGB" else "RGBA")
+    numbers = np.frombuffer(pixels, "<i4").reshape(image.height, image.width)
+    return np.bitwise_and(numbers, MAX_SEGMENT_ID, dtype=np.int32)
 
 
 def describe_categories(

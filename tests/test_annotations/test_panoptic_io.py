@@ -16,7 +16,6 @@ from odise_mm.annotations.panoptic_io import (
     ids_to_rgb,
     read_coco_panoptic,
     read_panoptic_png,
-    rgb_to_ids,
     write_panoptic_png,
 )
 from odise_mm.structures import Segment, SegmentationResult
@@ -44,11 +43,22 @@ def test_colors_follow_the_definition_of_the_format():
     # Panoptic format (cocodataset.org): id = R + G * 256 + B * 256^2.
     wide = rgb.astype(np.int64)
     assert np.array_equal(wide[..., 0] + wide[..., 1] * 256 + wide[..., 2] * 256**2, ids)
-    assert np.array_equal(rgb_to_ids(rgb), ids)
     assert ids_to_rgb(np.array([[1, 256, 65536]])).tolist() == [[[1, 0, 0], [0, 1, 0], [0, 0, 1]]]
     for bad in (-1, 256**3):
         with pytest.raises(ValueError, match="do not fit"):
             ids_to_rgb(np.array([[bad]]))
+
+
+@pytest.mark.parametrize("alpha", [(), (0, 128, 255)])
+def test_all_bytes_of_an_id_are_read(tmp_path, alpha):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 256**3, (37, 53))
+    pixels = ids_to_rgb(ids)
+    if alpha:  # it means nothing in this format
+        pixels = np.dstack([pixels, rng.choice(np.array(alpha, np.uint8), ids.shape)])
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    found = read_panoptic_png(tmp_path / "a.png")
+    assert np.array_equal(found, ids) and found.dtype == np.int32 and found.flags.writeable
 
 
 def test_png_round_trip(tmp_path):

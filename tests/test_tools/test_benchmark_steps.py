@@ -82,6 +82,7 @@ def test_start(
     run = dict(config="odise_tiny", size=None, precision="bf16", files="fp32", commands={})
     table = start_cost.start_table({**run, **result})
     assert [row[0] for row in table.rows] == ["imports", "model"]
+    assert "Peak up to the model" in table.notes[1] and len(table.notes) == 2
 
 
 def test_evaluation(capsys: pytest.CaptureFixture) -> None:

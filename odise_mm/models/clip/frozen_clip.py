@@ -21,7 +21,7 @@ from odise_mm.models.frozen import (
 )
 from odise_mm.registry import MODELS
 from odise_mm.utils.locks import Lock
-from odise_mm.utils.pages import to_float32
+from odise_mm.utils.pages import release_pages, to_float32
 from odise_mm.utils.precision import full_precision
 from odise_mm.utils.settings import check_flag
 
@@ -179,6 +179,9 @@ class FrozenCLIP(FrozenModule):
 
     def cast(self, dtype: torch.dtype) -> None:
         """Cast the image tower; texts are embedded only once, so their tower stays in float32."""
+        for name, weight in self.model.named_parameters():
+            if not name.startswith("visual."):  # read again from its file for the next texts
+                release_pages(weight.data)
         cast_weights(self.visual, dtype)
 
     def compile_parts(self, **options: Any) -> None:

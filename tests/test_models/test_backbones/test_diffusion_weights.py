@@ -118,7 +118,7 @@ def test_prefix_of_text_encoders(
     empty = Diffusion.random(full.arch, seed=1).text
     inner = getattr(empty, "text_model", empty)
     module = Prefixed(inner) if in_module else inner
-    monkeypatch.setattr(diffusion_weights, "random_text_encoder", lambda arch, part: module)
+    monkeypatch.setattr(diffusion_weights, "build_text_encoder", lambda *_: module)
     source = DiffusionWeights(str(tmp_path), full.arch, ["text_encoder"])
     assert source.text_encoder() is module
     for key, value in text_state(full.text).items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import open_clip
@@ -16,6 +17,7 @@ from odise_mm.errors import CheckpointError
 from odise_mm.models import FrozenCLIP, OpenCLIPBackbone
 from odise_mm.models.clip import sources
 from odise_mm.models.clip.sources import find_clip
+from odise_mm.utils.pages import release_pages
 from tests.support.parts import TINY_CLIP, clip, relative_error
 
 # A small architecture of open_clip with the tag "openai"; the weights are random.
@@ -336,3 +338,15 @@ def test_random_weights_are_the_same_every_time() -> None:
     assert one["visual.conv1.weight"].std() > 0.01
     torch.manual_seed(1)
     assert torch.equal(draw, torch.rand(1)), "the generator of the caller has changed"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are dropped on Linux only")
+def test_casting_drops_the_pages_of_the_text_tower(tmp_path: Path) -> None:
+    save_file(clip().model.state_dict(), tmp_path / "clip.safetensors")
+    model = FrozenCLIP(TINY_CLIP, weights=str(tmp_path / "clip.safetensors"))
+    before = model.encode_text(["a cat"])
+    table = model.model.token_embedding.weight
+    model.cast(torch.bfloat16)
+    assert release_pages(table.data) == 0 and table.dtype == torch.float32
+    assert torch.equal(model.encode_text(["a cat"]), before)
+    assert release_pages(table.data) > 0  # the texts have read them

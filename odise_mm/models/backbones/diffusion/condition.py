@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from odise_mm.errors import ConfigError
 from odise_mm.models.backbones.diffusion.presets import DiffusionArch
 from odise_mm.models.backbones.diffusion.text import CONTEXT_LENGTH, tokenize
-from odise_mm.models.backbones.diffusion.weights import DiffusionWeights, random_text_encoder
+from odise_mm.models.backbones.diffusion.weights import DiffusionWeights, build_text_encoder
 from odise_mm.models.clip.word_tokenizer import WordTokenizer
 from odise_mm.models.frozen import same_random_weights
 from odise_mm.utils.locks import Lock
@@ -143,7 +143,7 @@ class TextCondition(ConditionKind):
         if source is not None:
             return [source.text_encoder(part) for part in self.encoders]
         with same_random_weights():
-            return [random_text_encoder(self.arch, part) for part in self.encoders]
+            return [build_text_encoder(self.arch, part) for part in self.encoders]
 
     def embed(self, encoders: Sequence[nn.Module], texts: Sequence[str]) -> Tensor:
         """See :meth:`ConditionKind.embed`."""

@@ -22,7 +22,6 @@ from odise_mm.models.backbones.diffusion.presets import LatentArch
 from odise_mm.utils.pages import to_float32
 
 StateDict = dict[str, Tensor]
-T5 = "T5EncoderModel"
 
 # Key prefixes in original files of Stable Diffusion and LDM, and of SDXL. Other keys (EMA copies,
 # schedule buffers, optimizer, the VAE's GAN loss) are not needed.
@@ -102,12 +101,12 @@ class DiffusionWeights:
         module.load_state_dict(floats, assign=True)
 
     def text_encoder(self, part: str = "text_encoder") -> nn.Module:
-        """Build and load a text encoder, on the CPU in float32; see :func:`random_text_encoder`.
+        """Build and load a frozen text encoder, on the CPU in float32.
 
         Raises:
             CheckpointError: the weights cannot be read or belong to another architecture.
         """
-        encoder = random_text_encoder(self.arch, part)
+        encoder = build_text_encoder(self.arch, part, "meta")
         names = {key.removeprefix("text_model.") for key in encoder.state_dict()}
         state = self._read(
             part, lambda key: key.removeprefix("text_model.") in names, encoder=encoder
@@ -133,6 +132,7 @@ class DiffusionWeights:
             )
         floats = {key: to_float32(value) for key, value in state.items()}
         encoder.load_state_dict(floats, assign=True)
+        _number_positions(encoder)
         return encoder.requires_grad_(False)
 
     def class_embedding(self) -> Tensor:
@@ -241,21 +241,28 @@ class DiffusionWeights:
                 )
 
 
-def random_text_encoder(arch: LatentArch, part: str) -> nn.Module:
-    """Build a frozen text encoder with random weights on the CPU.
-
-    T5 is built on the meta device: T5-XXL has 4.8 billion parameters, which are always loaded.
+def build_text_encoder(arch: LatentArch, part: str, device: str = "cpu") -> nn.Module:
+    """Build a frozen text encoder.
 
     Args:
         arch: the architecture.
         part: name of the text encoder, see :meth:`LatentArch.text_encoder`.
+        device: "cpu" for random weights; "meta" for shapes without memory, to load weights into.
     """
     import transformers
 
     name, fields = arch.text_encoder(part)
     cls = getattr(transformers, name)
-    with torch.device("meta" if name == T5 else "cpu"):
+    with torch.device(device):
         return cls(cls.config_class(**fields)).eval().requires_grad_(False)
+
+
+def _number_positions(encoder: nn.Module) -> None:
+    """Make CLIP's ``position_ids``, 0 to 76, which files need not have, on the CPU."""
+    for module in encoder.modules():
+        ids = getattr(module, "position_ids", None)
+        if isinstance(ids, Tensor) and ids.is_meta:
+            module.position_ids = torch.arange(ids.shape[-1]).expand(ids.shape)
 
 
 def _prefixed_as(wanted: Collection[str], key: str) -> str:
