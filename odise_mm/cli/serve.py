@@ -12,6 +12,7 @@ Example:
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import suppress
 
 from odise_mm.cli.arguments import (
@@ -32,6 +33,7 @@ from odise_mm.utils.command_line import (
 )
 
 MAX_PIXELS = 4096 * 4096
+KEY = "LABEL_STUDIO_API_KEY"
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:
@@ -80,6 +82,18 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         help="threads that read, draw and encode images; the model itself processes one image at "
         "a time (default: %(default)s)",
     )
+    studio = parser.add_argument_group("Label Studio")
+    studio.add_argument(
+        "--label-studio",
+        metavar="URL",
+        help="also be an ML backend of the Label Studio at this address, from which images are "
+        f"fetched; the environment variable {KEY} has the access token of a user",
+    )
+    studio.add_argument(
+        "--label-studio-root",
+        metavar="DIR",
+        help="document root of Label Studio's local files, to read them without fetching",
+    )
     add_names(parser)
     add_model(parser, MAX_PIXELS)
     args = parser.parse_args(argv)
@@ -112,9 +126,16 @@ def run(args: argparse.Namespace) -> int:
     check_packages()
     # Before the model is built, which takes minutes.
     with listen(args.host, args.port) as socket:
-        from odise_mm.serving.api import Service, make_app
+        from odise_mm.serving.api import make_app
+        from odise_mm.serving.label_studio import ImageStore
+        from odise_mm.serving.service import Service
         from odise_mm.serving.uploads import Limits
 
+        limits = Limits(int(args.max_megabytes * (1 << 20)), args.max_pixels)
+        images = None
+        if args.label_studio is not None or args.label_studio_root is not None:
+            key = os.environ.get(KEY)
+            images = ImageStore(args.label_studio, key, args.label_studio_root, limits)
         inferencer = build_inferencer(args)
         typed = (args.texts, args.stuff_texts, args.vocabulary)
         without = inferencer.default_vocabulary is None and not any(typed)
@@ -122,11 +143,11 @@ def run(args: argparse.Namespace) -> int:
             inferencer,
             names=None if without else inferencer.make_vocabulary(*typed),
             settings=given(args, SETTINGS),
-            limits=Limits(int(args.max_megabytes * (1 << 20)), args.max_pixels),
+            limits=limits,
             queue=args.queue,
             timeout=args.timeout,
             workers=args.workers,
         )
         with suppress(KeyboardInterrupt):  # of a signal, after all requests were answered
-            serve(make_app(service), socket, args.timeout)
+            serve(make_app(service, images), socket, args.timeout)
     return 0

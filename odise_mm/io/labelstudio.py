@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +18,8 @@ from odise_mm.version import __version__
 from odise_mm.visualization import class_colors
 from odise_mm.vocabulary import Vocabulary
 
+MODEL_VERSION = f"odise_mm {__version__}"
+"""Origin of predictions, as Label Studio shows it."""
 # Numbers of bits in which the length of a run is stored; each run uses the smallest that fits.
 _LENGTH_BITS = (3, 4, 8, 16)
 
@@ -33,28 +36,7 @@ class LabelStudioWriter(LabelWriter):
 
     def add(self, result: SegmentationResult, stem: str) -> None:
         """Collect the segments of an image."""
-        regions = [
-            dict(
-                id=str(segment.id),
-                from_name="tag",
-                to_name="image",
-                type="brushlabels",
-                original_width=result.width,
-                original_height=result.height,
-                image_rotation=0,
-                score=segment.score,
-                value=dict(
-                    format="rle",
-                    rle=encode_brush(result.mask(segment)),
-                    brushlabels=[segment.name],
-                ),
-            )
-            for segment in result.segments
-            if result.mask(segment).any()
-        ]
-        prediction: dict[str, Any] = dict(model_version=f"odise_mm {__version__}", result=regions)
-        if regions:
-            prediction["score"] = float(np.mean([region["score"] for region in regions]))
+        prediction = describe_prediction(result, self.vocabulary.names)
         file = quote(self.image_name(result), errors="surrogateescape")
         data = dict(image=f"/data/local-files/?d={file}")
         self.tasks.append(dict(data=data, predictions=[prediction]))
@@ -70,6 +52,45 @@ class LabelStudioWriter(LabelWriter):
             ElementTree.SubElement(labels, "Label", value=name, background=background)
         write_xml(self.folder / "config.xml", view)
         write_json(self.folder / "tasks.json", self.tasks)
+
+
+def describe_prediction(
+    result: SegmentationResult,
+    labels: Sequence[str],
+    from_name: str = "tag",
+    to_name: str = "image",
+) -> dict[str, Any]:
+    """Return a result as a prediction of Label Studio.
+
+    Args:
+        result: Result with a panoptic map.
+        labels: Labels of the labeling config, by class index.
+        from_name: Name of the ``BrushLabels`` in the labeling config.
+        to_name: Name of the ``Image`` in the labeling config.
+    """
+    regions = [
+        dict(
+            id=str(segment.id),
+            from_name=from_name,
+            to_name=to_name,
+            type="brushlabels",
+            original_width=result.width,
+            original_height=result.height,
+            image_rotation=0,
+            score=segment.score,
+            value=dict(
+                format="rle",
+                rle=encode_brush(result.mask(segment)),
+                brushlabels=[labels[segment.label]],
+            ),
+        )
+        for segment in result.segments
+        if result.mask(segment).any()
+    ]
+    prediction: dict[str, Any] = dict(model_version=MODEL_VERSION, result=regions)
+    if regions:
+        prediction["score"] = float(np.mean([region["score"] for region in regions]))
+    return prediction
 
 
 def encode_brush(mask: np.ndarray) -> list[int]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
@@ -16,51 +13,23 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi_offline import FastAPIOffline
 from mmengine.logging import print_log
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from odise_mm.apis import OpenVocabInferencer
 from odise_mm.config.walking import name_of
-from odise_mm.errors import (
-    ConfigError,
-    DeviceMemoryError,
-    ImageError,
-    VocabularyError,
-)
+from odise_mm.errors import VocabularyError
 from odise_mm.serving.answers import Answer, Output, make_answer
 from odise_mm.serving.guard import Guard
-from odise_mm.serving.uploads import (
-    INTERNAL_ERROR,
-    MAX_TEXT,
-    Limits,
-    TooLargeError,
-    decode_base64,
-    parse_names,
-    public_message,
-    read_upload,
-)
+from odise_mm.serving.label_studio import ImageStore
+from odise_mm.serving.ml_backend import add_ml_backend
+from odise_mm.serving.service import Service
+from odise_mm.serving.uploads import INTERNAL_ERROR, MAX_TEXT, decode_base64, parse_names
 from odise_mm.utils.display import printable
 from odise_mm.version import __version__
-from odise_mm.vocabulary import Vocabulary
 
 _FORM_BYTES = 1 << 20  # everything in a request but the image
-_LOOK_AT_CLIENT = 0.5  # seconds between looks whether the client is still there
-_STATUS: tuple[tuple[type[Exception], int], ...] = (
-    (TooLargeError, 413),
-    (ImageError, 422),
-    (VocabularyError, 422),
-    (ConfigError, 422),
-    (DeviceMemoryError, 503),
-)
 _RESULTS: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The result",
@@ -140,144 +109,13 @@ class Problem(BaseModel):
     error: str
 
 
-class Metrics:
-    """Measurements for Prometheus.
+def make_app(service: Service, images: ImageStore | None = None) -> FastAPI:
+    """Return the ASGI application of a service, which closes the service when it ends.
 
     Args:
-        paths: Paths of requests that are counted on their own; others are counted together.
+        service: The model.
+        images: Images of Label Studio, to be its ML backend, too.
     """
-
-    def __init__(self, paths: tuple[str, ...] = ()) -> None:
-        self.registry = CollectorRegistry()
-        self.paths = paths
-        ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "odise_mm_requests", "Answered requests", ["path", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "odise_mm_request_seconds",
-            "Time from the start of a request to its answer",
-            ["path"],
-            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
-            registry=self.registry,
-        )
-        self.inference = Histogram(
-            "odise_mm_image_seconds",
-            "Time to decode, segment and encode an image, without waiting",
-            buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
-            registry=self.registry,
-        )
-        self.active = Gauge(
-            "odise_mm_active_requests", "Requests in the queue or in work", registry=self.registry
-        )
-
-    def count(self, path: str, status: int, seconds: float) -> None:
-        """Count a request."""
-        path = path if path in self.paths else "other"
-        self.requests.labels(path, status).inc()
-        self.seconds.labels(path).observe(seconds)
-
-
-class Service:
-    """A model, its limits and its queue.
-
-    Args:
-        inferencer: The model.
-        names: Class names of requests without any. None: such requests are rejected.
-        settings: Settings of results; those of a request replace them.
-        limits: Limits of images.
-        queue: Number of requests that may wait.
-        timeout: Seconds after which a request is given up.
-        workers: Number of threads that read, draw and encode images. The model processes one image
-            at a time.
-    """
-
-    def __init__(
-        self,
-        inferencer: OpenVocabInferencer,
-        *,
-        names: Vocabulary | None = None,
-        settings: Mapping[str, Any] | None = None,
-        limits: Limits | None = None,
-        queue: int = 16,
-        timeout: float = 60.0,
-        workers: int = 1,
-    ) -> None:
-        self.inferencer = inferencer
-        self.names = names
-        self.settings = dict(settings or {})
-        self.limits = limits or Limits()
-        self.max_active = queue + workers
-        self.timeout = timeout
-        self.metrics = Metrics(("/segment", "/segment/base64", "/health", "/metrics", "/model"))
-        self._workers = ThreadPoolExecutor(workers, thread_name_prefix="odise_mm")
-
-    def close(self) -> None:
-        """End the workers, after the images that they process. Waiting requests are dropped."""
-        self._workers.shutdown(wait=True, cancel_futures=True)
-
-    def segment(self, content: bytes, name: str, options: Options) -> Answer:
-        """Segment an uploaded image.
-
-        Args:
-            content: Bytes of the file.
-            name: Name for the answer.
-            options: Class names and settings.
-
-        Raises:
-            OdiseError: If the image, the names or the settings cannot be used.
-        """
-        started = time.monotonic()
-        given = parse_names(options.texts, options.stuff_texts, options.vocabulary)
-        names = given.vocabulary or self.names
-        if names is None:
-            raise VocabularyError("no class names: send texts, stuff_texts or vocabulary")
-        image = read_upload(content, self.limits)
-        (result,) = self.inferencer(
-            image,
-            vocabulary=names,
-            return_vis=options.output == "drawing",
-            legend=options.legend,
-            progress=False,
-            **{**self.settings, **options.settings()},
-        )
-        answer = make_answer(result, options.output, names, name, given.warnings)
-        self.metrics.inference.observe(time.monotonic() - started)
-        return answer
-
-    async def run(self, request: Request, job: Callable[[], Answer]) -> Response:
-        """Run a job in a worker, and return its answer.
-
-        The job is dropped if it has not begun when the time is over or the client leaves.
-
-        Raises:
-            HTTPException: If the job fails.
-        """
-        future = asyncio.wrap_future(self._workers.submit(job))
-        ends = time.monotonic() + self.timeout
-        while not future.done():
-            left = ends - time.monotonic()
-            if left <= 0 or await request.is_disconnected():
-                future.cancel()
-                raise HTTPException(
-                    503,
-                    f"no result within {self.timeout:g} s; try again later, or with a smaller "
-                    "image or fewer names",
-                    headers={"Retry-After": "5"},
-                )
-            await asyncio.wait({future}, timeout=min(left, _LOOK_AT_CLIENT))
-        try:
-            answer = future.result()
-        except Exception as err:
-            status = next((code for kind, code in _STATUS if isinstance(err, kind)), 500)
-            if public_message(err) == INTERNAL_ERROR:
-                raise  # to the log
-            raise HTTPException(status, public_message(err)) from None
-        return Response(answer.body, media_type=answer.media_type, headers=dict(answer.headers))
-
-
-def make_app(service: Service) -> FastAPI:
-    """Return the ASGI application of a service, which closes the service when it ends."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -302,26 +140,58 @@ def make_app(service: Service) -> FastAPI:
         show_active=service.metrics.active.set,
     )
     _add_errors(app)
+    _add_images(app, service)
+    _add_states(app, service)
+    if images is not None:
+        add_ml_backend(app, service, images)
+    service.metrics.paths = set(app.openapi()["paths"])
+    return app
 
-    @app.get("/", include_in_schema=False)
-    async def to_docs() -> RedirectResponse:
-        return RedirectResponse("docs")
+
+def _add_images(app: FastAPI, service: Service) -> None:
+    """Add the paths that segment images."""
 
     @app.post("/segment", responses=_RESULTS, response_class=Response)
     async def segment(request: Request, form: _Form) -> Response:
         """Segment an uploaded image file."""
         content = await form.image.read()
         name = printable(os.path.basename(form.image.filename or "image"), limit=200)
-        return await service.run(request, lambda: service.segment(content, name, form))
+        return await respond(request, form, lambda: content, name)
 
     @app.post("/segment/base64", responses=_RESULTS, response_class=Response)
     async def segment_base64(request: Request, body: JsonRequest) -> Response:
         """Segment an image that is sent in base64."""
+        return await respond(
+            request, body, lambda: decode_base64(body.image, service.limits), "image"
+        )
 
+    async def respond(
+        request: Request, options: Options, read: Callable[[], bytes], name: str
+    ) -> Response:
         def job() -> Answer:
-            return service.segment(decode_base64(body.image, service.limits), "image", body)
+            given = parse_names(options.texts, options.stuff_texts, options.vocabulary)
+            names = given.vocabulary or service.names
+            if names is None:
+                raise VocabularyError("no class names: send texts, stuff_texts or vocabulary")
+            result = service.segment(
+                read(),
+                names,
+                options.settings(),
+                return_vis=options.output == "drawing",
+                legend=options.legend,
+            )
+            return make_answer(result, options.output, names, name, given.warnings)
 
-        return await service.run(request, job)
+        answer = await service.run(request, job)
+        return Response(answer.body, media_type=answer.media_type, headers=dict(answer.headers))
+
+
+def _add_states(app: FastAPI, service: Service) -> None:
+    """Add the paths that tell about the server."""
+
+    @app.get("/", include_in_schema=False)
+    async def to_docs() -> RedirectResponse:
+        return RedirectResponse("docs")
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -337,8 +207,6 @@ def make_app(service: Service) -> FastAPI:
     async def metrics() -> Response:
         """Return measurements in the text format of Prometheus."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
-
-    return app
 
 
 def describe(service: Service) -> dict[str, Any]:
