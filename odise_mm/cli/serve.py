@@ -6,7 +6,7 @@ addresses than this machine's own only behind a server that does.
 
 Example:
     odise-mm serve --api --config odise_coco_label --port 8000
-    curl -F image=@street.jpg -F "texts=van; cyclist" -F stuff_texts=road localhost:8000/segment
+    curl -F image=@street.jpg --form-string "texts=van; cyclist" localhost:8000/segment
 """
 
 from __future__ import annotations
