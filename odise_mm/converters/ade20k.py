@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as run_lengths
 
 from odise_mm.annotations.label_maps import read_label_map
 from odise_mm.annotations.panoptic_io import ids_to_rgb
@@ -43,6 +42,7 @@ from odise_mm.converters.verification import (
 )
 from odise_mm.converters.work import Item, convert_all, finish, is_complete
 from odise_mm.errors import DatasetError
+from odise_mm.structures.geometry import encode_mask
 from odise_mm.utils.files import write_json
 
 FOLDERS = {"train": "training", "val": "validation"}
@@ -182,7 +182,7 @@ def convert_image(item: Item) -> dict[str, Any]:
         mask = (place * 256 + number) == key
         segments.append(dict(id=len(segments) + 1, category_id=int(things[key // 256 - 1])))
         ids[mask] = len(segments)
-        encoded = run_lengths.encode(np.asfortranarray(mask.astype(np.uint8)))
+        encoded = encode_mask(mask)
         objects.append(
             dict(
                 category_id=segments[-1]["category_id"],

@@ -36,6 +36,7 @@ from odise_mm.converters.verification import (
 )
 from odise_mm.converters.work import Item, convert_all, finish, is_complete
 from odise_mm.errors import DatasetError
+from odise_mm.structures.geometry import encode_mask
 from odise_mm.utils.files import write_json
 
 UNPACK_IMAGES = "unpack leftImg8bit_trainvaltest.zip"
@@ -201,9 +202,7 @@ def _segment(ids: np.ndarray, number: int) -> dict | None:
         iscrowd=int(label.is_thing and number < INSTANCES_PER_LABEL),
     )
     if label.is_thing:
-        from pycocotools import mask as masks
-
-        segment["rle"] = masks.encode(np.asfortranarray(mask, np.uint8))["counts"].decode("ascii")
+        segment["rle"] = encode_mask(mask)["counts"].decode("ascii")
     return segment
 
 

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from mmdet.structures import DetDataSample
 from mmengine.dist import (
     all_gather_object,
@@ -24,7 +23,6 @@ from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from PIL import Image
-from pycocotools import mask as coco_mask
 from rich.progress import Progress, TaskID
 
 from odise_mm.annotations.label_maps import label_map_dtype
@@ -36,6 +34,7 @@ from odise_mm.annotations.panoptic_io import (
 from odise_mm.errors import ConfigError, OutputError, PanopticFileError
 from odise_mm.registry import HOOKS
 from odise_mm.structures import SegmentationResult
+from odise_mm.structures.geometry import encode_mask
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import atomic_writer, read_json, write_json
 from odise_mm.utils.image import read_image
@@ -289,7 +288,7 @@ class ResultWriterHook(Hook):
             found.bboxes.float().tolist(),
             strict=True,
         ):
-            rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+            rle = encode_mask(mask)
             yield dict(
                 image_id=image_id,
                 category_id=self._category_ids[label],

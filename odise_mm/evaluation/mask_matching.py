@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -69,10 +69,62 @@ class _OneClass(COCOeval):
         """Do nothing: the constructor sets the objects."""
 
     def evaluateImg(self, imgId: int, catId: int, aRng: list, maxDet: int) -> dict[str, Any] | None:
-        found = super().evaluateImg(imgId, catId, aRng, maxDet)
+        ious = self.ious[imgId, catId]
+        possible = len(ious) and ious.max(initial=0) >= self.params.iouThrs[0]
+        evaluate = super().evaluateImg if possible else self._without_matches
+        found = evaluate(imgId, catId, aRng, maxDet)
         if found is not None and imgId in self._incomplete:
             found["dtIgnore"] = found["dtIgnore"] | (found["dtMatches"] == 0)
         return found
+
+    def _without_matches(
+        self, image: int, category: int, areas: Sequence[float], max_dets: int
+    ) -> dict[str, Any]:
+        """Return what COCOeval's ``evaluateImg`` does if no result overlaps enough with an object.
+
+        This is so in most images, which COCOeval searches for all thresholds and ranges of area.
+        """
+        low, high = areas
+        truths = self._gts[image, category]
+        results = sorted(self._dts[image, category], key=lambda one: -one["score"])[:max_dets]
+        shape = len(self.params.iouThrs), len(results)
+        outside = [not low <= one["area"] <= high for one in results]
+        return dict(
+            dtMatches=np.zeros(shape),
+            dtIgnore=np.array([outside] * shape[0], bool).reshape(shape),
+            dtScores=[one["score"] for one in results],
+            gtIgnore=np.array([one["ignore"] or not low <= one["area"] <= high for one in truths]),
+        )
+
+    def accumulate(self, p: Any = None) -> None:
+        """Compute what COCOeval's method does, for all thresholds of a range of area at once."""
+        thresholds, recalls = self.params.iouThrs, self.params.recThrs
+        ranges = len(self.params.areaRng)
+        precision = -np.ones((len(thresholds), len(recalls), 1, ranges, 1))
+        recall = -np.ones((len(thresholds), 1, ranges, 1))
+        images = len(self.params.imgIds)
+        for area in range(ranges):
+            found = self.evalImgs[area * images : (area + 1) * images]
+            objects = np.count_nonzero(np.concatenate([one["gtIgnore"] for one in found]) == 0)
+            if not objects:
+                continue
+            scores = np.concatenate([one["dtScores"] for one in found])
+            order = np.argsort(-scores, kind="stable")
+            matches, ignored = (
+                np.concatenate([one[key] for one in found], axis=1)[:, order].astype(bool)
+                for key in ("dtMatches", "dtIgnore")
+            )
+            hits = np.cumsum(matches & ~ignored, axis=1).astype(float)
+            misses = np.cumsum(~matches & ~ignored, axis=1)
+            recall[:, 0, area, 0] = hits[:, -1] / objects if len(scores) else 0
+            # The highest precision at this recall or a higher one; 0 for recalls out of reach.
+            highest = hits / (misses + hits + np.spacing(1))
+            highest = np.maximum.accumulate(highest[:, ::-1], axis=1)[:, ::-1]
+            highest = np.pad(highest, ((0, 0), (0, 1)))
+            for place, values in enumerate(hits / objects):
+                reached = np.searchsorted(values, recalls)
+                precision[place, :, 0, area, 0] = highest[place, reached]
+        self.eval = dict(precision=precision, recall=recall)
 
 
 def match_class(

@@ -19,6 +19,7 @@ from odise_mm.annotations.masks import Rle
 from odise_mm.annotations.reading import read_annotations
 from odise_mm.errors import DatasetError
 from odise_mm.evaluation.base import check_labels, to_numpy
+from odise_mm.structures.geometry import encode_mask
 from odise_mm.vocabulary import Vocabulary
 from odise_mm.vocabulary.categories import label_of_category
 
@@ -81,7 +82,7 @@ def encode_results(
         raise ValueError(f"{name_of(sample)}: a score of the result is not a finite number")
     kept = np.argsort(-scores, kind="stable")[:limit].tolist()
     encoded = [
-        ResultMask(int(labels[i]), float(scores[i]), _encode(to_numpy(masks[i]))["counts"])
+        ResultMask(int(labels[i]), float(scores[i]), encode_mask(to_numpy(masks[i]))["counts"])
         for i in kept
     ]
     return tuple(masks.shape[1:]), encoded
@@ -93,7 +94,7 @@ def encode_things(truth: PanopticTruth) -> list[TruthMask]:
         TruthMask(segment.label, rle, float(mask_utils.area(rle)), segment.is_crowd)
         for segment in truth.segments
         if segment.is_thing
-        for rle in [_encode(truth.ids == segment.id)]
+        for rle in [encode_mask(truth.ids == segment.id)]
     ]
 
 
@@ -164,7 +165,3 @@ class InstanceFile:
         self.check_id(record.img_id)
         self.check_size(record.img_id, record.size)
         return self._truths.get(record.img_id, [])
-
-
-def _encode(mask: np.ndarray) -> Rle:
-    return mask_utils.encode(np.asfortranarray(mask, dtype=np.uint8))

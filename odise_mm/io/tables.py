@@ -13,6 +13,7 @@ import numpy as np
 from odise_mm.errors import OutputError
 from odise_mm.io.base import LabelWriter
 from odise_mm.structures import SegmentationResult
+from odise_mm.structures.geometry import encode_mask
 from odise_mm.utils.files import atomic_writer
 from odise_mm.vocabulary import Vocabulary
 
@@ -87,12 +88,10 @@ class ParquetWriter(LabelWriter):
 
     def add(self, result: SegmentationResult, stem: str) -> None:
         """Write or collect the segments of an image."""
-        from pycocotools import mask as coco_mask
-
         place = dict(image=self.image_name(result), height=result.height, width=result.width)
         for row in rows_of(result):
-            mask = np.asfortranarray(result.require_panoptic() == row["id"], np.uint8)
-            self.rows.append(place | row | dict(rle=coco_mask.encode(mask)["counts"].decode()))
+            code = encode_mask(result.require_panoptic() == row["id"])
+            self.rows.append(place | row | dict(rle=code["counts"].decode()))
         if len(self.rows) >= self.ROWS:
             self.flush()
 

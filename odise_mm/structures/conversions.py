@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from odise_mm.structures.geometry import box_of
+from odise_mm.structures.geometry import box_of, encode_mask
 
 if TYPE_CHECKING:
     import fiftyone
@@ -24,8 +24,6 @@ def to_coco(
     first_id: int,
 ) -> list[dict[str, Any]]:
     """See :meth:`SegmentationResult.to_coco`."""
-    from pycocotools import mask as coco_mask
-
     result.require_panoptic()  # otherwise a result without a map seems to have no segments
     annotations: list[dict[str, Any]] = []
     if category_ids is not None and len(category_ids) != len(result.class_names):
@@ -37,7 +35,7 @@ def to_coco(
         mask = result.mask(segment)
         if not mask.any():
             continue
-        encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+        encoded = encode_mask(mask)
         left, top, right, bottom = box_of(mask)
         label = segment.label
         annotations.append(

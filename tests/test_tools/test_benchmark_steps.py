@@ -87,7 +87,9 @@ def test_start(
 
 def test_evaluation(capsys: pytest.CaptureFixture) -> None:
     sizes = ("--images", "3", "--height", "40", "--width", "60", "--segments", "6")
-    result = measure(capsys, "evaluation", *sizes)
-    assert len(result["cpu_seconds"]) == 3
-    for ours, theirs in result["values"].values():
+    result = measure(capsys, "evaluation", *sizes, "--processes", "2")
+    assert len(result["cpu_seconds"]) == 5
+    values = [*result["values"].values(), *result["parallel"]["values"].values()]
+    for ours, theirs in values:
         assert ours == pytest.approx(theirs, rel=1e-6) and ours > 0
+    assert len(values) == 6

@@ -9,7 +9,7 @@ Examples:
     python tools/analysis_tools/benchmark_steps.py names odise_coco_label --names 10000 --whole 256
     python tools/analysis_tools/benchmark_steps.py losses odise_coco_label
     python tools/analysis_tools/benchmark_steps.py input odise_coco_label --images 100
-    python tools/analysis_tools/benchmark_steps.py evaluation --images 5000
+    python tools/analysis_tools/benchmark_steps.py evaluation --images 500 --processes 2
     python tools/analysis_tools/benchmark_steps.py start odise_coco_label --precision bf16
 """
 
@@ -96,12 +96,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="measured images (default: %(default)s)",
     )
 
-    metrics = add("evaluation", "metrics: this package's, and mmdet's and mmseg's", run_evaluation)
+    metrics = add(
+        "evaluation",
+        "metrics: this package's, and mmdet's, mmseg's and pycocotools'",
+        run_evaluation,
+    )
     for name, default, meaning in (
         ("images", 200, "images; some repeat"),
         ("height", 480, "height of the images"),
         ("width", 640, "width of the images"),
         ("segments", 20, "segments drawn in each image"),
+        ("processes", 1, "processes among which the images are divided for PQ"),
     ):
         metrics.add_argument(
             f"--{name}",
@@ -110,6 +115,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             metavar="N",
             help=f"{meaning} (default: %(default)s)",
         )
+
+    metrics.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=("PQ", "mIoU", "AP"),
+        default=("PQ", "mIoU", "AP"),
+        help="measured metrics (default: all)",
+    )
 
     start = add("start", "a new process: imports, model, first image; no weights needed", run_start)
     start.add_argument("config", metavar="CONFIG", help="config with a diffusion model and a CLIP")
@@ -168,7 +181,8 @@ def run_evaluation(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     """Measure the metrics."""
     from odise_mm.analysis.evaluation_cost import evaluation_table, measure_evaluation
 
-    result = measure_evaluation(args.images, (args.height, args.width), args.segments)
+    size = args.height, args.width
+    result = measure_evaluation(args.images, size, args.segments, args.metrics, args.processes)
     return evaluation_table(result), result
 
 
