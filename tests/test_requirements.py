@@ -255,7 +255,7 @@ def test_requirements_equal_the_imports_of_the_package() -> None:
     imported = {other.get(name, name).replace("_", "-") for name in tops - ours}
     indirect = {"setuptools", "tensorboard"}  # needed by mmengine
     # Imported for conversions of results, for videos, for a format of the output, and for export.
-    optional = {"supervision", "fiftyone", "av", "pyarrow", "onnxruntime"}
+    optional = {"supervision", "fiftyone", "av", "pyarrow", "onnxruntime", "onnxscript"}
     # Imported by the HTTP API; those after the first come with it.
     optional |= {"fastapi", "starlette", "pydantic", "anyio"}
     optional |= {"fastapi-offline", "prometheus-client", "uvicorn"}

@@ -1,7 +1,8 @@
 """Export a model to ONNX or torch.export, with class names of your choice.
 
-DIR gets the graph, model.json (its inputs, classes and settings) and results.py, which prepares
-images and merges masks, and needs only NumPy. docs/export.md lists what can be exported.
+DIR gets the graph, model.json (its inputs, classes and settings), results.py (prepares images and
+merges masks, with NumPy alone), and README.md (an example). Then the graph runs once, and is
+compared with PyTorch. docs/export.md lists what can be exported, and how long it takes.
 
 Examples:
     odise-mm export fcclip_coco fcclip.pth --vocabulary coco --size any --out exported
@@ -40,10 +41,11 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     parser.add_argument(
         "--size",
         type=image_size,
-        default=(1024, 1024),
+        default=(),
         metavar="HxW",
         help="height and width of the images in pixels, or 'any', for models whose graph does not "
-        "depend on them (default: 1024x1024)",
+        "depend on them (default: a square with the short edge of the config's test images, such "
+        "as 1024x1024)",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the files")
     names = parser.add_argument_group("class names")
@@ -91,7 +93,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     """Export the model, print the files and differences, and return 1 if these are too large."""
     from odise_mm.apis import OpenVocabInferencer
-    from odise_mm.export import FORMATS, TOLERANCE, export_model, write_names
+    from odise_mm.errors import ConfigError
+    from odise_mm.export import FORMATS, TOLERANCE, export_model, scale_of, write_names
 
     inferencer = OpenVocabInferencer(
         args.config, args.weights, device="cpu", cfg_options=args.cfg_options
@@ -102,7 +105,13 @@ def run(args: argparse.Namespace) -> int:
             print(f"wrote {printable(path)}")
         return 0
     formats = tuple(FORMATS) if args.format == "both" else (args.format,)
-    done = export_model(inferencer.model, args.out, formats, vocabulary, args.size, args.names)
+    scale = scale_of(inferencer.pipeline)
+    size = args.size
+    if size == ():
+        if scale is None:
+            raise ConfigError("the config does not resize test images: choose a size with --size")
+        size = (min(scale), min(scale))
+    done = export_model(inferencer.model, args.out, formats, vocabulary, size, args.names, scale)
     for path in done.files:
         print(f"wrote {printable(path)} ({path.stat().st_size / 1e6:.1f} MB)")
     worst = 0.0

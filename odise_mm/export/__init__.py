@@ -3,7 +3,7 @@
 See docs/export.md.
 """
 
-from odise_mm.export.exporting import FORMATS, TOLERANCE, Exported, export_model
+from odise_mm.export.exporting import FORMATS, TOLERANCE, Exported, export_model, scale_of
 from odise_mm.export.names import write_names
 
-__all__ = ["FORMATS", "TOLERANCE", "Exported", "export_model", "write_names"]
+__all__ = ["FORMATS", "TOLERANCE", "Exported", "export_model", "scale_of", "write_names"]

@@ -13,18 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmcv.transforms import Compose
 from mmdet.structures import DetDataSample
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from odise_mm.datasets.transforms import ResizeKeepRatio
 from odise_mm.errors import ConfigError, OutputError
 from odise_mm.export import results
 from odise_mm.export.graph_form import graph_form
 from odise_mm.export.names import NameInputs, classes_of
+from odise_mm.export.readme import README_FILE, readme_of
 from odise_mm.models.classifiers.base import NameTensors
 from odise_mm.models.segmentors.base_segmentor import BaseSegmentor
 from odise_mm.models.segmentors.results import SegmentedImages
 from odise_mm.utils.display import printable
-from odise_mm.utils.files import write_json
+from odise_mm.utils.files import write_json, write_text
 from odise_mm.vocabulary import Vocabulary
 
 FORMATS = {"onnx": "model.onnx", "torch": "model.pt2"}
@@ -69,12 +73,15 @@ def export_model(
     vocabulary: Vocabulary | None = None,
     image_size: Size | None = (1024, 1024),
     names: str = "baked",
+    scale: Size | None = None,
 ) -> Exported:
     """Export a segmentor, and compare the result with PyTorch.
 
     The graph computes mask logits and class probabilities of one image. The class probabilities
     are those of the ensemble. ``results.py``, which is written beside the graph and needs only
-    NumPy, prepares the image and merges the masks.
+    NumPy, prepares the image and merges the masks. ``README.md`` has an example.
+
+    The steps are logged, as they take minutes for large models.
 
     Args:
         model: the segmentor, on the CPU, with precision ``fp32``.
@@ -86,6 +93,8 @@ def export_model(
             whose graph does not depend on them.
         names: ``baked`` makes the class names constants. ``input`` makes their embeddings inputs;
             ``names.npz`` holds those of ``vocabulary``.
+        scale: for a dynamic image size, the largest long and short edge of images in pixels, to
+            which ``results.input_size`` fits them; see :func:`scale_of`. None: no limit.
 
     Returns:
         The files, and the differences between the graph and PyTorch.
@@ -99,6 +108,7 @@ def export_model(
     texts = NameInputs.of(model, vocabulary)
     divisor = _divisor(model)
     size = image_size or (2 * divisor, 3 * divisor)
+    _log("recording the operations of the model")
     network = _Network(model.eval(), vocabulary, texts, size, names)
     inputs = network.example(size, divisor)
     with texts.used(model), graph_form(model), torch.no_grad():
@@ -120,22 +130,36 @@ def export_model(
             path = folder / FORMATS[format]
             found: Sequence[Tensor]
             if format == "onnx":
+                _log(f"converting {len(program.graph.nodes):,} operations to ONNX")
                 files += _write_onnx(program, list(inputs), path)
+                _log("comparing ONNX Runtime with PyTorch")
                 found = _run_onnx(path, inputs)
             else:
+                _log("writing the program of torch.export, and comparing it with PyTorch")
                 torch.export.save(program, path)
                 files.append(path)
                 found = torch.export.load(path).module()(*inputs.values())
             differences[format] = _differences(expected, found)
-        content = _describe(network, inputs, image_size, divisor, names)
+        content = _describe(network, inputs, image_size, divisor, names, scale)
         write_json(folder / DESCRIPTION_FILE, content, indent=1)
         shutil.copyfile(results.__file__, folder / RESULTS_FILE)
-        files += [folder / DESCRIPTION_FILE, folder / RESULTS_FILE]
+        write_text(folder / README_FILE, readme_of(content, formats))
+        files += [folder / name for name in (DESCRIPTION_FILE, RESULTS_FILE, README_FILE)]
         if names == "input":
             files.append(texts.write(folder))
     except OSError as error:
         raise OutputError(f"cannot write to {printable(folder)}: {error.strerror}") from error
     return Exported(tuple(files), differences)
+
+
+def scale_of(pipeline: Compose) -> Size | None:
+    """Return the ``scale`` to which a test pipeline resizes images, or None."""
+    steps = pipeline.transforms
+    return next((step.scale for step in steps if isinstance(step, ResizeKeepRatio)), None)
+
+
+def _log(text: str) -> None:
+    print_log(f"Export: {text}", logger="current")
 
 
 class _Network(nn.Module):
@@ -281,21 +305,42 @@ def _trace(
 
 def _write_onnx(program: torch.export.ExportedProgram, names: list[str], path: Path) -> list[Path]:
     """Write the graph and return its files: one, or two if the weights exceed 1 GiB."""
-    logging.getLogger("onnxscript").setLevel(logging.WARNING)
-    logging.getLogger("onnx_ir").setLevel(logging.WARNING)
-    exported = torch.onnx.export(
-        program,
-        input_names=names,
-        output_names=list(OUTPUTS),
-        opset_version=_OPSET,
-        dynamo=True,
-        verbose=False,
-    )
+    with _quiet("onnxscript", "onnx_ir"):
+        from onnxscript import optimizer
+
+        exported = torch.onnx.export(
+            program,
+            input_names=names,
+            output_names=list(OUTPUTS),
+            opset_version=_OPSET,
+            dynamo=True,
+            verbose=False,
+            optimize=False,
+        )
+        # The other steps of its optimizer take two thirds of the time, make no graph faster, and
+        # change numbers: they drop sums with constants of up to 1e-8.
+        optimizer.inline(exported.model)
+        optimizer.fold_constants_ir(exported.model)
+        optimizer.remove_unused_nodes(exported.model)
     weights = path.with_name(path.name + ".data")
     weights.unlink(missing_ok=True)
     large = sum(value.nbytes for value in program.state_dict.values()) > 2**30
     exported.save(path, external_data=large)
     return [path, weights] if large else [path]
+
+
+@contextmanager
+def _quiet(*names: str) -> Iterator[None]:
+    """Let loggers show only errors."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _run_onnx(path: Path, inputs: dict[str, Tensor]) -> Sequence[Tensor]:
@@ -321,6 +366,7 @@ def _describe(
     image_size: Size | None,
     divisor: int,
     names: str,
+    scale: Size | None,
 ) -> dict[str, Any]:
     """Return the content of ``model.json``."""
     model, vocabulary = network.model, network.vocabulary
@@ -328,11 +374,12 @@ def _describe(
     color = getattr(preprocessor, "pad_color", None)
     if color is None:
         color = (float(getattr(preprocessor, "pad_value", 0)),) * 3
-    settings = ("score_threshold", "overlap_threshold", "mask_resize")
+    settings = ("score_threshold", "overlap_threshold", "min_area", "mask_resize")
     return dict(
         inputs={name: str(value.dtype).removeprefix("torch.") for name, value in inputs.items()},
         outputs=list(OUTPUTS),
         image_size=None if image_size is None else list(image_size),
+        scale=None if scale is None else [max(scale), min(scale)],
         divisor=divisor,
         pad_color=list(color),
         mask_frame=network.frame,

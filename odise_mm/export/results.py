@@ -1,14 +1,6 @@
 """Panoptic segments from the outputs of an exported model. Needs only NumPy.
 
-`odise-mm export` copies this file beside the model::
-
-    import json, numpy as np, onnxruntime
-    from results import panoptic, prepare
-
-    description = json.load(open("model.json"))
-    session = onnxruntime.InferenceSession("model.onnx")
-    masks, probabilities = session.run(None, {"image": prepare(image, description)})
-    ids, segments = panoptic(masks[0], probabilities[0], description, size=(480, 640))
+`odise-mm export` copies this file beside the model. The README there shows how to use it.
 """
 
 from __future__ import annotations
@@ -19,11 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 
+def input_size(size: tuple[int, int], description: dict[str, Any]) -> tuple[int, int]:
+    """Return the size to which an image has to be resized for the model.
+
+    Args:
+        size: height and width of the image.
+        description: content of ``model.json``.
+
+    Returns:
+        ``image_size`` of the description. If that is null, the height and width as during testing,
+        with the aspect ratio of the image.
+    """
+    if description["image_size"] is not None:
+        return tuple(description["image_size"])
+    if description["scale"] is None:
+        return size
+    long, short = description["scale"]
+    factor = min(long / max(size), short / min(size))
+    height, width = (max(int(side * factor + 0.5), 1) for side in size)
+    return height, width
+
+
 def prepare(image: NDArray, description: dict[str, Any]) -> NDArray:
     """Convert an image to the input of the model, with padding at bottom and right.
 
-    Resize the image before, with the library of your choice: to ``image_size`` of the description,
-    or, if that is null, to any size.
+    Resize the image to :func:`input_size` before, with the library of your choice. The published
+    models were tested on images that Pillow had resized bilinearly.
 
     Args:
         image: (height, width, 3) uint8, RGB.
@@ -111,7 +124,7 @@ def panoptic(
 
     segments: list[dict[str, Any]] = []
     stuff: dict[int, dict[str, Any]] = {}
-    segment_of = np.zeros(len(kept) + 1, np.int32)
+    own_segments: dict[int, dict[str, Any]] = {}
     for index, query in enumerate(kept, start=1):
         area, label, score = int(visible[index]), int(labels[query]), float(scores[query])
         if area == 0 or won[index] / own[index] < settings["overlap_threshold"]:
@@ -122,10 +135,10 @@ def panoptic(
             total = first["area"] + area
             first["score"] = (first["score"] * first["area"] + score * area) / total
             first["area"] = total
-            segment_of[index] = first["id"]
+            own_segments[index] = first
             continue
         segment = dict(
-            id=len(segments) + 1,
+            id=0,
             label=label,
             name=classes[label]["name"],
             is_thing=is_thing,
@@ -133,9 +146,15 @@ def panoptic(
             area=area,
         )
         segments.append(segment)
-        segment_of[index] = segment["id"]
+        own_segments[index] = segment
         if not is_thing:
             stuff[label] = segment
+    segments = [segment for segment in segments if segment["area"] >= settings["min_area"]]
+    for number, segment in enumerate(segments, start=1):
+        segment["id"] = number
+    segment_of = np.zeros(len(kept) + 1, np.int32)
+    for index, segment in own_segments.items():
+        segment_of[index] = segment["id"]
     return segment_of[np.where(inside, winner, 0)], segments
 
 

@@ -9,6 +9,10 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +23,12 @@ import pytest
 import torch
 from mmdet.structures import DetDataSample
 from packaging.version import Version
+from PIL import Image
 from timm.models import register_model
 from timm.models.convnext import _create_convnext
 from torch import Tensor, nn
 
+from odise_mm import OpenVocabInferencer
 from odise_mm.checkpoints.safe_loading import save_state_dict
 from odise_mm.cli.export import image_size
 from odise_mm.cli.main import main
@@ -30,6 +36,7 @@ from odise_mm.config.building import build_model
 from odise_mm.errors import ConfigError
 from odise_mm.export import TOLERANCE, export_model, write_names
 from odise_mm.export.graph_form import graph_form
+from odise_mm.export.readme import readme_of
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.models.postprocess import panoptic_inference, resize_masks
 from odise_mm.vocabulary import Vocabulary
@@ -37,6 +44,7 @@ from tests.support.golden_families import tiny_config
 from tests.support.parts import random_weights
 
 QUERIES = 12
+TEXTS, STUFF = "cat, kitty; dog", "sky"
 OTHER = Vocabulary(
     (("a red car", "automobile"), ("tree",), ("sky", "clouds", "heaven"), ("wall",), ("road",)),
     (True, True, False, False, False),
@@ -71,6 +79,7 @@ def small_fcclip() -> tuple[Any, OpenVocabSegmentor]:
     """A small FC-CLIP with varied masks, of which some are empty."""
     config = tiny_config("fcclip")
     config.random_weights = True
+    config.test_pipeline[1].scale = (160, 96)
     config.model.clip.model.vision_cfg.timm_model_name = "smallest_convnext_of_clip"
     head = config.model.head
     head.num_queries = QUERIES
@@ -102,8 +111,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
         patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
         status = main(
             ["export", str(folder / "small.py"), str(folder / "small.safetensors")]
-            + ["--size", "any", "--names", "input", "--texts", "cat, kitty; dog"]
-            + ["--stuff-texts", "sky", "--out", str(folder / "out")]
+            + ["--size", "any", "--names", "input", "--texts", TEXTS]
+            + ["--stuff-texts", STUFF, "--out", str(folder / "out")]
             + ["--format", "both" if has_onnx else "torch"]
         )
     assert status == 0, lines
@@ -187,6 +196,50 @@ def test_onnx_equals_pytorch_and_so_does_the_merge(
     assert (ids == wanted).mean() > 0.999
     infos = sample.pred_panoptic_seg.segments_info
     assert [s["name"] for s in segments] == [info["category_name"] for info in infos]
+
+
+@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=onnx_only)])
+@old_torch
+def test_the_example_in_the_folder_equals_the_inferencer(
+    case: Case, format: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(case.folder)
+    photo = Image.fromarray(image_of((75, 110), seed=8))
+    photo.save("photo.png")
+    readme = (case.folder / "README.md").read_text()
+    if format == "torch":
+        readme = readme_of(case.description, ["torch"])
+    (code,) = re.findall("```python\n(.*?)```", readme, re.DOTALL)
+    code = code.replace("photo.jpg", "photo.png")  # JPEG is not lossless
+    if format == "onnx":
+        without = "import sys; sys.modules.update(dict.fromkeys(['odise_mm', 'torch', 'cv2']))\n"
+        done = subprocess.run(
+            [sys.executable, "-c", without + code],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        printed = done.stdout
+    else:
+        monkeypatch.syspath_prepend(case.folder)
+        exec(code, {})
+        del sys.modules["results"]
+        printed = capsys.readouterr().out
+    folder = case.folder.parent
+    inferencer = OpenVocabInferencer(
+        folder / "small.py", folder / "small.safetensors", device="cpu"
+    )
+    (result,) = inferencer(photo, texts=TEXTS, stuff_texts=STUFF)
+    assert len(result.segments) > 1
+    rows = [line.split() for line in printed.splitlines()]
+    assert [row[1] for row in rows] == [segment.name for segment in result.segments]
+    for row, segment in zip(rows, result.segments, strict=True):
+        assert abs(int(row[3]) - segment.area) <= 5
+    colors = np.asarray(Image.open("segments.png")).astype(int) @ [1, 1000, 1_000_000]
+    for one in np.unique(colors):  # each color is one segment
+        ids = result.panoptic[colors == one]
+        assert (ids == np.bincount(ids).argmax()).mean() > 0.99
 
 
 class AttentionRows(torch.fx.Interpreter):
@@ -281,7 +334,9 @@ def test_the_merge_equals_that_of_the_package(mask_resize: str, seed: int) -> No
     is_thing = (True, False, True, False)
     description = dict(
         classes=[dict(name=str(i), is_thing=flag) for i, flag in enumerate(is_thing)],
-        settings=dict(score_threshold=0.2, overlap_threshold=0.1, mask_resize=mask_resize),
+        settings=dict(
+            score_threshold=0.2, overlap_threshold=0.1, min_area=400, mask_resize=mask_resize
+        ),
         divisor=32,
         image_size=[60, 90],
         mask_frame=None,
@@ -290,12 +345,17 @@ def test_the_merge_equals_that_of_the_package(mask_resize: str, seed: int) -> No
         masks, (64, 96), (60, 90), (47, 101), sigmoid_first=mask_resize == "probability"
     )
     expected, wanted = panoptic_inference(
-        probabilities, at_size, is_thing, overlap_threshold=0.1, score_threshold=0.2
+        probabilities,
+        at_size,
+        is_thing,
+        overlap_threshold=0.1,
+        score_threshold=0.2,
+        min_area=400,
     )
     ids, segments = results.panoptic(
         masks.numpy(), probabilities.numpy(), description, size=(47, 101)
     )
-    assert len(wanted) > 2
+    assert len(wanted) > 1
     assert (ids == expected.numpy()).mean() > 0.9995  # rounding may decide where two masks meet
     assert [(s["id"], s["label"], s["is_thing"]) for s in segments] == [
         (s.id, s.label, s.is_thing) for s in wanted
