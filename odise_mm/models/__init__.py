@@ -16,7 +16,9 @@ from odise_mm.models.classifiers.clip_classifiers import (
 )
 from odise_mm.models.classifiers.coat_ensemble import CoatEnsemble
 from odise_mm.models.classifiers.ensemble import GeometricEnsemble
+from odise_mm.models.classifiers.memory import MemoryClassifier
 from odise_mm.models.classifiers.open_vocab_classifier import OpenVocabClassifier
+from odise_mm.models.classifiers.region_memory import Region, RegionMemory
 from odise_mm.models.classifiers.text_adapters import (
     ContentDependentTransfer,
     PseudoText,
@@ -84,6 +86,7 @@ __all__ = [
     "MaskCLIPClassifier",
     "MaskPrediction",
     "MaskSource",
+    "MemoryClassifier",
     "OpenCLIPBackbone",
     "OpenVocabClassifier",
     "OpenVocabCrossEntropyLoss",
@@ -95,6 +98,8 @@ __all__ = [
     "PseudoText",
     "Sam3Proposals",
     "SamProposals",
+    "Region",
+    "RegionMemory",
     "RepresentationCompensationLoss",
     "SegmentedImages",
     "SegmentorProposals",

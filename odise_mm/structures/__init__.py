@@ -3,6 +3,7 @@
 from odise_mm.structures.queries import REASONS, MaskFate, Queries, ResultSettings
 from odise_mm.structures.result import (
     INSTANCE_OFFSET,
+    Evidence,
     Instances,
     Segment,
     SegmentationResult,
@@ -12,6 +13,7 @@ from odise_mm.structures.result import (
 __all__ = [
     "INSTANCE_OFFSET",
     "REASONS",
+    "Evidence",
     "Instances",
     "MaskFate",
     "Queries",

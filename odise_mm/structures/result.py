@@ -33,6 +33,21 @@ _MAX_NUMBER = 2**24 - 1  # mmdet's metric writes the maps as PNG files with 24 b
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """A named region of the model's memory that looks like a segment."""
+
+    name: str
+    similarity: float
+    """Cosine of the embeddings."""
+    image: str
+    """Name of the image that it is from."""
+    box: tuple[int, int, int, int] | None
+    """Left, top, right, bottom in pixels of that image; None: the whole image."""
+    region: int
+    """Its id in the memory."""
+
+
+@dataclass(frozen=True)
 class Segment:
     """One region of the panoptic map."""
 
@@ -49,6 +64,8 @@ class Segment:
     is_thing: bool
     track_id: int | None = None
     """Number of the object, or of the class of stuff, in a video, from 1; None in images."""
+    evidence: tuple[Evidence, ...] = ()
+    """The most similar regions of the model's memory, best first; empty without a memory."""
 
     @classmethod
     def from_info(
@@ -70,6 +87,7 @@ class Segment:
             score=float(info.get("score", 1.0)),
             area=int(info["area"] if "area" in info else (ids == info["id"]).sum()),
             is_thing=bool(info["isthing"]),
+            evidence=tuple(Evidence(**one) for one in info.get("evidence", ())),
         )
 
     def to_info(self) -> dict[str, Any]:
@@ -81,7 +99,12 @@ class Segment:
             isthing=self.is_thing,
             score=self.score,
             area=self.area,
+            **self._evidence(),
         )
+
+    def _evidence(self) -> dict[str, Any]:
+        """Return the evidence for a JSON file; nothing if there is none."""
+        return {"evidence": [asdict(one) for one in self.evidence]} if self.evidence else {}
 
     def to_coco(self, category_id: int, mask: np.ndarray) -> dict[str, Any]:
         """Return the entry of ``segments_info`` for COCO's panoptic JSON files.
@@ -99,6 +122,7 @@ class Segment:
             bbox=[left, top, right - left, bottom - top],
             area=int(mask.sum()),
             score=round(float(self.score), 5),
+            **self._evidence(),
         )
 
 
@@ -549,10 +573,12 @@ class SegmentationResult:
 
 
 def _fields(segment: Segment) -> dict[str, Any]:
-    """Return the fields of a segment; ``track_id`` only in videos."""
+    """Return the fields of a segment; ``track_id`` only in videos, evidence if there is any."""
     fields = asdict(segment)
     if segment.track_id is None:
         del fields["track_id"]
+    if not segment.evidence:
+        del fields["evidence"]
     return fields
 
 

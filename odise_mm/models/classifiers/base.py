@@ -40,12 +40,21 @@ class ClassPrediction(NamedTuple):
             all masks count.
         embeddings: what the classifier compares with the names, (B, Q, C). None if that is the mask
             embeddings of the head, or nothing.
+        abstains: classes about which the classifier says nothing, (B, K) bool, as a memory without
+            examples of a class. ``p_void`` is then the probability that a mask is none of the
+            others. None if the classifier knows all classes.
+        neighbors: ids of the most similar regions of a memory, (B, Q, N) int64, best first; else
+            None.
+        similarities: cosines of these regions, (B, Q, N); else None.
     """
 
     logits: Tensor
     p_void: Tensor | None = None
     valid: Tensor | None = None
     embeddings: Tensor | None = None
+    abstains: Tensor | None = None
+    neighbors: Tensor | None = None
+    similarities: Tensor | None = None
 
 
 class Classifier(nn.Module):
@@ -56,9 +65,12 @@ class Classifier(nn.Module):
 
     Attributes:
         reads_features: whether ``forward`` needs ``prediction.features``.
+        reads_embeddings: whether ``forward`` needs ``prediction.named``, which classifiers before
+            it in the list make.
     """
 
     reads_features = False
+    reads_embeddings = False
 
     def check_features(self, backbone: nn.Module, neck: nn.Module | None) -> None:
         """Check, when the model is built, that ``prediction.features`` are what it needs.

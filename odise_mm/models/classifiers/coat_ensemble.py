@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from odise_mm.models.classifiers.base import ClassPrediction
-from odise_mm.models.classifiers.ensemble import GeometricEnsemble
+from odise_mm.models.classifiers.ensemble import MEMORY_ALPHA, MEMORY_BETA, GeometricEnsemble
 from odise_mm.registry import MODELS
 from odise_mm.utils.settings import check_weight
 
@@ -24,6 +24,7 @@ class CoatEnsemble(GeometricEnsemble):
         beta: see :class:`~odise_mm.models.GeometricEnsemble`.
         train_vocabulary: see :class:`~odise_mm.models.GeometricEnsemble`.
         valid_masks_only: see :class:`~odise_mm.models.GeometricEnsemble`.
+        memory_alpha, memory_beta: see :class:`~odise_mm.models.GeometricEnsemble`.
     """
 
     def __init__(
@@ -33,8 +34,17 @@ class CoatEnsemble(GeometricEnsemble):
         beta: float = 0.7,
         train_vocabulary: str = "coco",
         valid_masks_only: bool = False,
+        memory_alpha: float = MEMORY_ALPHA,
+        memory_beta: float = MEMORY_BETA,
     ) -> None:
-        super().__init__(alpha, beta, train_vocabulary, valid_masks_only)
+        super().__init__(
+            alpha,
+            beta,
+            train_vocabulary,
+            valid_masks_only,
+            memory_alpha=memory_alpha,
+            memory_beta=memory_beta,
+        )
         check_weight("coat_lambda", coat_lambda)
         self.coat_lambda = coat_lambda
 

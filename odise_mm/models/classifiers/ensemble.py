@@ -7,10 +7,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
+from odise_mm.errors import ConfigError
 from odise_mm.models.classifiers.base import ClassPrediction, NameTensors
 from odise_mm.registry import MODELS
 from odise_mm.utils.settings import check_flag, check_weight
 from odise_mm.vocabulary import Vocabulary
+
+MEMORY_ALPHA, MEMORY_BETA = 0.5, 0.8
+"""Default weights of a memory."""
 
 
 @MODELS.register_module()
@@ -22,6 +26,18 @@ class GeometricEnsemble(nn.Module):
     classes and ``beta`` for novel classes. The mean is computed with logarithms, so the result
     stays finite where probabilities underflow. The published code's logits become infinite in this
     case.
+
+    More than two predictions enter one after the other, each weighted against all before it like
+    CLIP's prediction against the model's own: ``p ~ p_before^(1 - w) * p_next^w``, with a pair of
+    weights of ``more``.
+
+    A prediction that abstains on some classes (``ClassPrediction.abstains``), that of a
+    :class:`~odise_mm.models.MemoryClassifier`, is mixed in last and linearly, void included, as in
+    kNN-LM (arXiv 1911.00172, equation 3), but with a weight for each class:
+    ``p(c) <- (1 - sum over k of w_k * m(k)) * p(c) + w_c * m(c)``. m(c) is the probability by
+    which the memory recognizes the mask as class c. Where it recognizes nothing, m is 0 and p stays
+    what it is. The weight is ``memory_alpha`` for base classes and ``memory_beta`` for novel
+    classes.
 
     Args:
         alpha: weight of CLIP's prediction for base classes. Published: 0.3 (trained with labels),
@@ -35,6 +51,9 @@ class GeometricEnsemble(nn.Module):
         drop_void: whether void competes with the classes, so that a mask that is more likely void
             than any class is left out of panoptic results. False: void only lowers the
             probabilities of the classes, for masks that were selected by their scores before.
+        more: weights for base and for novel classes of the third and each later prediction.
+        memory_alpha: weight of what the memory recognizes as base classes.
+        memory_beta: the same for novel classes.
 
     Raises:
         ConfigError: a weight is not a number from 0 to 1.
@@ -48,10 +67,25 @@ class GeometricEnsemble(nn.Module):
         train_vocabulary: str = "coco",
         valid_masks_only: bool = False,
         drop_void: bool = True,
+        more: Sequence[tuple[float, float]] = (),
+        memory_alpha: float = MEMORY_ALPHA,
+        memory_beta: float = MEMORY_BETA,
     ) -> None:
         super().__init__()
         check_weight("alpha", alpha)
         check_weight("beta", beta)
+        check_weight("memory_alpha", memory_alpha)
+        check_weight("memory_beta", memory_beta)
+        for pair in more:
+            if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
+                raise ConfigError(
+                    f"more={more!r} must be a list of pairs of weights, for base and for novel "
+                    "classes"
+                )
+            for weight in pair:
+                check_weight("more", weight)
+        self.more = tuple(tuple(pair) for pair in more)
+        self.memory_alpha, self.memory_beta = memory_alpha, memory_beta
         check_flag("valid_masks_only", valid_masks_only)
         check_flag("drop_void", drop_void)
         self.valid_masks_only = valid_masks_only
@@ -82,26 +116,51 @@ class GeometricEnsemble(nn.Module):
         """Compute class probabilities.
 
         Args:
-            class_predictions: the model's own, which must have ``p_void``, and optionally CLIP's.
+            class_predictions: the model's own, which must have ``p_void``, and optionally CLIP's,
+                further ones, and those of memories.
             vocabulary: the K classes of the predictions.
 
         Returns:
             (B, Q, K + 1) float32; the last column is void. Rows sum to 1; without ``drop_void``,
-            the last column is 0, and rows sum to 1 - p_void.
+            the last column is 0, and without a memory rows sum to 1 - p_void.
 
         Raises:
-            ValueError: not one or two predictions, or the first has no ``p_void``.
+            ValueError: there is no prediction, or one without weights, or the first has no
+                ``p_void``.
         """
-        if not 1 <= len(class_predictions) <= 2 or class_predictions[0].p_void is None:
+        words = [each for each in class_predictions if each.abstains is None]
+        if not words or class_predictions[0].p_void is None or words[0] is not class_predictions[0]:
             raise ValueError(
-                "GeometricEnsemble needs one or two predictions, the first with p_void; got "
+                f"{type(self).__name__} needs predictions of which the first has p_void; got "
                 f"{len(class_predictions)}. Void is predicted by the first classifier "
                 "(null_class=True) or by the head (objectness=True)"
             )
-        joined = self.ensemble_logits(class_predictions, vocabulary).softmax(-1)
-        p_void = self.void_probability(class_predictions)[..., None]
+        if len(words) > 2 + len(self.more):
+            raise ValueError(
+                f"{type(self).__name__} has weights for {2 + len(self.more)} predictions and got "
+                f"{len(words)}: set `more` to a pair of weights for each after the second"
+            )
+        joined = self.ensemble_logits(words, vocabulary).softmax(-1)
+        p_void = self.void_probability(words)[..., None]
         void = p_void if self.drop_void else torch.zeros_like(p_void)
-        return torch.cat([joined * (1 - p_void), void], dim=-1)
+        probabilities = torch.cat([joined * (1 - p_void), void], dim=-1)
+        for memory in class_predictions:
+            if memory.abstains is not None:
+                probabilities = self._with_memory(probabilities, memory, vocabulary)
+        return probabilities
+
+    def _with_memory(
+        self, probabilities: Tensor, memory: ClassPrediction, vocabulary: Vocabulary
+    ) -> Tensor:
+        """Mix in what a memory recognizes: (B, Q, K + 1)."""
+        base = self._base(vocabulary, probabilities.device)
+        weight = torch.where(base, self.memory_alpha, self.memory_beta)
+        recognized = memory.logits.float().softmax(-1) * (1 - memory.p_void.float()[..., None])
+        taken = weight * recognized.masked_fill(memory.abstains[:, None], 0)
+        rest = 1 - taken.sum(-1, keepdim=True)
+        return torch.cat(
+            [probabilities[..., :-1] * rest + taken, probabilities[..., -1:] * rest], -1
+        )
 
     def void_probability(self, class_predictions: Sequence[ClassPrediction]) -> Tensor:
         """Return the model's own probability of void, (B, Q) float32."""
@@ -110,19 +169,27 @@ class GeometricEnsemble(nn.Module):
     def ensemble_logits(
         self, class_predictions: Sequence[ClassPrediction], vocabulary: Vocabulary
     ) -> Tensor:
-        """Compute the logarithm of equation 10, without void: (B, Q, K) float32, finite."""
-        own = class_predictions[0].logits.float().log_softmax(-1)
-        if len(class_predictions) == 1:
-            return own
+        """Compute the logarithm of equation 10, without void: (B, Q, K) float32, finite.
+
+        Args:
+            class_predictions: those that do not abstain.
+            vocabulary: the K classes.
+        """
+        *before, last = class_predictions
+        if not before:
+            return last.logits.float().log_softmax(-1)
+        own = self.ensemble_logits(before, vocabulary)
+        alpha, beta = ((self.alpha, self.beta), *self.more)[len(before) - 1]
+        weight = torch.where(self._base(vocabulary, own.device), alpha, beta)
+        if self.valid_masks_only and last.valid is not None:
+            weight = weight * last.valid[..., None]
+        return (1 - weight) * own + weight * last.logits.float().log_softmax(-1)
+
+    def _base(self, vocabulary: Vocabulary | NameTensors, device: torch.device) -> Tensor:
+        """Return which of the K classes are base classes, (K,) bool."""
         if isinstance(vocabulary, NameTensors):
-            base = vocabulary.base
-        else:
-            base = torch.tensor(_is_base(vocabulary, self.train_vocabulary), device=own.device)
-        weight = torch.where(base, self.alpha, self.beta)
-        valid = class_predictions[1].valid
-        if self.valid_masks_only and valid is not None:
-            weight = weight * valid[..., None]
-        return (1 - weight) * own + weight * class_predictions[1].logits.float().log_softmax(-1)
+            return vocabulary.base
+        return torch.tensor(_is_base(vocabulary, self.train_vocabulary), device=device)
 
 
 @lru_cache(maxsize=16)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from odise_mm.checkpoints.safe_loading import differences
-from odise_mm.errors import CheckpointError
+from odise_mm.errors import CheckpointError, VocabularyError
 from odise_mm.models.clip.causal_text import encode_cut, end_positions
 from odise_mm.models.clip.sources import find_clip, read_clip, word_tokenizer_of
 from odise_mm.models.clip.word_tokenizer import WORDS_FILE, WordTokenizer
@@ -165,6 +165,19 @@ class FrozenCLIP(FrozenModule):
                 sample = value.flatten()[:: value.numel() // 1000 + 1]
                 digest.update(key.encode() + sample.float().cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def can_read(self, text: str) -> bool:
+        """Return whether the text tower can embed a text: all but those with words not in a list.
+
+        See ``words`` of the class.
+        """
+        if not isinstance(self.tokenizer, WordTokenizer):
+            return True
+        try:
+            self.tokenizer.encode(text)
+        except VocabularyError:
+            return False
+        return True
 
     def normalize(self, images: Tensor) -> Tensor:
         """Normalize images with CLIP's mean and standard deviation.

@@ -1,7 +1,7 @@
 """Mask2Former's head with an embedding for every mask (ODISE, section 3.4)."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +59,9 @@ class MaskPrediction(NamedTuple):
             classifiers that need it (``reads_features``); otherwise None.
         frames: for each image, the size that it had for the masks, if they were predicted at
             another size than that of the batch; otherwise None.
+        pyramid: all levels of the pyramid, for classifiers that need them; otherwise None.
+        named: what the classifiers before this one compare with the names, each (B, Q, C), by their
+            names in results, for classifiers with ``reads_embeddings``; otherwise None.
     """
 
     masks: Tensor
@@ -66,6 +69,8 @@ class MaskPrediction(NamedTuple):
     objectness: Tensor | None = None
     features: Tensor | None = None
     frames: Sequence[Frame] | None = None
+    pyramid: Sequence[Tensor] | None = None
+    named: Mapping[str, Tensor] | None = None
 
     @property
     def stride(self) -> int:

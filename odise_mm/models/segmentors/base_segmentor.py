@@ -11,15 +11,27 @@ from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
 from odise_mm.errors import ConfigError
-from odise_mm.models.classifiers.base import Classifier, NameTensors
+from odise_mm.models.classifiers.base import Classifier, ClassPrediction, NameTensors, with_void
+from odise_mm.models.classifiers.memory import FEATURES, MemoryClassifier
+from odise_mm.models.classifiers.region_memory import RegionMemory
 from odise_mm.models.frozen import FrozenModule
+from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.models.postprocess import TEST_CFG, check_settings, check_test_cfg
-from odise_mm.models.segmentors.queries import keep_queries, with_exponents
-from odise_mm.models.segmentors.results import SegmentedImages, check_finite, write_results
+from odise_mm.models.segmentors.queries import keep_queries, numbered, with_exponents
+from odise_mm.models.segmentors.regions import EmbeddedRegions, describe_regions
+from odise_mm.models.segmentors.results import (
+    SegmentedImages,
+    add_evidence,
+    check_finite,
+    write_results,
+)
 from odise_mm.registry import MODELS
 from odise_mm.utils.device import current_device
 from odise_mm.utils.precision import autocast, dtype_of
 from odise_mm.vocabulary import Vocabulary
+from odise_mm.vocabulary.files import key_of
+
+_NEVER = -1e4  # finite, because logarithms are weighted and added
 
 Names = str | Vocabulary | None
 """Classes of a call: a vocabulary, its name or its file. None means the model's vocabulary."""
@@ -102,6 +114,48 @@ class BaseSegmentor(BaseModel):
         for classifier in self.classifiers:
             if isinstance(classifier, Classifier):
                 classifier.check_features(source, neck)
+        if isinstance(next(iter(self.classifiers), None), MemoryClassifier):
+            raise ConfigError(
+                "MemoryClassifier compares what other classifiers embed; put it after them"
+            )
+        self._check_memory()
+
+    @property
+    def memory(self) -> RegionMemory | None:
+        """The named regions that masks are compared with; None if the model has no such part.
+
+        Setting it adds a :class:`~odise_mm.models.MemoryClassifier` if there is none. Do not set it
+        while other threads use the model; the memory itself may be changed at any time.
+
+        Raises:
+            ConfigError: the ensemble cannot use predictions that abstain.
+        """
+        part = self._memory_part()
+        return None if part is None else part.memory
+
+    @memory.setter
+    def memory(self, memory: RegionMemory) -> None:
+        part = self._memory_part()
+        if part is None:
+            self.classifiers.append(MemoryClassifier(memory))
+            try:
+                self._check_memory()
+            except ConfigError:
+                del self.classifiers[-1]
+                raise
+        else:
+            part.memory = memory
+
+    def _memory_part(self) -> MemoryClassifier | None:
+        parts = (part for part in self.classifiers if isinstance(part, MemoryClassifier))
+        return next(parts, None)
+
+    def _check_memory(self) -> None:
+        if self._memory_part() is not None and not hasattr(self.ensemble, "memory_alpha"):
+            raise ConfigError(
+                f"the model's ensemble, {type(self.ensemble).__name__}, has no weights for a "
+                "memory; use GeometricEnsemble or a class derived from it"
+            )
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -223,6 +277,7 @@ class BaseSegmentor(BaseModel):
         inputs: Tensor,
         data_samples: Samples | None = None,
         vocabulary: Names = None,
+        regions: Tensor | None = None,
     ) -> Iterator[SegmentedImages]:
         """Compute masks and class predictions, which :meth:`results_from` turns into results.
 
@@ -230,11 +285,126 @@ class BaseSegmentor(BaseModel):
             inputs: (B, 3, H, W) in [0, 1], RGB, padded at bottom and right.
             data_samples: samples with ``img_shape`` and ``pad_shape``; None if no image is padded.
             vocabulary: see :meth:`predict`.
+            regions: (R, H, W) bool, regions of the only image, which follow the masks.
 
         Yields:
             One item for all images of one padded size. Items are computed lazily.
         """
         raise NotImplementedError
+
+    @torch.no_grad()
+    def embed_regions(
+        self, inputs: Tensor, data_samples: Samples | None, regions: Tensor
+    ) -> EmbeddedRegions:
+        """Embed regions of one image for the model's memory, and check that the memory fits.
+
+        Args:
+            inputs: (1, 3, H, W), see :meth:`segment`.
+            data_samples: see :meth:`segment`.
+            regions: (R, H', W') bool, over the image without padding, at any size.
+
+        Raises:
+            ConfigError: the model has no :attr:`memory`.
+            CheckpointError: the memory is from another embedder.
+        """
+        part = self._memory_part()
+        if part is None:
+            raise ConfigError("the model has no memory: set model.memory = RegionMemory() first")
+        names = Vocabulary(self.vocabulary.synonyms[:1], (True,))  # any, for they are not used
+        (found,) = self.segment(inputs, data_samples, names, regions)
+        index = [*self.classifiers].index(part) - len(self.classifiers)
+        embeddings = found.class_predictions[index].embeddings[0]
+        check_finite((embeddings,), self.precision)
+        return describe_regions(found.prediction.masks[0], embeddings, len(regions))
+
+    def embedding_modules(self, source: str) -> list[nn.Module]:
+        """Return the networks that embed masks for a source of a memory's embeddings.
+
+        Args:
+            source: a classifier, by its name in results, or ``features``.
+        """
+        features = [getattr(self, name, None) for name in ("captioner", "backbone", "neck")]
+        names = self.classifier_names(len(self.classifiers))
+        if source == FEATURES:
+            modules = features
+        elif source == names[0] and hasattr(self.classifiers[0], "mask_embed_dim"):
+            modules = [*features, getattr(self, "head", None)]
+        else:
+            classifier = dict(zip(names, self.classifiers, strict=True)).get(source)
+            clip = getattr(classifier, "clip", None)
+            modules = [classifier if clip is None else clip.visual]
+        return [module for module in modules if module is not None]
+
+    def classifier_names(self, count: int) -> tuple[str, ...]:
+        """Return the names of ``count`` class predictions; those of a mask source come first."""
+        names = [type(part).__name__ for part in self.classifiers]
+        source = type(getattr(self, "proposals", None)).__name__
+        return numbered([source] * (count - len(names)) + names)
+
+    def _classify(
+        self,
+        prediction: MaskPrediction,
+        images: Sequence[Tensor],
+        vocabulary: Vocabulary,
+        before: Sequence[ClassPrediction] = (),
+    ) -> list[ClassPrediction]:
+        """Run all classifiers.
+
+        Args:
+            prediction: masks, with what classifiers read.
+            images: the unpadded images.
+            vocabulary: the K classes.
+            before: predictions of a mask source.
+
+        Returns:
+            ``before``, and the prediction of each classifier; the first has ``p_void`` if anything
+            predicts void.
+        """
+        found = list(before)
+        names = self.classifier_names(len(found) + len(self.classifiers))
+        words, places = self._readable(vocabulary)
+        for classifier in self.classifiers:
+            reads = getattr(classifier, "reads_embeddings", False)
+            if not prediction.masks.shape[1]:
+                found.append(_of_no_masks(prediction, vocabulary, abstains=reads))
+            elif reads:
+                named = _embeddings(found, names, prediction)
+                given = prediction._replace(named=named)
+                if isinstance(classifier, MemoryClassifier) and not prediction.masks.is_meta:
+                    classifier.memory.require(classifier.embedder(given, self))
+                found.append(classifier(given, images, vocabulary))
+            else:
+                one = classifier(prediction, images, words)
+                found.append(one if places is None else _spread(one, places, len(vocabulary)))
+        found[0] = with_void(found[0], prediction)
+        return found
+
+    def _readable(self, vocabulary: Vocabulary) -> tuple[Vocabulary, list[int] | None]:
+        """Leave out taught classes that the text encoder cannot read, which only the memory names.
+
+        A text encoder with a list of words raises an error for other words; CLIP's byte pair
+        encoding reads everything.
+
+        Returns:
+            The classes that are left, and their indices; all of them and None in most cases.
+        """
+        memory = self.memory
+        clip = getattr(self, "clip", None)
+        if not memory or clip is None or isinstance(vocabulary, NameTensors):
+            return vocabulary, None
+        taught = set(map(key_of, memory.names))
+        kept = [
+            index
+            for index, group in enumerate(vocabulary.synonyms)
+            if all(map(clip.can_read, group)) or taught.isdisjoint(map(key_of, group))
+        ]
+        if len(kept) in (0, len(vocabulary)):
+            return vocabulary, None
+        names, things, sources = (
+            tuple(values[index] for index in kept)
+            for values in (vocabulary.synonyms, vocabulary.is_thing, vocabulary.source_names)
+        )
+        return Vocabulary(names, things, vocabulary.name, sources), kept
 
     def probabilities(self, found: SegmentedImages, test_cfg: Settings = None) -> Tensor:
         """Compute the ensemble's probabilities of the K classes and void: (B, Q, K + 1) float32.
@@ -247,7 +417,7 @@ class BaseSegmentor(BaseModel):
             ConfigError: the ensemble has no such exponents.
             FloatingPointError: masks or probabilities are not finite.
         """
-        ensemble = with_exponents(self.ensemble, test_cfg or {}, len(found.class_predictions))
+        ensemble = with_exponents(self.ensemble, test_cfg or {}, found.class_predictions)
         with self._arithmetic(found.prediction.masks):
             joined = ensemble(found.class_predictions, found.vocabulary)
         check_finite((found.prediction.masks, joined), self.precision)
@@ -268,14 +438,23 @@ class BaseSegmentor(BaseModel):
         settings = self.test_cfg if test_cfg is None else test_cfg
         scores = self.probabilities(found, settings)
         fates = write_results(found, scores, data_samples, settings)
+        samples = [data_samples[place] for place in found.places]
+        memory = self.memory
+        if memory is not None:
+            for index, (sample, fate) in enumerate(zip(samples, fates, strict=True)):
+                add_evidence(sample, found.class_predictions, fate, memory, index)
         if settings["keep_queries"]:
-            samples = [data_samples[place] for place in found.places]
-            names = [type(part).__name__ for part in self.classifiers]
-            # Predictions of a mask source come first.
-            source = type(getattr(self, "proposals", None)).__name__
-            names = [source] * (len(found.class_predictions) - len(names)) + names
+            names = self.classifier_names(len(found.class_predictions))
             keep_queries(
-                found, scores, samples, fates, settings, names, self.ensemble, self.precision
+                found,
+                scores,
+                samples,
+                fates,
+                settings,
+                names,
+                self.ensemble,
+                self.precision,
+                memory,
             )
 
     def set_precision(self, precision: str) -> "BaseSegmentor":
@@ -327,3 +506,38 @@ class BaseSegmentor(BaseModel):
 def _as_vocabulary(vocabulary: str | Vocabulary) -> Vocabulary:
     known = isinstance(vocabulary, Vocabulary | NameTensors)
     return vocabulary if known else Vocabulary.load(vocabulary)
+
+
+def _of_no_masks(
+    prediction: MaskPrediction, vocabulary: Vocabulary, abstains: bool
+) -> ClassPrediction:
+    """Return the prediction for images without masks, which networks do not accept."""
+    batch, count = len(prediction.masks), len(vocabulary)
+    logits = prediction.masks.new_zeros(batch, 0, count)
+    if not abstains:
+        return ClassPrediction(logits)
+    return ClassPrediction(
+        logits, p_void=logits[..., 0], abstains=logits.new_ones(batch, count, dtype=torch.bool)
+    )
+
+
+def _spread(prediction: ClassPrediction, places: Sequence[int], count: int) -> ClassPrediction:
+    """Return a prediction for ``count`` classes; those not in ``places`` get a probability of 0."""
+    logits = prediction.logits
+    spread = logits.new_full((*logits.shape[:-1], count), _NEVER)
+    spread[..., list(places)] = logits
+    return prediction._replace(logits=spread)
+
+
+def _embeddings(
+    found: Sequence[ClassPrediction], names: Sequence[str], prediction: MaskPrediction
+) -> dict[str, Tensor]:
+    """Return what classifiers compare with the names; the first one may use the head's."""
+    named = {}
+    for index, (name, one) in enumerate(zip(names, found, strict=False)):
+        embeddings = one.embeddings
+        if embeddings is None and index == 0:
+            embeddings = prediction.embeddings
+        if embeddings is not None:
+            named[name] = embeddings
+    return named

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
 from odise_mm.errors import ConfigError
-from odise_mm.models.classifiers.base import with_void
 from odise_mm.models.losses.auxiliary_loss import TrainingOutputs, check_auxiliary_losses
 from odise_mm.models.segmentors.base_segmentor import BaseSegmentor, Names, Samples
+from odise_mm.models.segmentors.regions import with_regions
 from odise_mm.models.segmentors.results import SegmentedImages, cropped
 from odise_mm.models.segmentors.supervision import (
     check_embeddings,
@@ -210,7 +210,11 @@ class OpenVocabSegmentor(BaseSegmentor):
             return losses | {loss.name: loss(outputs) for loss in self.auxiliary_losses}
 
     def segment(
-        self, inputs: Tensor, data_samples: Samples | None = None, vocabulary: Names = None
+        self,
+        inputs: Tensor,
+        data_samples: Samples | None = None,
+        vocabulary: Names = None,
+        regions: Tensor | None = None,
     ) -> Iterator[SegmentedImages]:
         """See :meth:`.BaseSegmentor.segment`."""
         vocabulary = self._vocabulary_or_default(vocabulary)
@@ -226,11 +230,14 @@ class OpenVocabSegmentor(BaseSegmentor):
                 prediction = self.head(pyramid)[-1]
                 if any(getattr(c, "reads_features", False) for c in self.classifiers):
                     prediction = prediction._replace(features=pyramid[-1])
+                if any(getattr(c, "reads_pyramid", False) for c in self.classifiers):
+                    prediction = prediction._replace(pyramid=pyramid)
                 del pyramid
                 whole = [images[i] for i in places]
-                class_predictions = [c(prediction, whole, vocabulary) for c in self.classifiers]
-                class_predictions[0] = with_void(class_predictions[0], prediction)
-            prediction = prediction._replace(features=None)
+                if regions is not None:
+                    prediction = with_regions(prediction, regions, *whole)
+                class_predictions = self._classify(prediction, whole, vocabulary)
+            prediction = prediction._replace(features=None, pyramid=None)
             yield SegmentedImages(places, prediction, class_predictions, vocabulary)
 
     def extract_pyramids(

@@ -3,12 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor
 
 from odise_mm.config.building import build_part
 from odise_mm.errors import TrainingError
-from odise_mm.models.classifiers.base import ClassPrediction, with_void
+from odise_mm.models.classifiers.base import ClassPrediction
 from odise_mm.models.segmentors.base_segmentor import BaseSegmentor, Names, Part, Samples
+from odise_mm.models.segmentors.regions import with_regions
 from odise_mm.models.segmentors.results import SegmentedImages, cropped
 from odise_mm.registry import MODELS
 from odise_mm.vocabulary import Vocabulary
@@ -56,27 +58,25 @@ class ProposalSegmentor(BaseSegmentor):
         self._build_classifiers(classifiers, ensemble, shared, self.proposals)
 
     def segment(
-        self, inputs: Tensor, data_samples: Samples | None = None, vocabulary: Names = None
+        self,
+        inputs: Tensor,
+        data_samples: Samples | None = None,
+        vocabulary: Names = None,
+        regions: Tensor | None = None,
     ) -> Iterator[SegmentedImages]:
         """See :meth:`.BaseSegmentor.segment`."""
         vocabulary = self._vocabulary_or_default(vocabulary)
         images = cropped(inputs, data_samples, "img_shape")
         for found in self.proposals.segment(inputs, data_samples, vocabulary):
             whole = [images[place] for place in found.places]
+            prediction, before = found.prediction, found.class_predictions
+            if regions is not None:
+                prediction = with_regions(prediction, regions, *whole)
+                # The source names its own masks, and regions are only embedded.
+                before = [_with_rows(each, len(regions)) for each in before]
             with self._arithmetic(inputs):
-                predictions = [*found.class_predictions, *self._classify(found, whole)]
-            predictions[0] = with_void(predictions[0], found.prediction)
-            yield found._replace(class_predictions=predictions)
-
-    def _classify(
-        self, found: SegmentedImages, images: Sequence[Tensor]
-    ) -> Iterator[ClassPrediction]:
-        batch, count = found.prediction.masks.shape[:2]
-        for classifier in self.classifiers:
-            if count:
-                yield classifier(found.prediction, images, found.vocabulary)
-            else:  # networks do not accept zero masks
-                yield ClassPrediction(images[0].new_zeros(batch, 0, len(found.vocabulary)))
+                predictions = self._classify(prediction, whole, found.vocabulary, before)
+            yield found._replace(prediction=prediction, class_predictions=predictions)
 
     def loss(self, inputs: Tensor, data_samples: Samples, vocabulary: Names = None) -> NoReturn:
         """Raise, because masks from elsewhere cannot be trained.
@@ -88,3 +88,15 @@ class ProposalSegmentor(BaseSegmentor):
             "a ProposalSegmentor cannot be trained: train the segmentor that makes the masks "
             "(OpenVocabSegmentor), or load weights for the classifiers"
         )
+
+
+def _with_rows(prediction: ClassPrediction, count: int) -> ClassPrediction:
+    """Append rows of zeros to the class prediction of a mask source."""
+
+    def longer(value: Tensor | None) -> Tensor | None:
+        if value is None:
+            return None
+        return torch.cat([value, value.new_zeros(len(value), count, *value.shape[2:])], dim=1)
+
+    logits, p_void, valid, embeddings = prediction[:4]
+    return ClassPrediction(longer(logits), longer(p_void), longer(valid), longer(embeddings))

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from odise_mm.errors import ConfigError
 from odise_mm.models.classifiers.base import ClassPrediction
+from odise_mm.models.classifiers.region_memory import RegionMemory
 from odise_mm.models.heads.mask2former_head import Frame
 from odise_mm.models.postprocess import EXPONENTS, check_settings, confidence_map
 from odise_mm.models.segmentors.results import (
     SegmentedImages,
+    add_evidence,
     add_results,
     frames_of,
     resize_for_results,
@@ -40,6 +42,7 @@ class KeptQueries(Queries):
         vocabulary: the K classes.
         ensemble: the model's ensemble.
         precision: precision of the model.
+        memory: memory of the model, if it has one.
     """
 
     masks: Tensor
@@ -54,6 +57,7 @@ class KeptQueries(Queries):
     settings: Mapping[str, Any]
     classifiers: tuple[str, ...]
     fates: list[MaskFate]
+    memory: RegionMemory | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -128,11 +132,14 @@ class KeptQueries(Queries):
         sample = DetDataSample(metainfo=dict(ori_shape=self.size))
         masks = resize_for_results(self.masks, self.frame, self.size, settings)
         fates = add_results(sample, masks, scores, self.vocabulary, settings)
+        if self.memory is not None:
+            batch = [_fields(prediction, lambda v: v[None]) for prediction in self.predictions]
+            add_evidence(sample, batch, fates, self.memory, 0)
         sample.queries = replace(self, scores=scores, settings=settings, fates=fates)
         return sample
 
     def _scores_with(self, settings: Mapping[str, Any]) -> Tensor:
-        ensemble = with_exponents(self.ensemble, settings, len(self.predictions))
+        ensemble = with_exponents(self.ensemble, settings, self.predictions)
         batch = [_fields(prediction, lambda v: v[None]) for prediction in self.predictions]
         with torch.no_grad(), autocast(self.masks, self.precision):
             return ensemble(batch, self.vocabulary)[0]
@@ -151,6 +158,7 @@ def keep_queries(
     classifiers: Sequence[str],
     ensemble: nn.Module,
     precision: str,
+    memory: RegionMemory | None = None,
 ) -> None:
     """Store the masks and class predictions of images in the field ``queries`` of their samples.
 
@@ -160,9 +168,10 @@ def keep_queries(
         samples: samples of these images.
         fates: what became of the masks of each image.
         settings: all settings of the results.
-        classifiers: types of the classifiers.
+        classifiers: names of the classifiers.
         ensemble: ensemble of the model.
         precision: precision of the model.
+        memory: memory of the model.
     """
     prediction = found.prediction
     for index, (sample, frame) in enumerate(zip(samples, frames_of(found, samples), strict=True)):
@@ -182,8 +191,9 @@ def keep_queries(
             ensemble=ensemble,
             precision=precision,
             settings={**dict.fromkeys(EXPONENTS), **settings},
-            classifiers=_numbered(classifiers),
+            classifiers=tuple(classifiers),
             fates=fates[index],
+            memory=memory,
         )
 
 
@@ -193,14 +203,16 @@ def exponents_of(settings: Mapping[str, Any]) -> tuple[float | None, ...]:
 
 
 def with_exponents(
-    ensemble: nn.Module, settings: Mapping[str, Any], count: int | None = None
+    ensemble: nn.Module,
+    settings: Mapping[str, Any],
+    predictions: Sequence[ClassPrediction] | None = None,
 ) -> nn.Module:
     """Return the ensemble with the exponents that are set, if any.
 
     Args:
         ensemble: ensemble of the model.
         settings: settings of a call.
-        count: number of classifiers; None if it is not known yet.
+        predictions: those of the classifiers; None if there are none yet.
 
     Raises:
         ConfigError: the ensemble has no exponents, or there is only one classifier.
@@ -215,7 +227,7 @@ def with_exponents(
         raise ConfigError(
             f"{given}: the model's ensemble, {type(ensemble).__name__}, has no such exponents"
         )
-    if count == 1:
+    if predictions is not None and sum(each.abstains is None for each in predictions) == 1:
         raise ConfigError(
             f"{given}: the model has one classifier, so there is nothing to weight against each "
             "other"
@@ -227,7 +239,7 @@ def _fields(prediction: ClassPrediction, change: Callable[[Tensor], Tensor]) -> 
     return ClassPrediction(*(None if value is None else change(value) for value in prediction))
 
 
-def _numbered(names: Sequence[str]) -> tuple[str, ...]:
+def numbered(names: Sequence[str]) -> tuple[str, ...]:
     """Number names that occur several times: ("A", "B", "A") becomes ("A", "B", "A 2")."""
     before = [list(names[:index]).count(name) for index, name in enumerate(names)]
     return tuple(

@@ -9,6 +9,7 @@ from mmengine.structures import InstanceData, PixelData
 from torch import Tensor
 
 from odise_mm.models.classifiers.base import ClassPrediction
+from odise_mm.models.classifiers.region_memory import RegionMemory
 from odise_mm.models.heads.mask2former_head import Frame, MaskPrediction
 from odise_mm.models.postprocess import (
     instance_inference,
@@ -175,6 +176,45 @@ def add_results(
             scores=values, labels=labels, masks=binary, bboxes=boxes
         )
     return fates
+
+
+def add_evidence(
+    sample: DetDataSample,
+    predictions: Sequence[ClassPrediction],
+    fates: Sequence[MaskFate],
+    memory: RegionMemory,
+    index: int,
+    count: int = 3,
+) -> None:
+    """Add the most similar regions of a memory to the segments of a sample.
+
+    Args:
+        sample: sample with ``pred_panoptic_seg``; nothing is done without it.
+        predictions: of a batch, one of them with ``neighbors``.
+        fates: what became of the image's masks. Of merged masks, the largest counts.
+        memory: where the neighbors are from. Regions that were removed meanwhile are left out.
+        index: of the image in the batch.
+        count: number of regions per segment.
+    """
+    found = next((each for each in predictions if each.neighbors is not None), None)
+    if found is None or "pred_panoptic_seg" not in sample:
+        return
+    ids = found.neighbors[index, :, :count].tolist()
+    similar = found.similarities[index, :, :count].float().tolist()
+    largest: dict[int, tuple[int, int]] = {}
+    for query, fate in enumerate(fates):
+        if fate.segment:
+            largest[fate.segment] = max(largest.get(fate.segment, (-1, 0)), (fate.pixels, query))
+    for info in sample.pred_panoptic_seg.metainfo["segments_info"]:
+        query = largest[info["id"]][1]
+        regions = [
+            (memory.get(id_), value) for id_, value in zip(ids[query], similar[query], strict=True)
+        ]
+        info["evidence"] = [
+            dict(name=r.name, similarity=value, image=r.image, box=r.box, region=r.id)
+            for r, value in regions
+            if r is not None
+        ]
 
 
 def check_finite(tensors: Sequence[Tensor], precision: str) -> None:

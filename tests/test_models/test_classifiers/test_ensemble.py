@@ -78,7 +78,9 @@ def test_weights_out_of_range_raise(alpha: float, beta: float, culprit: str) -> 
 def test_wrong_predictions_raise(count: int | str) -> None:
     own, clip = class_predictions()
     given = {0: [], 3: [own, clip, clip], "no p_void": [clip, own]}[count]
-    with pytest.raises(ValueError, match="needs one or two predictions, the first with p_void"):
+    expected = "predictions of which the first has p_void"
+    expected = "has weights for 2 predictions and got 3: set `more`" if count == 3 else expected
+    with pytest.raises(ValueError, match=expected):
         GeometricEnsemble(train_vocabulary=TRAINED)(given, VOCABULARY)
 
 

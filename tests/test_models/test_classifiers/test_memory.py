@@ -1,0 +1,245 @@
+"""Masks named by examples: votes, ensemble and model, against plain formulas."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mmdet.structures import DetDataSample
+
+from odise_mm.errors import CheckpointError, ConfigError, VocabularyError
+from odise_mm.models import (
+    ClassPrediction,
+    GeometricEnsemble,
+    MaskPrediction,
+    MemoryClassifier,
+    OpenVocabSegmentor,
+    RegionMemory,
+)
+from odise_mm.models.heads.mask2former_head import Frame
+from odise_mm.models.segmentors.regions import describe_regions, overlaps, to_logits
+from odise_mm.structures import SegmentationResult
+from odise_mm.vocabulary import Vocabulary
+from tests.support.parts import random_image, segmentor
+
+NAMES = Vocabulary((("cat", "kitten"), ("dog",), ("tree",)), (True, True, False))
+TAUGHT = ("Kitten", "dog", "dog", "zebra", "cat")
+BACKGROUNDS = (0.2, float("nan"), 0.4, 0.3, 0.3)
+
+
+def unit(count: int, seed: int, width: int = 6) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(count, width, generator=generator), dim=-1)
+
+
+def filled(seed: int = 0) -> RegionMemory:
+    memory = RegionMemory()
+    images, boxes = [f"{i}.jpg" for i in range(5)], [(0, 0, 4, i + 1) for i in range(5)]
+    memory.add(3 * unit(5, seed), TAUGHT, images, boxes, backgrounds=BACKGROUNDS)
+    return memory
+
+
+def prediction(queries: torch.Tensor) -> MaskPrediction:
+    masks = torch.zeros(1, len(queries), 4, 4)
+    return MaskPrediction(masks, named={"OpenVocabClassifier": queries[None]})
+
+
+@pytest.mark.parametrize("neighbors", [2, 16])
+def test_votes_equal_the_formula(neighbors: int) -> None:
+    memory, queries = filled(), torch.cat([unit(4, 1), unit(5, 0)[:2]])
+    part = MemoryClassifier(memory, neighbors=neighbors, threshold=0.4, temperature=0.1)
+    found = part(prediction(queries), [], NAMES)
+    baseline = np.nanmean(BACKGROUNDS)
+    owner = {"kitten": 0, "cat": 0, "dog": 1}
+    wanted = np.zeros((6, 3))
+    for row, query in zip(wanted, queries.double().numpy(), strict=True):
+        cosines = unit(5, 0).double().numpy() @ query
+        order = np.argsort(-cosines)[:neighbors]
+        s = (cosines[order] - baseline) / (1 - baseline)
+        weights = np.exp(s / 0.1) / np.exp(s / 0.1).sum()
+        recognized = 1 / (1 + np.exp(-(s[0] - 0.4) / 0.1))
+        for place, weight in zip(order, weights, strict=True):
+            if TAUGHT[place].lower() in owner:
+                row[owner[TAUGHT[place].lower()]] += recognized * weight
+    p = found.logits.softmax(-1) * (1 - found.p_void[..., None])
+    np.testing.assert_allclose(p[0].numpy(), wanted, atol=1e-5)
+    np.testing.assert_allclose(found.p_void[0].numpy(), 1 - wanted.sum(1), atol=1e-5)
+    assert found.abstains.tolist() == [[False, False, True]]
+    assert [memory.get(i).image for i in found.neighbors[0, 4:, 0].tolist()] == ["0.jpg", "1.jpg"]
+
+
+def test_several_sources_are_joined_and_missing_ones_named() -> None:
+    first, second = unit(3, 2), 7 * unit(3, 3, width=4)
+    both = MaskPrediction(torch.zeros(1, 3, 4, 4), named={"A": first[None], "B": second[None]})
+    joined = MemoryClassifier().embed(both)[0]
+    cosine = (first @ first.T + unit(3, 3, width=4) @ unit(3, 3, width=4).T) / 2
+    torch.testing.assert_close(joined @ joined.T, cosine)
+    assert MemoryClassifier(sources=["B"]).embed(both).shape == (1, 3, 4)
+    pyramid = [torch.ones(1, 5, 16, 16), torch.full((1, 5, 8, 8), 2.0)]
+    masks = both._replace(masks=torch.ones(1, 3, 16, 16), pyramid=pyramid)
+    assert MemoryClassifier(sources=["B", "features"]).embed(masks).shape == (1, 3, 9)
+    with pytest.raises(ConfigError, match="C embeds no masks here; sources of this model: A, B"):
+        MemoryClassifier(sources=["C"]).embed(both)
+
+
+def test_ensemble_equals_the_mixture_and_keeps_what_nobody_recognizes() -> None:
+    generator = torch.Generator().manual_seed(4)
+    own, clip, third = (torch.randn(1, 4, 3, generator=generator) for _ in range(3))
+    words = [ClassPrediction(own, torch.rand(1, 4, generator=generator)), ClassPrediction(clip)]
+    trained = Vocabulary((("cat",),), (True,))
+    ensemble = GeometricEnsemble(0.2, 0.6, trained, memory_alpha=0.5, memory_beta=0.9)
+    before = ensemble(words, NAMES)
+    silent = MemoryClassifier()(prediction(unit(4, 0)), [], NAMES)
+    assert torch.equal(ensemble([*words, silent], NAMES), before)
+    memory = MemoryClassifier(filled(), threshold=0.3)(prediction(unit(4, 1)), [], NAMES)
+    mixed = ensemble([*words, memory], NAMES)
+    m = memory.logits.softmax(-1) * (1 - memory.p_void[..., None]) * torch.tensor([0.5, 0.9, 0])
+    assert m.sum() > 0.5
+    rest = 1 - m.sum(-1, keepdim=True)
+    torch.testing.assert_close(mixed[..., :-1], before[..., :-1] * rest + m)
+    torch.testing.assert_close(mixed.sum(-1), torch.ones(1, 4))
+    # A third prediction of words is weighted against the first two.
+    more = GeometricEnsemble(0.2, 0.6, trained, more=[(0.1, 0.4)])
+    logs = ensemble.ensemble_logits(words, NAMES)
+    weight = torch.tensor([0.1, 0.4, 0.4])
+    wanted = (1 - weight) * logs + weight * third.log_softmax(-1)
+    found = more.ensemble_logits([*words, ClassPrediction(third)], NAMES)
+    torch.testing.assert_close(found, wanted)
+    with pytest.raises(ConfigError, match="more=.*pairs of weights"):
+        GeometricEnsemble(more=[0.5])
+
+
+def test_changes_of_a_memory() -> None:
+    memory = filled()
+    assert memory.names == {"Kitten": 1, "dog": 2, "zebra": 1, "cat": 1}
+    assert memory.vocabulary.names == ("Kitten", "dog", "zebra", "cat")
+    again = memory.add(unit(5, 0)[:2], ["kitten", "wolf"])  # known, and known as another name
+    assert again[0] is None and again[1].id == 5 and len(memory) == 6
+    assert memory.rename("DOG", "wolf") == 2 and memory.names["wolf"] == 3
+    assert memory.remove("wolf") == 3 and memory.get(1) is None and memory.get(3).name == "zebra"
+    assert memory.remove(ids=[3]) == 1
+    other = filled(seed=1)
+    assert memory.merge(other) == 5 and memory.merge(other) == 0
+    for call in (lambda: memory.remove("wolf"), lambda: memory.rename("wolf", "x")):
+        with pytest.raises(VocabularyError, match="no regions of 'wolf'; names: 'Kitten', 'cat'"):
+            call()
+    with pytest.raises(VocabularyError, match="empty"):
+        memory.add(unit(1, 9), [" "])
+    with pytest.raises(ValueError, match="width 3 do not fit a memory of width 6"):
+        memory.add(unit(1, 9, width=3), ["x"])
+
+
+def test_files_keep_everything_and_damage_is_named(tmp_path: Any) -> None:
+    memory, file = filled(), tmp_path / "memory.safetensors"
+    memory.save(file)
+    again = RegionMemory.load(file)
+    assert again.regions == memory.regions and again.baseline == memory.baseline
+    query = unit(3, 7)
+    assert torch.equal(again.search(query, 4).similarities, memory.search(query, 4).similarities)
+    content = file.read_bytes()
+    for damaged in (content[:200], b"", content.replace(b'"Kitten"', b'"\xffitten"')):
+        file.write_bytes(damaged)
+        with pytest.raises(CheckpointError, match=r"memory\.safetensors"):
+            RegionMemory.load(file)
+
+
+def test_usearch_finds_what_the_exact_search_finds() -> None:
+    pytest.importorskip("usearch")
+    memory, query = RegionMemory(index="usearch"), unit(8, 6, width=16)
+    memory.add(unit(300, 5, width=16), [f"name {i % 7}" for i in range(300)])
+    found = memory.search(query, 5)
+    memory.index = "exact"
+    exact = memory.search(query, 5)
+    assert (found.ids == exact.ids).float().mean() > 0.9  # approximate
+    torch.testing.assert_close(found.similarities[:, 0], exact.similarities[:, 0])
+
+
+def test_regions_on_masks() -> None:
+    regions = torch.zeros(2, 60, 80, dtype=torch.bool)
+    regions[0, :30, :40] = True
+    regions[1, 59, 79] = True  # smaller than a position
+    logits = to_logits(regions, Frame((64, 128), (60, 80)), (16, 32))
+    assert logits.shape == (2, 16, 32)
+    wanted = torch.zeros(16, 32, dtype=torch.bool)
+    wanted[:8, :10] = True  # 7.5 rows: the last is half covered
+    assert torch.equal(logits[0] > 0, wanted)
+    assert (logits[1] > 0).nonzero().tolist() == [[14, 19]]
+    half = torch.full((1, 16, 32), -1.0)
+    half[0, :4, :10] = 1
+    assert overlaps(logits, half)[:, 0].tolist() == [0.5, 0]
+    embeddings = torch.eye(4)[[0, 1, 0]]
+    masks = torch.stack([half[0], logits[1], logits[0]])
+    found = describe_regions(masks, embeddings, 1)
+    assert found.overlap.tolist() == [0.5] and found.backgrounds.tolist() == [0.0]
+
+
+@pytest.fixture(scope="module")
+def model() -> OpenVocabSegmentor:
+    return segmentor(test_cfg=dict(overlap_threshold=0.3, semantic=False, instance=False))
+
+
+def segment(model: OpenVocabSegmentor, **settings: Any) -> SegmentationResult:
+    sample = DetDataSample(metainfo=dict(img_shape=(70, 81), ori_shape=(105, 122)))
+    data = dict(inputs=[random_image(70, 81)], data_samples=[sample])
+    (found,) = model.test_step(data, NAMES, settings)
+    return SegmentationResult.from_sample(found, NAMES.names)
+
+
+def test_a_model_with_a_memory(model: OpenVocabSegmentor) -> None:
+    before = segment(model)
+    assert model.memory is None and before.segments
+    model.memory = RegionMemory()
+    try:
+        after = segment(model)
+        assert after.segments == before.segments
+        assert np.array_equal(after.panoptic, before.panoptic)
+        taught = before.segments[0]
+        name = next(name for name in NAMES.names if name != taught.name)
+        inputs = model.data_preprocessor(
+            dict(
+                inputs=[random_image(70, 81)],
+                data_samples=[DetDataSample(metainfo=dict(img_shape=(70, 81)))],
+            )
+        )
+        region = torch.from_numpy(before.mask(taught))[None]
+        found = model.embed_regions(inputs["inputs"], inputs["data_samples"], region)
+        assert found.overlap > 0.3
+        part, ensemble = model.classifiers[-1], model.ensemble
+        part.threshold = -1.0  # everything is recognized
+        ensemble.memory_alpha = ensemble.memory_beta = 1.0
+        model.memory.add(found.embeddings, [name], ["own.jpg"], [(1, 2, 3, 4)])
+        result = segment(model, keep_queries=True)
+        assert result.queries.classifiers[-1] == "MemoryClassifier"
+        assert {segment.name for segment in result.segments} == {name}
+        evidence = result.segments[0].evidence[0]
+        assert evidence.image == "own.jpg" and evidence.box == (1, 2, 3, 4)
+        assert max(s.evidence[0].similarity for s in result.segments) > 0.6
+        assert result.with_settings(min_area=1).segments == result.segments
+        assert result.to_dict()["segments"][0]["evidence"][0]["name"] == name
+        # Other weights, another embedder.
+        with torch.no_grad():
+            for parameter in model.head.parameters():
+                parameter.mul_(1.5)
+            with pytest.raises(CheckpointError, match="its weights are others; teach the regions"):
+                segment(model)
+            for parameter in model.head.parameters():
+                parameter.div_(1.5)
+    finally:
+        del model.classifiers[-1]
+
+
+def test_the_first_classifier_is_no_memory_and_ensembles_need_weights() -> None:
+    with pytest.raises(ConfigError, match="put it after them"):
+        segmentor(classifiers=[dict(type="MemoryClassifier")])
+    from torch import nn
+
+    with pytest.raises(ConfigError, match="Identity, has no weights for a memory"):
+        segmentor(
+            classifiers=[
+                dict(type="OpenVocabClassifier", embed_dim=64),
+                dict(type="MemoryClassifier"),
+            ],
+            ensemble=nn.Identity(),
+        )
