@@ -54,8 +54,10 @@ def ids_to_rgb(ids: np.ndarray) -> np.ndarray:
             f"segment ids from {ids.min()} to {ids.max()} do not fit into a panoptic PNG file, "
             f"which stores 0 to {MAX_SEGMENT_ID}"
         )
-    ids = ids.astype(np.uint32)
-    return np.stack([ids & 255, (ids >> 8) & 255, ids >> 16], axis=-1).astype(np.uint8)
+    rgb = np.empty((*ids.shape, 3), np.uint8)
+    for channel in range(3):  # one at a time: large maps need little more memory than their colors
+        rgb[..., channel] = (ids >> 8 * channel) & 255
+    return rgb
 
 
 def write_panoptic_png(path: str | os.PathLike, panoptic: np.ndarray) -> None:
@@ -67,8 +69,9 @@ def write_panoptic_png(path: str | os.PathLike, panoptic: np.ndarray) -> None:
 def digest_of(panoptic: np.ndarray) -> str:
     """Return the SHA-256 of a map's size and segment ids (H, W), which links a JSON entry to it."""
     height, width = panoptic.shape
-    content = np.ascontiguousarray(panoptic, dtype="<i4")
-    return hashlib.sha256(f"{height} {width} ".encode() + content.tobytes()).hexdigest()
+    digest = hashlib.sha256(f"{height} {width} ".encode())
+    digest.update(np.ascontiguousarray(panoptic, dtype="<i4"))
+    return digest.hexdigest()
 
 
 def read_panoptic_png(path: str | os.PathLike) -> np.ndarray:
