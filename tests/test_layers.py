@@ -23,7 +23,7 @@ FLOORS = (
     {"engine", "export", "io", "video"},
     {"benchmarks"},
     {"analysis", "apis", "converters"},
-    {"serving"},
+    {"labeling", "serving"},
     {"cli"},
     {"__main__"},
 )

@@ -257,6 +257,7 @@ def test_requirements_equal_the_imports_of_the_package() -> None:
     # Imported for conversions of results, for videos, for a format of the output, and for export.
     optional = {"supervision", "fiftyone", "av", "pyarrow", "onnxruntime", "onnxscript"}
     optional |= {"usearch"}  # for large memories
+    optional |= {"ray"}  # imported for labeling on a cluster
     # Imported by the HTTP API; those after the first come with it.
     optional |= {"fastapi", "starlette", "pydantic", "anyio"}
     optional |= {"fastapi-offline", "prometheus-client", "uvicorn"}

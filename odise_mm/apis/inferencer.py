@@ -6,7 +6,9 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -78,6 +80,9 @@ class _Large:
 
     source: Source
     image: np.ndarray  # as read, BGR
+
+
+_Image = _Loaded | _Large | SegmentationResult
 
 
 @dataclass(frozen=True)
@@ -259,6 +264,11 @@ class OpenVocabInferencer:
         return save_pretrained(self.model, self.cfg, folder)
 
     @property
+    def weights(self) -> list[str | os.PathLike[str] | None]:
+        """Files, folders and hub names of the weights: trained parameters first, then others."""
+        return list(self._weights)
+
+    @property
     def default_vocabulary(self) -> Vocabulary | None:
         """The model's vocabulary, which is used for calls without class names."""
         return self.model.vocabulary
@@ -409,15 +419,12 @@ class OpenVocabInferencer:
             raise ValueError(f"batch_size must be a positive integer, not {batch_size!r}")
         if channel_order not in ("bgr", "rgb"):
             raise ValueError(f'channel_order must be "bgr" or "rgb", not {channel_order!r}')
-        from odise_mm.models.postprocess import check_settings
         from odise_mm.visualization.panoptic import FILLS
 
         check_choice("fill", fill, FILLS)
         names = self.make_vocabulary(texts, stuff_texts, vocabulary)
         windows = _windows(window, overlap)
-        chosen = check_settings(spread_settings(settings), TypeError)
-        if windows is not None and chosen.get("keep_queries"):
-            raise ConfigError("keep_queries=True keeps the masks of whole images: set no window")
+        chosen = self._settings(settings, windows)
         request = _Request(names, chosen, channel_order, windows, progress)
         sources = expand(images)
         writer = None
@@ -475,6 +482,47 @@ class OpenVocabInferencer:
                     self._report(failed, done)
 
         return results()
+
+    def segment_sources(
+        self,
+        sources: Iterable[Source],
+        vocabulary: Vocabulary,
+        *,
+        batch_size: int = 1,
+        window: int | None = None,
+        overlap: int | None = None,
+        workers: int = 4,
+        **settings: Unpack[ResultSettings],
+    ) -> Iterator[SegmentationResult]:
+        """Segment images while threads read the next ones, for :mod:`odise_mm.labeling`.
+
+        Args:
+            sources: the images.
+            vocabulary: the class names.
+            batch_size, window, overlap, settings: see :meth:`stream`.
+            workers: number of threads that read and prepare images, up to two images per thread
+                ahead of the model. 0: images are read when the model needs them.
+
+        Yields:
+            One result per image, in order; ``error`` is set if the image failed.
+
+        Raises:
+            TypeError: there is no such setting.
+            ConfigError: the value of a setting is not allowed.
+        """
+        chosen = self._settings(settings, windows := _windows(window, overlap))
+        request = _Request(vocabulary, chosen, "bgr", windows, progress=False)
+        runs = self._run(sources, request, batch_size, None, workers)
+        return (result for result, _ in runs)
+
+    def _settings(self, settings: Mapping[str, Any], windows: Windows | None) -> Mapping[str, Any]:
+        """Check the settings of a call."""
+        from odise_mm.models.postprocess import check_settings
+
+        chosen = check_settings(spread_settings(settings), TypeError)
+        if windows is not None and chosen.get("keep_queries"):
+            raise ConfigError("keep_queries=True keeps the masks of whole images: set no window")
+        return chosen
 
     def stream_video(
         self,
@@ -671,27 +719,60 @@ class OpenVocabInferencer:
         request: _Request,
         batch_size: int,
         writer: ResultWriter | None,
+        workers: int = 0,
     ) -> Iterator[tuple[SegmentationResult, np.ndarray | None]]:
         """Yield results in order, each with its image.
 
         The image is None if it could not be read, or if an earlier run finished it.
         """
-        waiting: list[_Loaded | _Large | SegmentationResult] = []
+        waiting: list[_Image] = []
         ready = 0
-        for source in sources:
-            if source.failure is not None:
-                yield from self._finish(waiting, request)
-                raise source.failure
-            finished = None if writer is None else writer.begin(source)
-            try:
-                waiting.append(finished or self._load(source, request))
-                ready += finished is None
-            except (ImageError, DeviceMemoryError) as err:
-                waiting.append(self._failed(source, request, err))
-            if ready == batch_size or ready == 0:
-                yield from self._finish(waiting, request)
-                waiting, ready = [], 0
+        with closing(self._images(sources, request, writer, workers)) as images:
+            for source, image in images:
+                if source.failure is not None:
+                    yield from self._finish(waiting, request)
+                    raise source.failure
+                waiting.append(image)
+                ready += not isinstance(image, SegmentationResult)
+                if ready == batch_size or ready == 0 or source.ends_batch:
+                    yield from self._finish(waiting, request)
+                    waiting, ready = [], 0
         yield from self._finish(waiting, request)
+
+    def _images(
+        self,
+        sources: Iterable[Source],
+        request: _Request,
+        writer: ResultWriter | None,
+        workers: int,
+    ) -> Generator[tuple[Source, _Image], None, None]:
+        """Yield each source with its image, or its result if it failed or is finished."""
+
+        def load(source: Source) -> _Image:
+            try:
+                return self._load(source, request)
+            except (ImageError, DeviceMemoryError) as err:
+                return self._failed(source, request, err)
+
+        if not workers:
+            for source in sources:
+                finished = None if writer is None else writer.begin(source)
+                yield source, finished or load(source)
+            return
+        assert writer is None, "a writer wants to know of an image when it is needed"
+        ahead: deque[tuple[Source, Future[_Image]]] = deque()
+        pool = ThreadPoolExecutor(workers, "read_images")
+        try:
+            for source in sources:
+                ahead.append((source, pool.submit(load, source)))
+                if len(ahead) > 2 * workers:
+                    first, image = ahead.popleft()
+                    yield first, image.result()
+            while ahead:
+                first, image = ahead.popleft()
+                yield first, image.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _failed(self, source: Source, request: _Request, error: Exception) -> SegmentationResult:
         forget_frames(error)  # they would keep the image in memory with the result
@@ -707,7 +788,7 @@ class OpenVocabInferencer:
         if source.error is not None:
             raise source.error
         image = read_image(
-            source.value,
+            source.value if source.read is None else source.read(),
             channel_order=request.channel_order,
             name=source.name,
             max_pixels=self.max_pixels,
@@ -726,7 +807,7 @@ class OpenVocabInferencer:
         return _Loaded(source, image, data["inputs"], data["data_samples"])
 
     def _finish(
-        self, waiting: list[_Loaded | _Large | SegmentationResult], request: _Request
+        self, waiting: list[_Image], request: _Request
     ) -> Iterator[tuple[SegmentationResult, np.ndarray | None]]:
         batch = [item for item in waiting if isinstance(item, _Loaded)]
         outputs = iter(self._predict_each(batch, request) if batch else ())

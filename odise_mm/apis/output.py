@@ -539,6 +539,7 @@ def describe_settings(
     legend: bool | None,
     fill: str,
     test_cfg: Mapping[str, Any],
+    times: bool = True,
 ) -> dict[str, str]:
     """Describe all settings, other than the images, that results depend on.
 
@@ -551,6 +552,8 @@ def describe_settings(
         legend: whether drawn images have a legend; None: if needed.
         fill: color of the segments in drawn images, "class" or "mean".
         test_cfg: the model's settings for results, and those of the call.
+        times: whether weights files with other modification times are others. Copies on several
+            machines have different ones.
 
     Returns:
         Descriptions by name of the setting.
@@ -560,7 +563,7 @@ def describe_settings(
     files = [os.fspath(file) for file in weights if file is not None]
     return dict(
         config=f"{cfg.filename}, {digest([cfg.get('model'), cfg.get('test_pipeline')])}",
-        weights=f"{', '.join(files) or 'none'}, {digest(list(map(_state, files)))}",
+        weights=f"{', '.join(files) or 'none'}, {digest([_state(file, times) for file in files])}",
         names=f"{printable(shown, limit=80)}, {digest(names)}",
         precision=precision,
         images_drawn=_DRAWN[legend] + _FILLED[fill] if draw else "no",
@@ -571,12 +574,12 @@ def describe_settings(
     )
 
 
-def _state(path: str) -> list[Any]:
+def _state(path: str, times: bool) -> list[Any]:
     """Return names, sizes and modification times of a file or of all files in a folder."""
     state: list[Any] = [path]
     paths = sorted(Path(path).rglob("*")) if os.path.isdir(path) else [Path(path)]
     for file in paths:
         with suppress(OSError, ValueError):  # a hub name
             info = file.stat()
-            state.append([file.name, info.st_size, info.st_mtime_ns])
+            state.append([file.name, info.st_size, *[info.st_mtime_ns] * times])
     return state

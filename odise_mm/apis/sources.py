@@ -6,7 +6,7 @@ import glob
 import os
 import re
 from collections import Counter, UserString, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -52,13 +52,17 @@ class Source:
     """Why there is no image: an empty folder, or a pattern without matches."""
     failure: Exception | None = None
     """Exception that the iterable of images raised; no more images follow."""
+    read: Callable[[], bytes] | None = None
+    """Reads the file's bytes, from a place within an archive; ``value`` is not used then."""
+    ends_batch: bool = False
+    """Whether no later image runs together with this one."""
 
 
 def is_single(images: Any) -> bool:
     """Return whether the argument is one image rather than a folder, a pattern or a list."""
     if isinstance(images, (str, os.PathLike)):
         path = _path_of(images)
-        return not os.path.isdir(path) and not _is_pattern(path)
+        return not os.path.isdir(path) and not is_pattern(path)
     return _may_be_image(images)
 
 
@@ -128,7 +132,8 @@ def _path_of(path: str | os.PathLike) -> str:
     return text.rstrip(_SEPARATORS)
 
 
-def _is_pattern(path: str) -> bool:
+def is_pattern(path: str) -> bool:
+    """Return whether a text is a glob pattern and not the name of a file."""
     return glob.has_magic(path) and not os.path.lexists(path) and not _WEB_ADDRESS.match(path)
 
 
@@ -161,7 +166,7 @@ class _Expansion:
         path = _path_of(image)
         if os.path.isdir(path):
             yield from self._of_folder(path)
-        elif _is_pattern(path):
+        elif is_pattern(path):
             yield from self._of_pattern(path)
         elif _WEB_ADDRESS.match(path) and not os.path.lexists(path):
             shown = printable(path, limit=200)
@@ -183,8 +188,8 @@ class _Expansion:
             return
         found, others = [], Counter[str]()
         for name in names:
-            suffix = _suffix(name)
-            if _is_junk(name) or os.path.isdir(os.path.join(path, name)):
+            suffix = suffix_of(name)
+            if is_junk(name) or os.path.isdir(os.path.join(path, name)):
                 continue
             if suffix in image_suffixes():
                 found.append(str(Path(path, name)))
@@ -200,8 +205,8 @@ class _Expansion:
         shown = printable(pattern)
         found = sorted(
             path
-            for path in set(_matches(pattern))
-            if not os.path.isdir(path) and not _is_junk(os.path.basename(path))
+            for path in set(matches_of(pattern))
+            if not os.path.isdir(path) and not is_junk(os.path.basename(path))
         )
         if not found:
             error = ImageError(f"{shown}: no file matches this pattern")
@@ -244,17 +249,18 @@ def _counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
     """Return the extension in lower case: ``.jpg`` for ``a.JPG`` and ``..jpg``, "" for ``.jpg``."""
     stem, dot, end = name.rpartition(".")
     return f".{end.lower()}" if stem and end else ""
 
 
-def _is_junk(name: str) -> bool:
+def is_junk(name: str) -> bool:
+    """Return whether an operating system added a file of this name to a folder."""
     return name.startswith("._") or name.lower() in _JUNK
 
 
-def _matches(pattern: str) -> Iterator[str]:
+def matches_of(pattern: str) -> Iterator[str]:
     """Like ``glob.iglob(pattern, recursive=True)``, which would follow cyclic links 40 times."""
     stars = _ANY_DEPTH.search(pattern)
     if stars is None:
@@ -264,11 +270,11 @@ def _matches(pattern: str) -> Iterator[str]:
     wild = glob.has_magic(head)
     for root in glob.iglob(head) if wild else [head]:
         if not (wild and _leads_back(root)):
-            for folder in _folders_below(root):
-                yield from _matches(os.path.join(glob.escape(folder), tail))
+            for folder in folders_below(root):
+                yield from matches_of(os.path.join(glob.escape(folder), tail))
 
 
-def _folders_below(root: str) -> Iterator[str]:
+def folders_below(root: str) -> Iterator[str]:
     """Yield a folder and its subfolders at any depth, each real folder once.
 
     Hidden folders are skipped, as in every pattern, and links to a parent folder, too.

@@ -13,9 +13,9 @@ from odise_mm.utils.display import printable
 
 FORMAT_HELP = (
     "formats, separated by commas: coco (instances with run-length masks), coco_polygons, "
-    "coco_panoptic, cvat (masks), cvat_polygons, labelme (polygons), labelme_masks, labelstudio "
-    "(brush masks), masks (a PNG per segment), npz, parquet, semantic (PNG with class indices), "
-    "voc (Pascal VOC), yolo (Ultralytics' polygons)"
+    "coco_panoptic, cvat (masks), cvat_polygons, jsonl (a line per image), labelme (polygons), "
+    "labelme_masks, labelstudio (brush masks), masks (a PNG per segment), npz, parquet, semantic "
+    "(PNG with class indices), voc (Pascal VOC), yolo (Ultralytics' polygons)"
 )
 
 

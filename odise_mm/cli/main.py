@@ -14,6 +14,7 @@ from odise_mm.version import __version__
 # `main(argv, prog) -> exit status`, and add a line here.
 COMMANDS = {
     "segment": "segment images with class names of your choice",
+    "label": "label a large collection of images, on any number of GPUs",
     "explain": "show why an image was segmented as it was",
     "convert": "convert segmented images to the formats of other tools",
     "prepare": "check and split a folder of your own data, and write a config for it",

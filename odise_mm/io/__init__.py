@@ -7,7 +7,7 @@ from odise_mm.io.labelme import LabelmeMaskWriter, LabelmeWriter
 from odise_mm.io.labelstudio import LabelStudioWriter
 from odise_mm.io.masks import MaskWriter, SemanticWriter
 from odise_mm.io.panoptic import PanopticWriter
-from odise_mm.io.tables import NpzWriter, ParquetWriter
+from odise_mm.io.tables import JsonlWriter, NpzWriter, ParquetWriter
 from odise_mm.io.voc import VocWriter
 from odise_mm.io.yolo import YoloWriter
 
@@ -17,6 +17,7 @@ FORMATS: dict[str, type[LabelWriter]] = {
     "coco_polygons": CocoPolygonWriter,
     "cvat": CvatWriter,
     "cvat_polygons": CvatPolygonWriter,
+    "jsonl": JsonlWriter,
     "labelme": LabelmeWriter,
     "labelme_masks": LabelmeMaskWriter,
     "labelstudio": LabelStudioWriter,

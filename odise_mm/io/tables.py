@@ -45,6 +45,30 @@ class NpzWriter(LabelWriter):
             np.savez_compressed(file, **arrays)
 
 
+class JsonlWriter(LabelWriter):
+    """Writes ``labels.jsonl`` with a line per image, in UTF-8.
+
+    A line has ``image`` (file name), ``height``, ``width`` and ``segments``, a list. Its entries
+    have the columns of :class:`ParquetWriter`; ``probabilities`` and ``embedding`` are left out if
+    the result does not keep its queries.
+    """
+
+    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
+        super().__init__(folder, vocabulary)
+        self.path = folder / "labels.jsonl"
+        self.path.touch()
+
+    def add(self, result: SegmentationResult, stem: str) -> None:
+        """Write the line of an image."""
+        segments = []
+        for row in rows_of(result):
+            known = {name: row[name].tolist() for name in _widths(result)}
+            segments.append({**row, **known, "rle": _run_lengths(result, row["id"])})
+        line = dict(image=self.image_name(result), height=result.height, width=result.width)
+        with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as file:
+            print(json.dumps({**line, "segments": segments}, ensure_ascii=False), file=file)
+
+
 class ParquetWriter(LabelWriter):
     """Writes ``segments.parquet`` with a row per segment.
 
@@ -90,8 +114,7 @@ class ParquetWriter(LabelWriter):
         """Write or collect the segments of an image."""
         place = dict(image=self.image_name(result), height=result.height, width=result.width)
         for row in rows_of(result):
-            code = encode_mask(result.require_panoptic() == row["id"])
-            self.rows.append(place | row | dict(rle=code["counts"].decode()))
+            self.rows.append(place | row | dict(rle=_run_lengths(result, row["id"])))
         if len(self.rows) >= self.ROWS:
             self.flush()
 
@@ -112,11 +135,19 @@ def rows_of(result: SegmentationResult) -> Iterator[dict[str, Any]]:
     for segment in result.segments:
         if result.mask(segment).any():
             row = asdict(segment) | dict(box=list(result.box(segment)))
+            del row["track_id"]  # of videos
+            if not row["evidence"]:  # without a memory
+                del row["evidence"]
             if "probabilities" in known:
                 row["probabilities"] = result.probabilities(segment)
             if "embedding" in known:
                 row["embedding"] = result.embedding(segment)
             yield row
+
+
+def _run_lengths(result: SegmentationResult, segment_id: int) -> str:
+    """Return the mask of a segment as COCO's compressed run lengths."""
+    return encode_mask(result.require_panoptic() == segment_id)["counts"].decode()
 
 
 def _widths(result: SegmentationResult) -> dict[str, int]:

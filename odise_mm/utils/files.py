@@ -53,15 +53,16 @@ def replacing(path: str | os.PathLike[str], durable: bool = True) -> Iterator[Pa
     try:
         yield temporary
         if durable:
-            _flush(temporary)
+            flush_to_disk(temporary)
         os.replace(temporary, path)
         if durable:
-            _flush(path.parent)  # flushes the rename
+            flush_to_disk(path.parent)  # flushes the rename
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _flush(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the list of a folder's files, would survive a power failure."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)

@@ -76,7 +76,7 @@ def test_without_a_command_help_goes_to_stderr(capsys: pytest.CaptureFixture[str
     ("words", "message"),
     [
         (["segmnt"], "odise-mm: error: unknown command 'segmnt' (did you mean segment?)"),
-        (["\x1b[1m"], "unknown command '\\x1b[1m' (choose from segment, explain, convert, "),
+        (["\x1b[1m"], "unknown command '\\x1b[1m' (choose from segment, label, explain, "),
         (["--jsn"], "odise-mm: error: unrecognized arguments: --jsn"),
         (["info", "--jsn"], "odise-mm info: error: unrecognized arguments: --jsn"),
         (["train"], "odise-mm train: error: the following arguments are required: CONFIG"),

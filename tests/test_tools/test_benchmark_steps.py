@@ -85,6 +85,13 @@ def test_start(
     assert "Peak up to the model" in table.notes[1] and len(table.notes) == 2
 
 
+def test_label(capsys: pytest.CaptureFixture) -> None:
+    sizes = ("--images", "6", "--height", "40", "--width", "60", "--segments", "3")
+    result = measure(capsys, "label", "odise_tiny", *sizes, "--milliseconds", "20")
+    assert [run["workers"] for run in result["runs"]] == [0, 1, 4]
+    assert all(0 < run["waited"] < 1 for run in result["runs"])
+
+
 def test_evaluation(capsys: pytest.CaptureFixture) -> None:
     sizes = ("--images", "3", "--height", "40", "--width", "60", "--segments", "6")
     result = measure(capsys, "evaluation", *sizes, "--processes", "2")

@@ -11,6 +11,7 @@ Examples:
     python tools/analysis_tools/benchmark_steps.py input odise_coco_label --images 100
     python tools/analysis_tools/benchmark_steps.py evaluation --images 500 --processes 2
     python tools/analysis_tools/benchmark_steps.py start odise_coco_label --precision bf16
+    python tools/analysis_tools/benchmark_steps.py label odise_coco_label
 """
 
 from __future__ import annotations
@@ -146,6 +147,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="precision of the weights files (default: %(default)s)",
     )
     start.add_argument("--build-only", action="store_true", help="stop when the model is built")
+
+    label = add("label", "labeling: how long the network waits for the rest", run_label)
+    label.add_argument("config", metavar="CONFIG", help="config whose test pipeline is used")
+    for name, default, meaning in (
+        ("images", 300, "number of images"),
+        ("height", 480, "height of the images"),
+        ("width", 640, "width of the images"),
+        ("segments", 20, "segments per image"),
+        ("milliseconds", 50, "how long the stand-in for the network sleeps"),
+    ):
+        label.add_argument(
+            f"--{name}",
+            type=positive_int,
+            default=default,
+            metavar="N",
+            help=f"{meaning} (default: %(default)s)",
+        )
     return parser.parse_args(argv)
 
 
@@ -193,6 +211,15 @@ def run_start(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     size = None if args.build_only else args.size
     result = measure_start(args.config, size, args.precision, args.files, args.threads)
     return start_table(result), result
+
+
+def run_label(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
+    """Measure the labeling of files."""
+    from odise_mm.labeling.waiting import measure_waiting, waiting_table
+
+    size = (args.height, args.width)
+    result = measure_waiting(args.config, args.images, size, args.segments, args.milliseconds)
+    return waiting_table(result), result
 
 
 def main(argv: list[str] | None = None) -> int:
