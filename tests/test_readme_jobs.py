@@ -16,6 +16,7 @@ from typing import NamedTuple, TextIO
 import pytest
 
 from odise_mm.benchmarks import studies
+from odise_mm.serving import server
 from tests.test_docs import ROOT, parse, prose, table
 
 SHORTER = {
@@ -25,6 +26,7 @@ SHORTER = {
     "odise-mm train odise_toy_label": "--cfg-options train_cfg.max_iters=1 "
     "train_dataloader.batch_size=2 default_hooks.logger.interval=1 "
     "default_hooks.checkpoint.interval=1",
+    "odise-mm serve": "--port 0",
     "run_study.py": "--cfg-options train_cfg.max_iters=1 train_dataloader.batch_size=1",
 }
 """Options that shorten a command, by a part of the command."""
@@ -101,10 +103,15 @@ def test_the_job_is_done(job: Job, workplace: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(workplace)
     monkeypatch.setattr(studies, "run_child", run_child)
+    served: list = []
+    monkeypatch.setattr(server, "serve", lambda app, *_: served.append(app))
     commands = [line for line in job.lines if line.startswith(("odise-mm ", "python "))]
     assert len(job.lines) <= 3 and commands in ([], job.lines)
     for line in commands:
+        if line.startswith("odise-mm serve"):
+            pytest.importorskip("fastapi", reason="pip install 'odise_mm[api]'")
         run(line)
+    assert len(served) == sum(line.startswith("odise-mm serve") for line in commands)
     if not commands:
         names: dict = {}
         exec("\n".join(job.lines), names)
