@@ -140,6 +140,9 @@ def parse_names(
             f"the class names have {length:,} characters, but the limit is {MAX_TEXT:,}; send "
             "fewer names"
         )
+    for key, text in given.items():
+        if not text.isascii() and any("\ud800" <= sign <= "\udfff" for sign in text):
+            raise VocabularyError(f"{key}: has half a surrogate pair, which is not a character")
     parts = []
     warnings: list[str] = []
     if "texts" in given or "stuff_texts" in given:

@@ -176,6 +176,9 @@ def test_requests_that_are_not_requests(client: Client) -> None:
     json_type = "application/json"
     assert "JSON decode error" in refusal("/segment/base64", b'{"image":', json_type)
     assert "image: Field required" in refusal("/segment/base64", b"{}", json_type)
+    for nested in (b"[" * 100_000, b'{"image":' * 50_000):
+        reply = client.send("/segment/base64", nested, json_type)
+        assert reply.status in (400, 422) and reply.content["error"]
     body, content_type = form(picture(), NAMES)
     assert "image" in refusal("/segment", b"", content_type)
     assert "image" in refusal("/segment", b"texts=cat", "application/x-www-form-urlencoded")
@@ -250,6 +253,21 @@ def test_queue_time_and_end(config: Config, monkeypatch: pytest.MonkeyPatch) -> 
             gate.open.set()
         assert client.post(picture()).status == 200, "the worker is free again"
         assert len(service.inferencer.model.batches) == 2, "the dropped request did not run"
+
+
+def test_requests_that_have_begun_are_answered_before_the_end(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        with serving(config) as (client, service):
+            gate = Gate(service, monkeypatch)
+            begun = threads.submit(client.post, picture())
+            assert gate.entered.acquire(timeout=60)
+            later = threading.Timer(0.5, gate.open.set)
+            later.start()
+        assert begun.result().status == 200
+    with pytest.raises(OSError):
+        client.get("/health")
 
 
 def test_failures_of_the_server_are_not_shown(

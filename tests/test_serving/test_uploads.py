@@ -109,7 +109,10 @@ def test_files_are_not_read(argument: str, form: str, tmp_path: Path) -> None:
         assert "secret" not in str(caught.value)
 
 
-def test_names_may_be_too_long() -> None:
+def test_names_must_be_text_and_may_be_too_long() -> None:
+    assert parse_names("猫; 🐕").vocabulary is not None
+    with pytest.raises(VocabularyError, match="stuff_texts: has half a surrogate pair"):
+        parse_names("cat", "sky\ud800")
     with pytest.raises(VocabularyError, match=f"limit is {MAX_TEXT:,}"):
         parse_names(";".join(f"name {i}" for i in range(3000)))
     with pytest.raises(VocabularyError, match=f"limit is {MAX_NAME}"):
