@@ -15,7 +15,7 @@ from fastapi_offline import FastAPIOffline
 from mmengine.logging import print_log
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from starlette.exceptions import HTTPException
 
 from odise_mm.config.walking import name_of
@@ -88,19 +88,30 @@ class Options(BaseModel):
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
-class FormRequest(Options):
-    """A request with the image as a file."""
-
+class _Upload(BaseModel):
     image: UploadFile = Field(description="File of the image")
+
+
+class _Encoded(BaseModel):
+    image: str = Field(description="File of the image in base64, or as a data URL")
+
+
+class FormRequest(Options, _Upload):  # the image comes first in the description
+    """A request with the image as a file. Empty fields, as browsers send them, count as missing."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value != ""}
 
 
 _Form = Annotated[FormRequest, Form(media_type="multipart/form-data")]
 
 
-class JsonRequest(Options):
+class JsonRequest(Options, _Encoded):
     """A request with the image in base64."""
-
-    image: str = Field(description="File of the image in base64, or as a data URL")
 
 
 class Problem(BaseModel):
@@ -151,14 +162,14 @@ def make_app(service: Service, images: ImageStore | None = None) -> FastAPI:
 def _add_images(app: FastAPI, service: Service) -> None:
     """Add the paths that segment images."""
 
-    @app.post("/segment", responses=_RESULTS, response_class=Response)
+    @app.post("/segment", tags=["Images"], responses=_RESULTS, response_class=Response)
     async def segment(request: Request, form: _Form) -> Response:
         """Segment an uploaded image file."""
         content = await form.image.read()
         name = printable(os.path.basename(form.image.filename or "image"), limit=200)
         return await respond(request, form, lambda: content, name)
 
-    @app.post("/segment/base64", responses=_RESULTS, response_class=Response)
+    @app.post("/segment/base64", tags=["Images"], responses=_RESULTS, response_class=Response)
     async def segment_base64(request: Request, body: JsonRequest) -> Response:
         """Segment an image that is sent in base64."""
         return await respond(
@@ -193,17 +204,17 @@ def _add_states(app: FastAPI, service: Service) -> None:
     async def to_docs() -> RedirectResponse:
         return RedirectResponse("docs")
 
-    @app.get("/health")
+    @app.get("/health", tags=["Server"])
     async def health() -> dict[str, str]:
         """Tell that the server can be used. It answers while images are processed, too."""
         return {"status": "UP"}
 
-    @app.get("/model")
+    @app.get("/model", tags=["Server"])
     async def model() -> dict[str, Any]:
         """Describe the model, the default names and settings, and the limits."""
         return describe(service)
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", tags=["Server"], response_class=Response)
     async def metrics() -> Response:
         """Return measurements in the text format of Prometheus."""
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -140,6 +140,12 @@ def test_names_and_settings_of_a_request(client: Client) -> None:
     assert content["categories"][0]["name"] == "cat. dog." and len(content["categories"]) == 21
     assert "read as 1 class" in content["warnings"][0]
     assert client.post(picture(), min_area="601", alpha="0.5").status == 200
+    # As browsers send empty fields.
+    empty = b'--a7c1e0\r\nContent-Disposition: form-data; name="alpha"\r\n\r\n\r\n'
+    body, content_type = form(picture(), NAMES)
+    assert client.send("/segment", empty + body, content_type).status == 200, (
+        "as a browser sends it"
+    )
 
 
 @pytest.mark.parametrize(
@@ -205,7 +211,11 @@ def test_documentation_needs_no_other_server(client: Client) -> None:
     for name in ("swagger-ui-bundle.js", "swagger-ui.css"):
         assert f"/static-offline-docs/{name}" in page
         assert len(client.get(f"/static-offline-docs/{name}").body) > 100_000
-    paths = client.get("/openapi.json").content["paths"]
+    described = client.get("/openapi.json").content
+    paths = described["paths"]
+    for name in ("FormRequest", "JsonRequest"):
+        schema = described["components"]["schemas"][name]
+        assert next(iter(schema["properties"])) == "image" and schema["required"] == ["image"]
     assert set(paths["/segment"]["post"]["requestBody"]["content"]) == {"multipart/form-data"}
     assert set(paths) == {"/segment", "/segment/base64", "/health", "/model", "/metrics"}
 
