@@ -22,7 +22,7 @@ OUT := demo_output
 demo: export PYTHONWARNINGS := ignore:torch.meshgrid
 QUIET := --cfg-options log_level=WARNING
 
-.PHONY: help venv test test-formats test-export lint format coverage docs demo toy-ablation clean
+.PHONY: help venv test test-formats test-export test-web lint format coverage docs demo toy-ablation clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -53,6 +53,13 @@ test-formats: venv  ## read converted results with other programs (downloads 2 G
 test-export: venv  ## export to ONNX and compare with PyTorch (installs the extra `export` into .venv)
 	$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements/export.txt
 	$(BIN)/python -m pytest tests/test_export
+
+test-web: venv  ## try the web page in headless Chromium, which must be installed (creates .web beside .venv)
+	@test -e .web/installed || { $(BIN)/python -m venv .web && \
+	  $(BIN)/python -c 'import sysconfig; print(f"import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})")' \
+	  > $$(.web/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth && \
+	  .web/bin/python -m pip install $(PIP_FLAGS) -r requirements/web.txt playwright && touch .web/installed; }
+	.web/bin/python -m pytest tests/test_serving/test_browser.py
 
 format: venv  ## format and fix the files with ruff
 	$(BIN)/ruff check --fix .
@@ -93,6 +100,6 @@ toy-ablation: venv  ## run the paper's ablations in the toy world (many hours; c
 	  && exit $$failed
 
 clean:  ## remove .venv, caches, site and demo_output
-	rm -rf .venv .formats .pytest_cache .ruff_cache .mypy_cache .coverage* htmlcov build site demo_output odise_mm/.mim *.egg-info \
+	rm -rf .venv .formats .web .pytest_cache .ruff_cache .mypy_cache .coverage* htmlcov build site demo_output odise_mm/.mim *.egg-info \
 	  requirements/opencv_headless/build requirements/opencv_headless/*.egg-info
 	find odise_mm tests tools projects demo requirements -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true

@@ -29,7 +29,7 @@ PRESENT = installed()
 # An editable installation also makes the clone's projects importable, which configs use in
 # custom_imports. A wheel does not contain them, because the name "projects" is too general.
 PACKAGES = ["odise_mm", "odise_mm.*"] + ["projects", "projects.*"] * ("editable_wheel" in sys.argv)
-EXTRAS = ("tests", "docs", "video", "parquet", "export", "api", "memory", "ray")
+EXTRAS = ("tests", "docs", "video", "parquet", "export", "api", "web", "memory", "ray")
 FOR_MIM = (
     "tools",
     "configs",

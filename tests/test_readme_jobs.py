@@ -109,7 +109,8 @@ def test_the_job_is_done(job: Job, workplace: Path, monkeypatch: pytest.MonkeyPa
     assert len(job.lines) <= 3 and commands in ([], job.lines)
     for line in commands:
         if line.startswith("odise-mm serve"):
-            pytest.importorskip("fastapi", reason="pip install 'odise_mm[api]'")
+            module, extra = ("fastapi", "api") if "--api" in line else ("gradio", "web")
+            pytest.importorskip(module, reason=f"pip install 'odise_mm[{extra}]'")
         run(line)
     assert len(served) == sum(line.startswith("odise-mm serve") for line in commands)
     if not commands:

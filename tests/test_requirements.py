@@ -261,6 +261,7 @@ def test_requirements_equal_the_imports_of_the_package() -> None:
     # Imported by the HTTP API; those after the first come with it.
     optional |= {"fastapi", "starlette", "pydantic", "anyio"}
     optional |= {"fastapi-offline", "prometheus-client", "uvicorn"}
+    optional |= {"gradio"}  # for the web page
     for_types = {"typing-extensions"}  # imported only by type checkers
     assert imported - {"mmcv"} - optional - for_types == set(names({})) - {"mmcv-lite"} - indirect
 

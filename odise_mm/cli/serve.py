@@ -1,10 +1,12 @@
-"""Serve a model over HTTP.
+"""Serve a model over HTTP: a web page, or an API.
 
-With --api: images and class names in, COCO JSON or PNG out. http://HOST:PORT/docs describes the
-requests; docs/serving.md has examples. Nobody is asked for a password, so listen on other
+The page segments uploaded images with typed class names; docs/web.md describes it. With --api:
+images and class names in, COCO JSON or PNG out. http://HOST:PORT/docs describes the requests;
+docs/serving.md has examples. Nobody is asked for a password, so listen on other
 addresses than this machine's own only behind a server that does.
 
-Example:
+Examples:
+    odise-mm serve --config odise_coco_label
     odise-mm serve --api --config odise_coco_label --port 8000
     curl -F image=@street.jpg --form-string "texts=van; cyclist" localhost:8000/segment
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import os
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from odise_mm.cli.arguments import (
     NO_CONFIG,
@@ -31,6 +34,10 @@ from odise_mm.utils.command_line import (
     positive_number,
     whole_number,
 )
+
+if TYPE_CHECKING:
+    from odise_mm.serving.label_studio import ImageStore
+    from odise_mm.serving.uploads import Limits
 
 MAX_PIXELS = 4096 * 4096
 KEY = "LABEL_STUDIO_API_KEY"
@@ -72,15 +79,15 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         type=positive_number,
         default=60.0,
         metavar="S",
-        help="give up a request after S seconds (default: %(default)g)",
+        help="API: give up a request after S seconds (default: %(default)g)",
     )
     server.add_argument(
         "--workers",
         type=positive_int,
         default=1,
         metavar="N",
-        help="threads that read, draw and encode images; the model itself processes one image at "
-        "a time (default: %(default)s)",
+        help="API: threads that read, draw and encode images; the model itself processes one image "
+        "at a time (default: %(default)s)",
     )
     studio = parser.add_argument_group("Label Studio")
     studio.add_argument(
@@ -97,8 +104,8 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     add_names(parser)
     add_model(parser, MAX_PIXELS)
     args = parser.parse_args(argv)
-    if not args.api:
-        parser.error("say what to serve: --api")
+    if not args.api and (args.label_studio, args.label_studio_root) != (None, None):
+        parser.error("--label-studio and --label-studio-root need --api")
     if args.config is None:
         parser.error(NO_CONFIG)
     return args
@@ -123,31 +130,41 @@ def run(args: argparse.Namespace) -> int:
     """Serve until a signal asks to end."""
     from odise_mm.serving.server import check_packages, listen, serve
 
-    check_packages()
+    check_packages(args.api)
     # Before the model is built, which takes minutes.
     with listen(args.host, args.port) as socket:
-        from odise_mm.serving.api import make_app
-        from odise_mm.serving.label_studio import ImageStore
-        from odise_mm.serving.service import Service
         from odise_mm.serving.uploads import Limits
 
         limits = Limits(int(args.max_megabytes * (1 << 20)), args.max_pixels)
-        images = None
-        if args.label_studio is not None or args.label_studio_root is not None:
-            key = os.environ.get(KEY)
-            images = ImageStore(args.label_studio, key, args.label_studio_root, limits)
+        images = _label_studio(args, limits)
         inferencer = build_inferencer(args)
         typed = (args.texts, args.stuff_texts, args.vocabulary)
         without = inferencer.default_vocabulary is None and not any(typed)
-        service = Service(
-            inferencer,
+        options = dict(
             names=None if without else inferencer.make_vocabulary(*typed),
             settings=given(args, SETTINGS),
             limits=limits,
             queue=args.queue,
-            timeout=args.timeout,
-            workers=args.workers,
         )
+        if args.api:
+            from odise_mm.serving.api import make_app
+            from odise_mm.serving.service import Service
+
+            times = dict(timeout=args.timeout, workers=args.workers)
+            app = make_app(Service(inferencer, **options, **times), images)
+        else:
+            from odise_mm.serving.page import make_page
+
+            app = make_page(inferencer, host=args.host, **options)
         with suppress(KeyboardInterrupt):  # of a signal, after all requests were answered
-            serve(make_app(service, images), socket, args.timeout)
+            serve(app, socket, args.timeout)
     return 0
+
+
+def _label_studio(args: argparse.Namespace, limits: Limits) -> ImageStore | None:
+    if args.label_studio is None and args.label_studio_root is None:
+        return None
+    from odise_mm.serving.label_studio import ImageStore
+
+    key = os.environ.get(KEY)
+    return ImageStore(args.label_studio, key, args.label_studio_root, limits)

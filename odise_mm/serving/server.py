@@ -16,17 +16,21 @@ PACKAGES = {
     "uvicorn": "uvicorn",
 }
 """Modules of the API's packages, and how pip names them."""
+PAGE_PACKAGES = {"gradio": "gradio", "uvicorn": "uvicorn"}
+"""The same for the web page."""
 
 
-def check_packages() -> None:
-    """Check that the packages of the API are installed.
+def check_packages(api: bool = True) -> None:
+    """Check that the packages of the API, or of the web page, are installed.
 
     Raises:
         ConfigError: If one is missing.
     """
-    missing = [name for module, name in PACKAGES.items() if find_spec(module) is None]
+    packages = PACKAGES if api else PAGE_PACKAGES
+    missing = [name for module, name in packages.items() if find_spec(module) is None]
     if missing:
-        raise ConfigError(f"--api needs {', '.join(missing)}: pip install 'odise_mm[api]'")
+        what, extra = ("--api", "api") if api else ("the web page", "web")
+        raise ConfigError(f"{what} needs {', '.join(missing)}: pip install 'odise_mm[{extra}]'")
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from odise_mm.structures import Segment, SegmentationResult
-from odise_mm.utils.settings import check_choice, check_weight
+from odise_mm.utils.settings import check_choice, check_weight, check_whole
 from odise_mm.visualization.colors import class_colors, is_light, shade
 from odise_mm.visualization.legend import MAX_NUMBERS, LegendEntry, add_legend, draw_banner
 from odise_mm.visualization.text import LINE_STEP, font_for, halve, text_size, tidy
@@ -57,6 +57,7 @@ def draw_panoptic(
     legend: bool | None = False,
     notice: str | None = None,
     scores: bool = True,
+    zoom: int | None = None,
     channel_order: str = "bgr",
 ) -> np.ndarray:
     """Draw the segments of a result on its image.
@@ -71,14 +72,18 @@ def draw_panoptic(
             adds a legend if a segment has no room for its name.
         notice: text for a banner over the top of the image.
         scores: whether scores are written behind the names.
+        zoom: factor by which the image is enlarged, from 1. None: small images are enlarged if
+            there is a legend.
         channel_order: "bgr" or "rgb", of ``image`` and of the returned image.
 
     Returns:
-        uint8 (H', W', 3). H' x W' is H x W with ``legend=False``, else it is larger.
+        uint8 (H', W', 3). H' x W' is H x W with ``legend=False`` and without ``zoom``, else it is
+        larger. The enlarged image is in the top left corner.
 
     Raises:
         ValueError: there is no panoptic map, its size differs from the image's,
-            ``alpha`` is not from 0 to 1, or ``fill`` or ``channel_order`` is unknown.
+            ``alpha`` is not from 0 to 1, ``zoom`` is below 1, or ``fill`` or ``channel_order`` is
+            unknown.
     """
     if result.panoptic is None:
         raise ValueError(f"{result.image_name}: the result has no panoptic map to draw")
@@ -93,7 +98,11 @@ def draw_panoptic(
     if channel_order not in ("bgr", "rgb"):
         raise ValueError(f'channel_order must be "bgr" or "rgb", not {channel_order!r}')
     rgb = image[..., ::-1] if channel_order == "bgr" else image
-    drawing = _draw(np.ascontiguousarray(rgb), result, fill, alpha, legend, notice, scores)
+    if zoom is None:
+        small = _MIN_LONG_SIDE / max(rgb.shape[:2])
+        zoom = 1 if legend is False else max(1, math.ceil(small))
+    check_whole("zoom", zoom, 1)
+    drawing = _draw(np.ascontiguousarray(rgb), result, fill, alpha, legend, notice, scores, zoom)
     return np.ascontiguousarray(drawing[..., ::-1] if channel_order == "bgr" else drawing)
 
 
@@ -105,8 +114,8 @@ def _draw(
     legend: bool | None,
     notice: str | None,
     scores: bool,
+    zoom: int,
 ) -> np.ndarray:
-    zoom = 1 if legend is False else max(1, math.ceil(_MIN_LONG_SIDE / max(rgb.shape[:2])))
     # Ranks in the list of segments, from 1, are small numbers for OpenCV and lookup tables.
     assert result.panoptic is not None, "checked by the caller"
     ranks = _ranks(result.panoptic, result.segments)

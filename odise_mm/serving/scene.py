@@ -1,0 +1,354 @@
+"""What the web page shows of one image: its views, regions, predictions and files.
+
+Nothing here knows about the web. :mod:`odise_mm.serving.page` lays it out.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+
+from odise_mm.errors import ConfigError, OutputError
+from odise_mm.io import FORMATS
+from odise_mm.io.conversion import MARK, write_labels
+from odise_mm.structures import Segment, SegmentationResult
+from odise_mm.utils.display import printable
+from odise_mm.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from odise_mm.apis import OpenVocabInferencer
+
+VIEWS = ("panoptic", "semantic", "instances", "predictions")
+"""Views of a scene; "predictions" names the regions as one classifier would."""
+ENSEMBLE = "ensemble"
+"""Name of the ensemble among the classifiers."""
+DRAWING = "drawing"
+"""Name of the drawn image among the formats of files."""
+MAX_INSTANCES = 30
+"""Maximum number of instances in their view, best first."""
+MIN_INSTANCE_SCORE = 0.1
+"""Instances with lower scores are not in their view: most of them are masks of nothing."""
+MAX_SIDE = 1600
+"""Drawings of larger images are reduced to this number of pixels."""
+_MIN_SIDE = 700  # drawings of smaller images are enlarged, so that there is room for names
+_MAX_ZOOM = 8
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of a scene: a drawing and its regions.
+
+    Attributes:
+        ids: (h, w) int32, the region of each pixel, 0 for none. Large images are reduced.
+        regions: the regions, largest first; instances best first.
+        drawing: (H', W', 3) uint8 RGB. The image is in the top left corner, a legend beside it.
+        zoom: pixels of the drawing per pixel of ``ids``.
+        share: fraction of the image that each region covers, by id.
+        scored: whether the regions have scores.
+        note: what to know about this view, one sentence; may be empty.
+        masks: (h, w) bool of regions that others cover in part, by id.
+    """
+
+    ids: np.ndarray
+    regions: tuple[Segment, ...]
+    drawing: np.ndarray
+    zoom: int
+    share: dict[int, float]
+    scored: bool = True
+    note: str = ""
+    masks: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+    def region_at(self, x: float, y: float) -> Segment | None:
+        """Return the region at a pixel of the drawing; None outside of regions."""
+        row, column = int(y // self.zoom), int(x // self.zoom)
+        height, width = self.ids.shape
+        if not (0 <= row < height and 0 <= column < width):
+            return None
+        return self.region(int(self.ids[row, column]))
+
+    def region(self, number: int | None) -> Segment | None:
+        """Return the region with an id; None if there is none."""
+        return next((region for region in self.regions if region.id == number), None)
+
+    def highlighted(self, number: int | None) -> np.ndarray:
+        """Return the drawing with everything but a region darkened; None: the drawing itself."""
+        if number is None or self.region(number) is None:
+            return self.drawing
+        mask = self.masks.get(number, self.ids == number).astype(np.float32)
+        size = (mask.shape[1] * self.zoom, mask.shape[0] * self.zoom)
+        mask = cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR)  # as smooth as the drawing
+        inside = (mask >= 0.5).astype(np.uint8)
+        drawing = self.drawing.copy()
+        part = drawing[: size[1], : size[0]]
+        part[inside == 0] = part[inside == 0] // 5 * 2
+        outlines, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        width = max(2, round(max(size) / 400))
+        cv2.drawContours(part, outlines, -1, (255, 255, 255), width)
+        return drawing
+
+    def label(self, region: Segment) -> str:
+        """Return a short line about a region: name, score and share of the image."""
+        score = f" {region.score:.2f}" if self.scored else ""
+        return f"{printable(region.name, limit=40)}{score}, {percent(self.share[region.id])}"
+
+    def labels(self) -> list[tuple[str, int]]:
+        """Return the label and the id of every region. Equal labels are numbered."""
+        shown: list[tuple[str, int]] = []
+        count: dict[str, int] = {}
+        for region in self.regions:
+            label = self.label(region)
+            count[label] = count.get(label, 0) + 1
+            shown.append((f"{label} ({count[label]})" * (count[label] > 1) or label, region.id))
+        return shown
+
+    def describe(self, region: Segment) -> tuple[str, str]:
+        """Return the name of a region, and its kind, score and area as text."""
+        kind = "thing" if region.is_thing else "stuff"
+        score = f", score {region.score:.3f}" if self.scored else ""
+        area = f"{region.area:,} pixels, {percent(self.share[region.id])} of the image"
+        return printable(region.name, limit=80), f"{kind}{score}, {area}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A segmented image.
+
+    Attributes:
+        name: name of the image file, without folders.
+        image: (H, W, 3) uint8 BGR.
+        vocabulary: the classes.
+        result: the panoptic result, with ``queries``.
+    """
+
+    name: str
+    image: np.ndarray
+    vocabulary: Vocabulary
+    result: SegmentationResult
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """The ensemble and each classifier; only the ensemble if there is one classifier."""
+        classifiers = self.result.require_queries().classifiers
+        return (ENSEMBLE, *classifiers) if len(classifiers) > 1 else (ENSEMBLE,)
+
+    def with_settings(self, **settings: Any) -> Scene:
+        """Return the scene with other settings, without running the model.
+
+        Raises:
+            ConfigError: a value is not allowed.
+        """
+        return replace(self, result=self.result.with_settings(**settings))
+
+    def view(self, kind: str, classifier: str = ENSEMBLE) -> View:
+        """Return a view.
+
+        Args:
+            kind: one of ``VIEWS``.
+            classifier: for "predictions", who names the regions.
+        """
+        if kind == "panoptic":
+            return self._drawn(self._by_area(self.result.segments))
+        if kind == "semantic":
+            return self._semantic()
+        if kind == "instances":
+            return self._instances()
+        if kind == "predictions":
+            return self._predictions(classifier)
+        raise ValueError(f"kind={kind!r} must be one of {', '.join(VIEWS)}")
+
+    def predictions(self, number: int, count: int = 5) -> dict[str, list[tuple[str, float]]]:
+        """Return what each classifier predicts for a region of the panoptic view.
+
+        Args:
+            number: id of the region.
+            count: number of names.
+
+        Returns:
+            The most probable names and their probabilities, best first, by classifier; empty if
+            there is no such region.
+        """
+        segment = next((s for s in self.result.segments if s.id == number), None)
+        if segment is None:
+            return {}
+        return {
+            classifier: self.result.top(segment, count, _or_none(classifier))
+            for classifier in self.classifiers
+        }
+
+    def write(self, form: str, folder: str | os.PathLike) -> Path:
+        """Write the panoptic result to a file.
+
+        Args:
+            form: "drawing" for the drawn image, or one of :func:`file_formats`.
+            folder: empty folder for the file.
+
+        Returns:
+            A PNG image, or a ZIP archive of the files of the format.
+
+        Raises:
+            ConfigError: the format is unknown, or the result does not fit into it. The message
+                does not contain the folder.
+        """
+        folder = Path(folder)
+        stem = Path(self.name).stem
+        if form == DRAWING:
+            path = folder / f"{stem}_{form}.png"
+            cv2.imwrite(os.fspath(path), self._drawn(self.result).drawing[..., ::-1])
+            return path
+        if form not in file_formats():
+            raise ConfigError(f"unknown format {printable(form, limit=40)!r}")
+        named = replace(self.result, image_path=self.name)
+        work = folder / "work"
+        try:
+            (written,) = write_labels([named], self.vocabulary, [form], work)
+        except OutputError as err:
+            raise ConfigError(str(err).replace(f"{work}{os.sep}", "")) from err
+        (written / MARK).unlink()
+        archive = shutil.make_archive(os.fspath(folder / f"{stem}_{form}"), "zip", written)
+        shutil.rmtree(work)
+        return Path(archive)
+
+    def _by_area(self, segments: Sequence[Segment], **fields: Any) -> SegmentationResult:
+        """Return the result with other segments, largest first."""
+        segments = sorted(segments, key=lambda segment: -segment.area)
+        return replace(self.result, segments=segments, **fields)
+
+    def _drawn(self, result: SegmentationResult, scored: bool = True, note: str = "") -> View:
+        """Draw a result whose panoptic map has the size of the image."""
+        from odise_mm.visualization import draw_panoptic
+
+        ids, image = result.require_panoptic(), self.image
+        share = {segment.id: result.share(segment) for segment in result.segments}
+        longest = max(ids.shape)
+        if longest > MAX_SIDE:
+            height, width = (max(1, round(side * MAX_SIDE / longest)) for side in ids.shape)
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+            ids = _resized(ids, (height, width))
+        zoom = min(_MAX_ZOOM, max(1, math.ceil(_MIN_SIDE / max(ids.shape))))
+        drawing = draw_panoptic(
+            image, replace(result, panoptic=ids), legend=True, scores=scored, zoom=zoom
+        )
+        return View(ids, tuple(result.segments), drawing[..., ::-1], zoom, share, scored, note)
+
+    def _semantic(self) -> View:
+        made = self.result.with_settings(semantic=True, panoptic=False, instance=False)
+        assert made.semantic is not None, "it was asked for"
+        labels, areas = np.unique(made.semantic, return_counts=True)
+        things, names = self.vocabulary.is_thing, self.vocabulary.names
+        segments = [
+            Segment(int(label) + 1, int(label), names[label], 0.0, int(area), things[label])
+            for label, area in zip(labels, areas, strict=True)
+        ]
+        note = "Every pixel has a class; objects of a class are not separated."
+        return self._drawn(self._by_area(segments, panoptic=made.semantic + 1), False, note)
+
+    def _instances(self) -> View:
+        made = self.result.with_settings(semantic=False, panoptic=False, instance=True)
+        found, queries = made.instances, self.result.require_queries()
+        assert found is not None, "they were asked for"
+        least = max(MIN_INSTANCE_SCORE, queries.settings["score_threshold"])
+        found = found[found.scores > least][:MAX_INSTANCES]
+        ids = np.zeros(self.image.shape[:2], np.int32)
+        masks, segments = found.masks, []
+        for index in reversed(range(len(found))):  # the best one is on top
+            ids[masks[index]] = index + 1
+        for index, (label, score) in enumerate(zip(found.labels, found.scores, strict=True)):
+            name, area = self.vocabulary.names[label], int(masks[index].sum())
+            segments.append(Segment(index + 1, int(label), name, float(score), area, True))
+        note = f"Things with a score above {least:g}, at most {MAX_INSTANCES}, the best on top."
+        view = self._drawn(replace(self.result, panoptic=ids, segments=segments), note=note)
+        reduced = (_resized(mask, view.ids.shape) for mask in masks)
+        return replace(view, masks=dict(enumerate(reduced, start=1)))
+
+    def _predictions(self, classifier: str) -> View:
+        segments = []
+        for segment in self.result.segments:
+            ((name, score),) = self.result.top(segment, 1, _or_none(classifier))
+            label = self.vocabulary.names.index(name)
+            segments.append(replace(segment, label=label, name=name, score=score))
+        note = "The regions of the panoptic view, named by one classifier alone."
+        if classifier == ENSEMBLE:
+            note = "The regions of the panoptic view, named by all classifiers together."
+        return self._drawn(self._by_area(segments), note=note)
+
+
+def segment_scene(
+    inferencer: OpenVocabInferencer,
+    image: np.ndarray,
+    name: str,
+    vocabulary: Vocabulary,
+    **settings: Any,
+) -> Scene:
+    """Segment an image.
+
+    Args:
+        inferencer: the model.
+        image: (H, W, 3) uint8 BGR.
+        name: name of the image file, which may come from a stranger.
+        vocabulary: the classes.
+        settings: settings of the result.
+
+    Raises:
+        DeviceMemoryError, ConfigError, FloatingPointError: see the inferencer.
+    """
+    (result,) = inferencer(
+        image,
+        vocabulary=vocabulary,
+        progress=False,
+        **{
+            **settings,
+            "keep_queries": True,
+            "panoptic": True,
+            "semantic": False,
+            "instance": False,
+        },
+    )
+    return Scene(safe_name(name), image, vocabulary, result)
+
+
+def safe_name(name: str) -> str:
+    """Return a file name from a stranger without folders and unusual signs, "image" if empty."""
+    plain = re.sub(r"[^\w.() -]", "_", re.split(r"[/\\]", name)[-1]).strip(". ")
+    return printable(plain, limit=80) or "image"
+
+
+def percent(share: float) -> str:
+    """Return a fraction of the image as text: ``12 %``, ``3.4 %`` or ``<0.1 %``."""
+    if share < 0.001:
+        return "<0.1 %"
+    return f"{100 * share:.{0 if share >= 0.1 else 1}f} %"
+
+
+def file_formats() -> list[str]:
+    """Return the formats of the writers whose packages are installed."""
+    found = []
+    for name, writer in FORMATS.items():
+        try:
+            writer.check()
+        except OutputError:
+            continue
+        found.append(name)
+    return sorted(found)
+
+
+def _resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Resize ids (int32) or a mask (bool) to (h, w)."""
+    if values.shape == shape:
+        return values
+    kind = values.dtype
+    values = values.astype(np.uint8) if kind == np.bool_ else values
+    resized = cv2.resize(values, shape[::-1], interpolation=cv2.INTER_NEAREST)
+    return resized.astype(kind, copy=False)
+
+
+def _or_none(classifier: str) -> str | None:
+    return None if classifier == ENSEMBLE else classifier
