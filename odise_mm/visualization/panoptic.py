@@ -132,7 +132,7 @@ def _draw(
 
     canvas = _fill(rgb, ranks, drawn, alpha, line=max(1, round(label_size / 9)))
     _find_boxes(ranks, drawn)
-    swatches = _swatches(canvas, ranks, drawn)
+    swatches = {} if legend is False else _swatches(canvas, ranks, drawn)
     pil = Image.fromarray(canvas).copy()
     del rgb, canvas  # large images need the memory
     _write_names(pil, ranks, drawn, label_size, numbers=legend is not False, scores=scores)
@@ -192,28 +192,38 @@ def _fill(
     rgb: np.ndarray, ranks: np.ndarray, drawn: list[_Drawn], alpha: float, line: int
 ) -> np.ndarray:
     """Fill segments, outline them in their colors, and draw a thin light line between them."""
-    table = np.array([(0, 0, 0), *(d.color for d in drawn)], dtype=np.uint8)
+    table = np.array([(0, 0, 0), *(d.color for d in drawn)], dtype=np.float32)
     canvas = np.empty_like(rgb)
+    strips = list(_strips(ranks))
+    only = _distances(ranks, strips[0], line) if len(strips) == 1 else None
     # Thin segments would consist of lines only, so their lines are thinner or left out.
     widest = np.zeros(len(drawn) + 1, np.float32)
-    for rows in _strips(ranks):
-        distance = _distances(ranks, rows, line)
+    for rows in strips:
+        distance = _distances(ranks, rows, line) if only is None else only
         np.maximum.at(widest, ranks[rows].ravel(), distance.ravel())
     rooms = np.clip((widest - line) / (2 * line), 0, 1).astype(np.float32)
-    for rows in _strips(ranks):
-        part, distance = ranks[rows], _distances(ranks, rows, line)
-        colors = table[part].astype(np.float32)
-        inside = (part > 0)[..., None]
+    for rows in strips:
+        part = ranks[rows]
+        distance = _distances(ranks, rows, line) if only is None else only
+        colors = table[part]
         # Void shows the image slightly darkened, so that it looks like "nothing found".
-        opacity = np.where(inside, np.float32(alpha), np.float32(0.25))
+        opacity = np.where(part > 0, np.float32(alpha), np.float32(0.25))[..., None]
         filled = rgb[rows] + opacity * (colors - rgb[rows])
+        near = distance < _reach(line)
+        distance, colors, part, lines = distance[near], colors[near], part[near], filled[near]
         room = rooms[part]
-        own = np.clip(2.2 * line * room + 0.5 - distance, 0, 1)[..., None] * inside
-        filled += own * 0.9 * (np.clip(colors * 0.92, 0, 255) - filled)
+        own = (np.clip(2.2 * line * room + 0.5 - distance, 0, 1) * (part > 0))[:, None]
+        lines += own * 0.9 * (np.clip(colors * 0.92, 0, 255) - lines)
         light = np.clip(0.35 * line + 0.3 - distance, 0, 1) * np.where(part, room, 1)
-        filled += light[..., None] * 0.9 * (np.float32(255) - filled)
+        lines += light[:, None] * 0.9 * (np.float32(255) - lines)
+        filled[near] = lines
         canvas[rows] = np.clip(np.rint(filled), 0, 255)
     return canvas
+
+
+def _reach(line: int) -> int:
+    """Return a distance from borders, in pixels, that no line of a width reaches."""
+    return 3 * line + 1
 
 
 def _strips(ranks: np.ndarray) -> Iterator[slice]:
@@ -226,10 +236,10 @@ def _strips(ranks: np.ndarray) -> Iterator[slice]:
 def _distances(ranks: np.ndarray, rows: slice, line: int) -> np.ndarray:
     """Return the distance of every pixel of some rows to the nearest border between segments.
 
-    It gives smooth lines of any width. Distances beyond 3 lines, which no line reaches, are 3 lines
-    and 1 pixel, so rows that are farther away don't matter.
+    It gives smooth lines of any width. Larger distances than :func:`_reach` are set to it, so rows
+    that are farther away don't matter.
     """
-    limit = 3 * line + 1
+    limit = _reach(line)
     first, last = max(0, rows.start - limit - 1), min(len(ranks), rows.stop + limit + 1)
     near = ranks[first:last]
     border = np.zeros(near.shape, dtype=np.uint8)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from odise_mm.analysis import start_cost
+from odise_mm.analysis import start_cost, writing_cost
 from odise_mm.analysis.meta import build_on_meta, load_model_config
 from odise_mm.analysis.text_cost import many_names
 from odise_mm.apis import OpenVocabInferencer
@@ -100,3 +100,14 @@ def test_evaluation(capsys: pytest.CaptureFixture) -> None:
     for ours, theirs in values:
         assert ours == pytest.approx(theirs, rel=1e-6) and ours > 0
     assert len(values) == 6
+
+
+def test_writing(capsys: pytest.CaptureFixture) -> None:
+    sizes = ("--height", "40", "--width", "60", "--segments", "6", "--repeats", "1")
+    names = "projects/toy_world/vocabularies/all.txt"
+    result = measure(capsys, "writing", "odise_toy_label", "--vocabulary", names, *sizes)
+    seconds = result["cpu_seconds"]
+    assert len(seconds) == 4 and min(seconds.values()) > 0 and 1 < result["segments"] <= 6
+    assert seconds[writing_cost.MODEL] == max(seconds.values())
+    rows = writing_cost.writing_table(result).rows
+    assert rows[0][2] == "" and all(row[2].endswith("%") for row in rows[1:])

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Measure the steps around the network, each beside another implementation.
+"""Measure the steps around the network, most of them beside another implementation.
 
 Each subcommand prints one table. Times are CPU times of this process. The two alternate, so
 other programs on the machine influence both. Random weights suffice.
@@ -10,6 +10,7 @@ Examples:
     python tools/analysis_tools/benchmark_steps.py losses odise_coco_label
     python tools/analysis_tools/benchmark_steps.py input odise_coco_label --images 100
     python tools/analysis_tools/benchmark_steps.py evaluation --images 500 --processes 2
+    python tools/analysis_tools/benchmark_steps.py writing odise_tiny
     python tools/analysis_tools/benchmark_steps.py start odise_coco_label --precision bf16
     python tools/analysis_tools/benchmark_steps.py label odise_coco_label
 """
@@ -125,6 +126,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="measured metrics (default: all)",
     )
 
+    writing = add("writing", "drawing and writing of results, and the model itself", run_writing)
+    writing.add_argument("config", metavar="CONFIG", help="config; no weights are needed")
+    writing.add_argument("--vocabulary", default="coco", help="class names (default: %(default)s)")
+    for name, default, meaning in (
+        ("height", 427, "height of the image"),
+        ("width", 640, "width of the image"),
+        ("segments", 20, "segments drawn in the result"),
+        ("repeats", 3, "measured rounds"),
+    ):
+        writing.add_argument(
+            f"--{name}",
+            type=positive_int,
+            default=default,
+            metavar="N",
+            help=f"{meaning} (default: %(default)s)",
+        )
+
     start = add("start", "a new process: imports, model, first image; no weights needed", run_start)
     start.add_argument("config", metavar="CONFIG", help="config with a diffusion model and a CLIP")
     start.add_argument(
@@ -202,6 +220,20 @@ def run_evaluation(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     size = args.height, args.width
     result = measure_evaluation(args.images, size, args.segments, args.metrics, args.processes)
     return evaluation_table(result), result
+
+
+def run_writing(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
+    """Measure drawing and writing."""
+    from odise_mm.analysis.writing_cost import measure_writing, writing_table
+    from odise_mm.apis import OpenVocabInferencer
+    from odise_mm.apis.output import ResultWriter
+
+    size = args.height, args.width
+    inferencer = OpenVocabInferencer(args.config, device="cpu")
+    result = measure_writing(
+        inferencer, ResultWriter, args.vocabulary, size, args.segments, args.repeats
+    )
+    return writing_table(result), {"config": args.config, **result}
 
 
 def run_start(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
