@@ -18,8 +18,7 @@ WEIGHTS := $(TOY)/weights/odise_label.safetensors
 TEXTS ?= yellow triangle, golden triangle; red moon; white box; black triangle
 STUFF ?= sky; brick wall, bricks; water, sea
 OUT := demo_output
-# hide a warning of a library that users cannot act on; when testing, show only the tables
-demo: export PYTHONWARNINGS := ignore:torch.meshgrid
+# when testing, show only the tables
 QUIET := --cfg-options log_level=WARNING
 
 .PHONY: help venv test test-formats test-export test-web lint format coverage docs demo toy-ablation clean

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -76,7 +75,6 @@ def report(
         ConfigError: The config does not exist.
         DeviceError: The device does not exist.
     """
-    warnings.filterwarnings("ignore", message="torch.meshgrid")  # mmdet's, harmless
     place = pick_device(device)
     if precisions is None:
         precisions = ("fp32", "bf16", "fp16") if place.type == "cuda" else ("fp32", "bf16")

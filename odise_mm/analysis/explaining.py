@@ -33,6 +33,7 @@ _LEVEL = 1  # of the pyramid of strides 4, 8, 16, 32 that every head reads
 _NAMES = 3  # names listed per classifier
 _CLUSTERS = (6, 12)  # at least and at most
 _WIDTH = 14.0  # of the sheet in inches
+NO_DECODER = "This model has no mask decoder, so there are no attention maps and no features."
 
 
 class Inferencer(Protocol):
@@ -164,6 +165,8 @@ class Explanation:
         parts = [f"{counts[reason]} {reason} ({REASONS[reason]})" for reason in REASONS
                  if counts[reason]]  # fmt: skip
         text = f"{len(queries)} masks: " + "; ".join(parts)
+        if self.features is None:
+            text += f"\n{NO_DECODER}"
         if self.result.random_weights:
             text += "\nRandom weights: this sheet is meaningless."
         return text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -72,7 +71,6 @@ def examine(
         ConfigError: The config does not exist, or has no classifier to compare crops with.
         VocabularyError: The vocabulary does not exist.
     """
-    warnings.filterwarnings("ignore", message="torch.meshgrid")  # mmdet's, harmless
     if threads:
         torch.set_num_threads(threads)
     place = pick_device(device)

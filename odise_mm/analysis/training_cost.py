@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -62,7 +61,6 @@ def cost_of_ways(
     Raises:
         ConfigError: The config does not exist, or the size is not a multiple of 64.
     """
-    warnings.filterwarnings("ignore", message="torch.meshgrid")  # mmdet's, harmless
     if threads:
         torch.set_num_threads(threads)
     if size % 64:

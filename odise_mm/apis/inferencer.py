@@ -918,12 +918,14 @@ def _choose_weights(
 
     Raises:
         ConfigError: the config sets random weights, but also weights of some parts.
-        CheckpointError: there are no weights, or they cannot be downloaded.
+        CheckpointError: there are no weights, they cannot be downloaded, or the file is missing.
     """
     from odise_mm.checkpoints.published_weights import fetch, find_published, without_weights
+    from odise_mm.checkpoints.safe_loading import weights_format
 
     weights = weights if weights is not None else cfg.get("load_from")
     if weights is not None and os.fspath(weights) != PUBLISHED:
+        weights_format(weights)  # before frozen weights are downloaded and models are built
         return weights
     if weights is None and (is_complete(cfg) or runs_on_random_weights(cfg)):
         return None

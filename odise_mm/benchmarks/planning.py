@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.config import Config
 
 from odise_mm.benchmarks.sets import BenchmarkSet, known_sets, make_benchmark_sets
+from odise_mm.checkpoints.safe_loading import weights_format
 from odise_mm.config.changing import change_config
 from odise_mm.config.checking import is_complete
 from odise_mm.config.finding import load_config
@@ -88,12 +89,11 @@ def check_checkpoint(checkpoint: str, cfg: Config) -> None:
         cfg: Config of the model.
 
     Raises:
-        CheckpointError: The file does not exist, or ``NO_CHECKPOINT`` is given for a model with
-            real weights and trained parameters.
+        CheckpointError: The file does not exist or is no checkpoint, or ``NO_CHECKPOINT`` is given
+            for a model with real weights and trained parameters.
     """
     if checkpoint != NO_CHECKPOINT:
-        if not os.path.isfile(os.path.expanduser(checkpoint)):
-            raise CheckpointError(f"no weights file {checkpoint}; check the path")
+        weights_format(checkpoint)
         return
     named = named_weights(cfg.model)
     if named and not is_complete(cfg):

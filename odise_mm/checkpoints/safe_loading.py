@@ -61,6 +61,22 @@ def load_state_dict(
             tensors, or is a pickle that tries to run code (which is not run).
     """
     path = Path(path).expanduser()
+    kind = weights_format(path)
+    if kind == "safetensors":
+        return _checked(path, _load_safetensors(path, keep, fits))
+    return _checked(path, _load_torch(path, keep, fits, is_zip=kind == "zip"))
+
+
+def weights_format(path: str | os.PathLike[str]) -> str:
+    """Detect the format of a weights file from its first bytes, without reading the weights.
+
+    Returns:
+        "safetensors", "zip" or "pickle", the latter two written by ``torch.save``.
+
+    Raises:
+        CheckpointError: the file is missing, empty or in none of the formats.
+    """
+    path = Path(path).expanduser()
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder: pass the weights file inside it")
     try:
@@ -83,18 +99,18 @@ def load_state_dict(
     # safetensors starts with the length of its JSON header, a zip archive with "PK", a pickle with
     # the opcode PROTO and the protocol number.
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= size:
-        return _checked(path, _load_safetensors(path, keep, fits))
+        return "safetensors"
     if start[:2] == b"PK":
-        return _checked(path, _load_torch(path, keep, fits, is_zip=True))
+        return "zip"
     if start[:1] == b"\x80" and start[1:2] <= b"\x05":
-        return _checked(path, _load_torch(path, keep, fits, is_zip=False))
+        return "pickle"
     hint = ""
     if start.lstrip()[:1] == b"<":
         hint = " (it looks like a web page: the download failed)"
     elif start.startswith(b"version https"):
         hint = " (it looks like a git-lfs pointer: run `git lfs pull`)"
     elif path.suffix == ".safetensors":
-        return _load_safetensors(path, keep, fits)
+        return "safetensors"  # its reader says what is wrong with the header
     raise CheckpointError(
         f"{path} is not a checkpoint: neither safetensors nor written by torch.save{hint}"
     )

@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
     """Run the command and return its exit status."""
     args = parse_args(argv, prog)
     with one_line_errors():
-        from odise_mm.analysis.explaining import explain
+        from odise_mm.analysis.explaining import NO_DECODER, explain
         from odise_mm.utils.outputs import InputFiles, check_outputs
 
         named = (args.weights, args.diffusion_weights, args.clip_weights, args.vocabulary)
@@ -76,6 +76,8 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         )
         explained.save(args.out, args.masks)
         print_masks(explained.result, args.masks)
+        if explained.features is None:
+            print(NO_DECODER)
         print(f"wrote {printable(args.out)}")
     return 0
 

@@ -91,12 +91,15 @@ def parsing(path: str | os.PathLike, what: str = "annotations in COCO's format")
         raise DatasetError(f"{path}: not {what} ({error!r})") from error
 
 
-def read_pixels(path: str | os.PathLike, modes: Sequence[str] | None = None) -> np.ndarray:
+def read_pixels(
+    path: str | os.PathLike | bytes, modes: Sequence[str] | None = None, name: str | None = None
+) -> np.ndarray:
     """Return the pixels of a file whose colors encode numbers; see also ``read_label_map``.
 
     Args:
-        path: The file.
+        path: The file, or its content.
         modes: Pillow modes that are accepted, e.g. ``("RGB", "RGBA")``; None: any.
+        name: Name of the file in messages; by default the path.
 
     Returns:
         (H, W) or (H, W, channels) array.
@@ -105,10 +108,10 @@ def read_pixels(path: str | os.PathLike, modes: Sequence[str] | None = None) -> 
         DatasetError: The file is missing, damaged, or has another mode.
     """
     limits = dict(formats=LABEL_FORMATS, max_pixels=MAX_LABEL_PIXELS)
-    with open_image(path, **limits, error=DatasetError) as image:
+    with open_image(path, **limits, error=DatasetError, name=name) as image:
         mode, pixels = image.mode, np.array(image)
     if modes is not None and mode not in modes:
-        raise DatasetError(f"{path}: its mode is {mode}, expected {' or '.join(modes)}")
+        raise DatasetError(f"{name or path}: its mode is {mode}, expected {' or '.join(modes)}")
     return pixels
 
 

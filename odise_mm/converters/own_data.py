@@ -11,20 +11,21 @@ The images are in ``images/``. The annotations are one of:
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
 import yaml
 
 from odise_mm.annotations.coco_json import read_coco
-from odise_mm.annotations.masks import to_rle
-from odise_mm.converters.files import image_size, parsing, read_json, read_lines
+from odise_mm.annotations.masks import Rle, to_rle
+from odise_mm.converters.files import image_size, parsing, read_json, read_lines, read_pixels
 from odise_mm.converters.verification import verify_instances, verify_panoptic, verify_semantic
 from odise_mm.errors import DatasetError
 from odise_mm.utils.display import printable, some
@@ -57,6 +58,23 @@ class OwnData:
     rows: list[tuple[str, int, int]]
     notes: list[str] = field(default_factory=list)
     suffix: str = ""
+
+
+@dataclass
+class _Shape:
+    """An object of a file of polygons or masks.
+
+    Attributes:
+        image: Id of the image.
+        category: Id of the category.
+        rings: Its polygons.
+        masks: Its masks, which are joined with the polygons.
+    """
+
+    image: int
+    category: int
+    rings: list[list[float]] = field(default_factory=list)
+    masks: list[Rle] = field(default_factory=list)
 
 
 def prepare(folder: Path, val_part: float = 0.2, workers: int = 1) -> OwnData:
@@ -195,20 +213,25 @@ def _image_files(folder: Path) -> list[Path]:
     return found
 
 
-def _content(images: list[dict], shapes: list[tuple[int, int, list]], names: Sequence[str]) -> dict:
-    """Return COCO's instances; a shape is (image id, category id, rings)."""
+def _content(images: list[dict], shapes: list[_Shape], names: Sequence[str]) -> dict:
+    """Return COCO's instances."""
     from pycocotools import mask as mask_utils
 
     size_of = {image["id"]: (image["height"], image["width"]) for image in images}
     annotations = []
-    for number, (image_id, category, rings) in enumerate(shapes, 1):
-        rle = to_rle(rings, size_of[image_id])
+    for number, shape in enumerate(shapes, 1):
+        masks = list(shape.masks)
+        if shape.rings:
+            masks.append(to_rle(shape.rings, size_of[shape.image]))
+        rle = mask_utils.merge(masks)
         annotations.append(
             dict(
                 id=number,
-                image_id=image_id,
-                category_id=category,
-                segmentation=rings,
+                image_id=shape.image,
+                category_id=shape.category,
+                segmentation={**rle, "counts": rle["counts"].decode()}
+                if shape.masks
+                else shape.rings,
                 area=int(mask_utils.area(rle)),
                 bbox=mask_utils.toBbox(rle).tolist(),
                 iscrowd=0,
@@ -246,7 +269,7 @@ def _from_yolo(folder: Path) -> dict:
             if not known or len(points) < 3:
                 problem = "a box, not a polygon" if len(points) == 2 else "no such class or polygon"
                 raise DatasetError(f"{where}: {problem}: {printable(line, 60)}")
-            shapes.append((number, int(label) + 1, [(points * size).flatten().tolist()]))
+            shapes.append(_Shape(number, int(label) + 1, [(points * size).flatten().tolist()]))
     return _content(images, shapes, names)
 
 
@@ -255,24 +278,62 @@ def _from_labelme(files: Sequence[Path], folder: Path) -> dict:
     for number, file in enumerate(files, 1):
         content = read_json(file)
         with parsing(file, "a file of LabelMe"):
-            images.append(_entry(folder / Path(content["imagePath"]).name, number))
-            groups: dict[Any, tuple[int, int, list]] = {}
+            # LabelMe on Windows writes backslashes.
+            images.append(_entry(folder / PureWindowsPath(content["imagePath"]).name, number))
+            size = (images[-1]["height"], images[-1]["width"])
+            groups: dict[Any, _Shape] = {}
             for place, shape in enumerate(content["shapes"]):
-                points = np.asarray(shape["points"], dtype=float)
-                if shape.get("shape_type", "polygon") == "rectangle":
-                    (x0, y0), (x1, y1) = points
-                    points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
-                elif shape.get("shape_type", "polygon") != "polygon" or len(points) < 3:
-                    raise DatasetError(
-                        f"{file}: shape {place + 1} is a {printable(shape.get('shape_type'))} of "
-                        f"{len(points)} points; only polygons and rectangles can be used"
-                    )
                 category = names.setdefault(shape["label"], len(names) + 1)
                 group = shape.get("group_id")
                 key = (place,) if group is None else (category, group)
-                groups.setdefault(key, (number, category, []))[2].append(points.flatten().tolist())
+                one = groups.setdefault(key, _Shape(number, category))
+                where = f"{file}: shape {place + 1}"
+                if shape.get("shape_type") == "mask":
+                    one.masks.append(_labelme_mask(shape, size, where))
+                else:
+                    one.rings.append(_labelme_ring(shape, where))
             shapes += groups.values()
     return _content(images, shapes, list(names))
+
+
+def _labelme_ring(shape: dict, where: str) -> list[float]:
+    """Return a polygon or rectangle as a ring [x1, y1, x2, y2, ...]."""
+    points = np.asarray(shape["points"], dtype=float)
+    kind = shape.get("shape_type", "polygon")
+    if kind == "rectangle" and points.shape == (2, 2):
+        (x0, y0), (x1, y1) = points
+        points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+    elif kind not in ("polygon", "rectangle") or len(points) < 3:
+        raise DatasetError(
+            f"{where} is a {printable(kind)} of {len(points)} points; only polygons, rectangles "
+            "and masks can be used"
+        )
+    return points.flatten().tolist()
+
+
+def _labelme_mask(shape: dict, size: tuple[int, int], where: str) -> Rle:
+    """Return a mask shape as run lengths of the whole image.
+
+    LabelMe stores a mask as a PNG file of its box, in base64. The points are the first and the last
+    pixel of the box.
+    """
+    from pycocotools import mask as mask_utils
+
+    try:
+        file = base64.b64decode(shape["mask"], validate=True)
+    except ValueError as error:
+        raise DatasetError(f"{where}: its mask is not in base64 ({error})") from error
+    pixels = read_pixels(file, name=f"{where}, mask")
+    left, top = (round(float(value)) for value in shape["points"][0])
+    bottom, right = top + pixels.shape[0], left + pixels.shape[1]
+    if pixels.ndim != 2 or min(left, top) < 0 or bottom > size[0] or right > size[1]:
+        raise DatasetError(
+            f"{where}: a mask of {pixels.shape} pixels at x {left}, y {top} does not fit into the "
+            f"image of {size[1]} x {size[0]} pixels"
+        )
+    whole = np.zeros(size, np.uint8, order="F")
+    whole[top:bottom, left:right] = pixels > 0
+    return mask_utils.encode(whole)
 
 
 # --- checks and splits ----------------------------------------------------------------------------

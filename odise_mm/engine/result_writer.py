@@ -42,9 +42,10 @@ from odise_mm.utils.outputs import (
     InputFiles,
     check_folder,
     image_path,
+    nested_stem,
     refuse_foreign,
     spelling,
-    stem_of,
+    unused_stem,
     write_image,
 )
 from odise_mm.utils.settings import check_whole
@@ -65,6 +66,9 @@ class ResultWriterHook(Hook):
     - ``instances.json`` (COCO's results format),
     - ``semantic/*.png`` (class indices; 16 bits for more than 255 classes, because the largest
       value means "ignored").
+
+    Names of files and images keep the folders of the images, relative to the folder that contains
+    all images of the set.
 
     Category ids are the dataset's if it has any, else class index + 1. Image ids are the dataset's
     if they are unique, else the index of the image. The files appear when the set is finished and
@@ -149,7 +153,8 @@ class ResultWriterHook(Hook):
         ids = [info.get("img_id", index) for index, info in enumerate(infos)]
         # Concatenated datasets may share ids, but ids in a result file must be unique.
         self._image_ids = ids if len(set(ids)) == len(ids) else list(range(len(ids)))
-        self._stems = unique_stems(paths)
+        self._names = relative_names(paths)
+        self._stems = unique_stems(self._names)
         self.check(self.set_name)
         inputs = InputFiles(*(value for info in infos for value in info.values()))
         if self.show_dir is not None:
@@ -266,7 +271,9 @@ class ResultWriterHook(Hook):
         image_id = self._image_ids[index]
         path = folder / "panoptic" / f"{stem}.png"
         write_panoptic_png(path, result.panoptic)
-        image, annotation = describe_result(result, path.name, self._category_ids)
+        image, annotation = describe_result(
+            result, f"{stem}.png", self._category_ids, self._names[result.image_path]
+        )
         entry = dict(
             image=dict(id=image_id, **image), annotation=dict(image_id=image_id, **annotation)
         )
@@ -336,23 +343,24 @@ class ProgressHook(Hook):
         self.bar.update(self._task, description=self.set_name)
 
 
-def unique_stems(paths: Sequence[str]) -> dict[str, str]:
-    """Return a unique file name without extension for each path.
+def relative_names(paths: Sequence[str]) -> dict[str, str]:
+    """Return the name of each path, relative to the folder of all paths, with slashes."""
+    folders = [os.path.dirname(os.path.abspath(path)) for path in paths]
+    common = os.path.commonpath(folders) if folders else None
+    return {path: Path(os.path.relpath(path, common)).as_posix() for path in paths}
 
-    It is the path's own stem. If two paths share it, the folders below their common one are added:
-    ``a/1.jpg`` and ``b/1.jpg`` become ``a_1`` and ``b_1``.
 
-    Raises:
-        ValueError: the names are still not unique.
+def unique_stems(names: Mapping[str, str]) -> dict[str, str]:
+    """Return a unique file name without extension, with its folders, for each path.
+
+    Args:
+        names: Names by path, from :func:`relative_names`.
     """
-    stems = {path: stem_of(path) for path in paths}
-    if len(set(map(spelling, stems.values()))) < len(stems):
-        common = os.path.commonpath([os.path.dirname(path) for path in paths])
-        stems = {
-            path: stem_of(os.path.relpath(path, common).replace(os.sep, "_")) for path in paths
-        }
-        if len(set(map(spelling, stems.values()))) < len(stems):
-            raise ValueError(f"{common} has images whose names differ only in the extension")
+    stems: dict[str, str] = {}
+    used: set[str] = set()
+    for path, name in names.items():
+        stems[path] = unused_stem(nested_stem(name), used)
+        used.add(spelling(stems[path]))
     return stems
 
 

@@ -1,9 +1,12 @@
 """Reading and writing of vocabulary files. docs/vocabularies.md describes the formats."""
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from mmengine.logging import print_log
 
 from odise_mm.annotations.coco_json import check_categories, without_unused_roots
 from odise_mm.annotations.json_fields import shown
@@ -27,6 +30,7 @@ class RawClass(NamedTuple):
 
 _OWN_LINE = re.compile(r"(thing|stuff)\s*:\s*([^|]*)(?:\|\s*([^|]*))?", re.IGNORECASE)
 _ID_LINE = re.compile(r"(\d+)\s*:(.*)")
+_NUMBERED_LINE = re.compile(r"(\d+)[.)]?\s+\S.*")
 # Label files use this name for ids that do not stand for a class.
 _INVALID = "invalid_class_id"
 
@@ -127,7 +131,26 @@ def _read_text(text: str, path: Path) -> list[RawClass]:
         return _read_ids(lines, path)
     # Names rarely contain a colon, so a file with one is not a plain list.
     plain = not any(":" in line or "|" in line for _, line in lines)
+    if plain:
+        _warn_of_numbers([line for _, line in lines], path)
     return _read_own(lines, path, plain)
+
+
+def _warn_of_numbers(lines: Sequence[str], path: Path) -> None:
+    """Log a warning if the lines of a plain list are numbered from 0 or 1 ("0 cat", "1. dog")."""
+    found = [_NUMBERED_LINE.fullmatch(line) for line in lines]
+    numbers = [int(match[1]) for match in found if match]
+    if len(numbers) == len(lines) > 1 and numbers in (
+        list(range(len(lines))),
+        list(range(1, len(lines) + 1)),
+    ):
+        print_log(
+            f"{printable(path)}: the numbers are read as parts of the names, such as "
+            f"{printable(repr(lines[0]), limit=60)}; write the names alone, or a colon after each "
+            "number",
+            logger="current",
+            level=logging.WARNING,
+        )
 
 
 def _of_rows(rows: Sequence[Row], path: Path) -> list[RawClass]:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from odise_mm.analysis.explaining import (
+    NO_DECODER,
     Explanation,
     as_map,
     describe,
@@ -146,6 +147,8 @@ def test_models_without_a_decoder(explained: Explanation) -> None:
     bare = replace(explained, attention=None, features=None).figure(masks=2)
     titles = [axes.get_title() for axes in bare.axes]
     assert "attention" not in titles and "confidence of each pixel" in titles
+    assert NO_DECODER in bare.get_supxlabel()
+    assert NO_DECODER not in explained.figure(masks=2).get_supxlabel()
     assert "attention" in [axes.get_title() for axes in explained.figure(masks=2).axes]
     with pytest.raises(ValueError, match="7 positions are no map"):
         as_map(torch.zeros(2, 7), (64, 64))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +15,7 @@ from pycocotools import mask as mask_utils
 
 from odise_mm.annotations.masks import to_rle
 from odise_mm.annotations.panoptic_io import read_panoptic_png
-from odise_mm.cli import prepare, train
+from odise_mm.cli import prepare, test, train
 from odise_mm.config.finding import load_config
 from odise_mm.engine.loops import vocabulary_of
 from odise_mm.io.conversion import convert
@@ -101,16 +103,20 @@ def test_instances_train_with_the_default_pipeline(drawn: Path, mine: Path) -> N
     assert len(built("val")[0]["inputs"]) == 3
 
 
-@pytest.mark.parametrize("form", ["yolo", "labelme"])
-def test_polygons_become_instances(drawn: Path, mine: Path, form: str) -> None:
-    """The masks that the polygons were made of come back, but for the pixels of their outline."""
+@pytest.mark.parametrize("form", ["yolo", "labelme", "labelme_masks"])
+def test_shapes_become_instances(drawn: Path, mine: Path, form: str) -> None:
+    """Masks come back; those that became polygons come back but for the pixels of their outline."""
     file = drawn / "annotations/panoptic_val2017.json"
     convert(file, [form], "labels_out")
     if form == "yolo":
         shutil.copytree("labels_out/yolo/labels", mine / "labels")
         shutil.copy("labels_out/yolo/data.yaml", mine)
     else:
-        shutil.copytree("labels_out/labelme", mine / "labels")
+        shutil.copytree(f"labels_out/{form}", mine / "labels")
+        first = min((mine / "labels").glob("*.json"))
+        content = json.loads(first.read_text())
+        content["imagePath"] = f"..\\images\\{content['imagePath']}"  # as on Windows
+        first.write_text(json.dumps(content))
     run(mine)
     truth, found = json.loads(file.read_text()), json.loads((mine / "instances.json").read_text())
     name_of = {c["id"]: c["name"] for c in found["categories"]}
@@ -130,6 +136,9 @@ def test_polygons_become_instances(drawn: Path, mine: Path, form: str) -> None:
                 if a["image_id"] == image and name_of[a["category_id"]] == name
             ]
             drawn_again = mask_utils.decode(mask_utils.merge(rings)).astype(bool)
+            if form == "labelme_masks":
+                assert np.array_equal(drawn_again, mask), name
+                continue
             # pycocotools leaves out the right and the lower border, and the lines to holes
             assert not (drawn_again & ~_grown(mask)).any(), name
             assert (drawn_again & mask).sum() > 0.75 * _shrunk(mask).sum(), name
@@ -158,6 +167,57 @@ def test_semantic(mine: Path, capsys: pytest.CaptureFixture) -> None:
     assert all(item["gt_segment_labels"].tolist() == [0, 1] for item in built("train"))
 
 
+@pytest.mark.parametrize("form", ["yolo", "labelme_masks", "semantic"])
+def test_other_formats_train_and_test(drawn: Path, mine: Path, form: str) -> None:
+    """Two iterations, with the datasets that the written config names."""
+    file = drawn / "annotations/panoptic_val2017.json"
+    convert(file, [form], "labels_out")
+    made = Path("labels_out", form)
+    if form == "yolo":
+        shutil.copy(made / "data.yaml", mine)
+        made /= "labels"
+    shutil.copytree(made, mine / "labels")
+    if form == "semantic":
+        shutil.copy(made / "classes.txt", mine / "names.txt")
+    run(mine)
+    weights = str(ROOT / "projects/toy_world/weights/odise_label.safetensors")
+    short = ["--max-iters", "2", "--batch-size", "1", "--work-dir", "work", "--load-from", weights]
+    more = ["--cfg-options", "train_cfg.val_interval=2", "default_hooks.checkpoint.interval=2"]
+    assert not train.main(["finetune.py", *short, *more])  # tests once, at the end
+    (log,) = Path("work").rglob("scalars.json")
+    metric = "semantic/mIoU" if form == "semantic" else "instance/AP"
+    (scores,) = [line for line in map(json.loads, log.read_text().splitlines()) if metric in line]
+    assert scores[metric] > 5
+    if form == "semantic":
+        assert not test.main(["finetune.py", "work/iter_2.pth", "--out", "out.json"])
+        (result,) = json.loads(Path("out.json").read_text())["sets"].values()
+        assert result["images"] == 2 and result["metrics"][metric] == pytest.approx(scores[metric])
+
+
+def test_polygons_and_masks_of_a_group_are_one_object(mine: Path) -> None:
+    """LabelMe's polygons and masks with the same label and group are joined."""
+    file = io.BytesIO()
+    Image.fromarray(np.array([[255, 0], [255, 255]], np.uint8)).save(file, format="PNG")
+    mask = dict(
+        shape_type="mask",
+        points=[[100, 50], [101, 51]],
+        mask=base64.b64encode(file.getvalue()).decode(),
+    )
+    square = dict(shape_type="rectangle", points=[[10, 20], [14, 23]])
+    shapes = [dict(shape, label="ball", group_id=1) for shape in (mask, square)]
+    for path in (mine / "images").iterdir():
+        content = dict(imagePath=path.name, shapes=[*shapes, dict(mask, label="ball")])
+        path.with_suffix(".json").write_text(json.dumps(content))
+    run(mine)
+    joined, alone, *_ = json.loads((mine / "instances.json").read_text())["annotations"]
+    expected = np.zeros((128, 128), bool)
+    expected[50:52, 100:102] = [[True, False], [True, True]]
+    assert np.array_equal(mask_utils.decode(alone["segmentation"]), expected)
+    expected[20:23, 10:14] = True
+    assert np.array_equal(mask_utils.decode(joined["segmentation"]), expected)
+    assert joined["area"] == 15
+
+
 def test_problems_are_named(drawn: Path, mine: Path, capsys: pytest.CaptureFixture) -> None:
     def problem() -> str:
         with pytest.raises(SystemExit):
@@ -170,6 +230,20 @@ def test_problems_are_named(drawn: Path, mine: Path, capsys: pytest.CaptureFixtu
     first = min((mine / "images").iterdir()).stem
     (mine / "labels" / f"{first}.txt").write_text("0 0.5 0.5 0.1 0.1\n")
     assert f"{first}.txt:1: a box, not a polygon" in problem()
+    (mine / "data.yaml").unlink()
+    shape = dict(label="ball", shape_type="mask", points=[[127, 0], [128, 1]], mask="#")
+    image = min((mine / "images").iterdir()).name
+    file = io.BytesIO()
+    Image.new("L", (2, 2)).save(file, format="PNG")
+    outside = base64.b64encode(file.getvalue()).decode()
+    for mask, message in (
+        ("#", "shape 1: its mask is not in base64"),
+        ("AAAA", "shape 1, mask"),
+        (outside, "does not fit into the image of 128 x 128 pixels"),
+    ):
+        content = dict(imagePath=image, shapes=[dict(shape, mask=mask)])
+        (mine / "labels/1.json").write_text(json.dumps(content))
+        assert message in problem()
     use_panoptic(drawn, mine)
     (mine / "names.txt").write_text("thing: ball\n")
     assert "not among its names; add a line for each" in problem()

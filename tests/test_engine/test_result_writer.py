@@ -16,7 +16,7 @@ from PIL import Image
 
 from odise_mm.annotations.ground_truth import read_semantic_truth
 from odise_mm.annotations.panoptic_io import read_coco_panoptic
-from odise_mm.engine.result_writer import ResultWriterHook
+from odise_mm.engine.result_writer import ResultWriterHook, relative_names, unique_stems
 from odise_mm.errors import ConfigError
 from odise_mm.vocabulary import Vocabulary
 
@@ -75,6 +75,14 @@ def test_semantic_maps_round_trip(num_classes: int, tmp_path: Path) -> None:
     folder = run(ResultWriterHook(tmp_path), labels, num_classes)
     sample = dict(sem_seg_path=str(folder / "semantic" / "7.png"))
     assert read_semantic_truth(sample, num_classes)[0].tolist() == [labels]
+
+
+def test_names_keep_folders() -> None:
+    """Images with the same name, but another folder or extension, have different files."""
+    names = relative_names(["x/a/1.jpg", "x/b/1.jpg", "x/b/1.png", "x/b/c.png/2.jpg"])
+    assert list(names.values()) == ["a/1.jpg", "b/1.jpg", "b/1.png", "b/c.png/2.jpg"]
+    assert list(unique_stems(names).values()) == ["a/1", "b/1", "b/1_2", "b/c.png_/2"]
+    assert relative_names(["x/a/1.jpg"]) == {"x/a/1.jpg": "1.jpg"}
 
 
 def test_too_many_classes_raise_before_testing(tmp_path: Path) -> None:

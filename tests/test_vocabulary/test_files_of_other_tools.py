@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from odise_mm.errors import VocabularyError
-from odise_mm.vocabulary import Vocabulary
+from odise_mm.vocabulary import Vocabulary, files
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,26 @@ def test_names_with_commas_survive_saving(tmp_path: Path) -> None:
 def load(folder: Path, name: str, content: str, **options: object) -> Vocabulary:
     (folder / name).write_text(content)
     return Vocabulary.load(folder / name, **options)
+
+
+@pytest.mark.parametrize(
+    "content, warned",
+    [
+        ("0 cat\n1 dog, puppy\n", True),
+        ("1. cat\n2. dog\n", True),
+        ("7 up\n3 musketeers\n", False),
+        ("1 euro coin\n2 euro coin\nbank note\n", False),
+        ("0: cat\n1: dog\n", False),
+    ],
+)
+def test_a_warning_of_numbers_in_names(
+    tmp_path: Path, content: str, warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(files, "print_log", lambda text, **_: said.append(text))
+    load(tmp_path, "names.txt", content)
+    assert len(said) == warned
+    assert all("the numbers are read as parts of the names" in text for text in said)
 
 
 def test_plain_list_and_flags(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Mask2Former's head with an embedding for every mask (ODISE, section 3.4)."""
 
 import inspect
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,9 @@ from odise_mm.registry import MODELS
 from odise_mm.utils.mmcv_ops import choose_ops_backend
 from odise_mm.utils.precision import full_precision
 from odise_mm.utils.settings import check_flag, check_whole
+
+# of mmdet's pixel decoder: harmless, and nothing that a user could change
+warnings.filterwarnings("ignore", message="torch.meshgrid", category=UserWarning)
 
 # Arguments of mmdet's head that are not accepted as options of OpenVocabMask2FormerHead.
 _OWN_ARGUMENTS = (
