@@ -54,8 +54,8 @@ test-export: venv  ## export to ONNX and compare with PyTorch (installs the extr
 	$(BIN)/python -m pytest tests/test_export
 
 test-web: venv  ## try the web page in headless Chromium, which must be installed (creates .web beside .venv)
-	@test -e .web/installed || { $(BIN)/python -m venv .web && \
-	  $(BIN)/python -c 'import sysconfig; print(f"import site; site.addsitedir({sysconfig.get_path(\"purelib\")!r})")' \
+	@test -e .web/installed || { $(BIN)/python -m venv --without-pip .web && \
+	  $(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 	  > $$(.web/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth && \
 	  .web/bin/python -m pip install $(PIP_FLAGS) -r requirements/web.txt playwright && touch .web/installed; }
 	.web/bin/python -m pytest tests/test_serving/test_browser.py

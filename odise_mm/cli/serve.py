@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from odise_mm.serving.uploads import Limits
 
 MAX_PIXELS = 4096 * 4096
+PAGE_TIMEOUT = 3.0
+"""Seconds in which the page ends."""
 KEY = "LABEL_STUDIO_API_KEY"
 
 
@@ -157,7 +159,8 @@ def run(args: argparse.Namespace) -> int:
 
             app = make_page(inferencer, host=args.host, **options)
         with suppress(KeyboardInterrupt):  # of a signal, after all requests were answered
-            serve(app, socket, args.timeout)
+            # Open pages keep a connection.
+            serve(app, socket, args.timeout if args.api else PAGE_TIMEOUT)
     return 0
 
 

@@ -85,9 +85,10 @@ CSS = """
 .odise th { text-align: left; font-weight: 600; }
 .odise th, .odise td { padding: .15rem 1.6rem .15rem 0 !important; vertical-align: top;
   border: none !important; border-bottom: 1px solid var(--border-color-primary) !important; }
-.odise td { max-width: 17rem; overflow-wrap: anywhere; }
+.odise td { max-width: 17rem; overflow-wrap: break-word; }
+#predictions .odise { overflow-x: auto; }
 .odise .number { color: var(--body-text-color-subdued); padding-left: .4rem;
-  font-variant-numeric: tabular-nums; }
+  font-variant-numeric: tabular-nums; white-space: nowrap; }
 .odise .warning { color: var(--body-text-color); background: var(--color-accent-soft);
   border-left: 3px solid var(--color-accent); padding: .3rem .6rem; margin: .3rem 0; }
 .odise .faint { color: var(--body-text-color-subdued); }
@@ -463,9 +464,9 @@ class _Page:
                 "press Segment.</p>"
             )
             with gr.Row(equal_height=False):
-                with gr.Column(scale=4, min_width=340):
+                with gr.Column(scale=4, min_width=320):
                     inputs = self._lay_out_inputs()
-                with gr.Column(scale=8, min_width=480):
+                with gr.Column(scale=8, min_width=320):
                     outputs = self._lay_out_outputs()
             self._connect(SimpleNamespace(**inputs, **outputs))
         return page
