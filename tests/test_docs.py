@@ -265,6 +265,14 @@ def test_the_page_on_inference_runs(workplace: Path, capsys: pytest.CaptureFixtu
     assert namespace["sample"].pred_panoptic_seg.sem_seg.shape == (1, 427, 640)
 
 
+def test_the_page_on_memory_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    monkeypatch.chdir(tmp_path)
+    namespace = run(ROOT / "docs" / "memory.md")
+    assert "wug" in [segment.name for segment in namespace["result"].segments]
+    assert namespace["taught"].origin == "model"
+
+
 def test_all_other_python_is_at_least_python() -> None:
     compiled = [
         compile(code, document.name, "exec")

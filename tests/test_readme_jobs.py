@@ -35,6 +35,7 @@ WRITTEN = {
     "segment images": ["out/vis/toy_scene.jpg", "out/coco/instances.json", "out/masks/masks.json"],
     "know why": ["explained.png"],
     "label a folder": ["labels/index.jsonl", "labels/shards/000000/coco/instances.json"],
+    "teach it": ["examples.safetensors", "out/taught/panoptic.json"],
     "segment very": ["out/large/panoptic.json"],
     "segment videos": ["out.mp4", "out.json"],
     "train on my own": ["finetune.py", "work_dirs/finetune/iter_1.pth"],

@@ -31,6 +31,7 @@ STRIDE = 8
 """Stride of the clustered features: the same for all models, so that they can be compared."""
 _LEVEL = 1  # of the pyramid of strides 4, 8, 16, 32 that every head reads
 _NAMES = 3  # names listed per classifier
+_EXAMPLES = 2  # regions of the memory listed
 _CLUSTERS = (6, 12)  # at least and at most
 _WIDTH = 14.0  # of the sheet in inches
 NO_DECODER = "This model has no mask decoder, so there are no attention maps and no features."
@@ -293,6 +294,13 @@ def describe(result: SegmentationResult, query: int) -> tuple[str, list[str]]:
         if values[-1] > 0:
             said.append(f"void {values[-1]:.2f}")
         lines.append(f"{speaker or 'ensemble'}:\n    {', '.join(said)}")
+    similar = [
+        f"{tidy(printable(one.name), 18)} {one.similarity:.2f} "
+        f"({tidy(printable(Path(one.image).name), 18)})"
+        for one in queries.evidence(query, _EXAMPLES)
+    ]
+    if similar:
+        lines.append(f"most similar examples:\n    {', '.join(similar)}")
     return heading, lines
 
 

@@ -26,6 +26,7 @@ from odise_mm.apis.output import ResultWriter, describe_settings
 from odise_mm.apis.pretrained import load_pretrained, save_pretrained
 from odise_mm.apis.progress import SharedProgress
 from odise_mm.apis.sources import Source, expand, is_single
+from odise_mm.apis.teaching import Example, Taught, teach
 from odise_mm.apis.windows import Windows, segment_windows
 from odise_mm.config.building import BUILDING, build_model, make_test_pipeline
 from odise_mm.config.changing import change_config, set_frozen_weights
@@ -36,7 +37,7 @@ from odise_mm.errors import CheckpointError, ConfigError, DeviceMemoryError, Voc
 from odise_mm.models.frozen import same_random_weights
 from odise_mm.structures import SegmentationResult
 from odise_mm.utils.device import pick_device
-from odise_mm.utils.display import printable
+from odise_mm.utils.display import printable, some
 from odise_mm.utils.image import (
     MAX_PIXELS,
     ImageError,
@@ -55,6 +56,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from odise_mm.apis.video import SegmentedFrame, VideoSummary
+    from odise_mm.models.classifiers.region_memory import RegionMemory
+    from odise_mm.models.segmentors.regions import EmbeddedRegions
     from odise_mm.structures import ResultSettings
 
 PUBLISHED = "published"
@@ -131,6 +134,8 @@ class OpenVocabInferencer:
         cfg_options: other changes of the config, by dotted keys as in mmengine's ``--cfg-options``.
         max_pixels: maximum number of pixels of an image. Larger images are rejected, files before
             they are decoded. None: no limit.
+        memory: named regions that the model compares masks with, a
+            :class:`~odise_mm.models.RegionMemory` or its file, see :attr:`memory`.
 
     Raises:
         ConfigError: the config does not exist, is invalid, or has an unknown part or argument; or
@@ -152,7 +157,12 @@ class OpenVocabInferencer:
         compile_frozen: bool = False,
         cfg_options: dict[str, Any] | None = None,
         max_pixels: int | None = MAX_PIXELS,
+        memory: str | os.PathLike | RegionMemory | None = None,
     ) -> None:
+        from odise_mm.models.classifiers.region_memory import RegionMemory
+
+        if memory is not None and not isinstance(memory, RegionMemory):
+            memory = RegionMemory.load(memory)  # fails before the model is built
         self.precision = precision
         self.max_pixels = check_max_pixels(max_pixels)
         self.device = pick_device(device)
@@ -167,6 +177,8 @@ class OpenVocabInferencer:
             self.model.set_precision(precision).to(self.device).eval()
         if compile_frozen:
             self.model.compile_frozen()
+        if memory is not None:
+            self.model.memory = memory
         self.console = Console(stderr=True)
         self._progress = SharedProgress(self.console)
         self._pipeline_lock = threading.Lock()  # some transforms store random draws
@@ -272,6 +284,113 @@ class OpenVocabInferencer:
     def default_vocabulary(self) -> Vocabulary | None:
         """The model's vocabulary, which is used for calls without class names."""
         return self.model.vocabulary
+
+    @property
+    def memory(self) -> RegionMemory:
+        """The named regions that masks are compared with, see :meth:`teach`; empty at first.
+
+        It can be replaced by another one: ``inferencer.memory = RegionMemory.load(file)``. Do not
+        replace it while other threads use the inferencer; changing its content is safe.
+        """
+        from odise_mm.models.classifiers.region_memory import RegionMemory
+
+        if self.model.memory is None:
+            with self._model_lock:
+                if self.model.memory is None:
+                    self.model.memory = RegionMemory()
+        return self.model.memory
+
+    @memory.setter
+    def memory(self, memory: RegionMemory) -> None:
+        with self._model_lock:
+            self.model.memory = memory
+
+    def teach(
+        self,
+        image: ImageSource,
+        name: str,
+        *,
+        mask: np.ndarray | None = None,
+        box: Sequence[float] | None = None,
+        point: Sequence[float] | None = None,
+        is_thing: bool = True,
+    ) -> Taught:
+        """Remember a region of an image as an example of a class.
+
+        Later calls compare their masks with it. The name counts in calls that have it among their
+        class names, and in calls without class names. Example::
+
+            inferencer.teach("shelf.jpg", "oat crackers", box=(310, 40, 420, 260))
+            (result,) = inferencer("other.jpg", texts="oat crackers; bottle")
+
+        Args:
+            image: one image.
+            name: class name, of any words.
+            mask: the region, (H, W) bool, of the image's size.
+            box: left, top, right, bottom in pixels. The region is the model's mask with the most
+                similar box, or the whole box if none is similar.
+            point: x and y in pixels. The region is the model's segment there or, if there is none,
+                its most certain mask.
+            is_thing: whether the class is a thing; used in calls without class names.
+
+        Returns:
+            The region, its mask, and how well the model's own masks cover it.
+
+        Raises:
+            ImageError: the image cannot be read.
+            ConfigError: not exactly one of mask, box and point is given, it is outside the image,
+                or the model has no mask at the point.
+            CheckpointError: the memory was made by another model.
+        """
+        (taught,) = self.teach_all(image, [Example(name, mask, box, point, is_thing)])
+        return taught
+
+    def teach_all(self, image: ImageSource, examples: Sequence[Example]) -> list[Taught]:
+        """Remember several regions of an image, like :meth:`teach`, in one run of the model.
+
+        Args:
+            image: one image.
+            examples: the regions.
+        """
+        (source,) = expand([image])
+        if source.error is not None:
+            raise source.error
+        pixels = read_image(source.value, name=source.name, max_pixels=self.max_pixels)
+        size = (int(pixels.shape[0]), int(pixels.shape[1]))
+        memory = self.memory
+        if not examples:
+            return []
+
+        def segment() -> SegmentationResult:
+            (result,) = self(
+                pixels,
+                progress=False,
+                panoptic=True,
+                semantic=False,
+                instance=False,
+                keep_queries=True,
+            )
+            return result
+
+        def embed(masks: np.ndarray) -> EmbeddedRegions:
+            loaded = self._prepare(source, pixels)
+            data = dict(inputs=[loaded.inputs], data_samples=[loaded.data_sample])
+            sizes = [tuple(loaded.inputs.shape[-2:])]
+            guard = memory_guard(self.device, self.precision, sizes, [size])
+            with self._model_lock, guard, torch.no_grad():
+                data = self.model.data_preprocessor(data, False)
+                regions = torch.from_numpy(masks).to(self.device)
+                return self.model.embed_regions(data["inputs"], data["data_samples"], regions)
+
+        return teach(memory, source.path or source.name, size, examples, segment, embed)
+
+    def forget(self, name: str) -> int:
+        """Remove all examples of a class from the memory, and return their number.
+
+        Raises:
+            VocabularyError: there are none.
+        """
+        return self.memory.remove(name)
 
     @renamed_arguments(return_pictures="return_vis")
     def __call__(
@@ -447,6 +566,7 @@ class OpenVocabInferencer:
                         **self.model.test_cfg,
                         **chosen,
                         **({} if windows is None else asdict(windows)),
+                        **({"memory": self.memory.digest} if _is_taught(self.model) else {}),
                     },
                 ),
                 draw=draw,
@@ -640,6 +760,8 @@ class OpenVocabInferencer:
     ) -> Vocabulary:
         """Build the vocabulary of a call from its arguments, see :meth:`stream`.
 
+        Without arguments, it is that of the config and the names in the :attr:`memory`.
+
         Raises:
             VocabularyError: the class names are invalid, or there are none, also in the config.
         """
@@ -648,8 +770,21 @@ class OpenVocabInferencer:
             parts.append(Vocabulary.parse(texts, stuff_texts))
         if vocabulary is not None:
             parts += _load_vocabularies(vocabulary)
+        memory = getattr(self.model, "memory", None)
+        taught = None if memory is None else memory.vocabulary
         if parts:
-            return Vocabulary.join(parts)
+            names = Vocabulary.join(parts)
+            if taught is not None and not any(names.overlap(taught)):
+                print_log(
+                    f"none of the {len(taught)} taught names is among the class names, so the "
+                    f"memory is not used; taught: {some(map(repr, taught.names))}",
+                    logger="current",
+                    level=logging.WARNING,
+                )
+            return names
+        if taught is not None:
+            known = [] if self.default_vocabulary is None else [self.default_vocabulary]
+            return Vocabulary.join([*known, taught])
         if self.default_vocabulary is None:
             raise VocabularyError(
                 "no class names: pass texts, stuff_texts or vocabulary (the config has none)"
@@ -932,6 +1067,10 @@ def _choose_weights(
     if find_published(cfg) is None:
         raise CheckpointError(f"{name_of(cfg)}: {without_weights(cfg)}")
     return fetch(cfg, frozen=False)
+
+
+def _is_taught(model: torch.nn.Module) -> bool:
+    return bool(getattr(model, "memory", None))  # an empty memory changes nothing
 
 
 def _windows(window: int | None, overlap: int | None) -> Windows | None:

@@ -36,13 +36,14 @@ def add_names(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model(
-    parser: argparse.ArgumentParser, max_pixels: int | None = None
+    parser: argparse.ArgumentParser, max_pixels: int | None = None, results: bool = True
 ) -> argparse._ArgumentGroup:
     """Add the arguments that choose the model and the settings of results; return their group.
 
     Args:
         parser: Parser of the subcommand.
         max_pixels: Default of ``--max-pixels``. None: that of the inferencer.
+        results: Whether to add the settings of results and ``--memory``, too.
     """
     model = parser.add_argument_group("model")
     model.add_argument(
@@ -77,6 +78,24 @@ def add_model(
         help="reject images with more pixels (default: "
         + ("67,108,864, which is 8192 x 8192)" if max_pixels is None else f"{max_pixels:,})"),
     )
+    if results:
+        _add_results(model)
+    model.add_argument(
+        "--cfg-options",
+        action=ConfigOptions,
+        help="further changes of the config, e.g. model.test_cfg.overlap_threshold=0.7",
+    )
+    return model
+
+
+def _add_results(model: argparse._ArgumentGroup) -> None:
+    """Add the arguments that change results."""
+    model.add_argument(
+        "--memory",
+        metavar="FILE",
+        help="examples of classes, written by `odise-mm teach` with the same model; their names "
+        "count if they are among the class names",
+    )
     model.add_argument(
         "--score-threshold",
         type=fraction,
@@ -107,12 +126,6 @@ def add_model(
         metavar="W",
         help="weight of CLIP's prediction for novel classes (default: as in the config)",
     )
-    model.add_argument(
-        "--cfg-options",
-        action=ConfigOptions,
-        help="further changes of the config, e.g. model.test_cfg.overlap_threshold=0.7",
-    )
-    return model
 
 
 def given(args: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
@@ -133,6 +146,7 @@ def build_inferencer(args: argparse.Namespace) -> OpenVocabInferencer:
         args.precision,
         diffusion_weights=args.diffusion_weights,
         clip_weights=args.clip_weights,
+        memory=getattr(args, "memory", None),
         **limit,
         cfg_options={
             # Only the panoptic result is shown, so the others are not computed.

@@ -63,7 +63,13 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
         from odise_mm.analysis.explaining import NO_DECODER, explain
         from odise_mm.utils.outputs import InputFiles, check_outputs
 
-        named = (args.weights, args.diffusion_weights, args.clip_weights, args.vocabulary)
+        named = (
+            args.weights,
+            args.diffusion_weights,
+            args.clip_weights,
+            args.vocabulary,
+            args.memory,
+        )
         check_outputs([args.out], InputFiles(args.image, args.config, *named))
         inferencer = build_inferencer(args)
         explained = explain(

@@ -17,6 +17,7 @@ COMMANDS = {
     "label": "label a large collection of images, on any number of GPUs",
     "explain": "show why an image was segmented as it was",
     "convert": "convert segmented images to the formats of other tools",
+    "teach": "teach classes by examples, without training",
     "prepare": "check and split a folder of your own data, and write a config for it",
     "train": "train a model",
     "export": "export a model to ONNX or torch.export",

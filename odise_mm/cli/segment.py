@@ -205,7 +205,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     if args.video:
         return run_video(args, console)
-    named = (args.config, args.weights, args.diffusion_weights, args.clip_weights, args.vocabulary)
+    named = (
+        args.config,
+        args.weights,
+        args.diffusion_weights,
+        args.clip_weights,
+        args.vocabulary,
+        args.memory,
+    )
     # Check the outputs before building the model, which takes minutes.
     folder = OutputFolder(args.out, InputFiles(*named), args.overwrite)
     folder.check(list(expand(args.images, log=False)), not args.no_vis)

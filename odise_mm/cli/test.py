@@ -107,6 +107,11 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
     """Parse the command line."""
     parser = Parser(__doc__, prog=prog)
     how = add_run_arguments(parser)
+    how.add_argument(
+        "--memory",
+        metavar="FILE",
+        help="examples of classes, written by `odise-mm teach` with the same model",
+    )
     out = parser.add_argument_group("output")
     out.add_argument(
         "--out",
@@ -209,6 +214,11 @@ def run(args: argparse.Namespace) -> int:
     from odise_mm.engine.result_writer import ResultWriterHook
     from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
 
+    memory = None
+    if args.memory is not None:
+        from odise_mm.models import RegionMemory
+
+        memory = RegionMemory.load(args.memory)  # fails before the model is built
     sets = plan_run(args, args.launcher)
     none_given = args.checkpoint == planning.NO_CHECKPOINT
     random_weights = none_given and not is_complete(sets[0].cfg)
@@ -225,6 +235,9 @@ def run(args: argparse.Namespace) -> int:
 
     runner = running.make_runner(sets[0].cfg, args.checkpoint, args.precision)
     described = running.describe_run(runner, args.checkpoint, args.precision, args.cfg_options)
+    if memory is not None:
+        running.unwrapped(runner.model).memory = memory
+        described["memory"] = dict(file=args.memory, digest=memory.digest, names=memory.names)
     report = Report(described, [test_set.name for test_set in sets], random_weights)
     running.run_sets(
         runner, report, sets, hooks, args.out, limit=args.limit, per_class=args.per_class

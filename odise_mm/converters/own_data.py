@@ -273,6 +273,18 @@ def _from_yolo(folder: Path) -> dict:
     return _content(images, shapes, names)
 
 
+def read_labelme(folder: Path, images: Path) -> dict:
+    """Return the LabelMe files of a folder as COCO's instances.
+
+    Raises:
+        DatasetError: there are none, or one is invalid.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise DatasetError(f"{folder}: contains no LabelMe files (*.json)")
+    return _from_labelme(files, images)
+
+
 def _from_labelme(files: Sequence[Path], folder: Path) -> dict:
     images, shapes, names = [], [], dict[str, int]()
     for number, file in enumerate(files, 1):

@@ -12,7 +12,7 @@ import numpy as np
 if TYPE_CHECKING:
     from mmdet.structures import DetDataSample
 
-    from odise_mm.structures.result import Segment
+    from odise_mm.structures.result import Evidence, Segment
 
 
 class ResultSettings(TypedDict, total=False):
@@ -156,6 +156,15 @@ class Queries(ABC):
 
         The sample contains ``queries``, too.
         """
+
+    def evidence(self, query: int, count: int = 3) -> list[Evidence]:
+        """Return the regions of the model's memory that a mask is most similar to, best first.
+
+        Args:
+            query: index of the mask.
+            count: number of regions.
+        """
+        return []
 
     def of(self, segment: Segment) -> list[int]:
         """Return the indices of a segment's masks. A thing has one; merged stuff may have more."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -143,7 +144,20 @@ class RegionMemory:
     @property
     def names(self) -> dict[str, int]:
         """Names and the number of regions of each, in the order in which they were added."""
-        return dict(Counter(region.name for region in self.regions))
+        state = self._state
+        if "names" not in state.cache:
+            state.cache["names"] = Counter(region.name for region in state.regions)
+        return dict(state.cache["names"])
+
+    @property
+    def digest(self) -> str:
+        """Short hash of the content, to compare runs."""
+        state = self._state
+        if "digest" not in state.cache:
+            made = hashlib.sha256(state.embeddings.numpy().tobytes())
+            made.update(repr([(region.id, region.name) for region in state.regions]).encode())
+            state.cache["digest"] = made.hexdigest()[:16]
+        return state.cache["digest"]
 
     @property
     def vocabulary(self) -> Vocabulary | None:

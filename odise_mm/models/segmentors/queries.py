@@ -20,9 +20,11 @@ from odise_mm.models.segmentors.results import (
     SegmentedImages,
     add_evidence,
     add_results,
+    evidence_of,
     frames_of,
     resize_for_results,
 )
+from odise_mm.structures import Evidence
 from odise_mm.structures.queries import MaskFate, Queries
 from odise_mm.utils.precision import autocast
 from odise_mm.vocabulary import Vocabulary
@@ -117,6 +119,15 @@ class KeptQueries(Queries):
     def confidence(self) -> np.ndarray:
         """See :meth:`~odise_mm.structures.Queries.confidence`."""
         return confidence_map(self.scores, self._full_size(self.masks), self.fates).numpy()
+
+    def evidence(self, query: int, count: int = 3) -> list[Evidence]:
+        """See :meth:`~odise_mm.structures.Queries.evidence`."""
+        found = next((each for each in self.predictions if each.neighbors is not None), None)
+        if found is None or self.memory is None:
+            return []
+        return evidence_of(
+            found.neighbors[query, :count], found.similarities[query, :count], self.memory
+        )
 
     def segmented(self, settings: Mapping[str, Any]) -> DetDataSample:
         """See :meth:`~odise_mm.structures.Queries.segmented`.

@@ -1,6 +1,7 @@
 """Outputs of a segmentor, and how they are written into data samples."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from odise_mm.models.postprocess import (
     resize_masks,
     semantic_inference,
 )
-from odise_mm.structures import Segment
+from odise_mm.structures import Evidence, Segment
 from odise_mm.structures.queries import MaskFate
 from odise_mm.vocabulary import Vocabulary
 
@@ -199,22 +200,26 @@ def add_evidence(
     found = next((each for each in predictions if each.neighbors is not None), None)
     if found is None or "pred_panoptic_seg" not in sample:
         return
-    ids = found.neighbors[index, :, :count].tolist()
-    similar = found.similarities[index, :, :count].float().tolist()
     largest: dict[int, tuple[int, int]] = {}
     for query, fate in enumerate(fates):
         if fate.segment:
             largest[fate.segment] = max(largest.get(fate.segment, (-1, 0)), (fate.pixels, query))
     for info in sample.pred_panoptic_seg.metainfo["segments_info"]:
         query = largest[info["id"]][1]
-        regions = [
-            (memory.get(id_), value) for id_, value in zip(ids[query], similar[query], strict=True)
-        ]
-        info["evidence"] = [
-            dict(name=r.name, similarity=value, image=r.image, box=r.box, region=r.id)
-            for r, value in regions
-            if r is not None
-        ]
+        regions = evidence_of(
+            found.neighbors[index, query, :count], found.similarities[index, query, :count], memory
+        )
+        info["evidence"] = [asdict(region) for region in regions]
+
+
+def evidence_of(ids: Tensor, similarities: Tensor, memory: RegionMemory) -> list[Evidence]:
+    """Return regions of a memory by their ids, (N,), without those that were removed."""
+    found = []
+    for id_, similarity in zip(ids.tolist(), similarities.tolist(), strict=True):
+        region = memory.get(id_)
+        if region is not None:
+            found.append(Evidence(region.name, similarity, region.image, region.box, region.id))
+    return found
 
 
 def check_finite(tensors: Sequence[Tensor], precision: str) -> None:

@@ -1,0 +1,178 @@
+"""Teaching by examples with the toy model: a name that its words do not know is found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from odise_mm.apis import OpenVocabInferencer
+from odise_mm.apis.teaching import Example
+from odise_mm.cli import teach
+from odise_mm.converters.examples import limited, read_crops, read_examples
+from odise_mm.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
+from odise_mm.models import RegionMemory
+from projects.toy_world.world import Scene, scene
+
+WEIGHTS = Path(__file__).parents[2] / "projects/toy_world/weights/odise_label.safetensors"
+NAME = "yellow triangle"
+STUFF = "sky; grass; wood; snow"
+
+
+@pytest.fixture(scope="module")
+def inferencer() -> OpenVocabInferencer:
+    return OpenVocabInferencer("odise_toy_label", WEIGHTS, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def first() -> Scene:
+    return scene((0, 41), split="val")
+
+
+@pytest.fixture(scope="module")
+def other() -> Scene:
+    return scene((0, 52), split="val")
+
+
+def bgr(drawn: Scene) -> np.ndarray:
+    return np.ascontiguousarray(drawn.image[..., ::-1])
+
+
+def place_of(drawn: Scene) -> tuple[np.ndarray, tuple[int, int, int, int]]:
+    (segment,) = [segment for segment in drawn.segments if str(segment.name) == NAME]
+    x, y, width, height = segment.box
+    return drawn.panoptic == segment.id, (x, y, x + width, y + height)
+
+
+def test_a_taught_name_is_found_and_forgotten(
+    inferencer: OpenVocabInferencer, first: Scene, other: Scene, tmp_path: Path
+) -> None:
+    with pytest.raises(VocabularyError, match="not one of the .* words of the text encoder"):
+        inferencer(bgr(other), texts="wug; red ball", stuff_texts=STUFF)
+    inside, box = place_of(first)
+    taught = inferencer.teach(bgr(first), "wug", box=box)
+    assert taught.origin == "model" and taught.overlap > 0.8
+    assert (taught.mask & inside).sum() > 0.8 * (taught.mask | inside).sum()
+    (result,) = inferencer(bgr(other), texts="wug; red ball", stuff_texts=STUFF)
+    (found,) = [segment for segment in result.segments if segment.is_thing]
+    truth, _ = place_of(other)
+    mask = result.mask(found)
+    assert found.name == "wug" and (mask & truth).sum() > 0.8 * (mask | truth).sum()
+    assert found.evidence[0].name == "wug" and found.evidence[0].box == taught.region.box
+    assert inferencer.make_vocabulary().names[-1] == "wug"
+
+    inferencer.memory.save(tmp_path / "wug.safetensors")
+    assert inferencer.teach(bgr(first), "WUG", mask=taught.mask).region is None  # known
+    with pytest.raises(ConfigError, match="exactly one of mask, box and point, not none"):
+        inferencer.teach(bgr(first), "wug")
+    with pytest.raises(ConfigError, match=r"point=\(128, 3\) must lie inside the image"):
+        inferencer.teach(bgr(first), "wug", point=(128, 3))
+    x, y = (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
+    assert inferencer.teach(bgr(first), "dax", point=(x, y)).mask[y, x]
+    assert inferencer.forget("dax") == 1 and inferencer.forget("wug") == 1
+    (before,) = inferencer(bgr(other), texts="red ball", stuff_texts=STUFF)
+    assert all(not segment.evidence for segment in before.segments)
+    # From its file, into another run.
+    inferencer.memory = RegionMemory.load(tmp_path / "wug.safetensors")
+    (again,) = inferencer(bgr(other), texts="wug; red ball", stuff_texts=STUFF)
+    assert again.segments == result.segments
+    inferencer.forget("wug")
+    memory = RegionMemory.load(tmp_path / "wug.safetensors")
+    weights = tuple(2 * weight for weight in memory.embedder.weights)
+    memory.embedder = type(memory.embedder)(*[*vars(memory.embedder).values()][:2], weights)
+    inferencer.memory = memory
+    with pytest.raises(CheckpointError, match="its weights are others; teach the regions again"):
+        inferencer(bgr(other), texts="wug; red ball", stuff_texts=STUFF)
+    inferencer.memory = RegionMemory()
+
+
+def test_a_box_without_a_mask_is_the_region(inferencer: OpenVocabInferencer, first: Scene) -> None:
+    taught = inferencer.teach_all(
+        bgr(first), [Example("speck", box=(1, 1, 4, 4)), Example("all", mask=first.panoptic > 0)]
+    )
+    assert [one.origin for one in taught] == ["box", "given"]
+    assert taught[0].mask.sum() == 9 and taught[0].overlap < 0.5
+    inferencer.memory = RegionMemory()
+
+
+def written(folder: Path, first: Scene) -> None:
+    """Write an image, and the same example as COCO instances, panoptic segments and LabelMe."""
+    (folder / "images").mkdir()
+    Image.fromarray(first.image).save(folder / "images/a.png")
+    _, (left, top, right, bottom) = place_of(first)
+    ring = [left, top, right, top, right, bottom, left, bottom]
+    images = [dict(id=1, file_name="a.png", height=128, width=128)]
+    categories = [dict(id=3, name="wug", isthing=0)]
+    area = (right - left) * (bottom - top)
+    one = dict(id=1, image_id=1, category_id=3, iscrowd=0, area=area, segmentation=[ring])
+    write(folder / "coco.json", images=images, categories=categories, annotations=[one])
+    segments = [dict(id=1, category_id=3, iscrowd=0, area=area)]
+    annotation = dict(image_id=1, file_name="a.png", segments_info=segments)
+    write(folder / "pan.json", images=images, categories=categories, annotations=[annotation])
+    (folder / "pan").mkdir()
+    ids = np.zeros((128, 128, 3), np.uint8)
+    ids[top:bottom, left:right, 0] = 1
+    Image.fromarray(ids).save(folder / "pan/a.png")
+    (folder / "labelme").mkdir()
+    shape = dict(label="wug", points=[[left, top], [right, bottom]], shape_type="rectangle")
+    write(folder / "labelme/a.json", imagePath="a.png", shapes=[shape])
+    (folder / "crops/wug").mkdir(parents=True)
+    Image.fromarray(first.image[top:bottom, left:right]).save(folder / "crops/wug/1.png")
+
+
+def write(path: Path, **content: Any) -> None:
+    path.write_text(json.dumps(content))
+
+
+def test_examples_of_all_formats(tmp_path: Path, first: Scene) -> None:
+    written(tmp_path, first)
+    _, (left, top, right, bottom) = place_of(first)
+    wanted = np.zeros((128, 128), bool)
+    wanted[top:bottom, left:right] = True
+    for name in ("coco.json", "pan.json", "labelme"):
+        (one,) = read_examples(tmp_path / name, tmp_path / "images")
+        assert one.path == tmp_path / "images/a.png" and one.names == ["wug"], name
+        assert one.is_thing == [name == "labelme"]
+        assert np.array_equal(one.masks()[0], wanted), name
+    (crop,) = read_crops(tmp_path / "crops")
+    assert crop.names == ["wug"] and crop.rles is None
+    assert limited([crop, crop], 1) == [crop]
+    with pytest.raises(DatasetError, match="image not found; see --images"):
+        read_examples(tmp_path / "coco.json", tmp_path)
+    with pytest.raises(DatasetError, match="one folder for each class"):
+        read_crops(tmp_path / "images")
+
+
+def test_the_command(
+    tmp_path: Path, first: Scene, capsys: Any, monkeypatch: Any, inferencer: OpenVocabInferencer
+) -> None:
+    written(tmp_path, first)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(teach, "build_inferencer", lambda args: inferencer)
+    how = ["--config", "odise_toy_label", "--out", "m.safetensors"]
+    examples = ["--annotations", "coco.json", "--images", "images", "--crops", "crops"]
+    assert teach.main([*examples, *how]) == 0
+    assert "2 regions, 2 of them new" in capsys.readouterr().out
+    assert teach.main([*examples, *how]) == 0
+    assert "2 regions, 0 of them new" in capsys.readouterr().out
+    assert teach.main(["--out", "m.safetensors", "--rename", "wug=dax"]) == 0
+    assert RegionMemory.load("m.safetensors").names == {"dax": 2}
+    assert teach.main(["--out", "n.safetensors", "--merge", "m.safetensors"]) == 0
+    assert "2 new regions of m.safetensors" in capsys.readouterr().out
+    Image.new("RGB", (30, 30)).save("images/a.png")  # not the size of the masks
+    assert teach.main([*examples[:4], *how]) == 1
+    assert "skipped images/a.png: example of 'wug': the mask has" in capsys.readouterr().out
+    for wrong, message in (
+        (["--out", "x.safetensors"], "no examples: give --annotations"),
+        (["--annotations", "coco.json", "--out", "x.safetensors"], "belong together"),
+        (["--crops", "crops", "--out", "x.safetensors"], "--config is missing"),
+        (["--crops", "crops", *how[:2], "--out", "x.bin"], "must end with .safetensors"),
+    ):
+        with pytest.raises(SystemExit):
+            teach.main(wrong)
+        assert message in capsys.readouterr().err
+    inferencer.memory = RegionMemory()
