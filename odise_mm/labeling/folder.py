@@ -97,7 +97,7 @@ class LabelFolder:
                 )
             self.root = listing.root
         self.shards.mkdir(parents=True, exist_ok=True)
-        self._remove_leftovers()
+        self.clean()
         known = set(self._planned_names())
         for name, first in listing.duplicates:  # the other one may be known
             if name in known:
@@ -205,7 +205,8 @@ class LabelFolder:
         with open(self._folder_of(shard) / IMAGES, encoding="utf-8") as file:
             yield from map(json.loads, file)
 
-    def _remove_leftovers(self) -> None:
+    def clean(self) -> None:
+        """Remove what killed processes left; no process may be writing."""
         for folder in self.shards.glob(".*.tmp"):
             shutil.rmtree(folder, ignore_errors=True)
         for folder in (self.path, self.path / "plan"):

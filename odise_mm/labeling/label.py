@@ -187,6 +187,7 @@ def _label(
     if engine == "ray":
         if unfinished:
             label_with_ray(recipe, folder, unfinished, actors, progress)
+            folder.clean()  # lost nodes leave unfinished shards
         return
     mine = unfinished[get_rank() :: get_world_size()]
     if not mine:

@@ -186,7 +186,14 @@ def test_tar_parquet_and_lists_give_the_labels_of_the_files(
 def test_foreign_tar_members_stay_in_their_file(photos: Path, config: Path, tmp_path: Path) -> None:
     good = (photos / "0/000.png").read_bytes()
     with tarfile.open(tmp_path / "bad.tar", "w") as tar:
-        for name in ("../../evil.png", "/evil.png", "fine.png", "fine.png", "c:\\evil.png"):
+        for name in (
+            "../../evil.png",
+            "/evil.png",
+            "fine.png",
+            "fine.png",
+            "c:\\evil.png",
+            "\udcff.png",
+        ):
             add(tar, name, good)
         link = tarfile.TarInfo("link.png")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
@@ -204,11 +211,13 @@ def test_foreign_tar_members_stay_in_their_file(photos: Path, config: Path, tmp_
         "bad.tar",
         "bad.tar/1",
         "bad.tar/2",
+        "bad.tar/\udcff.png",
         "bad.tar/last.png",
         "none.tar",
     }
     assert done.labeled == 3 and done.failed == len(reasons)
     assert "leads outside the file" in reasons["bad.tar/1"]
+    assert "the name is not UTF-8" in reasons["bad.tar/\udcff.png"]
     assert "ends before this image" in reasons["bad.tar/last.png"]
     assert "not a tar file" in reasons["none.tar"]
     written = {path.name for path in tmp_path.rglob("*evil*")}
