@@ -27,7 +27,7 @@ from odise_mm.utils.command_line import (
 from odise_mm.utils.display import printable
 from odise_mm.utils.processes import follow_parent
 
-_PASSED_ON = ("diffusion_weights", "clip_weights", "max_pixels", "cfg_options")
+_PASSED_ON = ("diffusion_weights", "clip_weights", "max_pixels", "memory", "cfg_options")
 
 
 def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argparse.Namespace:

@@ -95,7 +95,8 @@ class Worker:
             times=False,
         )
         del described["images_drawn"]
-        return described
+        memory = getattr(inferencer.model, "memory", None)
+        return described if not memory else dict(described, memory=memory.digest)
 
     def _notice(self) -> str | None:
         from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE

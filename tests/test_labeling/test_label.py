@@ -127,7 +127,9 @@ def test_a_folder(
     assert len(list((out / "shards").iterdir())) == 5
 
 
-def test_other_settings_are_refused(photos: Path, config: Path, tmp_path: Path) -> None:
+def test_other_settings_are_refused(
+    photos: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     label_images(photos, out, config, **NAMES, score_threshold=0.1, progress=False)
     for change in (dict(texts="cat"), dict(score_threshold=0.2), dict(formats=("npz",))):
@@ -139,6 +141,10 @@ def test_other_settings_are_refused(photos: Path, config: Path, tmp_path: Path) 
     with pytest.raises(OutputError, match="different settings.*config"):
         config.write_text(CONFIG + "model['test_cfg'] = dict(topk=3)\n")
         label_images(photos, out, config, **NAMES, score_threshold=0.1, progress=False)
+    words = ["label", str(photos), "--out", str(tmp_path / "new"), "--config", str(config)]
+    with pytest.raises(SystemExit):  # the option reaches the model
+        main([*words, "--texts", "cat; dog", "--memory", "nothing.safetensors"])
+    assert "nothing.safetensors: no such" in capsys.readouterr().err
     (tmp_path / "mine/shards").mkdir(parents=True)
     with pytest.raises(OutputError, match=r"contains shards, but no plan\.json"):
         label_images(photos, tmp_path / "mine", config, **NAMES)
