@@ -6,10 +6,12 @@ import importlib.util
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -104,6 +106,34 @@ def test_options_of_the_config_reach_the_model(demo, config, tmp_path):
     assert demo.main([str(PHOTO), "--config", config, "--out", str(out), *options]) == 0
     (result,) = read_coco_panoptic(out / "panoptic.json")
     assert [segment.name for segment in result.segments] == ["owl", "bat"]
+
+
+def test_kept_queries_are_written(demo, tmp_path, capsys):
+    """The formats get what panoptic.json has, under the same names, and the probabilities."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        shutil.copy(ROOT / "demo/images/toy_scene.jpg", tmp_path / name / "1.jpg")
+    out = tmp_path / "out"
+    names = ["--texts", "red moon; white box", "--stuff-texts", "sky; water"]
+    options = ["--config", "odise_toy_label", "--no-vis", "--out", str(out), "--keep-queries"]
+    paths = [str(tmp_path / name / "1.jpg") for name in ("a", "b")]
+    assert demo.main([*paths, *names, *options, "--format", "npz,coco", "--device", "cpu"]) == 0
+    panoptic = json.loads((out / "panoptic.json").read_text())
+    coco = json.loads((out / "coco/instances.json").read_text())
+    listed = [image["file_name"] for image in panoptic["images"]]
+    assert listed == [image["file_name"] for image in coco["images"]] == ["a/1.jpg", "b/1.jpg"]
+    for result in read_coco_panoptic(out / "panoptic.json"):
+        stem = Path(result.files["panoptic"]).relative_to(out / "panoptic").with_suffix("")
+        with np.load(out / "npz" / f"{stem}.npz") as arrays:
+            assert len(arrays["label"]) > 2 and (arrays["panoptic"] == result.panoptic).all()
+            scores = arrays["probabilities"][range(len(arrays["label"])), arrays["label"]]
+            assert scores == pytest.approx(arrays["score"], abs=1e-5)
+            assert np.linalg.norm(arrays["embedding"], axis=1) == pytest.approx(1, abs=1e-4)
+    assert not list(out.glob(".*.part"))
+    for wrong in (["--format", "coco"], ["--format", "npz", "--window", "64"]):
+        with pytest.raises(SystemExit):
+            demo.parse_args([*paths, *options, *wrong])
+        assert "--keep-queries" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_config_must_be_chosen(demo, capsys):

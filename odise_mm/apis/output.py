@@ -206,7 +206,7 @@ class ResultWriter:
         self._vocabulary = vocabulary
         self._random_weights = random_weights
         self._total = None if sources is None else len(sources)
-        self._root = _common_root(sources or ())
+        self._root = common_root(sources or ())
         self._settings = dict(settings or {}, images=_describe(sources))
         self._resume = resume
         self._origins: list[list[Any] | None] = []
@@ -383,7 +383,7 @@ class ResultWriter:
             self._files.add(spelling(str(self._folder.images / entry.vis)))
 
     def _write(self, position: int, result: SegmentationResult, drawing: np.ndarray | None) -> None:
-        name = _name_below(self._root, result.image_path)
+        name = name_below(self._root, result.image_path)
         stem = unused_stem(nested_stem(name or f"image_{self._written:04d}"), self._stems)
         self._stems.add(spelling(stem))
         try:
@@ -463,15 +463,15 @@ class ResultWriter:
 def _stems(sources: Sequence[Source]) -> Iterator[str]:
     """Yield the names of the outputs, assuming that all images can be used."""
     used: set[str] = set()
-    root = _common_root(sources)
+    root = common_root(sources)
     for count, source in enumerate(sources, start=1):
-        name = _name_below(root, source.path) or f"image_{count:04d}"
+        name = name_below(root, source.path) or f"image_{count:04d}"
         stem = unused_stem(nested_stem(name), used)
         used.add(spelling(stem))
         yield stem
 
 
-def _common_root(sources: Sequence[Source]) -> str | None:
+def common_root(sources: Sequence[Source]) -> str | None:
     """Return the deepest folder that contains the roots of all existing files; None without one."""
     there = (source for source in sources if source.path and os.path.isfile(source.path))
     roots = {os.path.abspath(source.root) for source in there if source.root is not None}
@@ -480,7 +480,7 @@ def _common_root(sources: Sequence[Source]) -> str | None:
     return None
 
 
-def _name_below(root: str | None, path: str | None) -> str | None:
+def name_below(root: str | None, path: str | None) -> str | None:
     """Return the name of a file relative to a folder, with slashes.
 
     Files that are not below it (without a folder, or through ``..`` in a pattern) have no folders.

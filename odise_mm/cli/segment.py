@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from odise_mm.structures import SegmentationResult
 
 OF_VIDEOS = ("every", "start", "end", "max_side", "rate")
+WITH_QUERIES = frozenset({"npz", "parquet", "jsonl"})
+"""Formats that have fields for the queries of a result."""
 GO_ON = "run the same command again to continue"
 
 
@@ -94,6 +96,12 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         help=f"also write {FORMAT_HELP}; each gets a folder in DIR",
     )
     out.add_argument(
+        "--keep-queries",
+        action="store_true",
+        help="with --format npz, parquet or jsonl, also write the probabilities of all classes "
+        "and the mask embedding of each segment; an interrupted run then starts over",
+    )
+    out.add_argument(
         "--legend",
         action="store_true",
         help="add a legend to the drawings, and enlarge small images",
@@ -135,6 +143,11 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
             parser.error(f"--{option} changes the drawings, so it cannot be used with --no-vis")
     if args.overlap is not None and args.window is None:
         parser.error("--overlap is for images in windows: add --window")
+    if args.keep_queries and not WITH_QUERIES.intersection(args.format):
+        known = ", ".join(sorted(WITH_QUERIES))
+        parser.error(f"--keep-queries is for the formats {known}: add one of them to --format")
+    if args.keep_queries and args.window is not None:
+        parser.error("--keep-queries keeps the masks of whole images: leave out --window")
     args.video = args.rate is not None or any(map(is_video, args.images))
     problem = _problem_of_video(args)
     if problem:
@@ -198,10 +211,13 @@ def main(argv: list[str] | None = None, prog: str | None = None) -> int:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Segment all images and print the results; return the exit status."""
-    from odise_mm.apis.output import OutputFolder
+    from contextlib import ExitStack
+    from dataclasses import replace
+
+    from odise_mm.apis.output import OutputFolder, common_root, name_below
     from odise_mm.apis.sources import expand
-    from odise_mm.io.conversion import check_formats, check_targets, convert
-    from odise_mm.utils.outputs import InputFiles
+    from odise_mm.io.conversion import LabelFolders, check_formats, check_targets, convert
+    from odise_mm.utils.outputs import InputFiles, nested_stem
 
     if args.video:
         return run_video(args, console)
@@ -215,7 +231,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     # Check the outputs before building the model, which takes minutes.
     folder = OutputFolder(args.out, InputFiles(*named), args.overwrite)
-    folder.check(list(expand(args.images, log=False)), not args.no_vis)
+    sources = list(expand(args.images, log=False))
+    folder.check(sources, not args.no_vis)
     check_formats(args.format)
     check_targets(args.format, args.out)
     inferencer = build_inferencer(args)
@@ -234,21 +251,33 @@ def run(args: argparse.Namespace, console: Console) -> int:
         window=args.window,
         overlap=args.overlap,
         progress=not args.no_progress,
-        resume=not args.overwrite,
+        resume=not args.overwrite and not args.keep_queries,
         overwrite=args.overwrite,
+        keep_queries=args.keep_queries,
         **given(args, SETTINGS),
     )
     failed = 0
     written: dict[str, None] = {}
-    with closing(results):
+    root = common_root(sources)
+    with ExitStack() as stack:
+        stack.enter_context(closing(results))
+        # Queries are not in the panoptic files, so these labels are written meanwhile.
+        labels = args.keep_queries and stack.enter_context(
+            LabelFolders(names, args.format, args.out)
+        )
         for result in results:
             if result.ok:
                 print_segments(console, result)
                 written |= dict.fromkeys(result.files.values())
+                if labels:
+                    name = name_below(root, result.image_path) or result.image_name
+                    labels.add(replace(result, image_name=name), nested_stem(name))
             else:
                 failed += 1
                 print_line(console, f"skipped: {printable(result.error)}", "red")
-    if args.format and folder.json.is_file():
+        if labels:
+            written |= dict.fromkeys(map(str, labels.finish()))
+    if args.format and not labels and folder.json.is_file():
         written |= dict.fromkeys(map(str, convert(folder.json, args.format, args.out)))
     print_end(console, inferencer, written)
     return 1 if failed else 0

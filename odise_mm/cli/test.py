@@ -207,12 +207,15 @@ def plan_run(args: argparse.Namespace, launcher: str = "none") -> list[Benchmark
 
 def run(args: argparse.Namespace) -> int:
     """Test the model on all test sets; return the exit status."""
+    from mmengine.dist import is_main_process
+
     from odise_mm.benchmarks import planning, running
     from odise_mm.benchmarks.report import Report
     from odise_mm.config.checking import is_complete
     from odise_mm.engine.image_scores import ImageScoresHook
     from odise_mm.engine.result_writer import ResultWriterHook
     from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
+    from odise_mm.utils.display import printable
 
     memory = None
     if args.memory is not None:
@@ -242,4 +245,7 @@ def run(args: argparse.Namespace) -> int:
     running.run_sets(
         runner, report, sets, hooks, args.out, limit=args.limit, per_class=args.per_class
     )
+    if is_main_process():
+        for folder in filter(None, (args.image_scores, args.dump, args.show_dir)):
+            print(f"wrote {printable(str(folder))}")
     return 0

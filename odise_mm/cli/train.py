@@ -118,11 +118,14 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.text import Text
 
+    from odise_mm.checkpoints.safe_loading import weights_format
     from odise_mm.checkpoints.training_state import latest_checkpoint
     from odise_mm.engine import OpenVocabRunner
     from odise_mm.utils.files import FolderLock
 
     cfg = plan(args)
+    if cfg.get("load_from"):
+        weights_format(cfg.load_from)  # before frozen weights are downloaded and models are built
     lock = FolderLock(cfg.work_dir, "training") if is_first_process() else nullcontext()
     with lock:
         runner = OpenVocabRunner.from_cfg(cfg)

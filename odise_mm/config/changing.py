@@ -169,7 +169,8 @@ def set_max_iters(cfg: Config, number: int) -> None:
     """Change the number of training iterations, and scale the schedule with it.
 
     ``begin``, ``end`` and ``milestones`` of the schedules and the validation and checkpoint
-    intervals are multiplied by the same factor; intervals are at least 1.
+    intervals are multiplied by the same factor; intervals are at least 1. The losses are logged at
+    least four times.
 
     Args:
         cfg: the config to change.
@@ -200,3 +201,6 @@ def set_max_iters(cfg: Config, number: int) -> None:
     for part, key in ((train, "val_interval"), (checkpoint, "interval")):
         if part.get(key):
             part[key] = max(1, scaled(part[key]))
+    logger = (cfg.get("default_hooks") or {}).get("logger") or {}
+    if logger.get("interval"):
+        logger["interval"] = min(logger["interval"], max(1, number // 4))

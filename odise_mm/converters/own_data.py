@@ -469,6 +469,9 @@ param_scheduler = [
     dict(type="CosineAnnealingLR", by_epoch=False, begin={warm}, end=max_iters, eta_min=0),
 ]
 train_cfg = dict(max_iters=max_iters, val_interval={max(1, max_iters // 4)})
-default_hooks = dict(checkpoint=dict(interval={max(1, max_iters // 4)}))
+default_hooks = dict(
+    checkpoint=dict(interval={max(1, max_iters // 4)}),
+    logger=dict(interval={min(50, max(1, max_iters // 20))}),
+)
 ''',
     )

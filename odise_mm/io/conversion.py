@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
 from odise_mm.annotations.panoptic_io import iterate_coco_panoptic
 from odise_mm.errors import ConfigError, OutputError, PanopticFileError
-from odise_mm.io import FORMATS
+from odise_mm.io import FORMATS, LabelWriter
 from odise_mm.structures import SegmentationResult
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import read_json
@@ -149,6 +148,73 @@ def _relative_name(path: str, root: str | os.PathLike | None) -> str:
         ) from None
 
 
+class LabelFolders:
+    """A folder for each format, complete or not there: files are first written beside it.
+
+    Use it as a context manager: without :meth:`finish`, nothing is left.
+
+    Args:
+        vocabulary: The classes of the results.
+        formats: Names in :data:`odise_mm.io.FORMATS`.
+        folder: Folder for the folders of the formats.
+
+    Raises:
+        ConfigError: Unknown format.
+        OutputError: A package is missing, or a folder was not written by this program.
+    """
+
+    def __init__(
+        self, vocabulary: Vocabulary, formats: Sequence[str], folder: str | os.PathLike
+    ) -> None:
+        check_formats(formats)
+        check_targets(formats, folder)
+        self.vocabulary = vocabulary
+        self.targets = {name: Path(folder) / name for name in formats}
+        self._parts = {name: Path(folder) / f".{name}.part" for name in formats}
+        self._writers: list[LabelWriter] = []
+        self._stems: set[str] = set()
+
+    def __enter__(self) -> LabelFolders:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for part in self._parts.values():
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _begin(self) -> None:
+        for name, part in self._parts.items():
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            self._writers.append(FORMATS[name](part, self.vocabulary))
+
+    def add(self, result: SegmentationResult, stem: str) -> None:
+        """Write the segments of an image.
+
+        Args:
+            result: Result with a panoptic map; ``image_name`` is the name that the formats get.
+            stem: Name of the image without extension; need not be unique.
+        """
+        if not self._writers:
+            self._begin()
+        stem = unused_stem(stem, self._stems)
+        self._stems.add(spelling(stem))
+        for writer in self._writers:
+            writer.add(result, stem)
+
+    def finish(self) -> list[Path]:
+        """Write what concerns all images, replace earlier folders, and return the folders."""
+        if not self._writers:
+            self._begin()
+        for writer in self._writers:
+            writer.close()
+        for name, part in self._parts.items():
+            (part / MARK).touch()
+            if self.targets[name].exists():
+                shutil.rmtree(self.targets[name])
+            os.replace(part, self.targets[name])
+        return list(self.targets.values())
+
+
 def _write(
     results: Iterable[tuple[SegmentationResult, str]],
     vocabulary: Vocabulary,
@@ -156,28 +222,13 @@ def _write(
     folder: str | os.PathLike,
 ) -> list[Path]:
     """Write results and their names without extension, which need not be unique."""
-    parts = {name: Path(folder) / f".{name}.part" for name in formats}
-    targets = {name: Path(folder) / name for name in formats}
-    stems: set[str] = set()
-    with owned_folders([folder], "converting results"), ExitStack() as stack:
-        for part in parts.values():
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
-            stack.callback(shutil.rmtree, part, ignore_errors=True)
-        writers = [FORMATS[name](part, vocabulary) for name, part in parts.items()]
+    with (
+        owned_folders([folder], "converting results"),
+        LabelFolders(vocabulary, formats, folder) as labels,
+    ):
         for result, stem in results:
-            stem = unused_stem(stem, stems)
-            stems.add(spelling(stem))
-            for writer in writers:
-                writer.add(result, stem)
-        for writer in writers:
-            writer.close()
-        for name, part in parts.items():
-            (part / MARK).touch()
-            if targets[name].exists():
-                shutil.rmtree(targets[name])
-            os.replace(part, targets[name])
-    return list(targets.values())
+            labels.add(result, stem)
+        return labels.finish()
 
 
 def _vocabulary_of(panoptic_json: str | os.PathLike) -> Vocabulary:

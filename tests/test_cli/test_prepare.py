@@ -91,6 +91,7 @@ def test_instances_train_with_the_default_pipeline(drawn: Path, mine: Path) -> N
     )
     config = train.plan(args)
     assert config.train_cfg.max_iters == 8 and config.train_cfg.val_interval == 2
+    assert config.default_hooks.logger.interval == 2
     assert [s.end for s in config.param_scheduler] == [1, 8]
     assert config.train_dataloader.batch_size == 3 and config.load_from == "some.pth"
     assert config.model.head.train_cfg.ignore_unlabeled == 0.5
