@@ -13,7 +13,7 @@ import pytest
 
 from odise_mm.apis import OpenVocabInferencer
 from odise_mm.errors import ConfigError, ImageError, OutputError
-from odise_mm.serving import page
+from odise_mm.serving import page, server
 from odise_mm.serving.scene import (
     DRAWING,
     MAX_SIDE,
@@ -276,3 +276,12 @@ def test_names_from_strangers_are_escaped(scene: Scene) -> None:
     assert page.show_predictions({}) == ""
     assert "Click a region" in page.show_region(view, None)
     assert "Nothing was found" in page.show_region(replace(view, regions=()), None)
+
+
+def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "find_spec", lambda module: None if module == "gradio" else module)
+    server.check_packages(api=True)
+    with pytest.raises(
+        ConfigError, match=r"^the web page needs gradio: pip install 'odise_mm\[web\]'"
+    ):
+        server.check_packages(api=False)
