@@ -10,6 +10,7 @@ import numpy as np
 from mmcv.transforms import BaseTransform
 from pycocotools import mask as mask_utils
 
+from odise_mm.annotations.ground_truth import count_values
 from odise_mm.annotations.label_maps import class_indices, read_label_map
 from odise_mm.annotations.masks import to_rle
 from odise_mm.annotations.panoptic_io import read_panoptic_png
@@ -185,9 +186,8 @@ class PanopticMapToMasks(BaseTransform):
     def transform(self, results: dict) -> dict:
         """Replace the map by the keys listed in the class's docstring."""
         numbers, labels = results.pop("gt_seg_map"), results.pop("gt_segment_labels")
-        pixels = np.bincount(numbers.ravel(), minlength=_FILL + 1)
-        pixels[[0, _FILL]] = 0
-        left = np.flatnonzero(pixels)
+        found, _ = count_values(numbers)
+        left = found[(found != 0) & (found != _FILL)]
         results["gt_masks"] = SegmentMasks(numbers, left)
         results["gt_bboxes_labels"] = labels[left - 1 - (left > _FILL)]
         return results
