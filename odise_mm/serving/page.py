@@ -190,7 +190,8 @@ def example_images() -> list[tuple[Path, str, str]]:
 def show_names(names: Names, default: Vocabulary | None) -> str:
     """Return what was understood of typed names, and doubts about them, as HTML."""
     if names.vocabulary is not None:
-        text = names.vocabulary.describe(20)
+        long = len(names.vocabulary) > 50
+        text = names.vocabulary.describe(6 if long else 25)
     elif default is not None:
         text = f"Without names: the model's {len(default)} classes ({some(default.names, 6)})"
     else:
@@ -350,16 +351,16 @@ class _Page:
 
         if picture is None:
             raise _error("Upload an image or choose an example first.")
-        progress(0.05, desc="Reading the names")
+        progress((0, 3), desc="Reading the names", unit="steps")
         vocabulary = self.names(texts, stuff, lists).vocabulary or self.default
         if vocabulary is None:
             raise _error("Type names of things or stuff, or choose a list.")
-        progress(0.2, desc="Segmenting")
+        progress((1, 3), desc="Segmenting", unit="steps")
         start = time.perf_counter()
         settings = {**self.settings, **self._settings(numbers)}
         scene = segment_scene(self.inferencer, picture.image, picture.name, vocabulary, **settings)
         seconds = time.perf_counter() - start
-        progress(0.9, desc="Drawing")
+        progress((2, 3), desc="Drawing", unit="steps")
         classifier = classifier if classifier in scene.classifiers else ENSEMBLE
         choices = gradio.Radio(list(scene.classifiers), value=classifier)
         line = show_scene(scene, seconds)
