@@ -83,6 +83,9 @@ class Worker:
     def _described(self) -> dict[str, str]:
         inferencer = self.inferencer
         test_cfg = {**inferencer.model.test_cfg, **self.recipe.settings}
+        memory = getattr(inferencer.model, "memory", None)
+        if memory:
+            test_cfg["memory"] = memory.digest
         described = describe_settings(
             inferencer.cfg,
             inferencer.weights,

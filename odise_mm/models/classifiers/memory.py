@@ -69,7 +69,7 @@ class MemoryClassifier(Classifier):
         memory: RegionMemory | str | os.PathLike[str] | None = None,
         sources: Sequence[str] | None = None,
         neighbors: int = 16,
-        threshold: float = 0.7,
+        threshold: float = 0.8,
         temperature: float = 0.07,
     ) -> None:
         super().__init__()

@@ -1,0 +1,64 @@
+"""The program that measures what examples are worth, with examples that teach nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from odise_mm.apis import OpenVocabInferencer
+from odise_mm.evaluation.panoptic_quality import PanopticCounts, match_segments, panoptic_quality
+from projects.toy_world import measure_memory
+from projects.toy_world.measure_memory import Bench, truth_of
+from projects.toy_world.names import BASE_THINGS, NAMES, vocabulary
+from projects.toy_world.world import scene
+
+SCENES = 2
+
+
+def examples(bench: Bench, count: int) -> measure_memory.Examples:
+    """Return a random embedding for each name, which resembles nothing."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = scene((0, 0), split="val")
+    region = torch.from_numpy(drawn.panoptic == 1)[None]
+    width = bench.model.embed_regions(*bench.inputs(drawn), region).embeddings.shape[1]
+    return {
+        str(name): [(torch.randn(width, generator=generator), 0.3)]
+        for name in NAMES
+        if name.is_thing
+    }
+
+
+def test_without_a_memory_it_is_the_inferencers_quality(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bench, "examples", examples)
+    out = tmp_path / "memory.json"
+    assert measure_memory.main([
+        *("--scenes", str(SCENES), "--draws", "1", "--shots", "0", "1", "--out", str(out)),
+    ]) == 0  # fmt: skip
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["kind"], row["shots"]) for row in rows][:3] == [
+        ("words", 0),
+        ("words", 1),
+        ("unread", 0),
+    ]
+    assert len(rows) == 8
+    inferencer = OpenVocabInferencer("odise_toy_label", measure_memory.WEIGHTS, device="cpu")
+    total = PanopticCounts.zeros(len(NAMES))
+    for number in range(SCENES):
+        drawn = scene((0, number), split="val")
+        (result,) = inferencer(drawn.image, vocabulary=vocabulary(), channel_order="rgb")
+        labels = {segment.id: segment.label for segment in result.segments}
+        truth = truth_of(drawn)
+        total.add(match_segments(drawn.panoptic, truth, result.panoptic, labels, len(NAMES)))
+    numbers, per_class = panoptic_quality(total, [name.is_thing for name in NAMES])
+    assert rows[0]["all"] == pytest.approx(numbers["PQ"])
+    base = [per_class[name.category - 1] for name in BASE_THINGS]
+    wanted = np.mean([one["PQ"] for one in base if one is not None])
+    assert rows[0]["base"] == pytest.approx(wanted)
+    # Examples that resemble nothing change nothing.
+    assert rows[1]["all"] == pytest.approx(rows[0]["all"], abs=0.1)
