@@ -47,7 +47,7 @@ def test_notebook_runs(
         if cell.cell_type == "code" and cell.outputs
     }
     shown = [out.data for out in sum(outputs.values(), []) if "data" in out]
-    assert sum("image/png" in data for data in shown) == 4
+    assert sum("image/png" in data for data in shown) == 5
     printed = {
         name: "".join(out.text for out in cell if out.output_type == "stream")
         for name, cell in outputs.items()
@@ -58,3 +58,7 @@ def test_notebook_runs(
     assert "bicycle" in printed["error"]
     assert re.search(r"water +water 1.00  ", printed["top"])
     assert "at least 900 pixels" in printed["top"] and "black" not in printed["top"].split("at")[1]
+    assert "wrote " in printed["prepare"] and "train: 8 images, val: 2 images" in printed["prepare"]
+    assert re.search(r"Iter\(train\) .*loss", printed["train"])
+    assert re.search(r"Iter\(val\).*instance/AP: +\d", printed["train"])
+    assert re.search(r"^\['.*'\]$", printed["train"], re.M)
