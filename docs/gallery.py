@@ -11,6 +11,7 @@ Example:
 
 from __future__ import annotations
 
+import argparse
 import os
 import re
 import subprocess
@@ -21,6 +22,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from odise_mm.utils.command_line import Parser
 
 DOCS = Path(__file__).resolve().parent
 PAGE = DOCS / "gallery.md"
@@ -42,6 +45,11 @@ class Picture(NamedTuple):
     """File relative to the repository's folder; ``*`` stands for any characters."""
     image: Path
     """The picture."""
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line, which has no options."""
+    return Parser(__doc__).parse_args(argv)
 
 
 def pictures() -> Iterator[Picture]:
@@ -68,6 +76,7 @@ def read(path: Path) -> Image.Image:
 
 def main() -> None:
     """Make all pictures."""
+    parse_args()
     root = DOCS.parent
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     for picture in pictures():
