@@ -50,7 +50,7 @@ test-formats: venv  ## read converted results with other programs (downloads 2 G
 	$(BIN)/python -m pytest tests/test_io
 
 test-export: venv  ## export to ONNX and compare with PyTorch (installs the extra `export` into .venv)
-	$(BIN)/python -m pip install $(PIP_FLAGS) -r requirements/export.txt
+	$(BIN)/python -m pip install $(PIP_FLAGS) -c constraints.txt -r requirements/export.txt
 	$(BIN)/python -m pytest tests/test_export
 
 test-web: venv  ## try the web page in headless Chromium, which must be installed (creates .web beside .venv)

@@ -27,12 +27,15 @@ SHORTER = {
     "train_dataloader.batch_size=2 default_hooks.logger.interval=1 "
     "default_hooks.checkpoint.interval=1",
     "odise-mm serve": "--port 0",
+    # The whole command takes a minute, and needs the ONNX packages; tests/test_export runs it.
+    "odise-mm export": "--only-names",
     "run_study.py": "--cfg-options train_cfg.max_iters=1 train_dataloader.batch_size=1",
 }
 """Options that shorten a command, by a part of the command."""
 
 WRITTEN = {
     "segment images": ["out/vis/toy_scene.jpg", "out/coco/instances.json", "out/masks/masks.json"],
+    "export a model": ["exported/names.npz", "exported/names.json"],
     "know why": ["explained.png"],
     "label a folder": ["labels/index.jsonl", "labels/shards/000000/coco/instances.json"],
     "teach it": ["examples.safetensors", "out/taught/panoptic.json"],

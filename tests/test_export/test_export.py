@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ from odise_mm.vocabulary import Vocabulary
 from tests.support.golden_families import tiny_config
 from tests.support.parts import random_weights
 
+ROOT = Path(__file__).parents[2]
 QUERIES = 12
 TEXTS, STUFF = "cat, kitty; dog", "sky"
 OTHER = Vocabulary(
@@ -60,7 +62,7 @@ old_torch = pytest.mark.skipif(
 
 @dataclass
 class Case:
-    model: OpenVocabSegmentor
+    model: OpenVocabSegmentor | None
     folder: Path
     printed: str
 
@@ -196,6 +198,28 @@ def test_onnx_equals_pytorch_and_so_does_the_merge(
     assert (ids == wanted).mean() > 0.999
     infos = sample.pred_panoptic_seg.segments_info
     assert [s["name"] for s in segments] == [info["category_name"] for info in infos]
+
+
+@onnx_only
+@old_torch
+def test_the_readmes_command_exports_the_toy_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (line,) = re.findall(r"`odise-mm (export .*?)`", (ROOT / "README.md").read_text())
+    monkeypatch.chdir(tmp_path)
+    assert main(shlex.split(line)) == 0
+    photo = np.asarray(Image.open(ROOT / "demo/images/toy_scene.jpg").convert("RGB"))
+    case = Case(None, tmp_path / "exported", "")
+    results, description = shipped(case), case.description
+    feed = {"image": results.prepare(photo, description)}
+    masks, probabilities = run_onnx(case.folder / "model.onnx", feed)
+    ids, segments = results.panoptic(masks[0], probabilities[0], description, photo.shape[:2])
+    (result,) = OpenVocabInferencer("odise_toy_label", device="cpu")(
+        photo[..., ::-1], texts="red moon; white box", stuff_texts="sky; water"
+    )
+    assert {segment.name for segment in result.segments} >= {"red moon", "white box", "sky"}
+    assert [s["name"] for s in segments] == [segment.name for segment in result.segments]
+    assert (ids == result.panoptic).mean() > 0.999
 
 
 @pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=onnx_only)])
