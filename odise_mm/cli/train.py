@@ -124,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     from odise_mm.utils.files import FolderLock
 
     cfg = plan(args)
-    if cfg.get("load_from"):
+    if cfg.get("load_from") and not cfg.get("resume"):
         weights_format(cfg.load_from)  # before frozen weights are downloaded and models are built
     lock = FolderLock(cfg.work_dir, "training") if is_first_process() else nullcontext()
     with lock:
