@@ -120,7 +120,7 @@ def test_no_trained_part_changes_the_names(model: OpenVocabSegmentor) -> None:
 def test_without_void_raises() -> None:
     labels = tiny(MASKCLIP, objectness=False).eval()
     (found,) = labels.segment(torch.zeros(1, 3, 64, 64))
-    with pytest.raises(ValueError, match=r"the first with p_void.*or by the head \(objectness=Tr"):
+    with pytest.raises(ValueError, match=r"the first has p_void.*or by the head \(objectness=Tr"):
         labels.probabilities(found)
 
 
