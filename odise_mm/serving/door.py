@@ -35,7 +35,12 @@ _READ = re.compile(
 _ADDRESS = re.compile(r"\s*(?://|[a-z][a-z0-9+.-]+:)", re.IGNORECASE)  # one letter is a drive
 _FILE = "/gradio_api/file="
 _UPLOAD = "/gradio_api/upload"
-_WRITE = ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset")
+_WRITE = (
+    "/gradio_api/queue/join",
+    "/gradio_api/run/predict",  # events outside the queue
+    "/gradio_api/cancel",
+    "/gradio_api/reset",
+)
 
 
 class Door:

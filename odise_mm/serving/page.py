@@ -586,12 +586,15 @@ class _Page:
         about = [on.details, on.predictions]
         private = dict(api_visibility="private")
         light = dict(**private, show_progress="hidden")
+        # What cannot fail runs outside the queue: the queue's stream of answers may end just when
+        # the visitor presses Segment, and Gradio 6.31 then waits for the answer in vain.
+        direct = dict(**light, queue=False)
         drawn = dict(**private, show_progress_on=[on.drawing])
 
         for example, path, texts in on.examples:
             values = [os.fspath(path), *texts]
             example.click(
-                lambda values=values: values, None, [on.upload, on.texts, on.stuff], **light
+                lambda values=values: values, None, [on.upload, on.texts, on.stuff], **direct
             )
         on.upload.change(_public(self.read), on.upload, on.picture, preprocess=False, **light)
         gr.on(
@@ -600,7 +603,7 @@ class _Page:
             names,
             on.understood,
             trigger_mode="always_last",
-            **light,
+            **direct,
         )
         gr.on(
             [on.segment.click, on.texts.submit, on.stuff.submit],
@@ -619,11 +622,11 @@ class _Page:
             trigger_mode="always_last",
             **drawn,
         )
-        on.reset.click(lambda: [*self.sliders.values()], None, on.knobs, **light)
+        on.reset.click(lambda: [*self.sliders.values()], None, on.knobs, **direct)
         state = [on.scene, on.kind, on.classifier, on.regions]
         for name, tab in on.tabs.items():
             tab.select(
-                lambda now, name=name: (name, now), on.kind, [on.kind, on.former], **light
+                lambda now, name=name: (name, now), on.kind, [on.kind, on.former], **direct
             ).then(_public(self.show), [*state, on.former], [*shown, *about], **drawn)
         on.classifier.input(_public(self.show), state, [*shown, *about], **light)
         on.drawing.select(
