@@ -74,7 +74,7 @@ def test_what_the_page_reads(path: str) -> None:
         ("GET", "/monitoring"),
         ("GET", "/gradio_api/vibe-code/"),
         ("POST", "/gradio_api/vibe-edit/"),
-        ("POST", "/gradio_api/run/predict"),
+        ("POST", "/gradio_api/run/segment"),
         ("POST", "/gradio_api/call/segment"),
         ("POST", "/"),
         ("DELETE", "/gradio_api/queue/join"),
@@ -87,19 +87,20 @@ def test_what_the_page_does_not_use(method: str, path: str) -> None:
     assert HEADERS.items() <= headers.items()
 
 
-def test_events_pass_unless_they_name_addresses() -> None:
-    def event(path: str) -> bytes:
-        value = {"path": path, "meta": {"_type": "gradio.FileData"}}
+@pytest.mark.parametrize("path", ["/gradio_api/queue/join", "/gradio_api/run/predict"])
+def test_events_pass_unless_they_name_addresses(path: str) -> None:
+    def event(file: str) -> bytes:
+        value = {"path": file, "meta": {"_type": "gradio.FileData"}}
         return json.dumps({"data": [1, "https://in.text", [value]], "fill": "x" * 3000}).encode()
 
     fine = event("/tmp/odise_mm_page_x/a.jpg")
-    assert ask("POST", "/gradio_api/queue/join", fine)[::2] == (200, fine)
+    assert ask("POST", path, fine)[::2] == (200, fine)
     drive = event("C:\\temp\\a.jpg")
-    assert ask("POST", "/gradio_api/queue/join", drive)[::2] == (200, drive)
-    for path in ("http://a.b/c", "HTTPS://a.b/c", " https://a.b", "//a.b/c", "ftp:a", "data:x"):
-        assert ask("POST", "/gradio_api/queue/join", event(path))[::2] == (400, None), path
+    assert ask("POST", path, drive)[::2] == (200, drive)
+    for file in ("http://a.b/c", "HTTPS://a.b/c", " https://a.b", "//a.b/c", "ftp:a", "data:x"):
+        assert ask("POST", path, event(file))[::2] == (400, None), file
     for body in (b"", b"{", b"\xff", b"[" * 100_000):
-        assert ask("POST", "/gradio_api/queue/join", body)[::2] == (400, None)
+        assert ask("POST", path, body)[::2] == (400, None)
 
 
 def test_sizes() -> None:
