@@ -88,6 +88,29 @@ def add_model(
     return model
 
 
+def add_batches(model: argparse._ArgumentGroup) -> None:
+    """Add the options of what is processed at a time: images together, windows of images."""
+    model.add_argument(
+        "--batch-size",
+        type=positive_int,
+        default=1,
+        metavar="N",
+        help="number of images that run together (default: %(default)s)",
+    )
+    model.add_argument(
+        "--window",
+        type=positive_int,
+        metavar="N",
+        help="cut larger images into windows of N x N pixels and join the results (default: never)",
+    )
+    model.add_argument(
+        "--overlap",
+        type=positive_int,
+        metavar="N",
+        help="pixels by which windows overlap at least (default: a quarter of --window)",
+    )
+
+
 def _add_results(model: argparse._ArgumentGroup) -> None:
     """Add the arguments that change results."""
     model.add_argument(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from odise_mm.cli.arguments import NO_CONFIG, SETTINGS, add_model, add_names, given
+from odise_mm.cli.arguments import NO_CONFIG, SETTINGS, add_batches, add_model, add_names, given
 from odise_mm.cli.convert import FORMAT_HELP, list_of_names
 from odise_mm.utils.command_line import (
     Parser,
@@ -57,26 +57,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         "--retry-failed", action="store_true", help="try the failed images of earlier runs again"
     )
     add_names(parser)
-    model = add_model(parser)
-    model.add_argument(
-        "--batch-size",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="number of images that run together (default: %(default)s)",
-    )
-    model.add_argument(
-        "--window",
-        type=positive_int,
-        metavar="N",
-        help="cut larger images into windows of N x N pixels and join the results (default: never)",
-    )
-    model.add_argument(
-        "--overlap",
-        type=positive_int,
-        metavar="N",
-        help="pixels by which windows overlap at least (default: a quarter of --window)",
-    )
+    add_batches(add_model(parser))
     out = parser.add_argument_group("output")
     out.add_argument("--out", required=True, metavar="DIR", help="folder for the labels")
     out.add_argument(

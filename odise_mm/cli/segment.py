@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from odise_mm.cli.arguments import (
     NO_CONFIG,
     SETTINGS,
+    add_batches,
     add_model,
     add_names,
     build_inferencer,
@@ -55,26 +56,7 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         help="image files, folders or glob patterns; or one video: a file, camera:0, rtsp://...",
     )
     add_names(parser)
-    model = add_model(parser)
-    model.add_argument(
-        "--batch-size",
-        type=positive_int,
-        default=1,
-        metavar="N",
-        help="number of images that run together (default: %(default)s)",
-    )
-    model.add_argument(
-        "--window",
-        type=positive_int,
-        metavar="N",
-        help="cut larger images into windows of N x N pixels and join the results (default: never)",
-    )
-    model.add_argument(
-        "--overlap",
-        type=positive_int,
-        metavar="N",
-        help="pixels by which windows overlap at least (default: a quarter of --window)",
-    )
+    add_batches(add_model(parser))
     out = parser.add_argument_group("output")
     out.add_argument(
         "--out",

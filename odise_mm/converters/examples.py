@@ -17,6 +17,7 @@ from odise_mm.annotations.panoptic_io import read_panoptic_png
 from odise_mm.annotations.reading import read_annotations
 from odise_mm.converters.own_data import read_labelme
 from odise_mm.errors import DatasetError
+from odise_mm.structures.geometry import encode_mask
 from odise_mm.utils.display import printable
 from odise_mm.utils.files import path_inside, read_json
 from odise_mm.utils.image import image_suffixes
@@ -144,10 +145,10 @@ def _of_panoptic(content: CocoFile, images: Path) -> Iterator[ImageExamples]:
         )
         assert group.rles is not None
         for segment in one["segments_info"]:
-            mask = np.asfortranarray(ids == segment["id"], np.uint8)
+            mask = ids == segment["id"]
             if segment.get("iscrowd") or not mask.any():
                 continue
-            group.rles.append(mask_utils.encode(mask))
+            group.rles.append(encode_mask(mask))
             _name(group, content.categories[segment["category_id"]])
         yield group
 

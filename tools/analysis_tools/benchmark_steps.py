@@ -67,17 +67,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     losses = add("losses", "matching and losses: mmdet's method, and this package's", run_losses)
     losses.add_argument("config", metavar="CONFIG", help="config whose head is used")
-    numbers = dict(size=(1024, "edge of the image in pixels"), targets=(60, "targets per image"))
-    numbers |= dict(layers=(10, "layers with losses"), images=(1, "images of the batch"))
-    numbers |= dict(repeats=(3, "measured rounds"))
-    for name, (default, meaning) in numbers.items():
-        losses.add_argument(
-            f"--{name}",
-            type=positive_int,
-            default=default,
-            metavar="N",
-            help=f"{meaning} (default: %(default)s)",
-        )
+    add_numbers(
+        losses,
+        ("size", 1024, "edge of the image in pixels"),
+        ("targets", 60, "targets per image"),
+        ("layers", 10, "layers with losses"),
+        ("images", 1, "images of the batch"),
+        ("repeats", 3, "measured rounds"),
+    )
 
     data = add(
         "input", "training pipeline, step by step, and the transfer of its results", run_input
@@ -103,20 +100,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "metrics: this package's, and mmdet's, mmseg's and pycocotools'",
         run_evaluation,
     )
-    for name, default, meaning in (
+    add_numbers(
+        metrics,
         ("images", 200, "images; some repeat"),
         ("height", 480, "height of the images"),
         ("width", 640, "width of the images"),
         ("segments", 20, "segments drawn in each image"),
         ("processes", 1, "processes among which the images are divided for PQ"),
-    ):
-        metrics.add_argument(
-            f"--{name}",
-            type=positive_int,
-            default=default,
-            metavar="N",
-            help=f"{meaning} (default: %(default)s)",
-        )
+    )
 
     metrics.add_argument(
         "--metrics",
@@ -129,19 +120,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     writing = add("writing", "drawing and writing of results, and the model itself", run_writing)
     writing.add_argument("config", metavar="CONFIG", help="config; no weights are needed")
     writing.add_argument("--vocabulary", default="coco", help="class names (default: %(default)s)")
-    for name, default, meaning in (
+    add_numbers(
+        writing,
         ("height", 427, "height of the image"),
         ("width", 640, "width of the image"),
         ("segments", 20, "segments drawn in the result"),
         ("repeats", 3, "measured rounds"),
-    ):
-        writing.add_argument(
-            f"--{name}",
-            type=positive_int,
-            default=default,
-            metavar="N",
-            help=f"{meaning} (default: %(default)s)",
-        )
+    )
 
     start = add("start", "a new process: imports, model, first image; no weights needed", run_start)
     start.add_argument("config", metavar="CONFIG", help="config with a diffusion model and a CLIP")
@@ -168,21 +153,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
     label = add("label", "labeling: how long the network waits for the rest", run_label)
     label.add_argument("config", metavar="CONFIG", help="config whose test pipeline is used")
-    for name, default, meaning in (
+    add_numbers(
+        label,
         ("images", 300, "number of images"),
         ("height", 480, "height of the images"),
         ("width", 640, "width of the images"),
         ("segments", 20, "segments per image"),
         ("milliseconds", 50, "how long the stand-in for the network sleeps"),
-    ):
-        label.add_argument(
+    )
+    return parser.parse_args(argv)
+
+
+def add_numbers(step: argparse.ArgumentParser, *options: tuple[str, int, str]) -> None:
+    """Add options that are whole numbers above 0: name, default and meaning of each."""
+    for name, default, meaning in options:
+        step.add_argument(
             f"--{name}",
             type=positive_int,
             default=default,
             metavar="N",
             help=f"{meaning} (default: %(default)s)",
         )
-    return parser.parse_args(argv)
 
 
 def run_names(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
