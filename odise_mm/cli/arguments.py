@@ -12,7 +12,7 @@ from odise_mm.utils.precision import PRECISIONS
 if TYPE_CHECKING:
     from odise_mm.apis import OpenVocabInferencer
 
-SETTINGS = ("score_threshold", "overlap_threshold", "min_area", "alpha", "beta")
+SETTINGS = ("score_threshold", "overlap_threshold", "min_area", "alpha", "beta", "memory_weight")
 """Settings of results, which are arguments of a call of the inferencer."""
 NO_CONFIG = (
     "--config is missing. Use odise_coco_label (its weights are downloaded on first use), another "
@@ -148,6 +148,12 @@ def _add_results(model: argparse._ArgumentGroup) -> None:
         type=fraction,
         metavar="W",
         help="weight of CLIP's prediction for novel classes (default: as in the config)",
+    )
+    model.add_argument(
+        "--memory-weight",
+        type=fraction,
+        metavar="W",
+        help="factor on the weights of the memory's prediction: 0 leaves it out (default: 1)",
     )
 
 

@@ -60,6 +60,9 @@ TEST_CFG: dict[str, Any] = {
 EXPONENTS = ("alpha", "beta")
 """Settings of a call that replace the exponents of the ensemble. In configs, they belong to it."""
 
+WEIGHTS = (*EXPONENTS, "memory_weight")
+"""Settings of a call that change the weights of the ensemble, which are numbers from 0 to 1."""
+
 
 def check_test_cfg(
     test_cfg: Mapping[str, Any] | None, unknown: type[Exception] = ConfigError
@@ -91,8 +94,8 @@ def check_settings(
     """Check the settings of a call and return them as a dictionary.
 
     Args:
-        settings: any of the settings in :data:`TEST_CFG` and :data:`EXPONENTS`. An exponent that is
-            None is that of the ensemble.
+        settings: any of the settings in :data:`TEST_CFG` and :data:`WEIGHTS`. A weight that is None
+            is that of the ensemble.
         unknown: type of the error for an unknown setting.
 
     Raises:
@@ -101,8 +104,8 @@ def check_settings(
     if settings is not None and not isinstance(settings, Mapping):
         return check_test_cfg(settings)
     for name, value in (settings or {}).items():
-        if name not in TEST_CFG and name not in EXPONENTS:
-            known = ", ".join((*TEST_CFG, *EXPONENTS))
+        if name not in TEST_CFG and name not in WEIGHTS:
+            known = ", ".join((*TEST_CFG, *WEIGHTS))
             raise unknown(f"unknown setting {name!r} (known settings: {known})")
         _check_value(name, name, value)
     return dict(settings or {})
@@ -110,7 +113,7 @@ def check_settings(
 
 def _check_value(shown: str, name: str, value: Any) -> None:
     """Check the value of a setting; ``shown`` is its name in messages."""
-    if name in EXPONENTS:
+    if name in WEIGHTS:
         if value is not None:
             check_weight(shown, value)
     elif name in ("overlap_threshold", "score_threshold"):

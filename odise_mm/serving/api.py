@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 
 from odise_mm.config.walking import name_of
 from odise_mm.errors import VocabularyError
+from odise_mm.models.postprocess import WEIGHTS
 from odise_mm.serving.answers import Answer, Output, make_answer
 from odise_mm.serving.guard import Guard
 from odise_mm.serving.label_studio import ImageStore
@@ -80,11 +81,14 @@ class Options(BaseModel):
     beta: float | None = Field(
         None, ge=0, le=1, description="Weight of CLIP's prediction for novel classes"
     )
+    memory_weight: float | None = Field(
+        None, ge=0, le=1, description="Factor on the weights of the memory's prediction"
+    )
     legend: bool = Field(False, description="Add a legend to the drawing")
 
     def settings(self) -> dict[str, Any]:
         """Return the given settings of results, which are arguments of the inferencer."""
-        names = ("score_threshold", "overlap_threshold", "min_area", "alpha", "beta")
+        names = ("score_threshold", "overlap_threshold", "min_area", *WEIGHTS)
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 

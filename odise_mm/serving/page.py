@@ -295,7 +295,7 @@ class _Page:
             "overlap_threshold": values.get("overlap_threshold", 0.8),
             "score_threshold": values.get("score_threshold", 0.0),
         }
-        if len(model.classifiers) > 1 and hasattr(model.ensemble, "with_exponents"):
+        if len(model.classifiers) > 1 and hasattr(model.ensemble, "with_weights"):
             for name in ("alpha", "beta"):
                 found[name] = values.get(name, getattr(model.ensemble, name))
         return found

@@ -28,6 +28,9 @@ class ResultSettings(TypedDict, total=False):
     """Weight of CLIP's prediction for base classes, 0 to 1. None: that of the ensemble."""
     beta: float | None
     """The same for novel classes."""
+    memory_weight: float | None
+    """Factor on the weights of the memory's prediction, 0 to 1. None: 1, as in the config; 0: as if
+    nothing was taught."""
     topk: int
     """Number of instances, counted before stuff is dropped."""
     instance_quality: Literal["probability", "logit"]
@@ -165,6 +168,16 @@ class Queries(ABC):
             count: number of regions.
         """
         return []
+
+    def with_memory(self, memory: Any, taught: Any, settings: Mapping[str, Any]) -> DetDataSample:
+        """Return new predictions from the same masks, compared with another memory.
+
+        See :meth:`SegmentationResult.with_memory`. The sample contains ``queries``, too.
+
+        Raises:
+            ValueError: If these masks cannot be compared with a memory.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be compared with a memory")
 
     def of(self, segment: Segment) -> list[int]:
         """Return the indices of a segment's masks. A thing has one; merged stuff may have more."""

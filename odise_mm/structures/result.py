@@ -354,10 +354,38 @@ class SegmentationResult:
             ConfigError: If a value is not allowed.
             ValueError: If the masks were not kept.
         """
-        sample = self.require_queries().segmented(settings)
+        return self._remade(self.require_queries().segmented(settings))
+
+    def with_memory(
+        self, memory: Any, taught: Any = None, **settings: Unpack[ResultSettings]
+    ) -> SegmentationResult:
+        """Make the result again with another memory, from the kept masks, without the model.
+
+        The masks were embedded when the model ran, so they only need to be compared. Example::
+
+            inferencer.memory = RegionMemory()  # a model without a memory embeds nothing
+            (result,) = inferencer("shelf.jpg", texts="bottle; box", keep_queries=True)
+            taught = RegionMemory.load("crackers.safetensors")
+            result = result.with_memory(taught, taught.vocabulary)
+
+        Args:
+            memory: A :class:`~odise_mm.models.RegionMemory` of the same model.
+            taught: A :class:`~odise_mm.vocabulary.Vocabulary` of names to add to those of the call.
+                A name that the call did not have is known from its examples alone: the classifiers
+                of words give it a probability of 0. None: no names are added.
+            settings: See :meth:`with_settings`.
+
+        Raises:
+            TypeError, ConfigError, ValueError: See :meth:`with_settings`; also if the model had no
+                memory.
+            CheckpointError: If the memory was made by another model.
+        """
+        return self._remade(self.require_queries().with_memory(memory, taught, settings))
+
+    def _remade(self, sample: DetDataSample) -> SegmentationResult:
         return SegmentationResult.from_sample(
             sample,
-            self.class_names,
+            sample.queries.class_names,
             image_path=self.image_path,
             image_name=self.image_name,
             height=self.height,

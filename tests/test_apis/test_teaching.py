@@ -54,6 +54,8 @@ def test_a_taught_name_is_found_and_forgotten(
     with pytest.raises(VocabularyError, match="not one of the .* words of the text encoder"):
         inferencer(bgr(other), texts="wug; red ball", stuff_texts=STUFF)
     inside, box = place_of(first)
+    inferencer.memory = RegionMemory()
+    (kept,) = inferencer(bgr(other), texts="red ball", stuff_texts=STUFF, keep_queries=True)
     taught = inferencer.teach(bgr(first), "wug", box=box)
     assert taught.origin == "model" and taught.overlap > 0.8
     assert (taught.mask & inside).sum() > 0.8 * (taught.mask | inside).sum()
@@ -64,6 +66,15 @@ def test_a_taught_name_is_found_and_forgotten(
     assert found.name == "wug" and (mask & truth).sum() > 0.8 * (mask | truth).sum()
     assert found.evidence[0].name == "wug" and found.evidence[0].box == taught.region.box
     assert inferencer.make_vocabulary().names[-1] == "wug"
+    # The same from the masks that were kept before it was taught, without running the model.
+    memory = inferencer.memory.copy()
+    compared = kept.with_memory(memory, memory.vocabulary)
+    assert np.array_equal(compared.panoptic, result.panoptic)
+    assert {(s.name, s.area) for s in compared.segments} == {
+        (s.name, s.area) for s in result.segments
+    }
+    assert compared.top(found, 1)[0] == ("wug", pytest.approx(found.score, abs=1e-5))
+    assert kept.with_memory(RegionMemory()).segments == kept.segments
 
     inferencer.memory.save(tmp_path / "wug.safetensors")
     assert inferencer.teach(bgr(first), "WUG", mask=taught.mask).region is None  # known

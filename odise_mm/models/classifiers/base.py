@@ -13,6 +13,8 @@ from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.utils.precision import full_precision
 from odise_mm.vocabulary import Vocabulary
 
+_NEVER = -1e4  # finite, because logarithms are weighted and added
+
 
 class NameTensors(NamedTuple):
     """Classes as tensors, instead of a :class:`~odise_mm.vocabulary.Vocabulary`.
@@ -160,6 +162,25 @@ def with_void(own: ClassPrediction, prediction: MaskPrediction) -> ClassPredicti
     if own.p_void is not None or prediction.objectness is None:
         return own
     return own._replace(p_void=void_of_objectness(prediction.objectness))
+
+
+def spread_over(prediction: ClassPrediction, places: Sequence[int], count: int) -> ClassPrediction:
+    """Return a prediction for more classes.
+
+    Args:
+        prediction: prediction for some of the classes, with any number of leading dimensions.
+        places: indices of these classes.
+        count: number of all classes. The others get a probability of 0; a prediction with
+            ``abstains`` abstains on them.
+    """
+    changes = {}
+    for name, rest in (("logits", _NEVER), ("abstains", True)):
+        values = getattr(prediction, name)
+        if values is not None:
+            spread = values.new_full((*values.shape[:-1], count), rest)
+            spread[..., list(places)] = values
+            changes[name] = spread
+    return prediction._replace(**changes)
 
 
 def void_of_objectness(objectness: Tensor) -> Tensor:

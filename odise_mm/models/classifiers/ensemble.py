@@ -37,7 +37,7 @@ class GeometricEnsemble(nn.Module):
     ``p(c) <- (1 - sum over k of w_k * m(k)) * p(c) + w_c * m(c)``. m(c) is the probability by
     which the memory recognizes the mask as class c. Where it recognizes nothing, m is 0 and p stays
     what it is. The weight is ``memory_alpha`` for base classes and ``memory_beta`` for novel
-    classes.
+    classes, times the ``memory_weight`` of a call, which is 1 by default.
 
     Args:
         alpha: weight of CLIP's prediction for base classes. Published: 0.3 (trained with labels),
@@ -86,6 +86,7 @@ class GeometricEnsemble(nn.Module):
                 check_weight("more", weight)
         self.more = tuple(tuple(pair) for pair in more)
         self.memory_alpha, self.memory_beta = memory_alpha, memory_beta
+        self.memory_weight = 1.0
         check_flag("valid_masks_only", valid_masks_only)
         check_flag("drop_void", drop_void)
         self.valid_masks_only = valid_masks_only
@@ -97,14 +98,25 @@ class GeometricEnsemble(nn.Module):
             else Vocabulary.load(train_vocabulary)
         )
 
-    def with_exponents(self, alpha: float | None, beta: float | None) -> "GeometricEnsemble":
-        """Return a copy with other weights of CLIP's prediction; None keeps a weight.
+    def with_weights(
+        self,
+        alpha: float | None = None,
+        beta: float | None = None,
+        memory_weight: float | None = None,
+    ) -> "GeometricEnsemble":
+        """Return a copy with other weights; None keeps a weight.
+
+        Args:
+            alpha: weight of CLIP's prediction for base classes.
+            beta: the same for novel classes.
+            memory_weight: factor on ``memory_alpha`` and ``memory_beta``; 0 leaves the memory out.
 
         Raises:
             ConfigError: a weight is not a number from 0 to 1.
         """
         changed = copy.copy(self)
-        for name, value in (("alpha", alpha), ("beta", beta)):
+        given = dict(alpha=alpha, beta=beta, memory_weight=memory_weight)
+        for name, value in given.items():
             if value is not None:
                 check_weight(name, value)
                 setattr(changed, name, value)
@@ -154,7 +166,7 @@ class GeometricEnsemble(nn.Module):
     ) -> Tensor:
         """Mix in what a memory recognizes: (B, Q, K + 1)."""
         base = self._base(vocabulary, probabilities.device)
-        weight = torch.where(base, self.memory_alpha, self.memory_beta)
+        weight = self.memory_weight * torch.where(base, self.memory_alpha, self.memory_beta)
         recognized = memory.logits.float().softmax(-1) * (1 - memory.p_void.float()[..., None])
         taken = weight * recognized.masked_fill(memory.abstains[:, None], 0)
         rest = 1 - taken.sum(-1, keepdim=True)

@@ -310,6 +310,21 @@ class RegionMemory:
             self._state = replace(state, regions=regions, cache={})
         return sum(hit)
 
+    def same(self, embedding: Tensor) -> list[Region]:
+        """Return the regions with the embedding of a mask, (C,), whatever their name."""
+        state = self._state
+        if not state.regions:
+            return []
+        near = state.embeddings @ torch.nn.functional.normalize(embedding.float().cpu(), dim=0)
+        return [state.regions[place] for place in (near >= _SAME).nonzero()[:, 0].tolist()]
+
+    def copy(self) -> RegionMemory:
+        """Return a memory with the same regions and ids, which can be changed on its own."""
+        made = RegionMemory(self.embedder, self.index)
+        with self._lock:
+            made._state, made._next, made.file = self._state, self._next, self.file
+        return made
+
     def merge(self, other: RegionMemory) -> int:
         """Add the regions of another memory; return how many were new.
 

@@ -1,6 +1,6 @@
 """Base class of segmentors: mmengine's interface, vocabulary, settings, precision and results."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,13 +11,19 @@ from torch import Tensor, nn
 
 from odise_mm.config.building import build_part
 from odise_mm.errors import ConfigError
-from odise_mm.models.classifiers.base import Classifier, ClassPrediction, NameTensors, with_void
+from odise_mm.models.classifiers.base import (
+    Classifier,
+    ClassPrediction,
+    NameTensors,
+    spread_over,
+    with_void,
+)
 from odise_mm.models.classifiers.memory import FEATURES, MemoryClassifier
 from odise_mm.models.classifiers.region_memory import RegionMemory
 from odise_mm.models.frozen import FrozenModule
 from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.models.postprocess import TEST_CFG, check_settings, check_test_cfg
-from odise_mm.models.segmentors.queries import keep_queries, numbered, with_exponents
+from odise_mm.models.segmentors.queries import keep_queries, numbered, with_weights
 from odise_mm.models.segmentors.regions import EmbeddedRegions, describe_regions
 from odise_mm.models.segmentors.results import (
     SegmentedImages,
@@ -31,8 +37,6 @@ from odise_mm.utils.precision import autocast, dtype_of
 from odise_mm.vocabulary import Vocabulary
 from odise_mm.vocabulary.files import key_of
 
-_NEVER = -1e4  # finite, because logarithms are weighted and added
-
 Names = str | Vocabulary | None
 """Classes of a call: a vocabulary, its name or its file. None means the model's vocabulary."""
 
@@ -44,7 +48,7 @@ Part = dict | nn.Module
 
 Settings = Mapping[str, Any] | None
 """``test_cfg`` of a call. Missing settings are taken from the model. In addition to the settings of
-the model, ``alpha`` and ``beta`` replace the exponents of the ensemble."""
+the model, ``alpha``, ``beta`` and ``memory_weight`` change the weights of the ensemble."""
 
 
 class BaseSegmentor(BaseModel):
@@ -267,7 +271,7 @@ class BaseSegmentor(BaseModel):
         # Read once, so that changes by other threads only affect later calls.
         vocabulary = self._vocabulary_or_default(vocabulary)
         test_cfg = self._with_default_settings(test_cfg)
-        with_exponents(self.ensemble, test_cfg)  # raises before the work starts
+        with_weights(self.ensemble, test_cfg)  # raises before the work starts
         for found in self.segment(inputs, data_samples, vocabulary):
             self.results_from(found, data_samples, test_cfg)
         return list(data_samples)
@@ -362,7 +366,7 @@ class BaseSegmentor(BaseModel):
         """
         found = list(before)
         names = self.classifier_names(len(found) + len(self.classifiers))
-        words, places = self._readable(vocabulary)
+        words, places = self.readable(vocabulary, self.memory.names if self.memory else ())
         for classifier in self.classifiers:
             reads = getattr(classifier, "reads_embeddings", False)
             if not prediction.masks.shape[1]:
@@ -375,24 +379,29 @@ class BaseSegmentor(BaseModel):
                 found.append(classifier(given, images, vocabulary))
             else:
                 one = classifier(prediction, images, words)
-                found.append(one if places is None else _spread(one, places, len(vocabulary)))
+                found.append(one if places is None else spread_over(one, places, len(vocabulary)))
         found[0] = with_void(found[0], prediction)
         return found
 
-    def _readable(self, vocabulary: Vocabulary) -> tuple[Vocabulary, list[int] | None]:
-        """Leave out taught classes that the text encoder cannot read, which only the memory names.
+    def readable(
+        self, vocabulary: Vocabulary, names: Iterable[str]
+    ) -> tuple[Vocabulary, list[int] | None]:
+        """Leave out taught classes that the text encoder cannot read, which only a memory names.
 
         A text encoder with a list of words raises an error for other words; CLIP's byte pair
         encoding reads everything.
 
+        Args:
+            vocabulary: the classes.
+            names: taught names.
+
         Returns:
             The classes that are left, and their indices; all of them and None in most cases.
         """
-        memory = self.memory
+        taught = set(map(key_of, names))
         clip = getattr(self, "clip", None)
-        if not memory or clip is None or isinstance(vocabulary, NameTensors):
+        if not taught or clip is None or isinstance(vocabulary, NameTensors):
             return vocabulary, None
-        taught = set(map(key_of, memory.names))
         kept = [
             index
             for index, group in enumerate(vocabulary.synonyms)
@@ -411,13 +420,13 @@ class BaseSegmentor(BaseModel):
 
         Args:
             found: an item of :meth:`segment`.
-            test_cfg: settings, of which ``alpha`` and ``beta`` are used.
+            test_cfg: settings, of which the weights of the ensemble are used.
 
         Raises:
-            ConfigError: the ensemble has no such exponents.
+            ConfigError: the ensemble has no such weights.
             FloatingPointError: masks or probabilities are not finite.
         """
-        ensemble = with_exponents(self.ensemble, test_cfg or {}, found.class_predictions)
+        ensemble = with_weights(self.ensemble, test_cfg or {}, found.class_predictions)
         with self._arithmetic(found.prediction.masks):
             joined = ensemble(found.class_predictions, found.vocabulary)
         check_finite((found.prediction.masks, joined), self.precision)
@@ -439,10 +448,10 @@ class BaseSegmentor(BaseModel):
         scores = self.probabilities(found, settings)
         fates = write_results(found, scores, data_samples, settings)
         samples = [data_samples[place] for place in found.places]
-        memory = self.memory
-        if memory is not None:
+        part = self._memory_part()
+        if part is not None:
             for index, (sample, fate) in enumerate(zip(samples, fates, strict=True)):
-                add_evidence(sample, found.class_predictions, fate, memory, index)
+                add_evidence(sample, found.class_predictions, fate, part.memory, index)
         if settings["keep_queries"]:
             names = self.classifier_names(len(found.class_predictions))
             keep_queries(
@@ -454,7 +463,7 @@ class BaseSegmentor(BaseModel):
                 names,
                 self.ensemble,
                 self.precision,
-                memory,
+                part,
             )
 
     def set_precision(self, precision: str) -> "BaseSegmentor":
@@ -519,14 +528,6 @@ def _of_no_masks(
     return ClassPrediction(
         logits, p_void=logits[..., 0], abstains=logits.new_ones(batch, count, dtype=torch.bool)
     )
-
-
-def _spread(prediction: ClassPrediction, places: Sequence[int], count: int) -> ClassPrediction:
-    """Return a prediction for ``count`` classes; those not in ``places`` get a probability of 0."""
-    logits = prediction.logits
-    spread = logits.new_full((*logits.shape[:-1], count), _NEVER)
-    spread[..., list(places)] = logits
-    return prediction._replace(logits=spread)
 
 
 def _embeddings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,10 +13,12 @@ from mmdet.structures import DetDataSample
 from torch import Tensor, nn
 
 from odise_mm.errors import ConfigError
-from odise_mm.models.classifiers.base import ClassPrediction
-from odise_mm.models.classifiers.region_memory import RegionMemory
+from odise_mm.models.classifiers.base import ClassPrediction, spread_over
+from odise_mm.models.classifiers.memory import MemoryClassifier
+from odise_mm.models.classifiers.region_memory import Region, RegionMemory
 from odise_mm.models.heads.mask2former_head import Frame
-from odise_mm.models.postprocess import EXPONENTS, check_settings, confidence_map
+from odise_mm.models.postprocess import EXPONENTS, WEIGHTS, check_settings, confidence_map
+from odise_mm.models.segmentors.regions import describe_regions
 from odise_mm.models.segmentors.results import (
     SegmentedImages,
     add_evidence,
@@ -25,6 +28,7 @@ from odise_mm.models.segmentors.results import (
     resize_for_results,
 )
 from odise_mm.structures import Evidence
+from odise_mm.structures.geometry import box_of
 from odise_mm.structures.queries import MaskFate, Queries
 from odise_mm.utils.precision import autocast
 from odise_mm.vocabulary import Vocabulary
@@ -42,9 +46,11 @@ class KeptQueries(Queries):
         scores: the ensemble's probabilities, (Q, K + 1).
         mask_embeddings: (Q, C) or None.
         vocabulary: the K classes.
+        words: the first of these classes, which the classifiers of words know. The others are known
+            from examples alone, see :meth:`with_memory`.
         ensemble: the model's ensemble.
         precision: precision of the model.
-        memory: memory of the model, if it has one.
+        memory_part: classifier of the model's memory, if it has one.
     """
 
     masks: Tensor
@@ -54,12 +60,18 @@ class KeptQueries(Queries):
     scores: Tensor
     mask_embeddings: Tensor | None
     vocabulary: Vocabulary
+    words: Vocabulary
     ensemble: nn.Module
     precision: str
     settings: Mapping[str, Any]
     classifiers: tuple[str, ...]
     fates: list[MaskFate]
-    memory: RegionMemory | None = None
+    memory_part: MemoryClassifier | None = None
+
+    @property
+    def memory(self) -> RegionMemory | None:
+        """The memory that the masks were compared with; None if the model has none."""
+        return None if self.memory_part is None else self.memory_part.memory
 
     @property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -134,11 +146,11 @@ class KeptQueries(Queries):
 
         Raises:
             TypeError: a setting is unknown.
-            ConfigError: a value is not allowed, or the ensemble has no exponents.
+            ConfigError: a value is not allowed, or the ensemble has no such weights.
         """
         settings = {**self.settings, **check_settings(settings, TypeError)}
         scores = self.scores
-        if exponents_of(settings) != exponents_of(self.settings):
+        if weights_of(settings) != weights_of(self.settings):
             scores = self._scores_with(settings)
         sample = DetDataSample(metainfo=dict(ori_shape=self.size))
         masks = resize_for_results(self.masks, self.frame, self.size, settings)
@@ -149,8 +161,104 @@ class KeptQueries(Queries):
         sample.queries = replace(self, scores=scores, settings=settings, fates=fates)
         return sample
 
+    def with_memory(
+        self, memory: RegionMemory, taught: Vocabulary | None, settings: Mapping[str, Any]
+    ) -> DetDataSample:
+        """See :meth:`~odise_mm.structures.Queries.with_memory`."""
+        part = copy.copy(self._require_memory(memory))
+        part.memory = memory
+        parts = [self.words] if taught is None else [self.words, taught]
+        vocabulary = Vocabulary.join(parts)
+        known, count = range(len(self.words)), len(vocabulary)
+        predictions = []
+        for index, each in enumerate(self.predictions):
+            if index == self._memory_place() and each.embeddings is not None:
+                found = memory.search(each.embeddings, part.neighbors)
+                voted = part.vote(found, vocabulary, each.embeddings[None])
+                predictions.append(_fields(voted, lambda v: v[0]))
+            else:
+                before = each._replace(
+                    logits=each.logits[..., : len(known)],
+                    abstains=None if each.abstains is None else each.abstains[: len(known)],
+                )
+                predictions.append(spread_over(before, known, count))
+        chosen = {**self.settings, **check_settings(settings, TypeError)}
+        changed = replace(
+            self,
+            predictions=predictions,
+            vocabulary=vocabulary,
+            memory_part=part,
+            settings=chosen,
+        )
+        changed.scores = changed._scores_with(chosen)
+        return changed.segmented({})
+
+    def teach(
+        self,
+        memory: RegionMemory,
+        query: int,
+        name: str,
+        image: str,
+        is_thing: bool = True,
+        picture: bytes | None = None,
+    ) -> Region | None:
+        """Add a mask to a memory, with the embedding that the model's memory compares.
+
+        Args:
+            memory: a memory; not necessarily that of the model.
+            query: index of the mask.
+            name, image, is_thing: see :class:`~odise_mm.models.Region`.
+            picture: see :meth:`~odise_mm.models.RegionMemory.add`.
+
+        Returns:
+            The region; None if it was there already with this name.
+
+        Raises:
+            ConfigError: the model has no memory.
+            CheckpointError: the memory is from another embedder.
+        """
+        self._require_memory(memory)
+        embeddings = self.predictions[self._memory_place()].embeddings
+        assert embeddings is not None, "there are masks"
+        chosen = [query]
+        described = describe_regions(
+            torch.cat([self.masks, self.masks[chosen]]).float(),
+            torch.cat([embeddings, embeddings[chosen]]),
+            1,
+        )
+        (region,) = memory.add(
+            described.embeddings,
+            [name],
+            [image],
+            [box_of(self.mask(query) >= 0.5)],
+            [is_thing],
+            described.backgrounds.tolist(),
+        )
+        return region
+
+    def examples_like(self, memory: RegionMemory, query: int) -> list[Region]:
+        """Return the regions of a memory that have the same embedding as a mask."""
+        embeddings = self.predictions[self._memory_place()].embeddings
+        assert embeddings is not None, "there are masks"
+        return memory.same(embeddings[query])
+
+    def _memory_place(self) -> int:
+        places = [i for i, each in enumerate(self.predictions) if each.abstains is not None]
+        return places[0]
+
+    def _require_memory(self, memory: RegionMemory) -> MemoryClassifier:
+        """Return the classifier of memories, and check that it can use a memory."""
+        if self.memory_part is None:
+            raise ConfigError(
+                "the model has no memory: set inferencer.memory = RegionMemory() before the call"
+            )
+        embedder = self.memory_part.memory.embedder
+        if embedder is not None:  # None: the image has no masks
+            memory.require(embedder)
+        return self.memory_part
+
     def _scores_with(self, settings: Mapping[str, Any]) -> Tensor:
-        ensemble = with_exponents(self.ensemble, settings, self.predictions)
+        ensemble = with_weights(self.ensemble, settings, self.predictions)
         batch = [_fields(prediction, lambda v: v[None]) for prediction in self.predictions]
         with torch.no_grad(), autocast(self.masks, self.precision):
             return ensemble(batch, self.vocabulary)[0]
@@ -169,7 +277,7 @@ def keep_queries(
     classifiers: Sequence[str],
     ensemble: nn.Module,
     precision: str,
-    memory: RegionMemory | None = None,
+    memory_part: MemoryClassifier | None = None,
 ) -> None:
     """Store the masks and class predictions of images in the field ``queries`` of their samples.
 
@@ -182,9 +290,10 @@ def keep_queries(
         classifiers: names of the classifiers.
         ensemble: ensemble of the model.
         precision: precision of the model.
-        memory: memory of the model.
+        memory_part: classifier of the model's memory.
     """
     prediction = found.prediction
+    memory_part = copy.copy(memory_part)  # the model's memory may be replaced
     for index, (sample, frame) in enumerate(zip(samples, frames_of(found, samples), strict=True)):
 
         def own(values: Tensor, index: int = index) -> Tensor:
@@ -199,26 +308,27 @@ def keep_queries(
             scores=own(scores),
             mask_embeddings=None if prediction.embeddings is None else own(prediction.embeddings),
             vocabulary=found.vocabulary,
+            words=found.vocabulary,
             ensemble=ensemble,
             precision=precision,
-            settings={**dict.fromkeys(EXPONENTS), **settings},
+            settings={**dict.fromkeys(WEIGHTS), **settings},
             classifiers=tuple(classifiers),
             fates=fates[index],
-            memory=memory,
+            memory_part=memory_part,
         )
 
 
-def exponents_of(settings: Mapping[str, Any]) -> tuple[float | None, ...]:
-    """Return the settings that replace the exponents of the ensemble; None: its own."""
-    return tuple(settings.get(name) for name in EXPONENTS)
+def weights_of(settings: Mapping[str, Any]) -> dict[str, float]:
+    """Return the weights of the ensemble that the settings of a call change."""
+    return {name: settings[name] for name in WEIGHTS if settings.get(name) is not None}
 
 
-def with_exponents(
+def with_weights(
     ensemble: nn.Module,
     settings: Mapping[str, Any],
     predictions: Sequence[ClassPrediction] | None = None,
 ) -> nn.Module:
-    """Return the ensemble with the exponents that are set, if any.
+    """Return the ensemble with the weights that are set, if any.
 
     Args:
         ensemble: ensemble of the model.
@@ -226,24 +336,31 @@ def with_exponents(
         predictions: those of the classifiers; None if there are none yet.
 
     Raises:
-        ConfigError: the ensemble has no exponents, or there is only one classifier.
+        ConfigError: the ensemble has no such weights, or there is nothing to weight: the model has
+            one classifier, or no memory.
     """
-    exponents = exponents_of(settings)
-    if exponents == (None,) * len(EXPONENTS):
+    weights = weights_of(settings)
+    if not weights:
         return ensemble
-    given = " and ".join(
-        name for name, value in zip(EXPONENTS, exponents, strict=True) if value is not None
-    )
-    if not hasattr(ensemble, "with_exponents"):
+    if not hasattr(ensemble, "with_weights"):
         raise ConfigError(
-            f"{given}: the model's ensemble, {type(ensemble).__name__}, has no such exponents"
+            f"{' and '.join(weights)}: the model's ensemble, {type(ensemble).__name__}, has no "
+            "such weights"
         )
-    if predictions is not None and sum(each.abstains is None for each in predictions) == 1:
-        raise ConfigError(
-            f"{given}: the model has one classifier, so there is nothing to weight against each "
-            "other"
-        )
-    return ensemble.with_exponents(*exponents)
+    if predictions is not None:
+        exponents = " and ".join(name for name in weights if name in EXPONENTS)
+        words = sum(each.abstains is None for each in predictions)
+        if exponents and words == 1:
+            raise ConfigError(
+                f"{exponents}: the model has one classifier, so there is nothing to weight against "
+                "each other"
+            )
+        if "memory_weight" in weights and words == len(predictions):
+            raise ConfigError(
+                "memory_weight: the model has no memory; teach it examples, or give it a memory "
+                "file first"
+            )
+    return ensemble.with_weights(**weights)
 
 
 def _fields(prediction: ClassPrediction, change: Callable[[Tensor], Tensor]) -> ClassPrediction:

@@ -94,12 +94,16 @@ def test_ensemble_equals_the_mixture_and_keeps_what_nobody_recognizes() -> None:
     silent = MemoryClassifier()(prediction(unit(4, 0)), [], NAMES)
     assert torch.equal(ensemble([*words, silent], NAMES), before)
     memory = MemoryClassifier(filled(), threshold=0.3)(prediction(unit(4, 1)), [], NAMES)
-    mixed = ensemble([*words, memory], NAMES)
     m = memory.logits.softmax(-1) * (1 - memory.p_void[..., None]) * torch.tensor([0.5, 0.9, 0])
     assert m.sum() > 0.5
-    rest = 1 - m.sum(-1, keepdim=True)
-    torch.testing.assert_close(mixed[..., :-1], before[..., :-1] * rest + m)
-    torch.testing.assert_close(mixed.sum(-1), torch.ones(1, 4))
+    for factor in (1.0, 0.4, 0.0):
+        mixed = ensemble.with_weights(memory_weight=factor)([*words, memory], NAMES)
+        rest = 1 - factor * m.sum(-1, keepdim=True)
+        torch.testing.assert_close(mixed[..., :-1], before[..., :-1] * rest + factor * m)
+        torch.testing.assert_close(mixed.sum(-1), torch.ones(1, 4))
+    assert torch.equal(mixed, before)
+    with pytest.raises(ConfigError, match="memory_weight=2: must be a weight"):
+        ensemble.with_weights(memory_weight=2)
     # A third prediction of words is weighted against the first two.
     more = GeometricEnsemble(0.2, 0.6, trained, more=[(0.1, 0.4)])
     logs = ensemble.ensemble_logits(words, NAMES)
@@ -188,8 +192,13 @@ def segment(model: OpenVocabSegmentor, **settings: Any) -> SegmentationResult:
 
 
 def test_a_model_with_a_memory(model: OpenVocabSegmentor) -> None:
-    before = segment(model)
+    before = segment(model, keep_queries=True)
     assert model.memory is None and before.segments
+    for call in (before.with_settings, lambda **wrong: segment(model, **wrong)):
+        with pytest.raises(ConfigError, match="memory_weight: the model has no memory; teach it"):
+            call(memory_weight=0.5)
+    with pytest.raises(ConfigError, match=r"no memory: set inferencer.memory = RegionMemory\(\)"):
+        before.with_memory(RegionMemory())
     model.memory = RegionMemory()
     try:
         after = segment(model)
@@ -209,6 +218,7 @@ def test_a_model_with_a_memory(model: OpenVocabSegmentor) -> None:
         part, ensemble = model.classifiers[-1], model.ensemble
         part.threshold = -1.0  # everything is recognized
         ensemble.memory_alpha = ensemble.memory_beta = 1.0
+        empty = segment(model, keep_queries=True)
         model.memory.add(found.embeddings, [name], ["own.jpg"], [(1, 2, 3, 4)])
         result = segment(model, keep_queries=True)
         assert result.queries.classifiers[-1] == "MemoryClassifier"
@@ -217,6 +227,18 @@ def test_a_model_with_a_memory(model: OpenVocabSegmentor) -> None:
         assert evidence.image == "own.jpg" and evidence.box == (1, 2, 3, 4)
         assert max(s.evidence[0].similarity for s in result.segments) > 0.6
         assert result.with_settings(min_area=1).segments == result.segments
+        # A result of another memory, compared with this one without running the model.
+        compared = empty.with_memory(model.memory, min_area=9)
+        again = segment(model, keep_queries=True, min_area=9)
+        assert compared.segments == again.segments and compared.segments != empty.segments
+        assert np.array_equal(compared.panoptic, again.panoptic)
+        for factor in (0.0, 0.3):
+            called = segment(model, memory_weight=factor)
+            assert called.segments == result.with_settings(memory_weight=factor).segments
+            assert called.segments == empty.with_memory(model.memory, memory_weight=factor).segments
+        assert [s.name for s in segment(model, memory_weight=0).segments] == [
+            s.name for s in before.segments
+        ]
         assert result.to_dict()["segments"][0]["evidence"][0]["name"] == name
         # Other weights, another embedder.
         with torch.no_grad():
