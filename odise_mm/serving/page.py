@@ -26,40 +26,38 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from odise_mm.errors import OdiseError, VocabularyError
+from odise_mm.models import MemoryClassifier, RegionMemory
 from odise_mm.serving.door import App, Door
+from odise_mm.serving.layout import KEPT_SECONDS, TITLE, lay_out, theme
+from odise_mm.serving.lessons import Lessons
+from odise_mm.serving.markup import (
+    CSS,
+    html,
+    show_evidence,
+    show_lessons,
+    show_names,
+    show_predictions,
+    show_region,
+    show_scene,
+)
 from odise_mm.serving.scene import (
-    DRAWING,
     ENSEMBLE,
     Scene,
     View,
-    file_formats,
     segment_scene,
 )
 from odise_mm.serving.uploads import Limits, Names, parse_names, public_message, read_upload
-from odise_mm.utils.display import some
-from odise_mm.vocabulary import BUILTIN, Vocabulary
+from odise_mm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import gradio
 
     from odise_mm.apis import OpenVocabInferencer
 
-TITLE = "Open-vocabulary panoptic segmentation"
 LOCAL = ["127.0.0.1", "localhost"]
 """Names of the loopback address."""
-TABS = {
-    "panoptic": "Panoptic",
-    "semantic": "Semantic",
-    "instances": "Instances",
-    "predictions": "Who says what",
-}
-KNOBS = {
-    "overlap_threshold": ("Overlap threshold", "part of its mask that a region must keep"),
-    "score_threshold": ("Minimum score", "regions must have a higher score"),
-    "alpha": ("CLIP's weight for base classes", "names that the model was trained with"),
-    "beta": ("CLIP's weight for novel classes", "all other names"),
-}
-"""Label and explanation of the sliders."""
+_REGIONS = {"panoptic", "predictions"}
+"""Views of the regions of the panoptic map. Ids of regions mean the same in both."""
 EXAMPLES = {
     "toy_scene.jpg": (
         "yellow triangle, golden triangle; red moon; white box; black triangle",
@@ -68,31 +66,8 @@ EXAMPLES = {
     "pagoda.jpg": ("pagoda, temple; person", "blue sky, sky; tree; lake, water"),
 }
 """Images in demo/images with names of things and of stuff."""
-KEPT_SECONDS = 3600
-"""How long files and results of a visitor are kept."""
 MAX_SESSIONS = 32
 """Number of visitors whose results are kept; a result of 1024 x 1024 pixels takes about 40 MB."""
-CSS = """
-.gradio-container { width: 100% !important; max-width: 1500px !important;
-  margin: 0 auto !important; }
-#drawing img { cursor: crosshair; }
-#regions label span { white-space: nowrap; }
-#regions .wrap { max-height: 11.5rem; overflow-y: auto; }
-#understood .odise { max-height: 9rem; overflow-y: auto; }
-#files { align-items: end; }
-.odise table { border-collapse: collapse; font-size: .9rem; border: none !important; }
-.odise tr { border: none !important; background: none !important; }
-.odise th { text-align: left; font-weight: 600; }
-.odise th, .odise td { padding: .15rem 1.6rem .15rem 0 !important; vertical-align: top;
-  border: none !important; border-bottom: 1px solid var(--border-color-primary) !important; }
-.odise td { max-width: 17rem; overflow-wrap: break-word; }
-#predictions .odise { overflow-x: auto; }
-.odise .number { color: var(--body-text-color-subdued); padding-left: .4rem;
-  font-variant-numeric: tabular-nums; white-space: nowrap; }
-.odise .warning { color: var(--body-text-color); background: var(--color-accent-soft);
-  border-left: 3px solid var(--color-accent); padding: .3rem .6rem; margin: .3rem 0; }
-.odise .faint { color: var(--body-text-color-subdued); }
-"""
 
 _LOG = logging.getLogger(__name__)
 
@@ -149,7 +124,7 @@ def make_page(
         show_error=False,
         allowed_paths=[os.fspath(path) for path, *_ in made.examples],
         max_file_size=limits.max_bytes,
-        theme=_theme(),
+        theme=theme(),
         css=CSS,
     )
     if host in LOCAL:
@@ -166,17 +141,6 @@ def _prepare() -> str:
     return folder
 
 
-def _theme() -> gradio.themes.Base:
-    import gradio
-
-    return gradio.themes.Base(
-        primary_hue="blue",
-        neutral_hue="slate",
-        font=["system-ui", "sans-serif"],
-        font_mono=["ui-monospace", "monospace"],
-    )
-
-
 def example_images() -> list[tuple[Path, str, str]]:
     """Return the examples that are installed: image, names of things and of stuff."""
     package = Path(__file__).resolve().parents[1]
@@ -185,60 +149,6 @@ def example_images() -> list[tuple[Path, str, str]]:
         if all(path.is_file() for path, *_ in found):
             return found
     return []
-
-
-def show_names(names: Names, default: Vocabulary | None) -> str:
-    """Return what was understood of typed names, and doubts about them, as HTML."""
-    if names.vocabulary is not None:
-        long = len(names.vocabulary) > 50
-        text = names.vocabulary.describe(6 if long else 25)
-    elif default is not None:
-        text = f"Without names: the model's {len(default)} classes ({some(default.names, 6)})"
-    else:
-        text = "No names yet."
-    lines = [f'<div class="warning">{escape(warning)}</div>' for warning in names.warnings]
-    return _html(f'<span class="faint">{escape(text)}</span>', *lines)
-
-
-def show_scene(scene: Scene, seconds: float) -> str:
-    """Return what was segmented and how long it took, as HTML."""
-    height, width = scene.image.shape[:2]
-    lines = [
-        f"<b>{escape(scene.name)}</b>: {width} x {height} pixels, {len(scene.vocabulary)} classes, "
-        f"{len(scene.result.segments)} regions found in {seconds:.1f} s"
-    ]
-    if scene.result.random_weights:
-        text = "The weights of this model are random, so the result has no meaning."
-        lines.append(f'<div class="warning">{text}</div>')
-    return _html(*lines)
-
-
-def show_region(view: View, number: int | None) -> str:
-    """Return name, score and area of a region, and the note of the view, as HTML."""
-    region = view.region(number)
-    if region is not None:
-        name, about = view.describe(region)
-        return _html(f"<b>{escape(name)}</b>: {escape(about)}")
-    hint = "Click a region in the image, or choose it in the list."
-    hint = f"{view.note} {hint if view.regions else 'Nothing was found.'}"
-    return _html(f'<span class="faint">{escape(hint)}</span>')
-
-
-def show_predictions(predictions: Mapping[str, Sequence[tuple[str, float]]]) -> str:
-    """Return the most probable names of a region by classifier, as an HTML table."""
-    if not predictions:
-        return ""
-    head = "".join(f'<th scope="col">{escape(classifier)}</th>' for classifier in predictions)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{escape(n)}<span class=number>{p:.3f}</span></td>" for n, p in row)
-        + "</tr>"
-        for row in zip(*predictions.values(), strict=True)
-    )  # fmt: skip
-    return _html(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>")
-
-
-def _html(*lines: str) -> str:
-    return f'<div class="odise">{"".join(lines)}</div>'
 
 
 def _public(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -257,6 +167,22 @@ def _public(function: Callable[..., Any]) -> Callable[..., Any]:
             raise _error(escape(public_message(err), quote=False)) from None
 
     return wrapped
+
+
+def _choices(scene: Scene | None, classifier: str) -> tuple[Any, str]:
+    """Return who can name the regions, as a component, and who does."""
+    import gradio
+
+    classifiers = (ENSEMBLE,) if scene is None else scene.classifiers
+    classifier = classifier if classifier in classifiers else ENSEMBLE
+    return gradio.Radio(list(classifiers), value=classifier), classifier
+
+
+def _new_folder() -> Path:
+    """Create a folder for a file to download, whose name cannot be guessed."""
+    folder = Path(os.environ["GRADIO_TEMP_DIR"], secrets.token_hex(32))
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 def _error(message: str) -> Exception:
@@ -284,6 +210,10 @@ class _Page:
         self.default = default
         self.settings = settings
         self.limits = limits
+        # Without classifiers, a mask source names the masks, and nothing embeds them.
+        model = inferencer.model
+        self.teaches = hasattr(model.ensemble, "memory_alpha") and len(model.classifiers) > 0
+        self.start = inferencer.memory if self.teaches else RegionMemory()
         self.sliders = self._sliders()
         self.examples = [example for example in example_images() if self._knows(*example[1:])]
 
@@ -295,9 +225,12 @@ class _Page:
             "overlap_threshold": values.get("overlap_threshold", 0.8),
             "score_threshold": values.get("score_threshold", 0.0),
         }
-        if len(model.classifiers) > 1 and hasattr(model.ensemble, "with_weights"):
+        words = [part for part in model.classifiers if not isinstance(part, MemoryClassifier)]
+        if len(words) > 1 and hasattr(model.ensemble, "with_weights"):
             for name in ("alpha", "beta"):
                 found[name] = values.get(name, getattr(model.ensemble, name))
+        if self.teaches:
+            found["memory_weight"] = values.get("memory_weight", 1.0)
         return found
 
     def _knows(self, texts: str, stuff: str) -> bool:
@@ -308,24 +241,36 @@ class _Page:
             return False
         return True
 
-    def names(self, texts: str, stuff: str, lists: Sequence[str] | None) -> Names:
+    def names(
+        self,
+        texts: str,
+        stuff: str,
+        lists: Sequence[str] | None,
+        lessons: Lessons | None = None,
+    ) -> Names:
         """Parse the typed names and the chosen lists.
 
         Raises:
-            VocabularyError: They are invalid, or the model's text encoder does not know a word.
+            VocabularyError: They are invalid, or the model's text encoder does not know a word that
+                is not taught either.
         """
+        model = self.inferencer.model
         names = parse_names(texts, stuff, ",".join(lists or ()))
-        tokenizer = getattr(getattr(self.inferencer.model, "clip", None), "tokenizer", None)
+        tokenizer = getattr(getattr(model, "clip", None), "tokenizer", None)
         if names.vocabulary is not None and tokenizer is not None:
-            tokenizer(names.vocabulary.flat[0])
+            taught = self.start if lessons is None else lessons.memory
+            words, _ = model.readable(names.vocabulary, taught.names)
+            tokenizer(words.flat[0])
         return names
 
-    def understand(self, texts: str, stuff: str, lists: Sequence[str] | None) -> str:
+    def understand(
+        self, texts: str, stuff: str, lists: Sequence[str] | None, lessons: Lessons | None = None
+    ) -> str:
         """Event: show what was understood of the names, or what is wrong with them."""
         try:
-            return show_names(self.names(texts, stuff, lists), self.default)
+            return show_names(self.names(texts, stuff, lists, lessons), self.default)
         except OdiseError as err:
-            return _html(f'<div class="warning">{escape(public_message(err))}</div>')
+            return html(f'<div class="warning">{escape(public_message(err))}</div>')
 
     def read(self, upload: Mapping[str, Any] | None) -> Picture | None:
         """Event: read an uploaded image."""
@@ -341,6 +286,7 @@ class _Page:
         texts: str,
         stuff: str,
         lists: Sequence[str] | None,
+        lessons: Lessons | None,
         kind: str,
         classifier: str,
         *numbers: float,
@@ -352,17 +298,20 @@ class _Page:
         if picture is None:
             raise _error("Upload an image or choose an example first.")
         progress((0, 3), desc="Reading the names", unit="steps")
-        vocabulary = self.names(texts, stuff, lists).vocabulary or self.default
+        vocabulary = self.names(texts, stuff, lists, lessons).vocabulary or self.default
         if vocabulary is None:
             raise _error("Type names of things or stuff, or choose a list.")
         progress((1, 3), desc="Segmenting", unit="steps")
         start = time.perf_counter()
         settings = {**self.settings, **self._settings(numbers)}
+        if lessons:  # names that words cannot express are known from the examples alone
+            vocabulary, _ = self.inferencer.model.readable(vocabulary, lessons.taught.names)
         scene = segment_scene(self.inferencer, picture.image, picture.name, vocabulary, **settings)
+        if lessons:
+            scene = lessons.compared(scene)
         seconds = time.perf_counter() - start
         progress((2, 3), desc="Drawing", unit="steps")
-        classifier = classifier if classifier in scene.classifiers else ENSEMBLE
-        choices = gradio.Radio(list(scene.classifiers), value=classifier)
+        choices, classifier = _choices(scene, classifier)
         line = show_scene(scene, seconds)
         return (
             scene,
@@ -371,6 +320,61 @@ class _Page:
             gradio.File(None, visible=False),
             *self.show(scene, kind, classifier),
         )
+
+    def teach(
+        self,
+        lessons: Lessons | None,
+        scene: Scene | None,
+        kind: str,
+        classifier: str,
+        number: int | None,
+        name: str,
+        is_stuff: bool,
+    ) -> tuple:
+        """Event: remember the chosen region as an example, and compare all masks with it."""
+        if scene is None:
+            raise _error("Segment an image first.")
+        if kind not in _REGIONS:
+            raise _error("Choose the region in the view Panoptic or Who says what.")
+        lessons = lessons or Lessons(self.start)
+        lessons.teach(scene, number, name, is_thing=not is_stuff)
+        return self._after_lesson(lessons, scene, kind, classifier, number)
+
+    def undo(
+        self,
+        lessons: Lessons | None,
+        scene: Scene | None,
+        kind: str,
+        classifier: str,
+        number: int | None,
+    ) -> tuple:
+        """Event: take the last example back."""
+        lessons = lessons or Lessons(self.start)
+        lessons.undo()
+        return self._after_lesson(lessons, scene, kind, classifier, number)
+
+    def _after_lesson(
+        self,
+        lessons: Lessons,
+        scene: Scene | None,
+        kind: str,
+        classifier: str,
+        number: int | None,
+    ) -> tuple:
+        """Compare all masks with the examples, and keep the chosen region."""
+        made = None if scene is None else lessons.compared(scene)
+        if scene is not None and made is not None and kind in _REGIONS and number is not None:
+            number = scene.same_region(number, made)
+        choices, classifier = _choices(made, classifier)
+        line = show_lessons(lessons, len(self.start))
+        return (lessons, made, line, choices, *self.show(made, kind, classifier, number))
+
+    def save(self, lessons: Lessons | None) -> Any:
+        """Event: write the examples of this visitor for download."""
+        import gradio
+
+        lessons = lessons or Lessons(self.start)
+        return gradio.File(os.fspath(lessons.save(_new_folder())), visible=True)
 
     def remake(
         self,
@@ -405,9 +409,8 @@ class _Page:
         import gradio
 
         if scene is None:
-            return None, None, gradio.Radio([], visible=False), "", ""
-        # Ids of regions mean the same in these two views only.
-        if former is not None and not {kind, former} <= {"panoptic", "predictions"}:
+            return None, None, gradio.Radio([], visible=False), "", "", ""
+        if former is not None and not {kind, former} <= _REGIONS:
             number = None
         view = scene.view(kind, classifier)
         number = number if view.region(number) else None
@@ -422,15 +425,19 @@ class _Page:
         import gradio
 
         if scene is None or view is None:
-            return None, "", ""
+            return None, "", "", ""
         labels = "; ".join(label for label, _ in view.labels()[:20])
         drawing = gradio.Image(
             view.highlighted(number),
             alt_text=f"The segmented image. Regions: {labels or 'none'}",  # for screen readers
         )
-        known = kind in ("panoptic", "predictions") and number is not None
-        predictions = scene.predictions(number) if known and number is not None else {}
-        return drawing, show_region(view, number), show_predictions(predictions)
+        known = number if kind in _REGIONS else None
+        return (
+            drawing,
+            show_region(view, number),
+            show_predictions({} if known is None else scene.predictions(known)),
+            show_evidence(() if known is None else scene.evidence(known)),
+        )
 
     def click(self, scene: Scene | None, view: View | None, kind: str, event: Any) -> tuple:
         """Event: choose the region that was clicked."""
@@ -446,9 +453,7 @@ class _Page:
 
         if scene is None:
             raise _error("Segment an image first.")
-        folder = Path(os.environ["GRADIO_TEMP_DIR"], secrets.token_hex(32))
-        folder.mkdir(mode=0o700)
-        return gradio.File(os.fspath(scene.write(form, folder)), visible=True)
+        return gradio.File(os.fspath(scene.write(form, _new_folder())), visible=True)
 
     def _settings(self, numbers: Sequence[float]) -> dict[str, float]:
         return dict(zip(self.sliders, numbers, strict=True))
@@ -460,115 +465,9 @@ class _Page:
         with gr.Blocks(
             title=TITLE, analytics_enabled=False, delete_cache=(600, KEPT_SECONDS)
         ) as page:
-            gr.HTML(
-                f"<h1>{TITLE}</h1><p>Choose an image, type the names of what to look for, and "
-                "press Segment.</p>"
-            )
-            with gr.Row(equal_height=False):
-                with gr.Column(scale=4, min_width=320):
-                    inputs = self._lay_out_inputs()
-                with gr.Column(scale=8, min_width=320):
-                    outputs = self._lay_out_outputs()
-            self._connect(SimpleNamespace(**inputs, **outputs))
+            start = len(self.start) if self.teaches else None
+            self._connect(lay_out(self.default, self.examples, self.sliders, start))
         return page
-
-    def _lay_out_inputs(self) -> dict[str, Any]:
-        import gradio as gr
-
-        parts: dict[str, Any] = dict(
-            picture=gr.State(None, time_to_live=KEPT_SECONDS),
-            upload=gr.Image(
-                label="Image",
-                type="filepath",
-                sources=["upload", "clipboard"],
-                buttons=[],
-                height=260,
-                elem_id="upload",
-            ),
-            texts=gr.Textbox(
-                label="Things",
-                info="Separate classes with ; and synonyms with ,",
-                placeholder="delivery van, van; cyclist",
-                elem_id="texts",
-            ),
-            stuff=gr.Textbox(
-                label="Stuff",
-                info="Background, such as sky: one region per class",
-                placeholder="cobblestone; sky",
-                elem_id="stuff",
-            ),
-            lists=gr.Dropdown(
-                list(BUILTIN), multiselect=True, label="Lists of names", elem_id="lists"
-            ),
-            understood=gr.HTML(show_names(Names(None), self.default), elem_id="understood"),
-            segment=gr.Button("Segment", variant="primary", elem_id="segment"),
-        )
-        with gr.Row(elem_id="examples"):
-            parts["examples"] = [
-                (gr.Button(f"Example: {path.stem.replace('_', ' ')}", size="sm"), path, names)
-                for path, *names in self.examples
-            ]
-        with gr.Accordion("Settings", open=True):
-            parts["knobs"] = [
-                gr.Slider(
-                    0,
-                    1,
-                    value=value,
-                    step=0.01,
-                    label=KNOBS[name][0],
-                    info=KNOBS[name][1],
-                    buttons=[],
-                    elem_id=name,
-                )
-                for name, value in self.sliders.items()
-            ]
-            parts["reset"] = gr.Button("Reset", size="sm", elem_id="reset")
-        return parts
-
-    def _lay_out_outputs(self) -> dict[str, Any]:
-        import gradio as gr
-
-        parts: dict[str, Any] = dict(
-            scene=gr.State(None, time_to_live=KEPT_SECONDS),
-            view=gr.State(None, time_to_live=KEPT_SECONDS),
-            kind=gr.State("panoptic"),
-            former=gr.State("panoptic"),  # the view before
-            tabs={},
-        )
-        nothing = _html('<span class="faint">Nothing segmented yet.</span>')
-        parts["status"] = gr.HTML(nothing, elem_id="status")
-        with gr.Tabs(elem_id="views"):
-            for name, label in TABS.items():
-                with gr.Tab(label, id=name) as parts["tabs"][name]:
-                    if name == "predictions":
-                        parts["classifier"] = gr.Radio(
-                            [ENSEMBLE], value=ENSEMBLE, label="Names by", elem_id="classifier"
-                        )
-        parts["drawing"] = gr.Image(
-            label="Result",
-            show_label=False,
-            interactive=False,
-            buttons=["download", "fullscreen"],
-            height=560,
-            elem_id="drawing",
-            alt_text="The segmented image",
-        )
-        parts["regions"] = gr.Radio([], label="Regions", visible=False, elem_id="regions")
-        parts["details"] = gr.HTML(elem_id="details")
-        parts["predictions"] = gr.HTML(elem_id="predictions")
-        with gr.Row(equal_height=False, elem_id="files"):
-            parts["form"] = gr.Dropdown(
-                [DRAWING, *file_formats()],
-                value=DRAWING,
-                label="Format of the panoptic result",
-                scale=2,
-                elem_id="format",
-            )
-            parts["save"] = gr.Button("Make the file", scale=1, elem_id="save")
-            parts["file"] = gr.File(
-                label="Download", interactive=False, visible=False, scale=3, elem_id="file"
-            )
-        return parts
 
     def _connect(self, on: SimpleNamespace) -> None:
         """Connect the events of the components with the methods."""
@@ -582,8 +481,9 @@ class _Page:
             return self.click(scene, view, kind, event)
 
         click.__annotations__["event"] = gr.SelectData
-        names, shown = [on.texts, on.stuff, on.lists], [on.view, on.drawing, on.regions]
-        about = [on.details, on.predictions]
+        names = [on.texts, on.stuff, on.lists, on.lessons]
+        shown = [on.view, on.drawing, on.regions]
+        about = [on.details, on.predictions, on.evidence]
         private = dict(api_visibility="private")
         light = dict(**private, show_progress="hidden")
         # What cannot fail runs outside the queue: the queue's stream of answers may end just when
@@ -598,7 +498,7 @@ class _Page:
             )
         on.upload.change(_public(self.read), on.upload, on.picture, preprocess=False, **light)
         gr.on(
-            [part.change for part in names],
+            [part.change for part in names[:3]],
             _public(self.understand),
             names,
             on.understood,
@@ -640,4 +540,18 @@ class _Page:
         )
         on.save.click(
             _public(self.write), [on.scene, on.form], on.file, show_progress_on=[on.form], **private
+        )
+        if not self.teaches:
+            return
+        changed = [on.lessons, on.scene, on.taught, on.classifier, *shown, *about]
+        gr.on(
+            [on.teach.click, on.name.submit],
+            _public(self.teach),
+            [on.lessons, *state, on.name, on.is_stuff],
+            changed,
+            **drawn,
+        )
+        on.undo.click(_public(self.undo), [on.lessons, *state], changed, **drawn)
+        on.keep.click(
+            _public(self.save), on.lessons, on.memory, show_progress_on=[on.taught], **private
         )

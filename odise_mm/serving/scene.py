@@ -20,7 +20,9 @@ import numpy as np
 from odise_mm.errors import ConfigError, OutputError
 from odise_mm.io import FORMATS
 from odise_mm.io.conversion import MARK, write_labels
-from odise_mm.structures import Segment, SegmentationResult
+from odise_mm.models import Region, RegionMemory
+from odise_mm.models.segmentors.queries import KeptQueries
+from odise_mm.structures import Evidence, Segment, SegmentationResult
 from odise_mm.utils.display import printable
 from odise_mm.vocabulary import Vocabulary
 
@@ -31,6 +33,8 @@ VIEWS = ("panoptic", "semantic", "instances", "predictions")
 """Views of a scene; "predictions" names the regions as one classifier would."""
 ENSEMBLE = "ensemble"
 """Name of the ensemble among the classifiers."""
+UNKNOWN = "(none)"
+"""Name of regions that a memory recognizes as none of the classes."""
 DRAWING = "drawing"
 """Name of the drawn image among the formats of files."""
 MAX_INSTANCES = 30
@@ -136,8 +140,14 @@ class Scene:
 
     @property
     def classifiers(self) -> tuple[str, ...]:
-        """The ensemble and each classifier; only the ensemble if there is one classifier."""
-        classifiers = self.result.require_queries().classifiers
+        """The ensemble and each classifier; only the ensemble if there is one classifier.
+
+        A memory without examples has nothing to say, and is left out.
+        """
+        queries = self.result.require_queries()
+        classifiers = queries.classifiers
+        if isinstance(queries, KeptQueries) and not queries.memory:
+            classifiers = tuple(name for name in classifiers if name != queries.memory_name)
         return (ENSEMBLE, *classifiers) if len(classifiers) > 1 else (ENSEMBLE,)
 
     def with_settings(self, **settings: Any) -> Scene:
@@ -147,6 +157,51 @@ class Scene:
             ConfigError: a value is not allowed.
         """
         return replace(self, result=self.result.with_settings(**settings))
+
+    def compared(self, memory: RegionMemory, taught: Vocabulary | None) -> Scene:
+        """Return the scene with its masks compared with examples, without running the model.
+
+        Args:
+            memory: the examples, of the same model.
+            taught: names to add to those of the scene when it was segmented.
+        """
+        result = self.result.with_memory(memory, taught)
+        return replace(self, result=result, vocabulary=_kept(result).vocabulary)
+
+    def examples_like(self, memory: RegionMemory, number: int) -> list[Region]:
+        """Return the examples that are the same region as one of the panoptic view."""
+        return _kept(self.result).examples_like(memory, self._query(number))
+
+    def teach(self, memory: RegionMemory, number: int, name: str, is_thing: bool) -> Region:
+        """Add a region of the panoptic view to a memory as an example.
+
+        Args:
+            memory: the memory; the scene does not change.
+            number: id of the region.
+            name: class name.
+            is_thing: whether the class is a thing.
+
+        Raises:
+            ConfigError: there is no such region, or it is in the memory already.
+        """
+        query = self._query(number)
+        region = _kept(self.result).teach(memory, query, name, self.name, is_thing)
+        if region is None:
+            raise ConfigError(f"the region is an example of {printable(name)!r} already")
+        return region
+
+    def same_region(self, number: int, other: Scene) -> int | None:
+        """Return the id of a region in another result of the same masks; None if it is gone."""
+        fates = other.result.require_queries().fates
+        return fates[self._query(number)].segment or None
+
+    def _query(self, number: int) -> int:
+        """Return the index of the largest mask of a region."""
+        queries = self.result.require_queries()
+        segment = next((each for each in self.result.segments if each.id == number), None)
+        if segment is None:
+            raise ConfigError("There is no such region any more.")
+        return max(queries.of(segment), key=lambda query: queries.fates[query].pixels)
 
     def view(self, kind: str, classifier: str = ENSEMBLE) -> View:
         """Return a view.
@@ -183,6 +238,11 @@ class Scene:
             classifier: self.result.top(segment, count, _or_none(classifier))
             for classifier in self.classifiers
         }
+
+    def evidence(self, number: int) -> tuple[Evidence, ...]:
+        """Return the examples that a region of the panoptic view is most similar to."""
+        segment = next((s for s in self.result.segments if s.id == number), None)
+        return () if segment is None else segment.evidence
 
     def write(self, form: str, folder: str | os.PathLike) -> Path:
         """Write the panoptic result to a file.
@@ -274,6 +334,7 @@ class Scene:
         for segment in self.result.segments:
             ((name, score),) = self.result.top(segment, 1, _or_none(classifier))
             label = self.vocabulary.names.index(name)
+            name = name if score else UNKNOWN
             segments.append(replace(segment, label=label, name=name, score=score))
         note = "The regions of the panoptic view, named by one classifier alone."
         if classifier == ENSEMBLE:
@@ -348,6 +409,12 @@ def _resized(values: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     values = values.astype(np.uint8) if kind == np.bool_ else values
     resized = cv2.resize(values, shape[::-1], interpolation=cv2.INTER_NEAREST)
     return resized.astype(kind, copy=False)
+
+
+def _kept(result: SegmentationResult) -> KeptQueries:
+    queries = result.require_queries()
+    assert isinstance(queries, KeptQueries), "the model made the masks"
+    return queries
 
 
 def _or_none(classifier: str) -> str | None:

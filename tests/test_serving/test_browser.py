@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from odise_mm.apis import OpenVocabInferencer
+from odise_mm.models import RegionMemory
 from odise_mm.serving.page import EXAMPLES, make_page
 from odise_mm.serving.server import PAGE_PACKAGES, listen
 from odise_mm.serving.uploads import Limits
@@ -173,6 +174,72 @@ def test_segment_choose_change_and_download(page: Any) -> None:
         content = json.loads(archive.read("instances.json"))
     assert {c["name"] for c in content["categories"]} == found.keys()
     assert len(content["annotations"]) == 7
+
+
+def test_teach_undo_and_keep_the_memory(page: Any, browser: Any, address: str) -> None:
+    teach, undo = page.locator("#teach"), page.locator("#undo")
+    teach.click()
+    assert "Segment an image first." in toast(page)
+    segment(page)
+    found = regions(page)
+    teach.click()
+    page.get_by_text("Click a region first").wait_for()
+    page.locator("#regions label", has_text="white box").click()
+    page.locator("#details", has_text="white box: thing").wait_for()
+    teach.click()
+    page.get_by_text("Type a name for the region first.").wait_for()
+    undo.click()
+    page.get_by_text("There is nothing to undo").wait_for()
+
+    name = page.locator("#name input, #name textarea")
+    name.fill("wug")  # no word of the text encoder
+    teach.click()
+    page.locator("#details", has_text="wug: thing").wait_for()
+    page.locator("#taught", has_text="Taught by you: wug (1).").wait_for()
+    taught = regions(page)
+    assert taught.keys() == found.keys() - {"white box"} | {"wug"}
+    evidence = page.locator("#evidence").inner_text()
+    assert "wug" in evidence and "1.00" in evidence and "toy_scene.jpg" in evidence
+    assert "MemoryClassifier" in page.locator("#predictions").inner_text()
+    teach.click()
+    page.get_by_text("This region is an example of 'wug' already.").wait_for()
+
+    # Without the examples by the slider, and with them again.
+    weight = page.locator("#memory_weight input[type=number]")
+    weight.fill("0")
+    weight.press("Tab")
+    page.locator("#regions label", has_text="white box").wait_for()
+    assert regions(page) == found
+    page.get_by_role("button", name="Reset").click()
+    page.locator("#regions label", has_text="wug").wait_for()
+    assert regions(page) == taught
+
+    # The same when the model runs again, and if the name is typed.
+    for text in (NAMES, f"{NAMES}; wug"):
+        page.get_by_label("Things").fill(text)
+        page.locator("#understood", has_text=f"{text.count(';') + 1} things").wait_for()
+        page.locator("#segment").click()
+        page.locator("#status", has_text="8 classes, 7 regions found").wait_for()
+        page.locator("#regions label", has_text="wug").wait_for()
+        assert regions(page) == taught
+
+    page.get_by_role("button", name="Make a memory file").click()
+    with page.expect_download() as download:
+        page.locator("#memory a").first.click()
+    assert download.value.suggested_filename == "taught.safetensors"
+    memory = RegionMemory.load(download.value.path())
+    assert memory.names == {"wug": 1} and memory.regions[0].image == "toy_scene.jpg"
+
+    other = browser.new_page()  # another visitor, who must not know the word
+    other.goto(address)
+    other.get_by_label("Things").fill("wug")
+    other.locator("#understood", has_text="is not one of the 85 words").wait_for()
+    other.close()
+
+    undo.click()
+    page.locator("#taught", has_text="You have taught nothing yet.").wait_for()
+    page.locator("#regions label", has_text="white box").wait_for()
+    assert regions(page) == found
 
 
 def test_mistakes_have_messages_without_paths(page: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from odise_mm.apis import OpenVocabInferencer
 from odise_mm.errors import ConfigError, ImageError, OutputError
-from odise_mm.serving import page, server
+from odise_mm.serving import markup, page, server
 from odise_mm.serving.scene import (
     DRAWING,
     MAX_SIDE,
@@ -228,7 +228,9 @@ def made(inferencer: OpenVocabInferencer) -> page._Page:
 
 
 def test_sliders_start_at_the_settings_of_the_model(made: page._Page) -> None:
-    assert made.sliders == dict(overlap_threshold=0.8, score_threshold=0.0, alpha=0.2, beta=0.7)
+    assert made.sliders == dict(
+        overlap_threshold=0.8, score_threshold=0.0, alpha=0.2, beta=0.7, memory_weight=1.0
+    )
     assert [path.name for path, *_ in made.examples] == ["toy_scene.jpg"]  # no word for pagodas
 
 
@@ -248,7 +250,7 @@ def test_typed_names_are_shown_as_understood(made: page._Page) -> None:
     ):
         shown = made.understand(texts, "", lists)
         assert "warning" in shown and problem in shown and "<script>" not in shown
-    assert "No names yet" in page.show_names(Names(None), None)
+    assert "No names yet" in markup.show_names(Names(None), None)
 
 
 def test_uploads(made: page._Page, tmp_path: Path) -> None:
@@ -267,15 +269,15 @@ def test_names_from_strangers_are_escaped(scene: Scene) -> None:
     segments = [replace(s, name=evil) for s in scene.result.segments]
     view = replace(scene.view("panoptic"), regions=tuple(segments))
     for shown in (
-        page.show_region(view, 1),
-        page.show_predictions({evil: [(evil, 0.5)]}),
-        page.show_names(Names(Vocabulary.parse(f'"{evil}"'), (evil,)), None),
-        page.show_scene(replace(scene, name=evil), 0.1),
+        markup.show_region(view, 1),
+        markup.show_predictions({evil: [(evil, 0.5)]}),
+        markup.show_names(Names(Vocabulary.parse(f'"{evil}"'), (evil,)), None),
+        markup.show_scene(replace(scene, name=evil), 0.1),
     ):
         assert "&lt;img" in shown and "<img" not in shown
-    assert page.show_predictions({}) == ""
-    assert "Click a region" in page.show_region(view, None)
-    assert "Nothing was found" in page.show_region(replace(view, regions=()), None)
+    assert markup.show_predictions({}) == ""
+    assert "Click a region" in markup.show_region(view, None)
+    assert "Nothing was found" in markup.show_region(replace(view, regions=()), None)
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import math
 import os
 import threading
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -281,12 +281,7 @@ class RegionMemory:
                     raise VocabularyError(self._unknown(name))
             if chosen - known:
                 raise VocabularyError(f"the memory has no region {min(chosen - known)}")
-            keep = [i for i, region in enumerate(state.regions) if region.id not in chosen]
-            self._state = _State(
-                state.embeddings[keep],
-                state.backgrounds[keep],
-                tuple(state.regions[i] for i in keep),
-            )
+            self._state = _chosen(state, lambda region: region.id not in chosen)
         return len(chosen)
 
     def rename(self, old: str, new: str) -> int:
@@ -322,7 +317,17 @@ class RegionMemory:
         """Return a memory with the same regions and ids, which can be changed on its own."""
         made = RegionMemory(self.embedder, self.index)
         with self._lock:
-            made._state, made._next, made.file = self._state, self._next, self.file
+            made._state, made._next = self._state, self._next
+        return made
+
+    def select(self, ids: Iterable[int]) -> RegionMemory:
+        """Return a memory of some of the regions, which keep their ids.
+
+        Args:
+            ids: ids of these regions, in any order. Unknown ones are left out.
+        """
+        made, chosen = self.copy(), set(ids)
+        made._state = _chosen(made._state, lambda region: region.id in chosen)
         return made
 
     def merge(self, other: RegionMemory) -> int:
@@ -507,6 +512,13 @@ class Neighbors:
     ids: Tensor
     similarities: Tensor
     regions: tuple[Region, ...]
+
+
+def _chosen(state: _State, is_kept: Callable[[Region], bool]) -> _State:
+    """Return the state with some of the regions."""
+    keep = [place for place, region in enumerate(state.regions) if is_kept(region)]
+    regions = tuple(state.regions[place] for place in keep)
+    return _State(state.embeddings[keep], state.backgrounds[keep], regions)
 
 
 def _twins(state: _State, added: Tensor) -> list[list[str]]:

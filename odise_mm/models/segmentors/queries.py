@@ -242,6 +242,11 @@ class KeptQueries(Queries):
         assert embeddings is not None, "there are masks"
         return memory.same(embeddings[query])
 
+    @property
+    def memory_name(self) -> str | None:
+        """Name of the classifier that compares masks with the memory; None if there is none."""
+        return None if self.memory_part is None else self.classifiers[self._memory_place()]
+
     def _memory_place(self) -> int:
         places = [i for i, each in enumerate(self.predictions) if each.abstains is not None]
         return places[0]
