@@ -50,6 +50,7 @@ def main(address: str) -> None:
         page.locator("#undo").click()
         page.locator("#taught", has_text="nothing yet").wait_for()
         page.get_by_role("tab", name="Who says what").click()
+        page.wait_for_timeout(1000)  # until the view has changed
         page.get_by_label("MaskCLIPClassifier").check()
         page.locator("#regions label", has_text="white box 1.00").wait_for()
         choose(page, "black triangle")

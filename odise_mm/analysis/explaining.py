@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from odise_mm.analysis.clustering import alike, cluster
 from odise_mm.analysis.feature_maps import to_vectors
 from odise_mm.benchmarks.tables import write_figure
 from odise_mm.models.heads.mask2former_head import Frame
-from odise_mm.structures import REASONS, Queries, SegmentationResult
+from odise_mm.structures import REASONS, Evidence, Queries, SegmentationResult
 from odise_mm.utils.display import printable
 from odise_mm.utils.image import ImageSource, read_image
 from odise_mm.visualization.colors import class_colors
@@ -32,6 +32,7 @@ STRIDE = 8
 _LEVEL = 1  # of the pyramid of strides 4, 8, 16, 32 that every head reads
 _NAMES = 3  # names listed per classifier
 _EXAMPLES = 2  # regions of the memory listed
+_WIDTHS = dict(mask=1.0, attention=1.0, text=1.7, examples=0.6)  # of columns, relative
 _CLUSTERS = (6, 12)  # at least and at most
 _WIDTH = 14.0  # of the sheet in inches
 NO_DECODER = "This model has no mask decoder, so there are no attention maps and no features."
@@ -126,8 +127,11 @@ class Explanation:
     def _draw_masks(self, figure: SubFigure, shown: list[int]) -> None:
         if not shown:
             return
-        block = ["mask", "text"] if self.attention is None else ["mask", "attention", "text"]
-        widths = [1.7 if kind == "text" else 1.0 for kind in block] * 2
+        queries = self.result.require_queries()
+        examples = {query: _with_pictures(queries, query) for query in shown}
+        block = ["mask"] if self.attention is None else ["mask", "attention"]
+        block += ["text", "examples"] if any(examples.values()) else ["text"]
+        widths = [_WIDTHS[kind] for kind in block] * 2
         axes = figure.subplots(-(-len(shown) // 2), len(widths), squeeze=False, width_ratios=widths)
         for panel in axes.ravel():
             panel.set_axis_off()
@@ -135,7 +139,7 @@ class Explanation:
             row, column = divmod(place, 2)
             start = column * len(block)
             panels = dict(zip(block, axes[row, start : start + len(block)], strict=True))
-            probability = self.result.require_queries().mask(query)
+            probability = queries.mask(query)
             dimmed = self.image[..., ::-1] * (0.15 + 0.85 * probability[..., None])
             panels["mask"].imshow(dimmed.astype(np.uint8))
             if probability.min() < 0.5 < probability.max():
@@ -143,6 +147,8 @@ class Explanation:
             panels["mask"].set_title(f"mask {query}", fontsize=8)
             if self.attention is not None:
                 self._draw_attention(panels["attention"], self.attention[query])
+            if examples[query]:
+                _draw_examples(panels["examples"], examples[query])
             heading, lines = describe(self.result, query)
             panels["text"].text(
                 0, 1, _escaped(heading), va="bottom", fontsize=8.5, weight="bold", clip_on=False
@@ -259,6 +265,24 @@ def as_map(attention: Tensor, padded: tuple[int, int]) -> Tensor:
         if size[0] * size[1] == attention.shape[-1]:
             return attention.unflatten(-1, size)
     raise ValueError(f"{attention.shape[-1]} positions are no map of a {padded} image")
+
+
+def _with_pictures(queries: Queries, query: int) -> list[Evidence]:
+    found = queries.evidence(query, _EXAMPLES)
+    return [one for one in found if one.picture is not None]
+
+
+def _draw_examples(panel: Axes, examples: Sequence[Evidence]) -> None:
+    """Show the pictures of examples, one below the other, with their similarities."""
+    for place, one in enumerate(examples):
+        assert one.picture is not None, "chosen by the caller"
+        image = read_image(one.picture, name="picture of a region")
+        height = 1 / _EXAMPLES
+        inset = panel.inset_axes((0, 1 - (place + 1) * height, 1, height * 0.8))
+        inset.imshow(image[..., ::-1])
+        name = f"{tidy(printable(one.name), 12)} {one.similarity:.2f}"
+        inset.set_title(_escaped(name), fontsize=6.5, pad=2)
+        inset.set_axis_off()
 
 
 def strongest(queries: Queries, count: int) -> list[int]:

@@ -314,6 +314,7 @@ class OpenVocabInferencer:
         box: Sequence[float] | None = None,
         point: Sequence[float] | None = None,
         is_thing: bool = True,
+        pictures: bool = True,
     ) -> Taught:
         """Remember a region of an image as an example of a class.
 
@@ -332,6 +333,8 @@ class OpenVocabInferencer:
             point: x and y in pixels. The region is the model's segment there or, if there is none,
                 its most certain mask.
             is_thing: whether the class is a thing; used in calls without class names.
+            pictures: whether the memory keeps a picture of the region, at most 64 x 64 pixels, to
+                show it as evidence.
 
         Returns:
             The region, its mask, and how well the model's own masks cover it.
@@ -342,15 +345,18 @@ class OpenVocabInferencer:
                 or the model has no mask at the point.
             CheckpointError: the memory was made by another model.
         """
-        (taught,) = self.teach_all(image, [Example(name, mask, box, point, is_thing)])
+        (taught,) = self.teach_all(image, [Example(name, mask, box, point, is_thing)], pictures)
         return taught
 
-    def teach_all(self, image: ImageSource, examples: Sequence[Example]) -> list[Taught]:
+    def teach_all(
+        self, image: ImageSource, examples: Sequence[Example], pictures: bool = True
+    ) -> list[Taught]:
         """Remember several regions of an image, like :meth:`teach`, in one run of the model.
 
         Args:
             image: one image.
             examples: the regions.
+            pictures: see :meth:`teach`.
         """
         (source,) = expand([image])
         if source.error is not None:
@@ -382,7 +388,8 @@ class OpenVocabInferencer:
                 regions = torch.from_numpy(masks).to(self.device)
                 return self.model.embed_regions(data["inputs"], data["data_samples"], regions)
 
-        return teach(memory, source.path or source.name, size, examples, segment, embed)
+        name = source.path or source.name
+        return teach(memory, name, pixels, examples, segment, embed, pictures)
 
     def forget(self, name: str) -> int:
         """Remove all examples of a class from the memory, and return their number.

@@ -15,6 +15,7 @@ from odise_mm.models.segmentors.regions import EmbeddedRegions
 from odise_mm.structures import SegmentationResult
 from odise_mm.structures.geometry import box_of
 from odise_mm.utils.display import printable
+from odise_mm.utils.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from odise_mm.models import Region, RegionMemory
@@ -66,25 +67,28 @@ class Taught:
 def teach(
     memory: RegionMemory,
     image: str,
-    size: tuple[int, int],
+    pixels: np.ndarray,
     examples: Sequence[Example],
     segment: Callable[[], SegmentationResult],
     embed: Callable[[np.ndarray], EmbeddedRegions],
+    pictures: bool = True,
 ) -> list[Taught]:
     """Add the regions of one image to a memory.
 
     Args:
         memory: the memory.
         image: name of the image.
-        size: height and width of the image.
+        pixels: the image, (H, W, 3) uint8 BGR.
         examples: the regions.
         segment: returns a result of the image with its queries; called if a mask must be found.
         embed: embeds masks, (R, H, W) bool.
+        pictures: whether the memory keeps small pictures of the regions.
 
     Raises:
         ConfigError: an example is not exactly one of mask, box and point, is empty or outside the
             image, or the model has no mask at a point.
     """
+    size = (int(pixels.shape[0]), int(pixels.shape[1]))
     for example in examples:
         _check(example, size)
     found = None
@@ -100,6 +104,7 @@ def teach(
         [box_of(mask) for mask in masks],
         [example.is_thing for example in examples],
         embedded.backgrounds.tolist(),
+        [thumbnail(pixels, mask) for mask in masks] if pictures else None,
     )
     overlaps = embedded.overlap.tolist()
     taught = [

@@ -53,6 +53,12 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         metavar="N",
         help="use the first N examples of each class (default: all)",
     )
+    examples.add_argument(
+        "--no-pictures",
+        action="store_true",
+        help="keep no small pictures of the regions, which show the examples as evidence; those "
+        "in FILE are removed",
+    )
     memory = parser.add_argument_group("memory")
     memory.add_argument(
         "--out", type=Path, required=True, metavar="FILE", help="memory to write (.safetensors)"
@@ -105,10 +111,12 @@ def run(args: argparse.Namespace) -> int:
         if args.annotations is not None or args.crops is not None:
             skipped = _teach(args, memory)
     finally:  # what was taught before an error or Ctrl-C is kept
-        if memory.digest != before:
+        dropped = memory.drop_pictures() if args.no_pictures else 0
+        changed = dropped > 0 or memory.digest != before
+        if changed:
             memory.save(args.out)
     _show(memory)
-    if memory.digest != before:
+    if changed:
         print(f"wrote {printable(str(args.out))}")
     return 1 if skipped else 0
 
@@ -141,7 +149,7 @@ def _teach(args: argparse.Namespace, memory: RegionMemory) -> int:
             else:
                 rows = zip(one.names, one.masks(), one.is_thing, strict=True)
                 examples = [Example(name, mask, is_thing=thing) for name, mask, thing in rows]
-            taught = inferencer.teach_all(one.path, examples)
+            taught = inferencer.teach_all(one.path, examples, pictures=not args.no_pictures)
         except (ImageError, DeviceMemoryError, ConfigError) as error:
             skipped.append(f"skipped {printable(str(one.path))}: {printable(error)}")
             continue

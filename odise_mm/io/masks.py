@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ class MaskWriter(LabelWriter):
             name = f"{stem}/{segment.id}.png"
             _write_png(self.folder / name, Image.fromarray(mask.astype(np.uint8) * 255))
             entry = dict(file=name, image=self.image_name(result))
-            self.entries.append(entry | asdict(segment) | dict(box=result.box(segment)))
+            self.entries.append(entry | segment.to_dict() | dict(box=result.box(segment)))
 
     def close(self) -> None:
         """Write the list of masks: file, image, fields of the segment, and its box.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +133,7 @@ def rows_of(result: SegmentationResult) -> Iterator[dict[str, Any]]:
     known = _widths(result)
     for segment in result.segments:
         if result.mask(segment).any():
-            row = asdict(segment) | dict(box=list(result.box(segment)))
+            row = segment.to_dict() | dict(box=list(result.box(segment)))
             del row["track_id"]  # of videos
             if not row["evidence"]:  # without a memory
                 del row["evidence"]

@@ -202,6 +202,13 @@ def _lessons(start: int) -> dict[str, Any]:
         with gr.Row():
             parts["teach"] = gr.Button("Teach", variant="primary", size="sm", elem_id="teach")
             parts["undo"] = gr.Button("Undo", size="sm", elem_id="undo")
+            parts["pictures"] = gr.Checkbox(
+                label="Pictures in the file",
+                value=True,
+                container=False,
+                min_width=160,
+                elem_id="pictures",
+            )
             parts["keep"] = gr.Button("Make a memory file", size="sm", elem_id="keep")
         parts["taught"] = gr.HTML(show_lessons(None, start), elem_id="taught")
         parts["memory"] = gr.File(

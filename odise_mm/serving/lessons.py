@@ -83,8 +83,12 @@ class Lessons:
         """Return a scene whose masks are compared with the examples, without running the model."""
         return scene.compared(self.memory, self.taught.vocabulary)
 
-    def save(self, folder: str | os.PathLike) -> Path:
-        """Write this visitor's examples to a file in an empty folder, and return its path.
+    def save(self, folder: str | os.PathLike, pictures: bool = True) -> Path:
+        """Write this visitor's examples to a file, and return its path.
+
+        Args:
+            folder: empty folder for the file.
+            pictures: whether the file has the pictures of the regions.
 
         Raises:
             ConfigError: there are none.
@@ -92,7 +96,10 @@ class Lessons:
         if not self._taught:
             raise ConfigError("There is nothing to download: you have taught nothing yet.")
         path = Path(folder) / FILE
-        self.taught.save(path)
+        taught = self.taught
+        if not pictures:
+            taught.drop_pictures()
+        taught.save(path)
         return path
 
 

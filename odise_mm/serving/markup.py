@@ -13,6 +13,7 @@ from odise_mm.serving.scene import Scene, View
 from odise_mm.serving.uploads import Names
 from odise_mm.structures import Evidence
 from odise_mm.utils.display import printable, some
+from odise_mm.utils.thumbnails import as_data_url
 from odise_mm.vocabulary import Vocabulary
 
 CSS = """
@@ -32,6 +33,7 @@ CSS = """
 #predictions .odise { overflow-x: auto; }
 .odise .number { color: var(--body-text-color-subdued); padding-left: .4rem;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
+.odise td img { display: block; height: 4rem; margin: 0 0 .2rem 0; border-radius: 3px; }
 .odise .warning { color: var(--body-text-color); background: var(--color-accent-soft);
   border-left: 3px solid var(--color-accent); padding: .3rem .6rem; margin: .3rem 0; }
 .odise .faint { color: var(--body-text-color-subdued); }
@@ -98,12 +100,19 @@ def show_evidence(evidence: Sequence[Evidence]) -> str:
     if not evidence:
         return ""
     cells = "".join(
-        f"<td>{escape(printable(one.name, limit=40))}"
+        f"<td>{_picture(one)}{escape(printable(one.name, limit=40))}"
         f"<span class=number>{one.similarity:.2f}</span><br>"
         f'<span class="faint">{escape(_file_name(one.image))}</span></td>'
         for one in evidence
     )
     return html(f"<table><tr><th>Most similar examples</th>{cells}</tr></table>")
+
+
+def _picture(evidence: Evidence) -> str:
+    if evidence.picture is None:
+        return ""
+    name = escape(printable(evidence.name, limit=40))
+    return f'<img src="{as_data_url(evidence.picture)}" alt="example of {name}">'
 
 
 def _file_name(image: str) -> str:

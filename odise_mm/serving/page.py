@@ -369,12 +369,12 @@ class _Page:
         line = show_lessons(lessons, len(self.start))
         return (lessons, made, line, choices, *self.show(made, kind, classifier, number))
 
-    def save(self, lessons: Lessons | None) -> Any:
+    def save(self, lessons: Lessons | None, pictures: bool) -> Any:
         """Event: write the examples of this visitor for download."""
         import gradio
 
         lessons = lessons or Lessons(self.start)
-        return gradio.File(os.fspath(lessons.save(_new_folder())), visible=True)
+        return gradio.File(os.fspath(lessons.save(_new_folder(), pictures)), visible=True)
 
     def remake(
         self,
@@ -553,5 +553,9 @@ class _Page:
         )
         on.undo.click(_public(self.undo), [on.lessons, *state], changed, **drawn)
         on.keep.click(
-            _public(self.save), on.lessons, on.memory, show_progress_on=[on.taught], **private
+            _public(self.save),
+            [on.lessons, on.pictures],
+            on.memory,
+            show_progress_on=[on.taught],
+            **private,
         )

@@ -23,7 +23,9 @@ from odise_mm.io.conversion import MARK, write_labels
 from odise_mm.models import Region, RegionMemory
 from odise_mm.models.segmentors.queries import KeptQueries
 from odise_mm.structures import Evidence, Segment, SegmentationResult
+from odise_mm.structures.geometry import box_of
 from odise_mm.utils.display import printable
+from odise_mm.utils.thumbnails import thumbnail
 from odise_mm.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -185,7 +187,11 @@ class Scene:
             ConfigError: there is no such region, or it is in the memory already.
         """
         query = self._query(number)
-        region = _kept(self.result).teach(memory, query, name, self.name, is_thing)
+        # The region as the visitor sees it: other regions took pixels of the mask.
+        mask = self.result.require_panoptic() == number
+        region = _kept(self.result).teach(
+            memory, query, name, self.name, box_of(mask), is_thing, thumbnail(self.image, mask)
+        )
         if region is None:
             raise ConfigError(f"the region is an example of {printable(name)!r} already")
         return region

@@ -8,7 +8,7 @@ maps.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,7 +44,13 @@ class Evidence:
     box: tuple[int, int, int, int] | None
     """Left, top, right, bottom in pixels of that image; None: the whole image."""
     region: int
-    """Its id in the memory."""
+    """Its id in the memory. In a memory that was read from a file, its place there, from 0."""
+    picture: bytes | None = field(default=None, repr=False, compare=False)
+    """A small JPEG image of it; None if the memory has none. Files of results do not have it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for a JSON file, without the picture."""
+        return {name: value for name, value in vars(self).items() if name != "picture"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +110,11 @@ class Segment:
 
     def _evidence(self) -> dict[str, Any]:
         """Return the evidence for a JSON file; nothing if there is none."""
-        return {"evidence": [asdict(one) for one in self.evidence]} if self.evidence else {}
+        return {"evidence": [one.to_dict() for one in self.evidence]} if self.evidence else {}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields for a table or a JSON file, without the pictures of the evidence."""
+        return {**vars(self), "evidence": [one.to_dict() for one in self.evidence]}
 
     def to_coco(self, category_id: int, mask: np.ndarray) -> dict[str, Any]:
         """Return the entry of ``segments_info`` for COCO's panoptic JSON files.
@@ -560,16 +570,19 @@ class SegmentationResult:
 
         if self.error is not None:
             return f"<p>{escape(repr(self))}</p>"
+        taught = any(s.evidence for s in self.segments)
         rows = "".join(
             f"<tr><td>{escape(s.name)}</td><td>{'thing' if s.is_thing else 'stuff'}</td>"
-            f"<td>{s.score:.2f}</td><td>{100 * self.share(s):.1f} %</td></tr>"
+            f"<td>{s.score:.2f}</td><td>{100 * self.share(s):.1f} %</td>"
+            + (f"<td>{''.join(map(_example, s.evidence))}</td>" if taught else "")
+            + "</tr>"
             for s in sorted(self.segments, key=lambda s: -s.area)
         )
         heading = f"{escape(self.image_name)}, {self.width} x {self.height}"
         heading += ": random weights, meaningless" * self.random_weights
         table = (
             f"<table><caption>{heading}</caption><tr><th>segment</th><th>kind</th><th>score</th>"
-            f"<th>area</th></tr>{rows}</table>"
+            f"<th>area</th>{'<th>most similar examples</th>' * taught}</tr>{rows}</table>"
         )
         if self.visualization is None:
             return table
@@ -600,9 +613,22 @@ class SegmentationResult:
         )
 
 
+def _example(one: Evidence) -> str:
+    """Return an example with its picture as HTML, for notebooks."""
+    import base64
+    from html import escape
+
+    picture = ""
+    if one.picture is not None:
+        data = base64.b64encode(one.picture).decode()
+        picture = f'<img src="data:image/jpeg;base64,{data}" style="height: 3em"/> '
+    text = f"{picture}{escape(one.name)} {one.similarity:.2f}"
+    return f'<span style="white-space: nowrap; margin-right: 1em">{text}</span>'
+
+
 def _fields(segment: Segment) -> dict[str, Any]:
     """Return the fields of a segment; ``track_id`` only in videos, evidence if there is any."""
-    fields = asdict(segment)
+    fields = segment.to_dict()
     if segment.track_id is None:
         del fields["track_id"]
     if not segment.evidence:

@@ -6,15 +6,19 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from PIL import Image
 
+from odise_mm.analysis.explaining import explain
 from odise_mm.apis import OpenVocabInferencer
 from odise_mm.apis.teaching import Example
 from odise_mm.cli import teach
 from odise_mm.converters.examples import limited, read_crops, read_examples
 from odise_mm.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
+from odise_mm.io.tables import rows_of
 from odise_mm.models import RegionMemory
 from projects.toy_world.world import Scene, scene
 
@@ -59,13 +63,29 @@ def test_a_taught_name_is_found_and_forgotten(
     taught = inferencer.teach(bgr(first), "wug", box=box)
     assert taught.origin == "model" and taught.overlap > 0.8
     assert (taught.mask & inside).sum() > 0.8 * (taught.mask | inside).sum()
-    (result,) = inferencer(bgr(other), texts="wug; red ball", stuff_texts=STUFF)
+    names = dict(texts="wug; red ball", stuff_texts=STUFF)
+    (result,) = inferencer(bgr(other), **names, out_dir=tmp_path / "out")
     (found,) = [segment for segment in result.segments if segment.is_thing]
     truth, _ = place_of(other)
     mask = result.mask(found)
     assert found.name == "wug" and (mask & truth).sum() > 0.8 * (mask | truth).sum()
     assert found.evidence[0].name == "wug" and found.evidence[0].box == taught.region.box
     assert inferencer.make_vocabulary().names[-1] == "wug"
+    # The example's picture is shown, and not in files.
+    picture = cv2.imdecode(np.frombuffer(found.evidence[0].picture, np.uint8), cv2.IMREAD_COLOR)
+    assert max(picture.shape) <= 64
+    assert np.abs(picture[tuple(np.array(picture.shape[:2]) // 2)] - (40.0, 220, 240)).max() < 70
+    page = result._repr_html_()
+    assert "most similar examples" in page and "data:image/jpeg;base64," in page
+    written_segments = json.loads((tmp_path / "out/panoptic.json").read_text())["annotations"][0]
+    (one,) = [s for s in written_segments["segments_info"] if s["score"] == round(found.score, 5)]
+    assert one["evidence"][0].keys() == {"name", "similarity", "image", "box", "region"}
+    assert json.dumps(result.to_dict()["segments"]).count('"evidence"') == len(result.segments)
+    assert set(rows_of(result).__next__()["evidence"][0]) == one["evidence"][0].keys()
+    sheet = explain(inferencer, bgr(other), **names).figure(20)
+    titles = {axes.get_title(): axes for axes in sheet.findobj(Axes)}
+    title = f"wug {found.evidence[0].similarity:.2f}"
+    assert titles[title].images[0].get_array().shape == picture.shape
     # The same from the masks that were kept before it was taught, without running the model.
     memory = inferencer.memory.copy()
     compared = kept.with_memory(memory, memory.vocabulary)
@@ -84,7 +104,12 @@ def test_a_taught_name_is_found_and_forgotten(
         inferencer.teach(bgr(first), "wug", point=(128, 3))
     x, y = (box[0] + box[2]) // 2, (box[1] + box[3]) // 2
     assert inferencer.teach(bgr(first), "dax", point=(x, y)).mask[y, x]
-    assert inferencer.forget("dax") == 1 and inferencer.forget("wug") == 1
+    assert inferencer.memory.picture(taught.region.id) == found.evidence[0].picture
+    _, (left, top, right, bottom) = place_of(other)
+    truth_box = dict(box=(left, top, right, bottom), pictures=False)
+    private = inferencer.teach(bgr(other), "dax", **truth_box).region
+    assert inferencer.memory.picture(private.id) is None
+    assert inferencer.forget("dax") == 2 and inferencer.forget("wug") == 1
     (before,) = inferencer(bgr(other), texts="red ball", stuff_texts=STUFF)
     assert all(not segment.evidence for segment in before.segments)
     # From its file, into another run.
@@ -171,9 +196,13 @@ def test_the_command(
     assert teach.main([*examples, *how]) == 0
     assert "2 regions, 0 of them new" in capsys.readouterr().out
     assert teach.main(["--out", "m.safetensors", "--rename", "wug=dax"]) == 0
-    assert RegionMemory.load("m.safetensors").names == {"dax": 2}
+    renamed = RegionMemory.load("m.safetensors")
+    assert renamed.names == {"dax": 2} and renamed.picture(0) and renamed.picture(1)
     assert teach.main(["--out", "n.safetensors", "--merge", "m.safetensors"]) == 0
     assert "2 new regions of m.safetensors" in capsys.readouterr().out
+    assert teach.main(["--out", "n.safetensors", "--no-pictures"]) == 0
+    assert "wrote n.safetensors" in capsys.readouterr().out
+    assert RegionMemory.load("n.safetensors").picture(0) is None
     Image.new("RGB", (30, 30)).save("images/a.png")  # not the size of the masks
     assert teach.main([*examples[:4], *how]) == 1
     assert "skipped images/a.png: example of 'wug': the mask has" in capsys.readouterr().out

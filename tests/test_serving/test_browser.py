@@ -199,6 +199,8 @@ def test_teach_undo_and_keep_the_memory(page: Any, browser: Any, address: str) -
     taught = regions(page)
     assert taught.keys() == found.keys() - {"white box"} | {"wug"}
     evidence = page.locator("#evidence").inner_text()
+    picture = page.locator("#evidence img[alt='example of wug']")
+    assert 0 < picture.evaluate("image => image.naturalWidth") <= 64
     assert "wug" in evidence and "1.00" in evidence and "toy_scene.jpg" in evidence
     assert "MemoryClassifier" in page.locator("#predictions").inner_text()
     teach.click()

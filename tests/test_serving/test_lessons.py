@@ -59,8 +59,9 @@ def test_a_taught_region_gets_its_name_at_once(made: page._Page, scene: Scene) -
     (evidence, *_) = taught.evidence(number)
     assert evidence.name == "wug" and evidence.image == "toy scene.jpg"
     assert evidence.similarity == pytest.approx(1, abs=1e-5)
+    assert 'src="data:image/jpeg;base64,' in markup.show_evidence(taught.evidence(number))
     left, top, right, bottom = evidence.box
-    assert left <= 88 < right and top <= 70 < bottom
+    assert (left, top, right, bottom) == scene.result.box(scene.result.segments[box - 1])
     # Who says what: the memory names what it recognizes, and nothing else.
     assert taught.classifiers[-1] == "MemoryClassifier"
     said = {r.id: r.name for r in taught.view("predictions", "MemoryClassifier").regions}
@@ -99,6 +100,9 @@ def test_the_file_has_what_this_visitor_taught(
     path = mine.save(tmp_path)
     assert list(tmp_path.iterdir()) == [path] and path.name == "taught.safetensors"
     memory = RegionMemory.load(path)
+    assert memory.picture(0) is not None
+    assert RegionMemory.load(mine.save(tmp_path, pictures=False)).picture(0) is None
+    assert mine.memory.picture(mine.taught.regions[0].id) is not None
     assert memory.names == {"dax": 1} and mine.memory.names == {"wug": 1, "dax": 1}
     made.inferencer.memory = memory
     (again,) = made.inferencer(str(IMAGE), texts=f"{NAMES}; dax", stuff_texts=STUFF)

@@ -25,6 +25,7 @@ from odise_mm.utils.display import printable, some
 from odise_mm.utils.files import regular_file, replacing
 from odise_mm.utils.precision import full_precision
 from odise_mm.utils.settings import check_choice
+from odise_mm.utils.thumbnails import MAX_BYTES, checked
 from odise_mm.vocabulary import Vocabulary
 from odise_mm.vocabulary.files import key_of
 
@@ -94,11 +95,14 @@ class _State:
     embeddings: Tensor  # (N, C) float32, normalized, on the CPU
     backgrounds: np.ndarray  # (N,) float32, NaN: unknown
     regions: tuple[Region, ...] = ()
+    pictures: tuple[bytes | None, ...] = ()
     cache: dict[Any, Any] = field(default_factory=dict, compare=False)
 
 
 class RegionMemory:
     """Embeddings of named regions, which a :class:`~odise_mm.models.MemoryClassifier` searches.
+
+    Regions may have small pictures, by which people recognize them; nothing else uses these.
 
     Several threads may use a memory. A search sees the regions that were there when it began.
 
@@ -193,6 +197,7 @@ class RegionMemory:
         boxes: Sequence[tuple[int, int, int, int] | None] | None = None,
         is_thing: Sequence[bool] | None = None,
         backgrounds: Sequence[float] | None = None,
+        pictures: Sequence[bytes | None] | None = None,
     ) -> list[Region | None]:
         """Add regions. One that is there already with the same name is left out.
 
@@ -205,6 +210,8 @@ class RegionMemory:
             boxes: see :class:`Region`.
             is_thing: see :class:`Region`; all are things by default.
             backgrounds: mean cosine to other masks in their images, NaN if unknown.
+            pictures: small JPEG images of the regions, as those of
+                :func:`odise_mm.utils.thumbnails.thumbnail`; None: no picture.
 
         Returns:
             The new regions; None for those that were left out.
@@ -212,7 +219,7 @@ class RegionMemory:
         Raises:
             VocabularyError: a name is empty.
             ValueError: the embeddings have another width than those in the memory, or are not
-                finite.
+                finite; or a picture has more than 16 KiB.
         """
         count = len(names)
         for name in names:
@@ -227,6 +234,10 @@ class RegionMemory:
         boxes = [None] * count if boxes is None else boxes
         is_thing = [True] * count if is_thing is None else is_thing
         grounds = np.full(count, np.nan) if backgrounds is None else np.asarray(backgrounds)
+        pictures = [None] * count if pictures is None else pictures
+        for picture in pictures:
+            if picture is not None and len(picture) > MAX_BYTES:
+                raise ValueError(f"a picture has {len(picture):,} bytes, more than {MAX_BYTES:,}")
         with self._lock:
             state = self._state
             if state.regions and state.embeddings.shape[1] != added.shape[1]:
@@ -262,6 +273,7 @@ class RegionMemory:
                 torch.cat([old, added[kept]]),
                 np.concatenate([state.backgrounds, grounds[kept].astype(np.float32)]),
                 state.regions + new,
+                state.pictures + tuple(pictures[place] for place in kept),
             )
         return made
 
@@ -348,6 +360,7 @@ class RegionMemory:
             [region.box for region in state.regions],
             [region.is_thing for region in state.regions],
             state.backgrounds.tolist(),
+            state.pictures,
         )
         return sum(region is not None for region in made)
 
@@ -433,13 +446,37 @@ class RegionMemory:
             state.cache["by_id"] = {region.id: region for region in state.regions}
         return state.cache["by_id"].get(id_)
 
+    def picture(self, id_: int) -> bytes | None:
+        """Return the picture of a region, a small JPEG image; None if there is none.
+
+        A picture from a damaged or hostile file is left out: it is decoded safely, with limits, and
+        encoded again.
+        """
+        state = self._state
+        if "pictures" not in state.cache:
+            pairs = zip(state.regions, state.pictures, strict=True)
+            state.cache["pictures"] = {r.id: picture for r, picture in pairs if picture is not None}
+        picture = state.cache["pictures"].get(id_)
+        return None if picture is None else checked(picture)
+
+    def drop_pictures(self) -> int:
+        """Remove the pictures of all regions, and return their number."""
+        with self._lock:
+            state = self._state
+            self._state = replace(state, pictures=(None,) * len(state.regions), cache={})
+        return sum(picture is not None for picture in state.pictures)
+
     # --- files ------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the memory to a safetensors file; an existing file is replaced.
 
         Embeddings are float32. Names, images and boxes are JSON, and so is the embedder in the
-        file's metadata.
+        file's metadata. Pictures, if there are any, are the JPEG images one after the other, and
+        their sizes.
+
+        Args:
+            path: the file.
 
         Raises:
             OutputError: the file cannot be written.
@@ -454,6 +491,10 @@ class RegionMemory:
             "backgrounds": torch.from_numpy(state.backgrounds.copy()),
             "regions": torch.frombuffer(bytearray(text), dtype=torch.uint8),
         }
+        if any(picture is not None for picture in state.pictures):
+            pictures = [picture or b"" for picture in state.pictures]
+            tensors["pictures"] = torch.frombuffer(bytearray(b"".join(pictures)), dtype=torch.uint8)
+            tensors["picture_sizes"] = torch.tensor([len(picture) for picture in pictures])
         try:
             with replacing(path) as temporary:
                 save_file(tensors, temporary, {_NOTE: json.dumps(note)})
@@ -481,6 +522,7 @@ class RegionMemory:
                 embeddings = content.get_tensor("embeddings")
                 backgrounds = content.get_tensor("backgrounds").float().numpy()
                 rows = json.loads(content.get_tensor("regions").numpy().tobytes().decode())
+                pictures = _pictures(content, len(rows))
             version = note["format"]
             regions = tuple(_region(i, row) for i, row in enumerate(rows))
             embedder = None if note["embedder"] is None else _embedder(note["embedder"])
@@ -492,7 +534,7 @@ class RegionMemory:
             raise CheckpointError(f"{shown}: damaged, or a {_WHAT} of another version")
         memory = cls(embedder, index)
         memory.file = os.fspath(path)
-        memory._state = _State(embeddings.float(), backgrounds, regions)
+        memory._state = _State(embeddings.float(), backgrounds, regions, pictures)
         memory._next = len(regions)
         return memory
 
@@ -518,7 +560,8 @@ def _chosen(state: _State, is_kept: Callable[[Region], bool]) -> _State:
     """Return the state with some of the regions."""
     keep = [place for place, region in enumerate(state.regions) if is_kept(region)]
     regions = tuple(state.regions[place] for place in keep)
-    return _State(state.embeddings[keep], state.backgrounds[keep], regions)
+    pictures = tuple(state.pictures[place] for place in keep)
+    return _State(state.embeddings[keep], state.backgrounds[keep], regions, pictures)
 
 
 def _twins(state: _State, added: Tensor) -> list[list[str]]:
@@ -588,6 +631,27 @@ def _region(id_: int, row: Mapping[str, Any]) -> Region:
             raise ValueError(f"region {id_} has a wrong box")
         box = tuple(box)
     return Region(id_, name, image, box, thing)
+
+
+def _pictures(content: Any, count: int) -> tuple[bytes | None, ...]:
+    """Read the pictures of a file, which are not decoded; older files have none."""
+    if "picture_sizes" not in content.keys():  # noqa: SIM118  # no dictionary
+        return (None,) * count
+    sizes, joined = content.get_tensor("picture_sizes"), content.get_tensor("pictures")
+    if (
+        sizes.dtype != torch.int64
+        or joined.dtype != torch.uint8
+        or tuple(sizes.shape) != (count,)
+        or joined.ndim != 1
+        or not bool(((sizes >= 0) & (sizes <= MAX_BYTES)).all())
+        or int(sizes.sum()) != len(joined)
+    ):
+        raise ValueError("its pictures are damaged")
+    ends = sizes.cumsum(0).tolist()
+    data = joined.numpy().tobytes()
+    return tuple(
+        data[end - size : end] or None for end, size in zip(ends, sizes.tolist(), strict=True)
+    )
 
 
 def _embedder(content: Mapping[str, Any]) -> Embedder:

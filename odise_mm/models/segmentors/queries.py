@@ -28,7 +28,6 @@ from odise_mm.models.segmentors.results import (
     resize_for_results,
 )
 from odise_mm.structures import Evidence
-from odise_mm.structures.geometry import box_of
 from odise_mm.structures.queries import MaskFate, Queries
 from odise_mm.utils.precision import autocast
 from odise_mm.vocabulary import Vocabulary
@@ -199,6 +198,7 @@ class KeptQueries(Queries):
         query: int,
         name: str,
         image: str,
+        box: tuple[int, int, int, int],
         is_thing: bool = True,
         picture: bytes | None = None,
     ) -> Region | None:
@@ -207,7 +207,7 @@ class KeptQueries(Queries):
         Args:
             memory: a memory; not necessarily that of the model.
             query: index of the mask.
-            name, image, is_thing: see :class:`~odise_mm.models.Region`.
+            name, image, box, is_thing: see :class:`~odise_mm.models.Region`.
             picture: see :meth:`~odise_mm.models.RegionMemory.add`.
 
         Returns:
@@ -230,9 +230,10 @@ class KeptQueries(Queries):
             described.embeddings,
             [name],
             [image],
-            [box_of(self.mask(query) >= 0.5)],
+            [box],
             [is_thing],
             described.backgrounds.tolist(),
+            [picture],
         )
         return region
 

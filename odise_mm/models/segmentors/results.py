@@ -218,7 +218,10 @@ def evidence_of(ids: Tensor, similarities: Tensor, memory: RegionMemory) -> list
     for id_, similarity in zip(ids.tolist(), similarities.tolist(), strict=True):
         region = memory.get(id_)
         if region is not None:
-            found.append(Evidence(region.name, similarity, region.image, region.box, region.id))
+            picture = memory.picture(id_)
+            found.append(
+                Evidence(region.name, similarity, region.image, region.box, region.id, picture)
+            )
     return found
 
 

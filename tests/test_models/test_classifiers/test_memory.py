@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from mmdet.structures import DetDataSample
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from odise_mm.errors import CheckpointError, ConfigError, VocabularyError
 from odise_mm.models import (
@@ -21,6 +24,7 @@ from odise_mm.models import (
 from odise_mm.models.heads.mask2former_head import Frame
 from odise_mm.models.segmentors.regions import describe_regions, overlaps, to_logits
 from odise_mm.structures import SegmentationResult
+from odise_mm.utils.thumbnails import thumbnail
 from odise_mm.vocabulary import Vocabulary
 from tests.support.parts import random_image, segmentor
 
@@ -146,6 +150,43 @@ def test_files_keep_everything_and_damage_is_named(tmp_path: Any) -> None:
     for damaged in (content[:200], b"", content.replace(b'"Kitten"', b'"\xffitten"')):
         file.write_bytes(damaged)
         with pytest.raises(CheckpointError, match=r"memory\.safetensors"):
+            RegionMemory.load(file)
+
+
+def test_pictures_are_kept_and_foreign_ones_are_checked(tmp_path: Any) -> None:
+    image, file = np.full((20, 30, 3), 90, np.uint8), tmp_path / "memory.safetensors"
+    mask = np.zeros((20, 30), bool)
+    mask[5:15, 5:15] = True
+    picture = thumbnail(image, mask)
+    memory = RegionMemory()
+    pictures = [picture, None, b"no image"]
+    memory.add(unit(3, 1), ["cat", "dog", "fox"], pictures=pictures)
+    memory.add(unit(1, 2), ["dog"], pictures=[picture])
+    memory.save(file)
+    copies = memory.copy(), memory.select([3, 1, 0, 2, 9]), RegionMemory.load(file)
+    merged = RegionMemory()
+    merged.merge(memory)
+    for each in (memory, *copies, merged):
+        assert [each.picture(i) is not None for i in range(5)] == [True, False, False, True, False]
+        shown = cv2.imdecode(np.frombuffer(each.picture(0), np.uint8), cv2.IMREAD_COLOR)
+        assert shown.shape == (12, 12, 3) and abs(int(shown[6, 6, 0]) - 90) < 10
+    memory.rename("fox", "wolf")
+    memory.remove(ids=[0])
+    assert memory.picture(3) == merged.picture(3) and memory.picture(0) is None
+    assert memory.drop_pictures() == 2 and memory.picture(3) is None
+    memory.save(tmp_path / "without.safetensors")  # as files were before there were pictures
+    assert RegionMemory.load(tmp_path / "without.safetensors").regions
+    assert file.stat().st_size > (tmp_path / "without.safetensors").stat().st_size + 600
+    with pytest.raises(ValueError, match="a picture has 16,385 bytes, more than 16,384"):
+        memory.add(unit(1, 4), ["x"], pictures=[bytes(2**14 + 1)])
+
+    with safe_open(file, "pt") as content:
+        tensors = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+        note = content.metadata()
+    sizes = tensors["picture_sizes"]
+    for wrong in (sizes[:3], sizes + 1, -sizes, sizes * 10**4, sizes.float()):
+        save_file({**tensors, "picture_sizes": wrong.clone()}, file, note)
+        with pytest.raises(CheckpointError, match=r"memory\.safetensors: .*pictures are damaged"):
             RegionMemory.load(file)
 
 
