@@ -200,7 +200,8 @@ def write(rows: dict[str, list[str]]) -> None:
     """Write the table into the page, in the order of :data:`MODELS`."""
     rule = [":--"] * (len(COLUMNS) - NUMERIC) + ["--:"] * NUMERIC
     known = [rows[model.title] for model in MODELS.values() if model.title in rows]
-    lines = "".join(f"| {' | '.join(row)} |\n" for row in [COLUMNS, rule, *known])
+    texts = [f"| {' | '.join(row)}".rstrip(" |") for row in [COLUMNS, rule, *known]]
+    lines = "".join(f"{text} |\n" for text in texts)
     text = PAGE.read_text(encoding="utf-8")
     PAGE.write_text(PLACE.sub(lambda m: m[1] + "\n" + lines + "\n" + m[2], text), encoding="utf-8")
 

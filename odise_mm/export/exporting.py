@@ -252,6 +252,7 @@ def why_not(model: BaseSegmentor, dynamic: bool) -> str | None:
         dynamic: whether the image size would be dynamic.
     """
     from odise_mm.models import CropCLIPClassifier, PooledCLIPClassifier
+    from odise_mm.models.necks.captioners.text import TextCaptioner
     from odise_mm.models.proposals.segmentor_proposals import SegmentorProposals
 
     source = getattr(model, "proposals", None)
@@ -265,6 +266,12 @@ def why_not(model: BaseSegmentor, dynamic: bool) -> str | None:
             "CropCLIPClassifier cuts boxes of any size out of the image, which a graph cannot do: "
             "use MaskCLIPClassifier"
         )
+    for part in model.modules():
+        if isinstance(part, TextCaptioner):
+            return (
+                f"{type(part).__name__} uses a sentence for each image, which a graph cannot do: "
+                "use ImplicitCaptioner or EmptyCaptioner"
+            )
     if not dynamic:
         return None
     advice = "give the size of the images"

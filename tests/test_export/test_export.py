@@ -39,6 +39,8 @@ from odise_mm.export import TOLERANCE, export_model, write_names
 from odise_mm.export.graph_form import graph_form
 from odise_mm.export.readme import readme_of
 from odise_mm.models import OpenVocabSegmentor
+from odise_mm.models.classifiers.text_adapters import ContentDependentTransfer
+from odise_mm.models.necks.captioners.text import CaptionCaptioner
 from odise_mm.models.postprocess import panoptic_inference, resize_masks
 from odise_mm.vocabulary import Vocabulary
 from tests.support.golden_families import tiny_config
@@ -389,6 +391,31 @@ def test_the_merge_equals_that_of_the_package(mask_resize: str, seed: int) -> No
         assert segment["area"] == pytest.approx(other.area, abs=3)
 
 
+@old_torch
+@pytest.mark.parametrize("align", [False, True])
+def test_the_text_adapter_of_maftplus_is_exported_for_any_size(align: bool) -> None:
+    adapter = ContentDependentTransfer(16, 2, "semantic", align).eval()
+
+    class Adapted(nn.Module):
+        def forward(self, text: Tensor, features: Tensor) -> Tensor:
+            return adapter(text, features, lambda rows: rows)
+
+    generator = torch.Generator().manual_seed(0)
+    text = torch.randn(3, 16, generator=generator)
+
+    def features(height: int, width: int) -> Tensor:
+        return torch.randn(1, 16, height, width, generator=generator)
+
+    height, width = (torch.export.Dim(name, min=1, max=128) for name in ("height", "width"))
+    shapes = {"text": {}, "features": {2: height, 3: width}}
+    program = torch.export.export(
+        Adapted(), (text, features(2, 3)), dynamic_shapes=shapes, strict=False
+    ).module()
+    for size in ((3, 2), (4, 4), (7, 5), (8, 16)):  # channels divide some of the areas
+        maps = features(*size)
+        torch.testing.assert_close(program(text, maps), adapter(text, maps, lambda rows: rows))
+
+
 def test_results_need_only_numpy() -> None:
     from odise_mm.export import results
 
@@ -411,6 +438,9 @@ def test_what_cannot_be_exported_is_refused_with_the_way_out(tmp_path: Path) -> 
     model.tile_size = 512
     with pytest.raises(ConfigError, match="depend on the image size: give the size"):
         export_model(model, tmp_path, ["torch"], image_size=None)
+    model.captioner = CaptionCaptioner(lambda texts: torch.zeros(len(texts), 77, 8))
+    with pytest.raises(ConfigError, match="CaptionCaptioner uses a sentence .*: use Implicit"):
+        export_model(model, tmp_path, ["torch"])
     model.set_precision("bf16")
     with pytest.raises(ConfigError, match="precision fp32"):
         export_model(model, tmp_path, ["torch"])

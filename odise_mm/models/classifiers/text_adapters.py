@@ -71,7 +71,8 @@ class ContentDependentTransfer(TextAdapter):
         if self.align:
             rows = features.flatten(2).transpose(1, 2)
         else:
-            rows = features.reshape(batch, height * width, channels)
+            # One reshape would do, but ties the programs of torch.export to some image sizes.
+            rows = features.flatten(1).unflatten(1, (height * width, channels))
         values = embed(rows)
         with full_precision(values):
             position = self.position(values.new_zeros(batch, height, width).bool())
