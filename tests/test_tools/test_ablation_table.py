@@ -69,7 +69,7 @@ def work(tmp_path: Path) -> Path:
 
 
 def test_without_results(work: Path) -> None:
-    rows, lines, text = make(work.parent)
+    rows, lines, text = make(work.parent, "--studies", *STUDIES)
     assert {line["ours"] for line in lines} == {"not run"}
     assert rows["CLIP (H)"][1:] == [
         "not run",
@@ -86,6 +86,37 @@ def test_without_results(work: Path) -> None:
             assert figure.width > 600
 
 
+def test_by_default_the_studies_with_results_are_shown(work: Path) -> None:
+    write(work / "a.json", report("steps/t0", {"coco": numbers(30.0)}))
+    write(work / "b.json", report("captioner/empty", {"coco": numbers(20.0)}))
+    rows, lines, text = make(work.parent)
+    assert re.findall("Ablation of the (.*?):", text) == ["captioner", "steps"]
+    assert {line["study"] for line in lines} == {"captioner", "steps"}
+    assert rows["t = 0 (ODISE)"][0].startswith("30.0") and "CLIP (H)" not in rows
+    written = {file.name for file in (work.parent / "out").iterdir()}
+    assert written == {"ablations.md", "ablations.csv", "captioner.png", "steps.png"}
+
+
+def test_without_results_and_studies_nothing_is_written(
+    work: Path, capsys: pytest.CaptureFixture
+) -> None:
+    content = report("steps/t0", {"coco": numbers(30.0)})
+    content["config"]["file"] = "/home/me/configs/odise/odise_coco_label.py"
+    write(work / "a.json", content)
+    for places, where in (([str(work)], f"in {work}"), ([], "without a WORK_DIR")):
+        with pytest.raises(SystemExit) as end:
+            tool.main([*places, "--out", str(work.parent / "out")])
+        assert end.value.code == 2
+        *remarks, line = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: no results of ablations {where}: make some with ")
+        assert line.endswith(
+            "run_study.py, or see the paper's numbers with --studies representation"
+        )
+        assert len(remarks) == len(places)
+        assert all("is not a row of a study" in remark for remark in remarks)
+    assert not (work.parent / "out").exists()
+
+
 def test_the_paper_s_numbers_are_those_of_the_metafile(work: Path) -> None:
     models = yaml.safe_load((ROOT / "configs/ablation/metafile.yml").read_text())["Models"]
     expected = {
@@ -95,7 +126,7 @@ def test_the_paper_s_numbers_are_those_of_the_metafile(work: Path) -> None:
         for metric, value in result["Metrics"].items()
     }
     assert len(expected) == (12 + 4) * 6
-    _, lines, _ = make(work.parent)
+    _, lines, _ = make(work.parent, "--studies", *STUDIES)
     found = {
         (line["config"], line["dataset"], line["metric"]): float(line["paper"])
         for line in lines

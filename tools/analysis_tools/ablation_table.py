@@ -10,7 +10,8 @@ marked, and notes give the reasons. Subsets of classes get a column each.
 Configs are programs. Only the configs of this package and those after --configs are loaded, never
 one that a JSON file names.
 
-Writes ablations.md, ablations.csv and a figure STUDY.png for every study.
+Writes ablations.md, ablations.csv and a figure STUDY.png for every study with results, or for those
+of --studies.
 
 Example:
     python tools/analysis_tools/ablation_table.py work_dirs --out ablations
@@ -24,9 +25,9 @@ from pathlib import Path
 
 from odise_mm.benchmarks.ablation_tables import draw, make_table, write_csv
 from odise_mm.benchmarks.ablations import STUDIES, add_named, collect, read_rows
-from odise_mm.benchmarks.tables import find_reports, show
+from odise_mm.benchmarks.tables import ReportError, find_reports, show
 from odise_mm.utils.command_line import Parser, one_line_errors
-from odise_mm.utils.display import printable
+from odise_mm.utils.display import printable, some
 from odise_mm.utils.files import write_text
 from odise_mm.utils.outputs import check_outputs
 
@@ -47,8 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--studies",
         nargs="+",
         choices=STUDIES,
-        default=list(STUDIES),
-        help="studies to include (default: all)",
+        help="studies to include, with or without results (default: those with results)",
     )
     parser.add_argument(
         "--configs",
@@ -72,15 +72,24 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     with one_line_errors():
         out = Path(args.out)
-        names = ("ablations.md", "ablations.csv", *(f"{study}.png" for study in args.studies))
-        results = (file for file, _ in find_reports(args.work_dirs))
-        check_outputs([out / name for name in names], results)
         rows = read_rows()
         add_named(rows, args.configs)
         remarks = collect(args.work_dirs, rows)
-        rows = [row for row in rows if row.study in args.studies]
+        with_results = {row.study for row in rows if row.runs}
+        studies = args.studies or [study for study in STUDIES if study in with_results]
+        if not studies:
+            _print(remarks)
+            where = f"in {some(args.work_dirs)}" if args.work_dirs else "without a WORK_DIR"
+            raise ReportError(
+                f"no results of ablations {where}: make some with tools/run_study.py, or see the "
+                f"paper's numbers with --studies {STUDIES[0]}"
+            )
+        names = ("ablations.md", "ablations.csv", *(f"{study}.png" for study in studies))
+        results = (file for file, _ in find_reports(args.work_dirs))
+        check_outputs([out / name for name in names], results)
+        rows = [row for row in rows if row.study in studies]
         tables = []
-        for study in args.studies:
+        for study in studies:
             members = [row for row in rows if row.study == study]
             tables.append(make_table(study, members, args.note))
             draw(study, members, out / f"{study}.png")
@@ -88,11 +97,15 @@ def main(argv: list[str] | None = None) -> int:
         write_text(out / "ablations.md", f"## Ablations\n\n{text}\n")
         write_csv(rows, out / "ablations.csv")
         show(tables, {}, args.format)
-        for remark in remarks:
-            print(printable(remark), file=sys.stderr)
+        _print(remarks)
         run = sum(bool(row.runs) for row in rows)
         print(f"{run} of {len(rows)} rows have results; wrote {printable(out)}/", file=sys.stderr)
     return 0
+
+
+def _print(remarks: list[str]) -> None:
+    for remark in remarks:
+        print(printable(remark), file=sys.stderr)
 
 
 if __name__ == "__main__":
