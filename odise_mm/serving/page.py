@@ -440,12 +440,16 @@ class _Page:
         )
 
     def click(self, scene: Scene | None, view: View | None, kind: str, event: Any) -> tuple:
-        """Event: choose the region that was clicked."""
+        """Event: choose the region that was clicked, or a mask that became no region."""
         import gradio
 
         region = None if view is None else view.region_at(*event.index)
         number = None if region is None else region.id
-        return (gradio.Radio(value=number), *self.choose(scene, view, kind, number))
+        if region is None and scene is not None and view is not None and kind in _REGIONS:
+            view, number = scene.with_dropped(view, *event.index)
+        labels = [] if view is None else view.labels()
+        regions = gradio.Radio(labels, value=number, visible=bool(labels))
+        return (view, regions, *self.choose(scene, view, kind, number))
 
     def write(self, scene: Scene | None, form: str) -> Any:
         """Event: write a file for download."""
@@ -530,7 +534,10 @@ class _Page:
             ).then(_public(self.show), [*state, on.former], [*shown, *about], **drawn)
         on.classifier.input(_public(self.show), state, [*shown, *about], **light)
         on.drawing.select(
-            _public(click), [on.scene, on.view, on.kind], [on.regions, on.drawing, *about], **light
+            _public(click),
+            [on.scene, on.view, on.kind],
+            [on.view, on.regions, on.drawing, *about],
+            **light,
         )
         on.regions.input(
             _public(self.choose),

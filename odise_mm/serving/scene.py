@@ -22,8 +22,8 @@ from odise_mm.io import FORMATS
 from odise_mm.io.conversion import MARK, write_labels
 from odise_mm.models import Region, RegionMemory
 from odise_mm.models.segmentors.queries import KeptQueries
-from odise_mm.structures import Evidence, Segment, SegmentationResult
-from odise_mm.structures.geometry import box_of
+from odise_mm.structures import REASONS, Evidence, Segment, SegmentationResult
+from odise_mm.structures.geometry import box_of, parts_of
 from odise_mm.utils.display import printable
 from odise_mm.utils.thumbnails import thumbnail
 from odise_mm.vocabulary import Vocabulary
@@ -35,6 +35,8 @@ VIEWS = ("panoptic", "semantic", "instances", "predictions")
 """Views of a scene; "predictions" names the regions as one classifier would."""
 ENSEMBLE = "ensemble"
 """Name of the ensemble among the classifiers."""
+DROPPED = "dropped mask"
+"""Name of masks that became no regions."""
 UNKNOWN = "(none)"
 """Name of regions that a memory recognizes as none of the classes."""
 DRAWING = "drawing"
@@ -62,6 +64,8 @@ class View:
         scored: whether the regions have scores.
         note: what to know about this view, one sentence; may be empty.
         masks: (h, w) bool of regions that others cover in part, by id.
+        dropped: why masks that became no regions were dropped, by id, which is negative. They are
+            the last of ``regions``.
     """
 
     ids: np.ndarray
@@ -72,14 +76,18 @@ class View:
     scored: bool = True
     note: str = ""
     masks: Mapping[int, np.ndarray] = field(default_factory=dict)
+    dropped: Mapping[int, str] = field(default_factory=dict)
 
     def region_at(self, x: float, y: float) -> Segment | None:
         """Return the region at a pixel of the drawing; None outside of regions."""
+        place = self.pixel(x, y)
+        return None if place is None else self.region(int(self.ids[place]))
+
+    def pixel(self, x: float, y: float) -> tuple[int, int] | None:
+        """Return row and column in ``ids`` of a pixel of the drawing; None outside of the image."""
         row, column = int(y // self.zoom), int(x // self.zoom)
         height, width = self.ids.shape
-        if not (0 <= row < height and 0 <= column < width):
-            return None
-        return self.region(int(self.ids[row, column]))
+        return (row, column) if 0 <= row < height and 0 <= column < width else None
 
     def region(self, number: int | None) -> Segment | None:
         """Return the region with an id; None if there is none."""
@@ -103,7 +111,7 @@ class View:
 
     def label(self, region: Segment) -> str:
         """Return a short line about a region: name, score and share of the image."""
-        score = f" {region.score:.2f}" if self.scored else ""
+        score = f" {region.score:.2f}" if self.scored and region.id not in self.dropped else ""
         return f"{printable(region.name, limit=40)}{score}, {percent(self.share[region.id])}"
 
     def labels(self) -> list[tuple[str, int]]:
@@ -118,7 +126,7 @@ class View:
 
     def describe(self, region: Segment) -> tuple[str, str]:
         """Return the name of a region, and its kind, score and area as text."""
-        kind = "thing" if region.is_thing else "stuff"
+        kind = self.dropped.get(region.id) or ("thing" if region.is_thing else "stuff")
         score = f", score {region.score:.3f}" if self.scored else ""
         area = f"{region.area:,} pixels, {percent(self.share[region.id])} of the image"
         return printable(region.name, limit=80), f"{kind}{score}, {area}"
@@ -187,8 +195,9 @@ class Scene:
             ConfigError: there is no such region, or it is in the memory already.
         """
         query = self._query(number)
-        # The region as the visitor sees it: other regions took pixels of the mask.
-        mask = self.result.require_panoptic() == number
+        mask = self.result.require_panoptic() == number  # other regions took pixels of the mask
+        if number < 0:
+            mask = parts_of(_kept(self.result).mask(query) >= 0.5)[0]  # without specks
         region = _kept(self.result).teach(
             memory, query, name, self.name, box_of(mask), is_thing, thumbnail(self.image, mask)
         )
@@ -204,6 +213,8 @@ class Scene:
     def _query(self, number: int) -> int:
         """Return the index of the largest mask of a region."""
         queries = self.result.require_queries()
+        if number < 0 and -number <= len(queries):
+            return -number - 1
         segment = next((each for each in self.result.segments if each.id == number), None)
         if segment is None:
             raise ConfigError("There is no such region any more.")
@@ -226,6 +237,45 @@ class Scene:
             return self._predictions(classifier)
         raise ValueError(f"kind={kind!r} must be one of {', '.join(VIEWS)}")
 
+    def with_dropped(self, view: View, x: float, y: float) -> tuple[View, int | None]:
+        """Add the most certain mask at a pixel without a region to the panoptic view.
+
+        Args:
+            view: the panoptic view, or that of predictions.
+            x: column in its drawing.
+            y: row in its drawing.
+
+        Returns:
+            The view, and the id of the mask in it, which is negative; None if there is no mask.
+        """
+        place, queries = view.pixel(x, y), self.result.require_queries()
+        if place is None or not len(queries):
+            return view, None
+        masks = queries.small_masks()
+        row, column = (
+            int((at + 0.5) * side / full)
+            for at, side, full in zip(place, masks.shape[1:], view.ids.shape, strict=True)
+        )
+        inside = masks >= 0.5
+        certain = (masks * inside).sum((1, 2)) / np.maximum(inside.sum((1, 2)), 1)
+        certain *= masks[:, row, column] * inside[:, row, column]
+        query = int(certain.argmax())
+        mask = queries.mask(query) >= 0.5
+        if not certain[query] or queries.fates[query].segment or not mask.any():
+            return view, None
+        number, label = -query - 1, int(queries.probabilities()[query, :-1].argmax())
+        score = float(queries.probabilities()[query, label])
+        thing = self.vocabulary.is_thing[label]
+        added = Segment(number, label, DROPPED, score, int(mask.sum()), thing)
+        kept = tuple(region for region in view.regions if region.id != number)
+        return replace(
+            view,
+            regions=(*kept, added),
+            share={**view.share, number: float(mask.mean())},
+            masks={**view.masks, number: _resized(mask, view.ids.shape)},
+            dropped={**view.dropped, number: REASONS[queries.fates[query].reason]},
+        ), number
+
     def predictions(self, number: int, count: int = 5) -> dict[str, list[tuple[str, float]]]:
         """Return what each classifier predicts for a region of the panoptic view.
 
@@ -238,15 +288,24 @@ class Scene:
             there is no such region.
         """
         segment = next((s for s in self.result.segments if s.id == number), None)
-        if segment is None:
+        if segment is None and number >= 0:
             return {}
-        return {
-            classifier: self.result.top(segment, count, _or_none(classifier))
-            for classifier in self.classifiers
-        }
+        found = {}
+        for classifier in self.classifiers:
+            name = _or_none(classifier)
+            if segment is not None:
+                found[classifier] = self.result.top(segment, count, name)
+            else:
+                values = _kept(self.result).probabilities(name)[self._query(number)]
+                best = np.argsort(-values[:-1], kind="stable")[:count]
+                names = self.vocabulary.names
+                found[classifier] = [(names[label], float(values[label])) for label in best]
+        return found
 
     def evidence(self, number: int) -> tuple[Evidence, ...]:
         """Return the examples that a region of the panoptic view is most similar to."""
+        if number < 0:
+            return tuple(_kept(self.result).evidence(self._query(number)))
         segment = next((s for s in self.result.segments if s.id == number), None)
         return () if segment is None else segment.evidence
 

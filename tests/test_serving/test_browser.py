@@ -104,6 +104,15 @@ def segment(page: Any) -> None:
     page.locator("#drawing img").wait_for()
 
 
+def click_at(page: Any, x: float, y: float) -> None:
+    """Click the drawing at a pixel of the image, which is drawn six times as large."""
+    image = page.locator("#drawing img")
+    natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
+    box = image.bounding_box()
+    across, down = (6 * (x, y)[i] / natural[i] for i in (0, 1))
+    page.mouse.click(box["x"] + across * box["width"], box["y"] + down * box["height"])
+
+
 def regions(page: Any) -> dict[str, float]:
     """Names and scores in the list of regions."""
     lines = page.locator("#regions label").all_inner_texts()
@@ -124,12 +133,7 @@ def test_segment_choose_change_and_download(page: Any) -> None:
         "yellow triangle", "red moon", "white box", "black triangle", "sky", "brick wall", "water",
     }  # fmt: skip
 
-    image = page.locator("#drawing img")
-    natural = image.evaluate("image => [image.naturalWidth, image.naturalHeight]")
-    box = image.bounding_box()
-    # The white box is at (88, 70) of 128 x 128 pixels, which are drawn six times as large.
-    across, down = (6 * (88.5, 70.5)[i] / natural[i] for i in (0, 1))
-    page.mouse.click(box["x"] + across * box["width"], box["y"] + down * box["height"])
+    click_at(page, 88.5, 70.5)
     page.locator("#details", has_text="white box").wait_for()
     details = page.locator("#details").inner_text()
     assert re.fullmatch(
@@ -242,6 +246,23 @@ def test_teach_undo_and_keep_the_memory(page: Any, browser: Any, address: str) -
     page.locator("#taught", has_text="You have taught nothing yet.").wait_for()
     page.locator("#regions label", has_text="white box").wait_for()
     assert regions(page) == found
+
+
+def test_teach_what_no_name_fits(page: Any) -> None:
+    page.set_input_files("#upload input[type=file]", IMAGE)
+    page.locator("#upload img").wait_for()
+    page.get_by_label("Things").fill("red moon; yellow triangle")
+    page.get_by_label("Stuff").fill(STUFF)
+    page.get_by_text("2 things: red moon, yellow triangle").wait_for()
+    page.locator("#segment").click()
+    page.locator("#status", has_text="5 regions found").wait_for()
+    page.locator("#drawing img").wait_for()
+    click_at(page, 88.5, 70.5)  # the white box
+    page.locator("#details", has_text="dropped mask: more probably none of the classes").wait_for()
+    page.locator("#name input, #name textarea").fill("wug")
+    page.locator("#teach").click()
+    page.locator("#details", has_text="wug: thing").wait_for()
+    assert "wug" in regions(page) and len(regions(page)) == 6
 
 
 def test_mistakes_have_messages_without_paths(page: Any, tmp_path: Path) -> None:

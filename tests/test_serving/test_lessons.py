@@ -13,7 +13,7 @@ from odise_mm.models import RegionMemory
 from odise_mm.serving import lessons as module
 from odise_mm.serving import markup, page
 from odise_mm.serving.lessons import Lessons
-from odise_mm.serving.scene import UNKNOWN, Scene, segment_scene
+from odise_mm.serving.scene import DROPPED, UNKNOWN, Scene, segment_scene
 from odise_mm.serving.uploads import Limits
 from odise_mm.vocabulary import Vocabulary
 
@@ -86,6 +86,39 @@ def test_background_and_names_of_the_scene(made: page._Page, scene: Scene) -> No
     assert names(taught).count("yellow triangle") == 2  # a synonym
     off = taught.with_settings(memory_weight=0)
     assert names(off) == names(scene)
+
+
+def test_what_no_name_fits_can_be_chosen_and_taught(made: page._Page) -> None:
+    vocabulary = Vocabulary.parse("red moon; yellow triangle", STUFF)  # no white box
+    image = cv2.imread(str(IMAGE))
+    scene = segment_scene(made.inferencer, image, "toy.jpg", vocabulary)
+    before = scene.view("panoptic")
+    x, y = 88.5 * before.zoom, 70.5 * before.zoom
+    assert before.region_at(x, y) is None
+    view, number = scene.with_dropped(before, x, y)
+    region = view.region(number)
+    assert number < 0 and view.regions == (*before.regions, region)
+    assert view.labels()[-1] == ("dropped mask, 8.0 %", number)
+    name, about = view.describe(region)
+    assert (name, about[:46]) == (DROPPED, "more probably none of the classes, score 0.001")
+    assert view.masks[number][70, 88] and view.masks[number].sum() == region.area
+    assert scene.with_dropped(view, x, y)[0].regions == view.regions  # only once
+    said = scene.predictions(number)
+    assert [len(names) for names in said.values()] == [5, 5, 5]
+    assert said["ensemble"][0][1] == pytest.approx(region.score)
+    assert scene.with_dropped(before, *(before.zoom * 4.5 for _ in range(2))) == (before, None)
+    assert scene.with_dropped(before, -1, 0) == (before, None)
+
+    mine = Lessons(made.start)
+    mine.teach(scene, number, "wug", True)
+    taught = mine.compared(scene)
+    assert names(taught) == sorted([*names(scene), "wug"])
+    found = number_of(taught, "wug")
+    assert scene.same_region(number, taught) == found
+    assert taught.evidence(found) == taught.evidence(number) != ()
+    assert taught.view("panoptic").region_at(x, y).name == "wug"
+    left, top, right, bottom = taught.evidence(found)[0].box
+    assert left < 88 < right and top < 70 < bottom and right - left < 60 > bottom - top
 
 
 def test_the_file_has_what_this_visitor_taught(
