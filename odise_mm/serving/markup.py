@@ -33,7 +33,8 @@ CSS = """
 #predictions .odise { overflow-x: auto; }
 .odise .number { color: var(--body-text-color-subdued); padding-left: .4rem;
   font-variant-numeric: tabular-nums; white-space: nowrap; }
-.odise td img { display: block; height: 4rem; margin: 0 0 .2rem 0; border-radius: 3px; }
+.odise td img { display: block; height: 4rem; max-width: 8rem; object-fit: contain;
+  object-position: left; margin: 0 0 .2rem 0; }
 .odise .warning { color: var(--body-text-color); background: var(--color-accent-soft);
   border-left: 3px solid var(--color-accent); padding: .3rem .6rem; margin: .3rem 0; }
 .odise .faint { color: var(--body-text-color-subdued); }

@@ -621,7 +621,8 @@ def _example(one: Evidence) -> str:
     picture = ""
     if one.picture is not None:
         data = base64.b64encode(one.picture).decode()
-        picture = f'<img src="data:image/jpeg;base64,{data}" style="height: 3em"/> '
+        style = "max-height: 3em; max-width: 4em; vertical-align: middle"
+        picture = f'<img src="data:image/jpeg;base64,{data}" style="{style}"/> '
     text = f"{picture}{escape(one.name)} {one.similarity:.2f}"
     return f'<span style="white-space: nowrap; margin-right: 1em">{text}</span>'
 
