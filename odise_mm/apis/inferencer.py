@@ -5,12 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import re
-import threading
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import closing, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +15,16 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.logging import print_log
-from mmengine.structures import BaseDataElement
 from rich.console import Console
 from rich.text import Text
 
 from odise_mm.apis.output import ResultWriter, describe_settings
 from odise_mm.apis.pretrained import load_pretrained, save_pretrained
-from odise_mm.apis.progress import SharedProgress
+from odise_mm.apis.progress import LONG_LIST, SharedProgress
+from odise_mm.apis.running import ImageRunner, Locks, Request
 from odise_mm.apis.sources import Source, expand, is_single
 from odise_mm.apis.teaching import Example, Taught, teach
-from odise_mm.apis.windows import Windows, segment_windows
+from odise_mm.apis.windows import Windows
 from odise_mm.config.building import BUILDING, build_model, make_test_pipeline
 from odise_mm.config.changing import change_config, set_frozen_weights
 from odise_mm.config.checking import check_complete, is_complete, runs_on_random_weights
@@ -62,41 +59,8 @@ if TYPE_CHECKING:
 
 PUBLISHED = "published"
 """Value of ``weights`` for the weights that the config's metafile names."""
-_LONG_LIST = 4  # number of images from which a progress bar is shown
 
 Texts = str | Vocabulary | Sequence[str | Vocabulary]
-
-
-@dataclass
-class _Loaded:
-    """An image that was read and preprocessed."""
-
-    source: Source
-    image: np.ndarray  # as read, BGR
-    inputs: torch.Tensor
-    data_sample: BaseDataElement
-
-
-@dataclass
-class _Large:
-    """An image that was read and is larger than a window."""
-
-    source: Source
-    image: np.ndarray  # as read, BGR
-
-
-_Image = _Loaded | _Large | SegmentationResult
-
-
-@dataclass(frozen=True)
-class _Request:
-    """Settings of one call."""
-
-    vocabulary: Vocabulary
-    settings: Mapping[str, Any]
-    channel_order: str
-    windows: Windows | None = None
-    progress: bool = True
 
 
 class OpenVocabInferencer:
@@ -181,8 +145,7 @@ class OpenVocabInferencer:
             self.model.memory = memory
         self.console = Console(stderr=True)
         self._progress = SharedProgress(self.console)
-        self._pipeline_lock = threading.Lock()  # some transforms store random draws
-        self._model_lock = threading.Lock()
+        self._locks = Locks()
 
     def _build(
         self,
@@ -295,14 +258,14 @@ class OpenVocabInferencer:
         from odise_mm.models.classifiers.region_memory import RegionMemory
 
         if self.model.memory is None:
-            with self._model_lock:
+            with self._locks.model:
                 if self.model.memory is None:
                     self.model.memory = RegionMemory()
         return self.model.memory
 
     @memory.setter
     def memory(self, memory: RegionMemory) -> None:
-        with self._model_lock:
+        with self._locks.model:
             self.model.memory = memory
 
     def teach(
@@ -362,7 +325,6 @@ class OpenVocabInferencer:
         if source.error is not None:
             raise source.error
         pixels = read_image(source.value, name=source.name, max_pixels=self.max_pixels)
-        size = (int(pixels.shape[0]), int(pixels.shape[1]))
         memory = self.memory
         if not examples:
             return []
@@ -379,14 +341,7 @@ class OpenVocabInferencer:
             return result
 
         def embed(masks: np.ndarray) -> EmbeddedRegions:
-            loaded = self._prepare(source, pixels)
-            data = dict(inputs=[loaded.inputs], data_samples=[loaded.data_sample])
-            sizes = [tuple(loaded.inputs.shape[-2:])]
-            guard = memory_guard(self.device, self.precision, sizes, [size])
-            with self._model_lock, guard, torch.no_grad():
-                data = self.model.data_preprocessor(data, False)
-                regions = torch.from_numpy(masks).to(self.device)
-                return self.model.embed_regions(data["inputs"], data["data_samples"], regions)
+            return self._runner().embed(source, pixels, masks)
 
         name = source.path or source.name
         return teach(memory, name, pixels, examples, segment, embed, pictures)
@@ -551,7 +506,7 @@ class OpenVocabInferencer:
         names = self.make_vocabulary(texts, stuff_texts, vocabulary)
         windows = _windows(window, overlap)
         chosen = self._settings(settings, windows)
-        request = _Request(names, chosen, channel_order, windows, progress)
+        request = Request(names, chosen, channel_order, windows, progress)
         sources = expand(images)
         writer = None
         if out_dir is not None:
@@ -582,15 +537,16 @@ class OpenVocabInferencer:
             )
         want_vis = return_vis or (draw and out_dir is not None)
         total = len(sources) if isinstance(sources, Sized) else None
-        show = progress and (total is None or total >= _LONG_LIST)
-        runs = self._run(sources, request, batch_size, writer)
+        show = progress and (total is None or total >= LONG_LIST)
+        begin = None if writer is None else writer.begin
+        runs = self._runner().run(sources, request, batch_size, begin)
 
         # An inner generator, so that the call itself raises for invalid arguments.
         def results() -> Iterator[SegmentationResult]:
             failed: list[SegmentationResult] = []
             done = 0
             try:
-                with writer or nullcontext(), self._bar(total, show) as advance:
+                with writer or nullcontext(), self._progress.bar("images", total, show) as advance:
                     for result, image in runs:
                         drawing = None
                         restored = image is None and not return_vis
@@ -638,9 +594,22 @@ class OpenVocabInferencer:
             ConfigError: the value of a setting is not allowed.
         """
         chosen = self._settings(settings, windows := _windows(window, overlap))
-        request = _Request(vocabulary, chosen, "bgr", windows, progress=False)
-        runs = self._run(sources, request, batch_size, None, workers)
+        request = Request(vocabulary, chosen, windows=windows, progress=False)
+        runs = self._runner().run(sources, request, batch_size, workers=workers)
         return (result for result, _ in runs)
+
+    def _runner(self) -> ImageRunner:
+        """Return a runner with the present attributes, which may have been changed."""
+        return ImageRunner(
+            self.model,
+            self.pipeline,
+            self._locks,
+            self.device,
+            self.precision,
+            self.max_pixels,
+            self.random_weights,
+            self._progress,
+        )
 
     def _settings(self, settings: Mapping[str, Any], windows: Windows | None) -> Mapping[str, Any]:
         """Check the settings of a call."""
@@ -754,7 +723,7 @@ class OpenVocabInferencer:
         self, frames: Iterator[SegmentedFrame], total: int | None, show: bool
     ) -> Iterator[SegmentedFrame]:
         """Yield the frames and show a progress bar."""
-        with closing(frames), self._bar(total, show, "frames") as advance:  # type: ignore[type-var]
+        with closing(frames), self._progress.bar("frames", total, show) as advance:  # type: ignore[type-var]
             for frame in frames:
                 advance()
                 yield frame
@@ -854,198 +823,6 @@ class OpenVocabInferencer:
             if folder is not None and os.path.isdir(folder):
                 files.add_below(folder)
         return files
-
-    def _run(
-        self,
-        sources: Iterable[Source],
-        request: _Request,
-        batch_size: int,
-        writer: ResultWriter | None,
-        workers: int = 0,
-    ) -> Iterator[tuple[SegmentationResult, np.ndarray | None]]:
-        """Yield results in order, each with its image.
-
-        The image is None if it could not be read, or if an earlier run finished it.
-        """
-        waiting: list[_Image] = []
-        ready = 0
-        with closing(self._images(sources, request, writer, workers)) as images:
-            for source, image in images:
-                if source.failure is not None:
-                    yield from self._finish(waiting, request)
-                    raise source.failure
-                waiting.append(image)
-                ready += not isinstance(image, SegmentationResult)
-                if ready == batch_size or ready == 0 or source.ends_batch:
-                    yield from self._finish(waiting, request)
-                    waiting, ready = [], 0
-        yield from self._finish(waiting, request)
-
-    def _images(
-        self,
-        sources: Iterable[Source],
-        request: _Request,
-        writer: ResultWriter | None,
-        workers: int,
-    ) -> Generator[tuple[Source, _Image], None, None]:
-        """Yield each source with its image, or its result if it failed or is finished."""
-
-        def load(source: Source) -> _Image:
-            try:
-                return self._load(source, request)
-            except (ImageError, DeviceMemoryError) as err:
-                return self._failed(source, request, err)
-
-        if not workers:
-            for source in sources:
-                finished = None if writer is None else writer.begin(source)
-                yield source, finished or load(source)
-            return
-        assert writer is None, "a writer wants to know of an image when it is needed"
-        ahead: deque[tuple[Source, Future[_Image]]] = deque()
-        pool = ThreadPoolExecutor(workers, "read_images")
-        try:
-            for source in sources:
-                ahead.append((source, pool.submit(load, source)))
-                if len(ahead) > 2 * workers:
-                    first, image = ahead.popleft()
-                    yield first, image.result()
-            while ahead:
-                first, image = ahead.popleft()
-                yield first, image.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-    def _failed(self, source: Source, request: _Request, error: Exception) -> SegmentationResult:
-        forget_frames(error)  # they would keep the image in memory with the result
-        return SegmentationResult(
-            image_path=source.path,
-            image_name=source.name,
-            class_names=request.vocabulary.names,
-            random_weights=self.random_weights,
-            error=error,
-        )
-
-    def _load(self, source: Source, request: _Request) -> _Loaded | _Large:
-        if source.error is not None:
-            raise source.error
-        image = read_image(
-            source.value if source.read is None else source.read(),
-            channel_order=request.channel_order,
-            name=source.name,
-            max_pixels=self.max_pixels,
-        )
-        if request.windows is not None and max(image.shape[:2]) > request.windows.size:
-            return _Large(source, image)
-        return self._prepare(source, image)
-
-    def _prepare(self, source: Source, image: np.ndarray) -> _Loaded:
-        size = image.shape[:2]
-        read = dict(
-            img=image, img_path=source.path, img_id=source.name, img_shape=size, ori_shape=size
-        )
-        with image_guard(source.name, image.shape), self._pipeline_lock:
-            data = self.pipeline(read)
-        return _Loaded(source, image, data["inputs"], data["data_samples"])
-
-    def _finish(
-        self, waiting: list[_Image], request: _Request
-    ) -> Iterator[tuple[SegmentationResult, np.ndarray | None]]:
-        batch = [item for item in waiting if isinstance(item, _Loaded)]
-        outputs = iter(self._predict_each(batch, request) if batch else ())
-        for item in waiting:
-            if isinstance(item, SegmentationResult):
-                yield item, None
-                continue
-            if isinstance(item, _Large):
-                result = self._segment_windows(item, request)
-                yield result, item.image if result.ok else None
-                continue
-            output = next(outputs)
-            if isinstance(output, Exception):
-                yield self._failed(item.source, request, output), None
-                continue
-            try:
-                with image_guard(item.source.name, item.image.shape):
-                    result = self._to_result(output, item, request.vocabulary)
-            except DeviceMemoryError as err:
-                yield self._failed(item.source, request, err), None
-            else:
-                yield result, item.image
-
-    def _segment_windows(self, item: _Large, request: _Request) -> SegmentationResult:
-        """Segment a large image; on errors return a result with ``error``."""
-        assert request.windows is not None, "otherwise images are not large"
-
-        def segment(window: np.ndarray) -> SegmentationResult:
-            loaded = self._prepare(item.source, window)
-            (sample,) = self._predict([loaded], only_panoptic)
-            return self._to_result(sample, loaded, request.vocabulary)
-
-        changed = {"panoptic": True, "semantic": False, "instance": False, "min_area": 0}
-        only_panoptic = replace(request, settings={**request.settings, **changed})
-        min_area = {**self.model.test_cfg, **request.settings}.get("min_area", 0)
-        count = request.windows.count(*item.image.shape[:2])
-        try:
-            with (
-                image_guard(item.source.name, item.image.shape),
-                self._bar(count, request.progress and count >= _LONG_LIST, "windows") as advance,
-            ):
-                result = segment_windows(item.image, segment, request.windows, advance, min_area)
-        except (FloatingPointError, DeviceMemoryError) as err:
-            named = type(err)(f"{printable(item.source.name)}: {err}")
-            return self._failed(item.source, request, named)
-        result.image_path, result.image_name = item.source.path, item.source.name
-        return result
-
-    def _predict_each(
-        self, batch: list[_Loaded], request: _Request
-    ) -> list[BaseDataElement | FloatingPointError | DeviceMemoryError]:
-        """Like :meth:`_predict`, but return an exception for each image that fails."""
-        try:
-            return list(self._predict(batch, request))
-        except (FloatingPointError, DeviceMemoryError) as err:
-            if len(batch) == 1:
-                return [type(err)(f"{printable(batch[0].source.name)}: {err}")]
-            if isinstance(err, DeviceMemoryError):
-                print_log(
-                    f"{err} Retrying the images one by one.",
-                    logger="current",
-                    level=logging.WARNING,
-                )
-        # Outside the handler, the exception and the tensors in its frames are freed.
-        return [output for item in batch for output in self._predict_each([item], request)]
-
-    def _predict(self, batch: list[_Loaded], request: _Request) -> list[BaseDataElement]:
-        data = dict(
-            inputs=[item.inputs for item in batch],
-            data_samples=[item.data_sample for item in batch],
-        )
-        sizes = [tuple(item.inputs.shape[-2:]) for item in batch]
-        originals = [item.image.shape[:2] for item in batch]
-        guard = memory_guard(self.device, self.precision, sizes, originals)
-        with self._model_lock, guard, torch.no_grad():
-            samples = self.model.test_step(data, request.vocabulary, request.settings)
-            return [sample.cpu() for sample in samples]
-
-    def _to_result(
-        self, sample: BaseDataElement, item: _Loaded, vocabulary: Vocabulary
-    ) -> SegmentationResult:
-        return SegmentationResult.from_sample(
-            sample,
-            vocabulary.names,
-            image_path=item.source.path,
-            image_name=item.source.name,
-            height=item.image.shape[0],
-            width=item.image.shape[1],
-            random_weights=self.random_weights,
-        )
-
-    def _bar(
-        self, total: int | None, show: bool, what: str = "images"
-    ) -> AbstractContextManager[Callable[[], None]]:
-        """Return a context manager that yields a function to call after every image."""
-        return self._progress.bar(what, total) if show else nullcontext(lambda: None)
 
     def _report(self, failed: list[SegmentationResult], done: int) -> None:
         lines = [f"{len(failed)} of {done} images failed:"]

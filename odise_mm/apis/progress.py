@@ -9,6 +9,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+LONG_LIST = 4
+"""Number of images or windows from which a progress bar is shown."""
+
 
 class SharedProgress:
     """Progress bars of concurrent calls, one below the other.
@@ -27,16 +30,22 @@ class SharedProgress:
         self._running = 0
 
     @contextmanager
-    def bar(self, description: str, total: int | None) -> Iterator[Callable[[], None]]:
+    def bar(
+        self, description: str, total: int | None, show: bool = True
+    ) -> Iterator[Callable[[], None]]:
         """Show a progress bar inside the context.
 
         Args:
             description: text in front of the bar.
             total: number of steps; None if it is unknown.
+            show: False shows nothing.
 
         Yields:
             Function that advances the bar by one step.
         """
+        if not show:
+            yield lambda: None
+            return
         with self._lock:
             if self._progress is None:
                 self._progress = self._start()

@@ -268,7 +268,7 @@ def test_out_of_memory_message_names_what_to_reduce(config, folder, kind, monkey
         assert word in message
     assert "Nothing was moved" in message and "batch size" not in message
     lines = []
-    monkeypatch.setattr("odise_mm.apis.inferencer.print_log", lambda m, **kwargs: lines.append(m))
+    monkeypatch.setattr("odise_mm.apis.running.print_log", lambda m, **kwargs: lines.append(m))
     results = failing(folder, batch_size=2)
     assert [type(result.error) for result in results] == [DeviceMemoryError] * 3
     assert len(lines) == 1 and "batch size (now 2)" in lines[0] and "one by one" in lines[0]
@@ -535,7 +535,7 @@ def test_an_image_is_read_once(inferencer, folder, monkeypatch):
         calls.append(args[0])
         return read_image(*args, **kwargs)
 
-    monkeypatch.setattr("odise_mm.apis.inferencer.read_image", counted)
+    monkeypatch.setattr("odise_mm.apis.running.read_image", counted)
     monkeypatch.setattr("odise_mm.datasets.transforms.loading.read_image", counted)
     path = folder / "a.png"
     (result,) = inferencer(path)
