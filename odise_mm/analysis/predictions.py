@@ -28,7 +28,7 @@ from odise_mm.utils.files import read_json, replacing, write_json
 from odise_mm.utils.old_keys import rename_recorded_keys
 
 FORMAT = 2
-_FIELDS = ("logits", "p_void", "valid", "abstains")
+_FIELDS = ("logits", "p_void", "valid", "abstains", "relative")
 MASK_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 # Entries of set.json that a sweep's numbers depend on; equal for all images of a folder.
 _SAME = ("format", "model", "pipeline", "dataset", "checkpoint", "precision", "masks", "vocabulary")

@@ -105,6 +105,7 @@ def teach(
         [example.is_thing for example in examples],
         embedded.backgrounds.tolist(),
         [thumbnail(pixels, mask) for mask in masks] if pictures else None,
+        embedded.surroundings,
     )
     overlaps = embedded.overlap.tolist()
     taught = [

@@ -34,6 +34,9 @@ STUFF_COLORS: dict[str, tuple[int, int, int]] = {
     "brick wall": (166, 98, 78),
     "wood": (156, 110, 70),
     "gravel": (138, 138, 136),
+    "tiles": (122, 182, 170),
+    "lava": (84, 34, 26),
+    "carpet": (170, 120, 150),
 }
 PATTERN_COLOR = (246, 246, 246)
 RIM = 1.4  # width of the dark outline in pixels
@@ -125,6 +128,27 @@ def _gravel(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
     return base + stones * np.float32(0.11)
 
 
+def _tiles(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
+    side = rng.uniform(11, 15)
+    (column, x), (row, y) = _cells(side, rng), _cells(side, rng)
+    dark = (row[:, None] + column) % 2
+    joints = np.clip(1.2 - np.minimum(y[:, None], x), 0, 1) * np.float32(0.2)
+    return base + (np.float32(0.04) - dark.astype(np.float32) * np.float32(0.1) - joints)
+
+
+def _lava(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
+    veins = np.clip(1 - np.abs(smooth_noise(rng, 12, 12)) * 4, 0, 1)
+    return _mix(base, np.array([0.98, 0.5, 0.1], np.float32)[:, None, None], veins)
+
+
+def _carpet(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
+    period = np.float32(rng.uniform(10, 14))
+    place = _PLACE * np.float32(SIZE)
+    bend = np.abs(place / period - np.rint(place / period)) * period  # a zigzag
+    lines = np.sin((place[:, None] + bend) * np.float32(2 * np.pi) / (period * np.float32(0.7)))
+    return base + lines * np.float32(0.1)
+
+
 def _cells(length: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Return, for every pixel of a row of bricks, its brick and its distance to a joint."""
     place = _PLACE * np.float32(SIZE / length) + np.float32(rng.random())
@@ -152,6 +176,9 @@ _TEXTURES: dict[str, Callable[[np.random.Generator, np.ndarray], np.ndarray]] = 
     "brick wall": _bricks,
     "wood": _wood,
     "gravel": _gravel,
+    "tiles": _tiles,
+    "lava": _lava,
+    "carpet": _carpet,
 }
 
 
@@ -222,6 +249,30 @@ def _arrow(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.minimum(shaft, head)
 
 
+def _cross(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x, y = np.abs(x), np.abs(y)
+    longer, shorter = np.maximum(x, y), np.minimum(x, y)
+    return np.maximum(longer - np.float32(1), shorter - np.float32(0.32))
+
+
+def _drop(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    # a disc below a tip whose sides touch it
+    disc = np.hypot(x, y - np.float32(0.35)) - np.float32(0.65)
+    sides = np.abs(x) * np.float32(0.85) - (y + np.float32(1.1)) * np.float32(0.39)
+    return np.minimum(disc, np.maximum(sides, y - np.float32(0.1)))
+
+
+def _flower(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    petals = np.float32(0.75) + np.float32(0.3) * np.cos(6 * np.arctan2(y, x))
+    return np.hypot(x, y) - petals
+
+
+def _bowtie(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x = np.abs(x)
+    slope = np.abs(y) - np.float32(0.85) * x - np.float32(0.08)
+    return np.maximum(slope * np.float32(0.76), x - np.float32(0.95))
+
+
 SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "ball": _ball,
     "box": _box,
@@ -231,6 +282,10 @@ SHAPES: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "heart": _heart,
     "moon": _moon,
     "arrow": _arrow,
+    "cross": _cross,
+    "drop": _drop,
+    "flower": _flower,
+    "bowtie": _bowtie,
 }
 _REACH = 1.2  # largest distance of any shape from its center
 

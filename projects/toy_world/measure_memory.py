@@ -1,18 +1,18 @@
 #!/usr/bin/env python
-"""Measure PQ of novel names with a few examples of each, with and without words.
+"""Measure PQ of names with a few examples of each.
 
 The examples are true masks of held-out scenes other than the tested ones. The kinds of rows:
 
-    words            all novel names are taught, and the text encoder has read them
-    unread           the same, but they are called by words that no text encoder here has read, so
-                     that only the memory can find them
-    unread, few      three of them are taught; "PQ taught" is theirs
-    unread and base  base names, which words find, have examples, too
+    new          names of new shapes and textures, which no network here has seen and whose words
+                 no text encoder here has read, so that only the memory can find them
+    new, few     three of them are taught; "PQ taught" is theirs
+    novel alone  the 27 novel names, as if their words were unread: the memory alone
+    novel        the same with their words, which the text encoder has read
 
-"PQ base" shows what the memory breaks. Without examples, there is no memory.
+"PQ base" and "PQ stuff" show what the memory breaks. Without examples, there is no memory.
 
 Example:
-    python projects/toy_world/measure_memory.py --scenes 200 --pool 600 --out memory.json
+    python projects/toy_world/measure_memory.py --out memory.json --plot memory.png
 """
 
 from __future__ import annotations
@@ -36,30 +36,43 @@ from odise_mm.models.segmentors.results import SegmentedImages, write_results
 from odise_mm.utils.command_line import Parser, fraction, one_line_errors, positive_int
 from odise_mm.utils.files import write_json
 from odise_mm.vocabulary import Vocabulary
-from projects.toy_world.names import BASE_THINGS, NAMES, NOVEL_THINGS, Name, vocabulary
+from projects.toy_world.names import (
+    BASE_THINGS,
+    NAMES,
+    NEW_NAMES,
+    NOVEL_THINGS,
+    STUFFS,
+    Name,
+    vocabulary,
+)
 from projects.toy_world.world import Scene, scene
 
 WEIGHTS = Path(__file__).parent / "weights/odise_label.safetensors"
+ALL_NAMES = (*NAMES, *NEW_NAMES)
+KINDS = ("new", "new, few", "novel alone", "novel")
+GROUPS = ("taught", "base", "stuff", "all")
+NEW_SHARE = 0.4
+"""Share of things and stuff that get a new name in the scenes of new names."""
 _FEW = 3  # names taught
 POOL_SEED = 1
 """Seed of the scenes with examples; the tested scenes have seed 0, as on disk."""
-Examples = dict[str, list[tuple[torch.Tensor, float]]]
+Examples = dict[str, list[tuple[torch.Tensor, float, torch.Tensor]]]
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = Parser(__doc__)
     parser.add_argument(
-        "--scenes", type=positive_int, default=200, metavar="N", help="tested scenes"
+        "--scenes", type=positive_int, default=150, metavar="N", help="tested scenes"
     )
     parser.add_argument(
-        "--pool", type=positive_int, default=600, metavar="N", help="scenes that examples are from"
+        "--pool", type=positive_int, default=300, metavar="N", help="scenes that examples are from"
     )
     parser.add_argument(
         "--shots",
         type=int,
         nargs="+",
-        default=[0, 1, 2, 4, 8],
+        default=[0, 1, 2, 4, 8, 16],
         metavar="K",
         help="examples per name",
     )
@@ -67,7 +80,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="weights of odise_toy_label")
     parser.add_argument("--memory-beta", type=fraction, help="weight of the memory, novel names")
     parser.add_argument("--threshold", type=float, help="threshold of MemoryClassifier")
+    parser.add_argument("--margin", type=float, help="margin of MemoryClassifier")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON file of the numbers")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="figure of the numbers")
+    parser.add_argument(
+        "--format",
+        choices=("table", "markdown"),
+        default="table",
+        help="format of the printed table (default: %(default)s)",
+    )
     return parser.parse_args(argv)
 
 
@@ -99,26 +120,31 @@ class Bench:
         return data["inputs"], data["data_samples"]
 
     @torch.no_grad()
-    def examples(self, count: int) -> Examples:
-        """Embed the things of ``count`` scenes: by name, embedding and background."""
+    def examples(self, count: int, new_share: float = 0.0) -> Examples:
+        """Embed the regions of ``count`` scenes: by name, what a memory stores."""
         found: Examples = {}
         for number in range(count):
-            drawn = scene((POOL_SEED, number), split="val")
-            things = [segment for segment in drawn.segments if segment.name.is_thing]
-            masks = np.stack([drawn.panoptic == segment.id for segment in things])
+            drawn = scene((POOL_SEED, number), split="val", new_share=new_share)
+            masks = np.stack([drawn.panoptic == segment.id for segment in drawn.segments])
             embedded = self.model.embed_regions(*self.inputs(drawn), torch.from_numpy(masks))
-            for segment, one, ground in zip(
-                things, embedded.embeddings, embedded.backgrounds.tolist(), strict=True
+            for segment, one, ground, around in zip(
+                drawn.segments,
+                embedded.embeddings,
+                embedded.backgrounds.tolist(),
+                embedded.surroundings,
+                strict=True,
             ):
-                found.setdefault(str(segment.name), []).append((one, ground))
+                found.setdefault(str(segment.name), []).append((one, ground, around))
         return found
 
     @torch.no_grad()
-    def segmented(self, count: int, names: Vocabulary) -> list[tuple[Scene, Any, SegmentedImages]]:
+    def segmented(
+        self, count: int, names: Vocabulary, new_share: float = 0.0
+    ) -> list[tuple[Scene, Any, SegmentedImages]]:
         """Run the networks on the tested scenes."""
         rows = []
         for number in range(count):
-            drawn = scene((0, number), split="val")
+            drawn = scene((0, number), split="val", new_share=new_share)
             inputs, samples = self.inputs(drawn)
             (found,) = self.model.segment(inputs, samples, names)
             rows.append((drawn, samples, found))
@@ -130,7 +156,7 @@ class Bench:
     ) -> list[float | None]:
         """Compute PQ of each name with a memory; None for names that do not occur."""
         self.part.memory = memory
-        total = PanopticCounts.zeros(len(NAMES))
+        total = PanopticCounts.zeros(len(ALL_NAMES))
         for drawn, samples, found in rows:
             before = found.class_predictions[-1]
             embeddings = before.embeddings
@@ -141,13 +167,13 @@ class Bench:
             panoptic = samples[0].pred_panoptic_seg
             labels = {info["id"]: info["category_id"] for info in panoptic.segments_info}
             ids = panoptic.sem_seg[0].numpy()
-            total.add(match_segments(drawn.panoptic, truth_of(drawn), ids, labels, len(NAMES)))
-        _, per_class = panoptic_quality(total, [name.is_thing for name in NAMES])
+            total.add(match_segments(drawn.panoptic, truth_of(drawn), ids, labels, len(ALL_NAMES)))
+        _, per_class = panoptic_quality(total, [name.is_thing for name in ALL_NAMES])
         return [None if one is None else one["PQ"] for one in per_class]
 
 
 def truth_of(drawn: Scene) -> list[TruthSegment]:
-    """Return the segments of a scene; the class index is that of ``NAMES``."""
+    """Return the segments of a scene; the class index is that of ``ALL_NAMES``."""
     return [
         TruthSegment(segment.id, segment.name.category - 1, segment.name.is_thing, False)
         for segment in drawn.segments
@@ -156,67 +182,134 @@ def truth_of(drawn: Scene) -> list[TruthSegment]:
 
 def draw(
     examples: Examples, names: Sequence[Name], shots: int, seed: int
-) -> Iterator[tuple[str, torch.Tensor, float]]:
+) -> Iterator[tuple[Name, torch.Tensor, float, torch.Tensor]]:
     """Draw examples of each name: all of them if there are fewer."""
     random = np.random.default_rng([seed, shots])
-    for name in map(str, names):
-        found = examples.get(name, [])
+    for name in names:
+        found = examples.get(str(name), [])
         for place in random.permutation(len(found))[:shots]:
             yield name, *found[place]
 
 
 def remember(
-    bench: Bench, rows: Sequence[tuple[str, torch.Tensor, float]], *, renamed: bool
+    bench: Bench,
+    rows: Sequence[tuple[Name, torch.Tensor, float, torch.Tensor]],
+    *,
+    renamed: bool = False,
 ) -> RegionMemory:
-    """Make a memory of examples; ``renamed``: under the unread names."""
+    """Make a memory of examples; ``renamed``: under names that no text encoder has read."""
     memory = RegionMemory(bench.inferencer.memory.embedder)
-    spelled = {str(name): unread(name) if renamed else str(name) for name in NAMES}
     if rows:
-        names, embeddings, grounds = zip(*rows, strict=True)
+        names, embeddings, grounds, around = zip(*rows, strict=True)
         memory.add(
-            torch.stack(embeddings), [spelled[name] for name in names], backgrounds=list(grounds)
+            torch.stack(embeddings),
+            [unread(name) if renamed else str(name) for name in names],
+            backgrounds=list(grounds),
+            surroundings=torch.stack(around),
         )
     return memory
+
+
+def _tested(kind: str) -> tuple[Vocabulary, tuple[Name, ...]]:
+    """Return the class names of a kind of rows, and those that are taught."""
+    known = vocabulary()
+    if kind == "novel":
+        return known, NOVEL_THINGS
+    if kind == "novel alone":
+        synonyms = tuple((unread(name),) if name.is_novel else name.synonyms for name in NAMES)
+        return Vocabulary(synonyms, known.is_thing, "unread"), NOVEL_THINGS
+    synonyms = tuple(name.synonyms for name in ALL_NAMES)
+    return Vocabulary(synonyms, tuple(name.is_thing for name in ALL_NAMES), "new"), NEW_NAMES
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Return one row per kind of words, number of examples and draw."""
     bench = Bench(args.weights)
-    if args.memory_beta is not None:
-        bench.model.ensemble.memory_beta = args.memory_beta
-    if args.threshold is not None:
-        bench.part.threshold = args.threshold
-    examples = bench.examples(args.pool)
-    missing = [name for name in NOVEL_THINGS if str(name) not in examples]
-    if missing:
-        raise SystemExit(f"--pool {args.pool} has no examples of {len(missing)} novel names")
-    known = vocabulary()
-    synonyms = tuple((unread(name),) if name.is_novel else name.synonyms for name in NAMES)
-    names = {"words": known, "unread": Vocabulary(synonyms, known.is_thing, "unread")}
-    rows = []
-    for kind in ("words", "unread", "unread, few", "unread and base"):
-        renamed = kind != "words"
-        if kind in names:
+    for part, name in ((bench.model.ensemble, "memory_beta"), (bench.part, "threshold")):
+        if getattr(args, name) is not None:
+            setattr(part, name, getattr(args, name))
+    if args.margin is not None:
+        bench.part.margin = args.margin
+    rows: list[dict[str, Any]] = []
+    pools: dict[float, Examples] = {}
+    for kind in KINDS:
+        share = NEW_SHARE if kind.startswith("new") else 0.0
+        names, members = _tested(kind)
+        if share not in pools:
+            pools[share] = bench.examples(args.pool, share)
+        examples = pools[share]
+        missing = [name for name in members if str(name) not in examples]
+        if missing:
+            raise SystemExit(f"--pool {args.pool} has no examples of {len(missing)} names")
+        renamed = kind == "novel alone"
+        if kind != "new, few":  # the same scenes as before
             # Names must be taught before the text encoder leaves them to the memory.
-            bench.part.memory = remember(
-                bench, list(draw(examples, NOVEL_THINGS, 1, 0)), renamed=renamed
-            )
-            segmented = bench.segmented(args.scenes, names[kind])
+            bench.part.memory = remember(bench, [*draw(examples, members, 1, 0)], renamed=renamed)
+            segmented = bench.segmented(args.scenes, names, share)
         for shots in args.shots:
-            for seed in range(args.draws if shots or kind == "unread, few" else 1):
-                taught = list(NOVEL_THINGS)
-                if kind == "unread, few":
+            for seed in range(args.draws if shots or kind == "new, few" else 1):
+                taught = list(members)
+                if kind == "new, few":
                     order = np.random.default_rng([seed, 99]).permutation(len(taught))
                     taught = [taught[place] for place in order[:_FEW]]
-                others = BASE_THINGS if kind == "unread and base" else ()
-                shown = list(draw(examples, [*taught, *others], shots, seed))
+                shown = list(draw(examples, taught, shots, seed))
                 values = bench.quality(segmented, remember(bench, shown, renamed=renamed))
-                groups = {"taught": taught, "base": BASE_THINGS, "all": NAMES}
+                groups = dict(zip(GROUPS, (taught, BASE_THINGS, STUFFS, ALL_NAMES), strict=True))
                 rows.append(dict(kind=kind, shots=shots, draw=seed))
-                for group, members in groups.items():
-                    found = [values[name.category - 1] for name in members]
+                for group, within in groups.items():
+                    found = [values[name.category - 1] for name in within]
                     rows[-1][group] = float(np.mean([v for v in found if v is not None]))
     return rows
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[tuple[str, int, str], tuple[float, float]]:
+    """Return mean and standard deviation over draws by kind, number of examples and group."""
+    found = {}
+    for kind, shots in dict.fromkeys((row["kind"], row["shots"]) for row in rows):
+        group = [row for row in rows if (row["kind"], row["shots"]) == (kind, shots)]
+        for name in GROUPS:
+            values = [row[name] for row in group]
+            found[kind, shots, name] = float(np.mean(values)), float(np.std(values))
+    return found
+
+
+def table(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """Return a line per kind and group, and a column per number of examples."""
+    means = summary(rows)
+    shots = sorted({row["shots"] for row in rows})
+    cells = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        for group in GROUPS:
+            cells.append([kind, group])
+            for count in shots:
+                mean, spread = means[kind, count, group]
+                cells[-1].append(f"{mean:.1f} ± {spread:.1f}" if count else f"{mean:.1f}")
+    return Table(title, ["kind", "PQ of", *map(str, shots)], cells, [])
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Draw PQ against the number of examples, one panel per kind."""
+    from matplotlib.figure import Figure
+
+    means = summary(rows)
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    shots = sorted({row["shots"] for row in rows})
+    figure = Figure((3.1 * len(kinds), 3.1), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(kinds), sharey=True))
+    for axis, kind in zip(axes, kinds, strict=True):
+        for group, label in (("taught", "names taught"), ("base", "base things")):
+            values = [means[kind, count, group] for count in shots]
+            mean, spread = zip(*values, strict=True)
+            axis.errorbar(range(len(shots)), mean, spread, marker="o", capsize=3, label=label)
+        axis.set_title(kind, fontsize=10)
+        axis.set_xticks(range(len(shots)), [str(count) for count in shots])
+        axis.set_xlabel("examples of each name")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("PQ")
+    axes[0].legend(fontsize=8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -226,17 +319,10 @@ def main(argv: list[str] | None = None) -> int:
         rows = measure(args)
         if args.out is not None:
             write_json(args.out, dict(scenes=args.scenes, pool=args.pool, rows=rows), indent=1)
-        cells = []
-        for kind, shots in dict.fromkeys((row["kind"], row["shots"]) for row in rows):
-            group = [row for row in rows if (row["kind"], row["shots"]) == (kind, shots)]
-            cells.append([kind, str(shots)])
-            for name in ("taught", "base", "all"):
-                values = [row[name] for row in group]
-                spread = f" ± {np.std(values):.1f}" if len(values) > 1 else ""
-                cells[-1].append(f"{np.mean(values):.1f}{spread}")
-        title = f"PQ on {args.scenes} scenes, {args.draws} draws of examples"
-        columns = ["kind", "examples", "PQ taught", "PQ base", "PQ"]
-        show([Table(title, columns, cells, [])], {}, "table")
+        if args.plot is not None:
+            plot(rows, args.plot)
+        title = f"PQ on {args.scenes} scenes, {args.draws} draws of examples, by examples per name"
+        show([table(rows, title)], {}, args.format)
     return 0
 
 

@@ -11,6 +11,9 @@ Every shape, color and pattern of a novel name therefore also occurs in base nam
 combinations. No base name contains a novel name: "striped green heart" is a base name, and so is
 "green heart".
 
+New names (``NEW_NAMES``) are only drawn on request. Their shapes and textures occur nowhere else,
+and neither do the words for them, so a text encoder of the toy world cannot read them.
+
 This module has no slow imports, so that worker processes that only draw start immediately.
 """
 
@@ -61,6 +64,9 @@ STUFF: dict[str, tuple[str, ...]] = {
     "wood": ("planks",),
     "gravel": ("pebbles",),
 }
+NEW_SHAPES: tuple[str, ...] = ("cross", "drop", "flower", "bowtie")
+NEW_STUFF: tuple[str, ...] = ("tiles", "lava", "carpet")
+_NEW_COLORS = 3  # colors of each new shape
 # Patterns are white on a color, so white must be visible on that color.
 _PATTERNED = ("red", "green", "blue", "purple", "black")
 
@@ -76,7 +82,7 @@ class Name:
         synonyms: All names of the class, the main one first.
         is_thing: Whether it is a thing (or stuff).
         is_novel: Whether it is never labeled or mentioned in the training data of segmentation.
-        shape: Key of ``SHAPES``; "" for stuff.
+        shape: Key of ``SHAPES``, or one of ``NEW_SHAPES``; "" for stuff.
         color: Key of ``COLORS``; "" for stuff.
         pattern: Key of ``PATTERNS``; "" for stuff and plain things.
     """
@@ -115,6 +121,24 @@ STUFFS: tuple[Name, ...] = tuple(
     for i, (word, others) in enumerate(STUFF.items(), 1)
 )
 NAMES: tuple[Name, ...] = THINGS + STUFFS
+
+
+def _new_names() -> list[Name]:
+    found: list[Name] = []
+    colors = list(COLORS)
+    for shape in NEW_SHAPES:
+        for _ in range(_NEW_COLORS):
+            color = colors[len(found) % len(colors)]
+            text = f"{color} {shape}"
+            found.append(Name(len(NAMES) + len(found) + 1, (text,), True, True, shape, color))
+    for word in NEW_STUFF:
+        found.append(Name(len(NAMES) + len(found) + 1, (word,), False, True))
+    return found
+
+
+NEW_NAMES: tuple[Name, ...] = tuple(_new_names())
+NEW_THINGS: tuple[Name, ...] = tuple(name for name in NEW_NAMES if name.is_thing)
+NEW_STUFFS: tuple[Name, ...] = tuple(name for name in NEW_NAMES if not name.is_thing)
 BASE_THINGS: tuple[Name, ...] = tuple(name for name in THINGS if not name.is_novel)
 NOVEL_THINGS: tuple[Name, ...] = tuple(name for name in THINGS if name.is_novel)
 

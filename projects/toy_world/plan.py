@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from projects.toy_world import drawing
 from projects.toy_world.drawing import SIZE
-from projects.toy_world.names import BASE_THINGS, NOVEL_THINGS, STUFFS, THINGS, Name
+from projects.toy_world.names import (
+    BASE_THINGS,
+    NEW_STUFFS,
+    NEW_THINGS,
+    NOVEL_THINGS,
+    STUFFS,
+    THINGS,
+    Name,
+)
 
 _COUNTS = (0.18, 0.26, 0.26, 0.18, 0.12)  # probabilities of 1 to 5 things
 _REPEAT = 0.15  # probability that a thing has the name of the previous one
@@ -26,10 +34,14 @@ _STRAIGHT = ("brick wall", "wood")  # built by people, so with straight borders
 
 @dataclass(frozen=True)
 class Region:
-    """Region of stuff; ``cover`` is (SIZE, SIZE) from 0 to 1, or None for the whole image."""
+    """Region of stuff; ``cover`` is (SIZE, SIZE) from 0 to 1, or None for the whole image.
+
+    ``instead`` is the name that a new name replaced.
+    """
 
     name: Name
     cover: np.ndarray | None
+    instead: Name | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,34 @@ def compose(rng: np.random.Generator, novel_share: float | None = None) -> Plan:
                 spots.append((x, y, radius))
                 break
     return Plan(regions, tuple(things))
+
+
+def with_new_names(plan: Plan, rng: np.random.Generator, share: float) -> Plan:
+    """Replace some of the names of a plan by new ones. Everything keeps its place and its size.
+
+    Args:
+        plan: The plan.
+        rng: Random numbers of the new names.
+        share: Probability that a thing or region is replaced. A new thing that would not stand out
+            from the stuff behind it is not.
+    """
+    regions = list(plan.regions)
+    for i, region in enumerate(regions):
+        left = [name for name in NEW_STUFFS if name not in [other.name for other in regions]]
+        name = left[rng.integers(len(left))]
+        if rng.random() < share:
+            regions[i] = Region(name, region.cover, instead=region.name)
+    things = []
+    for thing in plan.things:
+        name = NEW_THINGS[rng.integers(len(NEW_THINGS))]
+        color = _draw_color(rng, name)
+        stamp = _stamp(rng, name, thing.x, thing.y, thing.radius)
+        column, row = int(thing.x), int(thing.y)
+        behind = [r.name for r in regions if r.cover is None or r.cover[row, column] > 0.5][-1]
+        if rng.random() < share and _stands_out(color, behind):
+            thing = replace(thing, name=name, stamp=stamp, color=color)
+        things.append(thing)
+    return Plan(tuple(regions), tuple(things))
 
 
 def _lay_out(rng: np.random.Generator) -> tuple[Region, ...]:

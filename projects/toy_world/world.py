@@ -18,7 +18,7 @@ import numpy as np
 from projects.toy_world import captions, drawing
 from projects.toy_world.drawing import SIZE
 from projects.toy_world.names import Name
-from projects.toy_world.plan import Plan, compose
+from projects.toy_world.plan import Plan, compose, with_new_names
 
 Split = Literal["web", "train", "val"]
 SPLITS: tuple[str, ...] = get_args(Split)
@@ -61,7 +61,13 @@ class Scene:
     captions: tuple[str, ...]
 
 
-def scene(seed: int | Sequence[int], split: Split = "web", *, novel_in_train: bool = True) -> Scene:
+def scene(
+    seed: int | Sequence[int],
+    split: Split = "web",
+    *,
+    novel_in_train: bool = True,
+    new_share: float = 0.0,
+) -> Scene:
     """Make a scene.
 
     Args:
@@ -71,18 +77,26 @@ def scene(seed: int | Sequence[int], split: Split = "web", *, novel_in_train: bo
             in captions.
         novel_in_train: Whether training images show novel things, without labels. Each thing except
             the first is novel with probability ``NOVEL_SHARE``. If False, base things replace them.
+        new_share: Probability that a thing or a region of stuff gets one of ``NEW_NAMES``, whose
+            shapes, textures and words occur nowhere else; only for "val". The rest of the scene
+            stays what it is without.
 
     Raises:
-        ValueError: The split is unknown, or a seed is negative.
+        ValueError: The split is unknown, a seed is negative, or ``new_share`` is set for another
+            split than "val".
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")
     seeds = [seed] if isinstance(seed, int | np.integer) else list(seed)
     # include the number of seeds, because NumPy treats missing numbers like zeros
     sequence = np.random.SeedSequence([SPLITS.index(split), len(seeds), *seeds])
-    plan_rng, render_rng, caption_rng = map(np.random.default_rng, sequence.spawn(3))
+    plan_rng, render_rng, caption_rng, new_rng = map(np.random.default_rng, sequence.spawn(4))
     train = split == "train"
     plan = compose(plan_rng, NOVEL_SHARE * novel_in_train if train else None)
+    if new_share:
+        if split != "val":
+            raise ValueError(f"new names are for scenes of 'val', not {split!r}")
+        plan = with_new_names(plan, new_rng, new_share)
     ids = draw_ids(plan)
     hidden = [i for i, thing in enumerate(plan.things) if train and thing.name.is_novel]
     panoptic, segments = label(plan, ids, hidden)
@@ -109,7 +123,12 @@ def render(plan: Plan, rng: np.random.Generator, *, effects: bool = True) -> np.
     image = np.empty((3, SIZE, SIZE), np.float32)
     for region in plan.regions:
         flat = drawing.unit(drawing.STUFF_COLORS[str(region.name)])[:, None, None]
-        look = drawing.texture(str(region.name), rng) if effects else flat
+        look = flat
+        if effects:
+            # a replaced region is drawn, too, so that the rest gets the same random numbers
+            look = drawing.texture(str(region.instead or region.name), rng)
+            if region.instead is not None:
+                look = drawing.texture(str(region.name), rng.spawn(1)[0])
         if region.cover is None:
             image[:] = look
         else:

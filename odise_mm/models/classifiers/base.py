@@ -13,7 +13,8 @@ from odise_mm.models.heads.mask2former_head import MaskPrediction
 from odise_mm.utils.precision import full_precision
 from odise_mm.vocabulary import Vocabulary
 
-_NEVER = -1e4  # finite, because logarithms are weighted and added
+NEVER = -1e4
+"""Logit of a class that a classifier does not know; finite, because logarithms are weighted."""
 
 
 class NameTensors(NamedTuple):
@@ -48,6 +49,9 @@ class ClassPrediction(NamedTuple):
         neighbors: ids of the most similar regions of a memory, (B, Q, N) int64, best first; else
             None.
         similarities: cosines of these regions, (B, Q, N); else None.
+        relative: similarity of each mask to a memory's examples of each class, (B, Q, K): 0 for
+            unrelated regions, 1 for one more example of the class, ``NEVER`` for classes without
+            an example nearby. None for other classifiers.
     """
 
     logits: Tensor
@@ -57,6 +61,7 @@ class ClassPrediction(NamedTuple):
     abstains: Tensor | None = None
     neighbors: Tensor | None = None
     similarities: Tensor | None = None
+    relative: Tensor | None = None
 
 
 class Classifier(nn.Module):
@@ -174,7 +179,7 @@ def spread_over(prediction: ClassPrediction, places: Sequence[int], count: int) 
             ``abstains`` abstains on them.
     """
     changes = {}
-    for name, rest in (("logits", _NEVER), ("abstains", True)):
+    for name, rest in (("logits", NEVER), ("abstains", True)):
         values = getattr(prediction, name)
         if values is not None:
             spread = values.new_full((*values.shape[:-1], count), rest)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from odise_mm.errors import ConfigError
-from odise_mm.models.classifiers.base import ClassPrediction, NameTensors
+from odise_mm.models.classifiers.base import NEVER, ClassPrediction, NameTensors
 from odise_mm.registry import MODELS
 from odise_mm.utils.settings import check_flag, check_weight
 from odise_mm.vocabulary import Vocabulary
 
-MEMORY_ALPHA, MEMORY_BETA = 0.5, 0.8
+MEMORY_ALPHA, MEMORY_BETA = 0.5, 1.0
 """Default weights of a memory."""
 
 
@@ -31,13 +31,23 @@ class GeometricEnsemble(nn.Module):
     CLIP's prediction against the model's own: ``p ~ p_before^(1 - w) * p_next^w``, with a pair of
     weights of ``more``.
 
-    A prediction that abstains on some classes (``ClassPrediction.abstains``), that of a
-    :class:`~odise_mm.models.MemoryClassifier`, is mixed in last and linearly, void included, as in
-    kNN-LM (arXiv 1911.00172, equation 3), but with a weight for each class:
-    ``p(c) <- (1 - sum over k of w_k * m(k)) * p(c) + w_c * m(c)``. m(c) is the probability by
-    which the memory recognizes the mask as class c. Where it recognizes nothing, m is 0 and p stays
-    what it is. The weight is ``memory_alpha`` for base classes and ``memory_beta`` for novel
-    classes, times the ``memory_weight`` of a call, which is 1 by default.
+    The prediction of a :class:`~odise_mm.models.MemoryClassifier` (``ClassPrediction.relative``)
+    is put on the scale of the last prediction of words, usually CLIP's. Let h be the mean over an
+    image's masks, each weighted by 1 - p_void, of their highest logit l(c), and a that of their
+    mean logit over all classes. An example counts like a word whose logit is
+    ``v(c) = a + (h - a) * relative(c)``: as high as the best word's usually is if the mask is as
+    similar as one example is to another, and like any word's if it is unrelated.
+
+    - For classes that words know, an example is one more synonym. The logit becomes
+      ``l(c) + w * r * max(v(c) - l(c), 0)``, and the mean above is computed with it. r is the
+      probability by which the memory recognizes the mask.
+    - For classes that words do not know, the memory's share is ``m(c) = w * r * softmax(j)(c)``,
+      where j is v for these classes and l for the others. It is mixed in linearly, void included,
+      as in kNN-LM (arXiv 1911.00172, equation 3):
+      ``p(c) <- (1 - sum over k of m(k)) * p(c) + m(c)``. The others keep their proportions.
+
+    The weight w is ``memory_alpha`` for base classes and ``memory_beta`` for novel classes, times
+    the ``memory_weight`` of a call, which is 1 by default.
 
     Args:
         alpha: weight of CLIP's prediction for base classes. Published: 0.3 (trained with labels),
@@ -52,7 +62,7 @@ class GeometricEnsemble(nn.Module):
             than any class is left out of panoptic results. False: void only lowers the
             probabilities of the classes, for masks that were selected by their scores before.
         more: weights for base and for novel classes of the third and each later prediction.
-        memory_alpha: weight of what the memory recognizes as base classes.
+        memory_alpha: weight of a memory's examples of base classes.
         memory_beta: the same for novel classes.
 
     Raises:
@@ -152,27 +162,53 @@ class GeometricEnsemble(nn.Module):
                 f"{type(self).__name__} has weights for {2 + len(self.more)} predictions and got "
                 f"{len(words)}: set `more` to a pair of weights for each after the second"
             )
-        joined = self.ensemble_logits(words, vocabulary).softmax(-1)
         p_void = self.void_probability(words)[..., None]
-        void = p_void if self.drop_void else torch.zeros_like(p_void)
-        probabilities = torch.cat([joined * (1 - p_void), void], dim=-1)
+        taken = []
         for memory in class_predictions:
             if memory.abstains is not None:
-                probabilities = self._with_memory(probabilities, memory, vocabulary)
+                last, share = self._with_examples(words[-1], memory, 1 - p_void, vocabulary)
+                words = [*words[:-1], last]
+                taken.append(share)
+        joined = self.ensemble_logits(words, vocabulary).softmax(-1)
+        void = p_void if self.drop_void else torch.zeros_like(p_void)
+        probabilities = torch.cat([joined * (1 - p_void), void], dim=-1)
+        for share in taken:
+            mixed = probabilities * (1 - share.sum(-1, keepdim=True))
+            probabilities = torch.cat([mixed[..., :-1] + share, mixed[..., -1:]], -1)
         return probabilities
 
-    def _with_memory(
-        self, probabilities: Tensor, memory: ClassPrediction, vocabulary: Vocabulary
-    ) -> Tensor:
-        """Mix in what a memory recognizes: (B, Q, K + 1)."""
-        base = self._base(vocabulary, probabilities.device)
+    def _with_examples(
+        self, words: ClassPrediction, memory: ClassPrediction, kept: Tensor, vocabulary: Vocabulary
+    ) -> tuple[ClassPrediction, Tensor]:
+        """Let examples count like words.
+
+        Args:
+            words: the last prediction of words.
+            memory: that of a memory.
+            kept: 1 - p_void, (B, Q, 1).
+            vocabulary: the K classes.
+
+        Returns:
+            ``words`` with the examples of the classes that it knows, and the memory's shares of the
+            others, (B, Q, K), which are 0 for the former.
+        """
+        base = self._base(vocabulary, kept.device)
         weight = self.memory_weight * torch.where(base, self.memory_alpha, self.memory_beta)
-        recognized = memory.logits.float().softmax(-1) * (1 - memory.p_void.float()[..., None])
-        taken = weight * recognized.masked_fill(memory.abstains[:, None], 0)
-        rest = 1 - taken.sum(-1, keepdim=True)
-        return torch.cat(
-            [probabilities[..., :-1] * rest + taken, probabilities[..., -1:] * rest], -1
+        weight = weight * (1 - memory.p_void.float()[..., None])
+        logits, taught = words.logits.float(), ~memory.abstains[:, None]
+        read = logits > NEVER / 2
+        average = logits.masked_fill(~read, 0).sum(-1, keepdim=True) / read.sum(-1, keepdim=True)
+        of_mask = kept / kept.sum(1, keepdim=True).clamp_min(1e-6)
+        low, high = (
+            (of_mask * each).sum(1, keepdim=True)
+            for each in (average, logits.amax(-1, keepdim=True))
         )
+        shown = low + (high - low) * memory.relative.float()
+        gain = (weight * (shown - logits).clamp_min(0)).masked_fill(~(taught & read), 0)
+        logits = logits + gain
+        unread = taught & ~read
+        share = weight * torch.where(unread, shown, logits).softmax(-1).masked_fill(~unread, 0)
+        return words._replace(logits=logits), share
 
     def void_probability(self, class_predictions: Sequence[ClassPrediction]) -> Tensor:
         """Return the model's own probability of void, (B, Q) float32."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odise_mm.errors import ConfigError
-from odise_mm.models.classifiers.base import Classifier, ClassPrediction
+from odise_mm.models.classifiers.base import NEVER, Classifier, ClassPrediction
 from odise_mm.models.classifiers.clip_classifiers import pool_masks
 from odise_mm.models.classifiers.region_memory import Embedder, Neighbors, RegionMemory
 from odise_mm.models.heads.mask2former_head import MaskPrediction
@@ -29,22 +29,29 @@ _MOST_WEIGHTS = 256
 class MemoryClassifier(Classifier):
     """Names masks like the most similar regions of a memory.
 
-    Let s_i be the similarity of a mask to region i, measured from the memory's baseline b, the
-    cosine of unrelated regions: ``s_i = (cos_i - b) / (1 - b)``. The ``neighbors`` most similar
-    regions N vote with the weights of a softmax (the weighted kNN of arXiv 1805.01978, section
-    3.4), and the best similarity decides how far the memory recognizes the mask at all:
+    The similarity of a mask to a class is the logarithm of a kernel density of the class's regions
+    i among the ``neighbors`` most similar ones (von Mises-Fisher kernels of width t, the weights
+    of the kNN of arXiv 1805.01978, section 3.4). It is measured from the memory's baseline b, the
+    cosine of unrelated regions, and its likeness l, the usual similarity of two regions with one
+    name. So 0 means unrelated, and 1 another example:
 
-    - ``vote(c) = sum over i in N of class c of exp(s_i / t) / sum over N of exp(s_i / t)``
-    - ``recognized = sigmoid((max s_i - threshold) / t)``
-    - ``p(c) = recognized * vote(c)``
+    - ``S(c) = t * log(sum over i of c of exp(cos_i / t) / n_c)``
+    - ``relative(c) = (S(c) - b) / (l - b) - margin``
 
-    Classes without a region get nothing, and neither does the rest, 1 - sum of p(c): there the
-    memory abstains, and the ensemble keeps to the other classifiers. Regions whose names are not in
-    the vocabulary of a call vote, too, but for no class. So a mask that looks like one of them is
-    not taken for something else.
+    The ensemble compares ``relative`` with what words say. Cosines are those of embeddings minus
+    the memory's center, if it has one.
+
+    The memory's own prediction only counts where it is looked at alone:
+
+    - ``recognized = sigmoid((max relative - threshold) / t)``
+    - ``p(c) = recognized * softmax(relative / t)(c)``
+
+    Classes without a region get nothing, and neither does the rest, 1 - sum of p(c). Regions whose
+    names are not in the vocabulary of a call count, too, but for no class. So a mask that looks
+    like one of them is not taken for something else.
 
     kNN-CLIP (arXiv 2404.09447) and RetCLIP (arXiv 2601.12779) name masks by retrieval, too. The
-    baseline and the threshold relative to it are ours.
+    relative similarity is ours.
 
     Args:
         memory: a :class:`~odise_mm.models.RegionMemory` or its file. None: an empty one.
@@ -53,9 +60,11 @@ class MemoryClassifier(Classifier):
             ``features`` for the pyramid that the head reads, averaged inside the mask at a stride
             of 8 pixels. Several are normalized and joined, so that the cosine is their mean. None:
             all classifiers that embed masks.
-        neighbors: number of regions that vote.
-        threshold: similarity at which a mask is recognized with a probability of 0.5.
+        neighbors: number of regions that a mask is compared with, and the largest n_c.
+        threshold: relative similarity at which a mask is recognized with a probability of 0.5.
         temperature: t, above 0.
+        margin: what an example must be nearer than a word. Larger values protect the names without
+            examples.
 
     Raises:
         ConfigError: a setting is not allowed.
@@ -69,12 +78,14 @@ class MemoryClassifier(Classifier):
         memory: RegionMemory | str | os.PathLike[str] | None = None,
         sources: Sequence[str] | None = None,
         neighbors: int = 16,
-        threshold: float = 0.8,
-        temperature: float = 0.07,
+        threshold: float = 0.5,
+        temperature: float = 0.05,
+        margin: float = 0.04,
     ) -> None:
         super().__init__()
         check_whole("neighbors", neighbors)
         check_number("threshold", threshold, -1, 1)
+        check_number("margin", margin, -1, 1)
         check_number("temperature", temperature, 1e-4)
         if sources is not None:
             if isinstance(sources, str) or not len(sources):
@@ -90,6 +101,7 @@ class MemoryClassifier(Classifier):
         self.neighbors = neighbors
         self.threshold = threshold
         self.temperature = temperature
+        self.margin = margin
         self._sampled: tuple[object, tuple[float, ...]] | None = None
 
     @property
@@ -142,30 +154,28 @@ class MemoryClassifier(Classifier):
             embeddings: of the masks, (B, Q, C).
 
         Returns:
-            A prediction with ``abstains``. p(c) is the softmax of the logits, times 1 - ``p_void``.
+            A prediction with ``abstains`` and ``relative``. p(c) is the softmax of the logits,
+            times 1 - ``p_void``.
         """
         batch, count = embeddings.shape[:2]
         places, cosines = found.places, found.similarities.float()
         classes = _classes_of(found, vocabulary, places.device)
         total = len(vocabulary)
-        known = torch.zeros(total + 1, dtype=torch.bool, device=places.device)
-        known[classes] = True
-        abstains = ~known[:total].expand(batch, total)
+        known = torch.zeros(total, dtype=torch.bool, device=places.device)
+        known[classes[classes < total]] = True
+        abstains = ~known.expand(batch, total)
         shape = (batch, count)
         if not places.shape[1]:
-            logits = cosines.new_zeros(*shape, total)
+            relative = cosines.new_full((*shape, total), NEVER)
+            logits = torch.zeros_like(relative)
             void = cosines.new_ones(shape)
         else:
-            similarity = self._relative(cosines)
-            weights = (similarity / self.temperature).softmax(-1)
-            votes = weights.new_zeros(len(weights), total + 1)
-            votes.scatter_add_(1, classes[places], weights)  # the last column: other names
-            recognized = ((similarity[:, :1] - self.threshold) / self.temperature).sigmoid()
-            votes = votes[:, :total]
-            void = (1 - recognized[:, 0] * votes.sum(-1)).unflatten(0, shape)
-            logits = votes.log()
-            logits[votes.sum(-1) == 0] = 0  # nothing to choose among, so p_void is 1
-            logits = logits.unflatten(0, shape)
+            near = self._relative(cosines, places, classes, total)
+            recognized = ((near.amax(-1) - self.threshold) / self.temperature).sigmoid()
+            votes = (near / self.temperature).softmax(-1)[:, :total]
+            void = (1 - recognized * votes.sum(-1)).unflatten(0, shape)
+            relative = near[:, :total].unflatten(0, shape)
+            logits = (relative / self.temperature).clamp_min(NEVER)
         return ClassPrediction(
             logits,
             p_void=void,
@@ -173,11 +183,21 @@ class MemoryClassifier(Classifier):
             abstains=abstains,
             neighbors=found.ids.unflatten(0, shape),
             similarities=cosines.unflatten(0, shape),
+            relative=relative,
         )
 
-    def _relative(self, cosines: Tensor) -> Tensor:
+    def _relative(self, cosines: Tensor, places: Tensor, classes: Tensor, total: int) -> Tensor:
+        """Compute similarities to classes, (M, K'): first the K classes, then other names."""
+        columns = max(total, int(classes.max()) + 1)
+        sizes = classes.bincount(minlength=columns).clamp(1, self.neighbors)
+        best = cosines[:, :1]
+        kernels = ((cosines - best) / self.temperature).exp()
+        sums = cosines.new_zeros(len(cosines), columns).scatter_add_(1, classes[places], kernels)
+        density = best + self.temperature * (sums / sizes).log()
         baseline = self.memory.baseline
-        return (cosines - baseline) / (1 - baseline)
+        likeness = self.memory.likeness(self.temperature)
+        relative = (density - baseline) / (likeness - baseline) - self.margin
+        return relative.masked_fill(sums == 0, NEVER)
 
     def embedder(self, prediction: MaskPrediction, model: nn.Module) -> Embedder:
         """Return what embeds masks in a segmentor.
@@ -204,15 +224,20 @@ class MemoryClassifier(Classifier):
 
 
 def _classes_of(found: Neighbors, vocabulary: Vocabulary, device: torch.device) -> Tensor:
-    """Return the class of every region, (N,) int64; K for names that are not in the vocabulary."""
+    """Return the class of every region, (N,) int64; K and more for names not in the vocabulary."""
     owner: dict[str, int] = {}
     for index, group in enumerate(vocabulary.synonyms):
         for text in group:
             owner.setdefault(key_of(text), index)
+    total, others = len(vocabulary), 0
     by_name: dict[str, int] = {}
     classes = []
     for region in found.regions:
         if region.name not in by_name:
-            by_name[region.name] = owner.get(key_of(region.name), len(vocabulary))
+            key = key_of(region.name)
+            if key not in owner:
+                owner[key] = total + others
+                others += 1
+            by_name[region.name] = owner[key]
         classes.append(by_name[region.name])
     return torch.tensor(classes, dtype=torch.int64, device=device)

@@ -36,6 +36,9 @@ INDEXES = ("auto", "exact", "usearch")
 MANY = 100_000
 """Number of regions above which ``auto`` uses usearch if it is installed."""
 _SAME = 1 - 1e-5  # cosine of embeddings of the same region
+_SAMPLE, _PER_NAME = 500, 16  # regions that the likeness is computed from, in all and of each name
+_USUAL, _ASSUMED = 0.8, 4  # likeness that is assumed at first, and its weight in regions
+_LEAST = 0.1  # smallest likeness
 _WHAT = "memory of regions"
 _NOTE = "odise_mm_memory"
 
@@ -96,6 +99,8 @@ class _State:
     backgrounds: np.ndarray  # (N,) float32, NaN: unknown
     regions: tuple[Region, ...] = ()
     pictures: tuple[bytes | None, ...] = ()
+    total: Tensor | None = None  # (C,), sum of the surroundings of ``count`` regions
+    count: int = 0
     cache: dict[Any, Any] = field(default_factory=dict, compare=False)
 
 
@@ -160,6 +165,8 @@ class RegionMemory:
         if "digest" not in state.cache:
             made = hashlib.sha256(state.embeddings.numpy().tobytes())
             made.update(repr([(region.id, region.name) for region in state.regions]).encode())
+            if state.total is not None:
+                made.update((state.total / state.count).numpy().tobytes())
             state.cache["digest"] = made.hexdigest()[:16]
         return state.cache["digest"]
 
@@ -175,17 +182,44 @@ class RegionMemory:
         )
 
     @property
+    def center(self) -> Tensor | None:
+        """Mean embedding of what surrounded the regions, (C,) float32; None if it is unknown.
+
+        It is subtracted from all embeddings before they are compared, because the masks of any
+        model have much in common. Regions that were removed still count.
+        """
+        state = self._state
+        return None if state.total is None else state.total / state.count
+
+    @property
     def baseline(self) -> float:
         """Cosine of unrelated regions, from which similarities are measured.
 
-        It depends on the embedder. It is the mean over all regions of their mean similarity to
-        other masks in their images; without such numbers, the mean similarity of regions with
-        different names; and 0 if there are none of these either.
+        It is 0 if there is a :attr:`center`. Otherwise, as in old files, it is the mean over all
+        regions of their mean similarity to other masks in their images; without such numbers, the
+        mean similarity of regions with different names; and 0 if there are none of these either.
         """
         state = self._state
         if "baseline" not in state.cache:
             state.cache["baseline"] = _baseline(state)
         return state.cache["baseline"]
+
+    def likeness(self, temperature: float) -> float:
+        """Return the usual similarity of a region to the others with its name.
+
+        Each region is left out and compared with up to 15 others of its name by the density of
+        :class:`~odise_mm.models.MemoryClassifier`; the result is the mean. As long as there are few
+        such regions, it is drawn to a default, as if four more regions had a similarity of 0.8
+        relative to the :attr:`baseline`.
+
+        Args:
+            temperature: of the density.
+        """
+        state = self._state
+        key = ("likeness", temperature)
+        if key not in state.cache:
+            state.cache[key] = _likeness(state, self.baseline, temperature)
+        return state.cache[key]
 
     # --- changes ----------------------------------------------------------------------------------
 
@@ -198,6 +232,7 @@ class RegionMemory:
         is_thing: Sequence[bool] | None = None,
         backgrounds: Sequence[float] | None = None,
         pictures: Sequence[bytes | None] | None = None,
+        surroundings: Tensor | None = None,
     ) -> list[Region | None]:
         """Add regions. One that is there already with the same name is left out.
 
@@ -212,6 +247,8 @@ class RegionMemory:
             backgrounds: mean cosine to other masks in their images, NaN if unknown.
             pictures: small JPEG images of the regions, as those of
                 :func:`odise_mm.utils.thumbnails.thumbnail`; None: no picture.
+            surroundings: mean embedding of these masks, (N, C), NaN if unknown; see
+                :attr:`center`.
 
         Returns:
             The new regions; None for those that were left out.
@@ -269,11 +306,18 @@ class RegionMemory:
                 kept.append(place)
             new = tuple(region for region in made if region is not None)
             old = state.embeddings if state.regions else added[:0]
+            total, known = state.total, state.count
+            if surroundings is not None:
+                seen = surroundings.detach().float().cpu()[kept]
+                seen = seen[seen.isfinite().all(1)]
+                total, known = _summed(total, known, seen.sum(0), len(seen))
             self._state = _State(
                 torch.cat([old, added[kept]]),
                 np.concatenate([state.backgrounds, grounds[kept].astype(np.float32)]),
                 state.regions + new,
                 state.pictures + tuple(pictures[place] for place in kept),
+                total,
+                known,
             )
         return made
 
@@ -362,6 +406,12 @@ class RegionMemory:
             state.backgrounds.tolist(),
             state.pictures,
         )
+        if state.total is not None and any(region is not None for region in made):
+            with self._lock:
+                total, count = _summed(
+                    self._state.total, self._state.count, state.total, state.count
+                )
+                self._state = replace(self._state, total=total, count=count, cache={})
         return sum(region is not None for region in made)
 
     def _unknown(self, name: str) -> str:
@@ -416,11 +466,12 @@ class RegionMemory:
         if not count or not len(queries):
             empty = queries.new_zeros(len(queries), count)
             return Neighbors(empty.long(), empty.long(), empty.float(), state.regions)
+        queries = _centered(state, queries.float())
         if self._is_indexed(total):
             places, values = _search_index(state, queries, count)
         else:
             with full_precision(queries):
-                similarity = queries.float() @ _on(state, queries.device).T
+                similarity = queries @ _on(state, queries.device).T
             values, places = similarity.topk(count, dim=-1)
         if "ids" not in state.cache:
             state.cache["ids"] = torch.tensor([region.id for region in state.regions])
@@ -485,7 +536,7 @@ class RegionMemory:
         rows = [{k: v for k, v in asdict(r).items() if k != "id"} for r in state.regions]
         text = json.dumps(rows, ensure_ascii=False).encode()
         embedder = None if self.embedder is None else asdict(self.embedder)
-        note = {"format": FORMAT, "embedder": embedder}
+        note = {"format": FORMAT, "embedder": embedder, "surroundings": state.count}
         tensors = {
             "embeddings": state.embeddings.contiguous(),
             "backgrounds": torch.from_numpy(state.backgrounds.copy()),
@@ -495,6 +546,8 @@ class RegionMemory:
             pictures = [picture or b"" for picture in state.pictures]
             tensors["pictures"] = torch.frombuffer(bytearray(b"".join(pictures)), dtype=torch.uint8)
             tensors["picture_sizes"] = torch.tensor([len(picture) for picture in pictures])
+        if state.total is not None:
+            tensors["surroundings"] = state.total.contiguous()
         try:
             with replacing(path) as temporary:
                 save_file(tensors, temporary, {_NOTE: json.dumps(note)})
@@ -523,6 +576,8 @@ class RegionMemory:
                 backgrounds = content.get_tensor("backgrounds").float().numpy()
                 rows = json.loads(content.get_tensor("regions").numpy().tobytes().decode())
                 pictures = _pictures(content, len(rows))
+                count = note.get("surroundings", 0)  # older files have none
+                total = content.get_tensor("surroundings").float() if count else None
             version = note["format"]
             regions = tuple(_region(i, row) for i, row in enumerate(rows))
             embedder = None if note["embedder"] is None else _embedder(note["embedder"])
@@ -530,11 +585,14 @@ class RegionMemory:
             raise CheckpointError(f"{shown}: not a {_WHAT}, or damaged ({error})") from error
         shapes = (tuple(embeddings.shape[:1]), backgrounds.shape)
         finite = embeddings.is_floating_point() and bool(torch.isfinite(embeddings).all())
+        if total is not None:
+            finite &= total.shape == embeddings.shape[1:] and bool(torch.isfinite(total).all())
+            finite &= type(count) is int and count > 0
         if version != FORMAT or shapes != ((len(rows),),) * 2 or embeddings.ndim != 2 or not finite:
             raise CheckpointError(f"{shown}: damaged, or a {_WHAT} of another version")
         memory = cls(embedder, index)
         memory.file = os.fspath(path)
-        memory._state = _State(embeddings.float(), backgrounds, regions, pictures)
+        memory._state = _State(embeddings.float(), backgrounds, regions, pictures, total, count)
         memory._next = len(regions)
         return memory
 
@@ -546,7 +604,8 @@ class Neighbors:
     Attributes:
         places: indices in ``regions``, (Q, n), best first.
         ids: their ids, (Q, n).
-        similarities: cosines, (Q, n) float32.
+        similarities: cosines, (Q, n) float32; of centered embeddings if the memory has a
+            ``center``.
         regions: the regions that were searched.
     """
 
@@ -561,7 +620,9 @@ def _chosen(state: _State, is_kept: Callable[[Region], bool]) -> _State:
     keep = [place for place, region in enumerate(state.regions) if is_kept(region)]
     regions = tuple(state.regions[place] for place in keep)
     pictures = tuple(state.pictures[place] for place in keep)
-    return _State(state.embeddings[keep], state.backgrounds[keep], regions, pictures)
+    # An empty memory may get embeddings of another width.
+    total, count = (state.total, state.count) if keep else (None, 0)
+    return _State(state.embeddings[keep], state.backgrounds[keep], regions, pictures, total, count)
 
 
 def _twins(state: _State, added: Tensor) -> list[list[str]]:
@@ -575,7 +636,51 @@ def _twins(state: _State, added: Tensor) -> list[list[str]]:
     return found
 
 
+def _summed(
+    total: Tensor | None, count: int, other: Tensor, more: int
+) -> tuple[Tensor | None, int]:
+    """Add ``more`` surroundings, whose sum is ``other``."""
+    if not more:
+        return total, count
+    return (other if total is None else total + other), count + more
+
+
+def _centered(state: _State, embeddings: Tensor) -> Tensor:
+    """Subtract the center of a memory, if it has one, and normalize again."""
+    if state.total is None:
+        return embeddings
+    center = (state.total / state.count).to(embeddings.device)
+    return torch.nn.functional.normalize(embeddings - center, dim=-1)
+
+
+def _stored(state: _State) -> Tensor:
+    """Return the embeddings of the regions, centered."""
+    if "stored" not in state.cache:
+        with torch.inference_mode(False):
+            state.cache["stored"] = _centered(state, state.embeddings)
+    return state.cache["stored"]
+
+
+def _likeness(state: _State, baseline: float, temperature: float) -> float:
+    groups: dict[str, list[int]] = {}
+    for place, region in enumerate(state.regions):
+        groups.setdefault(key_of(region.name), []).append(place)
+    values: list[float] = []
+    for group in groups.values():
+        if len(group) > 1 and len(values) < _SAMPLE:
+            chosen = group[:: -(-len(group) // _PER_NAME)]
+            embeddings = _stored(state)[chosen]
+            near = (embeddings @ embeddings.T / temperature).fill_diagonal_(-torch.inf)
+            density = near.logsumexp(1) - math.log(len(chosen) - 1)
+            values += (temperature * density).tolist()
+    usual = baseline + _USUAL * (1 - baseline)
+    found = (sum(values) + _ASSUMED * usual) / (len(values) + _ASSUMED)
+    return max(found, baseline + _LEAST * (1 - baseline))
+
+
 def _baseline(state: _State) -> float:
+    if state.total is not None:
+        return 0.0
     known = state.backgrounds[np.isfinite(state.backgrounds)]
     if len(known):
         return float(min(known.mean(), 0.99))
@@ -595,7 +700,7 @@ def _on(state: _State, device: torch.device) -> Tensor:
     key = ("device", str(device))
     if key not in state.cache:
         with torch.inference_mode(False):
-            state.cache[key] = state.embeddings.to(device)
+            state.cache[key] = _stored(state).to(device)
     return state.cache[key]
 
 
@@ -612,7 +717,7 @@ def _usearch() -> Any:
 def _search_index(state: _State, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if "index" not in state.cache:
         index = _usearch().Index(ndim=state.embeddings.shape[1], metric="ip", dtype="f32")
-        index.add(np.arange(len(state.regions)), state.embeddings.numpy())
+        index.add(np.arange(len(state.regions)), _stored(state).numpy())
         state.cache["index"] = index
     found = state.cache["index"].search(queries.float().cpu().numpy(), count)
     places = np.atleast_2d(found.keys).astype(np.int64)

@@ -525,9 +525,8 @@ def _of_no_masks(
     logits = prediction.masks.new_zeros(batch, 0, count)
     if not abstains:
         return ClassPrediction(logits)
-    return ClassPrediction(
-        logits, p_void=logits[..., 0], abstains=logits.new_ones(batch, count, dtype=torch.bool)
-    )
+    abstaining = logits.new_ones(batch, count, dtype=torch.bool)
+    return ClassPrediction(logits, p_void=logits[..., 0], abstains=abstaining, relative=logits)
 
 
 def _embeddings(

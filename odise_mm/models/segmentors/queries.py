@@ -234,6 +234,7 @@ class KeptQueries(Queries):
             [is_thing],
             described.backgrounds.tolist(),
             [picture],
+            described.surroundings,
         )
         return region
 

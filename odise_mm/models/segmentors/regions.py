@@ -24,11 +24,14 @@ class EmbeddedRegions(NamedTuple):
             is low, the model makes no mask like this and will hardly find such regions.
         backgrounds: mean cosine to the model's masks of other regions, (R,) float32; NaN if there
             are none.
+        surroundings: mean embedding of these masks, (R, C) float32, not normalized; NaN if there
+            are none.
     """
 
     embeddings: Tensor
     overlap: Tensor
     backgrounds: Tensor
+    surroundings: Tensor
 
 
 def with_regions(prediction: MaskPrediction, regions: Tensor, image: Tensor) -> MaskPrediction:
@@ -100,7 +103,7 @@ def describe_regions(masks: Tensor, embeddings: Tensor, count: int) -> EmbeddedR
     found, regions = embeddings[:own], embeddings[own:]
     overlap = overlaps(masks[own:], masks[:own])
     apart = (overlap < _APART) & (masks[:own] > 0).flatten(1).any(1)[None]
-    similar = (regions @ found.T).masked_fill(~apart, 0)
-    backgrounds = similar.sum(1) / apart.sum(1)  # 0 / 0: NaN
+    surroundings = apart.to(found) @ found / apart.sum(1, keepdim=True)  # 0 / 0: NaN
+    backgrounds = (regions * surroundings).sum(1)
     best = overlap.amax(1) if own else overlap.new_zeros(count)
-    return EmbeddedRegions(regions.float(), best.float(), backgrounds.float())
+    return EmbeddedRegions(regions.float(), best.float(), backgrounds.float(), surroundings.float())

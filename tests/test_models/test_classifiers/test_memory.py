@@ -38,10 +38,13 @@ def unit(count: int, seed: int, width: int = 6) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(count, width, generator=generator), dim=-1)
 
 
-def filled(seed: int = 0) -> RegionMemory:
+def filled(seed: int = 0, surroundings: bool = False) -> RegionMemory:
     memory = RegionMemory()
+    around = unit(5, 8) / 2
+    around[1] = float("nan")  # no other mask in the image
     images, boxes = [f"{i}.jpg" for i in range(5)], [(0, 0, 4, i + 1) for i in range(5)]
-    memory.add(3 * unit(5, seed), TAUGHT, images, boxes, backgrounds=BACKGROUNDS)
+    known = dict(backgrounds=BACKGROUNDS, surroundings=around if surroundings else None)
+    memory.add(3 * unit(5, seed), TAUGHT, images, boxes, **known)
     return memory
 
 
@@ -50,26 +53,48 @@ def prediction(queries: torch.Tensor) -> MaskPrediction:
     return MaskPrediction(masks, named={"OpenVocabClassifier": queries[None]})
 
 
+def density(cosines: np.ndarray, t: float) -> float:
+    return float(t * np.log(np.exp(cosines / t).mean()))
+
+
+@pytest.mark.parametrize("centered", [False, True])
 @pytest.mark.parametrize("neighbors", [2, 16])
-def test_votes_equal_the_formula(neighbors: int) -> None:
-    memory, queries = filled(), torch.cat([unit(4, 1), unit(5, 0)[:2]])
-    part = MemoryClassifier(memory, neighbors=neighbors, threshold=0.4, temperature=0.1)
+def test_relative_similarities_equal_the_formula(neighbors: int, centered: bool) -> None:
+    t, queries = 0.1, torch.cat([unit(4, 1), unit(5, 0)[:2]])
+    memory = filled(surroundings=centered)
+    part = MemoryClassifier(memory, neighbors=neighbors, threshold=0.4, temperature=t, margin=0.1)
     found = part(prediction(queries), [], NAMES)
+    regions, masks = unit(5, 0).double().numpy(), queries.double().numpy()
     baseline = np.nanmean(BACKGROUNDS)
-    owner = {"kitten": 0, "cat": 0, "dog": 1}
-    wanted = np.zeros((6, 3))
-    for row, query in zip(wanted, queries.double().numpy(), strict=True):
-        cosines = unit(5, 0).double().numpy() @ query
-        order = np.argsort(-cosines)[:neighbors]
-        s = (cosines[order] - baseline) / (1 - baseline)
-        weights = np.exp(s / 0.1) / np.exp(s / 0.1).sum()
-        recognized = 1 / (1 + np.exp(-(s[0] - 0.4) / 0.1))
-        for place, weight in zip(order, weights, strict=True):
-            if TAUGHT[place].lower() in owner:
-                row[owner[TAUGHT[place].lower()]] += recognized * weight
-    p = found.logits.softmax(-1) * (1 - found.p_void[..., None])
-    np.testing.assert_allclose(p[0].numpy(), wanted, atol=1e-5)
-    np.testing.assert_allclose(found.p_void[0].numpy(), 1 - wanted.sum(1), atol=1e-5)
+    if centered:
+        baseline, center = 0, unit(5, 8).double().numpy()[[0, 2, 3, 4]].mean(0) / 2
+        regions, masks = regions - center, masks - center
+        regions, masks = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (regions, masks))
+    cosines = masks @ regions.T
+    # The two dogs are the only regions with one name; four more are assumed.
+    likeness = (2 * regions[1] @ regions[2] + 4 * (baseline + 0.8 * (1 - baseline))) / 6
+    likeness = max(likeness, baseline + 0.1 * (1 - baseline))
+    members = {"cat": [0, 4], "dog": [1, 2], "zebra": [3]}
+    for row, near in enumerate(cosines):
+        kept = np.argsort(-near)[:neighbors]
+        wanted = {}
+        for name, places in members.items():
+            inside = [near[p] for p in places if p in kept]
+            missing = [-np.inf] * (min(len(places), neighbors) - len(inside))
+            if inside:
+                similar = density(np.array([*inside, *missing]), t)
+                wanted[name] = (similar - baseline) / (likeness - baseline) - 0.1
+        relative = found.relative[0, row]
+        for index, name in enumerate(("cat", "dog")):
+            assert relative[index].item() == pytest.approx(wanted.get(name, -1e4), abs=1e-4)
+        assert relative[2] == -1e4
+        recognized = 1 / (1 + np.exp(-(max(wanted.values()) - 0.4) / t))
+        weights = {name: np.exp(value / t) for name, value in wanted.items()}
+        p = (found.logits.softmax(-1) * (1 - found.p_void[..., None]))[0, row].tolist()
+        for index, name in enumerate(("cat", "dog")):
+            share = weights.get(name, 0) / sum(weights.values())
+            assert p[index] == pytest.approx(recognized * share, abs=1e-5)
+        assert p[2] == 0
     assert found.abstains.tolist() == [[False, False, True]]
     assert [memory.get(i).image for i in found.neighbors[0, 4:, 0].tolist()] == ["0.jpg", "1.jpg"]
 
@@ -88,24 +113,44 @@ def test_several_sources_are_joined_and_missing_ones_named() -> None:
         MemoryClassifier(sources=["C"]).embed(both)
 
 
-def test_ensemble_equals_the_mixture_and_keeps_what_nobody_recognizes() -> None:
+@pytest.mark.parametrize("unread", [False, True])
+def test_ensemble_counts_examples_like_words(unread: bool) -> None:
     generator = torch.Generator().manual_seed(4)
     own, clip, third = (torch.randn(1, 4, 3, generator=generator) for _ in range(3))
-    words = [ClassPrediction(own, torch.rand(1, 4, generator=generator)), ClassPrediction(clip)]
+    p_void = torch.rand(1, 4, generator=generator)
+    if unread:  # words know nothing of dogs
+        own[..., 1] = clip[..., 1] = -1e4
+    words = [ClassPrediction(own, p_void), ClassPrediction(clip)]
     trained = Vocabulary((("cat",),), (True,))
     ensemble = GeometricEnsemble(0.2, 0.6, trained, memory_alpha=0.5, memory_beta=0.9)
     before = ensemble(words, NAMES)
     silent = MemoryClassifier()(prediction(unit(4, 0)), [], NAMES)
     assert torch.equal(ensemble([*words, silent], NAMES), before)
-    memory = MemoryClassifier(filled(), threshold=0.3)(prediction(unit(4, 1)), [], NAMES)
-    m = memory.logits.softmax(-1) * (1 - memory.p_void[..., None]) * torch.tensor([0.5, 0.9, 0])
-    assert m.sum() > 0.5
+    queries = torch.cat([unit(3, 1), unit(5, 0)[1:2]])
+    memory = MemoryClassifier(filled(), threshold=0.3)(prediction(queries), [], NAMES)
+    read = torch.tensor([True, not unread, True])
+    kept = (1 - p_void)[0] / (1 - p_void).sum()
+    low = (kept * clip[0][:, read].mean(-1)).sum()
+    high = (kept * clip[0].amax(-1)).sum()
+    shown = low + (high - low) * memory.relative[0]
     for factor in (1.0, 0.4, 0.0):
-        mixed = ensemble.with_weights(memory_weight=factor)([*words, memory], NAMES)
-        rest = 1 - factor * m.sum(-1, keepdim=True)
-        torch.testing.assert_close(mixed[..., :-1], before[..., :-1] * rest + factor * m)
-        torch.testing.assert_close(mixed.sum(-1), torch.ones(1, 4))
-    assert torch.equal(mixed, before)
+        mixed = ensemble.with_weights(memory_weight=factor)([*words, memory], NAMES)[0]
+        r = 1 - memory.p_void[0, :, None]
+        w = factor * r * torch.tensor([0.5, 0.9, 0.9])
+        taught = torch.tensor([True, True, False])
+        gain = torch.where(taught & read, w * (shown - clip[0]).clamp_min(0), torch.zeros(()))
+        more = [words[0], ClassPrediction((clip[0] + gain)[None])]
+        wanted = ensemble(more, NAMES)[0]
+        if unread:
+            logits = clip[0] + gain
+            logits[:, 1] = shown[:, 1]
+            m = w[:, 1] * logits.softmax(-1)[:, 1]
+            assert factor == 0 or m.max() > 0.1
+            wanted = wanted * (1 - m[:, None])
+            wanted[:, 1] += m
+        torch.testing.assert_close(mixed, wanted)
+        torch.testing.assert_close(mixed.sum(-1), torch.ones(4))
+    assert torch.equal(mixed, before[0])
     with pytest.raises(ConfigError, match="memory_weight=2: must be a weight"):
         ensemble.with_weights(memory_weight=2)
     # A third prediction of words is weighted against the first two.
@@ -139,13 +184,20 @@ def test_changes_of_a_memory() -> None:
         memory.add(unit(1, 9, width=3), ["x"])
 
 
-def test_files_keep_everything_and_damage_is_named(tmp_path: Any) -> None:
-    memory, file = filled(), tmp_path / "memory.safetensors"
+@pytest.mark.parametrize("surroundings", [False, True])  # older files have none
+def test_files_keep_everything_and_damage_is_named(tmp_path: Any, surroundings: bool) -> None:
+    memory, file = filled(surroundings=surroundings), tmp_path / "memory.safetensors"
     memory.save(file)
     again = RegionMemory.load(file)
     assert again.regions == memory.regions and again.baseline == memory.baseline
+    assert again.digest == memory.digest and (again.center is not None) == surroundings
     query = unit(3, 7)
     assert torch.equal(again.search(query, 4).similarities, memory.search(query, 4).similarities)
+    both = filled(seed=1, surroundings=True)
+    center = both.center * 4  # of four regions
+    both.merge(again)
+    wanted = (center + 4 * again.center) / 8 if surroundings else center / 4
+    torch.testing.assert_close(both.center, wanted)
     content = file.read_bytes()
     for damaged in (content[:200], b"", content.replace(b'"Kitten"', b'"\xffitten"')):
         file.write_bytes(damaged)
@@ -218,6 +270,7 @@ def test_regions_on_masks() -> None:
     masks = torch.stack([half[0], logits[1], logits[0]])
     found = describe_regions(masks, embeddings, 1)
     assert found.overlap.tolist() == [0.5] and found.backgrounds.tolist() == [0.0]
+    assert found.surroundings.tolist() == [[0, 1, 0, 0]]
 
 
 @pytest.fixture(scope="module")
@@ -257,13 +310,16 @@ def test_a_model_with_a_memory(model: OpenVocabSegmentor) -> None:
         found = model.embed_regions(inputs["inputs"], inputs["data_samples"], region)
         assert found.overlap > 0.3
         part, ensemble = model.classifiers[-1], model.ensemble
-        part.threshold = -1.0  # everything is recognized
+        # Everything is recognized, and counts more than any word.
+        part.threshold = part.margin = -1.0
         ensemble.memory_alpha = ensemble.memory_beta = 1.0
         empty = segment(model, keep_queries=True)
         model.memory.add(found.embeddings, [name], ["own.jpg"], [(1, 2, 3, 4)])
         result = segment(model, keep_queries=True)
         assert result.queries.classifiers[-1] == "MemoryClassifier"
-        assert {segment.name for segment in result.segments} == {name}
+        gained = result.queries.probabilities() - empty.queries.probabilities()
+        gained = gained[:, NAMES.names.index(name)]
+        assert gained.min() >= 0 and gained.max() > 1e-3  # random words, whose logits hardly differ
         evidence = result.segments[0].evidence[0]
         assert evidence.image == "own.jpg" and evidence.box == (1, 2, 3, 4)
         assert max(s.evidence[0].similarity for s in result.segments) > 0.6
