@@ -399,7 +399,7 @@ class Scene:
         for segment in self.result.segments:
             ((name, score),) = self.result.top(segment, 1, _or_none(classifier))
             label = self.vocabulary.names.index(name)
-            name = name if score else UNKNOWN
+            name = name if round(score, 2) else UNKNOWN
             segments.append(replace(segment, label=label, name=name, score=score))
         note = "The regions of the panoptic view, named by one classifier alone."
         if classifier == ENSEMBLE:

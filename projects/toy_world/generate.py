@@ -37,9 +37,9 @@ from odise_mm.converters.program import Row, converter_parser, program, show_wri
 from odise_mm.converters.verification import verify_instances, verify_panoptic
 from odise_mm.converters.work import Item, convert_all, finish
 from odise_mm.errors import DatasetError
-from odise_mm.utils.command_line import positive_int
+from odise_mm.utils.command_line import fraction, positive_int
 from odise_mm.utils.files import atomic_writer, path_inside, write_json
-from projects.toy_world.names import NAMES, names_of
+from projects.toy_world.names import NAMES, NEW_NAMES, names_of
 from projects.toy_world.world import SIZE, SPLITS, Scene, scene
 
 DEFAULT_NUMBER = {"web": 8000, "train": 8000, "val": 500}
@@ -56,7 +56,12 @@ def draw(item: Item) -> dict[str, Any]:
     """
     options, index = item.data
     split = options["split"]
-    made = scene((options["seed"], index), split, novel_in_train=options["novel_in_train"])
+    made = scene(
+        (options["seed"], index),
+        split,
+        novel_in_train=options["novel_in_train"],
+        new_share=options.get("new_share", 0),
+    )
     known: dict[str, Any] = dict(captions=made.captions)
     image = item.source
     if split != "web":
@@ -84,7 +89,8 @@ def write_split(root: Path, options: dict[str, Any], workers: int) -> None:
 
     Args:
         root: Folder of the dataset.
-        options: Options of the split: ``split``, ``number``, ``seed``, ``novel_in_train``.
+        options: Options of the split: ``split``, ``number``, ``seed``, ``novel_in_train``, and
+            ``new_share`` if it is not 0.
         workers: Number of processes.
 
     Raises:
@@ -135,6 +141,8 @@ def _write_masks(annotations: Path, info: dict, images: list[dict], known: list[
     split = info["split"]
     # training files must not even list the novel names
     listed = names_of("base") if split == "train" else NAMES
+    if info.get("new_share"):
+        listed += NEW_NAMES
     categories = [
         dict(id=name.category, name=str(name), isthing=int(name.is_thing)) for name in listed
     ]
@@ -287,7 +295,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=True,
         help="draw novel things in training images, unlabeled (default: yes, as in COCO)",
     )
+    parser.add_argument(
+        "--new-share",
+        type=fraction,
+        default=0,
+        metavar="P",
+        help="probability that a thing or a region of stuff in 'val' gets a new name, with a shape "
+        "or texture that occurs nowhere else (default: 0)",
+    )
     args = parser.parse_args(argv)
+    if args.new_share and "val" not in args.splits:
+        parser.error("--new-share is for the split 'val'")
     numbers = args.number or [DEFAULT_NUMBER[split] for split in args.splits]
     if len(numbers) == 1:
         numbers *= len(args.splits)
@@ -308,6 +326,8 @@ def main(argv: list[str] | None = None) -> int:
                 options = dict(split=split, number=args.number[split], seed=args.seed)
                 # the other splits do not depend on it
                 options["novel_in_train"] = args.novel_in_train and split == "train"
+                if args.new_share and split == "val":
+                    options["new_share"] = args.new_share
                 write_split(args.data_root, options, args.workers)
             rows += check_split(args.data_root, split, args.workers)
             if split != "web" and not args.verify_only:

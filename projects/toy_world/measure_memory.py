@@ -304,8 +304,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set_title(kind, fontsize=10)
         axis.set_xticks(range(len(shots)), [str(count) for count in shots])
         axis.set_xlabel("examples of each name")
-        axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3)
+    axes[0].set_ylim(bottom=0)  # the panels share the axis
     axes[0].set_ylabel("PQ")
     axes[0].legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)

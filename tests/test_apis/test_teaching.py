@@ -126,6 +126,30 @@ def test_a_taught_name_is_found_and_forgotten(
     inferencer.memory = RegionMemory()
 
 
+@pytest.mark.parametrize("picture", ["pagoda.jpg", "toy_scene.jpg"])
+def test_a_taught_segment_leaves_the_others_alone(
+    inferencer: OpenVocabInferencer, picture: str
+) -> None:
+    file = WEIGHTS.parents[3] / "demo/images" / picture
+    names = dict(texts="red ball; white box; blue star", stuff_texts=STUFF)
+    inferencer.memory = RegionMemory()
+    (before,) = inferencer(str(file), **names)
+    chosen = max(before.segments, key=lambda segment: segment.area)
+    inferencer.teach(str(file), "wug", mask=before.mask(chosen))
+    names["texts"] += "; wug"
+    (after,) = inferencer(str(file), **names)
+    inferencer.memory = RegionMemory()
+    if picture == "toy_scene.jpg":  # on a photo, one segment of stuff is several masks
+        inside = before.mask(chosen)
+        assert "wug" in {s.name for s in after.segments if (after.mask(s) & inside).any()}
+    unlike = [s for s in after.segments if s.evidence[0].similarity < 0.4]
+    for segment in unlike:  # have the same name as before
+        ids = before.panoptic[after.mask(segment)]
+        same = [s.id for s in before.segments if s.name == segment.name]
+        assert np.isin(ids, [*same, 0]).mean() > 0.99
+    assert unlike or len(before.segments) == 1
+
+
 def test_a_box_without_a_mask_is_the_region(inferencer: OpenVocabInferencer, first: Scene) -> None:
     taught = inferencer.teach_all(
         bgr(first), [Example("speck", box=(1, 1, 4, 4)), Example("all", mask=first.panoptic > 0)]

@@ -23,6 +23,8 @@ FEATURES = "features"
 """Source of embeddings: the pyramid that the head reads, averaged inside the mask."""
 _LEVEL = 1  # stride 8
 _MOST_WEIGHTS = 256
+_ITSELF = 0.999  # cosine from which a mask is an example itself
+_CERTAIN = 5.0  # its relative similarity, which no word outweighs
 
 
 @MODELS.register_module()
@@ -36,10 +38,12 @@ class MemoryClassifier(Classifier):
     name. So 0 means unrelated, and 1 another example:
 
     - ``S(c) = t * log(sum over i of c of exp(cos_i / t) / n_c)``
-    - ``relative(c) = (S(c) - b) / (l - b) - margin``
+    - ``relative(c) = (S(c) - b) / (l - b) - margin / sqrt(n_c)``, for what few examples show is
+      uncertain
 
-    The ensemble compares ``relative`` with what words say. Cosines are those of embeddings minus
-    the memory's center, if it has one.
+    A mask that is an example itself, with a cosine of at least 0.999, gets 5, so that what a user
+    has named has that name. The ensemble compares ``relative`` with what words say. Cosines are
+    those of embeddings minus the memory's center, if it has one.
 
     The memory's own prediction only counts where it is looked at alone:
 
@@ -63,8 +67,8 @@ class MemoryClassifier(Classifier):
         neighbors: number of regions that a mask is compared with, and the largest n_c.
         threshold: relative similarity at which a mask is recognized with a probability of 0.5.
         temperature: t, above 0.
-        margin: what an example must be nearer than a word. Larger values protect the names without
-            examples.
+        margin: what a single example must be nearer than a word. Larger values protect the names
+            without examples.
 
     Raises:
         ConfigError: a setting is not allowed.
@@ -77,10 +81,10 @@ class MemoryClassifier(Classifier):
         self,
         memory: RegionMemory | str | os.PathLike[str] | None = None,
         sources: Sequence[str] | None = None,
-        neighbors: int = 16,
+        neighbors: int = 64,
         threshold: float = 0.5,
         temperature: float = 0.05,
-        margin: float = 0.04,
+        margin: float = 0.08,
     ) -> None:
         super().__init__()
         check_whole("neighbors", neighbors)
@@ -189,15 +193,17 @@ class MemoryClassifier(Classifier):
     def _relative(self, cosines: Tensor, places: Tensor, classes: Tensor, total: int) -> Tensor:
         """Compute similarities to classes, (M, K'): first the K classes, then other names."""
         columns = max(total, int(classes.max()) + 1)
-        sizes = classes.bincount(minlength=columns).clamp(1, self.neighbors)
+        sizes = classes.bincount(minlength=columns).clamp_min(1)
         best = cosines[:, :1]
         kernels = ((cosines - best) / self.temperature).exp()
         sums = cosines.new_zeros(len(cosines), columns).scatter_add_(1, classes[places], kernels)
-        density = best + self.temperature * (sums / sizes).log()
+        density = best + self.temperature * (sums / sizes.clamp_max(self.neighbors)).log()
         baseline = self.memory.baseline
         likeness = self.memory.likeness(self.temperature)
-        relative = (density - baseline) / (likeness - baseline) - self.margin
-        return relative.masked_fill(sums == 0, NEVER)
+        relative = (density - baseline) / (likeness - baseline) - self.margin / sizes.sqrt()
+        relative = relative.masked_fill(sums == 0, NEVER)
+        own = torch.where(cosines >= _ITSELF, _CERTAIN, NEVER)
+        return relative.scatter_reduce(1, classes[places], own, "amax")
 
     def embedder(self, prediction: MaskPrediction, model: nn.Module) -> Embedder:
         """Return what embeds masks in a segmentor.

@@ -20,7 +20,13 @@ from odise_mm.datasets import PanopticDataset
 from odise_mm.datasets.seeding import SeededIndex
 from projects.toy_world import generate, show
 from projects.toy_world.captions import plural
-from projects.toy_world.names import NAMES, NOVEL_THINGS, vocabulary, vocabulary_file
+from projects.toy_world.names import (
+    NAMES,
+    NEW_NAMES,
+    NOVEL_THINGS,
+    vocabulary,
+    vocabulary_file,
+)
 from projects.toy_world.tests.conftest import TRAIN, VAL, WEB
 from projects.toy_world.world import scene
 
@@ -100,6 +106,19 @@ def test_other_options_raise_until_the_old_split_is_removed(
     write(tmp_path / "fresh", *options, "--seed", "3")
     fresh = content(tmp_path / "fresh")
     assert {path: content(tmp_path)[path] for path in fresh} == fresh
+
+
+def test_new_names_are_listed_on_request(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    options = ["--splits", "val", "--number", "4", "--workers", "1"]
+    write(tmp_path, *options, "--new-share", "0.5")
+    content = json.loads((tmp_path / "annotations/panoptic_val2017.json").read_text())
+    listed = {category["id"] for category in content["categories"]}
+    shown = {s["category_id"] for image in content["annotations"] for s in image["segments_info"]}
+    assert len(listed) == len(NAMES) + len(NEW_NAMES) and shown <= listed
+    assert any(category > len(NAMES) for category in shown)
+    with pytest.raises(SystemExit):
+        generate.main([str(tmp_path / "train"), "--splits", "train", "--new-share", "0.5"])
+    assert "--new-share is for the split 'val'" in capsys.readouterr().err
 
 
 def write_foreign_files(root: Path, split: str = "val") -> None:

@@ -12,23 +12,22 @@ import torch
 from odise_mm.apis import OpenVocabInferencer
 from odise_mm.evaluation.panoptic_quality import PanopticCounts, match_segments, panoptic_quality
 from projects.toy_world import measure_memory
-from projects.toy_world.measure_memory import Bench, truth_of
+from projects.toy_world.measure_memory import ALL_NAMES, Bench, truth_of
 from projects.toy_world.names import BASE_THINGS, NAMES, vocabulary
 from projects.toy_world.world import scene
 
 SCENES = 2
 
 
-def examples(bench: Bench, count: int) -> measure_memory.Examples:
+def examples(bench: Bench, count: int, new_share: float = 0.0) -> measure_memory.Examples:
     """Return a random embedding for each name, which resembles nothing."""
     generator = torch.Generator().manual_seed(0)
     drawn = scene((0, 0), split="val")
     region = torch.from_numpy(drawn.panoptic == 1)[None]
     width = bench.model.embed_regions(*bench.inputs(drawn), region).embeddings.shape[1]
     return {
-        str(name): [(torch.randn(width, generator=generator), 0.3)]
-        for name in NAMES
-        if name.is_thing
+        str(name): [(torch.randn(width, generator=generator), 0.3, torch.zeros(width))]
+        for name in ALL_NAMES
     }
 
 
@@ -36,17 +35,18 @@ def test_without_a_memory_it_is_the_inferencers_quality(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Bench, "examples", examples)
-    out = tmp_path / "memory.json"
+    out, figure = tmp_path / "memory.json", tmp_path / "memory.png"
+    monkeypatch.setattr(measure_memory, "KINDS", ("new", "novel"))
     assert measure_memory.main([
-        *("--scenes", str(SCENES), "--draws", "1", "--shots", "0", "1", "--out", str(out)),
+        *("--scenes", str(SCENES), "--draws", "1", "--shots", "0", "1"),
+        *("--out", str(out), "--plot", str(figure)),
     ]) == 0  # fmt: skip
+    assert figure.read_bytes()[:4] == b"\x89PNG"
     rows = json.loads(out.read_text())["rows"]
-    assert [(row["kind"], row["shots"]) for row in rows][:3] == [
-        ("words", 0),
-        ("words", 1),
-        ("unread", 0),
-    ]
-    assert len(rows) == 8
+    kinds = [("new", 0), ("new", 1), ("novel", 0), ("novel", 1)]
+    assert [(row["kind"], row["shots"]) for row in rows] == kinds
+    assert rows[0]["taught"] == 0  # no text encoder reads the new words
+    rows = rows[2:]
     inferencer = OpenVocabInferencer("odise_toy_label", measure_memory.WEIGHTS, device="cpu")
     total = PanopticCounts.zeros(len(NAMES))
     for number in range(SCENES):

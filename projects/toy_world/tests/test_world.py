@@ -11,7 +11,7 @@ from scipy import ndimage
 from odise_mm.datasets.noun_phrases import NounPhrases, load_tagger
 from projects.toy_world import drawing, world
 from projects.toy_world.captions import plural, split_words, words
-from projects.toy_world.names import BASE_THINGS, NAMES, NOVEL_THINGS, THINGS
+from projects.toy_world.names import BASE_THINGS, NAMES, NEW_NAMES, NOVEL_THINGS, THINGS
 from projects.toy_world.plan import Plan, compose
 from projects.toy_world.world import NUM_CAPTIONS, SIZE, Scene, scene
 
@@ -120,6 +120,27 @@ def test_colors_are_recognizable_with_effects(plans: list[Plan]) -> None:
                 nearest = names[np.abs(table - color).sum(-1).argmin()]
                 right, total = right + (nearest == thing.name.color), total + 1
     assert total > 80 and right == total
+
+
+def test_new_names_change_only_what_they_replace() -> None:
+    assert not set(words()) >= {word for name in NEW_NAMES for word in split_words(str(name))}
+    assert [name.category for name in NEW_NAMES] == list(range(len(NAMES) + 1, len(NAMES) + 16))
+    drawn, untouched = set(), 0
+    for i in range(60):
+        before, made = scene((2, i), "val"), scene((2, i), "val", new_share=0.4)
+        assert same(before, scene((2, i), "val", new_share=1e-12))  # none is replaced
+        new = [s for s in made.segments if s.name in NEW_NAMES]
+        drawn |= {s.name for s in new}
+        assert not any(s.name in NEW_NAMES for s in before.segments)
+        replaced = [s.id for s in before.segments if s.id not in {t.id for t in made.segments}]
+        changed = np.isin(made.panoptic, [s.id for s in new]) | np.isin(before.panoptic, replaced)
+        rest = ~ndimage.binary_dilation(changed, ERODED, 3)
+        untouched += rest.sum()
+        np.testing.assert_array_equal(made.image[rest], before.image[rest])
+        np.testing.assert_array_equal(made.panoptic[rest], before.panoptic[rest])
+    assert drawn == set(NEW_NAMES) and untouched > 10 * SIZE**2
+    with pytest.raises(ValueError, match="new names are for scenes of 'val', not 'train'"):
+        scene(0, "train", new_share=0.1)
 
 
 @pytest.mark.parametrize("shape", drawing.SHAPES)
