@@ -13,7 +13,7 @@ from odise_mm.registry import MODELS
 from odise_mm.utils.settings import check_flag, check_weight
 from odise_mm.vocabulary import Vocabulary
 
-MEMORY_ALPHA, MEMORY_BETA = 0.5, 1.0
+MEMORY_ALPHA, MEMORY_BETA = 0.5, 0.8
 """Default weights of a memory."""
 
 
@@ -32,19 +32,19 @@ class GeometricEnsemble(nn.Module):
     weights of ``more``.
 
     The prediction of a :class:`~odise_mm.models.MemoryClassifier` (``ClassPrediction.relative``)
-    is put on the scale of the last prediction of words, usually CLIP's. Let h be the mean over an
-    image's masks, each weighted by 1 - p_void, of their highest logit l(c), and a that of their
-    mean logit over all classes. An example counts like a word whose logit is
+    is put on the scale of the last prediction of words, usually CLIP's, with the logits l(c). Let h
+    be the mean over an image's masks, each weighted by 1 - p_void, of the highest logit of the
+    classes without examples, and a that of their mean logit. (If all classes have examples, of all
+    that words know.) An example counts like a word with the logit
     ``v(c) = a + (h - a) * relative(c)``: as high as the best word's usually is if the mask is as
     similar as one example is to another, and like any word's if it is unrelated.
 
-    - For classes that words know, an example is one more synonym. The logit becomes
-      ``l(c) + w * r * max(v(c) - l(c), 0)``, and the mean above is computed with it. r is the
-      probability by which the memory recognizes the mask.
-    - For classes that words do not know, the memory's share is ``m(c) = w * r * softmax(j)(c)``,
-      where j is v for these classes and l for the others. It is mixed in linearly, void included,
-      as in kNN-LM (arXiv 1911.00172, equation 3):
-      ``p(c) <- (1 - sum over k of m(k)) * p(c) + m(c)``. The others keep their proportions.
+    As with synonyms, the better of the two counts: ``j(c) = max(l(c), v(c))`` for classes with
+    examples, and l(c) for the others. What the examples add to the words' probability is
+    ``m(c) = w * r * max(softmax(j)(c) - softmax(l)(c), 0)`` for the former. r is the probability by
+    which the memory recognizes the mask. m is mixed in linearly, void included, as in kNN-LM (arXiv
+    1911.00172, equation 3): ``p(c) <- (1 - sum over k of m(k)) * p(c) + m(c)``. So classes without
+    examples keep their proportions.
 
     The weight w is ``memory_alpha`` for base classes and ``memory_beta`` for novel classes, times
     the ``memory_weight`` of a call, which is 1 by default.
@@ -166,9 +166,7 @@ class GeometricEnsemble(nn.Module):
         taken = []
         for memory in class_predictions:
             if memory.abstains is not None:
-                last, share = self._with_examples(words[-1], memory, 1 - p_void, vocabulary)
-                words = [*words[:-1], last]
-                taken.append(share)
+                taken.append(self._examples(words[-1], memory, 1 - p_void, vocabulary))
         joined = self.ensemble_logits(words, vocabulary).softmax(-1)
         void = p_void if self.drop_void else torch.zeros_like(p_void)
         probabilities = torch.cat([joined * (1 - p_void), void], dim=-1)
@@ -177,38 +175,32 @@ class GeometricEnsemble(nn.Module):
             probabilities = torch.cat([mixed[..., :-1] + share, mixed[..., -1:]], -1)
         return probabilities
 
-    def _with_examples(
+    def _examples(
         self, words: ClassPrediction, memory: ClassPrediction, kept: Tensor, vocabulary: Vocabulary
-    ) -> tuple[ClassPrediction, Tensor]:
-        """Let examples count like words.
+    ) -> Tensor:
+        """Compute a memory's shares m of the classes, (B, Q, K).
 
         Args:
             words: the last prediction of words.
             memory: that of a memory.
             kept: 1 - p_void, (B, Q, 1).
             vocabulary: the K classes.
-
-        Returns:
-            ``words`` with the examples of the classes that it knows, and the memory's shares of the
-            others, (B, Q, K), which are 0 for the former.
         """
         base = self._base(vocabulary, kept.device)
         weight = self.memory_weight * torch.where(base, self.memory_alpha, self.memory_beta)
         weight = weight * (1 - memory.p_void.float()[..., None])
         logits, taught = words.logits.float(), ~memory.abstains[:, None]
         read = logits > NEVER / 2
-        average = logits.masked_fill(~read, 0).sum(-1, keepdim=True) / read.sum(-1, keepdim=True)
+        rest = read & ~taught
+        rest = torch.where(rest.any(-1, keepdim=True), rest, read)
+        average = logits.masked_fill(~rest, 0).sum(-1, keepdim=True) / rest.sum(-1, keepdim=True)
+        best = logits.masked_fill(~rest, NEVER).amax(-1, keepdim=True)
         of_mask = kept / kept.sum(1, keepdim=True).clamp_min(1e-6)
-        low, high = (
-            (of_mask * each).sum(1, keepdim=True)
-            for each in (average, logits.amax(-1, keepdim=True))
-        )
+        low, high = ((of_mask * each).sum(1, keepdim=True) for each in (average, best))
         shown = low + (high - low) * memory.relative.float()
-        gain = (weight * (shown - logits).clamp_min(0)).masked_fill(~(taught & read), 0)
-        logits = logits + gain
-        unread = taught & ~read
-        share = weight * torch.where(unread, shown, logits).softmax(-1).masked_fill(~unread, 0)
-        return words._replace(logits=logits), share
+        better = taught & (shown > logits)
+        share = torch.where(better, shown, logits).softmax(-1) - logits.softmax(-1)
+        return weight * share.masked_fill(~better, 0).clamp_min(0)
 
     def void_probability(self, class_predictions: Sequence[ClassPrediction]) -> Tensor:
         """Return the model's own probability of void, (B, Q) float32."""

@@ -131,27 +131,23 @@ def test_ensemble_counts_examples_like_words(unread: bool) -> None:
     silent = MemoryClassifier()(prediction(unit(4, 0)), [], NAMES)
     assert torch.equal(ensemble([*words, silent], NAMES), before)
     queries = torch.cat([unit(3, 1), unit(5, 0)[1:2]])
-    memory = MemoryClassifier(filled(), threshold=0.3)(prediction(queries), [], NAMES)
-    read = torch.tensor([True, not unread, True])
+    examples = filled()
+    for name in ("cat", "kitten"):
+        examples.remove(name)
+    memory = MemoryClassifier(examples, threshold=0.3)(prediction(queries), [], NAMES)
     kept = (1 - p_void)[0] / (1 - p_void).sum()
-    low = (kept * clip[0][:, read].mean(-1)).sum()
-    high = (kept * clip[0].amax(-1)).sum()
+    others = clip[0, :, [0, 2]]  # the classes without examples
+    low, high = (kept * others.mean(-1)).sum(), (kept * others.amax(-1)).sum()
     shown = low + (high - low) * memory.relative[0]
+    shown[:, [0, 2]] = -1e4
+    added = torch.maximum(clip[0], shown).softmax(-1) - clip[0].softmax(-1)
+    added = added.clamp_min(0) * (shown > clip[0])
     for factor in (1.0, 0.4, 0.0):
         mixed = ensemble.with_weights(memory_weight=factor)([*words, memory], NAMES)[0]
-        r = 1 - memory.p_void[0, :, None]
-        w = factor * r * torch.tensor([0.5, 0.9, 0.9])
-        taught = torch.tensor([True, True, False])
-        gain = torch.where(taught & read, w * (shown - clip[0]).clamp_min(0), torch.zeros(()))
-        more = [words[0], ClassPrediction((clip[0] + gain)[None])]
-        wanted = ensemble(more, NAMES)[0]
-        if unread:
-            logits = clip[0] + gain
-            logits[:, 1] = shown[:, 1]
-            m = w[:, 1] * logits.softmax(-1)[:, 1]
-            assert factor == 0 or m.max() > 0.1
-            wanted = wanted * (1 - m[:, None])
-            wanted[:, 1] += m
+        m = factor * (1 - memory.p_void[0, :, None]) * torch.tensor([0, 0.9, 0]) * added
+        assert factor == 0 or m.max() > 0.02
+        wanted = before[0] * (1 - m.sum(-1, keepdim=True))
+        wanted[:, :3] += m
         torch.testing.assert_close(mixed, wanted)
         torch.testing.assert_close(mixed.sum(-1), torch.ones(4))
     assert torch.equal(mixed, before[0])
