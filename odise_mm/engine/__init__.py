@@ -1,6 +1,11 @@
 """Runner, loops, hooks and optimizer wrappers."""
 
-from odise_mm.engine.hooks import AtomicCheckpointHook, FiniteLossHook, IterationSeedHook
+from odise_mm.engine.hooks import (
+    AtomicCheckpointHook,
+    FeatureCacheHook,
+    FiniteLossHook,
+    IterationSeedHook,
+)
 from odise_mm.engine.loops import OpenVocabTestLoop, OpenVocabTrainLoop, OpenVocabValLoop
 from odise_mm.engine.optim import BFloat16OptimWrapper, TrainedParametersConstructor
 from odise_mm.engine.runner import OpenVocabRunner
@@ -8,6 +13,7 @@ from odise_mm.engine.runner import OpenVocabRunner
 __all__ = [
     "AtomicCheckpointHook",
     "BFloat16OptimWrapper",
+    "FeatureCacheHook",
     "FiniteLossHook",
     "IterationSeedHook",
     "OpenVocabRunner",

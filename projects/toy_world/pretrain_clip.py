@@ -53,6 +53,7 @@ def train(args: argparse.Namespace, until: int | None = None) -> loop.Training:
         lr=args.lr,
         warmup=min(200, args.steps // 5),
         weight_decay=0.1,
+        muon_lr=args.muon_lr,
         beta2=0.98,
         seed=args.seed,
         precision=args.precision or loop.best_precision(device),
@@ -62,6 +63,7 @@ def train(args: argparse.Namespace, until: int | None = None) -> loop.Training:
         "model": clip.MODEL,
         "scenes_per_step": args.scenes,
         "regions_per_scene": args.regions,
+        "masked_regions_per_scene": args.masked_regions,
         "mask_tokens": args.mask_tokens,
     }
     torch.manual_seed(args.seed)
@@ -71,7 +73,7 @@ def train(args: argparse.Namespace, until: int | None = None) -> loop.Training:
     # longer than any run, so that the data of a step does not depend on the number of steps
     stream = clip.Web(
         _MOST_STEPS * args.scenes, args.seed, vision["image_size"], vision["patch_size"],
-        args.regions,
+        args.regions, args.masked_regions,
     )  # fmt: skip
     batches = loop.batches(stream, args.scenes, training.step, clip.collate, args.workers)
     step = clip.Step(model, args.mask_tokens)
@@ -103,7 +105,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--regions",
         type=positive_int,
         default=3,
-        help="regions per scene used as images, and as mask tokens (default: %(default)s)",
+        help="regions per scene used as images (default: %(default)s)",
+    )
+    add(
+        "--masked-regions",
+        type=positive_int,
+        default=3,
+        help="regions per scene used as mask tokens, which take little time (default: %(default)s)",
     )
     add(
         "--mask-tokens",
@@ -113,6 +121,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "uses them (default: yes)",
     )
     add("--lr", type=float, default=1e-3, help="highest learning rate (default: %(default)s)")
+    add(
+        "--muon-lr",
+        type=float,
+        default=0.0,
+        help="highest learning rate of Muon, which then trains the linear layers instead of AdamW; "
+        "0.02 is a good value (default: 0, AdamW trains everything)",
+    )
     add("--every", type=positive_int, default=250, help="steps between evaluations (default: 250)")
     add("--val-scenes", type=positive_int, default=250, help="scenes per evaluation (default: 250)")
     add("--workers", type=int, default=1, help="number of processes that draw scenes (default: 1)")
@@ -124,8 +139,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="default: bf16 if the device supports it in hardware, otherwise fp32",
     )
     args = parser.parse_args(argv)
-    if args.seed < 0 or args.workers < 0 or args.lr <= 0:
-        parser.error("--seed and --workers must be at least 0, and --lr above 0")
+    if args.seed < 0 or args.workers < 0 or args.lr <= 0 or args.muon_lr < 0:
+        parser.error("--seed, --workers and --muon-lr must be at least 0, and --lr above 0")
     return args
 
 

@@ -14,6 +14,7 @@ from odise_mm.config.building import build_part
 from odise_mm.errors import ConfigError
 from odise_mm.models.losses.auxiliary_loss import TrainingOutputs, check_auxiliary_losses
 from odise_mm.models.segmentors.base_segmentor import BaseSegmentor, Names, Samples
+from odise_mm.models.segmentors.feature_cache import FeatureCache
 from odise_mm.models.segmentors.regions import with_regions
 from odise_mm.models.segmentors.results import SegmentedImages, cropped
 from odise_mm.models.segmentors.supervision import (
@@ -124,6 +125,7 @@ class OpenVocabSegmentor(BaseSegmentor):
         if not isinstance(auxiliary_losses, list | tuple):
             raise ConfigError(f"auxiliary_losses={auxiliary_losses!r} must be a list of losses")
         self.detach_features = detach_features
+        self.feature_cache: FeatureCache | None = None
         self.tile_size = tile_size
         self.max_tiles_per_batch = max_tiles_per_batch
         shared = self._build_clip(clip, text_encoder)
@@ -258,6 +260,31 @@ class OpenVocabSegmentor(BaseSegmentor):
             size: height and width of a tile in the image, in pixels.
             captions: caption of the image of every tile, if known.
         """
-        condition = () if self.captioner is None else (self.captioner(tiles, captions),)
-        features = self.backbone(tiles, *condition)
+        if self.feature_cache is not None and self.training:
+            features = self.feature_cache(tiles, captions, self._raw_features)
+        else:
+            features = self._raw_features(tiles, captions)
         return tuple(features) if self.neck is None else self.neck(features, size)
+
+    def keep_features(self, cache: FeatureCache | None) -> None:
+        """Freeze the captioner, and compute the raw features of every training tile only once.
+
+        Args:
+            cache: keeps the features; None computes them each time again, with a frozen captioner.
+
+        Raises:
+            ConfigError: the backbone is trained.
+        """
+        trained = [name for name, value in self.backbone.named_parameters() if value.requires_grad]
+        if trained:
+            raise ConfigError(
+                f"the features of {type(self.backbone).__name__} cannot be kept, because the "
+                f"backbone is trained (backbone.{trained[0]}, ...)"
+            )
+        if self.captioner is not None:
+            self.captioner.requires_grad_(False)
+        self.feature_cache = cache
+
+    def _raw_features(self, tiles: Tensor, captions: Captions) -> Sequence[Tensor]:
+        condition = () if self.captioner is None else (self.captioner(tiles, captions),)
+        return self.backbone(tiles, *condition)

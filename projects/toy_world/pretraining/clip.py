@@ -50,14 +50,14 @@ _HELD_OUT = 10**6  # seed of the scenes for evaluation, split "val"
 
 
 class Batch(NamedTuple):
-    """Data of a step: B scenes with k regions and k masked regions each.
+    """Data of a step: B scenes with k regions and m masked regions each.
 
     Attributes:
         wholes: (B, 3, S, S) uint8, whole images.
         regions: (B * k, 3, S, S) uint8, regions as separate images.
-        patches: (B, k, P) bool, the patches of the whole images that masked regions touch.
+        patches: (B, m, P) bool, the patches of the whole images that masked regions touch.
         texts: Texts of wholes, regions and masked regions, in this order.
-        groups: (B + 2 B k,) int64, equal for texts with the same meaning.
+        groups: (B + B k + B m,) int64, equal for texts with the same meaning.
     """
 
     wholes: Tensor
@@ -75,12 +75,15 @@ class Web(Dataset):
         seed: Seed of the scenes.
         size: Height and width of the images, in pixels.
         patch: Edge length of CLIP's patches, in pixels.
-        per_scene: Number of regions, and of masked regions, per scene.
+        regions: Number of regions per scene.
+        masked: Number of masked regions per scene.
     """
 
-    def __init__(self, length: int, seed: int, size: int, patch: int, per_scene: int) -> None:
+    def __init__(
+        self, length: int, seed: int, size: int, patch: int, regions: int, masked: int
+    ) -> None:
         self.length, self.seed, self.size, self.patch = length, seed, size, patch
-        self.per_scene = per_scene
+        self.regions, self.masked = regions, masked
 
     def __len__(self) -> int:
         return self.length
@@ -90,8 +93,8 @@ class Web(Dataset):
         rng = np.random.default_rng([_ITEM_SEED_OFFSET, self.seed, index])
         caption = made.captions[rng.integers(len(made.captions))]
         regions, patches, names = [], [], []
-        for masked in (False, True):
-            for segment in _some(made, self.per_scene, rng):
+        for masked, count in ((False, self.regions), (True, self.masked)):
+            for segment in _some(made, count, rng):
                 mask = made.panoptic == segment.id
                 if masked:
                     patches.append(touched(torch.from_numpy(mask), self.size, self.patch))
@@ -143,12 +146,12 @@ def mask_logits(mask: Tensor) -> Tensor:
 def collate(items: Sequence[tuple[Any, ...]]) -> Batch:
     """Collate items of :class:`Web` to a batch."""
     wholes, regions, patches, texts, labels = zip(*items, strict=True)
-    k = len(patches[0])
+    k, m = len(regions[0]), len(patches[0])
     order = [[text[0] for text in texts]]
     groups: list[list[Any]] = [[captions.split_words(text[0]) for text in texts]]
-    for first in (0, k):
-        order += [list(text[1 + first : 1 + first + k]) for text in texts]
-        groups += [list(label[first : first + k]) for label in labels]
+    for first, end in ((0, k), (k, k + m)):
+        order += [list(text[1 + first : 1 + end]) for text in texts]
+        groups += [list(label[first:end]) for label in labels]
     return Batch(
         torch.cat(wholes),
         torch.cat(regions),

@@ -53,6 +53,8 @@ class Recipe:
         lr: Highest learning rate, reached after ``warmup`` steps, then decayed to 0 with a cosine.
         warmup: Number of steps with a linearly increasing learning rate.
         weight_decay: Weight decay of matrices; norms, biases and scalars have none.
+        muon_lr: Highest learning rate of Muon (``torch.optim.Muon``), which then trains the linear
+            layers and AdamW everything else. 0: AdamW trains everything.
         beta2: AdamW's beta2.
         ema: Decay of the exponential moving average of the weights, from 0 to 1; smaller in the
             first steps. 0: no average.
@@ -66,6 +68,7 @@ class Recipe:
     lr: float
     warmup: int = 200
     weight_decay: float = 0.05
+    muon_lr: float = 0.0
     beta2: float = 0.99
     ema: float = 0.0
     seed: int = 0
@@ -146,9 +149,7 @@ class Training:
         # through JSON, so that settings read from a file compare equal
         self.settings = json.loads(json.dumps({**asdict(recipe), **settings}))
         self.average = deepcopy(module).requires_grad_(False) if recipe.ema else None
-        self.optimizer = torch.optim.AdamW(
-            _groups(module, recipe.weight_decay), lr=recipe.lr, betas=(0.9, recipe.beta2)
-        )
+        self.optimizers = _optimizers(module, recipe)
         self.step, self.log, self.seconds = 0, [], 0.0
         self.mean: dict[str, float] = {}
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -210,13 +211,15 @@ class Training:
 
     def _advance(self, losses_of: Callable[[int], dict[str, Tensor]]) -> dict[str, float]:
         recipe = self.recipe
-        for group in self.optimizer.param_groups:
-            group["lr"] = recipe.lr * _schedule(self.step, recipe.warmup, recipe.steps)
+        factor = _schedule(self.step, recipe.warmup, recipe.steps)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = factor * optimizer.defaults["lr"]
         self.module.train()
         with self.arithmetic():
             losses = losses_of(self.step)
             total = sum(losses.values())
-            self.optimizer.zero_grad()
+            self.module.zero_grad()
             total.backward()
         values = {key: float(loss.detach()) for key, loss in losses.items()}
         if not all(map(math.isfinite, values.values())):
@@ -224,7 +227,8 @@ class Training:
                 f"step {self.step}: losses {values}; lower the learning rate and start again"
             )
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         self.step += 1
         if self.average is not None:
             # a smaller decay at the start, so that the random weights are soon forgotten
@@ -268,7 +272,7 @@ class Training:
             "mean": self.mean,
             "seconds": self.seconds,
             "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "average": None if self.average is None else self.average.state_dict(),
         }
         with replacing(self.file) as temporary:
@@ -293,20 +297,41 @@ class Training:
                 "another folder, or remove that file to start again"
             )
         self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.step, self.log, self.seconds = state["step"], state["log"], state["seconds"]
         self.mean = state["mean"]
 
 
-def _groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [p for p in module.parameters() if p.ndim > 1]
-    others = [p for p in module.parameters() if p.ndim <= 1]
-    return [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
+def _optimizers(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Return AdamW, and Muon if the recipe has a learning rate for it.
+
+    Raises:
+        ConfigError: this torch has no Muon.
+    """
+    inner: dict[int, nn.Parameter] = {}
+    if recipe.muon_lr:
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(
+                f"Muon needs torch 2.9 or newer, and this is {torch.__version__}; use muon_lr=0"
+            )
+        # the matrices between the layers' hidden states: not embeddings and output projections
+        for layer in module.modules():
+            if isinstance(layer, nn.Linear | nn.MultiheadAttention):
+                own = layer.parameters(recurse=False)
+                inner |= {id(weight): weight for weight in own if weight.ndim == 2}
+    others = [weight for weight in module.parameters() if id(weight) not in inner]
+    groups = [
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
     ]
+    adam = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2))
+    if not inner:
+        return [adam]
+    decay = recipe.weight_decay * recipe.lr / recipe.muon_lr  # the same shrinkage in every step
+    return [adam, torch.optim.Muon(inner.values(), lr=recipe.muon_lr, weight_decay=decay)]
 
 
 def _schedule(step: int, warmup: int, steps: int) -> float:

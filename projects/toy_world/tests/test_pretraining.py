@@ -70,17 +70,49 @@ def line(file: Path, until: int | None = None, **changes: object) -> loop.Traini
     return training
 
 
-def test_resumed_training_equals_uninterrupted_training(tmp_path: Path) -> None:
-    whole = line(tmp_path / "whole.pth")
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="Muon needs torch 2.9")
+
+
+@pytest.mark.parametrize("muon_lr", [0.0, pytest.param(0.05, marks=needs_muon)])
+def test_resumed_training_equals_uninterrupted_training(tmp_path: Path, muon_lr: float) -> None:
+    whole = line(tmp_path / "whole.pth", muon_lr=muon_lr)
     assert whole.done and [entry["step"] for entry in whole.log] == [2, 4, 6]
-    assert line(tmp_path / "parts.pth", until=3).step == 3
+    assert line(tmp_path / "parts.pth", until=3, muon_lr=muon_lr).step == 3
     (tmp_path / ".parts.pth.0123abcd.tmp").write_bytes(b"killed while saving")
-    parts = line(tmp_path / "parts.pth")
+    parts = line(tmp_path / "parts.pth", muon_lr=muon_lr)
     assert same(parts.module, whole.module) and same(parts.average, whole.average)
     assert parts.log == whole.log
     assert not list(tmp_path.glob(".*"))
     before = parts.file.stat().st_mtime_ns
-    assert line(parts.file).step == 6 and parts.file.stat().st_mtime_ns == before
+    assert line(parts.file, muon_lr=muon_lr).step == 6 and parts.file.stat().st_mtime_ns == before
+
+
+def test_muon_needs_a_new_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ConfigError, match="Muon needs torch 2.9 or newer"):
+        loop._optimizers(nn.Linear(1, 1), loop.Recipe(steps=1, lr=1e-3, muon_lr=0.02))
+
+
+@needs_muon
+def test_muon_trains_the_inner_matrices_only() -> None:
+    model = nn.ModuleDict(
+        dict(
+            words=nn.Embedding(5, 4),
+            attention=nn.MultiheadAttention(4, 2),
+            layers=nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Conv2d(8, 4, 1)),
+            out=nn.ParameterList([torch.zeros(4, 2)]),
+        )
+    )
+    recipe = loop.Recipe(steps=1, lr=1e-3, weight_decay=0.1, muon_lr=0.02)
+    adam, muon = loop._optimizers(model, recipe)
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    groups = [[names[id(p)] for p in g["params"]] for g in [*muon.param_groups, *adam.param_groups]]
+    assert groups[0] == ["attention.in_proj_weight", "attention.out_proj.weight", "layers.0.weight"]
+    assert groups[1] == ["words.weight", "layers.2.weight", "out.0"]
+    assert sorted(name for group in groups for name in group) == sorted(names.values())
+    shrinkage = {g["lr"] * g["weight_decay"] for g in [muon.param_groups[0], adam.param_groups[0]]}
+    assert max(shrinkage) == pytest.approx(min(shrinkage)) == pytest.approx(1e-4)
+    assert len(loop._optimizers(model, loop.Recipe(steps=1, lr=1e-3))) == 1
 
 
 def test_moving_average_of_the_weights(tmp_path: Path) -> None:
@@ -228,11 +260,11 @@ def test_loss_with_several_positives() -> None:
 
 
 def test_groups_of_batches_follow_the_names() -> None:
-    stream = clip.Web(5, 1, 64, 8, per_scene=2)
+    stream = clip.Web(5, 1, 64, 8, regions=2, masked=3)
     batch = clip.collate([stream[i] for i in range(5)])
     assert batch.wholes.shape == (5, 3, 64, 64) and batch.regions.shape == (10, 3, 64, 64)
-    assert batch.patches.shape == (5, 2, 64) and batch.patches.any(-1).all()
-    assert len(batch.texts) == len(batch.groups) == 25
+    assert batch.patches.shape == (5, 3, 64) and batch.patches.any(-1).all()
+    assert len(batch.texts) == len(batch.groups) == 30
     by_text = {}
     for text, group in zip(batch.texts[5:], batch.groups[5:].tolist(), strict=True):
         (name,) = {n for n in NAMES for t in TEMPLATES for s in n.synonyms if t.format(s) == text}
@@ -423,7 +455,7 @@ def test_datasets_can_be_pickled_for_spawned_workers(
     crops = diffusion.Crops(4, 0)
     batch = next(loop.batches(crops, 2, 1, torch.cat, 0))
     assert torch.equal(batch, torch.cat([crops[2], crops[3]]))
-    web = clip.Web(2, 0, 64, 8, 1)
+    web = clip.Web(2, 0, 64, 8, 1, 1)
     wanted = clip.collate([web[0], web[1]])
     assert next(loop.batches(web, 2, 0, clip.collate, 0)).texts == wanted.texts
 
