@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +12,7 @@ from mmengine.config import Config
 
 from odise_mm.config.building import build_model
 from odise_mm.config.finding import load_config
+from tests.support.forked_commands import run_commands
 from tests.test_docs import ROOT, blocks, commands
 
 PAGE = ROOT / "docs" / "finetune.md"
@@ -38,11 +36,8 @@ def shortened(words: list[str]) -> list[str]:
 
 
 def command(words: list[str]) -> list[str]:
-    """Return the command with the Python of this process."""
-    python = {"python": [], "odise-mm": ["-m", "odise_mm.cli"]}
-    if words[0] not in python:
-        return words
-    return [sys.executable, *python[words[0]], *words[1:]]
+    """Return the command without the installed program."""
+    return ["python", "-m", "odise_mm.cli", *words[1:]] if words[0] == "odise-mm" else words
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +46,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finetune")
     for name in ("configs", "demo", "odise_mm", "projects", "tools"):
         (folder / name).symlink_to(ROOT / name)
-    env = {**os.environ, "PYTHONPATH": str(folder)}
-    for words in commands(PAGE):
-        done = subprocess.run(
-            command(shortened(words)), cwd=folder, env=env, capture_output=True, text=True
-        )
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
+    run_commands([command(shortened(words)) for words in commands(PAGE)], folder)
     return folder
 
 

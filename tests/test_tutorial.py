@@ -7,14 +7,12 @@ tested, and asked for names; with the trained weights that ship, in processes of
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.forked_commands import run_commands
 from tests.test_docs import BLOCK, ROOT, commands
 
 PAGE = ROOT / "docs" / "tutorial.md"
@@ -24,7 +22,7 @@ SHORT = 100  # iterations of the label training
 SHORTER = {
     "generate.py": "--number 160 20",
     "show.py": "--number 2",
-    "train.py odise_toy_label": f"--cfg-options train_cfg.max_iters={SHORT} "
+    "train.py odise_toy_label": f"--batch-size 4 --cfg-options train_cfg.max_iters={SHORT} "
     f"param_scheduler.1.end={SHORT} param_scheduler.0.end=20 param_scheduler.1.begin=20",
     "train.py toy_conv.py": "--cfg-options train_cfg.max_iters=4 param_scheduler.1.end=200",
     "pretrain_clip.py": "--steps 2 --scenes 2 --val-scenes 2 --workers 0",
@@ -56,13 +54,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for match in BLOCK.finditer(TEXT):
         if match["mark"]:
             (folder / match["mark"].removeprefix("file: ")).write_text(match["code"])
-    # the tools put the repository on Python's path, which this folder stands for
-    env = {**os.environ, "PYTHONPATH": str(folder)}
-    for words in commands(PAGE):
-        assert words[0] == "python"
-        command = [sys.executable, *shortened(words)[1:]]
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stderr[-3000:]}"
+    run_commands([shortened(words) for words in commands(PAGE)], folder)
     return folder
 
 
