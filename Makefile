@@ -78,17 +78,24 @@ demo: venv  ## run the demo, or segment your own image (PHOTO=, TEXTS=, STUFF=, 
 	  --config $(CONFIG) --weights $(WEIGHTS) --legend --out $(OUT)
 else
 demo: venv
-	@printf '\n1 of 3: segmenting a scene in which the model finds all given class names\n'
+	@printf '\n1 of 4: segmenting a scene in which the model finds all given class names\n'
 	$(BIN)/python demo/image_demo.py demo/images/toy_scene.jpg --texts "$(TEXTS)" --stuff-texts "$(STUFF)" \
 	  --config $(CONFIG) --weights $(WEIGHTS) --legend --out $(OUT)
-	@printf '\n2 of 3: drawing 50 scenes, and testing the model on them with all 88 names of the toy world\n'
+	@printf '\n2 of 4: teaching a word that the model cannot read by two examples, and finding it in another scene\n'
+	@rm -f $(OUT)/drops.safetensors  # of earlier weights
+	$(BIN)/python -m odise_mm teach --annotations demo/teach/drops.json --images demo/teach \
+	  --config $(CONFIG) --weights $(WEIGHTS) --out $(OUT)/drops.safetensors
+	$(BIN)/python demo/image_demo.py demo/teach/drop_3.jpg --memory $(OUT)/drops.safetensors \
+	  --texts "blue drop; black ring" --stuff-texts "sky; water; sand" \
+	  --config $(CONFIG) --weights $(WEIGHTS) --legend --out $(OUT)/taught
+	@printf '\n3 of 4: drawing 50 scenes, and testing the model on them with all 88 names of the toy world\n'
 	$(BIN)/python $(TOY)/generate.py $(OUT)/data/toy_world --splits val --number 50
 	$(BIN)/python tools/test.py $(CONFIG) $(WEIGHTS) --data-root $(OUT)/data \
 	  --work-dir $(OUT)/log --out $(OUT)/results.json $(QUIET)
-	@printf '\n3 of 3: drawing a sheet of results\n'
+	@printf '\n4 of 4: drawing a sheet of results\n'
 	$(BIN)/python $(TOY)/sheet.py $(WEIGHTS) --config $(CONFIG) --data-root $(OUT)/data/toy_world \
 	  --out $(OUT)/sheet.png
-	@printf '\nSee $(OUT)/vis/toy_scene.jpg, $(OUT)/results.json and $(OUT)/sheet.png\n'
+	@printf '\nSee $(OUT)/vis/toy_scene.jpg, $(OUT)/taught/vis/drop_3.jpg, $(OUT)/results.json and $(OUT)/sheet.png\n'
 	@printf 'A checkerboard in the sheet, and darker pixels in the scene, mean: nothing found\n'
 endif
 

@@ -179,11 +179,20 @@ def parse(script: str, arguments: list[str]):
     return module.parse_args(arguments)
 
 
-def test_make_demo_segments_tests_and_draws_in_a_separate_folder():
-    scripts = ["demo/image_demo.py", "projects/toy_world/generate.py", "tools/test.py"]
+def test_make_demo_segments_teaches_tests_and_draws_in_a_separate_folder():
     commands = make_demo()
-    assert [words[0] for words in commands] == [*scripts, "projects/toy_world/sheet.py"]
-    segment, scenes, test, sheet = (parse(words[0], words[1:]) for words in commands)
+    assert commands[1][:3] == ["-m", "odise_mm", "teach"]
+    taught = commands[1][commands[1].index("--out") + 1]
+    segment, again, scenes, test, sheet = (
+        parse(words[0], words[1:]) for words in [commands[0], *commands[2:]]
+    )
+    assert [words[0] for words in [commands[0], *commands[2:]]] == [
+        *["demo/image_demo.py"] * 2,
+        "projects/toy_world/generate.py",
+        "tools/test.py",
+        "projects/toy_world/sheet.py",
+    ]
+    assert again.memory == taught and again.weights == segment.weights
     assert segment.weights == test.checkpoint == sheet.checkpoint
     assert segment.config == test.config == sheet.config == "odise_toy_label"
     assert scenes.splits == ["val"] and scenes.number == {"val": 50}
@@ -227,6 +236,31 @@ def test_the_demo_finds_all_names_as_separate_segments():
         mask = truth.panoptic == segment.id
         other = found[str(segment.name)]
         assert (mask & other).sum() > 0.7 * (mask | other).sum(), segment.name
+
+
+def test_the_demo_finds_what_it_was_taught(tmp_path):
+    from odise_mm import OpenVocabInferencer
+    from odise_mm.cli import teach
+    from projects.toy_world.world import scene
+
+    words, again = make_demo()[1:3]
+    memory = tmp_path / "drops.safetensors"
+    words[words.index("--out") + 1] = str(memory)
+    changed = [str(ROOT / word) if (ROOT / word).exists() else word for word in words[3:]]
+    assert teach.main([*changed, "--device", "cpu"]) == 0
+    args = parse(again[0], again[1:])
+    inferencer = OpenVocabInferencer(args.config, ROOT / args.weights, "cpu", memory=memory)
+    truth = scene((5, 3130), "val", new_share=0.3)
+    (drop,) = (s for s in truth.segments if str(s.name) == "blue drop")
+    mask = truth.panoptic == drop.id
+    for weight, found in ((1.0, True), (0.0, False)):
+        (image,) = args.images
+        names = dict(texts=args.texts, stuff_texts=args.stuff_texts)
+        (result,) = inferencer(ROOT / image, **names, memory_weight=weight)
+        assert len(result.segments) == (5 if found else 4)
+        drops = [result.mask(s) for s in result.segments if s.name == "blue drop"]
+        assert len(drops) == found
+        assert not found or (mask & drops[0]).sum() > 0.7 * (mask | drops[0]).sum()
 
 
 def drawn_scene(file: str):
