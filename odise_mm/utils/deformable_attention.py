@@ -3,14 +3,20 @@
 mmcv's version calls ``grid_sample`` for every level and stores all samples before it sums them. A
 weighted sum of rows of a table is a single operator, ``embedding_bag``: the rows are the values of
 one head at one pixel, and the weights are those of the attention times those of the bilinear
-interpolation. No sample is stored, and a row is read as a whole.
+interpolation. No sample is stored, and a row is read as a whole. On CPUs, the gradient of the rows
+is computed here, because ``embedding_bag`` sorts all samples for it and adds them one by one.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+_CHUNK = 2**19  # numbers that the gradient of the rows holds at a time: 2 MB stay in a CPU's cache
 
 
 def deformable_attention(
@@ -67,10 +73,45 @@ def deformable_attention(
     upper = weight - lower
     upper_right, lower_right = upper * x, lower * x
     weights = torch.cat([upper - upper_right, upper_right, lower - lower_right, lower_right], dim=1)
-    out = F.embedding_bag(
-        rows, table.view(-1, channels), mode="sum", per_sample_weights=weights.to(value.dtype)
-    )
+    weighted_sum = _WeightedSum.apply if value.device.type == "cpu" else _weighted_sum
+    out = weighted_sum(table.view(-1, channels), rows, weights.to(value.dtype))
     return out.view(batch, -1, heads * channels)
+
+
+def _weighted_sum(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    """Sum rows of a table: (K, C), indices (N, S) and weights (N, S) to (N, C)."""
+    return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+
+
+class _WeightedSum(torch.autograd.Function):
+    """:func:`_weighted_sum` with a fast gradient of the table on CPUs."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(table, rows, weights)
+        return _weighted_sum(table, rows, weights)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        table, rows, weights = ctx.saved_tensors
+        of_table = of_weights = None
+        if ctx.needs_input_grad[0]:
+            dtype = torch.promote_types(table.dtype, torch.float32)
+            total = torch.zeros_like(table, dtype=dtype)
+            lines = max(1, _CHUNK // (rows.shape[1] * table.shape[1]))
+            chunks = (each.split(lines) for each in (rows, weights, gradient))
+            for row, weight, share in zip(*chunks, strict=True):
+                samples = weight[..., None].to(dtype) * share[:, None].to(dtype)
+                # 64 bits, because the fast algorithm does not take 32
+                total.index_add_(0, row.flatten().long(), samples.flatten(0, 1))
+            of_table = total.to(table.dtype)
+        if ctx.needs_input_grad[2]:
+            with torch.enable_grad():
+                leaf = weights.detach().requires_grad_()
+                summed = _weighted_sum(table.detach(), rows, leaf)
+            (of_weights,) = torch.autograd.grad(summed, leaf, gradient)
+        return of_table, None, of_weights
 
 
 def _bordered(value: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, list[int]]:

@@ -7,6 +7,7 @@ from mmcv.ops import multi_scale_deform_attn as attention
 from torch import Tensor
 
 from odise_mm.analysis.meta import running_on_meta
+from odise_mm.utils import deformable_attention as ours
 from odise_mm.utils import mmcv_ops
 from odise_mm.utils.deformable_attention import deformable_attention
 
@@ -52,6 +53,39 @@ def test_output_and_gradients_equal_grid_sample(bounds: tuple[float, float]) -> 
         strict=True,
     ):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 2**19])
+@pytest.mark.parametrize("trained", [(True, False), (False, True), (True, True)])
+def test_gradients_do_not_depend_on_chunks(
+    chunk: int, trained: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "_CHUNK", chunk)
+    generator = torch.Generator().manual_seed(0)
+    table, weights = (torch.randn(6, 5, generator=generator) for _ in range(2))
+    rows = torch.randint(6, (6, 5), generator=generator, dtype=torch.int32)
+    inputs = [
+        tensor.requires_grad_(wanted)
+        for tensor, wanted in zip((table, weights), trained, strict=True)
+    ]
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    upstream = torch.randn(6, 5, generator=generator)
+    got = torch.autograd.grad(ours._WeightedSum.apply(table, rows, weights), wanted, upstream)
+    dense = torch.zeros(6, 6).scatter_add(1, rows.long(), weights) @ table
+    for mine, other in zip(got, torch.autograd.grad(dense, wanted, upstream), strict=True):
+        torch.testing.assert_close(mine, other)
+
+
+def test_gradients_in_16_bits_are_summed_in_32() -> None:
+    value, where, weight = (t.detach().float() for t in make_inputs(0, 1))
+    rough = [t.bfloat16().requires_grad_() for t in (value, where, weight)]
+    exact = [t.detach().float().requires_grad_() for t in rough]
+    gradients = []
+    for inputs in (rough, exact):
+        out = deformable_attention(inputs[0], torch.tensor(SHAPES), *inputs[1:])
+        gradients += torch.autograd.grad(out.float().sum(), inputs[:1])
+    assert gradients[0].dtype is torch.bfloat16
+    torch.testing.assert_close(gradients[0].float(), gradients[1], rtol=0.05, atol=0.05)
 
 
 def test_points_at_corners_and_edges() -> None:
