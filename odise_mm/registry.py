@@ -32,13 +32,13 @@ DATA_SAMPLERS = _child(mmdet.DATA_SAMPLERS, "odise_mm.datasets")
 METRICS = _child(mmdet.METRICS, "odise_mm.evaluation")
 HOOKS = _child(mmdet.HOOKS, "odise_mm.engine")
 LOOPS = _child(mmdet.LOOPS, "odise_mm.engine")
+OPTIMIZERS = _child(mmdet.OPTIMIZERS, "odise_mm.engine")
 OPTIM_WRAPPERS = _child(mmdet.OPTIM_WRAPPERS, "odise_mm.engine")
 OPTIM_WRAPPER_CONSTRUCTORS = _child(mmdet.OPTIM_WRAPPER_CONSTRUCTORS, "odise_mm.engine")
 RUNNERS = _child(MMENGINE_RUNNERS, "odise_mm.engine")
 VISUALIZERS = _child(mmdet.VISUALIZERS, "odise_mm.visualization")
 # We register nothing in these. Without them, mmengine warns when it builds its own components.
 for _registry in (
-    mmdet.OPTIMIZERS,
     mmdet.PARAM_SCHEDULERS,
     mmdet.EVALUATOR,
     mmdet.LOG_PROCESSORS,

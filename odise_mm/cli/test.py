@@ -21,6 +21,7 @@ from odise_mm.utils.command_line import (
     INTERRUPTED,
     ConfigOptions,
     Parser,
+    fraction,
     one_line_errors,
     positive_int,
 )
@@ -111,6 +112,12 @@ def parse_args(argv: list[str] | None = None, prog: str | None = None) -> argpar
         "--memory",
         metavar="FILE",
         help="examples of classes, written by `odise-mm teach` with the same model",
+    )
+    how.add_argument(
+        "--memory-weight",
+        type=fraction,
+        metavar="W",
+        help="factor on the weights of the memory's prediction: 0 leaves it out (default: 1)",
     )
     out = parser.add_argument_group("output")
     out.add_argument(
@@ -214,6 +221,7 @@ def run(args: argparse.Namespace) -> int:
     from odise_mm.config.checking import is_complete
     from odise_mm.engine.image_scores import ImageScoresHook
     from odise_mm.engine.result_writer import ResultWriterHook
+    from odise_mm.errors import ConfigError
     from odise_mm.models.random_weights import RANDOM_WEIGHTS_NOTICE
     from odise_mm.utils.display import printable
 
@@ -238,9 +246,15 @@ def run(args: argparse.Namespace) -> int:
 
     runner = running.make_runner(sets[0].cfg, args.checkpoint, args.precision)
     described = running.describe_run(runner, args.checkpoint, args.precision, args.cfg_options)
+    model = running.unwrapped(runner.model)
     if memory is not None:
-        running.unwrapped(runner.model).memory = memory
+        model.memory = memory
         described["memory"] = dict(file=args.memory, digest=memory.digest, names=memory.names)
+    if args.memory_weight is not None:
+        if getattr(model, "memory", None) is None:
+            raise ConfigError("--memory-weight needs examples: give them with --memory")
+        model.ensemble = model.ensemble.with_weights(memory_weight=args.memory_weight)
+        described["memory_weight"] = args.memory_weight
     report = Report(described, [test_set.name for test_set in sets], random_weights)
     running.run_sets(
         runner, report, sets, hooks, args.out, limit=args.limit, per_class=args.per_class

@@ -13,7 +13,6 @@ import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import (
-    OPTIMIZERS,
     PARAM_SCHEDULERS,
     VISBACKENDS,
     Registry,
@@ -418,7 +417,7 @@ def _parts(cfg: Config) -> Iterator[tuple[str, dict[str, Any], Registry]]:
         full = ConfigDict(wrapper)
         full.setdefault("type", "OptimWrapper")
         yield "optim_wrapper", full, ours.OPTIM_WRAPPERS
-        yield from listed("optim_wrapper.optimizer", wrapper.get("optimizer"), OPTIMIZERS)
+        yield from listed("optim_wrapper.optimizer", wrapper.get("optimizer"), ours.OPTIMIZERS)
     yield from listed("param_scheduler", cfg.get("param_scheduler"), PARAM_SCHEDULERS)
     for name, hook in (cfg.get("default_hooks") or {}).items():
         yield from listed(f"default_hooks.{name}", hook, ours.HOOKS)

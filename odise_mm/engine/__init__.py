@@ -7,7 +7,7 @@ from odise_mm.engine.hooks import (
     IterationSeedHook,
 )
 from odise_mm.engine.loops import OpenVocabTestLoop, OpenVocabTrainLoop, OpenVocabValLoop
-from odise_mm.engine.optim import BFloat16OptimWrapper, TrainedParametersConstructor
+from odise_mm.engine.optim import BFloat16OptimWrapper, MuonAdamW, TrainedParametersConstructor
 from odise_mm.engine.runner import OpenVocabRunner
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "FeatureCacheHook",
     "FiniteLossHook",
     "IterationSeedHook",
+    "MuonAdamW",
     "OpenVocabRunner",
     "OpenVocabTestLoop",
     "OpenVocabTrainLoop",

@@ -1,8 +1,8 @@
-"""Optimizer constructor that skips frozen modules, and bfloat16 training on any device."""
+"""Optimizers, their constructor, which skips frozen modules, and bfloat16 training anywhere."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,8 +10,10 @@ import torch
 from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from torch import nn
 
-from odise_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS
+from odise_mm.errors import ConfigError
+from odise_mm.registry import OPTIM_WRAPPER_CONSTRUCTORS, OPTIM_WRAPPERS, OPTIMIZERS
 
+_LINEAR = (nn.Linear, nn.MultiheadAttention)
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
@@ -23,6 +25,9 @@ class TrainedParametersConstructor(DefaultOptimWrapperConstructor):
     mmengine, a custom key replaces all other rules. Here, ``norm_decay_mult`` and
     ``bias_decay_mult`` remain in effect for custom keys without ``decay_mult``: a learning rate of
     its own for the backbone does not give its norms a weight decay.
+
+    The groups of linear layers' weight matrices have the entry ``linear=True``, which
+    :class:`MuonAdamW` needs.
     """
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -35,6 +40,7 @@ class TrainedParametersConstructor(DefaultOptimWrapperConstructor):
         if any(p.requires_grad and id(p) not in added for p in module.parameters()):
             super().add_params(params, module, **kwargs)
             self._keep_decay_rules(params, module)
+            self._mark_linear_layers(params, module)
 
     def _keep_decay_rules(self, params: list[dict], module: nn.Module) -> None:
         """Apply the rules of weight decay to the module's parameters with a custom key."""
@@ -49,6 +55,104 @@ class TrainedParametersConstructor(DefaultOptimWrapperConstructor):
             rule = "norm_decay_mult" if is_norm else "bias_decay_mult" if name == "bias" else ""
             if self.paramwise_cfg.get(rule) is not None and "lr_mult" in group:
                 group["weight_decay"] = self.base_wd * self.paramwise_cfg[rule]
+
+    @staticmethod
+    def _mark_linear_layers(params: list[dict], module: nn.Module) -> None:
+        if isinstance(module, _LINEAR):
+            own = {id(p) for p in module.parameters(recurse=False) if p.ndim == 2}
+            for group in params:
+                if own.issuperset(map(id, group["params"])):
+                    group["linear"] = True
+
+
+@OPTIMIZERS.register_module()
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon for the weight matrices of linear layers, AdamW for all other parameters.
+
+    Muon (Jordan et al., https://kellerjordan.github.io/posts/muon, :class:`torch.optim.Muon`) makes
+    the momentum of a matrix orthogonal before it is subtracted. It is meant for the matrices
+    between hidden states, so embeddings, convolutions, norms and biases are left to AdamW, and so
+    are matrices with fewer than ``smallest`` rows or columns.
+
+    Which groups are linear layers is known from
+    ``optim_wrapper.constructor="TrainedParametersConstructor"``. Schedules change both learning
+    rates by the same factor. In a step, both shrink weights by the same share: Muon's weight decay
+    is ``weight_decay * lr / muon_lr``.
+
+    Args:
+        params: parameter groups; Muon trains those with ``linear=True``.
+        lr: AdamW's learning rate.
+        muon_lr: Muon's learning rate.
+        weight_decay: AdamW's weight decay.
+        betas: AdamW's coefficients of the running averages.
+        smallest: fewest rows and columns of a matrix that Muon trains.
+
+    Raises:
+        ConfigError: this torch has no Muon (it is part of torch 2.9), or no group has
+            ``linear=True``.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        muon_lr: float = 1e-2,
+        weight_decay: float = 0.05,
+        betas: tuple[float, float] = (0.9, 0.999),
+        smallest: int = 32,
+    ) -> None:
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(
+                f"MuonAdamW needs torch 2.9 or newer, and this is {torch.__version__}; use AdamW"
+            )
+        super().__init__(params, dict(lr=lr, weight_decay=weight_decay, linear=False))
+        for group in self.param_groups:
+            matrices = all(p.ndim == 2 and min(p.shape) >= smallest for p in group["params"])
+            group["linear"] = bool(group["linear"]) and matrices
+            if group["linear"]:
+                group["lr"] *= muon_lr / lr
+                group["weight_decay"] *= lr / muon_lr
+        if not any(group["linear"] for group in self.param_groups):
+            raise ConfigError(
+                "MuonAdamW: no parameter group has linear=True; set "
+                "optim_wrapper.constructor='TrainedParametersConstructor'"
+            )
+        self._betas = betas
+        self._share()
+
+    def _share(self) -> None:
+        """Make the two optimizers, which share groups and state with this one."""
+        groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        for group in self.param_groups:
+            groups[group["linear"]].append(group)
+        self._parts: list[torch.optim.Optimizer] = [torch.optim.Muon(groups[True])]
+        if groups[False]:
+            self._parts.append(torch.optim.AdamW(groups[False], betas=self._betas))
+        for part in self._parts:
+            part.state = self.state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load groups and state."""
+        super().load_state_dict(state_dict)
+        self._share()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Update all parameters.
+
+        Args:
+            closure: function that computes the gradients and returns the loss.
+
+        Returns:
+            The loss, or None.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self._parts:
+            part.step()
+        return loss
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from odise_mm.errors import OutputError
-from odise_mm.models.classifiers.base import class_of_synonym
+from odise_mm.models.classifiers.base import Classifier, class_of_synonym
 from odise_mm.models.classifiers.mapped_names import MappedNames
 from odise_mm.models.clip.prompts import templates_of
 from odise_mm.models.clip.text_encoder import TextEncoder
@@ -88,8 +88,8 @@ class NameInputs:
         key_of: dict[tuple[int, tuple[str, ...]], str] = {}
         for part in model.modules():
             encoder, template = getattr(part, "text_encoder", None), getattr(part, "template", None)
-            if not isinstance(encoder, TextEncoder) or template is None:
-                continue
+            if not isinstance(part, Classifier) or not isinstance(encoder, TextEncoder):
+                continue  # a captioner's text encoder and template are not for class names
             key = (id(encoder), templates_of(template))
             if key in key_of:
                 continue

@@ -63,6 +63,7 @@ def train(args: argparse.Namespace, until: int | None = None) -> loop.Training:
         "model": clip.MODEL,
         "scenes_per_step": args.scenes,
         "regions_per_scene": args.regions,
+        "regions_every": args.regions_every,
         "masked_regions_per_scene": args.masked_regions,
         "mask_tokens": args.mask_tokens,
     }
@@ -73,7 +74,7 @@ def train(args: argparse.Namespace, until: int | None = None) -> loop.Training:
     # longer than any run, so that the data of a step does not depend on the number of steps
     stream = clip.Web(
         _MOST_STEPS * args.scenes, args.seed, vision["image_size"], vision["patch_size"],
-        args.regions, args.masked_regions,
+        args.regions, args.regions_every, args.masked_regions,
     )  # fmt: skip
     batches = loop.batches(stream, args.scenes, training.step, clip.collate, args.workers)
     step = clip.Step(model, args.mask_tokens)
@@ -105,7 +106,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--regions",
         type=positive_int,
         default=3,
-        help="regions per scene used as images (default: %(default)s)",
+        help="regions of a scene used as images (default: %(default)s)",
+    )
+    add(
+        "--regions-every",
+        type=positive_int,
+        default=1,
+        help="only one of this number of scenes has regions used as images (default: %(default)s)",
     )
     add(
         "--masked-regions",
@@ -141,6 +148,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.seed < 0 or args.workers < 0 or args.lr <= 0 or args.muon_lr < 0:
         parser.error("--seed, --workers and --muon-lr must be at least 0, and --lr above 0")
+    if args.regions_every > args.scenes:
+        parser.error("--regions-every must be at most --scenes, so that every step has regions")
     return args
 
 

@@ -16,10 +16,12 @@ from odise_mm.analysis.explaining import explain
 from odise_mm.apis import OpenVocabInferencer
 from odise_mm.apis.teaching import Example
 from odise_mm.cli import teach
+from odise_mm.cli import test as test_command
 from odise_mm.converters.examples import limited, read_crops, read_examples
 from odise_mm.errors import CheckpointError, ConfigError, DatasetError, VocabularyError
 from odise_mm.io.tables import rows_of
 from odise_mm.models import RegionMemory
+from projects.toy_world import generate
 from projects.toy_world.world import Scene, scene
 
 WEIGHTS = Path(__file__).parents[2] / "projects/toy_world/weights/odise_label.safetensors"
@@ -240,3 +242,34 @@ def test_the_command(
             teach.main(wrong)
         assert message in capsys.readouterr().err
     inferencer.memory = RegionMemory()
+
+
+def test_the_weight_of_the_examples_in_a_test_run(
+    tmp_path: Path, capsys: Any, monkeypatch: Any, inferencer: OpenVocabInferencer
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    generate.main(["data/toy_world", "--splits", "val", "--number", "3"])
+    inferencer.memory = RegionMemory()
+    drawn = scene((0, 0), split="val")  # the first image of the test set
+    largest = max(drawn.segments, key=lambda segment: (drawn.panoptic == segment.id).sum())
+    wrong = "snow" if str(largest.name) != "snow" else "water"  # so that the results change
+    inferencer.teach(bgr(drawn), wrong, mask=drawn.panoptic == largest.id)
+    inferencer.memory.save("m.safetensors")
+
+    def scores(*options: str) -> dict[str, Any]:
+        run = ["odise_toy_label", str(WEIGHTS), "--data-root", "data", "--out", "out.json"]
+        changed = ["--cfg-options", "log_level=WARNING", "model.ensemble.memory_alpha=1.0"]
+        assert test_command.main([*run, *changed, *options]) == 0
+        found = json.loads(Path("out.json").read_text())
+        (of_set,) = found["sets"].values()
+        return {**found, "metrics": of_set["metrics"]}
+
+    plain, with_examples = scores(), scores("--memory", "m.safetensors")
+    without = scores("--memory", "m.safetensors", "--memory-weight", "0")
+    assert without["memory_weight"] == 0 and without["memory"]["names"] == {wrong: 1}
+    assert without["metrics"] == plain["metrics"]
+    assert with_examples["metrics"] != plain["metrics"]
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        scores("--memory-weight", "0.5")
+    assert "--memory-weight needs examples: give them with --memory" in capsys.readouterr().err

@@ -7,6 +7,7 @@ names are inputs.
 from __future__ import annotations
 
 import ast
+import copy
 import importlib.util
 import json
 import os
@@ -40,7 +41,7 @@ from odise_mm.export.graph_form import graph_form
 from odise_mm.export.readme import readme_of
 from odise_mm.models import OpenVocabSegmentor
 from odise_mm.models.classifiers.text_adapters import ContentDependentTransfer
-from odise_mm.models.necks.captioners.text import CaptionCaptioner
+from odise_mm.models.necks.captioners.text import CaptionCaptioner, HeuristicCaptioner
 from odise_mm.models.postprocess import panoptic_inference, resize_masks
 from odise_mm.vocabulary import Vocabulary
 from tests.support.golden_families import tiny_config
@@ -135,6 +136,18 @@ def names_for(case: Case, vocabulary: Vocabulary, folder: Path) -> dict[str, np.
     path, classes = write_names(case.model, folder, vocabulary)
     assert [c["name"] for c in json.loads(classes.read_text())["classes"]] == [*vocabulary.names]
     return dict(np.load(path))
+
+
+def test_names_of_a_captioner_are_not_class_names(case: Case, tmp_path: Path) -> None:
+    wanted = names_for(case, OTHER, tmp_path)
+    model = copy.copy(case.model)
+    model._modules = {**model._modules}
+    model.captioner = HeuristicCaptioner(
+        model.classifiers[0].text_encoder, lambda texts: torch.zeros(len(texts), 77, 8)
+    )
+    found = names_for(Case(model, case.folder, ""), OTHER, tmp_path)
+    assert found.keys() == wanted.keys()
+    assert all(np.array_equal(found[key], wanted[key]) for key in wanted)
 
 
 def padded(size: tuple[int, int]) -> tuple[int, int]:

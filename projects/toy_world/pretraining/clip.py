@@ -1,8 +1,9 @@
 """Small CLIP for the toy world: open_clip's model and a contrastive loss with several positives.
 
-Each scene contributes the whole image with a caption; regions with a name, as images (cropped, or
-gray outside the region); and masked regions with a name, as tokens of the whole image. These mask
-tokens are the same as in :class:`~odise_mm.models.MaskCLIPClassifier`.
+Each scene contributes the whole image with a caption, and masked regions with a name, as tokens of
+the whole image. Some scenes also contribute regions with a name as images (cropped, or gray outside
+the region), which take more time. The mask tokens are the same as in
+:class:`~odise_mm.models.MaskCLIPClassifier`.
 """
 
 from __future__ import annotations
@@ -50,14 +51,14 @@ _HELD_OUT = 10**6  # seed of the scenes for evaluation, split "val"
 
 
 class Batch(NamedTuple):
-    """Data of a step: B scenes with k regions and m masked regions each.
+    """Data of a step: B scenes with m masked regions each, and R regions as images.
 
     Attributes:
         wholes: (B, 3, S, S) uint8, whole images.
-        regions: (B * k, 3, S, S) uint8, regions as separate images.
+        regions: (R, 3, S, S) uint8, regions as separate images.
         patches: (B, m, P) bool, the patches of the whole images that masked regions touch.
         texts: Texts of wholes, regions and masked regions, in this order.
-        groups: (B + B k + B m,) int64, equal for texts with the same meaning.
+        groups: (B + R + B m,) int64, equal for texts with the same meaning.
     """
 
     wholes: Tensor
@@ -75,15 +76,16 @@ class Web(Dataset):
         seed: Seed of the scenes.
         size: Height and width of the images, in pixels.
         patch: Edge length of CLIP's patches, in pixels.
-        regions: Number of regions per scene.
+        regions: Number of regions of a scene that are shown as images.
+        every: Only one of this number of scenes, the first, shows regions as images.
         masked: Number of masked regions per scene.
     """
 
     def __init__(
-        self, length: int, seed: int, size: int, patch: int, regions: int, masked: int
+        self, length: int, seed: int, size: int, patch: int, regions: int, every: int, masked: int
     ) -> None:
         self.length, self.seed, self.size, self.patch = length, seed, size, patch
-        self.regions, self.masked = regions, masked
+        self.regions, self.every, self.masked = regions, every, masked
 
     def __len__(self) -> int:
         return self.length
@@ -93,7 +95,8 @@ class Web(Dataset):
         rng = np.random.default_rng([_ITEM_SEED_OFFSET, self.seed, index])
         caption = made.captions[rng.integers(len(made.captions))]
         regions, patches, names = [], [], []
-        for masked, count in ((False, self.regions), (True, self.masked)):
+        shown = 0 if index % self.every else self.regions
+        for masked, count in ((False, shown), (True, self.masked)):
             for segment in _some(made, count, rng):
                 mask = made.panoptic == segment.id
                 if masked:
@@ -107,7 +110,7 @@ class Web(Dataset):
         whole = np.ones(made.panoptic.shape, bool)
         return (
             _tensor([show_region(made.image, whole, "masked", self.size, rng)]),
-            _tensor(regions),
+            regions,
             torch.stack(patches),
             (caption, *texts),
             [name.category for name in names],
@@ -117,7 +120,7 @@ class Web(Dataset):
 def _some(made: Scene, count: int, rng: np.random.Generator) -> list[Any]:
     """Choose random segments; none is repeated before all have been chosen."""
     number = len(made.segments)
-    order = np.concatenate([rng.permutation(number) for _ in range(-(-count // number))])
+    order = [i for _ in range(-(-count // number)) for i in rng.permutation(number)]
     return [made.segments[i] for i in order[:count]]
 
 
@@ -146,18 +149,18 @@ def mask_logits(mask: Tensor) -> Tensor:
 def collate(items: Sequence[tuple[Any, ...]]) -> Batch:
     """Collate items of :class:`Web` to a batch."""
     wholes, regions, patches, texts, labels = zip(*items, strict=True)
-    k, m = len(regions[0]), len(patches[0])
-    order = [[text[0] for text in texts]]
-    groups: list[list[Any]] = [[captions.split_words(text[0]) for text in texts]]
-    for first, end in ((0, k), (k, k + m)):
-        order += [list(text[1 + first : 1 + end]) for text in texts]
-        groups += [list(label[first:end]) for label in labels]
+    shown = [len(images) for images in regions]
+    order = [text[0] for text in texts]
+    groups: list[Any] = [captions.split_words(text) for text in order]
+    for part in (lambda values, k: values[:k], lambda values, k: values[k:]):
+        order += [t for text, k in zip(texts, shown, strict=True) for t in part(text[1:], k)]
+        groups += [g for label, k in zip(labels, shown, strict=True) for g in part(label, k)]
     return Batch(
         torch.cat(wholes),
-        torch.cat(regions),
+        _tensor([image for images in regions for image in images]),
         torch.stack(patches),
-        [text for part in order for text in part],
-        number([str(key) for part in groups for key in part]),
+        order,
+        number([str(key) for key in groups]),
     )
 
 

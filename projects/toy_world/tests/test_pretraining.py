@@ -260,7 +260,7 @@ def test_loss_with_several_positives() -> None:
 
 
 def test_groups_of_batches_follow_the_names() -> None:
-    stream = clip.Web(5, 1, 64, 8, regions=2, masked=3)
+    stream = clip.Web(5, 1, 64, 8, regions=2, every=1, masked=3)
     batch = clip.collate([stream[i] for i in range(5)])
     assert batch.wholes.shape == (5, 3, 64, 64) and batch.regions.shape == (10, 3, 64, 64)
     assert batch.patches.shape == (5, 3, 64) and batch.patches.any(-1).all()
@@ -273,6 +273,21 @@ def test_groups_of_batches_follow_the_names() -> None:
     assert not set(batch.groups[:5].tolist()) & set(by_text.values())
     for i in range(5):
         assert batch.texts[i] in scene((1, i)).captions
+
+
+def test_some_scenes_show_no_regions() -> None:
+    every = clip.Web(4, 1, 64, 8, regions=2, every=1, masked=3)
+    some = clip.Web(4, 1, 64, 8, regions=2, every=3, masked=3)
+    all_shown, shown = (clip.collate([stream[i] for i in range(4)]) for stream in (every, some))
+    kept = [0, 1, 6, 7]  # of scenes 0 and 3
+    assert torch.equal(shown.regions, all_shown.regions[kept])
+    assert shown.texts[:4] == all_shown.texts[:4] and shown.patches.shape == (4, 3, 64)
+    # every text belongs to the group of its name, in scenes with regions and without
+    assert len(shown.texts) == len(shown.groups) == 4 + len(kept) + 12
+    group_of = {}
+    for text, group in zip(shown.texts[4:], shown.groups[4:].tolist(), strict=True):
+        (name,) = {n for n in NAMES for t in TEMPLATES for s in n.synonyms if t.format(s) == text}
+        assert group_of.setdefault(name, group) == group
 
 
 def clip_arguments(out: Path, *more: str) -> list[str]:
@@ -455,7 +470,7 @@ def test_datasets_can_be_pickled_for_spawned_workers(
     crops = diffusion.Crops(4, 0)
     batch = next(loop.batches(crops, 2, 1, torch.cat, 0))
     assert torch.equal(batch, torch.cat([crops[2], crops[3]]))
-    web = clip.Web(2, 0, 64, 8, 1, 1)
+    web = clip.Web(2, 0, 64, 8, 1, 1, 1)
     wanted = clip.collate([web[0], web[1]])
     assert next(loop.batches(web, 2, 0, clip.collate, 0)).texts == wanted.texts
 
