@@ -3,8 +3,9 @@
 mmcv's version calls ``grid_sample`` for every level and stores all samples before it sums them. A
 weighted sum of rows of a table is a single operator, ``embedding_bag``: the rows are the values of
 one head at one pixel, and the weights are those of the attention times those of the bilinear
-interpolation. No sample is stored, and a row is read as a whole. On CPUs, the gradient of the rows
-is computed here, because ``embedding_bag`` sorts all samples for it and adds them one by one.
+interpolation. No sample is stored, and a row is read as a whole. On CPUs, the gradients are
+computed here, because ``embedding_bag`` sorts all samples for that of the rows and adds them one by
+one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _CHUNK = 2**19  # numbers that the gradient of the rows holds at a time: 2 MB stay in a CPU's cache
+_DENSE = 40  # keys of an image for each sample of a query, up to which matrix products are faster
 
 
 def deformable_attention(
@@ -73,8 +75,11 @@ def deformable_attention(
     upper = weight - lower
     upper_right, lower_right = upper * x, lower * x
     weights = torch.cat([upper - upper_right, upper_right, lower - lower_right, lower_right], dim=1)
-    weighted_sum = _WeightedSum.apply if value.device.type == "cpu" else _weighted_sum
-    out = weighted_sum(table.view(-1, channels), rows, weights.to(value.dtype))
+    rows_of_table, weights = table.view(-1, channels), weights.to(value.dtype)
+    if value.device.type == "cpu":
+        out = _WeightedSum.apply(rows_of_table, rows, weights, batch, heads)
+    else:
+        out = _weighted_sum(rows_of_table, rows, weights)
     return out.view(batch, -1, heads * channels)
 
 
@@ -84,34 +89,88 @@ def _weighted_sum(table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
 
 
 class _WeightedSum(torch.autograd.Function):
-    """:func:`_weighted_sum` with a fast gradient of the table on CPUs."""
+    """:func:`_weighted_sum` with fast gradients on CPUs.
+
+    The table consists of the keys and heads of B images, (B * keys * heads, C), and there is a line
+    of indices for every image, query and head, which are those of the same image and head.
+    """
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, table: Tensor, rows: Tensor, weights: Tensor, batch: int, heads: int
+    ) -> Tensor:
         ctx.save_for_backward(table, rows, weights)
+        ctx.sizes = batch, heads
         return _weighted_sum(table, rows, weights)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+    def backward(
+        ctx: Any, gradient: Tensor
+    ) -> tuple[Tensor | None, None, Tensor | None, None, None]:
         table, rows, weights = ctx.saved_tensors
+        batch, heads = ctx.sizes
+        keys = len(table) // (batch * heads)
+        if all(ctx.needs_input_grad[:3:2]) and keys <= _DENSE * rows.shape[1]:
+            dtype = torch.promote_types(table.dtype, torch.float32)
+            inputs = table.to(dtype), rows, weights.to(dtype), gradient.to(dtype)
+            of_table, of_weights = _dense_gradients(*inputs, batch, heads)
+            return of_table.to(table.dtype), None, of_weights.to(weights.dtype), None, None
         of_table = of_weights = None
         if ctx.needs_input_grad[0]:
-            dtype = torch.promote_types(table.dtype, torch.float32)
-            total = torch.zeros_like(table, dtype=dtype)
-            lines = max(1, _CHUNK // (rows.shape[1] * table.shape[1]))
-            chunks = (each.split(lines) for each in (rows, weights, gradient))
-            for row, weight, share in zip(*chunks, strict=True):
-                samples = weight[..., None].to(dtype) * share[:, None].to(dtype)
-                # 64 bits, because the fast algorithm does not take 32
-                total.index_add_(0, row.flatten().long(), samples.flatten(0, 1))
-            of_table = total.to(table.dtype)
+            of_table = _gradient_of_table(table, rows, weights, gradient)
         if ctx.needs_input_grad[2]:
             with torch.enable_grad():
                 leaf = weights.detach().requires_grad_()
                 summed = _weighted_sum(table.detach(), rows, leaf)
             (of_weights,) = torch.autograd.grad(summed, leaf, gradient)
-        return of_table, None, of_weights
+        return of_table, None, of_weights, None, None
+
+
+def _gradient_of_table(table: Tensor, rows: Tensor, weights: Tensor, gradient: Tensor) -> Tensor:
+    """Add up the weighted gradients (N, C) of all samples of each row."""
+    dtype = torch.promote_types(table.dtype, torch.float32)
+    total = torch.zeros_like(table, dtype=dtype)
+    lines = max(1, _CHUNK // (rows.shape[1] * table.shape[1]))
+    chunks = (each.split(lines) for each in (rows, weights, gradient))
+    for row, weight, share in zip(*chunks, strict=True):
+        samples = weight[..., None].to(dtype) * share[:, None].to(dtype)
+        # 64 bits, because the fast algorithm does not take 32
+        total.index_add_(0, row.flatten().long(), samples.flatten(0, 1))
+    return total.to(table.dtype)
+
+
+def _dense_gradients(
+    table: Tensor, rows: Tensor, weights: Tensor, gradient: Tensor, batch: int, heads: int
+) -> tuple[Tensor, Tensor]:
+    """Compute both gradients with matrix products.
+
+    The samples of a small map hit each of its keys many times. So the matrix of the queries'
+    weights for all keys, one for each image and head, is nearly full, and it fits the cache.
+    """
+
+    def by_head(tensor: Tensor) -> Tensor:
+        """Separate images and heads: (B * n * heads, S) to (B * heads, n, S)."""
+        parts = tensor.view(batch, -1, heads, tensor.shape[1]).transpose(1, 2)
+        return parts.flatten(0, 1).contiguous()
+
+    def back(tensor: Tensor) -> Tensor:
+        parts = tensor.unflatten(0, (batch, heads)).transpose(1, 2)
+        return parts.reshape(-1, tensor.shape[2])
+
+    table, weights, gradient = by_head(table), by_head(weights), by_head(gradient)
+    keys = table.shape[1]
+    first = torch.arange(batch * heads, device=rows.device)
+    first = first // heads * keys * heads + first % heads
+    places = (by_head(rows).long() - first[:, None, None]) // heads
+    of_table, of_weights = torch.empty_like(table), torch.empty_like(weights)
+    matrix = table.new_empty(weights.shape[1], keys)
+    for i, place in enumerate(places):
+        matrix.zero_().scatter_add_(1, place, weights[i])
+        torch.mm(matrix.T, gradient[i], out=of_table[i])
+        torch.mm(gradient[i], table[i].T, out=matrix)
+        torch.gather(matrix, 1, place, out=of_weights[i])
+    return back(of_table), back(of_weights)
 
 
 def _bordered(value: Tensor, sizes: list[tuple[int, int]]) -> tuple[Tensor, list[int]]:

@@ -38,8 +38,12 @@ def make_inputs(low: float = -0.8, high: float = 1.8) -> list[Tensor]:
     return [tensor.requires_grad_() for tensor in (value, where, weight)]
 
 
+@pytest.mark.parametrize("dense", [0, 40])
 @pytest.mark.parametrize("bounds", [(-0.8, 1.8), (0.0, 1.0), (1.5, 9.0)])
-def test_output_and_gradients_equal_grid_sample(bounds: tuple[float, float]) -> None:
+def test_output_and_gradients_equal_grid_sample(
+    bounds: tuple[float, float], dense: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ours, "_DENSE", dense)
     inputs = make_inputs(*bounds)
     value, where, weight = inputs
     got = deformable_attention(value, torch.tensor(SHAPES), where, weight)
@@ -55,24 +59,32 @@ def test_output_and_gradients_equal_grid_sample(bounds: tuple[float, float]) -> 
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("dense", [0, 40])
 @pytest.mark.parametrize("chunk", [1, 100, 2**19])
 @pytest.mark.parametrize("trained", [(True, False), (False, True), (True, True)])
-def test_gradients_do_not_depend_on_chunks(
-    chunk: int, trained: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+def test_gradients_do_not_depend_on_the_algorithm(
+    dense: int, chunk: int, trained: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ours, "_CHUNK", chunk)
+    monkeypatch.setattr(ours, "_DENSE", dense)
     generator = torch.Generator().manual_seed(0)
-    table, weights = (torch.randn(6, 5, generator=generator) for _ in range(2))
-    rows = torch.randint(6, (6, 5), generator=generator, dtype=torch.int32)
+    images, keys, heads, queries, samples = 2, 4, 3, 5, 7
+    table = torch.randn(images * keys * heads, 6, generator=generator)
+    weights = torch.randn(images * queries * heads, samples, generator=generator)
+    places = torch.randint(keys, (images, queries, heads, samples), generator=generator)
+    image, head = torch.arange(images).view(-1, 1, 1, 1), torch.arange(heads).view(1, 1, -1, 1)
+    rows = ((image * keys + places) * heads + head).flatten(0, 2).int()
     inputs = [
         tensor.requires_grad_(wanted)
         for tensor, wanted in zip((table, weights), trained, strict=True)
     ]
     wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    upstream = torch.randn(6, 5, generator=generator)
-    got = torch.autograd.grad(ours._WeightedSum.apply(table, rows, weights), wanted, upstream)
-    dense = torch.zeros(6, 6).scatter_add(1, rows.long(), weights) @ table
-    for mine, other in zip(got, torch.autograd.grad(dense, wanted, upstream), strict=True):
+    upstream = torch.randn(len(weights), 6, generator=generator)
+    out = ours._WeightedSum.apply(table, rows, weights, images, heads)
+    got = torch.autograd.grad(out, wanted, upstream)
+    empty = torch.zeros(len(weights), len(table))
+    expected = empty.scatter_add(1, rows.long(), weights) @ table
+    for mine, other in zip(got, torch.autograd.grad(expected, wanted, upstream), strict=True):
         torch.testing.assert_close(mine, other)
 
 
