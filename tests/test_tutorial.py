@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.forked_commands import run_commands
 from tests.test_docs import BLOCK, ROOT, commands
@@ -25,7 +26,8 @@ SHORTER = {
     "train.py odise_toy_label": f"--batch-size 4 --cfg-options train_cfg.max_iters={SHORT} "
     f"param_scheduler.1.end={SHORT} param_scheduler.0.end=20 param_scheduler.1.begin=20",
     "train.py toy_conv.py": "--cfg-options train_cfg.max_iters=4 param_scheduler.1.end=200",
-    "pretrain_clip.py": "--steps 2 --scenes 2 --val-scenes 2 --workers 0",
+    "pretrain_clip.py": "--steps 2 --scenes 2 --regions-every 2 --val-scenes 2 --workers 0"
+    + ("" if hasattr(torch.optim, "Muon") else " --muon-lr 0"),
     "pretrain_diffusion.py": "--vae-steps 2 --vae-scenes 2 --scenes 4 --steps 2 --batch-size 2 "
     "--val-scenes 2 --workers 0",
     "save_predictions.py": "--limit 2",

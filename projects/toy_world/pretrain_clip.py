@@ -100,24 +100,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path("work_dirs/toy_world/clip"), help="default: %(default)s")
-    add("--steps", type=positive_int, default=3000, help="default: %(default)s")
-    add("--scenes", type=positive_int, default=40, help="scenes per step (default: %(default)s)")
+    add("--steps", type=positive_int, default=2400, help="default: %(default)s")
+    add("--scenes", type=positive_int, default=100, help="scenes per step (default: %(default)s)")
     add(
         "--regions",
         type=positive_int,
-        default=3,
+        default=1,
         help="regions of a scene used as images (default: %(default)s)",
     )
     add(
         "--regions-every",
         type=positive_int,
-        default=1,
-        help="only one of this number of scenes has regions used as images (default: %(default)s)",
+        default=8,
+        help="only one of this number of scenes has regions used as images, which take much time "
+        "(default: %(default)s)",
     )
     add(
         "--masked-regions",
         type=positive_int,
-        default=3,
+        default=6,
         help="regions per scene used as mask tokens, which take little time (default: %(default)s)",
     )
     add(
@@ -131,11 +132,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add(
         "--muon-lr",
         type=float,
-        default=0.0,
-        help="highest learning rate of Muon, which then trains the linear layers instead of AdamW; "
-        "0.02 is a good value (default: 0, AdamW trains everything)",
+        default=0.02,
+        help="highest learning rate of Muon, which trains the linear layers and needs torch 2.9 or "
+        "newer; 0: AdamW trains everything (default: %(default)s)",
     )
-    add("--every", type=positive_int, default=250, help="steps between evaluations (default: 250)")
+    add("--every", type=positive_int, default=200, help="steps between evaluations (default: 200)")
     add("--val-scenes", type=positive_int, default=250, help="scenes per evaluation (default: 250)")
     add("--workers", type=int, default=1, help="number of processes that draw scenes (default: 1)")
     add("--seed", type=int, default=0, help="default: 0")

@@ -315,7 +315,7 @@ def _optimizers(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer
     if recipe.muon_lr:
         if not hasattr(torch.optim, "Muon"):
             raise ConfigError(
-                f"Muon needs torch 2.9 or newer, and this is {torch.__version__}; use muon_lr=0"
+                f"Muon needs torch 2.9 or newer, and this is {torch.__version__}; use --muon-lr 0"
             )
         # the matrices between the layers' hidden states: not embeddings and output projections
         for layer in module.modules():

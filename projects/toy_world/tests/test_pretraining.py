@@ -32,7 +32,10 @@ from projects.toy_world.pretraining import clip, diffusion, loop
 from projects.toy_world.pretraining.text import CONTEXT_LENGTH, TEMPLATES, WORDS, tokenizer
 from projects.toy_world.world import SIZE, scene
 
-CLIP_OPTIONS = "--steps 4 --scenes 2 --regions 2 --every 2 --val-scenes 3 --workers 0"
+CLIP_OPTIONS = (
+    "--steps 4 --scenes 2 --regions 2 --regions-every 2 --every 2 --val-scenes 3 --workers 0"
+    + ("" if hasattr(torch.optim, "Muon") else " --muon-lr 0")
+)
 DIFFUSION_OPTIONS = (
     "--vae-steps 4 --vae-scenes 2 --steps 4 --batch-size 3 --scenes 6 --every 2 --val-scenes 3"
     " --workers 0"

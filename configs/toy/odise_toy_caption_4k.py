@@ -1,10 +1,10 @@
-# odise_toy_label with the long schedule: the training of the shipped weights. Linear layers
+# odise_toy_caption with the long schedule: the training of the shipped weights. Linear layers
 # are trained with Muon, which needs torch 2.9 or newer. The captioner is frozen after 300
 # iterations; from then on, the features of an image are computed once and kept in a temporary file
 # in the work directory (8 GB).
-_base_ = ["odise_toy_label.py"]
+_base_ = ["odise_toy_caption.py"]
 
-max_iters = 5000
+max_iters = 4000
 train_cfg = dict(max_iters=max_iters, val_interval=max_iters)
 optim_wrapper = dict(optimizer=dict(type="MuonAdamW", muon_lr=1e-2))
 param_scheduler = [
