@@ -56,17 +56,22 @@ def test_the_result_is_that_of_a_call(
 
 
 def test_queries_attend_to_their_masks(explained: Explanation) -> None:
-    """Attention is masked by the mask of the layer before, so it lies in and around the mask."""
+    """Attention is masked by the mask of the layer before, so it lies in and around the mask.
+
+    Unless the mask was another one in that layer, as of two things here that are partly covered.
+    """
     result, attention = explained.result, explained.attention
     assert attention is not None and (attention >= 0).all()
     np.testing.assert_allclose(attention.sum(axis=(1, 2)), 1, rtol=1e-4)
     height, width = attention.shape[1:]
+    shares = []
     for segment in result.segments:
         (query,) = result.queries.of(segment)
         near = cv2.dilate(result.mask(segment).astype(np.uint8), np.ones((17, 17), np.uint8))
         inside = cv2.resize(near, (width, height), interpolation=cv2.INTER_AREA) > 0
-        assert attention[query][inside].sum() > 0.95
-        assert inside.mean() < 0.8, "otherwise this shows nothing"
+        shares.append(attention[query][inside].sum())
+        assert shares[-1] > 1.2 * inside.mean() and inside.mean() < 0.8
+    assert np.mean(np.array(shares) > 0.95) > 0.7
 
 
 def test_clusters_have_the_numbers_of_the_segments_that_they_cover(explained: Explanation) -> None:
@@ -115,8 +120,15 @@ def test_words_say_what_happened(explained: Explanation) -> None:
         again = result.with_settings(**settings)
         said = [what_became_of(again, index) for index in range(len(again.queries))]
         assert any(text.startswith("dropped: ") and words in text for text in said), words
-    copies = [text for text in said if "pixels, less than overlap_threshold=0.8;" in text]
-    assert copies and all("are segment" in text for text in copies)  # and which one
+
+
+def test_words_say_of_which_segment_a_mask_is_a_copy(inferencer: OpenVocabInferencer) -> None:
+    drawn = world.scene((0, 50), "val")  # the model finds its white box twice
+    (result,) = inferencer(np.ascontiguousarray(drawn.image[..., ::-1]), **NAMES, keep_queries=True)
+    said = [what_became_of(result, index) for index in range(len(result.queries))]
+    (copy,) = [text for text in said if "pixels, less than overlap_threshold=0.8;" in text]
+    boxes = [segment for segment in result.segments if segment.name == "white box"]
+    assert sum(f"are segment {box.id} (white box)" in copy for box in boxes) == 1
 
 
 def test_the_command(

@@ -36,12 +36,12 @@ def inferencer() -> OpenVocabInferencer:
 
 @pytest.fixture(scope="module")
 def first() -> Scene:
-    return scene((0, 41), split="val")
+    return scene((0, 1155), split="val")
 
 
 @pytest.fixture(scope="module")
 def other() -> Scene:
-    return scene((0, 52), split="val")
+    return scene((0, 682), split="val")
 
 
 def bgr(drawn: Scene) -> np.ndarray:
@@ -148,7 +148,7 @@ def test_a_taught_segment_leaves_the_others_alone(
     for segment in unlike:  # have the same name as before
         ids = before.panoptic[after.mask(segment)]
         same = [s.id for s in before.segments if s.name == segment.name]
-        assert np.isin(ids, [*same, 0]).mean() > 0.99
+        assert np.isin(ids, [*same, 0]).mean() > 0.95
     assert unlike or len(before.segments) == 1
 
 
