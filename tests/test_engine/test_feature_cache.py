@@ -129,7 +129,8 @@ def test_the_captioner_is_trained_until_features_are_kept(tmp_path: Any) -> None
     torch.manual_seed(0)
     computed = model.loss(**batch)
     for name, value in computed.items():
-        torch.testing.assert_close(kept[name], value, rtol=1e-3, atol=1e-3)
+        # rounded to 16 bits, which may also change the points at which masks are compared
+        torch.testing.assert_close(kept[name], value, rtol=1e-2, atol=1e-2)
 
 
 def test_evaluation_does_not_read_kept_features(tmp_path: Any) -> None:

@@ -21,6 +21,7 @@ from odise_mm.analysis.training_ways import (
     trained_as,
 )
 from odise_mm.config.building import build_model
+from odise_mm.utils import deformable_attention
 from tests.support.parts import segmentor_config
 from tests.support.training import make_batch, make_model
 from tools.analysis_tools import training_step as tool
@@ -47,7 +48,11 @@ def counts(cfg: Config) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("way", [OURS, BASELINE])
-def test_counts_equal_a_real_step(way: str, cfg: Config, counts: dict) -> None:
+def test_counts_equal_a_real_step(
+    way: str, cfg: Config, counts: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The matrix products with which a CPU computes gradients of small maps are not counted.
+    monkeypatch.setattr(deformable_attention, "_DENSE", 0)
     torch.manual_seed(0)
     model = build_model(cfg).train()
     model.classifiers[0].text_encoder(model.vocabulary.flat[0])  # embed the names beforehand
