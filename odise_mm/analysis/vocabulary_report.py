@@ -184,7 +184,8 @@ def nearest_pairs(
         i, j = divmod(int(found.argmax()), len(groups[1]))
         classes = (groups[0][0], groups[1][0])
         pairs.append(Pair(classes, (groups[0][i], groups[1][j]), float(found[i, j])))
-    return pairs
+    # cosines of other products differ in the last bits, which may change the order of equal ones
+    return sorted(pairs, key=lambda pair: -pair.cosine)
 
 
 def repeated_names(vocabulary: Vocabulary) -> dict[str, list[str]]:

@@ -58,11 +58,17 @@ class TrainedParametersConstructor(DefaultOptimWrapperConstructor):
 
     @staticmethod
     def _mark_linear_layers(params: list[dict], module: nn.Module) -> None:
-        if isinstance(module, _LINEAR):
-            own = {id(p) for p in module.parameters(recurse=False) if p.ndim == 2}
-            for group in params:
-                if own.issuperset(map(id, group["params"])):
-                    group["linear"] = True
+        own = {id(weight) for weight in linear_weights(module)}
+        for group in params:
+            if own.issuperset(map(id, group["params"])):
+                group["linear"] = True
+
+
+def linear_weights(module: nn.Module) -> list[nn.Parameter]:
+    """Return the weight matrices of a linear layer or of attention, without those of its parts."""
+    if not isinstance(module, _LINEAR):
+        return []
+    return [weight for weight in module.parameters(recurse=False) if weight.ndim == 2]
 
 
 @OPTIMIZERS.register_module()
@@ -88,8 +94,7 @@ class MuonAdamW(torch.optim.Optimizer):
         smallest: fewest rows and columns of a matrix that Muon trains.
 
     Raises:
-        ConfigError: this torch has no Muon (it is part of torch 2.9), or no group has
-            ``linear=True``.
+        ConfigError: this torch has no Muon (it is part of torch 2.9), or there is no matrix for it.
     """
 
     def __init__(
@@ -112,12 +117,14 @@ class MuonAdamW(torch.optim.Optimizer):
             if group["linear"]:
                 group["lr"] *= muon_lr / lr
                 group["weight_decay"] *= lr / muon_lr
+            else:
+                group["betas"] = betas
         if not any(group["linear"] for group in self.param_groups):
             raise ConfigError(
-                "MuonAdamW: no parameter group has linear=True; set "
-                "optim_wrapper.constructor='TrainedParametersConstructor'"
+                f"MuonAdamW has no matrix of at least {smallest} x {smallest} to train with Muon; "
+                "set optim_wrapper.constructor='TrainedParametersConstructor', which marks them, "
+                "or use AdamW"
             )
-        self._betas = betas
         self._share()
 
     def _share(self) -> None:
@@ -127,14 +134,21 @@ class MuonAdamW(torch.optim.Optimizer):
             groups[group["linear"]].append(group)
         self._parts: list[torch.optim.Optimizer] = [torch.optim.Muon(groups[True])]
         if groups[False]:
-            self._parts.append(torch.optim.AdamW(groups[False], betas=self._betas))
+            self._parts.append(torch.optim.AdamW(groups[False]))
         for part in self._parts:
             part.state = self.state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load groups and state."""
-        super().load_state_dict(state_dict)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore groups and state, for ``load_state_dict``, copies and pickles."""
+        super().__setstate__(state)
         self._share()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; one that is added after the optimizer was made is trained with AdamW."""
+        super().add_param_group(param_group)
+        if hasattr(self, "_parts"):
+            self.param_groups[-1]["linear"] = False
+            self._share()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -149,6 +149,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.seed < 0 or args.workers < 0 or args.lr <= 0 or args.muon_lr < 0:
         parser.error("--seed, --workers and --muon-lr must be at least 0, and --lr above 0")
+    if args.muon_lr and not hasattr(torch.optim, "Muon"):
+        parser.error(f"Muon needs torch 2.9 or newer, not {torch.__version__}; use --muon-lr 0")
     if args.regions_every > args.scenes:
         parser.error("--regions-every must be at most --scenes, so that every step has regions")
     return args

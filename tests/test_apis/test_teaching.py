@@ -148,7 +148,8 @@ def test_a_taught_segment_leaves_the_others_alone(
     for segment in unlike:  # have the same name as before
         ids = before.panoptic[after.mask(segment)]
         same = [s.id for s in before.segments if s.name == segment.name]
-        assert np.isin(ids, [*same, 0]).mean() > 0.95
+        # the toy model's masks of a photograph overlap, so the order of the masks matters there
+        assert np.isin(ids, [*same, 0]).mean() > (0.95 if picture == "pagoda.jpg" else 0.99)
     assert unlike or len(before.segments) == 1
 
 

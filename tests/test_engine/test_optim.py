@@ -61,12 +61,12 @@ MATRICES = {"attention.in_proj_weight", "attention.out_proj.weight", "wide.weigh
 MUON = dict(type="MuonAdamW", lr=1e-3, muon_lr=2e-2, weight_decay=0.1)
 
 
-def wrapper_of(model: nn.Module, **optimizer: Any) -> Any:
+def wrapper_of(model: nn.Module) -> Any:
     with DefaultScope.overwrite_default_scope("odise_mm"):
         cfg = dict(
             type="OptimWrapper",
             constructor="TrainedParametersConstructor",
-            optimizer=MUON | optimizer,
+            optimizer=MUON,
             paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys=dict(wide=dict(lr_mult=0.5))),
         )
         return build_optim_wrapper(model, cfg)
@@ -128,9 +128,30 @@ def test_muon_with_adamw_continues_from_its_state_under_a_schedule() -> None:
 
 
 @needs_muon
+def test_copies_and_later_groups_are_trained() -> None:
+    torch.manual_seed(0)
+    model = Layers()
+    optimizer = wrapper_of(model).optimizer
+    train(model, [optimizer], 1)
+    pair, optimizer_of_pair = copy.deepcopy((model, optimizer))
+    train(model, [optimizer], 2, first=1)
+    train(pair, [optimizer_of_pair], 2, first=1)
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(weight, pair.get_parameter(name), rtol=0, atol=0)
+
+    before = model.frozen.weight.detach().clone()
+    optimizer.add_param_group(dict(params=[model.frozen.weight.requires_grad_()], linear=True))
+    model.frozen.weight.grad = torch.ones_like(before)
+    optimizer.step()
+    shrunk = before * (1 - 1e-3 * 0.1)
+    torch.testing.assert_close(model.frozen.weight, shrunk - 1e-3)  # AdamW's first step
+
+
+@needs_muon
 def test_muon_with_adamw_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="constructor='TrainedParametersConstructor'"):
-        MuonAdamW(Layers().parameters())
+    for groups in (Layers().parameters(), [dict(params=[torch.zeros(3, 50)], linear=True)]):
+        with pytest.raises(ConfigError, match="constructor='TrainedParametersConstructor'"):
+            MuonAdamW(groups)
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(ConfigError, match=r"needs torch 2\.9 or newer, .*; use AdamW"):
         wrapper_of(Layers())

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, Dataset
 
+from odise_mm.engine.optim import MuonAdamW, linear_weights
 from odise_mm.errors import CheckpointError, ConfigError
 from odise_mm.utils.files import remove_leftovers, replacing
 from odise_mm.utils.precision import check_precision, dtype_of
@@ -149,7 +150,7 @@ class Training:
         # through JSON, so that settings read from a file compare equal
         self.settings = json.loads(json.dumps({**asdict(recipe), **settings}))
         self.average = deepcopy(module).requires_grad_(False) if recipe.ema else None
-        self.optimizers = _optimizers(module, recipe)
+        self.optimizer = _optimizer(module, recipe)
         self.step, self.log, self.seconds = 0, [], 0.0
         self.mean: dict[str, float] = {}
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -212,9 +213,8 @@ class Training:
     def _advance(self, losses_of: Callable[[int], dict[str, Tensor]]) -> dict[str, float]:
         recipe = self.recipe
         factor = _schedule(self.step, recipe.warmup, recipe.steps)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = factor * optimizer.defaults["lr"]
+        for group in self.optimizer.param_groups:
+            group["lr"] = factor * group["initial_lr"]
         self.module.train()
         with self.arithmetic():
             losses = losses_of(self.step)
@@ -227,8 +227,7 @@ class Training:
                 f"step {self.step}: losses {values}; lower the learning rate and start again"
             )
         nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.optimizer.step()
         self.step += 1
         if self.average is not None:
             # a smaller decay at the start, so that the random weights are soon forgotten
@@ -272,7 +271,7 @@ class Training:
             "mean": self.mean,
             "seconds": self.seconds,
             "module": self.module.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
         }
         with replacing(self.file) as temporary:
@@ -281,7 +280,7 @@ class Training:
     def _load(self) -> None:
         try:
             state = torch.load(self.file, map_location="cpu", weights_only=True)
-            old = state["settings"]
+            old, optimizer = state["settings"], state["optimizer"]
         except (
             Exception
         ) as error:  # a damaged file or another kind of file can raise almost anything
@@ -297,41 +296,37 @@ class Training:
                 "another folder, or remove that file to start again"
             )
         self.module.load_state_dict(state["module"])
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
+        self.optimizer.load_state_dict(optimizer)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.step, self.log, self.seconds = state["step"], state["log"], state["seconds"]
         self.mean = state["mean"]
 
 
-def _optimizers(module: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """Return AdamW, and Muon if the recipe has a learning rate for it.
+def _optimizer(module: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return AdamW, or Muon with AdamW if the recipe has a learning rate for Muon.
 
     Raises:
         ConfigError: this torch has no Muon.
     """
-    inner: dict[int, nn.Parameter] = {}
-    if recipe.muon_lr:
-        if not hasattr(torch.optim, "Muon"):
-            raise ConfigError(
-                f"Muon needs torch 2.9 or newer, and this is {torch.__version__}; use --muon-lr 0"
-            )
-        # the matrices between the layers' hidden states: not embeddings and output projections
-        for layer in module.modules():
-            if isinstance(layer, nn.Linear | nn.MultiheadAttention):
-                own = layer.parameters(recurse=False)
-                inner |= {id(weight): weight for weight in own if weight.ndim == 2}
+    inner = {id(p) for layer in module.modules() for p in linear_weights(layer)}
+    if not recipe.muon_lr:
+        inner.clear()
     others = [weight for weight in module.parameters() if id(weight) not in inner]
+    decay = recipe.weight_decay
     groups = [
-        {"params": [p for p in others if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in others if p.ndim > 1], "weight_decay": decay},
         {"params": [p for p in others if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, recipe.beta2))
-    if not inner:
-        return [adam]
-    decay = recipe.weight_decay * recipe.lr / recipe.muon_lr  # the same shrinkage in every step
-    return [adam, torch.optim.Muon(inner.values(), lr=recipe.muon_lr, weight_decay=decay)]
+    settings: dict[str, Any] = dict(lr=recipe.lr, betas=(0.9, recipe.beta2))
+    if recipe.muon_lr:
+        matrices = [p for p in module.parameters() if id(p) in inner]
+        groups.insert(0, {"params": matrices, "weight_decay": decay, "linear": True})
+        settings |= dict(muon_lr=recipe.muon_lr, smallest=1)
+    optimizer = (MuonAdamW if recipe.muon_lr else torch.optim.AdamW)(groups, **settings)
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
 
 
 def _schedule(step: int, warmup: int, steps: int) -> float:

@@ -90,10 +90,16 @@ def test_resumed_training_equals_uninterrupted_training(tmp_path: Path, muon_lr:
     assert line(parts.file, muon_lr=muon_lr).step == 6 and parts.file.stat().st_mtime_ns == before
 
 
-def test_muon_needs_a_new_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_muon_needs_a_new_torch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(ConfigError, match="Muon needs torch 2.9 or newer"):
-        loop._optimizers(nn.Linear(1, 1), loop.Recipe(steps=1, lr=1e-3, muon_lr=0.02))
+    with pytest.raises(ConfigError, match="needs torch 2.9 or newer"):
+        loop._optimizer(nn.Linear(1, 1), loop.Recipe(steps=1, lr=1e-3, muon_lr=0.02))
+    with pytest.raises(SystemExit):
+        pretrain_clip.parse_args([])
+    assert "use --muon-lr 0" in capsys.readouterr().err
+    assert pretrain_clip.parse_args(["--muon-lr", "0"]).muon_lr == 0
 
 
 @needs_muon
@@ -107,15 +113,18 @@ def test_muon_trains_the_inner_matrices_only() -> None:
         )
     )
     recipe = loop.Recipe(steps=1, lr=1e-3, weight_decay=0.1, muon_lr=0.02)
-    adam, muon = loop._optimizers(model, recipe)
+    optimizer = loop._optimizer(model, recipe)
     names = {id(weight): name for name, weight in model.named_parameters()}
-    groups = [[names[id(p)] for p in g["params"]] for g in [*muon.param_groups, *adam.param_groups]]
+    groups = [[names[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+    assert [group["linear"] for group in optimizer.param_groups] == [True, False, False]
+    assert [group["lr"] for group in optimizer.param_groups] == [0.02, 1e-3, 1e-3]
     assert groups[0] == ["attention.in_proj_weight", "attention.out_proj.weight", "layers.0.weight"]
     assert groups[1] == ["words.weight", "layers.2.weight", "out.0"]
     assert sorted(name for group in groups for name in group) == sorted(names.values())
-    shrinkage = {g["lr"] * g["weight_decay"] for g in [muon.param_groups[0], adam.param_groups[0]]}
-    assert max(shrinkage) == pytest.approx(min(shrinkage)) == pytest.approx(1e-4)
-    assert len(loop._optimizers(model, loop.Recipe(steps=1, lr=1e-3))) == 1
+    shrinkage = [group["lr"] * group["weight_decay"] for group in optimizer.param_groups]
+    assert shrinkage == pytest.approx([1e-4, 1e-4, 0])
+    plain = loop._optimizer(model, loop.Recipe(steps=1, lr=1e-3))
+    assert type(plain) is torch.optim.AdamW
 
 
 def test_moving_average_of_the_weights(tmp_path: Path) -> None:
