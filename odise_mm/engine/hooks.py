@@ -85,7 +85,8 @@ class FeatureCacheHook(Hook):
     kept in a temporary file, see
     :class:`~odise_mm.models.segmentors.feature_cache.FeatureCache`. This pays off for small images
     that are seen often: one 128 x 128 tile of the toy world takes 0.5 MB, one 512 x 512 tile of
-    ODISE 51 MB. The images must not be augmented at random, except by flips.
+    ODISE 51 MB. The images must not be augmented at random, except by flips. A resumed run computes
+    the features again, and with other images beside them their last bits differ.
 
     Args:
         begin: number of iterations in which the captioner is trained.
