@@ -15,6 +15,8 @@ from odise_mm.vocabulary import Vocabulary
 
 NEVER = -1e4
 """Logit of a class that a classifier does not know; finite, because logarithms are weighted."""
+CERTAIN = 5.0
+"""Relative similarity of a mask that is an example itself, which no word outweighs."""
 
 
 class NameTensors(NamedTuple):

@@ -1,6 +1,7 @@
 """The ensemble of class predictions (ODISE, section 3.6, equation 10)."""
 
 import copy
+import math
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -8,13 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from odise_mm.errors import ConfigError
-from odise_mm.models.classifiers.base import NEVER, ClassPrediction, NameTensors
+from odise_mm.models.classifiers.base import CERTAIN, NEVER, ClassPrediction, NameTensors
 from odise_mm.registry import MODELS
 from odise_mm.utils.settings import check_flag, check_weight
 from odise_mm.vocabulary import Vocabulary
 
-MEMORY_ALPHA, MEMORY_BETA = 0.5, 0.8
+MEMORY_ALPHA, MEMORY_BETA = 0.5, 1.0
 """Default weights of a memory."""
+# Of a memory, see GeometricEnsemble. All are in units of its relative similarity.
+_TIE = 0.9  # similarity at which examples and the usual best word are equally good
+_SOFTNESS = 0.1
+_BETTER_WORD = 0.75  # weight of a word that fits better than usual
+_DOUBT, _EVEN, _FEW_WORDS = 0.1, math.log(0.25), 40  # weight of how unsure words are, see there
+_HELP = 0.1  # what words that are sure of a class add to its similarity or take from it
+_CHOICE = 0.05  # temperature of the choice among the classes with examples
+_ALL_WORDS = 20  # number of words of which void says as much about the mask as about the words
 
 
 @MODELS.register_module()
@@ -32,22 +41,30 @@ class GeometricEnsemble(nn.Module):
     weights of ``more``.
 
     The prediction of a :class:`~odise_mm.models.MemoryClassifier` (``ClassPrediction.relative``)
-    is put on the scale of the last prediction of words, usually CLIP's, with the logits l(c). Let h
-    be the mean over an image's masks, each weighted by 1 - p_void, of the highest logit of the
-    classes without examples, and a that of their mean logit. (If all classes have examples, of all
-    that words know.) An example counts like a word with the logit
-    ``v(c) = a + (h - a) * relative(c)``: as high as the best word's usually is if the mask is as
-    similar as one example is to another, and like any word's if it is unrelated.
+    replaces that of words, p, where examples fit a mask better than words do:
+    ``p(c) <- (1 - sum over k of m(k)) * p(c) + m(c)``, the linear mixture of kNN-LM (arXiv
+    1911.00172, equation 3), with ``m(c) = w(c) * r * softmax(s / 0.05)(c)`` over the classes with
+    examples. Void becomes ``p_void * (1 - f * sum over k of m(k))``.
 
-    As with synonyms, the better of the two counts: ``j(c) = max(l(c), v(c))`` for classes with
-    examples, and l(c) for the others. What the examples add to the words' probability is
-    ``m(c) = w * r * max(softmax(j)(c) - softmax(l)(c), 0)`` for the former. r is the probability by
-    which the memory recognizes the mask. m is mixed in linearly, void included, as in kNN-LM (arXiv
-    1911.00172, equation 3): ``p(c) <- (1 - sum over k of m(k)) * p(c) + m(c)``. So classes without
-    examples keep their proportions.
+    - ``s(c) = relative(c) + 0.1 * (2 p(c) - 1)``: words count, too, if the text encoder knows the
+      name; otherwise ``s(c) = relative(c)``.
+    - ``r = sigmoid((max s - 0.9 - 0.75 * e + 0.1 * n / (n + 40) * d) / 0.1)`` is the probability
+      that the examples are right. n is the number of words, those of classes without examples (if
+      there are none, all that the text encoder knows).
+    - ``e = (b - h) / (h - a)``, from -1 to 1, is how much better than usual a word fits: b is the
+      highest logit of these words in the last prediction of words, usually CLIP's, h its mean over
+      the image's masks, each weighted by 1 - p_void, and a that of their mean logit.
+    - ``d = log(1 - max p) - log(1 / 4)``, with p over these words alone, is how unsure they are.
+      The fewer words there are, the less it says, so it counts n / (n + 40).
+    - ``f = 20 / (n + 20)``: among few words, void means that none of them fits; among many, that
+      the mask is bad. For a mask that is an example itself, f is 1.
+
+    The numbers of r are rounded coefficients of a logistic regression on scenes of the toy world;
+    the formula is ours.
 
     The weight w is ``memory_alpha`` for base classes and ``memory_beta`` for novel classes, times
-    the ``memory_weight`` of a call, which is 1 by default.
+    the ``memory_weight`` of a call, which is 1 by default, and the probability by which the memory
+    recognizes the mask.
 
     Args:
         alpha: weight of CLIP's prediction for base classes. Published: 0.3 (trained with labels),
@@ -144,7 +161,7 @@ class GeometricEnsemble(nn.Module):
 
         Returns:
             (B, Q, K + 1) float32; the last column is void. Rows sum to 1; without ``drop_void``,
-            the last column is 0, and without a memory rows sum to 1 - p_void.
+            the last column is 0, and they sum to 1 - p_void.
 
         Raises:
             ValueError: there is no prediction, or one without weights, or the first has no
@@ -163,24 +180,28 @@ class GeometricEnsemble(nn.Module):
                 f"{len(words)}: set `more` to a pair of weights for each after the second"
             )
         p_void = self.void_probability(words)[..., None]
-        taken = []
+        named = self.ensemble_logits(words, vocabulary).softmax(-1)
+        classes, void = named * (1 - p_void), p_void
         for memory in class_predictions:
             if memory.abstains is not None:
-                taken.append(self._examples(words[-1], memory, 1 - p_void, vocabulary))
-        joined = self.ensemble_logits(words, vocabulary).softmax(-1)
-        void = p_void if self.drop_void else torch.zeros_like(p_void)
-        probabilities = torch.cat([joined * (1 - p_void), void], dim=-1)
-        for share in taken:
-            mixed = probabilities * (1 - share.sum(-1, keepdim=True))
-            probabilities = torch.cat([mixed[..., :-1] + share, mixed[..., -1:]], -1)
-        return probabilities
+                share, of_void = self._examples(named, words[-1], memory, 1 - p_void, vocabulary)
+                taken = share.sum(-1, keepdim=True)
+                classes = classes * (1 - taken) + share * (1 - (1 - of_void) * void)
+                void = void * (1 - of_void * taken)
+        return torch.cat([classes, void if self.drop_void else torch.zeros_like(void)], dim=-1)
 
     def _examples(
-        self, words: ClassPrediction, memory: ClassPrediction, kept: Tensor, vocabulary: Vocabulary
-    ) -> Tensor:
-        """Compute a memory's shares m of the classes, (B, Q, K).
+        self,
+        named: Tensor,
+        words: ClassPrediction,
+        memory: ClassPrediction,
+        kept: Tensor,
+        vocabulary: Vocabulary,
+    ) -> tuple[Tensor, Tensor]:
+        """Compute a memory's shares m of the classes, (B, Q, K), and f, (B, Q, 1).
 
         Args:
+            named: probabilities of the classes by words, without void, (B, Q, K).
             words: the last prediction of words.
             memory: that of a memory.
             kept: 1 - p_void, (B, Q, 1).
@@ -188,19 +209,18 @@ class GeometricEnsemble(nn.Module):
         """
         base = self._base(vocabulary, kept.device)
         weight = self.memory_weight * torch.where(base, self.memory_alpha, self.memory_beta)
-        weight = weight * (1 - memory.p_void.float()[..., None])
-        logits, taught = words.logits.float(), ~memory.abstains[:, None]
-        read = logits > NEVER / 2
+        taught = ~memory.abstains[:, None]
+        read = words.logits > NEVER / 2
         rest = read & ~taught
         rest = torch.where(rest.any(-1, keepdim=True), rest, read)
-        average = logits.masked_fill(~rest, 0).sum(-1, keepdim=True) / rest.sum(-1, keepdim=True)
-        best = logits.masked_fill(~rest, NEVER).amax(-1, keepdim=True)
-        of_mask = kept / kept.sum(1, keepdim=True).clamp_min(1e-6)
-        low, high = ((of_mask * each).sum(1, keepdim=True) for each in (average, best))
-        shown = low + (high - low) * memory.relative.float()
-        better = taught & (shown > logits)
-        share = torch.where(better, shown, logits).softmax(-1) - logits.softmax(-1)
-        return weight * share.masked_fill(~better, 0).clamp_min(0)
+        similar = memory.relative.float() + _HELP * (2 * named - 1) * read
+        similar = similar.masked_fill(~taught, NEVER)
+        trust = similar.amax(-1, keepdim=True) - _TIE - _words_against(named, words, rest, kept)
+        right = (trust / _SOFTNESS).sigmoid() * (1 - memory.p_void.float()[..., None])
+        share = weight * right * (similar / _CHOICE).softmax(-1) * taught
+        of_void = _ALL_WORDS / (rest.sum(-1, keepdim=True) + _ALL_WORDS)
+        itself = memory.relative.amax(-1, keepdim=True) >= CERTAIN
+        return share, torch.where(itself, 1.0, of_void)
 
     def void_probability(self, class_predictions: Sequence[ClassPrediction]) -> Tensor:
         """Return the model's own probability of void, (B, Q) float32."""
@@ -230,6 +250,30 @@ class GeometricEnsemble(nn.Module):
         if isinstance(vocabulary, NameTensors):
             return vocabulary.base
         return torch.tensor(_is_base(vocabulary, self.train_vocabulary), device=device)
+
+
+def _words_against(named: Tensor, words: ClassPrediction, rest: Tensor, kept: Tensor) -> Tensor:
+    """Compute how much words speak against examples, (B, Q, 1), see GeometricEnsemble.
+
+    Args:
+        named: probabilities of the classes, (B, Q, K).
+        words: the last prediction of words.
+        rest: the classes whose words are compared with the examples, broadcast to (B, Q, K).
+        kept: 1 - p_void, (B, Q, 1).
+    """
+    count = rest.sum(-1, keepdim=True)
+    logits = words.logits.float()
+    mean = logits.masked_fill(~rest, 0).sum(-1, keepdim=True) / count.clamp_min(1)
+    best = logits.masked_fill(~rest, NEVER).amax(-1, keepdim=True)
+    of_mask = kept / kept.sum(1, keepdim=True).clamp_min(1e-6)
+    low, high = ((of_mask * each).sum(1, keepdim=True) for each in (mean, best))
+    # One word has no spread; then a logit is the unit.
+    excess = ((best - high) / (high - low).clamp_min(1)).clamp(-1, 1)
+    among = named.masked_fill(~rest, 0)
+    sure = among.amax(-1, keepdim=True) / among.sum(-1, keepdim=True).clamp_min(1e-9)
+    doubt = torch.log(1 - sure + 1e-3) - _EVEN
+    against = _BETTER_WORD * excess - _DOUBT * count / (count + _FEW_WORDS) * doubt
+    return against.masked_fill(count == 0, 0.0)
 
 
 @lru_cache(maxsize=16)

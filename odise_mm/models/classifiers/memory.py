@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odise_mm.errors import ConfigError
-from odise_mm.models.classifiers.base import NEVER, Classifier, ClassPrediction
+from odise_mm.models.classifiers.base import CERTAIN, NEVER, Classifier, ClassPrediction
 from odise_mm.models.classifiers.clip_classifiers import pool_masks
 from odise_mm.models.classifiers.region_memory import Embedder, Neighbors, RegionMemory
 from odise_mm.models.heads.mask2former_head import MaskPrediction
@@ -24,7 +24,6 @@ FEATURES = "features"
 _LEVEL = 1  # stride 8
 _MOST_WEIGHTS = 256
 _ITSELF = 0.999  # cosine from which a mask is an example itself
-_CERTAIN = 5.0  # its relative similarity, which no word outweighs
 
 
 @MODELS.register_module()
@@ -202,7 +201,7 @@ class MemoryClassifier(Classifier):
         likeness = self.memory.likeness(self.temperature)
         relative = (density - baseline) / (likeness - baseline) - self.margin / sizes.sqrt()
         relative = relative.masked_fill(sums == 0, NEVER)
-        own = torch.where(cosines >= _ITSELF, _CERTAIN, NEVER)
+        own = torch.where(cosines >= _ITSELF, CERTAIN, NEVER)
         return relative.scatter_reduce(1, classes[places], own, "amax")
 
     def embedder(self, prediction: MaskPrediction, model: nn.Module) -> Embedder:

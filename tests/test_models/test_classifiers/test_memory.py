@@ -29,6 +29,7 @@ from odise_mm.vocabulary import Vocabulary
 from tests.support.parts import random_image, segmentor
 
 NAMES = Vocabulary((("cat", "kitten"), ("dog",), ("tree",)), (True, True, False))
+HELP, TIE, SOFTNESS = 0.1, 0.9, 0.1
 TAUGHT = ("Kitten", "dog", "dog", "zebra", "cat")
 BACKGROUNDS = (0.2, float("nan"), 0.4, 0.3, 0.3)
 
@@ -117,43 +118,96 @@ def test_several_sources_are_joined_and_missing_ones_named() -> None:
         MemoryClassifier(sources=["C"]).embed(both)
 
 
-@pytest.mark.parametrize("unread", [False, True])
-def test_ensemble_counts_examples_like_words(unread: bool) -> None:
+def sigmoid(value: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-value))
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("drop_void", [True, False])
+@pytest.mark.parametrize("known", ["read", "unread", "all taught"])
+def test_ensemble_weighs_examples_against_words(known: str, drop_void: bool) -> None:
     generator = torch.Generator().manual_seed(4)
     own, clip, third = (torch.randn(1, 4, 3, generator=generator) for _ in range(3))
+    clip *= 4
     p_void = torch.rand(1, 4, generator=generator)
-    if unread:  # words know nothing of dogs
+    if known == "unread":  # words know nothing of dogs
         own[..., 1] = clip[..., 1] = -1e4
     words = [ClassPrediction(own, p_void), ClassPrediction(clip)]
     trained = Vocabulary((("cat",),), (True,))
-    ensemble = GeometricEnsemble(0.2, 0.6, trained, memory_alpha=0.5, memory_beta=0.9)
+    ensemble = GeometricEnsemble(
+        0.2, 0.6, trained, memory_alpha=0.5, memory_beta=0.9, drop_void=drop_void
+    )
     before = ensemble(words, NAMES)
     silent = MemoryClassifier()(prediction(unit(4, 0)), [], NAMES)
     assert torch.equal(ensemble([*words, silent], NAMES), before)
     queries = torch.cat([unit(3, 1), unit(5, 0)[1:2]])
     examples = filled()
-    for name in ("cat", "kitten"):
-        examples.remove(name)
+    if known == "all taught":
+        examples.add(unit(1, 2), ["tree"])
+    else:
+        for name in ("cat", "kitten"):
+            examples.remove(name)
     memory = MemoryClassifier(examples, threshold=0.3)(prediction(queries), [], NAMES)
-    kept = (1 - p_void)[0] / (1 - p_void).sum()
-    others = clip[0, :, [0, 2]]  # the classes without examples
-    low, high = (kept * others.mean(-1)).sum(), (kept * others.amax(-1)).sum()
-    shown = low + (high - low) * memory.relative[0]
-    shown[:, [0, 2]] = -1e4
-    added = torch.maximum(clip[0], shown).softmax(-1) - clip[0].softmax(-1)
-    added = added.clamp_min(0) * (shown > clip[0])
+
+    p = softmax(ensemble.ensemble_logits(words, NAMES)[0].double().numpy())
+    logits, kept = clip[0].double().numpy(), 1 - p_void[0].double().numpy()
+    taught, rest = ([0, 1, 2], [0, 1, 2]) if known == "all taught" else ([1], [0, 2])
+    relative = memory.relative[0].double().numpy()
+    read = np.array([0.0 if known == "unread" and k == 1 else 1.0 for k in range(3)])
+    similar = (relative + HELP * read * (2 * p - 1))[:, taught]
+    best, mean = logits[:, rest].max(1), logits[:, rest].mean(1)
+    usual, low = (kept / kept.sum() * best).sum(), (kept / kept.sum() * mean).sum()
+    excess = np.clip((best - usual) / max(usual - low, 1), -1, 1)
+    sure = p[:, rest].max(1) / p[:, rest].sum(1)
+    doubt = np.log(1 - sure + 1e-3) - np.log(0.25)
+    count = len(rest)
+    trust = similar.max(1) - TIE - 0.75 * excess + 0.1 * count / (count + 40) * doubt
+    recognized = 1 - memory.p_void[0].double().numpy()
+    right = sigmoid(trust / SOFTNESS) * recognized
     for factor in (1.0, 0.4, 0.0):
         mixed = ensemble.with_weights(memory_weight=factor)([*words, memory], NAMES)[0]
-        m = factor * (1 - memory.p_void[0, :, None]) * torch.tensor([0, 0.9, 0]) * added
+        m = np.zeros((4, 3))
+        m[:, taught] = right[:, None] * softmax(similar / 0.05)
+        m *= factor * np.array([0.5, 0.9, 0.9])
         assert factor == 0 or m.max() > 0.02
-        wanted = before[0] * (1 - m.sum(-1, keepdim=True))
-        wanted[:, :3] += m
-        torch.testing.assert_close(mixed, wanted)
-        torch.testing.assert_close(mixed.sum(-1), torch.ones(4))
-    assert torch.equal(mixed, before[0])
+        taken = m.sum(1)
+        of_void = np.where(relative.max(1) >= 5, 1, 20 / (count + 20))  # 5: an example itself
+        assert relative[3].max() >= 5 > relative.max(1).min()
+        wanted = p * (kept * (1 - taken))[:, None] + m * (1 - (1 - of_void) * (1 - kept))[:, None]
+        np.testing.assert_allclose(mixed[:, :3], wanted, atol=1e-5)
+        void = drop_void * (1 - kept) * (1 - of_void * taken)
+        np.testing.assert_allclose(mixed[:, 3], void, atol=1e-5)
+        assert not drop_void or mixed.sum(-1).sub(1).abs().max() < 1e-5
+    torch.testing.assert_close(mixed, before[0])
     with pytest.raises(ConfigError, match="memory_weight=2: must be a weight"):
         ensemble.with_weights(memory_weight=2)
-    # A third prediction of words is weighted against the first two.
+
+
+def test_examples_of_names_that_no_word_is_compared_with() -> None:
+    """All names are taught, and the text encoder reads none, or one word is left."""
+    memory = MemoryClassifier(filled())(prediction(unit(5, 0)), [], NAMES)
+    nothing = torch.full((1, 5, 3), -1e4)
+    one = torch.where(torch.tensor([False, False, True]), torch.randn(1, 5, 1), nothing)
+    p_void = torch.full((1, 5), 0.1)
+    for clip in (nothing, one):
+        words = [ClassPrediction(clip, p_void), ClassPrediction(clip)]
+        found = GeometricEnsemble(train_vocabulary=NAMES, memory_alpha=1)([*words, memory], NAMES)
+        torch.testing.assert_close(found.sum(-1), torch.ones(1, 5))
+        # kitten, dog, dog, (zebra), cat
+        assert found[0, [0, 1, 2, 4]].argmax(-1).tolist() == [0, 1, 1, 0]
+        assert found[0, [0, 1, 2, 4]].amax(-1).min() > 0.8
+
+
+def test_a_third_prediction_is_weighted_against_the_first_two() -> None:
+    generator = torch.Generator().manual_seed(4)
+    own, clip, third = (torch.randn(1, 4, 3, generator=generator) for _ in range(3))
+    words = [ClassPrediction(own, torch.rand(1, 4, generator=generator)), ClassPrediction(clip)]
+    trained = Vocabulary((("cat",),), (True,))
+    ensemble = GeometricEnsemble(0.2, 0.6, trained)
     more = GeometricEnsemble(0.2, 0.6, trained, more=[(0.1, 0.4)])
     logs = ensemble.ensemble_logits(words, NAMES)
     weight = torch.tensor([0.1, 0.4, 0.4])
