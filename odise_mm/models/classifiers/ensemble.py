@@ -44,7 +44,7 @@ class GeometricEnsemble(nn.Module):
     replaces that of words, p, where examples fit a mask better than words do:
     ``p(c) <- (1 - sum over k of m(k)) * p(c) + m(c)``, the linear mixture of kNN-LM (arXiv
     1911.00172, equation 3), with ``m(c) = w(c) * r * softmax(s / 0.05)(c)`` over the classes with
-    examples. Void becomes ``p_void * (1 - f * sum over k of m(k))``.
+    examples. Void becomes ``p_void * (1 - sum over k of f(k) * m(k))``.
 
     - ``s(c) = relative(c) + 0.1 * (2 p(c) - 1)``: words count, too, if the text encoder knows the
       name; otherwise ``s(c) = relative(c)``.
@@ -56,8 +56,9 @@ class GeometricEnsemble(nn.Module):
       the image's masks, each weighted by 1 - p_void, and a that of their mean logit.
     - ``d = log(1 - max p) - log(1 / 4)``, with p over these words alone, is how unsure they are.
       The fewer words there are, the less it says, so it counts n / (n + 40).
-    - ``f = 20 / (n + 20)``: among few words, void means that none of them fits; among many, that
-      the mask is bad. For a mask that is an example itself, f is 1.
+    - ``f(c) = (1 - p(c)) * 20 / (n + 20)``: among few words, void can mean that none of them fits;
+      among many, or if a word fits, it means that the mask is bad. For a mask that is an example
+      itself, f is 1.
 
     The numbers of r are rounded coefficients of a logistic regression on scenes of the toy world;
     the formula is ours.
@@ -185,9 +186,9 @@ class GeometricEnsemble(nn.Module):
         for memory in class_predictions:
             if memory.abstains is not None:
                 share, of_void = self._examples(named, words[-1], memory, 1 - p_void, vocabulary)
-                taken = share.sum(-1, keepdim=True)
-                classes = classes * (1 - taken) + share * (1 - (1 - of_void) * void)
-                void = void * (1 - of_void * taken)
+                classes = classes * (1 - share.sum(-1, keepdim=True))
+                classes = classes + share * (1 - (1 - of_void) * void)
+                void = void * (1 - (of_void * share).sum(-1, keepdim=True))
         return torch.cat([classes, void if self.drop_void else torch.zeros_like(void)], dim=-1)
 
     def _examples(
@@ -198,7 +199,7 @@ class GeometricEnsemble(nn.Module):
         kept: Tensor,
         vocabulary: Vocabulary,
     ) -> tuple[Tensor, Tensor]:
-        """Compute a memory's shares m of the classes, (B, Q, K), and f, (B, Q, 1).
+        """Compute a memory's shares m of the classes and f, both (B, Q, K).
 
         Args:
             named: probabilities of the classes by words, without void, (B, Q, K).
@@ -218,7 +219,7 @@ class GeometricEnsemble(nn.Module):
         trust = similar.amax(-1, keepdim=True) - _TIE - _words_against(named, words, rest, kept)
         right = (trust / _SOFTNESS).sigmoid() * (1 - memory.p_void.float()[..., None])
         share = weight * right * (similar / _CHOICE).softmax(-1) * taught
-        of_void = _ALL_WORDS / (rest.sum(-1, keepdim=True) + _ALL_WORDS)
+        of_void = (1 - named) * _ALL_WORDS / (rest.sum(-1, keepdim=True) + _ALL_WORDS)
         itself = memory.relative.amax(-1, keepdim=True) >= CERTAIN
         return share, torch.where(itself, 1.0, of_void)
 

@@ -175,11 +175,12 @@ def test_ensemble_weighs_examples_against_words(known: str, drop_void: bool) -> 
         m *= factor * np.array([0.5, 0.9, 0.9])
         assert factor == 0 or m.max() > 0.02
         taken = m.sum(1)
-        of_void = np.where(relative.max(1) >= 5, 1, 20 / (count + 20))  # 5: an example itself
+        of_void = (1 - p) * 20 / (count + 20)
+        of_void[relative.max(1) >= 5] = 1  # an example itself
         assert relative[3].max() >= 5 > relative.max(1).min()
-        wanted = p * (kept * (1 - taken))[:, None] + m * (1 - (1 - of_void) * (1 - kept))[:, None]
+        wanted = p * (kept * (1 - taken))[:, None] + m * (1 - (1 - of_void) * (1 - kept)[:, None])
         np.testing.assert_allclose(mixed[:, :3], wanted, atol=1e-5)
-        void = drop_void * (1 - kept) * (1 - of_void * taken)
+        void = drop_void * (1 - kept) * (1 - (of_void * m).sum(1))
         np.testing.assert_allclose(mixed[:, 3], void, atol=1e-5)
         assert not drop_void or mixed.sum(-1).sub(1).abs().max() < 1e-5
     torch.testing.assert_close(mixed, before[0])
