@@ -153,6 +153,31 @@ def test_a_taught_segment_leaves_the_others_alone(
     assert unlike or len(before.segments) == 1
 
 
+def test_examples_of_names_that_words_know_bring_no_bad_mask_back(
+    inferencer: OpenVocabInferencer,
+) -> None:
+    """Several masks of one thing, each sure of its name, would take it from each other."""
+    names = dict(texts="yellow triangle; red moon; white box; black triangle")
+    names["stuff_texts"] = "sky; brick wall; water"
+    file = str(WEIGHTS.parents[3] / "demo/images/toy_scene.jpg")
+    inferencer.memory = RegionMemory()
+    (before,) = inferencer(file, **names)
+    known = [name for name, *_ in inferencer.make_vocabulary(**names).synonyms]
+    for number in range(20):
+        drawn = scene((0, number), split="val")
+        shown = [s for s in drawn.segments if str(s.name) in known]
+        if shown:
+            inferencer.teach_all(
+                bgr(drawn), [Example(str(s.name), mask=drawn.panoptic == s.id) for s in shown]
+            )
+    assert {"red moon", "sky"} <= inferencer.memory.names.keys()
+    (after,) = inferencer(file, **names)
+    inferencer.memory = RegionMemory()
+    assert [s.name for s in after.segments] == [s.name for s in before.segments]
+    assert len(after.segments) == len(known)
+    assert (after.panoptic == before.panoptic).mean() > 0.99
+
+
 def test_a_box_without_a_mask_is_the_region(inferencer: OpenVocabInferencer, first: Scene) -> None:
     taught = inferencer.teach_all(
         bgr(first), [Example("speck", box=(1, 1, 4, 4)), Example("all", mask=first.panoptic > 0)]
