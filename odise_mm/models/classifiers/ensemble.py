@@ -44,24 +44,26 @@ class GeometricEnsemble(nn.Module):
     replaces that of words, p, where examples fit a mask better than words do:
     ``p(c) <- (1 - sum over k of m(k)) * p(c) + m(c)``, the linear mixture of kNN-LM (arXiv
     1911.00172, equation 3), with ``m(c) = w(c) * r * softmax(s / 0.05)(c)`` over the classes with
-    examples. Void becomes ``p_void * (1 - sum over k of f(k) * m(k))``.
+    examples. All of it is times ``1 - p_void``; besides, m(c) gets the part ``f(c) * m(c)`` of
+    void, which becomes ``p_void * (1 - sum over k of f(k) * m(k))``.
 
     - ``s(c) = relative(c) + 0.1 * (2 p(c) - 1)``: words count, too, if the text encoder knows the
       name; otherwise ``s(c) = relative(c)``.
     - ``r = sigmoid((max s - 0.9 - 0.75 * e + 0.1 * n / (n + 40) * d) / 0.1)`` is the probability
       that the examples are right. n is the number of words, those of classes without examples (if
       there are none, all that the text encoder knows).
-    - ``e = (b - h) / (h - a)``, from -1 to 1, is how much better than usual a word fits: b is the
-      highest logit of these words in the last prediction of words, usually CLIP's, h its mean over
-      the image's masks, each weighted by 1 - p_void, and a that of their mean logit.
-    - ``d = log(1 - max p) - log(1 / 4)``, with p over these words alone, is how unsure they are.
-      The fewer words there are, the less it says, so it counts n / (n + 40).
-    - ``f(c) = (1 - p(c)) * 20 / (n + 20)``: among few words, void can mean that none of them fits;
-      among many, or if a word fits, it means that the mask is bad. For a mask that is an example
-      itself, f is 1.
+    - ``e = (b - h) / max(h - a, 1)``, limited to -1 to 1, is how much better than usual a word
+      fits: b is the highest logit of these words in the last prediction of words, usually CLIP's, h
+      its mean over the image's masks, each weighted by 1 - p_void, and a that of their mean logit.
+    - ``d = log(1.001 - max p) - log(1 / 4)``, with p over these words alone, is how unsure they
+      are. The fewer words there are, the less it says, so it counts n / (n + 40).
+    - ``f(c) = (1 - p(c)) * 20 / (n + 20)``, with p(c) = 0 for names that the text encoder does not
+      know, and for a single class: among few words, void can mean that none of them fits; among
+      many, or if a word fits, it means that the mask is bad. For a mask that is an example itself,
+      f is 1.
 
-    The numbers of r are rounded coefficients of a logistic regression on scenes of the toy world;
-    the formula is ours.
+    The numbers began as a logistic regression on scenes of the toy world, and were adjusted on the
+    same scenes; the formula is ours.
 
     The weight w is ``memory_alpha`` for base classes and ``memory_beta`` for novel classes, times
     the ``memory_weight`` of a call, which is 1 by default, and the probability by which the memory
@@ -162,7 +164,7 @@ class GeometricEnsemble(nn.Module):
 
         Returns:
             (B, Q, K + 1) float32; the last column is void. Rows sum to 1; without ``drop_void``,
-            the last column is 0, and they sum to 1 - p_void.
+            the last column is 0, and they sum to 1 minus the probability of void.
 
         Raises:
             ValueError: there is no prediction, or one without weights, or the first has no
@@ -219,7 +221,9 @@ class GeometricEnsemble(nn.Module):
         trust = similar.amax(-1, keepdim=True) - _TIE - _words_against(named, words, rest, kept)
         right = (trust / _SOFTNESS).sigmoid() * (1 - memory.p_void.float()[..., None])
         share = weight * right * (similar / _CHOICE).softmax(-1) * taught
-        of_void = (1 - named) * _ALL_WORDS / (rest.sum(-1, keepdim=True) + _ALL_WORDS)
+        # A single class has p = 1, whether its word fits or not.
+        fits = named * read * (named.shape[-1] > 1)
+        of_void = (1 - fits) * _ALL_WORDS / (rest.sum(-1, keepdim=True) + _ALL_WORDS)
         itself = memory.relative.amax(-1, keepdim=True) >= CERTAIN
         return share, torch.where(itself, 1.0, of_void)
 
@@ -268,7 +272,7 @@ def _words_against(named: Tensor, words: ClassPrediction, rest: Tensor, kept: Te
     best = logits.masked_fill(~rest, NEVER).amax(-1, keepdim=True)
     of_mask = kept / kept.sum(1, keepdim=True).clamp_min(1e-6)
     low, high = ((of_mask * each).sum(1, keepdim=True) for each in (mean, best))
-    # One word has no spread; then a logit is the unit.
+    # One word has no spread, and a few may have little; then a logit is the unit.
     excess = ((best - high) / (high - low).clamp_min(1)).clamp(-1, 1)
     among = named.masked_fill(~rest, 0)
     sure = among.amax(-1, keepdim=True) / among.sum(-1, keepdim=True).clamp_min(1e-9)

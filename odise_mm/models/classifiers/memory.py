@@ -66,8 +66,8 @@ class MemoryClassifier(Classifier):
         neighbors: number of regions that a mask is compared with, and the largest n_c.
         threshold: relative similarity at which a mask is recognized with a probability of 0.5.
         temperature: t, above 0.
-        margin: what a single example must be nearer than a word. Larger values protect the names
-            without examples.
+        margin: what is subtracted from the relative similarity to a class with one example; see
+            above for more examples. Larger values protect the names without examples.
 
     Raises:
         ConfigError: a setting is not allowed.

@@ -183,7 +183,7 @@ def test_ensemble_weighs_examples_against_words(known: str, drop_void: bool) -> 
         void = drop_void * (1 - kept) * (1 - (of_void * m).sum(1))
         np.testing.assert_allclose(mixed[:, 3], void, atol=1e-5)
         assert not drop_void or mixed.sum(-1).sub(1).abs().max() < 1e-5
-    torch.testing.assert_close(mixed, before[0])
+    assert torch.equal(mixed, before[0])
     with pytest.raises(ConfigError, match="memory_weight=2: must be a weight"):
         ensemble.with_weights(memory_weight=2)
 
@@ -201,6 +201,15 @@ def test_examples_of_names_that_no_word_is_compared_with() -> None:
         # kitten, dog, dog, (zebra), cat
         assert found[0, [0, 1, 2, 4]].argmax(-1).tolist() == [0, 1, 1, 0]
         assert found[0, [0, 1, 2, 4]].amax(-1).min() > 0.8
+    # A single class has p = 1, so void is all that speaks against it.
+    cat, only = (
+        Vocabulary((("cat",),), (True,)),
+        ClassPrediction(torch.zeros(1, 5, 1), p_void + 0.8),
+    )
+    memory = MemoryClassifier(filled())(prediction(unit(5, 0) + 0.2 * unit(5, 9)), [], cat)
+    memory = memory._replace(relative=memory.relative.clamp(max=1.0))  # not an example itself
+    found = GeometricEnsemble(train_vocabulary=cat, memory_alpha=1)([only, only, memory], cat)
+    assert found[0, 4, 0] > 0.4 > found[0, 1:4, 0].max()
 
 
 def test_a_third_prediction_is_weighted_against_the_first_two() -> None:
