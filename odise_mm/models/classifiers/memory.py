@@ -40,9 +40,9 @@ class MemoryClassifier(Classifier):
     - ``relative(c) = (S(c) - b) / (l - b) - margin / sqrt(n_c)``, for what few examples show is
       uncertain
 
-    A mask that is an example itself, with a cosine of at least 0.999, gets 5, so that what a user
-    has named has that name. The ensemble compares ``relative`` with what words say. Cosines are
-    those of embeddings minus the memory's center, if it has one.
+    It is at most 4. A mask that is an example itself, with a cosine of at least 0.999, gets 5, so
+    that what a user has named has that name. The ensemble weighs ``relative`` against what words
+    say. Cosines are those of embeddings minus the memory's center, if it has one.
 
     The memory's own prediction only counts where it is looked at alone:
 
@@ -200,7 +200,8 @@ class MemoryClassifier(Classifier):
         baseline = self.memory.baseline
         likeness = self.memory.likeness(self.temperature)
         relative = (density - baseline) / (likeness - baseline) - self.margin / sizes.sqrt()
-        relative = relative.masked_fill(sums == 0, NEVER)
+        # A small likeness makes large numbers, but only the mask of an example is certain.
+        relative = relative.clamp(max=CERTAIN - 1).masked_fill(sums == 0, NEVER)
         own = torch.where(cosines >= _ITSELF, CERTAIN, NEVER)
         return relative.scatter_reduce(1, classes[places], own, "amax")
 

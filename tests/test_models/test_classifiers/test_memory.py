@@ -85,7 +85,7 @@ def test_relative_similarities_equal_the_formula(neighbors: int, centered: bool)
             if inside:
                 similar = density(np.array([*inside, *missing]), t)
                 margin = 0.1 / len(places) ** 0.5
-                wanted[name] = (similar - baseline) / (likeness - baseline) - margin
+                wanted[name] = min((similar - baseline) / (likeness - baseline) - margin, 4)
                 if max(inside) > 0.999:  # the mask is an example itself
                     wanted[name] = max(5.0, wanted[name])
         relative = found.relative[0, row]
@@ -177,7 +177,7 @@ def test_ensemble_weighs_examples_against_words(known: str, drop_void: bool) -> 
         taken = m.sum(1)
         of_void = (1 - p) * 20 / (count + 20)
         of_void[relative.max(1) >= 5] = 1  # an example itself
-        assert relative[3].max() >= 5 > relative.max(1).min()
+        assert (relative.max(1) >= 5).tolist() == [False, False, False, True]
         wanted = p * (kept * (1 - taken))[:, None] + m * (1 - (1 - of_void) * (1 - kept)[:, None])
         np.testing.assert_allclose(mixed[:, :3], wanted, atol=1e-5)
         void = drop_void * (1 - kept) * (1 - (of_void * m).sum(1))
@@ -192,7 +192,9 @@ def test_examples_of_names_that_no_word_is_compared_with() -> None:
     """All names are taught, and the text encoder reads none, or one word is left."""
     memory = MemoryClassifier(filled())(prediction(unit(5, 0)), [], NAMES)
     nothing = torch.full((1, 5, 3), -1e4)
-    one = torch.where(torch.tensor([False, False, True]), torch.randn(1, 5, 1), nothing)
+    generator = torch.Generator().manual_seed(3)
+    fits = torch.randn(1, 5, 1, generator=generator)
+    one = torch.where(torch.tensor([False, False, True]), fits, nothing)
     p_void = torch.full((1, 5), 0.1)
     for clip in (nothing, one):
         words = [ClassPrediction(clip, p_void), ClassPrediction(clip)]
@@ -207,7 +209,7 @@ def test_examples_of_names_that_no_word_is_compared_with() -> None:
         ClassPrediction(torch.zeros(1, 5, 1), p_void + 0.8),
     )
     memory = MemoryClassifier(filled())(prediction(unit(5, 0) + 0.2 * unit(5, 9)), [], cat)
-    memory = memory._replace(relative=memory.relative.clamp(max=1.0))  # not an example itself
+    memory = memory._replace(relative=memory.relative.clamp(max=1.0))  # random ones are far apart
     found = GeometricEnsemble(train_vocabulary=cat, memory_alpha=1)([only, only, memory], cat)
     assert found[0, 4, 0] > 0.4 > found[0, 1:4, 0].max()
 
