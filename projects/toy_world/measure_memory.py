@@ -8,8 +8,12 @@ The examples are true masks of held-out scenes other than the tested ones. The k
     new, few     three of them are taught; "PQ taught" is theirs
     novel alone  the 27 novel names, as if their words were unread: the memory alone
     novel        the same with their words, which the text encoder has read
+    misnamed     the 27 novel names under words that the text encoder has read, but never as names:
+                 "above one", "below three"
+    new, short   three new names are taught, and the vocabulary has only these, two base things and
+                 two kinds of stuff: all else in the scenes has no name
 
-"PQ base" and "PQ stuff" show what the memory breaks. Without examples, there is no memory.
+"base" and "stuff" show what the memory breaks. Without examples, there is no memory.
 
 Example:
     python projects/toy_world/measure_memory.py --out memory.json --plot memory.png
@@ -43,19 +47,25 @@ from projects.toy_world.names import (
     NOVEL_THINGS,
     STUFFS,
     Name,
-    vocabulary,
 )
 from projects.toy_world.world import Scene, scene
 
 WEIGHTS = Path(__file__).parent / "weights/odise_label.safetensors"
 ALL_NAMES = (*NAMES, *NEW_NAMES)
-KINDS = ("new", "new, few", "novel alone", "novel")
+KINDS = ("new", "new, few", "novel alone", "novel", "misnamed", "new, short")
+FEW = ("new, few", "new, short")
 GROUPS = ("taught", "base", "stuff", "all")
 NEW_SHARE = 0.4
 """Share of things and stuff that get a new name in the scenes of new names."""
 _FEW = 3  # names taught
+_SHORT = 2  # base things, and kinds of stuff, in a short vocabulary
 POOL_SEED = 1
 """Seed of the scenes with examples; the tested scenes have seed 0, as on disk."""
+_MISNOMERS = [
+    f"{place} {count}"
+    for place in ("above", "below", "near", "beside", "on", "in")
+    for count in ("one", "two", "three", "four", "five")
+]
 Examples = dict[str, list[tuple[torch.Tensor, float, torch.Tensor]]]
 
 
@@ -92,9 +102,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def unread(name: Name) -> str:
-    """Return a name of words that no text encoder here has read."""
-    return f"zorb {name.category}"
+def alias(kind: str, name: Name) -> str:
+    """Return what a name is called in a kind of rows."""
+    if not name.is_novel or name in NEW_NAMES:
+        return str(name)
+    if kind == "novel alone":
+        return f"zorb {name.category}"
+    if kind == "misnamed":
+        return _MISNOMERS[NOVEL_THINGS.index(name)]
+    return str(name)
 
 
 class Bench:
@@ -152,9 +168,18 @@ class Bench:
 
     @torch.no_grad()
     def quality(
-        self, rows: Sequence[tuple[Scene, Any, SegmentedImages]], memory: RegionMemory
+        self,
+        rows: Sequence[tuple[Scene, Any, SegmentedImages]],
+        memory: RegionMemory,
+        names: Sequence[Name],
     ) -> list[float | None]:
-        """Compute PQ of each name with a memory; None for names that do not occur."""
+        """Compute PQ of each name with a memory; None for names that do not occur.
+
+        Args:
+            rows: of :meth:`segmented`.
+            memory: examples.
+            names: those of the vocabulary of ``rows``.
+        """
         self.part.memory = memory
         total = PanopticCounts.zeros(len(ALL_NAMES))
         for drawn, samples, found in rows:
@@ -165,7 +190,10 @@ class Bench:
             found = found._replace(class_predictions=[*found.class_predictions[:-1], vote])
             write_results(found, self.model.probabilities(found), samples, self.model.test_cfg)
             panoptic = samples[0].pred_panoptic_seg
-            labels = {info["id"]: info["category_id"] for info in panoptic.segments_info}
+            labels = {
+                info["id"]: names[info["category_id"]].category - 1
+                for info in panoptic.segments_info
+            }
             ids = panoptic.sem_seg[0].numpy()
             total.add(match_segments(drawn.panoptic, truth_of(drawn), ids, labels, len(ALL_NAMES)))
         _, per_class = panoptic_quality(total, [name.is_thing for name in ALL_NAMES])
@@ -192,34 +220,33 @@ def draw(
 
 
 def remember(
-    bench: Bench,
-    rows: Sequence[tuple[Name, torch.Tensor, float, torch.Tensor]],
-    *,
-    renamed: bool = False,
+    bench: Bench, rows: Sequence[tuple[Name, torch.Tensor, float, torch.Tensor]], kind: str
 ) -> RegionMemory:
-    """Make a memory of examples; ``renamed``: under names that no text encoder has read."""
+    """Make a memory of examples, with the names of a kind of rows."""
     memory = RegionMemory(bench.inferencer.memory.embedder)
     if rows:
         names, embeddings, grounds, around = zip(*rows, strict=True)
         memory.add(
             torch.stack(embeddings),
-            [unread(name) if renamed else str(name) for name in names],
+            [alias(kind, name) for name in names],
             backgrounds=list(grounds),
             surroundings=torch.stack(around),
         )
     return memory
 
 
-def _tested(kind: str) -> tuple[Vocabulary, tuple[Name, ...]]:
-    """Return the class names of a kind of rows, and those that are taught."""
-    known = vocabulary()
-    if kind == "novel":
-        return known, NOVEL_THINGS
-    if kind == "novel alone":
-        synonyms = tuple((unread(name),) if name.is_novel else name.synonyms for name in NAMES)
-        return Vocabulary(synonyms, known.is_thing, "unread"), NOVEL_THINGS
-    synonyms = tuple(name.synonyms for name in ALL_NAMES)
-    return Vocabulary(synonyms, tuple(name.is_thing for name in ALL_NAMES), "new"), NEW_NAMES
+def names_for(kind: str, within: Sequence[Name]) -> Vocabulary:
+    """Return class names under which a kind of rows is tested."""
+    synonyms = tuple(
+        name.synonyms if alias(kind, name) == str(name) else (alias(kind, name),) for name in within
+    )
+    return Vocabulary(synonyms, tuple(name.is_thing for name in within), kind)
+
+
+def _some(names: Sequence[Name], count: int, seed: int) -> list[Name]:
+    """Draw names."""
+    order = np.random.default_rng([seed, 99]).permutation(len(names))
+    return [names[place] for place in order[:count]]
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -233,31 +260,34 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     pools: dict[float, Examples] = {}
     for kind in KINDS:
-        share = NEW_SHARE if kind.startswith("new") else 0.0
-        names, members = _tested(kind)
+        new, few, short = kind.startswith("new"), kind in FEW, kind == "new, short"
+        share = NEW_SHARE if new else 0.0
+        names, members = (ALL_NAMES, NEW_NAMES) if new else (NAMES, NOVEL_THINGS)
         if share not in pools:
             pools[share] = bench.examples(args.pool, share)
-        examples = pools[share]
-        missing = [name for name in members if str(name) not in examples]
+        missing = [name for name in members if str(name) not in pools[share]]
         if missing:
             raise SystemExit(f"--pool {args.pool} has no examples of {len(missing)} names")
-        renamed = kind == "novel alone"
-        if kind != "new, few":  # the same scenes as before
-            # Names must be taught before the text encoder leaves them to the memory.
-            bench.part.memory = remember(bench, [*draw(examples, members, 1, 0)], renamed=renamed)
-            segmented = bench.segmented(args.scenes, names, share)
-        for shots in args.shots:
-            for seed in range(args.draws if shots or kind == "new, few" else 1):
-                taught = list(members)
-                if kind == "new, few":
-                    order = np.random.default_rng([seed, 99]).permutation(len(taught))
-                    taught = [taught[place] for place in order[:_FEW]]
-                shown = list(draw(examples, taught, shots, seed))
-                values = bench.quality(segmented, remember(bench, shown, renamed=renamed))
-                groups = dict(zip(GROUPS, (taught, BASE_THINGS, STUFFS, ALL_NAMES), strict=True))
+        tested: tuple[Vocabulary, list[tuple[Scene, Any, SegmentedImages]]] | None = None
+        for seed in range(args.draws):
+            taught = _some(members, _FEW, seed) if few else list(members)
+            base, stuff, within = list(BASE_THINGS), list(STUFFS), list(names)
+            if short:
+                base, stuff = _some(base, _SHORT, seed), _some(stuff, _SHORT, seed)
+                within = [*taught, *base, *stuff]
+            vocabulary = names_for(kind, within)
+            if tested is None or tested[0] != vocabulary:
+                # Names must be taught before the text encoder leaves them to the memory.
+                bench.part.memory = remember(bench, [*draw(pools[share], members, 1, 0)], kind)
+                tested = vocabulary, bench.segmented(args.scenes, vocabulary, share)
+            for shots in args.shots:
+                if not shots and seed and not few:
+                    continue  # all draws of no examples are the same
+                memory = remember(bench, list(draw(pools[share], taught, shots, seed)), kind)
+                values = bench.quality(tested[1], memory, within)
                 rows.append(dict(kind=kind, shots=shots, draw=seed))
-                for group, within in groups.items():
-                    found = [values[name.category - 1] for name in within]
+                for group, each in zip(GROUPS, (taught, base, stuff, within), strict=True):
+                    found = [values[name.category - 1] for name in each]
                     rows[-1][group] = float(np.mean([v for v in found if v is not None]))
     return rows
 

@@ -36,16 +36,17 @@ def test_without_a_memory_it_is_the_inferencers_quality(
 ) -> None:
     monkeypatch.setattr(Bench, "examples", examples)
     out, figure = tmp_path / "memory.json", tmp_path / "memory.png"
-    monkeypatch.setattr(measure_memory, "KINDS", ("new", "novel"))
+    monkeypatch.setattr(measure_memory, "KINDS", ("new", "novel", "misnamed", "new, short"))
     assert measure_memory.main([
         *("--scenes", str(SCENES), "--draws", "1", "--shots", "0", "1"),
         *("--out", str(out), "--plot", str(figure)),
     ]) == 0  # fmt: skip
     assert figure.read_bytes()[:4] == b"\x89PNG"
     rows = json.loads(out.read_text())["rows"]
-    kinds = [("new", 0), ("new", 1), ("novel", 0), ("novel", 1)]
-    assert [(row["kind"], row["shots"]) for row in rows] == kinds
-    assert rows[0]["taught"] == 0  # no text encoder reads the new words
+    assert [(row["kind"], row["shots"]) for row in rows] == [
+        (kind, shots) for kind in measure_memory.KINDS for shots in (0, 1)
+    ]
+    assert rows[0]["taught"] == rows[6]["taught"] == 0  # no text encoder reads the new words
     rows = rows[2:]
     inferencer = OpenVocabInferencer("odise_toy_label", measure_memory.WEIGHTS, device="cpu")
     total = PanopticCounts.zeros(len(NAMES))
@@ -60,5 +61,17 @@ def test_without_a_memory_it_is_the_inferencers_quality(
     base = [per_class[name.category - 1] for name in BASE_THINGS]
     wanted = np.mean([one["PQ"] for one in base if one is not None])
     assert rows[0]["base"] == pytest.approx(wanted)
+    assert rows[2]["taught"] < rows[0]["taught"] - 30  # the words of "misnamed" mean nothing
     # Examples that resemble nothing change nothing.
     assert rows[1]["all"] == pytest.approx(rows[0]["all"], abs=0.1)
+
+
+def test_a_short_vocabulary_has_the_taught_names_and_four_others() -> None:
+    taught = measure_memory._some(measure_memory.NEW_NAMES, 3, seed=1)
+    names = measure_memory.names_for("new, short", [*taught, *BASE_THINGS[:2]])
+    assert names.names == tuple(map(str, [*taught, *BASE_THINGS[:2]]))
+    wrong = measure_memory.names_for("misnamed", NAMES)
+    changed = [
+        name.is_novel for name, text in zip(NAMES, wrong.names, strict=True) if text != str(name)
+    ]
+    assert changed == [True] * 27 and len(set(wrong.names)) == len(NAMES)
