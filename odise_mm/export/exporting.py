@@ -251,7 +251,7 @@ def why_not(model: BaseSegmentor, dynamic: bool) -> str | None:
         model: the segmentor.
         dynamic: whether the image size would be dynamic.
     """
-    from odise_mm.models import CropCLIPClassifier, PooledCLIPClassifier
+    from odise_mm.models import CropCLIPClassifier, MemoryClassifier, PooledCLIPClassifier
     from odise_mm.models.necks.captioners.text import TextCaptioner
     from odise_mm.models.proposals.segmentor_proposals import SegmentorProposals
 
@@ -265,6 +265,11 @@ def why_not(model: BaseSegmentor, dynamic: bool) -> str | None:
         return (
             "CropCLIPClassifier cuts boxes of any size out of the image, which a graph cannot do: "
             "use MaskCLIPClassifier"
+        )
+    if any(isinstance(part, MemoryClassifier) for part in model.modules()):
+        return (
+            "MemoryClassifier searches a memory that can change at any time, which a graph cannot "
+            "do: export a model that was not given a memory"
         )
     for part in model.modules():
         if isinstance(part, TextCaptioner):

@@ -324,9 +324,13 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
     means = summary(rows)
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     shots = sorted({row["shots"] for row in rows})
-    figure = Figure((3.1 * len(kinds), 3.1), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(kinds), sharey=True))
-    for axis, kind in zip(axes, kinds, strict=True):
+    columns = min(3, len(kinds))
+    lines = -(-len(kinds) // columns)
+    figure = Figure((3.3 * columns, 2.8 * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, sharey=True, squeeze=False).flatten()
+    for axis in axes[len(kinds) :]:
+        axis.remove()
+    for axis, kind in zip(axes, kinds, strict=False):
         for group, label in (("taught", "names taught"), ("base", "base things")):
             values = [means[kind, count, group] for count in shots]
             mean, spread = zip(*values, strict=True)
@@ -336,7 +340,8 @@ def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
         axis.set_xlabel("examples of each name")
         axis.grid(alpha=0.3)
     axes[0].set_ylim(bottom=0)  # the panels share the axis
-    axes[0].set_ylabel("PQ")
+    for axis in axes[::columns]:
+        axis.set_ylabel("PQ")
     axes[0].legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

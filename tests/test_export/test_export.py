@@ -39,7 +39,7 @@ from odise_mm.errors import ConfigError
 from odise_mm.export import TOLERANCE, export_model, write_names
 from odise_mm.export.graph_form import graph_form
 from odise_mm.export.readme import readme_of
-from odise_mm.models import OpenVocabSegmentor
+from odise_mm.models import OpenVocabSegmentor, RegionMemory
 from odise_mm.models.classifiers.text_adapters import ContentDependentTransfer
 from odise_mm.models.necks.captioners.text import CaptionCaptioner, HeuristicCaptioner
 from odise_mm.models.postprocess import panoptic_inference, resize_masks
@@ -454,6 +454,9 @@ def test_what_cannot_be_exported_is_refused_with_the_way_out(tmp_path: Path) -> 
     model.captioner = CaptionCaptioner(lambda texts: torch.zeros(len(texts), 77, 8))
     with pytest.raises(ConfigError, match="CaptionCaptioner uses a sentence .*: use Implicit"):
         export_model(model, tmp_path, ["torch"])
+    model.memory = RegionMemory()
+    with pytest.raises(ConfigError, match="export a model that was not given a memory"):
+        export_model(model, tmp_path, ["torch"], image_size=(64, 64))
     model.set_precision("bf16")
     with pytest.raises(ConfigError, match="precision fp32"):
         export_model(model, tmp_path, ["torch"])

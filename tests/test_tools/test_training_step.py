@@ -140,7 +140,7 @@ def test_program(
     monkeypatch.setattr(training_cost, "load_model_config", lambda _: cfg)
     monkeypatch.setattr(training_cost, "count", lambda _, __, way, sixteen_bit: dict(counts[way]))
     out = tmp_path / "new" / "numbers.json"
-    arguments = ["odise_tiny", "--size", "128", "--measure", "--repeats", "1", "--json", str(out)]
+    arguments = ["odise_tiny", "--size", "64", "--measure", "--repeats", "1", "--json", str(out)]
     assert tool.main(arguments) == 0
     printed = capsys.readouterr().out
     assert "AccumulateGrad" in printed and "kept for the backward pass" in printed

@@ -270,7 +270,8 @@ def _words_against(named: Tensor, words: ClassPrediction, rest: Tensor, kept: Te
     logits = words.logits.float()
     mean = logits.masked_fill(~rest, 0).sum(-1, keepdim=True) / count.clamp_min(1)
     best = logits.masked_fill(~rest, NEVER).amax(-1, keepdim=True)
-    of_mask = kept / kept.sum(1, keepdim=True).clamp_min(1e-6)
+    kept = kept + 1e-9  # all masks may be void
+    of_mask = kept / kept.sum(1, keepdim=True)
     low, high = ((of_mask * each).sum(1, keepdim=True) for each in (mean, best))
     # One word has no spread, and a few may have little; then a logit is the unit.
     excess = ((best - high) / (high - low).clamp_min(1)).clamp(-1, 1)

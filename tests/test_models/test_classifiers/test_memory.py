@@ -188,6 +188,20 @@ def test_ensemble_weighs_examples_against_words(known: str, drop_void: bool) -> 
         ensemble.with_weights(memory_weight=2)
 
 
+def test_masks_that_are_all_void_are_compared_with_each_other() -> None:
+    generator = torch.Generator().manual_seed(4)
+    words = [ClassPrediction(20 + torch.randn(1, 3, 3, generator=generator)) for _ in range(2)]
+    memory = MemoryClassifier(filled())(prediction(unit(3, 1)), [], NAMES)
+    memory = memory._replace(p_void=torch.zeros(1, 3), relative=torch.full((1, 3, 3), 0.9))
+    ensemble = GeometricEnsemble(train_vocabulary=NAMES)
+    found = []
+    for p_void in (1.0, 0.9999):
+        words[0] = words[0]._replace(p_void=torch.full((1, 3), p_void))
+        found.append(ensemble([*words, memory], NAMES))
+    torch.testing.assert_close(*found, atol=2e-4, rtol=0)
+    assert found[0][..., :3].max() > 0.01
+
+
 def test_examples_of_names_that_no_word_is_compared_with() -> None:
     """All names are taught, and the text encoder reads none, or one word is left."""
     memory = MemoryClassifier(filled())(prediction(unit(5, 0)), [], NAMES)
