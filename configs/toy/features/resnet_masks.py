@@ -1,7 +1,7 @@
 # Counterpart of configs/baseline/baseline_r50_maskclip.py in the toy world: class-agnostic masks of
 # a plain ResNet, which CLIP alone names. The ResNet has the diffusion model's size (4.9 M
 # parameters). It is trained from scratch together with the head, without labels and captions.
-_base_ = ["../odise_toy_label_4k.py"]
+_base_ = ["../../_base_/toy_world.py"]
 
 model = dict(
     tile_size=None,
@@ -11,4 +11,3 @@ model = dict(
     head=dict(objectness=True, embed_masks=False),
     classifiers=[dict(type="MaskCLIPClassifier", template="a photo of a {}.")],
 )
-custom_hooks = []  # its features change in training, so they cannot be kept

@@ -1,6 +1,6 @@
 # A plain ViT of the diffusion model's size (5.5 M parameters), trained from scratch with the head.
 # Its images are upscaled by 2, so its patches of 16 pixels cover 8 pixels of the scene.
-_base_ = ["../odise_toy_label_4k.py"]
+_base_ = ["../odise_toy_label.py"]
 
 model = dict(
     captioner=None,
@@ -13,4 +13,3 @@ model = dict(
     ),
     neck=dict(levels=(4, 8, 16, 32)),
 )
-custom_hooks = []  # its features change in training, so they cannot be kept
