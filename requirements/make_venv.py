@@ -46,8 +46,6 @@ def files_key() -> str:
 def pip(*arguments: str) -> None:
     """Run pip in the environment, with the tested versions as constraints."""
     command = [VENV / "bin/python", "-m", "pip", "install", "--disable-pip-version-check"]
-    # Python compiles a module when it is first imported; of the 20,000 here, most never are.
-    command.append("--no-compile")
     constraints = ["-c", str(ROOT / "constraints.txt")]
     subprocess.run([*command, *constraints, *arguments, *sys.argv[1:]], cwd=ROOT, check=True)
 
