@@ -46,8 +46,15 @@ def files_key() -> str:
 def pip(*arguments: str) -> None:
     """Run pip in the environment, with the tested versions as constraints."""
     command = [VENV / "bin/python", "-m", "pip", "install", "--disable-pip-version-check"]
+    command.append("--no-compile")  # pip would use one core, see compile_modules
     constraints = ["-c", str(ROOT / "constraints.txt")]
     subprocess.run([*command, *constraints, *arguments, *sys.argv[1:]], cwd=ROOT, check=True)
+
+
+def compile_modules() -> None:
+    """Compile all modules with all cores; containers often let Python write no bytecode later."""
+    command = [VENV / "bin/python", "-m", "compileall", "-qq", "-j", "0", str(VENV / "lib")]
+    subprocess.run(command, check=False)  # some packages have files for other versions of Python
 
 
 def main() -> None:
@@ -85,6 +92,7 @@ def main() -> None:
         # installed one; and OpenCV without libGL, which servers and containers often lack.
         pip("-r", "requirements/runtime.txt", *HEADLESS)
         pip("-e", ".", "-r", "requirements/tests.txt", "-r", "requirements/docs.txt")
+        compile_modules()
     except subprocess.CalledProcessError as error:
         raise SystemExit(
             f"Installation into .venv failed (exit status {error.returncode}); see above."
