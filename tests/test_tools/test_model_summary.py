@@ -1,6 +1,7 @@
 """Parameter counts: equal to the published ones, with every difference explained."""
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ METAFILE = yaml.safe_load((parts.CONFIGS / "ablation/metafile.yml").read_text(en
 OWN_PARTS = ("captioner", "feature projection")
 
 
+@cache
 def distinct_ablations() -> list[str]:
     """Return one config for each distinct architecture, as many rows of the studies share one."""
     found = {}
@@ -127,6 +129,7 @@ def test_flops_at_the_config_s_test_size(label: dict) -> None:
     assert round(label["flops"] / 1e12, 1) == 12.4
 
 
+@cache
 def with_flops() -> set[str]:
     """Return one config of :func:`distinct_ablations` for each backbone network and captioner.
 
